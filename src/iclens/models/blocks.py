@@ -1,0 +1,36 @@
+"""Blocks of a Hugging Face Llama, run in parts.
+
+Every forward of ours goes through `run_blocks`: a residual enters block `start` and leaves block
+`stop - 1`. Hidden states are the raw residual stream, before the final norm.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def run_blocks(model: Any, resid: Tensor, start: int, stop: int) -> Tensor:
+    """Run blocks start..stop−1 causally.
+
+    Args:
+        model: a Hugging Face causal language model with `model.layers` and `model.rotary_emb`.
+        resid: resid_pre of block `start`, [row pos d_model], positions from 0.
+        start: first block.
+        stop: block after the last.
+
+    Returns:
+        resid_post of block stop − 1, [row pos d_model].
+    """
+    positions = torch.arange(resid.shape[1], device=resid.device)[None]
+    rotary = model.model.rotary_emb(resid, positions)
+    for block in model.model.layers[start:stop]:
+        resid = block(resid, attention_mask=None, position_embeddings=rotary, position_ids=positions)
+    return resid
+
+
+def unembed(model: Any, resid: Tensor) -> Tensor:
+    """Logits [... vocabulary] of the last block's resid_post [... d_model]."""
+    return model.lm_head(model.model.norm(resid))

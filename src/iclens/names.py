@@ -1,0 +1,86 @@
+"""Names shared by every step: sites, roles, beliefs.
+
+A *site* is a tensor in the model (a hook at a layer), a *role* is a token's part in an example, a
+*belief* is a read-out of the logits. Positions are addressed by role and example, never by a bare
+index: token index = PREFIX_LENGTH + 6 * example + role index.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from iclens.errors import SiteError, nearest
+
+ROLES = ("open", "x", "comma", "pre", "lab", "close")
+"""The six tokens of one example `(x, y)\\n`, in order; the answer is predicted at `pre`."""
+
+PREFIX_LENGTH = 2
+"""Tokens before the first example: BOS and a newline."""
+
+TOKENS_PER_EXAMPLE = len(ROLES)
+
+BELIEFS = ("numeric", "odd", "double", "exact", "copy")
+"""Beliefs read from the logits at `pre`; `tasks.beliefs` defines each."""
+
+HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+"""Activations that can be recorded or edited, by their TransformerLens names."""
+
+_LONG = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
+_SHORT = re.compile(r"L(\d+)\.(\w+)")
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """Where an activation is read or edited: a hook at a layer.
+
+    Args:
+        layer: block index, from 0.
+        hook: one of `HOOKS`.
+
+    Raises:
+        SiteError: for a hook or layer that cannot exist.
+    """
+
+    layer: int
+    hook: str
+
+    def __post_init__(self) -> None:
+        if self.hook not in HOOKS:
+            raise SiteError(f"site hook '{self.hook}'", "unknown", nearest(self.hook, HOOKS))
+        if self.layer < 0:
+            raise SiteError(f"site layer {self.layer}", "negative", "Layers count from 0.")
+
+    def __str__(self) -> str:
+        return f"blocks.{self.layer}.hook_{self.hook}"
+
+    @property
+    def short(self) -> str:
+        """The short form, for example `L4.mlp_out`."""
+        return f"L{self.layer}.{self.hook}"
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """Read `blocks.4.hook_mlp_out` or `L4.mlp_out`.
+
+        Raises:
+            SiteError: for any other form.
+        """
+        match = _LONG.fullmatch(text) or _SHORT.fullmatch(text)
+        if match is None:
+            raise SiteError(
+                f"site '{text}'", "not a site name", "Write it as blocks.4.hook_mlp_out or L4.mlp_out."
+            )
+        return cls(int(match[1]), match[2])
+
+
+def check_role(role: str) -> str:
+    """Return `role`, or raise a SiteError that names the nearest one."""
+    if role not in ROLES:
+        raise SiteError(f"role '{role}'", "unknown", nearest(role, ROLES))
+    return role
+
+
+def position(role: str, example: int) -> int:
+    """Token index of `role` in example number `example` (from 0)."""
+    return PREFIX_LENGTH + TOKENS_PER_EXAMPLE * example + ROLES.index(check_role(role))

@@ -6,6 +6,7 @@ y `)\\n` one token each is refused, with the string it split differently.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -26,6 +27,8 @@ class Tokenizer(Protocol):
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]: ...
 
     def decode(self, token_ids: list[int]) -> Any: ...
+
+    def get_vocab(self) -> dict[str, int]: ...
 
 
 def render(pairs: Sequence[Pair]) -> str:
@@ -77,3 +80,9 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
         TokenizerError: naming the string and its pieces.
     """
     encode(tokenizer, [("28", "59"), ("7", "17"), ("86", "175"), ("0", "999")])
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """sha256 over the vocabulary, 16 hex digits."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16]

@@ -1,0 +1,198 @@
+"""One forward pass: record sites, apply edits, read answers.
+
+Hooks are built in one place (`_hook_points`), attached in one place (`attached`) and always removed. An
+edit that did not fire exactly once raises an EditError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iclens.errors import EditError, ModelError
+from iclens.models.blocks import run_blocks, unembed
+from iclens.models.load import LanguageModel, as_numpy
+from iclens.names import Site
+from iclens.tables.answers import AnswerProbs
+from iclens.tables.arrays import Floats, Ints
+from iclens.tables.edits import Edit
+
+
+@dataclass
+class Recording:
+    """What hooks saw during one forward pass.
+
+    Args:
+        values: site → activations at the asked positions, [row pos d_model].
+        fired: how often each edit was applied.
+    """
+
+    values: dict[Site, Tensor] = field(default_factory=dict)
+    fired: list[int] = field(default_factory=list)
+
+
+def _hook_points(model: LanguageModel, site: Site) -> tuple[Any, str]:
+    """The module that holds a site, and whether it is its input or its output."""
+    block = model.network.model.layers[model.check_site(site).layer]
+    return {
+        "resid_pre": (block, "input"),
+        "resid_mid": (block.post_attention_layernorm, "input"),
+        "resid_post": (block, "output"),
+        "attn_out": (block.self_attn, "output"),
+        "mlp_out": (block.mlp, "output"),
+    }[site.hook]
+
+
+def apply_edit(edit: Edit, held: Tensor) -> Tensor:
+    """The activation [row pos d_model] after the edit.
+
+    Raises:
+        EditError: when a position lies outside the prompt.
+    """
+    where = torch.as_tensor(np.asarray(edit.recipient_pos), device=held.device)
+    if int(where.max()) >= held.shape[1] or int(where.min()) < 0:
+        raise EditError(f"edit at {edit.site}", f"position {int(where.max())} of {held.shape[1]}", "Mend recipient_pos.")
+    before = held[:, where]
+    if edit.value is None:
+        after = torch.zeros_like(before)
+    else:
+        value = torch.as_tensor(np.asarray(edit.value), dtype=held.dtype, device=held.device)
+        after = (value + before) if edit.kind == "add" else value.expand_as(before)
+    return held.index_copy(1, where, after)
+
+
+@contextmanager
+def attached(
+    model: LanguageModel, sites: Sequence[Site], positions: Ints, edits: Sequence[Edit] = ()
+) -> Iterator[Recording]:
+    """Record `sites` at `positions` and apply `edits` in every forward pass inside the block.
+
+    Edits at a site come before its recording, so a recording shows what the model went on with.
+
+    Raises:
+        EditError: on leaving, when an edit did not fire exactly once.
+        SiteError: when the model has no such block.
+    """
+    recording = Recording(fired=[0] * len(edits))
+    where = torch.as_tensor(np.asarray(positions), device=model.device())
+
+    def seen(site: Site, held: Tensor) -> Tensor:
+        for i, edit in enumerate(edits):
+            if edit.site == site:
+                held = apply_edit(edit, held)
+                recording.fired[i] += 1
+        if site in sites:
+            recording.values[site] = held[:, where]
+        return held
+
+    handles = []
+    try:
+        for site in dict.fromkeys([*sites, *(edit.site for edit in edits)]):
+            module, side = _hook_points(model, site)
+            if side == "input":
+                handles.append(module.register_forward_pre_hook(_on_input(site, seen)))
+            else:
+                handles.append(module.register_forward_hook(_on_output(site, seen)))
+        yield recording
+    finally:
+        for handle in handles:
+            handle.remove()
+    for edit, count in zip(edits, recording.fired, strict=True):
+        if count != 1:
+            raise EditError(f"edit '{edit.kind}' at {edit.site}", f"it fired {count} times", "It must fire once.")
+
+
+def _on_input(site: Site, seen: Callable[[Site, Tensor], Tensor]) -> Callable[..., Any]:
+    return lambda _module, args: (seen(site, args[0]), *args[1:])
+
+
+def _on_output(site: Site, seen: Callable[[Site, Tensor], Tensor]) -> Callable[..., Any]:
+    def hook(_module: Any, _args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (seen(site, output[0]), *output[1:])
+        return seen(site, output)
+
+    return hook
+
+
+@torch.no_grad()
+def record(
+    model: LanguageModel, tokens: Ints, sites: Sequence[Site], positions: Ints,
+    *, edits: Sequence[Edit] = (), batch: int = 128,
+) -> dict[Site, Floats]:  # fmt: skip
+    """Activations of `sites` at `positions`.
+
+    Args:
+        model: the model; only blocks up to the deepest site or edit are run.
+        tokens: [row pos].
+        sites: what to record.
+        positions: [pos].
+        edits: applied to every row; values with a row axis need `batch` ≥ rows.
+        batch: rows per forward pass.
+
+    Returns:
+        site → float32 [row pos d_model].
+    """
+    stop = 1 + max(site.layer for site in [*sites, *(e.site for e in edits)])
+    parts: dict[Site, list[np.ndarray]] = {site: [] for site in sites}
+    for rows in _chunks(tokens, batch, edits):
+        with attached(model, sites, positions, edits) as seen:
+            ids = torch.as_tensor(rows, device=model.device())
+            run_blocks(model.network, model.network.model.embed_tokens(ids), 0, stop)
+        for site in sites:
+            parts[site].append(as_numpy(seen.values[site]))
+    return {site: np.concatenate(found) for site, found in parts.items()}
+
+
+@torch.no_grad()
+def answer_probs(
+    model: LanguageModel, tokens: Ints, positions: Ints,
+    *, extra: tuple[str, ...] = (), edits: Sequence[Edit] = (), batch: int = 128,
+) -> AnswerProbs:  # fmt: skip
+    """log P(answer) read at `positions`, normalised over the full vocabulary.
+
+    Args:
+        model: a whole model.
+        tokens: [row pos].
+        positions: [pos], usually those of `pre`.
+        extra: word answers to read besides the numbers 0–999.
+        edits: applied to every row; values with a row axis need `batch` ≥ rows.
+        batch: rows per forward pass.
+
+    Returns:
+        log_prob as [row pos answer].
+
+    Raises:
+        ModelError: when only some blocks are loaded.
+    """
+    if not model.whole:
+        raise ModelError(f"logits of '{model.name}'", f"only {model.n_blocks} blocks are loaded", "Load all of them.")
+    answers, ids = model.answer_space(extra)
+    where = torch.as_tensor(np.asarray(positions), device=model.device())
+    parts = []
+    for rows in _chunks(tokens, batch, edits):
+        with attached(model, (), positions, edits):
+            embedded = model.network.model.embed_tokens(torch.as_tensor(rows, device=model.device()))
+            resid = run_blocks(model.network, embedded, 0, model.n_blocks)
+        parts.append(as_numpy(read_answers(model, resid[:, where], ids)))
+    return AnswerProbs(answers, np.concatenate(parts))
+
+
+def read_answers(model: LanguageModel, resid: Tensor, ids: Tensor) -> Tensor:
+    """log P of the answers `ids` [answer] from the last block's resid_post [... d_model], as [... answer]."""
+    logits = unembed(model.network, resid).float()
+    return logits[..., ids.to(logits.device)] - logits.logsumexp(dim=-1, keepdim=True)
+
+
+def _chunks(tokens: Ints, batch: int, edits: Sequence[Edit]) -> Iterator[Ints]:
+    per_row = [e for e in edits if e.value is not None and np.ndim(e.value) == 3 and np.shape(e.value)[0] > 1]
+    if per_row and len(tokens) > batch:
+        raise EditError(f"edit at {per_row[0].site}", f"{len(tokens)} rows, batch {batch}", "Give a batch that holds all.")
+    for start in range(0, len(tokens), batch):
+        yield tokens[start : start + batch]

@@ -1,0 +1,100 @@
+"""Table: named, typed, documented columns; the base of every result table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iclens.errors import TableError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_DTYPES = {"int": np.int64, "float": np.float64, "str": np.object_, "bool": np.bool_}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's type ("int", "float", "str" or "bool"), and its meaning with units."""
+
+    kind: str
+    meaning: str
+
+
+class Table:
+    """Rows of a result; subclasses declare `COLUMNS`.
+
+    Args:
+        columns: name → values, all of one length; exactly the declared columns, cast to their types.
+
+    Raises:
+        TableError: when a column is missing, unknown, of another length or not of its type.
+    """
+
+    COLUMNS: ClassVar[dict[str, Column]] = {}
+
+    def __init__(self, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
+        name = type(self).__name__
+        missing, strange = self.COLUMNS.keys() - columns.keys(), columns.keys() - self.COLUMNS.keys()
+        if missing or strange:
+            raise TableError(name, f"missing {sorted(missing)}, unknown {sorted(strange)}", "Give the declared columns.")
+        self._columns: dict[str, NDArray[Any]] = {}
+        for key, column in self.COLUMNS.items():
+            try:
+                values = np.asarray(columns[key], dtype=_DTYPES[column.kind])
+            except (TypeError, ValueError) as cause:
+                raise TableError(f"{name}.{key}", str(cause), f"Its type is {column.kind}.") from cause
+            if values.ndim != 1 or len(values) != len(next(iter(self._columns.values()), values)):
+                raise TableError(f"{name}.{key}", f"shape {values.shape}", "All columns need one length.")
+            values.setflags(write=False)
+            self._columns[key] = values
+
+    def __len__(self) -> int:
+        return len(next(iter(self._columns.values())))
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """A column as a read-only array."""
+        if name not in self._columns:
+            raise TableError(f"column '{name}'", f"{type(self).__name__} has {list(self._columns)}", "Choose one.")
+        return self._columns[name]
+
+    def where(self, mask: NDArray[np.bool_]) -> Self:
+        """The rows where `mask` [row] holds."""
+        return type(self)({name: values[mask] for name, values in self._columns.items()})
+
+    @property
+    def df(self) -> pd.DataFrame:
+        """The table as a new pandas frame."""
+        import pandas as pd
+
+        return pd.DataFrame({name: values.copy() for name, values in self._columns.items()})
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        """Rows of several tables, in order; no parts give an empty table."""
+        empty = {name: np.empty(0, _DTYPES[c.kind]) for name, c in cls.COLUMNS.items()}
+        return cls({name: np.concatenate([empty[name], *(p[name] for p in parts)]) for name in cls.COLUMNS})
+
+    def save(self, path: Path) -> None:
+        """Write as parquet."""
+        self.df.to_parquet(path, index=False)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            TableError: when the file is missing, damaged or holds other columns.
+        """
+        import pandas as pd
+
+        try:
+            frame = pd.read_parquet(path)
+        except (OSError, ValueError) as cause:
+            raise TableError(f"{path}", f"unreadable ({cause})".replace("\n", " "), "Run its stage again.") from cause
+        return cls({str(name): frame[name].to_numpy() for name in frame.columns})

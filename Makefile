@@ -1,0 +1,46 @@
+# `make demo` and `make test` each do all the set-up; the first run on a machine installs everything.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+WORKERS ?= 2
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: setup demo test lint format types contracts check clean
+
+setup: $(READY)
+
+# torch comes first, so that an installed CPU build is kept rather than replaced by the CUDA one.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "iclens needs Python 3.11 or later; name one with make PYTHON=..."; exit 2; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { \
+		$(PYTHON) -m venv --clear --without-pip .venv && \
+		$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/iclens demo
+
+test: setup
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: setup
+	$(BIN)/pyright
+
+contracts: setup
+	$(BIN)/lint-imports
+
+check: lint types contracts test
+
+clean:
+	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist src/*.egg-info

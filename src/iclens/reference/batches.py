@@ -15,6 +15,7 @@ from iclens.reference.recipe import Recipe
 from iclens.tasks.mixture import Contexts, Floats, Ints
 from iclens.tasks.posterior import exact_posterior, mix_answers
 from iclens.tasks.rendering import token_id
+from iclens.tasks.spec import parse_task
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,10 @@ class BatchMaker:
         self.input_ids = np.array([token_id(tokenizer, x) for x in self.mixture.inputs])
         self.answer_ids = np.array([token_id(tokenizer, y) for y in self.mixture.answers])
         self._prefix = [tokenizer.bos_token_id, token_id(tokenizer, "\n")]
-        self._fixed = {r: token_id(tokenizer, t) for r, t in (("open", "("), ("comma", ","), ("pre", " "), ("close", ")\n"))}
+        self._fixed = {
+            r: token_id(tokenizer, t)
+            for r, t in (("open", "("), ("comma", ","), ("pre", " "), ("close", ")\n"))
+        }
 
     @cached_property
     def domain(self) -> Ints:
@@ -72,8 +76,8 @@ class BatchMaker:
 
     @cached_property
     def _excluded(self) -> Ints:
-        names = {task.name: i for i, task in enumerate(self.mixture.tasks)}
-        return np.array([names[name] for name in self.recipe.interchange.excluded_donors])
+        excluded = self.recipe.interchange.excluded_donors
+        return np.array([self.mixture.index(parse_task(name)) for name in excluded], dtype=np.int64)
 
     def tokens(self, contexts: Contexts) -> Tensor:
         """Token ids of drawn contexts as [context pos]."""
@@ -86,7 +90,9 @@ class BatchMaker:
         prefix = np.tile(self._prefix, (n, 1))
         return torch.from_numpy(np.concatenate([prefix, cells.reshape(n, -1)], axis=1))
 
-    def batch(self, rng: np.random.Generator, noise_share: float = 1.0, n_contexts: int | None = None) -> Batch:
+    def batch(
+        self, rng: np.random.Generator, noise_share: float = 1.0, n_contexts: int | None = None
+    ) -> Batch:
         """Draw a batch; `noise_share` < 1 mixes the noise prior with noiseless contexts."""
         clean = np.eye(len(self.mixture.noise_levels))[int(np.argmin(self.mixture.noise_levels))]
         prior = noise_share * np.array(self.mixture.noise_prior) + (1 - noise_share) * clean
@@ -114,4 +120,6 @@ class BatchMaker:
         own = batch.own.reshape(n * examples, -1)[donor.reshape(-1)]
         other = batch.other.reshape(-1)[donor.reshape(-1)]
         target = mix_answers(self.mixture, own, other, x.reshape(-1)).reshape(n, examples, -1)
-        return Interchanges(torch.from_numpy(donor), torch.from_numpy(target).float(), torch.from_numpy(weight).float())
+        return Interchanges(
+            torch.from_numpy(donor), torch.from_numpy(target).float(), torch.from_numpy(weight).float()
+        )

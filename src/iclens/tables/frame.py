@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _DTYPES = {"int": np.int64, "float": np.float64, "str": np.object_, "bool": np.bool_}
+_EXACT = {"int": "i", "float": "iuf", "str": "U", "bool": "b"}
+"""numpy kinds that become the column's type without a loss."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,25 @@ class Column:
 
     kind: str
     meaning: str
+
+
+def _cast(what: str, given: Sequence[Any] | NDArray[Any], kind: str) -> NDArray[Any]:
+    """A copy of `given` as the column's type, refused when that would change a value."""
+    typed = np.asarray(given)
+    if typed.dtype.kind in _EXACT[kind]:
+        return np.array(typed, dtype=_DTYPES[kind])
+    held = np.asarray(given, dtype=object)
+    allowed = {"str": str, "bool": (bool, np.bool_)}.get(kind, (int, float, np.number))
+    strange = [value for value in held.ravel() if not isinstance(value, allowed)]
+    if strange:
+        raise TableError(what, f"holds {strange[0]!r}", f"Its type is {kind}.")
+    try:
+        values = np.array(held, dtype=_DTYPES[kind])
+    except (ValueError, OverflowError) as cause:
+        raise TableError(what, str(cause), f"Its type is {kind}.") from cause
+    if kind == "int" and (values != held).any():
+        raise TableError(what, f"holds {held[values != held][0]!r}", "Its type is int.")
+    return values
 
 
 class Table:
@@ -42,13 +63,12 @@ class Table:
         name = type(self).__name__
         missing, strange = self.COLUMNS.keys() - columns.keys(), columns.keys() - self.COLUMNS.keys()
         if missing or strange:
-            raise TableError(name, f"missing {sorted(missing)}, unknown {sorted(strange)}", "Give the declared columns.")
+            raise TableError(
+                name, f"missing {sorted(missing)}, unknown {sorted(strange)}", "Give the declared columns."
+            )
         self._columns: dict[str, NDArray[Any]] = {}
         for key, column in self.COLUMNS.items():
-            try:
-                values = np.asarray(columns[key], dtype=_DTYPES[column.kind])
-            except (TypeError, ValueError) as cause:
-                raise TableError(f"{name}.{key}", str(cause), f"Its type is {column.kind}.") from cause
+            values = _cast(f"{name}.{key}", columns[key], column.kind)
             if values.ndim != 1 or len(values) != len(next(iter(self._columns.values()), values)):
                 raise TableError(f"{name}.{key}", f"shape {values.shape}", "All columns need one length.")
             values.setflags(write=False)
@@ -60,7 +80,9 @@ class Table:
     def __getitem__(self, name: str) -> NDArray[Any]:
         """A column as a read-only array."""
         if name not in self._columns:
-            raise TableError(f"column '{name}'", f"{type(self).__name__} has {list(self._columns)}", "Choose one.")
+            raise TableError(
+                f"column '{name}'", f"{type(self).__name__} has {list(self._columns)}", "Choose one."
+            )
         return self._columns[name]
 
     def where(self, mask: NDArray[np.bool_]) -> Self:
@@ -96,5 +118,7 @@ class Table:
         try:
             frame = pd.read_parquet(path)
         except (OSError, ValueError) as cause:
-            raise TableError(f"{path}", f"unreadable ({cause})".replace("\n", " "), "Run its stage again.") from cause
+            raise TableError(
+                f"{path}", f"unreadable ({cause})".replace("\n", " "), "Run its stage again."
+            ) from cause
         return cls({str(name): frame[name].to_numpy() for name in frame.columns})

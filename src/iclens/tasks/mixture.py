@@ -64,7 +64,13 @@ class Mixture:
             ("noise prior", self.noise_prior, self.noise_levels),
         ):
             if len(weights) != len(items) or not np.isclose(sum(weights), 1.0):
-                raise ConfigError(what, f"{len(weights)} weights summing to {sum(weights):.4g}", "One each, sum 1.")
+                raise ConfigError(
+                    what, f"{len(weights)} weights summing to {sum(weights):.4g}", "One each, sum 1."
+                )
+            if min(weights) < 0:
+                raise ConfigError(what, f"weight {min(weights)}", "Weights are not negative.")
+        if not all(0 <= level <= 1 for level in self.noise_levels):
+            raise ConfigError("noise levels", f"{self.noise_levels}", "Each is a probability.")
         if len({task.name for task in self.tasks}) != len(self.tasks):
             raise ConfigError("mixture tasks", "a task stands twice", "List each task once.")
 
@@ -78,8 +84,10 @@ class Mixture:
             ConfigError, TaskError: when a key is missing or a spec names no task.
         """
         try:
-            first, last = declared["numbers"]
-            noise, families = declared["noise"], declared["families"]
+            first, last = (int(bound) for bound in declared["numbers"])
+            levels = tuple(float(level) for level in declared["noise"])
+            rates = tuple(float(weight) for weight in declared["noise"].values())
+            families = declared["families"]
             tasks: list[Task] = []
             prior: list[float] = []
             for family in families.values():
@@ -87,9 +95,14 @@ class Mixture:
                 tasks += members
                 prior += [family["weight"] / len(members)] * len(members)
         except KeyError as missing:
-            raise ConfigError("mixture", f"no key {missing}", "Declare numbers, noise and families.") from missing
-        levels = tuple(float(level) for level in noise)
-        return cls(tuple(tasks), tuple(prior), levels, tuple(noise.values()), range(first, last + 1))
+            raise ConfigError(
+                "mixture", f"no key {missing}", "Declare numbers, noise and families."
+            ) from missing
+        except (TypeError, ValueError, AttributeError) as cause:
+            raise ConfigError(
+                "mixture", str(cause), "Its form is that of reference/icl_tiny.yaml."
+            ) from cause
+        return cls(tuple(tasks), tuple(prior), levels, rates, range(first, last + 1))
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -146,7 +159,9 @@ class Mixture:
             ConfigError: when the mixture does not hold it.
         """
         if task not in self.tasks:
-            raise ConfigError(f"task '{task.name}'", "not in the mixture", "Its exact posterior is undefined.")
+            raise ConfigError(
+                f"task '{task.name}'", "not in the mixture", "Its exact posterior is undefined."
+            )
         return self.tasks.index(task)
 
     def sample(
@@ -176,7 +191,9 @@ class Mixture:
             noise = rng.choice(len(self.noise_levels), size=n_contexts, p=p)
         xs = self._draw_inputs(rng, tasks, n_examples)
         noisy = rng.random(xs.shape) < np.array(self.noise_levels)[noise][:, None]
-        ys = np.where(noisy, self._draw(rng, self.background[xs]), self._draw(rng, self.likelihood[xs, tasks[:, None]]))
+        ys = np.where(
+            noisy, self._draw(rng, self.background[xs]), self._draw(rng, self.likelihood[xs, tasks[:, None]])
+        )
         return Contexts(tasks, noise, xs, ys)
 
     def _draw_inputs(self, rng: np.random.Generator, tasks: Ints, n_examples: int) -> Ints:

@@ -58,6 +58,8 @@ class Posterior:
 def exact_posterior(mixture: Mixture, x: Ints, y: Ints) -> Posterior:
     """The posterior over tasks and noise levels before each example.
 
+    NaN after an example that no hypothesis can give (a shuffled label, for instance): nothing is believed then.
+
     Args:
         mixture: the process that drew the contexts.
         x: [context example] indices into `mixture.inputs`.
@@ -71,8 +73,8 @@ def exact_posterior(mixture: Mixture, x: Ints, y: Ints) -> Posterior:
         start = np.log(mixture.domain_prior[x[:, 0]][:, None, :, None] * np.array(mixture.noise_prior))
     before = np.concatenate([np.zeros_like(evidence[:, :1]), evidence[:, :-1]], axis=1)
     log_weights = start + np.cumsum(before, axis=1)
-    log_weights -= log_weights.max(axis=(2, 3), keepdims=True)
-    weights = np.exp(log_weights)
+    with np.errstate(invalid="ignore"):
+        weights = np.exp(log_weights - log_weights.max(axis=(2, 3), keepdims=True))
     return Posterior(mixture, weights / weights.sum(axis=(2, 3), keepdims=True))
 
 

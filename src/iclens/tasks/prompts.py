@@ -61,7 +61,7 @@ def build_prompts(
         answer = [task.answer(value) for value in x]
         xs.append(x)
         answers.append(answer)
-        ys.append(_labels(task, arm, x, pool, np.random.default_rng([seed, index, ARMS.index(arm)])))
+        ys.append(_labels(task, arm, x, pool, (seed, index)))
     tokens = np.stack([encode(tokenizer, list(zip(x, y, strict=True))) for x, y in zip(xs, ys, strict=True)])
     return PromptSet(
         np.full(n_prompts, task.name), arm, np.array(xs), np.array(ys), np.array(answers), tokens, seed,
@@ -69,14 +69,16 @@ def build_prompts(
     )  # fmt: skip
 
 
-def _labels(task: Task, arm: str, x: list[str], pool: Sequence[str], rng: np.random.Generator) -> list[str]:
+def _labels(task: Task, arm: str, x: list[str], pool: Sequence[str], key: tuple[int, int]) -> list[str]:
+    # numpy pads seeds with zeros, so streams 1, 2, … are apart from that of the inputs, [seed, index].
+    own_rng, rng = np.random.default_rng([*key, 1]), np.random.default_rng([*key, 2 + ARMS.index(arm)])
     if arm == "R":
         options = sorted({y for value in pool for y in task.outcomes(value)})
         return [options[i] for i in rng.integers(0, len(options), len(x))]
     own = []
     for value in x:
         outcomes = task.outcomes(value)
-        own.append(str(rng.choice(list(outcomes), p=list(outcomes.values()))))
+        own.append(str(own_rng.choice(list(outcomes), p=list(outcomes.values()))))
     if arm == "T":
         return own
     order = rng.permutation(len(x))
@@ -88,7 +90,9 @@ def _labels(task: Task, arm: str, x: list[str], pool: Sequence[str], rng: np.ran
 def joined(parts: Sequence[PromptSet], arm: str) -> PromptSet:
     """Several prompt sets of one length as one, under a new arm name."""
     first = parts[0]
-    fields = (np.concatenate([getattr(p, name) for p in parts]) for name in ("task", "x", "y", "answer", "tokens"))
+    fields = (
+        np.concatenate([getattr(p, name) for p in parts]) for name in ("task", "x", "y", "answer", "tokens")
+    )
     task, x, y, answer, tokens = fields
     return PromptSet(task, arm, x, y, answer, tokens, first.seed, first.tokenizer)
 
@@ -113,5 +117,7 @@ def exact_answer_probs(mixture: Mixture, prompts: PromptSet) -> AnswerProbs:
 def _indices(text: Strings, index: dict[str, int], what: str) -> np.ndarray:
     strange = sorted(set(text.ravel().tolist()) - index.keys())
     if strange:
-        raise TaskError(f"{what} '{strange[0]}'", "the mixture never gives it", "Its exact posterior is undefined.")
+        raise TaskError(
+            f"{what} '{strange[0]}'", "the mixture never gives it", "Its exact posterior is undefined."
+        )
     return np.vectorize(index.__getitem__, otypes=[np.int64])(text)

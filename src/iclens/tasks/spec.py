@@ -17,12 +17,15 @@ from iclens.tasks.rules import NAMED, Task
 EXAMPLES = ("2x+3", "3x", "x+5", "2x+3~5", "x//2+4", "50-x", "x%7", "7", *NAMED)
 """One valid spec of every kind."""
 
-_AFFINE = re.compile(r"(\d*)\*?x([+-]\d+)?(?:~(\d+))?")
+_AFFINE = re.compile(r"(\d*)\*?x([+-]\d+)?(?:~(\d+))?", re.ASCII)
 _FORMS: tuple[tuple[re.Pattern[str], Callable[..., Task]], ...] = (
-    (re.compile(r"x//([1-9]\d*)([+-]\d+)?"), lambda name, d, b: rules.half(name, int(d), int(b or 0))),
-    (re.compile(r"x%([1-9]\d*)"), lambda name, m: rules.modulo(name, int(m))),
-    (re.compile(r"(\d+)-x"), lambda name, c: rules.reflection(name, int(c))),
-    (re.compile(r"(\d+)"), lambda name, c: rules.constant(name, int(c))),
+    (
+        re.compile(r"x//(0*[1-9]\d*)([+-]\d+)?", re.ASCII),
+        lambda d, b=0: rules.half(f"x//{d}{_signed(b)}", d, b),
+    ),
+    (re.compile(r"x%(0*[1-9]\d*)", re.ASCII), lambda m: rules.modulo(f"x%{m}", m)),
+    (re.compile(r"(\d+)-x", re.ASCII), lambda c: rules.reflection(f"{c}-x", c)),
+    (re.compile(r"(\d+)", re.ASCII), lambda c: rules.constant(f"{c}", c)),
 )
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -30,7 +33,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 def parse_task(spec: str) -> Task:
     """The task that `spec` names.
 
-    Spaces and a `y=` in front are ignored; `x+0` and `1x` are written canonically as `x`.
+    Spaces and a `y=` in front are ignored; `x+0` and `1x` are written canonically as `x`, `x//2+0` as `x//2`.
 
     Raises:
         TaskError: naming the nearest valid form.
@@ -41,14 +44,18 @@ def parse_task(spec: str) -> Task:
     if match := _AFFINE.fullmatch(text):
         slope, offset, spread = int(match[1] or 1), int(match[2] or 0), int(match[3] or 0)
         if slope:
-            name = (str(slope) if slope > 1 else "") + "x" + (f"{offset:+d}" if offset else "")
+            name = (str(slope) if slope > 1 else "") + "x" + _signed(offset)
             if spread:
                 return rules.approximate(f"{name}~{spread}", slope, offset, spread)
             return rules.affine(name, slope, offset)
     for pattern, build in _FORMS:
         if match := pattern.fullmatch(text):
-            return build(text, *match.groups())
+            return build(*(int(number) for number in match.groups() if number))
     raise TaskError(f"task '{spec}'", "no such task", nearest(text, EXAMPLES))
+
+
+def _signed(offset: int) -> str:
+    return f"{offset:+d}" if offset else ""
 
 
 def expand(pattern: str) -> list[str]:

@@ -1,0 +1,194 @@
+"""What do the stages work with? The run's model, SAEs, prompts and tables, each loaded when first asked for.
+
+Skipping every stage loads none of them: hashes are taken of files, not of loaded objects.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+import iclens
+from iclens.errors import ConfigError, ModelError, RunError, SaeError, TaskError
+from iclens.names import Site
+from iclens.study import digests
+from iclens.study.config import StudyConfig
+from iclens.study.runfolder import RunFolder
+from iclens.study.store import load_arrays, load_prompts
+from iclens.tables.activations import LatentActs
+from iclens.tables.prompts import PromptSet
+from iclens.tasks.mixture import Mixture
+
+if TYPE_CHECKING:
+    from iclens.models.load import LanguageModel
+    from iclens.saes.load import Sae
+
+CHECKOUT = Path(iclens.__file__).resolve().parents[2]
+"""Root of the checkout when the package is installed in place; otherwise a folder that holds no checkpoints."""
+
+
+def locate(path: str) -> Path:
+    """A path as given, or inside the checkout when it is relative and only exists there."""
+    here = Path(path)
+    inside = CHECKOUT / path
+    return inside if not here.is_absolute() and not here.exists() and inside.exists() else here
+
+
+class Bench:
+    """A run and what its stages need.
+
+    Args:
+        run: the run folder.
+        folders: stage name → folder name, for every stage of the flow.
+    """
+
+    def __init__(self, run: RunFolder, folders: dict[str, str]) -> None:
+        self.run, self.config = run, run.config
+        self._folders = folders
+
+    def of(self, stage: str) -> Path:
+        """Folder of a finished stage.
+
+        Raises:
+            RunError: when the stage has not run.
+        """
+        folder = self.run.path / self._folders[stage]
+        if not folder.is_dir():
+            raise RunError(
+                f"stage '{stage}' of {self.run.path}", "not done", f"Run `iclens study` or `iclens {stage}`."
+            )
+        return folder
+
+    def digest(self, name: str) -> str:
+        """Hash of an outside input, or of a finished stage's outputs."""
+        if name == "model":
+            return digests.of_json(model_files(self.config))
+        if name == "SAE source":
+            return digests.of_json(sae_files(self.config))
+        record = self.run.record(self.of(name).name)
+        if record is None:
+            raise RunError(
+                f"stage '{name}' of {self.run.path}", "damaged", "Run `iclens study` on its config."
+            )
+        return digests.of_json(record["outputs"])
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The model, whole."""
+        import torch
+
+        from iclens.models.load import load_model
+
+        section = self.config.model
+        return load_model(locate(section.folder), dtype=getattr(torch, section.dtype), device=section.device)
+
+    @property
+    def sae_folder(self) -> Path:
+        """The SAE set: trained in this run, or named by the config."""
+        given = self.config.saes.folder
+        return locate(given) if given is not None else self.of("saes") / "set"
+
+    @cached_property
+    def saes(self) -> dict[Site, Sae]:
+        """The SAEs of the followed sites, checked against the model."""
+        return load_saes(self.config, self.model, self.sae_folder)
+
+    @cached_property
+    def mixture(self) -> Mixture | None:
+        """The declared mixture that the model was trained on, when its folder holds one."""
+        file = locate(self.config.model.folder) / "mixture.yaml"
+        if not file.is_file():
+            return None
+        try:
+            return Mixture.from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+        except yaml.YAMLError as cause:
+            line = " ".join(str(cause).split())
+            raise ConfigError(f"{file}", f"not YAML ({line})", "Mend or remove it.") from cause
+
+    def prompts(self, arm: str) -> PromptSet:
+        """The prompts of an arm."""
+        return load_prompts(self.of("prompts"), arm)
+
+    def latents(self, arm: str, site: Site, role: str) -> LatentActs:
+        """The active latents of an arm at a site and role."""
+        return LatentActs.load(self.of("track") / latents_file(arm, site, role))
+
+    def arrays(self, stage: str, file: str) -> dict[str, Any]:
+        """The arrays of a stage's safetensors file."""
+        return load_arrays(self.of(stage) / file)[0]
+
+
+def latents_file(arm: str, site: Site, role: str) -> str:
+    """Name of the file that holds an arm's latents at a site and role."""
+    return f"latents_{arm}_{site.short}_{role}.safetensors"
+
+
+def load_saes(config: StudyConfig, model: LanguageModel, folder: Path) -> dict[Site, Sae]:
+    """The SAEs of `folder` at the sites that the config follows.
+
+    Raises:
+        SaeError: when one is missing, damaged or does not fit the model.
+    """
+    from iclens.saes.load import load_sae_set
+
+    found = load_sae_set(folder, model)
+    wanted = config.track.sites
+    if wanted is None:
+        return found
+    missing = [site for site in wanted if Site.parse(site) not in found]
+    if missing:
+        have = ", ".join(site.short for site in found)
+        raise SaeError(f"SAE at {missing[0]}", f"the set has {have}", "Change track.sites.")
+    return {Site.parse(site): found[Site.parse(site)] for site in wanted}
+
+
+def model_files(config: StudyConfig) -> dict[str, str]:
+    """Hashes of the model's files; for a hub name, the name.
+
+    Raises:
+        ModelError: when it is neither a folder nor like a hub name.
+    """
+    name = config.model.folder
+    folder = locate(name)
+    if folder.is_dir():
+        return digests.of_files(folder, digests.MODEL_FILES)
+    if Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1 or Path(name).parent.is_dir():
+        raise ModelError(f"model '{name}'", "no such folder", "Give a Hugging Face folder or hub name.")
+    return {"hub": name}
+
+
+def sae_files(config: StudyConfig) -> dict[str, str]:
+    """Hashes of the training config, or of the SAE set that is loaded.
+
+    Raises:
+        ConfigError, SaeError: when there is no such file or folder.
+    """
+    if config.saes.train is not None:
+        file = locate(config.saes.train)
+        if not file.is_file():
+            raise ConfigError(f"training config '{config.saes.train}'", "no such file", "Mend saes.train.")
+        return {"training config": digests.of_file(file)}
+    folder = locate(str(config.saes.folder))
+    if not folder.is_dir():
+        raise SaeError(f"SAE set '{config.saes.folder}'", "no such folder", "Mend saes.folder.")
+    return digests.of_files(folder)
+
+
+def check_task(config: StudyConfig) -> None:
+    """Refuse a task that has no answer on its inputs before anything is loaded.
+
+    Raises:
+        TaskError: naming the task and the input.
+    """
+    section = config.prompts
+    if len(section.inputs) < section.n_examples:
+        raise TaskError(
+            f"{section.n_examples} distinct inputs",
+            f"'{section.task}' has {len(section.inputs)}",
+            "Ask for fewer.",
+        )
+    for x in section.inputs:
+        section.rule.outcomes(x)

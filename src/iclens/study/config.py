@@ -1,0 +1,268 @@
+"""What should a study do? Everything that decides its numbers, read strictly from YAML.
+
+1. The file is parsed. 2. An unknown key is refused with the nearest valid one. 3. Task specs, roles, sites
+and arms are checked before anything is loaded. A resolved config, with every default written out, is
+what a run folder keeps and what its hash is taken of.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from iclens.errors import ConfigError, TaskError, nearest
+from iclens.names import Site, check_role
+from iclens.tasks.prompts import ARMS
+from iclens.tasks.rules import Task, default_inputs
+from iclens.tasks.spec import parse_task
+
+
+class Section(BaseModel):
+    """A frozen section whose unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Section):
+    """Which model is studied.
+
+    `folder` is a Hugging Face folder or hub name. A relative folder is looked for in the current
+    directory, then in the checkout that holds this package.
+    """
+
+    folder: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+
+
+class SaesSection(Section):
+    """Where the SAEs come from: a training config (`train`) or a finished set (`folder`); exactly one."""
+
+    train: str | None = None
+    folder: str | None = None
+    quality_prompts: int = Field(default=64, ge=2)
+    """Held-out task prompts on which L0, FVU and CE recovered are measured."""
+    quality_seed: int = 90_001
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SaesSection:
+        if (self.train is None) == (self.folder is None):
+            raise ValueError("give exactly one of 'train' (a training config) and 'folder' (an SAE set)")
+        return self
+
+
+class PromptsSection(Section):
+    """The prompts that latents are followed over; arms are paired prompt by prompt."""
+
+    task: str
+    arms: list[str] = ["T", "S"]
+    """The first arm is tested against the second; further arms are followed as well."""
+    n_prompts: int = Field(default=256, ge=4)
+    n_examples: int = Field(default=16, ge=3)
+    seed: int = 0
+    numbers: tuple[int, int] = (0, 49)
+    """First and last x of number tasks."""
+
+    @field_validator("task")
+    @classmethod
+    def _task_exists(cls, spec: str) -> str:
+        return parse_task(spec).name
+
+    @field_validator("arms")
+    @classmethod
+    def _arms_exist(cls, arms: list[str]) -> list[str]:
+        for arm in arms:
+            if arm not in ARMS:
+                raise TaskError(f"arm '{arm}'", "unknown", f"One of {', '.join(ARMS)}.")
+        if len(arms) < 2 or len(set(arms)) < len(arms):
+            raise ValueError("give at least two different arms, the tested one first")
+        return arms
+
+    @property
+    def rule(self) -> Task:
+        """The task that the prompts show."""
+        return parse_task(self.task)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The inputs that prompts may hold."""
+        first, last = self.numbers
+        return default_inputs(self.rule.domain, range(first, last + 1))
+
+
+class TrackSection(Section):
+    """Which sites are followed, at which tokens."""
+
+    sites: list[str] | None = None
+    """Sites such as L2.mlp_out; all of the SAE set when not given."""
+    roles: list[str] = ["pre", "lab", "close", "x"]
+    batch: int = Field(default=128, ge=1)
+
+    @field_validator("sites")
+    @classmethod
+    def _sites_exist(cls, sites: list[str] | None) -> list[str] | None:
+        return None if sites is None else [Site.parse(site).short for site in sites]
+
+    @field_validator("roles")
+    @classmethod
+    def _roles_exist(cls, roles: list[str]) -> list[str]:
+        if "pre" not in roles:
+            raise ValueError("the roles must hold 'pre', where the answer is predicted")
+        return [check_role(role) for role in dict.fromkeys(roles)]
+
+
+class GrowthSection(Section):
+    """The growth test: Benjamini–Hochberg level within site × role."""
+
+    q: float = Field(default=0.05, gt=0, lt=1)
+
+
+class TransformsSection(Section):
+    """The task grid on which features are identified."""
+
+    tasks: list[str] | None = None
+    """Task specs; the default grid when not given."""
+    n_prompts: int = Field(default=12, ge=2)
+    n_examples: int = Field(default=16, ge=3)
+    roles: list[str] = ["pre", "lab"]
+    seed: int = 1
+    q: float = Field(default=0.05, gt=0, lt=1)
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_exist(cls, tasks: list[str] | None) -> list[str] | None:
+        return None if tasks is None else [parse_task(spec).name for spec in tasks]
+
+    @field_validator("roles")
+    @classmethod
+    def _roles_exist(cls, roles: list[str]) -> list[str]:
+        return [check_role(role) for role in dict.fromkeys(roles)]
+
+
+class SweepSection(Section):
+    """The whole-residual sweep from run A into run B."""
+
+    roles: list[str] = ["pre", "lab", "close", "x"]
+    layers: list[int] | None = None
+    """resid_pre of these blocks; all of them, and the end, when not given."""
+    donor_examples: int = Field(default=12, ge=1)
+    n_prompts: int = Field(default=64, ge=4)
+    seed: int = 2
+
+    @field_validator("roles")
+    @classmethod
+    def _roles_exist(cls, roles: list[str]) -> list[str]:
+        return [check_role(role) for role in dict.fromkeys(roles)]
+
+
+class PatchSection(Section):
+    """Single-latent patches from run A into run B."""
+
+    sites: list[str] | None = None
+    """Sites to patch at; all that are followed when not given."""
+    donor_examples: int = Field(default=12, ge=1)
+    n_prompts: int = Field(default=48, ge=4)
+    n_controls: int = Field(default=100, ge=1)
+    seed: int = 3
+    q: float = Field(default=0.05, gt=0, lt=1)
+
+    @field_validator("sites")
+    @classmethod
+    def _sites_exist(cls, sites: list[str] | None) -> list[str] | None:
+        return None if sites is None else [Site.parse(site).short for site in sites]
+
+
+class DashboardSection(Section):
+    """How much is shown."""
+
+    pages_per_site: int = Field(default=40, ge=1)
+    """Latents of each site that get a page: the strongest growth, labels and patch effects."""
+    top_prompts: int = Field(default=6, ge=1)
+    search_prompts: int = Field(default=128, ge=1)
+    """Prompts of the task grid among which the top prompts are looked for."""
+
+
+class StudyConfig(Section):
+    """A whole study."""
+
+    study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    model: ModelSection
+    saes: SaesSection
+    prompts: PromptsSection
+    track: TrackSection = TrackSection()
+    growth: GrowthSection = GrowthSection()
+    transforms: TransformsSection = TransformsSection()
+    sweep: SweepSection = SweepSection()
+    patch: PatchSection = PatchSection()
+    dashboard: DashboardSection = DashboardSection()
+
+    def yaml(self) -> str:
+        """The resolved config, every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_study_config(path: Path) -> StudyConfig:
+    """Read a study config.
+
+    Raises:
+        ConfigError: for a missing file, invalid YAML, an unknown key (naming the nearest) or a wrong value.
+        TaskError, SiteError: for a task, arm, role or site that does not exist.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError) as cause:
+        raise ConfigError(
+            f"study config '{path}'", "no such file", "Give the path of a YAML file."
+        ) from cause
+    return parse_study_config(text, str(path))
+
+
+def demo_config() -> StudyConfig:
+    """The study of the built-in model that `iclens demo` runs."""
+    return parse_study_config((files("iclens.study") / "demo.yaml").read_text(encoding="utf-8"), "demo.yaml")
+
+
+def parse_study_config(text: str, source: str) -> StudyConfig:
+    """Validate YAML text; `source` names it in errors."""
+    try:
+        declared = yaml.safe_load(text)
+    except yaml.YAMLError as cause:
+        raise ConfigError(f"study config '{source}'", f"not YAML ({_one_line(cause)})", "Mend it.") from cause
+    if not isinstance(declared, dict):
+        raise ConfigError(f"study config '{source}'", "not a mapping of keys", "Start from study/demo.yaml.")
+    try:
+        return StudyConfig.model_validate(declared)
+    except ValidationError as cause:
+        raise explain(cause, StudyConfig, source) from cause
+
+
+def explain(cause: ValidationError, root: type[BaseModel], source: str) -> ConfigError:
+    """The first validation error as one line, naming the key and, for an unknown key, the nearest valid one."""
+    errors = cause.errors()
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    path = [str(part) for part in first["loc"]]
+    asked = f"{source}: key '{'.'.join(path)}'"
+    if first["type"] == "extra_forbidden":
+        return ConfigError(asked, "unknown", nearest(path[-1], _keys_at(root, path[:-1])) + ".")
+    if first["type"] == "missing":
+        return ConfigError(asked, "missing", "Add it.")
+    found = _one_line(first["msg"]).removeprefix("Value error, ")
+    return ConfigError(asked, f"{found}, not {first['input']!r}"[:300], "Correct it.")
+
+
+def _keys_at(root: type[BaseModel], path: list[str]) -> list[str]:
+    section = root
+    for part in path:
+        inner: Any = section.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        section = inner
+    return list(section.model_fields)
+
+
+def _one_line(cause: object) -> str:
+    return " ".join(str(cause).split())

@@ -1,0 +1,144 @@
+"""How does a question become pages? The steps meet here, and only here.
+
+    Task → PromptSet → Activations → LatentActs → Trajectories → GrowthTable → TransformTable → PatchTable → pages
+
+`FLOW` is that line, stage by stage: what decides each, what it reads, and which steps' code it runs. The work of
+stage `growth` is `work` in `stages/growth.py`, imported when it is needed, so that a run that is up to date loads
+no model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from iclens.errors import RunError, nearest
+from iclens.study.bench import Bench, check_task
+from iclens.study.card import study_card
+from iclens.study.config import StudyConfig
+from iclens.study.runfolder import CARD, DONE, RunFolder, find_run, now, run_for
+from iclens.study.stage import Event, Report, Stage, bring_up_to_date
+
+FLOW = (
+    # the SAEs, trained on the model or loaded, and how good they are
+    Stage("saes", 1, ("model", "saes", "prompts", "track"), ("model", "SAE source"), ("models", "saes", "training", "tasks")),
+    # Task → PromptSet, one for each arm
+    Stage("prompts", 2, ("prompts",), ("model",), ("tasks",)),
+    # PromptSet → Activations → LatentActs, and the beliefs beside them
+    Stage("track", 3, ("model", "track"), ("model", "saes", "prompts"), ("models", "saes", "tracking", "tasks")),
+    # LatentActs of two arms → GrowthTable; beliefs against the exact posterior
+    Stage("growth", 4, ("prompts", "growth"), ("saes", "prompts", "track"), ("growth",)),
+    # LatentActs on a grid of tasks → TransformTable
+    Stage("transforms", 5, ("model", "track", "transforms"), ("model", "saes"), ("models", "saes", "tracking", "tasks", "transforms")),
+    # whole residuals from run A into run B → SweepTable
+    Stage("sweep", 6, ("model", "prompts", "sweep"), ("model",), ("models", "tasks", "patching")),
+    # single latents from run A into run B → PatchTable
+    Stage("patch", 7, ("model", "prompts", "track", "patch"), ("model", "saes"), ("models", "saes", "tasks", "patching")),
+    # every table → pages
+    Stage(
+        "dashboard", 8, ("study", "model", "prompts", "track", "dashboard"),
+        ("model", "saes", "prompts", "track", "growth", "transforms", "sweep", "patch"), ("dashboards", "tracking", "saes"),
+    ),
+)  # fmt: skip
+NAMES = tuple(stage.name for stage in FLOW)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What running a study gave.
+
+    Args:
+        run: the run folder.
+        events: one per stage brought up to date, in order.
+        index: the pages' index.html, when they are written.
+    """
+
+    run: Path
+    events: tuple[Event, ...]
+    index: Path | None
+
+    def as_json(self) -> dict[str, object]:
+        """For `--json`."""
+        stages = [
+            {"stage": e.stage, "state": e.state, "seconds": e.seconds, "why": e.why, "found": dict(e.found)}
+            for e in self.events
+        ]
+        return {
+            "run": str(self.run),
+            "index": None if self.index is None else str(self.index),
+            "stages": stages,
+        }
+
+
+def run_study(config: StudyConfig, root: Path, report: Report) -> Outcome:
+    """Run every stage that is not up to date.
+
+    Args:
+        config: the resolved study.
+        root: folder of all runs.
+        report: told what each stage does.
+
+    Raises:
+        IclensError: for anything wrong in what was asked; a run in which no stage finished is removed again.
+    """
+    return _bring(run_for_checked(config, root), NAMES, report)
+
+
+def run_stage(path: Path, name: str, report: Report) -> Outcome:
+    """Bring one stage of a run up to date, and the earlier ones that it reads.
+
+    Args:
+        path: a run folder, or a study folder with a finished run.
+        name: one of `NAMES`.
+        report: told what each stage does.
+
+    Raises:
+        RunError: for a run or stage that does not exist.
+    """
+    if name not in NAMES:
+        raise RunError(f"stage '{name}'", "unknown", nearest(name, NAMES) + ".")
+    run = find_run(path)
+    _check(run.config)
+    return _bring(run, _reached_from(name), report)
+
+
+def run_for_checked(config: StudyConfig, root: Path) -> RunFolder:
+    """The config's run folder, made only when what it names exists."""
+    _check(config)
+    return run_for(config, root)
+
+
+def _check(config: StudyConfig) -> None:
+    from iclens.study.bench import model_files, sae_files
+
+    check_task(config)
+    model_files(config)
+    sae_files(config)
+
+
+def _bring(run: RunFolder, names: tuple[str, ...], report: Report) -> Outcome:
+    bench = Bench(run, {stage.name: stage.folder for stage in FLOW})
+    events: list[Event] = []
+    try:
+        for stage in FLOW:
+            if stage.name in names:
+                events.append(bring_up_to_date(stage, bench, report))
+                if stage.name == "saes":
+                    run.write_json(CARD, study_card(bench))
+        if names == NAMES and not run.done:
+            run.write_text(DONE, now() + "\n")
+    finally:
+        run.discard_if_empty()
+    index = run.path / FLOW[-1].folder / "index.html"
+    return Outcome(run.path, tuple(events), index if index.is_file() else None)
+
+
+def _reached_from(name: str) -> tuple[str, ...]:
+    """`name` and the stages that it reads, directly or not, in order."""
+    stages = {stage.name: stage for stage in FLOW}
+    wanted, todo = set(), [name]
+    while todo:
+        current = todo.pop()
+        wanted.add(current)
+        todo += [read for read in stages[current].reads if read in stages and read not in wanted]
+    return tuple(stage for stage in NAMES if stage in wanted)

@@ -1,0 +1,27 @@
+"""Task → PromptSet: the same inputs under every arm's labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from iclens.study.bench import Bench
+from iclens.study.store import save_prompts
+from iclens.tasks.prompts import build_prompts
+
+
+def work(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Write `<arm>.parquet` and `<arm>.safetensors` for every arm."""
+    section = bench.config.prompts
+    for arm in section.arms:
+        prompts = build_prompts(
+            bench.model.tokenizer, section.rule, arm=arm, n_prompts=section.n_prompts, n_examples=section.n_examples,
+            seed=section.seed, inputs=section.inputs,
+        )  # fmt: skip
+        save_prompts(prompts, folder, arm)
+    return {
+        "task": section.task,
+        "arms": section.arms,
+        "prompts": section.n_prompts,
+        "examples": section.n_examples,
+    }

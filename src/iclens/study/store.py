@@ -1,0 +1,74 @@
+"""How are prompts and beliefs kept in a run? Parquet for what is read by eye, safetensors for arrays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from iclens.errors import TableError
+from iclens.tables.arrays import Floats
+from iclens.tables.prompts import PromptSet
+
+_TEXT = ("x", "y", "answer")
+
+
+def save_prompts(prompts: PromptSet, folder: Path, name: str) -> None:
+    """Write `<name>.parquet` (one row per prompt and example) and `<name>.safetensors` (tokens)."""
+    prompt, example = np.indices(prompts.x.shape)
+    columns = {"prompt": prompt.ravel(), "example": example.ravel(), "task": prompts.task[prompt.ravel()]}
+    columns |= {field: getattr(prompts, field).ravel() for field in _TEXT}
+    pd.DataFrame(columns).to_parquet(folder / f"{name}.parquet", index=False)
+    about = {"arm": prompts.arm, "seed": str(prompts.seed), "tokenizer": prompts.tokenizer}
+    save_file(
+        {"tokens": np.ascontiguousarray(prompts.tokens)}, folder / f"{name}.safetensors", metadata=about
+    )
+
+
+def load_prompts(folder: Path, name: str) -> PromptSet:
+    """Read what `save_prompts` wrote.
+
+    Raises:
+        TableError: when a file is missing or damaged.
+    """
+    try:
+        frame = pd.read_parquet(folder / f"{name}.parquet")
+    except (OSError, ValueError) as cause:
+        raise TableError(
+            f"{folder / name}.parquet", _unreadable(cause), "Run the prompts stage again."
+        ) from cause
+    arrays, about = load_arrays(folder / f"{name}.safetensors")
+    shape = (int(frame["prompt"].max()) + 1, int(frame["example"].max()) + 1)
+    x, y, answer = (frame[field].to_numpy(dtype=str).reshape(shape) for field in _TEXT)
+    task = frame["task"].to_numpy(dtype=str).reshape(shape)[:, 0]
+    return PromptSet(
+        task, about["arm"], x, y, answer, arrays["tokens"], int(about["seed"]), about["tokenizer"]
+    )
+
+
+def save_arrays(path: Path, arrays: dict[str, Floats], **about: object) -> None:
+    """Write named arrays as safetensors; `about` goes to the metadata as JSON."""
+    kept = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    save_file(kept, path, metadata={name: json.dumps(value) for name, value in about.items()})
+
+
+def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays and metadata (as text) of a safetensors file.
+
+    Raises:
+        TableError: when it is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata() or {}
+        return load_file(path), about
+    except (SafetensorError, OSError) as cause:
+        raise TableError(f"{path}", _unreadable(cause), "Run its stage again.") from cause
+
+
+def _unreadable(cause: Exception) -> str:
+    return f"unreadable ({' '.join(str(cause).split())})"

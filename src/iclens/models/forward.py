@@ -57,7 +57,9 @@ def apply_edit(edit: Edit, held: Tensor) -> Tensor:
     """
     where = torch.as_tensor(np.asarray(edit.recipient_pos), device=held.device)
     if int(where.max()) >= held.shape[1] or int(where.min()) < 0:
-        raise EditError(f"edit at {edit.site}", f"position {int(where.max())} of {held.shape[1]}", "Mend recipient_pos.")
+        raise EditError(
+            f"edit at {edit.site}", f"position {int(where.max())} of {held.shape[1]}", "Mend recipient_pos."
+        )
     before = held[:, where]
     if edit.value is None:
         after = torch.zeros_like(before)
@@ -105,7 +107,9 @@ def attached(
             handle.remove()
     for edit, count in zip(edits, recording.fired, strict=True):
         if count != 1:
-            raise EditError(f"edit '{edit.kind}' at {edit.site}", f"it fired {count} times", "It must fire once.")
+            raise EditError(
+                f"edit '{edit.kind}' at {edit.site}", f"it fired {count} times", "It must fire once."
+            )
 
 
 def _on_input(site: Site, seen: Callable[[Site, Tensor], Tensor]) -> Callable[..., Any]:
@@ -171,8 +175,7 @@ def answer_probs(
     Raises:
         ModelError: when only some blocks are loaded.
     """
-    if not model.whole:
-        raise ModelError(f"logits of '{model.name}'", f"only {model.n_blocks} blocks are loaded", "Load all of them.")
+    _refuse_part(model)
     answers, ids = model.answer_space(extra)
     where = torch.as_tensor(np.asarray(positions), device=model.device())
     parts = []
@@ -184,6 +187,46 @@ def answer_probs(
     return AnswerProbs(answers, np.concatenate(parts))
 
 
+@torch.no_grad()
+def record_and_answer(
+    model: LanguageModel, tokens: Ints, sites: Sequence[Site], positions: Ints, answer_positions: Ints,
+    *, extra: tuple[str, ...] = (), batch: int = 128,
+) -> Iterator[tuple[dict[Site, Floats], AnswerProbs]]:  # fmt: skip
+    """Activations and answers from the same forward pass, batch by batch.
+
+    Args:
+        model: a whole model.
+        tokens: [row pos].
+        sites: what to record.
+        positions: where to record it, [pos].
+        answer_positions: where to read answers, [answer pos], usually those of `pre`.
+        extra: word answers to read besides the numbers 0–999.
+        batch: rows per forward pass.
+
+    Yields:
+        For each batch: site → float32 [row pos d_model], and log_prob as [row answer pos, answer].
+
+    Raises:
+        ModelError: when only some blocks are loaded.
+    """
+    _refuse_part(model)
+    answers, ids = model.answer_space(extra)
+    where = torch.as_tensor(np.asarray(answer_positions), device=model.device())
+    for rows in _chunks(tokens, batch, ()):
+        with attached(model, sites, positions) as seen:
+            embedded = model.network.model.embed_tokens(torch.as_tensor(rows, device=model.device()))
+            resid = run_blocks(model.network, embedded, 0, model.n_blocks)
+        probs = AnswerProbs(answers, as_numpy(read_answers(model, resid[:, where], ids)))
+        yield {site: as_numpy(seen.values[site]) for site in sites}, probs
+
+
+def _refuse_part(model: LanguageModel) -> None:
+    if not model.whole:
+        raise ModelError(
+            f"logits of '{model.name}'", f"only {model.n_blocks} blocks are loaded", "Load all of them."
+        )
+
+
 def read_answers(model: LanguageModel, resid: Tensor, ids: Tensor) -> Tensor:
     """log P of the answers `ids` [answer] from the last block's resid_post [... d_model], as [... answer]."""
     logits = unembed(model.network, resid).float()
@@ -193,6 +236,8 @@ def read_answers(model: LanguageModel, resid: Tensor, ids: Tensor) -> Tensor:
 def _chunks(tokens: Ints, batch: int, edits: Sequence[Edit]) -> Iterator[Ints]:
     per_row = [e for e in edits if e.value is not None and np.ndim(e.value) == 3 and np.shape(e.value)[0] > 1]
     if per_row and len(tokens) > batch:
-        raise EditError(f"edit at {per_row[0].site}", f"{len(tokens)} rows, batch {batch}", "Give a batch that holds all.")
+        raise EditError(
+            f"edit at {per_row[0].site}", f"{len(tokens)} rows, batch {batch}", "Give a batch that holds all."
+        )
     for start in range(0, len(tokens), batch):
         yield tokens[start : start + batch]

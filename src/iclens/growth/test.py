@@ -1,0 +1,163 @@
+"""The detection gate (H1): does a latent's paired trajectory rise with the examples seen?
+
+1. Per prompt, the slope over examples of T − S: what position and content do alike in both arms cancels.
+2. One-sample one-sided t across prompts; prompts are the unit of inference.
+3. Latents active in fewer than `MIN_ACTIVE` prompt pairs are not tested, and say so.
+4. Benjamini–Hochberg within each site × role × direction, with one error rate for the study (`multiplicity`).
+
+"grows" is the hypothesis; "falls" is the same test of the mirrored slopes, in families of its own, and is
+charged for. The verdict says nothing about the shape of the growth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from iclens.errors import TableError
+from iclens.growth.multiplicity import study_q_values
+from iclens.growth.slopes import SlopeMoments, slope_moments
+from iclens.names import Site
+from iclens.tables.activations import LatentActs
+from iclens.tables.arrays import Floats
+from iclens.tables.growth import GrowthTable
+from iclens.tables.prompts import PromptSet
+
+MIN_ACTIVE = 10
+"""Fewest prompt pairs with the latent active that are tested; the filter ignores which arm is which."""
+
+Place = tuple[Site, str]
+"""A site and a role."""
+
+
+def test_growth(
+    treated: LatentActs, control: LatentActs, *, q: float = 0.05, decoder_norm: Floats | None = None
+) -> GrowthTable:
+    """Verdicts for the latents of one site and role, taken as the whole study.
+
+    Args:
+        treated: arm T.
+        control: arm S on the paired prompts.
+        q: false discovery rate.
+        decoder_norm: length of every latent's decoder row, [latent], 1 by default; scales slopes, not p.
+
+    Returns:
+        One row per latent of the SAE.
+
+    Raises:
+        TableError: when the arms are not comparable or hold identical activations.
+    """
+    return _verdicts([(treated, slope_moments(treated, control), decoder_norm)], q)
+
+
+def test_arms(
+    treated: Mapping[Place, LatentActs],
+    control: Mapping[Place, LatentActs],
+    *,
+    prompts: tuple[PromptSet, PromptSet],
+    q: float = 0.05,
+    decoder_norms: Mapping[Site, Floats] | None = None,
+) -> GrowthTable:
+    """Verdicts for every site and role of a study, with one error rate for all of them.
+
+    Args:
+        treated: (site, role) → arm T.
+        control: (site, role) → arm S.
+        prompts: the prompts of both arms, in that order.
+        q: P(any discovery) when nothing grows, and the false discovery rate within families.
+        decoder_norms: site → length of every latent's decoder row, [latent].
+
+    Raises:
+        TableError: when the arms are unpaired, cover different places or hold identical activations.
+    """
+    check_paired(*prompts)
+    if treated.keys() != control.keys() or not treated:
+        raise TableError(
+            "paired arms", f"{len(treated)} and {len(control)} sites × roles", "Track both alike."
+        )
+    for place, acts in treated.items():
+        if (acts.n_prompts, acts.n_examples) != prompts[0].x.shape:
+            raise TableError(
+                f"latents at {place[0].short} {place[1]}",
+                f"{acts.n_prompts} prompts of {acts.n_examples} examples",
+                f"The prompts are {prompts[0].n_prompts} of {prompts[0].n_examples}.",
+            )
+    norms = decoder_norms or {}
+    measured = [(acts, slope_moments(acts, control[key]), norms.get(key[0])) for key, acts in treated.items()]
+    return _verdicts(measured, q)
+
+
+def check_paired(treated: PromptSet, control: PromptSet) -> None:
+    """Raise unless prompt i of both arms has the same task and inputs, and the labels differ.
+
+    Raises:
+        TableError: naming what is wrong.
+    """
+    for what in ("seed", "tokenizer", "task", "x"):
+        if not np.array_equal(getattr(treated, what), getattr(control, what)):
+            raise TableError(
+                f"arms {treated.arm} and {control.arm}",
+                f"unpaired: {what} differs",
+                "Build both with one seed.",
+            )
+    if np.array_equal(treated.y, control.y):
+        raise TableError(f"arms {treated.arm} and {control.arm}", "every label is the same", "Give two arms.")
+
+
+def _verdicts(measured: Sequence[tuple[LatentActs, SlopeMoments, Floats | None]], q: float) -> GrowthTable:
+    families: list[Floats] = []
+    for _, moments, _ in measured:
+        tested = (moments.n_active >= MIN_ACTIVE) & (moments.n_differing > 0)
+        families += [np.where(tested, p, np.nan) for p in (moments.p_rising(), moments.p_falling())]
+    q_values = study_q_values(families)
+    parts = []
+    for i, (acts, moments, decoder_norm) in enumerate(measured):
+        rises = moments.mean > 0
+        q_value = np.where(rises, q_values[2 * i], q_values[2 * i + 1])
+        called = q_value <= q
+        tested = np.isfinite(families[2 * i])
+        scale = np.ones(acts.d_sae) if decoder_norm is None else _check_norm(decoder_norm, acts)
+        slope = np.where(moments.n_active > 0, moments.mean * scale, np.nan)
+        half_width = np.where(tested, moments.half_width * scale, np.nan)
+        columns = {
+            "site": np.full(acts.d_sae, str(acts.site)),
+            "role": np.full(acts.d_sae, acts.role),
+            "latent": np.arange(acts.d_sae),
+            "slope": slope,
+            "ci_low": slope - half_width,
+            "ci_high": slope + half_width,
+            "p_value": families[2 * i],
+            "q_value": q_value,
+            "n_prompts": np.full(acts.d_sae, moments.n_prompts),
+            "n_active": moments.n_active,
+            "verdict": np.where(called, np.where(rises, "grows", "falls"), "none"),
+            "reason": _reasons(moments),
+        }
+        parts.append(GrowthTable(columns))
+    return GrowthTable.concat(parts)
+
+
+def _check_norm(decoder_norm: Floats, acts: LatentActs) -> Floats:
+    if decoder_norm.shape != (acts.d_sae,):
+        raise TableError(
+            f"decoder_norm at {acts.site.short}",
+            f"shape {decoder_norm.shape}",
+            f"The SAE has {acts.d_sae} latents.",
+        )
+    return decoder_norm
+
+
+def _reasons(moments: SlopeMoments) -> np.ndarray:
+    """Why a latent was not tested, [latent]; empty where it was."""
+    few = [
+        f"active in {n} of {moments.n_prompts} prompt pairs, {MIN_ACTIVE} needed" for n in range(MIN_ACTIVE)
+    ]
+    known = np.array(["", "never active", "the arms do not differ", *few], dtype=object)
+    n_active = moments.n_active
+    code = np.where(
+        n_active >= MIN_ACTIVE,
+        np.where(moments.n_differing == 0, 2, 0),
+        3 + np.minimum(n_active, MIN_ACTIVE - 1),
+    )
+    return known[np.where(n_active == 0, 1, code)]

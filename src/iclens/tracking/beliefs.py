@@ -1,0 +1,43 @@
+"""Beliefs of a prompt set: which read-outs the answers at `pre` give, as log-odds.
+
+The same function reads the model's answers and the exact posterior's, so the two are comparable.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from iclens.names import BELIEFS
+from iclens.tables.answers import AnswerProbs
+from iclens.tables.arrays import Floats, Strings
+from iclens.tables.prompts import PromptSet
+from iclens.tasks.beliefs import belief_index, log_odds, read_beliefs
+from iclens.tasks.spec import parse_task
+
+
+def belief_log_odds(probs: AnswerProbs, prompts: PromptSet, copied: Strings | None = None) -> Floats:
+    """Log-odds of every belief before each example, in nats.
+
+    Args:
+        probs: answers at `pre`, [prompt example answer].
+        prompts: what was asked; its tasks say what each belief means.
+        copied: the answer whose copying is asked about, [prompt example]. By default the label of the example
+            just before, so that `copy` tells a repeated last label from a learnt task; NaN at example 0.
+
+    Returns:
+        [prompt example belief], in the order of `names.BELIEFS`; NaN where a belief is undefined.
+
+    Raises:
+        TaskError: when a prompt's task is not a task.
+    """
+    last_label = copied is None
+    wanted = np.concatenate([prompts.y[:, :1], prompts.y[:, :-1]], axis=1) if copied is None else copied
+    out = np.full((*prompts.x.shape, len(BELIEFS)), np.nan)
+    for name in np.unique(prompts.task):
+        rows = np.flatnonzero(prompts.task == name)
+        part = AnswerProbs(probs.answers, probs.log_prob[rows])
+        task = parse_task(str(name))
+        out[rows] = log_odds(read_beliefs(part, task, prompts.x[rows], prompts.answer[rows], wanted[rows]))
+    if last_label:
+        out[:, 0, belief_index("copy")] = np.nan
+    return out

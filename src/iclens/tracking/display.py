@@ -1,0 +1,40 @@
+"""Latents at every token, for pages that show prompts as coloured tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array, vstack
+
+from iclens.models.forward import record
+from iclens.models.load import LanguageModel
+from iclens.names import Site
+from iclens.saes.load import Sae
+from iclens.tables.arrays import Ints
+
+
+@torch.no_grad()
+def token_activations(
+    model: LanguageModel, saes: Mapping[Site, Sae], tokens: Ints, batch: int = 128
+) -> dict[Site, csr_array]:
+    """Gated activation of every latent at every token.
+
+    Args:
+        model: the model.
+        saes: site → its SAE.
+        tokens: [row pos].
+        batch: rows per forward pass.
+
+    Returns:
+        site → sparse [row·pos, d_sae], pos fastest.
+    """
+    everywhere = np.arange(tokens.shape[1])
+    parts: dict[Site, list[csr_array]] = {site: [] for site in saes}
+    for start in range(0, len(tokens), batch):
+        recorded = record(model, tokens[start : start + batch], list(saes), everywhere, batch=batch)
+        for site, sae in saes.items():
+            rows = torch.from_numpy(recorded[site].reshape(-1, model.d_model))
+            parts[site].append(csr_array(sae.encode(rows).float().cpu().numpy()))
+    return {site: csr_array(vstack(found, format="csr")) for site, found in parts.items()}

@@ -1,0 +1,1 @@
+"""Identify: which latents code which transformation concepts."""

@@ -1,0 +1,142 @@
+"""Measuring one concept on every latent of a site and role.
+
+1. `split_rows` keeps the rows that a concept uses on one side of the grid. 2. `measure` chooses each
+latent's direction on the discovery rows. 3. On the held-out rows it takes the AUROC against matched
+negatives, its interval over resampled prompts, a p-value with prompts as the unit, and the worst
+confound, comparing only rows with equal concept label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.stats import norm
+
+from iclens.tables.arrays import Floats, Ints
+from iclens.transforms.auroc import auroc, cluster_z, order_entries, resampled_clusters, sides
+from iclens.transforms.concepts import Concept
+from iclens.transforms.rows import Rows
+
+UNDEFINED = ("auroc", "ci_low", "ci_high", "discovery_auroc", "confound_auroc", "p_value")
+"""Columns that are NaN where there is too little to measure."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows that one concept uses on one side of the grid.
+
+    Args:
+        rows: the used rows.
+        acts: their activations, [row latent].
+        positive: [row].
+        stratum: only rows of equal stratum are compared, [row].
+    """
+
+    rows: Rows
+    acts: csr_array
+    positive: NDArray[np.bool_]
+    stratum: Ints
+
+    @property
+    def prompt(self) -> Ints:
+        """Prompt of each row, renumbered from 0, [row]."""
+        return np.unique(self.rows.prompt, return_inverse=True)[1]
+
+    def n_prompts(self, side: NDArray[np.bool_]) -> int:
+        """Prompts with a row in `side` [row]."""
+        return len(np.unique(self.rows.prompt[side]))
+
+
+def split_rows(rows: Rows, acts: csr_array, concept: Concept, wanted: NDArray[np.bool_]) -> Split:
+    """The rows that `concept` uses among the `wanted` [row].
+
+    Args:
+        rows: every row of a role.
+        acts: their activations, [row latent].
+        concept: labels the rows and gives their stratum.
+        wanted: rows of one side of the grid, [row].
+    """
+    chosen = np.flatnonzero(wanted)
+    label = concept.contrast.label(rows.take(chosen))
+    used = chosen[label != 0]
+    kept = rows.take(used)
+    return Split(kept, cast("csr_array", acts[used]), label[label != 0] > 0, concept.stratum(kept))
+
+
+def measure(
+    concept: Concept, found: Split, held: Split, *, seed: int, n_resamples: int, fewest_prompts: int
+) -> dict[str, Any]:
+    """Columns of a TransformTable for one concept at one site and role, before multiplicity and gates.
+
+    Args:
+        concept: what is asked.
+        found: discovery rows.
+        held: held-out rows.
+        seed: of the prompt bootstrap.
+        n_resamples: bootstrap resamples of prompts.
+        fewest_prompts: prompts with positives, and with negatives, that each side must have.
+
+    Returns:
+        column → [latent]; `reason` says why nothing could be measured, and is empty where it was.
+    """
+    _, n_latents = cast("tuple[int, int]", held.acts.shape)
+    columns: dict[str, Any] = {
+        "n_positive": np.full(n_latents, held.positive.sum()),
+        "n_negative": np.full(n_latents, (~held.positive).sum()),
+    }
+    lack = _lack(found, held, fewest_prompts)
+    if lack:
+        texts = {"worst_confound": "", "reason": lack}
+        columns |= {name: np.full(n_latents, text, dtype=object) for name, text in texts.items()}
+        columns |= {name: np.full(n_latents, np.nan) for name in UNDEFINED}
+        return columns | {"sign": np.ones(n_latents, dtype=np.int64)}
+    chosen = auroc(order_entries(found.acts, found.stratum), *sides(found.positive))[:, 0]
+    sign = np.where(chosen < 0.5, -1, 1)
+    order = order_entries(held.acts, held.stratum)
+    resampled = resampled_clusters(held.prompt, n_resamples, np.random.default_rng(seed))
+    weight = np.column_stack([np.ones(len(held.rows)), resampled])
+    found_aurocs = auroc(order, weight * held.positive[:, None], weight * ~held.positive[:, None])
+    oriented = np.where(sign[:, None] > 0, found_aurocs, 1 - found_aurocs)
+    low, high = np.nanpercentile(oriented[:, 1:], (2.5, 97.5), axis=1)
+    worst, confound = _worst_confound(concept, held)
+    return columns | {
+        "sign": sign,
+        "auroc": oriented[:, 0],
+        "ci_low": low,
+        "ci_high": high,
+        "discovery_auroc": np.maximum(chosen, 1 - chosen),
+        "worst_confound": worst,
+        "confound_auroc": confound,
+        "p_value": norm.sf(sign * cluster_z(order, held.positive, held.prompt)),
+        "reason": np.full(n_latents, "", dtype=object),
+    }
+
+
+def _lack(found: Split, held: Split, fewest_prompts: int) -> str:
+    for where, side in (("discovery", found), ("held-out", held)):
+        for what, mask in (("positives", side.positive), ("negatives", ~side.positive)):
+            if side.n_prompts(mask) < fewest_prompts:
+                return f"{what} in {side.n_prompts(mask)} {where} prompts, {fewest_prompts} needed"
+        if not np.isin(side.stratum[side.positive], side.stratum[~side.positive]).any():
+            return f"no {where} positive has a matched negative"
+    return ""
+
+
+def _worst_confound(concept: Concept, held: Split) -> tuple[NDArray[np.object_], Floats]:
+    """Name and max(a, 1 − a) of the confound answered to most, comparing only rows of equal concept label."""
+    labels = np.array([confound.label(held.rows) for confound in concept.confounds])
+    labels = labels.reshape(-1, len(held.rows)).T
+    order = order_entries(held.acts, held.positive.astype(np.int64))
+    found = auroc(order, (labels > 0).astype(np.float64), (labels < 0).astype(np.float64))
+    strength = np.fmax(found, 1 - found)
+    known = ~np.isnan(strength).any(axis=0)
+    n_latents = len(strength)
+    if not known.any():
+        return np.full(n_latents, "", dtype=object), np.full(n_latents, np.nan)
+    names = np.array([confound.name for confound in concept.confounds], dtype=object)[known]
+    worst = strength[:, known].argmax(axis=1)
+    return names[worst], strength[:, known][np.arange(n_latents), worst]

@@ -1,0 +1,109 @@
+"""Rows: what stands at each token that is read, as arrays that concepts are written in.
+
+A row is one example of one prompt at one role. From `lab` on the row's y is the label shown; before it
+(`pre` and earlier) the label is not there yet and y is the answer the task asks for, which is unknown
+for a task with several outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iclens.errors import TableError
+from iclens.names import ROLES, check_role
+from iclens.tables.arrays import Floats, Ints, Strings
+from iclens.tables.prompts import PromptSet
+from iclens.transforms.grid import Rule
+
+NO_NUMBER = -1
+"""Stratum of a row whose x or y is not a number."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Facts of each row, [row], example fastest.
+
+    Args:
+        prompt: index of the prompt.
+        example: examples seen before this one.
+        task: name of the task.
+        family: family of the task.
+        slope: a of the task; NaN where it has none.
+        offset: b of the task; NaN where it has none.
+        numeric_x: whether the input is a number.
+        numeric_y: whether the answer is a number.
+        x: the input; NaN where it is no number.
+        y: the label shown or the answer asked for; NaN where it is no number or not determined.
+    """
+
+    prompt: Ints
+    example: Ints
+    task: Strings
+    family: Strings
+    slope: Floats
+    offset: Floats
+    numeric_x: NDArray[np.bool_]
+    numeric_y: NDArray[np.bool_]
+    x: Floats
+    y: Floats
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def take(self, chosen: NDArray[np.bool_] | Ints) -> Rows:
+        """The chosen rows (a mask or indices)."""
+        return Rows(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
+
+    def decade(self, of: str) -> Ints:
+        """⌊value / 10⌋ of column `x` or `y`, [row]; `NO_NUMBER` where there is none."""
+        value = getattr(self, of)
+        return np.where(np.isnan(value), NO_NUMBER, np.nan_to_num(value) // 10).astype(np.int64)
+
+
+def read_rows(prompts: PromptSet, role: str, rules: Mapping[str, Rule]) -> Rows:
+    """The rows of `prompts` at `role`, [prompt·example].
+
+    Args:
+        prompts: prompts of several tasks, joined.
+        role: decides whether y is the label shown or the answer asked for.
+        rules: task name → task.
+
+    Raises:
+        SiteError: for an unknown role.
+        TableError: when a prompt's task is not among `rules`.
+    """
+    shown = ROLES.index(check_role(role)) >= ROLES.index("lab")
+    strange = sorted(set(prompts.task.tolist()) - set(rules))
+    if strange:
+        raise TableError(
+            f"prompts of task '{strange[0]}'", "the task is not in the grid", "Add it to the grid."
+        )
+    repeat = prompts.n_examples
+    of_prompt = [rules[name] for name in prompts.task.tolist()]
+    x, y = prompts.x.ravel(), (prompts.y if shown else prompts.answer).ravel()
+    value = _number(y)
+    if not shown:
+        value = np.where(np.repeat([rule.deterministic for rule in of_prompt], repeat), value, np.nan)
+    return Rows(
+        prompt=np.repeat(np.arange(prompts.n_prompts), repeat),
+        example=np.tile(np.arange(repeat), prompts.n_prompts),
+        task=np.repeat(prompts.task, repeat),
+        family=np.repeat([rule.family for rule in of_prompt], repeat),
+        slope=np.repeat([np.nan if rule.slope is None else float(rule.slope) for rule in of_prompt], repeat),
+        offset=np.repeat(
+            [np.nan if rule.offset is None else float(rule.offset) for rule in of_prompt], repeat
+        ),
+        numeric_x=np.char.isdigit(x),
+        numeric_y=np.char.isdigit(y),
+        x=_number(x),
+        y=value,
+    )
+
+
+def _number(text: Strings) -> Floats:
+    digits = np.char.isdigit(text)
+    return np.where(digits, np.where(digits, text, "0").astype(np.float64), np.nan)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ class LanguageModel:
     def check_site(self, site: Site) -> Site:
         """Return `site`, or raise a SiteError when the model has no such block."""
         if site.layer >= self.n_blocks:
-            raise SiteError(f"site {site}", f"the model has blocks 0 to {self.n_blocks - 1}", "Choose one of these.")
+            raise SiteError(
+                f"site {site}", f"the model has blocks 0 to {self.n_blocks - 1}", "Choose one of these."
+            )
         return site
 
     def answer_space(self, extra: tuple[str, ...] = ()) -> tuple[tuple[str, ...], torch.Tensor]:
@@ -60,8 +63,13 @@ class LanguageModel:
         Raises:
             TokenizerError: when one is not a single token.
         """
-        answers = NUMBERS + tuple(dict.fromkeys(y for y in extra if y not in NUMBERS))
-        return answers, torch.tensor([token_id(self.tokenizer, y) for y in answers])
+        more = tuple(dict.fromkeys(y for y in extra if y not in NUMBERS))
+        ids = torch.tensor([token_id(self.tokenizer, y) for y in more], dtype=torch.long)
+        return NUMBERS + more, torch.cat([self._number_ids, ids])
+
+    @cached_property
+    def _number_ids(self) -> torch.Tensor:
+        return torch.tensor([token_id(self.tokenizer, y) for y in NUMBERS])
 
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -93,12 +101,15 @@ def load_model(
         total = config.num_hidden_layers
         if blocks is not None and not 1 <= blocks <= total:
             raise ModelError(f"{blocks} blocks of '{name}'", f"it has {total}", "Ask for fewer.")
-        network, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name, num_hidden_layers=blocks or total, dtype=dtype, output_loading_info=True
         )
+        network, report = loaded
     except (OSError, ValueError, SafetensorError, RuntimeError) as cause:
         line = str(cause).strip().splitlines()[0]
-        raise ModelError(f"model '{name}'", f"cannot be loaded ({line})", "Check the folder's files.") from cause
+        raise ModelError(
+            f"model '{name}'", f"cannot be loaded ({line})", "Check the folder's files."
+        ) from cause
     _refuse_gaps(name, report, blocks or total)
     check_tokenizer(tokenizer)
     network.requires_grad_(False).eval().to(device)
@@ -116,7 +127,9 @@ def _refuse_gaps(name: str | Path, report: dict[str, Any], blocks: int) -> None:
     for what, keys in (("missing", missing), ("mismatched", mismatched), ("unexpected", strange)):
         if keys:
             first = sorted(map(str, keys))[0]
-            raise ModelError(f"weights of '{name}'", f"{len(keys)} {what}, first {first}", "The folder is not whole.")
+            raise ModelError(
+                f"weights of '{name}'", f"{len(keys)} {what}, first {first}", "The folder is not whole."
+            )
 
 
 def fingerprint(folder: Path) -> str:

@@ -1,8 +1,9 @@
 """The tail engine: many edits of one position, each run through only the blocks above it.
 
 1. A prompt is run once; the keys and values of every block are kept. 2. A row is a changed residual at
-the prompt's last position. 3. Rows run as a batch of single tokens that read the kept keys and values of
-the earlier positions, through the blocks above the edit. Exact, because earlier positions cannot see a later one.
+the prompt's last position. 3. Rows run as a batch of single tokens that read the kept keys and
+values of the earlier positions, through the blocks above the edit. Exact, because earlier positions cannot
+see a later one.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Tail:
         self._prefix = _Prefix({layer: (k[:, :, :-1], v[:, :, :-1]) for layer, (k, v) in keep.kept.items()})
 
     def resid_pre(self, layer: int) -> Tensor:
-        """The unedited residual entering block `layer` at the last position, [d_model]; layer n_blocks is the end."""
+        """The unedited residual entering block `layer` at the last position, [d_model]; n_blocks is the end."""
         return self._last[layer]
 
     @torch.no_grad()
@@ -107,12 +108,12 @@ class Tail:
             return site.layer + 1
         if site.hook == "resid_pre":
             return site.layer
-        raise EditError(f"tail from {site}", "its addition passes through the MLP of its own block", "Use `answer_probs`.")
+        raise EditError(
+            f"tail from {site}", "its addition passes through the MLP of its own block", "Use `answer_probs`."
+        )
 
     def added(self, site: Site, delta: Tensor | Floats, batch: int = 1024) -> AnswerProbs:
         """Answers after adding `delta` [row d_model] at `site`, last position."""
         layer = self.entry(site)
         base = self.resid_pre(layer)
         return self.run(base + torch.as_tensor(delta, dtype=base.dtype, device=base.device), layer, batch)
-
-

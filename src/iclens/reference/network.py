@@ -13,7 +13,9 @@ from iclens.reference.recipe import Shape
 _PERIODS = (2, 3, 5, 7, 10, 20, 25, 50, 100, 200, 500)
 
 
-def build_network(shape: Shape, blocks: int, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+def build_network(
+    shape: Shape, blocks: int, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> LlamaForCausalLM:
     """A Llama whose blocks start as the identity and whose number embeddings are Fourier features.
 
     Args:
@@ -34,7 +36,6 @@ def build_network(shape: Shape, blocks: int, tokenizer: PreTrainedTokenizerFast,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=None,
         tie_word_embeddings=False,
-        attn_implementation="sdpa",
     )
     model = LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(seed)
@@ -46,7 +47,9 @@ def build_network(shape: Shape, blocks: int, tokenizer: PreTrainedTokenizerFast,
     return model
 
 
-def grow(model: LlamaForCausalLM, shape: Shape, blocks: int, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+def grow(
+    model: LlamaForCausalLM, shape: Shape, blocks: int, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> LlamaForCausalLM:
     """The same function with more blocks: new ones come last and start as the identity."""
     taller = build_network(shape, blocks, tokenizer, seed)
     taller.load_state_dict(model.state_dict(), strict=False)

@@ -47,6 +47,8 @@ class Muon(torch.optim.Optimizer):
             for (rows, cols), members in by_shape.items():
                 updates = []
                 for p in members:
+                    if p.grad is None:
+                        raise RuntimeError("step before backward")
                     velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
                     velocity.lerp_(p.grad, 1 - group["momentum"])
                     updates.append(torch.lerp(p.grad, velocity, group["momentum"]))
@@ -55,9 +57,7 @@ class Muon(torch.optim.Optimizer):
                     p.add_(update, alpha=-scale)
 
 
-def build_optimisers(
-    model: nn.Module, matrix_lr: float, other_lr: float
-) -> tuple[Muon, torch.optim.AdamW]:
+def build_optimisers(model: nn.Module, matrix_lr: float, other_lr: float) -> tuple[Muon, torch.optim.AdamW]:
     """Muon over the matrices inside blocks, AdamW over everything else."""
     inside = [p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2]
     chosen = {id(p) for p in inside}

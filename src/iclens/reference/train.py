@@ -79,7 +79,7 @@ class Trainer:
         return grow(trunk, r.shape, self.stage.blocks, self.tokenizer, r.seed + 1)
 
     def learning_rate(self, step: int) -> float:
-        """Fraction of the peak rate: warm-up; 1 → branch_start over the trunk; branch_start → 0 over a branch."""
+        """Fraction of the peak rate: 1 → branch_start over the trunk, branch_start → 0 over a branch."""
         o, done = self.recipe.optimiser, step / self.steps
         warm = min(1.0, (step + 1) / o.warmup_steps)
         if self.name == "trunk":
@@ -129,7 +129,9 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
         self.step += 1
         floor = -torch.xlogy(batch.target, batch.target).sum(-1).mean()
-        return {"kl": float(losses["answer"].detach() - floor)} | {k: float(v.detach()) for k, v in losses.items()}
+        return {"kl": float(losses["answer"].detach() - floor)} | {
+            k: float(v.detach()) for k, v in losses.items()
+        }
 
     def fit(self, report: Report, every: int = 100, save_minutes: float = 5.0) -> None:
         """Train to the end of the stage, saving as it goes; continues from a saved step."""
@@ -141,11 +143,22 @@ class Trainer:
             recent.append(self.train_step())
             self.seconds, mark = self.seconds + time.monotonic() - mark, time.monotonic()
             if not np.isfinite(recent[-1]["answer"]):
-                raise ConfigError(f"stage {self.name}", f"loss not finite at step {self.step}", "Lower the rates.")
+                raise ConfigError(
+                    f"stage {self.name}", f"loss not finite at step {self.step}", "Lower the rates."
+                )
             if self.step % every == 0:
                 means = {k: float(np.mean([r[k] for r in recent])) for k in recent[0]}
                 tokens = self.step * self.tokens_per_step
-                report({"stage": self.name, "step": self.step, "of": self.steps, "tokens": tokens, "seconds": round(self.seconds, 1), **means})
+                report(
+                    {
+                        "stage": self.name,
+                        "step": self.step,
+                        "of": self.steps,
+                        "tokens": tokens,
+                        "seconds": round(self.seconds, 1),
+                        **means,
+                    }
+                )
                 recent = []
             if time.monotonic() - kept > 60 * save_minutes:
                 self.save()
@@ -163,7 +176,9 @@ class Trainer:
             for index, values in optimiser.state_dict()["state"].items():
                 state |= {f"{i}/{index}/{k}": v.clone() for k, v in values.items()}
         save_file(state, new / "optimiser.safetensors")
-        (new / "progress.json").write_text(json.dumps({"step": self.step, "of": self.steps, "seconds": self.seconds}))
+        (new / "progress.json").write_text(
+            json.dumps({"step": self.step, "of": self.steps, "seconds": self.seconds})
+        )
         shutil.rmtree(old, ignore_errors=True)
         if self.folder.exists():
             self.folder.rename(old)

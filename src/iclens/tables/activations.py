@@ -77,12 +77,16 @@ class LatentActs:
             total_sq=(self.total_sq, (self.n_prompts, self.n_examples)),
         )
         if self.index.size and (self.index.min() < 0 or self.index.max() >= self.d_sae):
-            raise TableError("LatentActs.index", "a latent outside the SAE", f"Latents run from 0 to {self.d_sae - 1}.")
+            raise TableError(
+                "LatentActs.index", "a latent outside the SAE", f"Latents run from 0 to {self.d_sae - 1}."
+            )
 
     @property
     def matrix(self) -> csr_array:
         """The entries as a scipy CSR array [prompt·example, d_sae]."""
-        return csr_array((self.value, self.index, self.indptr), shape=(self.n_prompts * self.n_examples, self.d_sae))
+        return csr_array(
+            (self.value, self.index, self.indptr), shape=(self.n_prompts * self.n_examples, self.d_sae)
+        )
 
     def dense(self, latents: Ints | None = None) -> Floats:
         """Gated activations of `latents` (all by default) as [latent prompt example]."""
@@ -91,7 +95,10 @@ class LatentActs:
 
     def save(self, path: Path) -> None:
         """Write as safetensors; names and sizes go to the metadata."""
-        arrays = {k: np.ascontiguousarray(getattr(self, k)) for k in ("indptr", "index", "value", "error_sq", "total_sq")}
+        arrays = {
+            k: np.ascontiguousarray(getattr(self, k))
+            for k in ("indptr", "index", "value", "error_sq", "total_sq")
+        }
         names = {"site": str(self.site), "role": self.role, "sae_id": self.sae_id}
         sizes = {k: str(getattr(self, k)) for k in ("d_sae", "n_prompts", "n_examples")}
         save_file(arrays, path, metadata=names | sizes)
@@ -111,5 +118,6 @@ class LatentActs:
             arrays = load_file(path)
         except (SafetensorError, OSError) as cause:
             raise TableError(f"{path}", f"unreadable ({cause})", "Run the tracking stage again.") from cause
-        sizes = {k: int(meta[k]) for k in ("d_sae", "n_prompts", "n_examples")}
-        return cls(Site.parse(meta["site"]), meta["role"], meta["sae_id"], **sizes, **arrays)
+        d_sae, n_prompts, n_examples = (int(meta[k]) for k in ("d_sae", "n_prompts", "n_examples"))
+        site = Site.parse(meta["site"])
+        return cls(site, meta["role"], meta["sae_id"], d_sae, n_prompts, n_examples, **arrays)

@@ -25,7 +25,10 @@ class AnswerProbs:
     log_prob: Floats
 
     def __post_init__(self) -> None:
-        expect_shape("AnswerProbs", log_prob=(self.log_prob.reshape(-1, self.log_prob.shape[-1]), ("row", len(self.answers))))
+        expect_shape(
+            "AnswerProbs",
+            log_prob=(self.log_prob.reshape(-1, self.log_prob.shape[-1]), ("row", len(self.answers))),
+        )
 
     @property
     def numbers(self) -> Floats:
@@ -37,7 +40,7 @@ class AnswerProbs:
         return self.log_prob.argmax(axis=-1)
 
     def of(self, wanted: np.ndarray) -> Floats:
-        """P(wanted answer), where `wanted` is text of shape [...]; 0 for text that is not among the answers."""
+        """P(wanted answer) for text `wanted` [...]; 0 for text that is not among the answers."""
         index = {answer: i for i, answer in enumerate(self.answers)}
         column = np.vectorize(lambda text: index.get(text, -1), otypes=[np.int64])(wanted)
         found = np.take_along_axis(self.log_prob, np.maximum(column, 0)[..., None], axis=-1)[..., 0]

@@ -35,6 +35,8 @@ def expect_shape(owner: str, **fields: tuple[NDArray[Any], tuple[int | str, ...]
             wanted = axis if isinstance(axis, int) else sizes.setdefault(axis, size)
             if size != wanted:
                 raise TableError(
-                    f"{owner}.{name}", f"axis '{axis}' has {size}, not {wanted}", f"Its axes are {list(axes)}."
+                    f"{owner}.{name}",
+                    f"axis '{axis}' has {size}, not {wanted}",
+                    f"Its axes are {list(axes)}.",
                 )
     return sizes

@@ -35,6 +35,10 @@ class Edit:
         if self.kind not in KINDS:
             raise EditError(f"edit kind '{self.kind}'", "unknown", f"One of {', '.join(KINDS)}.")
         if (self.value is None) != (self.kind == "zero"):
-            raise EditError(f"edit '{self.kind}' at {self.site}", "value missing or not wanted", "Only zero has none.")
+            raise EditError(
+                f"edit '{self.kind}' at {self.site}", "value missing or not wanted", "Only zero has none."
+            )
         if np.asarray(self.recipient_pos).ndim != 1:
-            raise EditError(f"edit at {self.site}", "recipient_pos is not a list", "Give one position per entry.")
+            raise EditError(
+                f"edit at {self.site}", "recipient_pos is not a list", "Give one position per entry."
+            )

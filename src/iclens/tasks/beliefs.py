@@ -23,7 +23,9 @@ BAND = 5
 _N = np.arange(len(NUMBERS))
 
 
-def read_beliefs(probs: AnswerProbs, task: Task, x: Strings, answer: Strings, copied: Strings | None = None) -> Floats:
+def read_beliefs(
+    probs: AnswerProbs, task: Task, x: Strings, answer: Strings, copied: Strings | None = None
+) -> Floats:
     """Probability of every belief, in the order of `names.BELIEFS`.
 
     Args:

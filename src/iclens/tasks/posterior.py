@@ -40,7 +40,7 @@ class Posterior:
         return self.weights.sum(axis=-2)
 
     def mixing(self) -> tuple[Floats, Floats]:
-        """Weight of each task's own answer [context example task], and of the background [context example]."""
+        """Weights of each task's own answer [context example task], of the background [context example]."""
         levels = np.array(self.mixture.noise_levels)
         return self.weights @ (1 - levels), (self.weights @ levels).sum(axis=-1)
 
@@ -58,7 +58,7 @@ class Posterior:
 def exact_posterior(mixture: Mixture, x: Ints, y: Ints) -> Posterior:
     """The posterior over tasks and noise levels before each example.
 
-    NaN after an example that no hypothesis can give (a shuffled label, for instance): nothing is believed then.
+    NaN after an example that no hypothesis can give, such as a shuffled label.
 
     Args:
         mixture: the process that drew the contexts.

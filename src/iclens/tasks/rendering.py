@@ -22,13 +22,21 @@ Pair = tuple[str, str]
 class Tokenizer(Protocol):
     """What rendering needs of a Hugging Face tokenizer."""
 
-    def __call__(self, text: str, *, add_special_tokens: bool = True) -> Any: ...
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> Any:
+        """Encode text."""
+        ...
 
-    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]: ...
+    def convert_ids_to_tokens(self, ids: list[int]) -> Any:
+        """The pieces as the vocabulary spells them."""
+        ...
 
-    def decode(self, token_ids: list[int]) -> Any: ...
+    def decode(self, token_ids: list[int]) -> Any:
+        """The pieces as text."""
+        ...
 
-    def get_vocab(self) -> dict[str, int]: ...
+    def get_vocab(self) -> dict[str, int]:
+        """Every piece and its id."""
+        ...
 
 
 def render(pairs: Sequence[Pair]) -> str:
@@ -68,7 +76,9 @@ def token_id(tokenizer: Tokenizer, text: str) -> int:
     ids = list(tokenizer(text, add_special_tokens=False).input_ids)
     if len(ids) != 1 or tokenizer.decode(ids) != text:
         raise TokenizerError(
-            f"'{text}' as one token", f"it is {tokenizer.convert_ids_to_tokens(ids)}", "Choose another answer."
+            f"'{text}' as one token",
+            f"it is {tokenizer.convert_ids_to_tokens(ids)}",
+            "Choose another answer.",
         )
     return ids[0]
 

@@ -87,9 +87,7 @@ def _uniform(ys: list[int]) -> Outcomes:
 
 def affine(name: str, slope: int, offset: int) -> Task:
     """y = slope·x + offset."""
-    return Task(
-        name, "number", "affine", "number", lambda x: _point(slope * int(x) + offset), slope, offset
-    )
+    return Task(name, "number", "affine", "number", lambda x: _point(slope * int(x) + offset), slope, offset)
 
 
 def approximate(name: str, slope: int, offset: int, spread: int) -> Task:

@@ -1,0 +1,29 @@
+"""QualityTable: how faithful each SAE is to the model it was trained on."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from iclens.tables.frame import Column, Table
+
+
+class QualityTable(Table):
+    """One row per SAE, measured on tokens that it was not trained on; `saes.quality` defines each figure."""
+
+    COLUMNS: ClassVar[dict[str, Column]] = {
+        "site": Column("str", "where the SAE reads, short form"),
+        "sae_id": Column("str", "fingerprint of the SAE"),
+        "d_sae": Column("int", "number of latents"),
+        "k": Column("float", "active latents that the SAE allows per token; NaN where it sets no number"),
+        "l0": Column("float", "mean number of active latents per token"),
+        "fvu": Column("float", "fraction of variance unexplained, over all measured tokens"),
+        "fvu_pre": Column("float", "the same over the `pre` positions only, about their own mean"),
+        "ce_base": Column("float", "next-token cross-entropy of the model as it is, nats per token"),
+        "ce_spliced": Column("float", "the same with the site replaced by its reconstruction"),
+        "ce_zeroed": Column("float", "the same with the site set to zero"),
+        "ce_recovered": Column("float", "(ce_zeroed − ce_spliced) / (ce_zeroed − ce_base), all next tokens"),
+        "ce_recovered_pre": Column("float", "the same over predictions made at `pre` only"),
+        "dead": Column("float", "fraction of latents active on none of the measured tokens"),
+        "n_tokens": Column("int", "tokens measured"),
+        "reason": Column("str", "why a figure is NaN; empty when none is"),
+    }

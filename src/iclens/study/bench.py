@@ -5,6 +5,7 @@ Skipping every stage loads none of them: hashes are taken of files, not of loade
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from iclens.names import Site
 from iclens.study import digests
 from iclens.study.config import StudyConfig
 from iclens.study.runfolder import RunFolder
-from iclens.study.store import load_arrays, load_prompts
+from iclens.study.store import load_arrays, load_json, load_prompts
 from iclens.tables.activations import LatentActs
 from iclens.tables.prompts import PromptSet
 from iclens.tasks.mixture import Mixture
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
     from iclens.models.load import LanguageModel
     from iclens.saes.load import Sae
 
+Progress = Callable[[dict[str, Any]], None]
+
+DECODER_NORMS, SAES = "decoder_norms.safetensors", "saes.json"
+"""Files of the saes stage that later stages read."""
 CHECKOUT = Path(iclens.__file__).resolve().parents[2]
-"""Root of the checkout when the package is installed in place; otherwise a folder that holds no checkpoints."""
+"""Root of the checkout when the package is installed in place; otherwise it holds no checkpoints."""
 
 
 def locate(path: str) -> Path:
@@ -43,10 +48,11 @@ class Bench:
     Args:
         run: the run folder.
         folders: stage name → folder name, for every stage of the flow.
+        progress: told how far a long stage is.
     """
 
-    def __init__(self, run: RunFolder, folders: dict[str, str]) -> None:
-        self.run, self.config = run, run.config
+    def __init__(self, run: RunFolder, folders: dict[str, str], progress: Progress) -> None:
+        self.run, self.config, self.progress = run, run.config, progress
         self._folders = folders
 
     def of(self, stage: str) -> Path:
@@ -120,10 +126,25 @@ class Bench:
         """The arrays of a stage's safetensors file."""
         return load_arrays(self.of(stage) / file)[0]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """`model` (fingerprint) and `saes` (site → id, d_sae, k) of the run."""
+        return load_json(self.of("saes") / SAES)
+
+    @property
+    def decoder_norms(self) -> dict[Site, Any]:
+        """Site → length of every latent's decoder row, [latent]."""
+        return {Site.parse(name): norms for name, norms in self.arrays("saes", DECODER_NORMS).items()}
+
 
 def latents_file(arm: str, site: Site, role: str) -> str:
     """Name of the file that holds an arm's latents at a site and role."""
     return f"latents_{arm}_{site.short}_{role}.safetensors"
+
+
+def beliefs_file(arm: str) -> str:
+    """Name of the file that holds an arm's beliefs."""
+    return f"beliefs_{arm}.safetensors"
 
 
 def load_saes(config: StudyConfig, model: LanguageModel, folder: Path) -> dict[Site, Sae]:

@@ -44,8 +44,8 @@ class SaesSection(Section):
 
     train: str | None = None
     folder: str | None = None
-    quality_prompts: int = Field(default=64, ge=2)
-    """Held-out task prompts on which L0, FVU and CE recovered are measured."""
+    quality_prompts: int = Field(default=1, ge=1)
+    """Prompts of each task of the grid on which L0, FVU and CE recovered are measured."""
     quality_seed: int = 90_001
 
     @model_validator(mode="after")
@@ -241,7 +241,7 @@ def parse_study_config(text: str, source: str) -> StudyConfig:
 
 
 def explain(cause: ValidationError, root: type[BaseModel], source: str) -> ConfigError:
-    """The first validation error as one line, naming the key and, for an unknown key, the nearest valid one."""
+    """The first validation error as one line, naming the key and, when it is unknown, the nearest one."""
     errors = cause.errors()
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     path = [str(part) for part in first["loc"]]

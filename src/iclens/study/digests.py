@@ -37,7 +37,7 @@ def of_files(folder: Path, patterns: Sequence[str] = ("**/*",)) -> dict[str, str
 
 
 def of_code(packages: Sequence[str]) -> str:
-    """Hash of the source of `iclens` packages (or modules, by path), so that changed code redoes its stage."""
+    """Hash of the source of `iclens` packages or modules, so that changed code redoes its stage."""
     root = Path(iclens.__file__).parent
     sources = {}
     for package in packages:

@@ -19,7 +19,7 @@ def task_grid(config: StudyConfig) -> TaskGrid:
 
 
 def grid_prompts(config: StudyConfig, tokenizer: Tokenizer, *, n_prompts: int, seed: int) -> PromptSet:
-    """`n_prompts` prompts of every task of the grid, with the tasks' own labels, joined in the grid's order."""
+    """`n_prompts` prompts of every task of the grid, with its own labels, joined in the grid's order."""
     parts = [
         build_prompts(
             tokenizer,

@@ -1,10 +1,11 @@
 """How does a question become pages? The steps meet here, and only here.
 
-    Task → PromptSet → Activations → LatentActs → Trajectories → GrowthTable → TransformTable → PatchTable → pages
+    Task → PromptSet → Activations → LatentActs → Trajectories
+         → GrowthTable → TransformTable → PatchTable → pages
 
-`FLOW` is that line, stage by stage: what decides each, what it reads, and which steps' code it runs. The work of
-stage `growth` is `work` in `stages/growth.py`, imported when it is needed, so that a run that is up to date loads
-no model.
+`FLOW` is that line, stage by stage: which config sections decide it, what it reads, and which steps' code it
+runs. The work of stage `growth` is `work` in `stages/growth.py`, imported when it is needed, so that a run
+that is up to date loads no model.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iclens.errors import RunError, nearest
-from iclens.study.bench import Bench, check_task
+from iclens.study.bench import Bench, check_task, model_files, sae_files
 from iclens.study.card import study_card
 from iclens.study.config import StudyConfig
 from iclens.study.runfolder import CARD, DONE, RunFolder, find_run, now, run_for
@@ -21,24 +22,27 @@ from iclens.study.stage import Event, Report, Stage, bring_up_to_date
 
 FLOW = (
     # the SAEs, trained on the model or loaded, and how good they are
-    Stage("saes", 1, ("model", "saes", "prompts", "track"), ("model", "SAE source"), ("models", "saes", "training", "tasks")),
+    Stage("saes", 1, ("model", "saes", "track", "transforms"), ("model", "SAE source"),
+          ("models", "saes", "training", "tasks", "transforms/grid", "study/grid")),
     # Task → PromptSet, one for each arm
     Stage("prompts", 2, ("prompts",), ("model",), ("tasks",)),
     # PromptSet → Activations → LatentActs, and the beliefs beside them
-    Stage("track", 3, ("model", "track"), ("model", "saes", "prompts"), ("models", "saes", "tracking", "tasks")),
+    Stage("track", 3, ("model", "track"), ("model", "saes", "prompts"),
+          ("models", "saes", "tracking", "tasks")),
     # LatentActs of two arms → GrowthTable; beliefs against the exact posterior
-    Stage("growth", 4, ("prompts", "growth"), ("saes", "prompts", "track"), ("growth",)),
+    Stage("growth", 4, ("prompts", "track", "growth"), ("saes", "prompts", "track"), ("growth",)),
     # LatentActs on a grid of tasks → TransformTable
-    Stage("transforms", 5, ("model", "track", "transforms"), ("model", "saes"), ("models", "saes", "tracking", "tasks", "transforms")),
+    Stage("transforms", 5, ("model", "track", "transforms"), ("model", "saes"),
+          ("models", "saes", "tracking", "tasks", "transforms", "study/grid")),
     # whole residuals from run A into run B → SweepTable
     Stage("sweep", 6, ("model", "prompts", "sweep"), ("model",), ("models", "tasks", "patching")),
     # single latents from run A into run B → PatchTable
-    Stage("patch", 7, ("model", "prompts", "track", "patch"), ("model", "saes"), ("models", "saes", "tasks", "patching")),
+    Stage("patch", 7, ("model", "prompts", "track", "patch"), ("model", "saes"),
+          ("models", "saes", "tasks", "patching")),
     # every table → pages
-    Stage(
-        "dashboard", 8, ("study", "model", "prompts", "track", "dashboard"),
-        ("model", "saes", "prompts", "track", "growth", "transforms", "sweep", "patch"), ("dashboards", "tracking", "saes"),
-    ),
+    Stage("dashboard", 8, ("study", "model", "prompts", "track", "transforms", "dashboard"),
+          ("model", "saes", "prompts", "track", "growth", "transforms", "sweep", "patch"),
+          ("dashboards", "tracking", "saes", "study/view")),
 )  # fmt: skip
 NAMES = tuple(stage.name for stage in FLOW)
 
@@ -56,6 +60,11 @@ class Outcome:
     run: Path
     events: tuple[Event, ...]
     index: Path | None
+
+    def as_text(self) -> str:
+        """Where the run and its pages are."""
+        pages = [] if self.index is None else [f"pages: {self.index.resolve()}"]
+        return "\n".join([f"run: {self.run}", *pages])
 
     def as_json(self) -> dict[str, object]:
         """For `--json`."""
@@ -81,7 +90,8 @@ def run_study(config: StudyConfig, root: Path, report: Report) -> Outcome:
     Raises:
         IclensError: for anything wrong in what was asked; a run in which no stage finished is removed again.
     """
-    return _bring(run_for_checked(config, root), NAMES, report)
+    _check(config)
+    return _bring(run_for(config, root), NAMES, report)
 
 
 def run_stage(path: Path, name: str, report: Report) -> Outcome:
@@ -102,22 +112,18 @@ def run_stage(path: Path, name: str, report: Report) -> Outcome:
     return _bring(run, _reached_from(name), report)
 
 
-def run_for_checked(config: StudyConfig, root: Path) -> RunFolder:
-    """The config's run folder, made only when what it names exists."""
-    _check(config)
-    return run_for(config, root)
-
-
 def _check(config: StudyConfig) -> None:
-    from iclens.study.bench import model_files, sae_files
-
+    """Refuse what can be seen to be wrong before a run folder is made."""
     check_task(config)
     model_files(config)
     sae_files(config)
 
 
 def _bring(run: RunFolder, names: tuple[str, ...], report: Report) -> Outcome:
-    bench = Bench(run, {stage.name: stage.folder for stage in FLOW})
+    def progress(found: dict[str, object]) -> None:
+        report(Event("saes", "progress", found=found))
+
+    bench = Bench(run, {stage.name: stage.folder for stage in FLOW}, progress)
     events: list[Event] = []
     try:
         for stage in FLOW:

@@ -6,7 +6,7 @@
     log.jsonl     one line per stage and run
     DONE          written last, removed before a stage is redone
 
-Files and folders are written under a temporary name, flushed and renamed. The same config is always the same run.
+Files and folders are written under a temporary name, flushed and renamed. One config has one run.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from iclens.study.bench import Bench
 from iclens.study.runfolder import RECORD, RunFolder
 
 Found = dict[str, Any]
-STATES = ("begins", "done", "up to date", "taken over")
+STATES = ("begins", "progress", "done", "up to date", "taken over")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,6 +70,31 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         return load_file(path), about
     except (SafetensorError, OSError) as cause:
         raise TableError(f"{path}", _unreadable(cause), "Run its stage again.") from cause
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Write a value as JSON; NaN becomes null."""
+    path.write_text(json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_json(path: Path) -> Any:
+    """Read a JSON file of a run.
+
+    Raises:
+        TableError: when it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as cause:
+        raise TableError(f"{path}", _unreadable(cause), "Run its stage again.") from cause
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _unreadable(cause: Exception) -> str:

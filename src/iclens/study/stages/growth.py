@@ -25,13 +25,12 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     section = bench.config.prompts
     treated, control = section.arms[:2]
     places = [(Site.parse(site), role) for site in bench.facts["saes"] for role in bench.config.track.roles]
-    norms = {Site.parse(site): values for site, values in bench.decoder_norms.items()}
     table = test_arms(
         {place: bench.latents(treated, *place) for place in places},
         {place: bench.latents(control, *place) for place in places},
         prompts=(bench.prompts(treated), bench.prompts(control)),
         q=bench.config.growth.q,
-        decoder_norms=norms,
+        decoder_norms=bench.decoder_norms,
     )
     table.save(folder / GROWTH)
     n_seen = examples_seen("pre", section.n_examples)
@@ -39,15 +38,16 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     model = {arm: arrays["model"] for arm, arrays in kept.items()}
     exact = {arm: arrays["exact"] for arm, arrays in kept.items() if np.isfinite(arrays["exact"]).any()}
     belief_table(n_seen, model, exact=exact, seed=section.seed).save(folder / BELIEF_TABLE)
-    fits = {name: _fit(n_seen, model[treated][..., i], exact.get(treated, model[treated] * np.nan)[..., i], section.seed)
-            for i, name in enumerate(BELIEFS)}  # fmt: skip
+    own = model[treated]
+    true = exact.get(treated, np.full_like(own, np.nan))
+    fits = {name: _fit(n_seen, own[..., i], true[..., i], section.seed) for i, name in enumerate(BELIEFS)}
     save_json(folder / BAYES, fits)
     verdicts = {name: int((table["verdict"] == name).sum()) for name in ("grows", "falls")}
     return verdicts | {"tested": int(np.isfinite(table["q_value"]).sum()), "arms": [treated, control]}
 
 
 def _fit(n_seen: np.ndarray, model: Floats, exact: Floats, seed: int) -> dict[str, Any]:
-    """LO_0 + nλ of the model and of the exact posterior over the exact one's linear part, and their agreement."""
+    """LO_0 + nλ of model and exact posterior over the exact one's linear part, and their agreement."""
     defined = exact[np.isfinite(exact).all(axis=1)]
     over = linear_part(n_seen, defined.mean(axis=0)) if len(defined) else None
     return {

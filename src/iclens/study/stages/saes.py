@@ -1,4 +1,4 @@
-"""The SAEs: trained on the model, or loaded; and how good they are on prompts that they were not trained on."""
+"""The SAEs: trained on the model, or loaded; and how good they are on prompts of the task grid."""
 
 from __future__ import annotations
 
@@ -8,26 +8,20 @@ from typing import Any
 from iclens.errors import ConfigError
 from iclens.models.load import as_numpy
 from iclens.saes.quality import measure_quality
-from iclens.study.bench import Bench, load_saes, locate
+from iclens.study.bench import DECODER_NORMS, SAES, Bench, load_saes, locate
 from iclens.study.grid import grid_prompts
 from iclens.study.store import save_arrays, save_json
-from iclens.training.config import load_train_config
+from iclens.training.config import TrainConfig, load_train_config
 from iclens.training.train import train_saes
 
-DECODER_NORMS, QUALITY, SAES = "decoder_norms.safetensors", "quality.parquet", "saes.json"
+QUALITY = "quality.parquet"
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Write `set/` when the SAEs are trained here; `saes.json`, `quality.parquet`, `decoder_norms.safetensors`."""
+    """Write `set/` (SAEs trained here), `saes.json`, `quality.parquet` and `decoder_norms.safetensors`."""
     section = bench.config.saes
     if section.train is not None:
-        config = load_train_config(locate(section.train))
-        if (trained_on := locate(str(config.model))).resolve() != locate(bench.config.model.folder).resolve():
-            raise ConfigError(
-                f"training config '{section.train}'",
-                f"its model is '{trained_on}'",
-                "Name the study's model.",
-            )
+        config = _on_studied_model(load_train_config(locate(section.train)), bench)
         source = train_saes(config, folder / "set", bench.progress)
     else:
         source = locate(str(section.folder))
@@ -51,3 +45,15 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
             for site, value in zip(quality["site"], quality["ce_recovered"], strict=True)
         },
     }
+
+
+def _on_studied_model(config: TrainConfig, bench: Bench) -> TrainConfig:
+    """The training config with its model's folder found, refused when that is not the study's model."""
+    named, studied = locate(config.model.name), locate(bench.config.model.folder)
+    if named.resolve() != studied.resolve():
+        raise ConfigError(
+            f"training config '{bench.config.saes.train}'",
+            f"its model is '{named}', the study's '{studied}'",
+            "Name one model in both.",
+        )
+    return config.model_copy(update={"model": config.model.model_copy(update={"name": str(named)})})

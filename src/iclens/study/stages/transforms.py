@@ -18,7 +18,7 @@ TRANSFORMS, TASK_MEANS, GRID = "transforms.parquet", "task_means.safetensors", "
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Write `transforms.parquet`, `grid.json` (the split), the grid's prompts and mean activations by task."""
+    """Write `transforms.parquet`, `grid.json` (the split), the grid's prompts and means by task."""
     section, grid = bench.config.transforms, task_grid(bench.config)
     prompts = grid_prompts(
         bench.config, bench.model.tokenizer, n_prompts=section.n_prompts, seed=section.seed

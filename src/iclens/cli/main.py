@@ -1,0 +1,143 @@
+"""The command line: one thin command per public function.
+
+Progress goes to stderr, results to stdout. Exit codes: 0 done, 2 what was asked is wrong (one line), 3 it will
+not fit, 130 interrupted. Nothing here imports torch; a command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iclens.cli.output import quality_records, quality_text, say, study_report, training_report
+from iclens.errors import IclensError
+
+app = typer.Typer(
+    help="Does in-context learning add features, one update per example, and which features?",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+saes_app = typer.Typer(help="Sparse autoencoders.", no_args_is_help=True)
+reference_app = typer.Typer(help="The built-in model.", no_args_is_help=True)
+app.add_typer(saes_app, name="saes")
+app.add_typer(reference_app, name="reference")
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable results on stdout.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
+Config = Annotated[Path, typer.Argument(help="A YAML file.")]
+RunPath = Annotated[Path, typer.Argument(help="A run folder, or a study folder, whose newest run is taken.")]
+
+
+@app.command()
+def demo(runs: Runs = Path("runs"), json: Json = False) -> None:
+    """Run the whole study on the built-in model and write its pages."""
+    from iclens.study.config import demo_config
+    from iclens.study.pipeline import run_study
+
+    outcome = run_study(demo_config(), runs, study_report())
+    say(outcome.as_json() if json else outcome.as_text())
+
+
+@app.command()
+def study(config: Config, runs: Runs = Path("runs"), json: Json = False) -> None:
+    """Run a study: every stage that is not up to date, then its pages."""
+    from iclens.study.config import load_study_config
+    from iclens.study.pipeline import run_study
+
+    outcome = run_study(load_study_config(config), runs, study_report())
+    say(outcome.as_json() if json else outcome.as_text())
+
+
+@app.command()
+def train(
+    config: Config,
+    out: Annotated[Path, typer.Option("--out", help="Folder to make for the SAE set.")],
+    json: Json = False,
+) -> None:
+    """Train several SAEs from one forward pass."""
+    from iclens.training.config import load_train_config
+    from iclens.training.train import train_saes
+
+    folder = train_saes(load_train_config(config), out, training_report())
+    say({"saes": str(folder)} if json else f"saes: {folder}")
+
+
+def _stage(name: str, run: Path, json: bool) -> None:
+    from iclens.study.pipeline import run_stage
+
+    outcome = run_stage(run, name, study_report())
+    say(outcome.as_json() if json else outcome.as_text())
+
+
+@app.command()
+def track(run: RunPath, json: Json = False) -> None:
+    """Follow every latent over the examples of a prompt."""
+    _stage("track", run, json)
+
+
+@app.command()
+def growth(run: RunPath, json: Json = False) -> None:
+    """Test which latents grow with examples."""
+    _stage("growth", run, json)
+
+
+@app.command()
+def transforms(run: RunPath, json: Json = False) -> None:
+    """Identify which latents answer to which concept."""
+    _stage("transforms", run, json)
+
+
+@app.command()
+def sweep(run: RunPath, json: Json = False) -> None:
+    """Patch whole residuals from run A into run B, over layers and roles."""
+    _stage("sweep", run, json)
+
+
+@app.command()
+def patch(run: RunPath, json: Json = False) -> None:
+    """Patch single latents from run A into run B."""
+    _stage("patch", run, json)
+
+
+@app.command()
+def dashboard(run: RunPath, json: Json = False) -> None:
+    """Write the pages."""
+    _stage("dashboard", run, json)
+
+
+@saes_app.command("check")
+def saes_check(
+    folder: Annotated[Path, typer.Argument(help="An SAE set, or one SAE.")],
+    model: Annotated[str, typer.Option("--model", help="Model folder or hub name.")] = "checkpoints/icl-tiny",
+    json: Json = False,
+) -> None:
+    """Load SAEs strictly and measure L0, FVU and CE recovered on real prompts."""
+    from iclens.study.check import check_saes
+
+    quality = check_saes(folder, model)
+    say(quality_records(quality) if json else quality_text(quality))
+
+
+@reference_app.command("train")
+def reference_train(
+    out: Annotated[Path, typer.Option("--out", help="Folder of checkpoints; training continues from them.")],
+    stage: Annotated[str, typer.Option("--stage", help="all, trunk, main or twin.")] = "all",
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="A YAML recipe; the built-in one.")] = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Use torch.compile.")] = False,
+) -> None:
+    """Train the built-in model and its plain twin from scratch."""
+    from iclens.study.retrain import retrain
+
+    for folder in retrain(recipe, stage, out, "compiled" if compiled else "eager", training_report()):
+        say(f"{folder}")
+
+
+def main() -> None:
+    """Run the command line; an IclensError becomes one line on stderr and its exit code."""
+    try:
+        app()
+    except IclensError as error:
+        typer.echo(f"iclens: {' '.join(str(error).split())}", err=True)
+        sys.exit(error.exit_code)

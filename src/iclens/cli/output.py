@@ -1,0 +1,94 @@
+"""What a command says: progress on stderr, results on stdout, as text or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from iclens.study.stage import Event
+    from iclens.tables.quality import QualityTable
+
+
+class _Bar:
+    """A bar of training steps on stderr, drawn while there are steps."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._task = console, TaskID(0)
+        self._progress: Progress | None = None
+
+    def show(self, found: dict[str, Any]) -> None:
+        """Move to step `found["step"]` of `found["of"]`; close after the last one."""
+        step, total = found.get("step"), found.get("of")
+        if step is None or total is None or not self._console.is_terminal:
+            return
+        if self._progress is None:
+            columns = (TextColumn("  training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._task = self._progress.add_task("training", total=total)
+            self._progress.start()
+        self._progress.update(self._task, completed=step)
+        if step >= total:
+            self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def study_report() -> Callable[[Event], None]:
+    """A reporter of a study's stages, on stderr."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    bar = _Bar(console)
+
+    def report(event: Event) -> None:
+        if event.state == "progress":
+            return bar.show(dict(event.found))
+        bar.close()
+        why = f" ({event.why})" if event.why else ""
+        if event.state == "begins":
+            return console.print(f"{event.stage}: running{why}", markup=False)
+        seconds = f" in {event.seconds:.1f} s" if event.state == "done" else ""
+        taken = why if event.state == "taken over" else ""
+        return console.print(
+            f"{event.stage}: {event.state}{seconds}{taken}. {_brief(event.found)}", markup=False
+        )
+
+    return report
+
+
+def training_report() -> Callable[[dict[str, Any]], None]:
+    """A reporter of training steps, on stderr."""
+    return _Bar(Console(stderr=True)).show
+
+
+def say(result: str | dict[str, Any] | list[Any]) -> None:
+    """Print a result on stdout: text as it is, anything else as one line of JSON."""
+    typer.echo(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False))
+
+
+def quality_text(table: QualityTable) -> str:
+    """The quality of each SAE, a line each."""
+    wanted = ["site", "d_sae", "k", "l0", "fvu", "ce_recovered", "ce_recovered_pre", "dead", "n_tokens"]
+    return table.df[wanted].to_string(index=False, float_format=lambda value: f"{value:.4f}")
+
+
+def quality_records(table: QualityTable) -> list[Any]:
+    """The quality of each SAE as plain records; an undefined figure is null."""
+    return json.loads(table.df.to_json(orient="records"))
+
+
+def _brief(found: Any) -> str:
+    parts = []
+    for name, value in dict(found).items():
+        inner = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        text = ", ".join(map(str, inner)) if isinstance(inner, list) else inner
+        parts.append(f"{name}: {text}")
+    return "; ".join(parts)

@@ -41,6 +41,10 @@ class Curve:
     def __post_init__(self) -> None:
         _expect_lengths("Curve", n_seen=self.n_seen, mean=self.mean, low=self.low, high=self.high)
 
+    def at(self, n: int) -> float:
+        """The mean after `n` examples; NaN where it was not measured."""
+        return dict(zip(self.n_seen, self.mean, strict=True)).get(n, math.nan)
+
     @classmethod
     def line(cls, n_seen: Sequence[int], mean: Sequence[float]) -> Curve:
         """A curve without an interval, for example the exact posterior."""

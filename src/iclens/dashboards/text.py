@@ -1,0 +1,71 @@
+"""How is a number or a token written, so that it reads the same on every page?
+
+Numbers keep three significant digits, with a true minus sign, and an undefined one is a dash;
+`assets/table.js` follows the same rules. Tokens show their white space and everything that would
+otherwise be invisible or reorder the line.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+DASH = "–"
+_MINUS = "−"
+_VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍", "": "∅"}
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}
+
+
+def three_digits(value: float) -> float | None:
+    """`value` rounded as `number` shows it; None where it is not finite."""
+    return _rounded(value) if math.isfinite(value) else None
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}" if _plain(value) or value == 0 else f"{value:.2g}")
+
+
+def _plain(value: float) -> bool:
+    return 1e-3 <= abs(value) < 1e6
+
+
+def number(value: float | None) -> str:
+    """Three significant digits: 0.0123, 12.3, 4,096; two beyond: 1.2e−5; a dash where undefined."""
+    if value is None or math.isnan(value):
+        return DASH
+    if math.isinf(value):
+        return "∞" if value > 0 else f"{_MINUS}∞"
+    value = _rounded(value)
+    if value == 0:
+        return "0"
+    if not _plain(value):
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", _MINUS)
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{digits}f}".replace("-", _MINUS)
+
+
+def count(value: int) -> str:
+    """A whole number, in groups of three."""
+    return f"{value:,}"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage: 1.2 %."""
+    return DASH if math.isnan(share) else f"{100 * share:.2g} %".replace("1e+02", "100")
+
+
+def interval(low: float, high: float) -> str:
+    """[low, high], or nothing where it is undefined."""
+    return "" if math.isnan(low) or math.isnan(high) else f"[{number(low)}, {number(high)}]"
+
+
+def visible(token: str) -> str:
+    """Token text with white space drawn and invisible characters spelt out."""
+    if token in _VISIBLE:
+        return _VISIBLE[token]
+    return "".join(_VISIBLE.get(c) or (_spelt(c) if unicodedata.category(c) in _HIDDEN else c) for c in token)
+
+
+def _spelt(character: str) -> str:
+    return f"\\u{{{ord(character):x}}}"

@@ -1,0 +1,270 @@
+"""A made-up study of realistic size and shape, with hostile text wherever a study puts text."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iclens.dashboards.site import build_site
+from iclens.dashboards.view import (
+    BeliefCurve,
+    ConceptRow,
+    Curve,
+    Fact,
+    Finding,
+    GrowthCount,
+    Histogram,
+    LatentRow,
+    LatentView,
+    LogitEffect,
+    PatchRow,
+    PromptView,
+    QualityRow,
+    SiteView,
+    SweepCell,
+    SweepView,
+    TaskActivation,
+    TokenView,
+    TrajectoryView,
+)
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+SITES = tuple(f"L{layer}.{hook}" for layer in (1, 2, 3) for hook in ("resid_post", "mlp_out"))
+ROLES = ("x", "pre", "lab", "close")
+EXAMPLES = 16
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the browser tests out, saying so, where there is no browser; in CI they run and fail."""
+    if CHROMIUM or os.environ.get("CI") == "true":
+        return
+    browser = [item for item in items if item.get_closest_marker("browser")]
+    if not browser:
+        return
+    config.hook.pytest_deselected(items=browser)
+    items[:] = [item for item in items if item not in browser]
+    config.stash[_LEFT_OUT] = len(browser)
+
+
+_LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name what was left out where everyone looks."""
+    if left_out := config.stash.get(_LEFT_OUT, 0):
+        terminalreporter.write_line(
+            f"NOTICE: {left_out} browser tests were not run: no chromium on this machine (CI runs them).",
+            yellow=True,
+        )
+
+
+def curve(rng: np.random.Generator, start: float, stop: float, width: float) -> Curve:
+    """A saturating rise with a band."""
+    n = np.arange(EXAMPLES)
+    mean = start + (stop - start) * n / (n + 3.0) + rng.normal(0, width / 4, EXAMPLES)
+    return Curve(n.tolist(), mean.tolist(), (mean - width).tolist(), (mean + width).tolist())
+
+
+def sweep(rng: np.random.Generator, title: str, peak: int) -> SweepView:
+    """A heat map with one band of layers at `pre`."""
+    cells = [
+        SweepCell(role, layer, float(np.clip((0.95 if role == "pre" and layer == peak else 0.03), 0, 1)))
+        for role in ROLES
+        for layer in range(7)
+    ]
+    return SweepView(title, "12-example donor of 2x+3, 64 pairs", cells)
+
+
+def prompt(rng: np.random.Generator, title: str) -> PromptView:
+    """`(28, 59)` lines with activations on `lab` and `pre`, as a trained SAE gives them."""
+    tokens = [TokenView("<s>"), TokenView("\n")]
+    for j in range(EXAMPLES):
+        x = int(rng.integers(50))
+        strength = j / EXAMPLES * 2.4
+        tokens += [TokenView("("), TokenView(str(x)), TokenView(","), TokenView(" ", strength)]
+        tokens += [TokenView(str(2 * x + 3), strength * 0.4), TokenView(")\n")]
+    return PromptView(title, tokens)
+
+
+def latent_page(rng: np.random.Generator, row: LatentRow, hostile: str) -> LatentView:
+    """A page with every section filled; `hostile` is put wherever text can stand."""
+    specs = [f"{a}x+{b}" for a in (1, 2, 3, 4) for b in (0, 1, 2, 3, 5, 8)]
+    tasks = [
+        TaskActivation(
+            spec + hostile, float(m), float(m) - 0.1, float(m) + 0.1, 64, ("discovery", "held out")[i % 2]
+        )
+        for i, (spec, m) in enumerate(zip(specs, np.sort(rng.gamma(1.2, 0.5, 24))[::-1], strict=True))
+    ]
+    trajectories = [
+        TrajectoryView(
+            role, curve(rng, 0.1, 2 + i, 0.2), curve(rng, 0.1, 0.4, 0.2), 0.12, 0.09, 0.15, 3e-9, "grows"
+        )
+        for i, role in enumerate(ROLES)
+    ]
+    reason = hostile or "confound above .65"
+    concepts = [
+        ConceptRow("double" + hostile, "lab", 0.96, 0.93, 0.98, "3x", 0.61, 1e-6, "double"),
+        ConceptRow("odd", "lab", 0.55, 0.49, 0.61, "magnitude", 0.7, 0.4, "", reason),
+        ConceptRow("numeric", "lab", math.nan, reason="no word task in this run"),
+    ]
+    patches = [
+        PatchRow(
+            belief + hostile,
+            -3.1,
+            -2.6,
+            4.0,
+            e,
+            e - 0.1,
+            e + 0.1,
+            -0.2,
+            0.18,
+            p,
+            0.07,
+            0.01,
+            57,
+            64,
+        )
+        for belief, e, p in (
+            ("numeric", 0.02, 0.62),
+            ("odd", -0.31, 0.05),
+            ("double", 0.92, 0.0099),
+            ("exact", 0.51, 0.0198),
+            ("copy", 0.04, 0.5),
+        )
+    ]
+    words = ["59", "\u202e7", " opposite", "\ufffd", hostile or "odd", "113", "7", "999"]
+    effects = [LogitEffect(w, 2.2 - 0.2 * i) for i, w in enumerate(words)]
+    prompts = [prompt(rng, f"{spec}, task arm{hostile}") for spec in ("2x+3", "2x+5", "2x", "3x+1", "x//2+4")]
+    if hostile:
+        prompts.append(
+            PromptView("hostile", [TokenView(hostile, 2.0), TokenView(f'" onfocus={hostile}', 1.0)])
+        )
+    bins = Histogram(np.linspace(0, 3, 25).tolist(), (900 * np.exp(-np.arange(24) / 6)).astype(int).tolist())
+    return LatentView(
+        row.site,
+        row.latent,
+        trajectories,
+        "lab",
+        tasks,
+        concepts,
+        patches,
+        prompts,
+        effects,
+        [LogitEffect(e.text, -e.value) for e in effects],
+        bins,
+    )
+
+
+def make_rows(rng: np.random.Generator, per_site: int) -> list[LatentRow]:
+    """`per_site` latents for every site; the first few grow."""
+    rows = []
+    for site in SITES:
+        for latent in range(per_site):
+            grows = latent < per_site // 20 + 1
+            rows.append(
+                LatentRow(
+                    site,
+                    latent,
+                    float(rng.beta(1, 30)),
+                    ROLES[latent % 4],
+                    float(rng.normal(0.2 if grows else 0, 0.05)),
+                    float(10 ** -rng.uniform(2, 14)) if grows else float(rng.uniform(0.05, 1)),
+                    "grows" if grows else "none",
+                    ("double", "candidate", "")[latent % 3] if grows else "",
+                    "double" if grows else "",
+                    float(rng.uniform(0.5, 1)) if grows else math.nan,
+                    "exact" if grows else "",
+                    float(rng.normal(0, 0.5)) if grows else math.nan,
+                    float(rng.uniform(0.01, 1)) if grows else math.nan,
+                )
+            )
+    return sorted(rows, key=lambda row: row.q_value)
+
+
+def make_view(per_site: int = 40, n_pages: int = 4) -> SiteView:
+    """The study; the first of its pages is hostile."""
+    rng = np.random.default_rng(0)
+    rows = make_rows(rng, per_site)
+    beliefs = [
+        BeliefCurve(
+            name,
+            meaning,
+            curve(rng, start, stop, 0.25),
+            Curve.line(list(range(EXAMPLES)), (start + (stop + 1.5 - start) * np.arange(16) / 18).tolist()),
+            curve(rng, start, start + 0.3, 0.25),
+        )
+        for name, meaning, start, stop in (
+            ("numeric", "the answer is a number", 2.0, 6.0),
+            ("odd", "the answer is odd, given a number", 0.1, 3.9),
+            ("double", "the answer lies within 5 of 2x", -2.4, 3.3),
+            ("exact", "the answer is the task’s own", -4.6, 4.1),
+            ("copy", "the answer is the donor’s", -5.0, -4.8),
+        )
+    ]
+    counts = [
+        GrowthCount(site, role, per_site, int(rng.integers(4, 60)), int(rng.integers(0, 20)))
+        for site in SITES
+        for role in ROLES
+    ]
+    return SiteView(
+        title="In-context learning in icl-tiny",
+        question="Does in-context learning add features, one Bayesian update per example, and which?",
+        findings=[
+            Finding(
+                "Do latents grow with the examples?",
+                "Yes: 214 of 6,144",
+                "At q = .05 against paired permuted labels; 9 fall.",
+            ),
+            Finding(
+                "Is the growth additive in log-odds?",
+                "Partly",
+                "Fitted λ = 0.41 nats per example, [0.38, 0.44]; it saturates after 8.",
+            ),
+            Finding(
+                "Does any single latent carry the task?",
+                "No",
+                "The largest single effect is 0.92 nats of the 7.1 between B and A.",
+            ),
+        ],
+        provenance=[
+            Fact("model", "icl-tiny, sha256 41c8e0d2b7f95a13"),
+            Fact("SAE set", "icl-tiny-saes"),
+            Fact("versions", "iclens 0.1.0, torch 2.13.0"),
+            Fact("seeds", "prompts 0, split 1"),
+            Fact("date", "2026-01-01 00:00 UTC"),
+        ],
+        quality=[
+            QualityRow(site, f"{i:016x}", 1024, 32, 32.0, 0.041, 0.987, 0.991, 0.013, 65536)
+            for i, site in enumerate(SITES)
+        ],
+        beliefs=beliefs,
+        sweeps=[
+            sweep(rng, "Task applied to B’s own x", 3),
+            sweep(rng, "The same, in the plain twin", 9),
+            sweep(rng, "A’s answer copied", 6),
+        ],
+        growth=counts,
+        latents=rows,
+        pages=[latent_page(rng, row, HOSTILE if i == 0 else "") for i, row in enumerate(rows[:n_pages])],
+        pages_reason="Pages are written for the latents with the lowest q at any site and role.",
+        notes=["The model is small and its tasks are declared: nothing here generalises by itself."],
+    )
+
+
+@pytest.fixture(scope="session")
+def view_of() -> Callable[..., SiteView]:
+    """`make_view`."""
+    return make_view
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a built site with 240 latents and four pages."""
+    return build_site(make_view(), tmp_path_factory.mktemp("pages") / "site").parent

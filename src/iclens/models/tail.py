@@ -72,7 +72,7 @@ class Tail:
         self._prefix = _Prefix({layer: (k[:, :, :-1], v[:, :, :-1]) for layer, (k, v) in keep.kept.items()})
 
     def resid_pre(self, layer: int) -> Tensor:
-        """The unedited residual entering block `layer` at the last position, [d_model]; n_blocks is the end."""
+        """The unedited residual entering block `layer` at the last position, [d_model]."""
         return self._last[layer]
 
     @torch.no_grad()

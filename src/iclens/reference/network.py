@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from iclens.reference.recipe import Shape
+from iclens.reference.tokenizer import BOS
 
 _PERIODS = (2, 3, 5, 7, 10, 20, 25, 50, 100, 200, 500)
 
@@ -33,7 +34,7 @@ def build_network(
         num_key_value_heads=shape.n_key_value_heads,
         max_position_embeddings=shape.max_positions,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        bos_token_id=tokenizer.bos_token_id,
+        bos_token_id=tokenizer.get_vocab()[BOS],
         eos_token_id=None,
         tie_word_embeddings=False,
     )

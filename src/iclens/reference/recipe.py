@@ -70,7 +70,7 @@ class Recipe(Strict):
     examples: int
     other_token_weight: float
     noise_full_at: float
-    """Fraction of the trunk after which noise levels follow their prior; it starts with noiseless contexts."""
+    """Fraction of the trunk after which noise levels follow their prior; it starts noiseless."""
     optimiser: Optimiser
     interchange: Interchange
     trunk: Stage

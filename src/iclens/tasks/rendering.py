@@ -53,11 +53,12 @@ def encode(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> NDArray[np.int64]:
     ids = list(tokenizer(render(pairs)).input_ids)
     for example, pair in enumerate(pairs):
         start = PREFIX_LENGTH + TOKENS_PER_EXAMPLE * example
-        pieces = [tokenizer.decode([i]) for i in ids[start : start + TOKENS_PER_EXAMPLE]]
+        cell = ids[start : start + TOKENS_PER_EXAMPLE]
+        pieces = [tokenizer.decode([i]) for i in cell]
         if pieces != ["(", pair[0], ",", " ", pair[1], ")\n"]:
             raise TokenizerError(
                 f"six tokens for '({pair[0]}, {pair[1]})\\n'",
-                f"the tokenizer gives {tokenizer.convert_ids_to_tokens(ids[start : start + TOKENS_PER_EXAMPLE])}",
+                f"the tokenizer gives {tokenizer.convert_ids_to_tokens(cell)}",
                 f"Use x and y that are single tokens after BOS and a newline (roles {' '.join(ROLES)}).",
             )
     if len(ids) != PREFIX_LENGTH + TOKENS_PER_EXAMPLE * len(pairs):

@@ -106,26 +106,27 @@ class Condition:
 def standard_conditions(mixture: Mixture, held_out: Sequence[str] = ()) -> tuple[Condition, ...]:
     """The mixture as it is, then its parts: noiseless families, a noisy level, `held_out` tasks noiseless.
 
-    Noiseless means the lowest noise level; the noisy level is the one nearest to 0.6. A family that
-    the mixture lacks is left out.
+    Noiseless means the lowest noise level; the noisy level is the one nearest to 0.6. Tasks that the
+    mixture lacks are left out.
     """
     clean = min(mixture.noise_levels)
     noisy = min(mixture.noise_levels, key=lambda level: abs(level - 0.6))
     found = [Condition("whole mixture")]
-    if "2x+3" in {task.name for task in mixture.tasks}:
+    known = {task.name for task in mixture.tasks}
+    if "2x+3" in known:
         found.append(Condition("2x+3, noiseless", ("2x+3",), clean))
     found.append(Condition(f"all tasks, noise {noisy:g}", (), noisy))
     families = (
         ("words and letters", "word"),
         ("parity only", "parity"),
-        ("approximate 2x and others", "approx"),
+        ("approximately affine", "approx"),
     )
     for name, family in families:
         members = tuple(task.name for task in mixture.tasks if task.family == family)
         if members:
             found.append(Condition(name, members, clean))
-    if held_out:
-        found.append(Condition("held out from interchange", tuple(held_out), clean))
+    if apart := tuple(task for task in held_out if task in known):
+        found.append(Condition("held out from interchange", apart, clean))
     return tuple(found)
 
 

@@ -11,8 +11,8 @@ from typing import ClassVar
 from iclens.tables.frame import Column, Table
 
 _METRIC = (
-    '"task on own x" = P(f(x_B)), "copy" = P(f(x_A)), "top-1 task on own x" and "top-1 copy" = share of prompts '
-    'whose most probable answer that is, "effect on <belief>" = mean rise of the belief\'s log-odds'
+    '"task on own x" = P(f(x_B)), "copy" = P(f(x_A)), "top-1 task on own x" and "top-1 copy" = share of '
+    'prompts whose most probable answer that is, "effect on <belief>" = mean rise of the belief\'s log-odds'
 )
 _EFFECT = "mean of patched − base over prompts, nats"
 

@@ -1,0 +1,96 @@
+"""How much of run A must a patch carry: one latent, all latents, the SAE's error, or everything?
+
+    best single latent   (a_f^A − a_f^B) · d_f, f chosen on the screening half
+    all latents          decode(a^A) − decode(a^B): B keeps its own error
+    error only           error^A − error^B
+    full activation      h^A − h^B, the sum of the two above
+
+All rungs are read on the test half and use the same donor values as the single-latent patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iclens.models.load import LanguageModel
+from iclens.names import BELIEFS
+from iclens.patching.effects import means, normalised_effects, resamples
+from iclens.patching.latent_runs import LatentRuns, gather
+from iclens.patching.latents import reasons
+from iclens.patching.runs import Runs
+from iclens.saes.load import Sae
+from iclens.tables.arrays import Floats
+from iclens.tables.patches import LadderTable, PatchTable
+
+
+def patch_ladder(
+    model: LanguageModel, sae: Sae, runs: Runs, patches: PatchTable, *, donor_value: str = "task mean",
+    seed: int = 0, draws: int = 1000,
+) -> LadderTable:  # fmt: skip
+    """Every rung's effect on every belief.
+
+    Args:
+        model: as given to `patch_latents`.
+        sae: likewise.
+        runs: likewise.
+        patches: its result, which names the best single latent of each belief.
+        donor_value: as given to `patch_latents`.
+        seed: likewise, so that the halves are the same.
+        draws: bootstrap resamples.
+
+    Returns:
+        A row per (rung, belief); the single rung is left out where no latent differs.
+
+    Raises:
+        EditError, SaeError: as in `gather`.
+    """
+    held = gather(model, sae, runs, donor_value=donor_value, seed=seed)
+    weights = resamples(len(held.test), draws, np.random.default_rng(seed))
+    best = [best_single(patches, belief) for belief in BELIEFS]
+    rungs = list(_rungs(held, sorted({latent for latent in best if latent is not None})))
+    additions = torch.stack([delta for _, _, delta in rungs], dim=1)
+    effects = np.stack([held.effects(int(i), additions[int(i)]) for i in held.test])
+    return LadderTable.concat([
+        _row(held, rung, latent, b, effects[:, r, b], weights)
+        for b in range(len(BELIEFS))
+        for r, (rung, latent, _) in enumerate(rungs)
+        if latent is None or latent == best[b]
+    ])  # fmt: skip
+
+
+def best_single(patches: PatchTable, belief: str) -> int | None:
+    """The latent with the largest screened effect on a belief; None where none is defined."""
+    rows = patches.where((patches["belief"] == belief) & ~np.isnan(patches["screen_effect"]))
+    return int(rows["latent"][np.argmax(np.abs(rows["screen_effect"]))]) if len(rows) else None
+
+
+def _rungs(held: LatentRuns, singles: list[int]) -> Iterator[tuple[str, int | None, Tensor]]:
+    """Name, latent and addition [prompt d_in] of every rung; one single rung per latent of `singles`."""
+    everything = held.donor_held - held.recipient_held
+    carried = held.sae.decode(held.donor_latents) - held.sae.decode(held.recipient_latents)
+    for latent in singles:
+        change = (held.donor_latents - held.recipient_latents)[:, latent, None]
+        yield "best single latent", latent, change * held.directions(np.array([latent]))
+    yield "all latents", None, carried
+    yield "error only", None, everything - carried
+    yield "full activation", None, everything
+
+
+def _row(
+    held: LatentRuns, rung: str, latent: int | None, b: int, effects: Floats, weights: Floats
+) -> LadderTable:
+    """One row from the effects of a rung on belief `b`, [test prompt]."""
+    base, target = held.base[held.test, b], held.target[held.test, b]
+    effect = means(effects[:, None], weights)
+    share = normalised_effects(effects[:, None], (target - base)[:, None], weights)
+    return LadderTable({
+        "site": [str(held.sae.site)], "rung": [rung], "latent": ["" if latent is None else str(latent)],
+        "belief": [BELIEFS[b]], "n_prompts": [len(effects)], "base": [base.mean()],
+        "patched": base.mean() + effect.value, "donor": [target.mean()], "effect": effect.value,
+        "ci_low": effect.low, "ci_high": effect.high, "normalised": share.value, "normalised_low": share.low,
+        "normalised_high": share.high, "reason": [reasons([effect.reason[0], share.reason[0]])],
+    })  # fmt: skip

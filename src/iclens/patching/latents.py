@@ -1,0 +1,188 @@
+"""Which single latents carry a belief from run A to run B?
+
+    h_B' = h_B + (a_f^A − a_f^B) · d_f        at the query's `pre`; B's SAE error is untouched
+
+1. Every latent whose activation differs is patched alone, on both halves of the prompts. 2. Those with a
+clear effect on the screening half are tested on the other half: each is compared with random live latents
+of like density and mean activation, pushed exactly as far in the same prompts, p = (1 + b)/(1 + n). 3. q is
+Benjamini–Hochberg over tested latents × beliefs.
+
+The halves keep prompt noise out of what is tested. They do not make the tested latents a random draw: they
+were chosen for large effects, and p says how they rank among directions of equal length, no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import false_discovery_control
+
+from iclens.models.load import LanguageModel
+from iclens.names import BELIEFS
+from iclens.patching.effects import control_p_value, means, normalised_effects, resamples
+from iclens.patching.latent_runs import LatentRuns, gather
+from iclens.patching.runs import Runs
+from iclens.saes.load import Sae
+from iclens.tables.arrays import Floats, Ints
+from iclens.tables.patches import PatchTable
+
+SCREEN_ERRORS = 2.0
+"""Standard errors by which the screening half must tell an effect from 0."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Control p-values of the tested latents.
+
+    Args:
+        latents: tested latent ids, [tested].
+        p_value: [tested belief].
+        q_value: [tested belief].
+        n_controls: [tested].
+    """
+
+    latents: Ints
+    p_value: Floats
+    q_value: Floats
+    n_controls: Ints
+
+
+def patch_latents(
+    model: LanguageModel, sae: Sae, runs: Runs, *, donor_value: str = "task mean", n_tested: int = 12,
+    n_controls: int = 200, seed: int = 0, draws: int = 1000, batch: int = 256,
+) -> PatchTable:  # fmt: skip
+    """Patch every latent that differs between A and B, and test the largest effects against matched latents.
+
+    Args:
+        model: a whole model.
+        sae: an SAE of one of its resid_pre, resid_post or mlp_out sites.
+        runs: donor and recipient prompts.
+        donor_value: "task mean" over other prompts, or "instance".
+        n_tested: at most so many latents are tested, by screened effect.
+        n_controls: matched latents per tested latent, or as many as are live.
+        seed: of the halves, the controls and the bootstrap.
+        draws: bootstrap resamples.
+        batch: rows per forward pass of the tail.
+
+    Returns:
+        A row per (latent that differs in the test half or the screening half, belief), by latent.
+
+    Raises:
+        EditError, SaeError: as in `gather`.
+    """
+    held = gather(model, sae, runs, donor_value=donor_value, seed=seed)
+    latents = np.flatnonzero((held.change != 0).any(axis=0))
+    effects = _single_effects(held, latents, batch)
+    chosen = _screened(effects[held.screen], n_tested)
+    tested = _test(
+        held, latents[chosen], effects[held.test][:, chosen], n_controls, np.random.default_rng(seed), batch
+    )
+    weights = resamples(len(held.test), draws, np.random.default_rng(seed))
+    return _table(held, latents, effects, tested, weights)
+
+
+def _single_effects(held: LatentRuns, latents: Ints, batch: int) -> Floats:
+    """Effect of each latent's own patch, [prompt latent belief]."""
+    directions = held.directions(latents)
+    change = (held.donor_latents - held.recipient_latents)[:, torch.as_tensor(latents)]
+    return np.stack([held.effects(i, row[:, None] * directions, batch) for i, row in enumerate(change)])
+
+
+def _screened(effects: Floats, n_tested: int) -> Ints:
+    """Which latents to test, from effects on the screening half [prompt latent belief]; largest first."""
+    mean = np.abs(effects.mean(axis=0))
+    error = effects.std(axis=0, ddof=1) / np.sqrt(len(effects))
+    clear = np.where(mean >= np.maximum(SCREEN_ERRORS * error, 1e-6), mean, 0.0)
+    largest = np.nan_to_num(clear).max(axis=1, initial=0.0)
+    order = np.argsort(-largest, kind="stable")[:n_tested]
+    return order[largest[order] > 0]
+
+
+def _test(
+    held: LatentRuns, latents: Ints, effects: Floats, n_controls: int, rng: np.random.Generator, batch: int
+) -> Tested:
+    """Compare effects on the test half [prompt tested belief] with those of matched live latents."""
+    controls = [matched(held.density, held.mean_active, int(f), n_controls, rng) for f in latents]
+    p_value = np.full((len(latents), len(BELIEFS)), np.nan)
+    for t, (latent, others) in enumerate(zip(latents, controls, strict=True)):
+        pushed = _control_effects(held, int(latent), others, batch)
+        own = effects[:, t].mean(axis=0)
+        for b in np.flatnonzero(~np.isnan(own)):
+            p_value[t, b] = control_p_value(own[b], pushed[:, b]) if len(others) else np.nan
+    q_value, known = np.full_like(p_value, np.nan), ~np.isnan(p_value)
+    if known.any():
+        q_value[known] = false_discovery_control(p_value[known], method="bh")
+    return Tested(latents, p_value, q_value, np.array([len(others) for others in controls], dtype=int))
+
+
+def matched(density: Floats, mean_active: Floats, latent: int, n: int, rng: np.random.Generator) -> Ints:
+    """Random live latents like `latent`: n drawn from the 2n nearest in log density and log mean activation.
+
+    Args:
+        density: share of positions at which each latent is active, [latent].
+        mean_active: mean activation where active, [latent].
+        latent: the latent to match; never among the result.
+        n: how many; all that are live when there are no more.
+        rng: of the draw.
+    """
+    live = np.flatnonzero(density > 0)
+    live = live[live != latent]
+    if len(live) <= n:
+        return live
+    like = np.stack([np.log(density[live]), np.log(mean_active[live])])
+    own = like.mean(axis=1)
+    if density[latent] > 0:
+        own = np.log([density[latent], mean_active[latent]])
+    spread = np.maximum(like.std(axis=1), 1e-9)
+    distance = np.square((like - own[:, None]) / spread[:, None]).sum(axis=0)
+    nearest = live[np.argsort(distance, kind="stable")[: 2 * n]]
+    return np.sort(rng.choice(nearest, n, replace=False))
+
+
+def _control_effects(held: LatentRuns, latent: int, others: Ints, batch: int) -> Floats:
+    """Mean effects of controls over the test half, each pushed as far as `latent` is, [control belief]."""
+    length = held.directions(np.array([latent])).norm()
+    units = torch.nn.functional.normalize(held.directions(others), dim=1)
+    change = (held.donor_latents - held.recipient_latents)[:, latent] * length
+    return np.mean([held.effects(int(i), change[i] * units, batch) for i in held.test], axis=0)
+
+
+def _table(held: LatentRuns, latents: Ints, effects: Floats, tested: Tested, weights: Floats) -> PatchTable:
+    """A row per latent and belief, from effects [prompt latent belief] on all prompts."""
+    width = len(BELIEFS)
+
+    def spread(values: Floats) -> Floats:
+        """[… belief] repeated for every latent, as [… latent·belief]."""
+        return np.tile(values, len(latents))
+
+    on_test = effects[held.test].reshape(len(held.test), -1)
+    base, target = held.base[held.test], held.target[held.test]
+    effect, share = means(on_test, weights), normalised_effects(on_test, spread(target - base), weights)
+    controls = np.full((3, len(latents), width), np.nan)
+    place = np.searchsorted(latents, tested.latents)
+    controls[:, place] = np.stack([
+        np.repeat(tested.n_controls[:, None], width, axis=1), tested.p_value, tested.q_value
+    ])  # fmt: skip
+    n_controls, p_value, q_value = controls.reshape(3, -1)
+    untested = np.where(np.isnan(n_controls), "not tested: not among the screened", "no live control")
+    why = zip(effect.reason, share.reason, np.where(np.isnan(p_value), untested, ""), strict=True)
+    return PatchTable({
+        "site": [str(held.sae.site)] * effect.value.size, "latent": np.repeat(latents, width),
+        "belief": spread(np.array(BELIEFS)), "n_prompts": [len(held.test)] * effect.value.size,
+        "n_changed": np.repeat((held.change[held.test][:, latents] != 0).sum(axis=0), width),
+        "base": spread(base.mean(axis=0)), "patched": spread(base.mean(axis=0)) + effect.value,
+        "donor": spread(target.mean(axis=0)), "effect": effect.value,
+        "ci_low": effect.low, "ci_high": effect.high,
+        "normalised": share.value, "normalised_low": share.low, "normalised_high": share.high,
+        "screen_effect": effects[held.screen].mean(axis=0).ravel(),
+        "n_controls": np.nan_to_num(n_controls).astype(int), "control_p": p_value, "q_value": q_value,
+        "reason": [reasons(found) for found in why],
+    })  # fmt: skip
+
+
+def reasons(found: Iterable[str]) -> str:
+    """Distinct reasons as one text."""
+    return "; ".join(dict.fromkeys(reason for reason in found if reason))

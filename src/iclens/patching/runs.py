@@ -1,0 +1,166 @@
+"""Run A and run B: which prompts a patch is taken from, and which it is put into.
+
+1. Inputs are drawn without repetition: n of the context, then the queries. 2. Run A (donor) shows the
+task on the context and asks about x_A. 3. Run B (recipient) asks about x_B after no example, or after the
+same inputs with deranged (S) or random (R) labels. 4. A* is A's context with B's query: what B would say
+had it seen A's examples. x_B stands nowhere in A, and f(x_A) ≠ f(x_B), so that moving the task and copying
+the answer can be told apart. Contexts are nested in n and x_B does not depend on n: curves over n are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from iclens.errors import EditError, TaskError
+from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE
+from iclens.tables.arrays import Ints, Strings
+from iclens.tables.prompts import PromptSet
+from iclens.tasks.prompts import build_prompts
+from iclens.tasks.rendering import Tokenizer
+from iclens.tasks.rules import Task, default_inputs
+
+ZERO = "zero examples"
+RECIPIENTS = (ZERO, "S arm", "R arm")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Donor, recipient and A* of each prompt; the last example of each is its query.
+
+    Args:
+        task: the donor's rule, f.
+        donor: run A.
+        recipient: run B.
+        target: A*, the donor's context with the recipient's query.
+
+    Raises:
+        EditError: when the numbers of prompts differ, or A* does not ask B's query.
+    """
+
+    task: Task
+    donor: PromptSet
+    recipient: PromptSet
+    target: PromptSet
+
+    def __post_init__(self) -> None:
+        if not self.donor.n_prompts == self.recipient.n_prompts == self.target.n_prompts:
+            found = f"{self.donor.n_prompts}, {self.recipient.n_prompts} and {self.target.n_prompts} prompts"
+            raise EditError("donor, recipient and A*", found, "Give one of each per prompt.")
+        if (self.target.x[:, -1] != self.x_B).any():
+            raise EditError("A*", "its query is not the recipient's", "Build the runs with `build_runs`.")
+
+    @property
+    def recipient_name(self) -> str:
+        """`zero examples`, or the recipient's arm."""
+        return ZERO if self.recipient.n_examples == 1 else f"{self.recipient.arm} arm"
+
+    @property
+    def n_seen(self) -> int:
+        """Examples in the donor's context."""
+        return self.donor.n_examples - 1
+
+    @property
+    def x_B(self) -> Strings:  # noqa: N802
+        """The recipient's query, [prompt]."""
+        return self.recipient.x[:, -1]
+
+    @property
+    def own(self) -> Strings:
+        """f(x_B), the task applied to the recipient's own x, [prompt]."""
+        return self.recipient.answer[:, -1]
+
+    @property
+    def copied(self) -> Strings:
+        """f(x_A), the donor's own answer, [prompt]."""
+        return self.donor.answer[:, -1]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Answers that are not numbers and so must be read besides them."""
+        return tuple(sorted({y for y in (*self.own, *self.copied) if not y.isdigit()}))
+
+
+def build_runs(
+    tokenizer: Tokenizer, task: Task, *, recipient: str = ZERO, n_prompts: int = 64, donor_examples: int = 12,
+    recipient_examples: int | None = None, seed: int = 0, inputs: Sequence[str] | None = None,
+) -> Runs:  # fmt: skip
+    """Draw run A, run B and A* of one task.
+
+    Args:
+        tokenizer: gives six tokens to an example.
+        task: the donor's rule; it must have one answer per x.
+        recipient: one of `RECIPIENTS`.
+        n_prompts: pairs of runs.
+        donor_examples: examples before the donor's query.
+        recipient_examples: examples before the query of an S or R recipient; the donor's by default.
+        seed: of the draw.
+        inputs: allowed x; the task's default inputs when not given.
+
+    Raises:
+        EditError: for an unknown recipient, or one that cannot be deranged.
+        TaskError: for a stochastic task, too few inputs, or a task whose answer never changes.
+    """
+    if recipient not in RECIPIENTS:
+        raise EditError(f"recipient '{recipient}'", "unknown", f"One of {', '.join(RECIPIENTS)}.")
+    if not task.deterministic:
+        raise TaskError(f"patching '{task.name}'", "it has no single answer", "Choose a deterministic task.")
+    shown = 0 if recipient == ZERO else donor_examples if recipient_examples is None else recipient_examples
+    if recipient == "S arm" and shown < 2:
+        raise EditError(
+            f"an S arm of {shown} examples", "its labels cannot be deranged", "Give it 2 or more."
+        )
+    pool = tuple(inputs) if inputs is not None else default_inputs(task.domain)
+    longest = max(donor_examples, shown)
+    if len(pool) < longest + 2:
+        raise TaskError(
+            f"{longest} examples and two queries", f"{len(pool)} inputs", "Ask for fewer examples."
+        )
+    every = build_prompts(
+        tokenizer, task, arm="T", n_prompts=n_prompts, n_examples=len(pool), seed=seed, inputs=pool
+    )
+    last = np.full((n_prompts, 1), len(pool) - 1)
+    seen = np.tile(np.arange(donor_examples), (n_prompts, 1))
+    context = every
+    if shown:
+        arm = recipient.split()[0]
+        context = build_prompts(
+            tokenizer, task, arm=arm, n_prompts=n_prompts, n_examples=shown, seed=seed, inputs=pool
+        )
+    return Runs(
+        task,
+        donor=_columns(every, np.hstack([seen, _donor_query(every, donor_examples)])),
+        recipient=_with_query(context, shown, _columns(every, last)),
+        target=_columns(every, np.hstack([seen, last])),
+    )
+
+
+def _donor_query(every: PromptSet, first: int) -> Ints:
+    """The first column from `first` on whose answer differs from the last column's, [prompt 1]."""
+    differs = every.answer[:, first:-1] != every.answer[:, -1:]
+    if not differs.any(axis=1).all():
+        found = "f(x_A) = f(x_B) whatever x_A"
+        raise TaskError(f"patching '{every.task[0]}'", found, "Choose a task whose answer depends on x.")
+    return (first + differs.argmax(axis=1))[:, None]
+
+
+def _columns(prompts: PromptSet, columns: Ints) -> PromptSet:
+    """The prompts rewritten to hold only the given examples, [prompt example]; each example is six tokens."""
+    cells = prompts.tokens[:, PREFIX_LENGTH:].reshape(prompts.n_prompts, -1, TOKENS_PER_EXAMPLE)
+    kept = np.take_along_axis(cells, columns[..., None], axis=1).reshape(prompts.n_prompts, -1)
+    x, y, answer = (np.take_along_axis(a, columns, axis=1) for a in (prompts.x, prompts.y, prompts.answer))
+    tokens = np.hstack([prompts.tokens[:, :PREFIX_LENGTH], kept])
+    return PromptSet(prompts.task, prompts.arm, x, y, answer, tokens, prompts.seed, prompts.tokenizer)
+
+
+def _with_query(context: PromptSet, shown: int, query: PromptSet) -> PromptSet:
+    """The first `shown` examples of `context` followed by the query."""
+    x, y, answer = (
+        np.hstack([getattr(context, name)[:, :shown], getattr(query, name)]) for name in ("x", "y", "answer")
+    )
+    tokens = np.hstack([
+        context.tokens[:, : PREFIX_LENGTH + TOKENS_PER_EXAMPLE * shown], query.tokens[:, PREFIX_LENGTH:]
+    ])  # fmt: skip
+    return PromptSet(context.task, context.arm, x, y, answer, tokens, context.seed, context.tokenizer)

@@ -164,11 +164,15 @@ class PatchSection(Section):
 
     sites: list[str] | None = None
     """Sites to patch at; all that are followed when not given."""
-    donor_examples: int = Field(default=12, ge=1)
+    recipient: Literal["zero examples", "S arm", "R arm"] = "S arm"
+    """Run B: no context, or one as long as A's with deranged or random labels."""
+    donor_examples: int = Field(default=12, ge=2)
     n_prompts: int = Field(default=48, ge=4)
+    """Half of them screen latents, the other half tests them."""
+    n_tested: int = Field(default=12, ge=1)
+    """Latents of each site that are compared with matched random ones."""
     n_controls: int = Field(default=100, ge=1)
     seed: int = 3
-    q: float = Field(default=0.05, gt=0, lt=1)
 
     @field_validator("sites")
     @classmethod

@@ -42,8 +42,9 @@ FLOW = (
     # every table → pages
     Stage("dashboard", 8, ("study", "model", "prompts", "track", "transforms", "dashboard"),
           ("model", "saes", "prompts", "track", "growth", "transforms", "sweep", "patch"),
-          ("dashboards", "tracking", "saes", "study/view")),
+          ("dashboards", "tracking", "saes", "study/results", "study/site_view", "study/latent_pages")),
 )  # fmt: skip
+INDEX = "site/index.html"
 NAMES = tuple(stage.name for stage in FLOW)
 
 
@@ -135,7 +136,7 @@ def _bring(run: RunFolder, names: tuple[str, ...], report: Report) -> Outcome:
             run.write_text(DONE, now() + "\n")
     finally:
         run.discard_if_empty()
-    index = run.path / FLOW[-1].folder / "index.html"
+    index = run.path / FLOW[-1].folder / INDEX
     return Outcome(run.path, tuple(events), index if index.is_file() else None)
 
 

@@ -34,9 +34,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         exact, reason = _exact(bench, prompts)
         save_arrays(folder / beliefs_file(arm), {"model": model, "exact": exact}, reason=reason)
         right = np.array(tracked.probs.answers)[tracked.probs.top()] == prompts.answer
-        found[f"share answered right after {prompts.n_examples - 1} examples, arm {arm}"] = round(
-            float(right[:, -1].mean()), 4
-        )
+        found[f"top answer is the task's, arm {arm}"] = round(float(right[:, -1].mean()), 4)
     return found | {"sites": [site.short for site in bench.saes], "roles": section.roles}
 
 

@@ -1,0 +1,132 @@
+"""What did a run find? Its tables by name, read from disk, without the model.
+
+Every frame names sites in their short form, `L2.resid_post`.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from iclens.errors import RunError
+from iclens.names import Site
+from iclens.study.runfolder import CARD, RunFolder
+from iclens.study.store import load_arrays, load_json, load_prompts
+from iclens.tables.activations import LatentActs
+from iclens.tables.frame import Table
+from iclens.tables.growth import BeliefTable, GrowthTable
+from iclens.tables.patches import GradedTable, LadderTable, PatchTable, SweepTable
+from iclens.tables.prompts import PromptSet
+from iclens.tables.quality import QualityTable
+from iclens.tables.transforms import TransformTable
+
+FILES: dict[str, tuple[str, type[Table]]] = {
+    "quality": ("01_saes/quality.parquet", QualityTable),
+    "growth": ("04_growth/growth.parquet", GrowthTable),
+    "beliefs": ("04_growth/beliefs.parquet", BeliefTable),
+    "transforms": ("05_transforms/transforms.parquet", TransformTable),
+    "sweep": ("06_sweep/sweep.parquet", SweepTable),
+    "graded": ("06_sweep/graded.parquet", GradedTable),
+    "patches": ("07_patch/patches.parquet", PatchTable),
+    "ladder": ("07_patch/ladder.parquet", LadderTable),
+}
+"""Table name → its file in a run folder, and its type."""
+
+
+class Results:
+    """The outputs of a run.
+
+    Args:
+        run: the run folder.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run, self.config = run, run.config
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table as a new frame.
+
+        Raises:
+            RunError: when its stage has not run.
+        """
+        file, kind = FILES[name]
+        frame = kind.load(self._file(file)).df
+        if "site" in frame:
+            frame["site"] = frame["site"].map(lambda site: Site.parse(site).short)
+        return frame
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The followed sites, in order."""
+        return tuple(Site.parse(name) for name in self.facts["saes"])
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The followed roles."""
+        return tuple(self.config.track.roles)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms, the tested one first."""
+        return tuple(self.config.prompts.arms)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """`model` (fingerprint) and `saes` (site → id, d_sae, k)."""
+        return load_json(self._file("01_saes/saes.json"))
+
+    @cached_property
+    def card(self) -> dict[str, Any]:
+        """Versions, commit, hashes, dtype and seeds."""
+        return json.loads(self._file(CARD).read_text(encoding="utf-8"))
+
+    @cached_property
+    def bayes(self) -> dict[str, Any]:
+        """Belief → fits of LO_0 + nλ for the model and the exact posterior, and their agreement."""
+        return load_json(self._file("04_growth/bayes.json"))
+
+    @cached_property
+    def decoder_norms(self) -> dict[str, Any]:
+        """Site (short) → length of every latent's decoder row, [latent]."""
+        return load_arrays(self._file("01_saes/decoder_norms.safetensors"))[0]
+
+    def beliefs_of(self, arm: str) -> tuple[Any, Any, str]:
+        """Log-odds of model and exact posterior [prompt example belief], and why the latter is NaN."""
+        arrays, about = load_arrays(self._file(f"03_track/beliefs_{arm}.safetensors"))
+        return arrays["model"], arrays["exact"], json.loads(about["reason"])
+
+    def latents(self, arm: str, site: Site, role: str) -> LatentActs:
+        """Active latents of an arm at a site and role."""
+        return LatentActs.load(self._file(f"03_track/latents_{arm}_{site.short}_{role}.safetensors"))
+
+    def prompts(self, arm: str) -> PromptSet:
+        """The prompts of an arm."""
+        return load_prompts(self._file("02_prompts"), arm)
+
+    @property
+    def grid_prompts(self) -> PromptSet:
+        """The prompts of the task grid."""
+        return load_prompts(self._file("05_transforms"), "grid")
+
+    @cached_property
+    def grid(self) -> dict[str, Any]:
+        """Which tasks of the grid are `discovery` and which `held_out`."""
+        return load_json(self._file("05_transforms/grid.json"))
+
+    @cached_property
+    def task_means(self) -> tuple[dict[str, Any], list[str]]:
+        """ "<site> <role>" → mean activation [latent task], and the tasks' names."""
+        arrays, about = load_arrays(self._file("05_transforms/task_means.safetensors"))
+        return arrays, json.loads(about["tasks"])
+
+    def _file(self, name: str) -> Path:
+        file = self.run.path / name
+        if not file.exists():
+            raise RunError(
+                f"{name} of run '{self.run.path}'", "not there", "Run `iclens study` on its config."
+            )
+        return file

@@ -1,0 +1,259 @@
+"""What does the index of a run show? Its tables as the plain records of the pages; nothing is tested here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from iclens.dashboards.view import (
+    BeliefCurve,
+    Curve,
+    Fact,
+    Finding,
+    GrowthCount,
+    QualityRow,
+    SweepCell,
+    SweepView,
+)
+from iclens.names import BELIEFS
+from iclens.patching.runs import ZERO
+from iclens.study.results import Results
+from iclens.tasks.beliefs import BAND
+
+SWEPT = {
+    "task on own x": "Task applied to B's own x",
+    "copy": "A's own answer copied",
+}
+"""Sweep metrics that get a heat map."""
+
+
+def meanings(task: str, slope: int | None) -> dict[str, str]:
+    """Every belief's definition in words."""
+    band = f"P(|y − {slope}x| ≤ {BAND} | number)" if slope is not None else "undefined: the task has no slope"
+    return {
+        "numeric": "P(any number)",
+        "odd": "P(y odd | number)",
+        "double": band,
+        "exact": f"P({task} applied to x)",
+        "copy": "P(the label of the example just before)",
+    }
+
+
+def provenance(results: Results) -> list[Fact]:
+    """What was run."""
+    card = results.card
+    versions = ", ".join(f"{name} {value}" for name, value in card["versions"].items())
+    seeds = ", ".join(f"{name} {value}" for name, value in card["seeds"].items())
+    prompts = results.config.prompts
+    return [
+        Fact("task", prompts.task),
+        Fact(
+            "prompts",
+            f"{prompts.n_prompts} per arm of {prompts.n_examples} examples, arms {', '.join(prompts.arms)}",
+        ),
+        Fact("model", f"{card['model folder']['name']} ({card['model']})"),
+        Fact("SAEs", ", ".join(f"{site} {fact['sae_id']}" for site, fact in card["saes"].items())),
+        Fact("config", card["config"]),
+        Fact("iclens", f"{card['iclens']['version']}, commit {card['iclens']['commit'][:13]}"),
+        Fact("versions", f"python {card['python']}, {versions}"),
+        Fact("dtype and device", f"{card['dtype']}, {card['device']}"),
+        Fact("seeds", seeds),
+        Fact("run", results.run.path.name),
+    ]
+
+
+def quality_rows(quality: pd.DataFrame) -> list[QualityRow]:
+    """One record per SAE."""
+    return [
+        QualityRow(
+            site=row["site"], sae_id=row["sae_id"], d_sae=int(row["d_sae"]),
+            k=None if math.isnan(row["k"]) else int(row["k"]), l0=row["l0"], fvu=row["fvu"],
+            ce_recovered=row["ce_recovered"], ce_recovered_pre=row["ce_recovered_pre"], dead=row["dead"],
+            n_tokens=int(row["n_tokens"]),
+        )
+        for row in quality.to_dict("records")
+    ]  # fmt: skip
+
+
+def belief_curves(results: Results) -> list[BeliefCurve]:
+    """One panel per belief that is defined."""
+    table, (treated, control) = results.table("beliefs"), results.arms[:2]
+    words = meanings(results.config.prompts.task, results.config.prompts.rule.slope)
+    panels = []
+    for belief in BELIEFS:
+        own, other = (
+            table[(table["belief"] == belief) & (table["arm"] == arm)] for arm in (treated, control)
+        )
+        own = own[own["n_prompts"] > 0]
+        if own.empty:
+            continue
+        exact = Curve.line(own["n_seen"].tolist(), own["exact_mean"].tolist())
+        panels.append(
+            BeliefCurve(
+                belief,
+                words[belief],
+                model=_curve(own),
+                exact=exact if np.isfinite(exact.mean).any() else None,
+                control=_curve(other[other["n_prompts"] > 0]),
+            )
+        )
+    return panels
+
+
+def sweeps(results: Results) -> list[SweepView]:
+    """A heat map per headline metric and recipient."""
+    table, section = results.table("sweep"), results.config.sweep
+    views = []
+    for metric, title in SWEPT.items():
+        for recipient in table["recipient"].unique():
+            rows = table[(table["metric"] == metric) & (table["recipient"] == recipient)]
+            cells = [
+                SweepCell(r["role"], r["layer"], r["value"], r["ci_low"], r["ci_high"])
+                for r in rows.to_dict("records")
+            ]
+            caption = (
+                f"Whole residual of run A ({section.donor_examples} examples of {results.config.prompts.task}) into run B, "
+                f"mean over {section.n_prompts} prompts; without the patch {rows['base'].mean():.3f}. Role pre is the "
+                "query's own, other roles are those of every example."
+            )
+            views.append(SweepView(f"{title} (run B: {recipient})", caption, cells))
+    return views
+
+
+def growth_counts(growth: pd.DataFrame) -> list[GrowthCount]:
+    """How many latents grow and fall at each site and role."""
+    counts = []
+    for (site, role), rows in growth.groupby(["site", "role"], sort=False):
+        verdict = rows["verdict"]
+        tested = int(rows["q_value"].notna().sum())
+        counts.append(
+            GrowthCount(
+                str(site), str(role), tested, int((verdict == "grows").sum()), int((verdict == "falls").sum())
+            )
+        )
+    return counts
+
+
+def notes(results: Results) -> list[str]:
+    """Limits that a reader should know."""
+    treated, control = results.arms[:2]
+    found = [
+        f"Growth is the paired slope of arm {treated} minus arm {control}; it does not certify a shape.",
+        "Logit effects read the direct path from the latent to the unembedding only.",
+        "Density, top prompts and histograms come from prompts of the task grid, BOS left out.",
+    ]
+    if reason := results.beliefs_of(treated)[2]:
+        found.append(f"No exact posterior is drawn: {reason}.")
+    return found
+
+
+def findings(results: Results) -> list[Finding]:
+    """The verdicts in words, with the figures they rest on."""
+    return [_grown(results), _additive(results), _labelled(results), _placed(results), _moved(results)]
+
+
+def _grown(results: Results) -> Finding:
+    growth, q = results.table("growth"), results.config.growth.q
+    tested = int(growth["q_value"].notna().sum())
+    grows = growth[growth["verdict"] == "grows"]
+    most = grows.groupby(["site", "role"]).size().sort_values(ascending=False)
+    where = ", ".join(f"{n} at {site} {role}" for (site, role), n in most.head(3).items())
+    treated, control = results.arms[:2]
+    return Finding(
+        "Do latents grow with the examples seen?",
+        f"{len(grows)} of {tested} tests grow, {int((growth['verdict'] == 'falls').sum())} fall"
+        if tested
+        else "not tested",
+        f"Paired slope {treated} − {control} over prompts, q ≤ {q} with one error rate for the study. "
+        + (f"Most: {where}." if where else "No site has one.")
+        + " Growth says nothing about its shape.",
+    )
+
+
+def _additive(results: Results) -> Finding:
+    fit = results.bayes["exact"]
+    model, exact, agree = fit["model"], fit["exact"], fit["agreement"]
+    question = "Does the belief in the task rise by a constant step of log-odds per example?"
+    if model["lam"] is None:
+        return Finding(question, "no fit", f"The fit is undefined: {model['reason']}.")
+    evidence = f"Over examples {model['n_first']} to {model['n_last']}: model λ {_interval(model, 'lam')} nats per example"
+    if exact["lam"] is None:
+        return Finding(
+            question, "no exact posterior to compare with", f"{evidence}; exact: {exact['reason']}."
+        )
+    slope = (
+        ""
+        if agree["slope"] is None
+        else f" Model on exact log-odds: slope {agree['slope']:.2f}, r {agree['r']:.2f}."
+    )
+    return Finding(
+        question,
+        f"λ {model['lam']:.2f} (exact {exact['lam']:.2f}), r {model['r']:.3f}",
+        f"{evidence}, exact posterior {_interval(exact, 'lam')}.{slope}",
+    )
+
+
+def _labelled(results: Results) -> Finding:
+    table = results.table("transforms")
+    granted = table[~table["label"].isin(["", "candidate"])]
+    pairs = granted.drop_duplicates(["site", "latent", "label"])
+    counts = ", ".join(f"{label} {n}" for label, n in pairs["label"].value_counts().items())
+    candidates = table[table["label"] == "candidate"].drop_duplicates(["site", "latent"])
+    return Finding(
+        "Which latents answer to a transformation and to nothing else?",
+        f"{len(pairs)} labels granted" if len(pairs) else "none granted",
+        (f"{counts}. " if counts else "")
+        + f"{len(candidates)} latents are candidates that failed a gate. Measured on {len(results.grid['held_out'])} "
+        f"held-out tasks of {len(results.grid['held_out']) + len(results.grid['discovery'])}.",
+    )
+
+
+def _placed(results: Results) -> Finding:
+    table = results.table("sweep")
+    rows = table[(table["recipient"] == ZERO) & (table["role"] == "pre")]
+    own, copied = (rows[rows["metric"] == name].set_index("layer") for name in ("task on own x", "copy"))
+    best = int(own["value"].idxmax())
+    top, base = own.loc[best], float(own["base"].mean())
+    moved = top["ci_low"] > base
+    return Finding(
+        "Where does the residual carry the task, and not only the answer?",
+        f"entering layer {best} at pre" if moved else "at no layer of pre",
+        f"There P(task on B's own x) is {top['value']:.3f} [{top['ci_low']:.3f}, {top['ci_high']:.3f}] against {base:.3f} "
+        f"unpatched, P(A's answer copied) {copied.loc[best, 'value']:.3f}; copying peaks at layer "
+        f"{int(copied['value'].idxmax())} with {copied['value'].max():.3f}.",
+    )
+
+
+def _moved(results: Results) -> Finding:
+    table = results.table("patches")
+    question = "Does one latent, patched from run A into run B, move a belief?"
+    called = table[table["q_value"] <= results.config.growth.q]
+    tested = table[table["n_controls"] > 0].drop_duplicates(["site", "latent"])
+    if table.empty:
+        return Finding(question, "nothing was patched", "No latent differs between the runs.")
+    ladder = results.table("ladder")
+    whole = ladder[(ladder["rung"] == "full activation") & (ladder["belief"] == "exact")]
+    full = ", ".join(f"{r['site']} {r['effect']:.2f}" for r in whole.to_dict("records"))
+    best = called.loc[called["effect"].abs().idxmax()] if len(called) else None
+    strongest = (
+        ""
+        if best is None
+        else f"Largest: {best['site']} latent {best['latent']} on {best['belief']}, {best['effect']:+.2f} nats. "
+    )
+    return Finding(
+        question,
+        f"{called.drop_duplicates(['site', 'latent']).shape[0]} of {len(tested)} tested latents",
+        f"{strongest}Against matched random latents pushed as far, q ≤ {results.config.growth.q}. The whole activation moves "
+        f"log-odds of exact by (nats): {full}.",
+    )
+
+
+def _curve(rows: pd.DataFrame) -> Curve:
+    return Curve(*(rows[name].tolist() for name in ("n_seen", "mean", "ci_low", "ci_high")))
+
+
+def _interval(fit: dict[str, Any], name: str) -> str:
+    return f"{fit[name]:.3f} [{fit[f'{name}_low']:.3f}, {fit[f'{name}_high']:.3f}]"

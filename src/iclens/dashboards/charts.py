@@ -108,7 +108,8 @@ def _examples(panel: BeliefCurve) -> alt.X:
 
 
 def _log_odds(column: str) -> alt.Y:
-    return alt.Y(f"{column}:Q", title=None, axis=alt.Axis(tickCount=5))
+    axis = alt.Axis(tickCount=5, minExtent=28, maxExtent=28)
+    return alt.Y(f"{column}:Q", title=None, axis=axis, scale=alt.Scale(zero=False))
 
 
 def role_order(roles: set[str]) -> list[str]:
@@ -147,17 +148,25 @@ def sweep_chart(sweep: SweepView) -> Markup:
     return inline(alt.LayerChart(layer=[cells, words], width=alt.Step(56), height=height), label)
 
 
-def growth_chart(role: str, counts: Sequence[GrowthCount], reach: int) -> Markup:
-    """Latents that grow (right) and fall (left) at one role, by site; `reach` is the common axis limit."""
+def growth_chart(role: str, counts: Sequence[GrowthCount], reach: tuple[int, int]) -> Markup:
+    """Latents that grow (right) and fall (left) at one role, by site.
+
+    `reach` is the largest count on the left and on the right over all roles: one scale for all of them.
+    """
     rows = [
         {"site": c.site, "n": sign * n, "text": f"{n:,}", "what": what}
         for c in counts
         for what, sign, n in (("grows", 1, c.n_grows), ("falls", -1, c.n_falls))
     ]
     sites = list(dict.fromkeys(c.site for c in counts))
-    limit = 1.35 * max(1, reach)
+    room = 0.28 * max(1, sum(reach))  # for the counts beside the bars
     base = alt.Chart(pd.DataFrame(rows)).encode(
-        x=alt.X("n:Q", title=None, axis=None, scale=alt.Scale(domain=[-limit, limit], nice=False)),
+        x=alt.X(
+            "n:Q",
+            title=None,
+            axis=None,
+            scale=alt.Scale(domain=[-reach[0] - room, reach[1] + room], nice=False),
+        ),
         y=alt.Y("site:N", sort=sites, title=None),
     )
     right = base.transform_filter("datum.what == 'grows'")

@@ -118,7 +118,10 @@ def _index(view: SiteView, environment: Environment) -> str:
     by_role: dict[str, list[GrowthCount]] = defaultdict(list)
     for entry in view.growth:
         by_role[entry.role].append(entry)
-    reach = max((max(g.n_grows, g.n_falls) for g in view.growth), default=1)
+    reach = (
+        max((g.n_falls for g in view.growth), default=0),
+        max((g.n_grows for g in view.growth), default=0),
+    )
     return environment.get_template("index.html.j2").render(
         view=view,
         root="",

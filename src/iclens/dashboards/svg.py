@@ -101,14 +101,17 @@ def _polyline(points: Sequence[Point]) -> str:
     """Path through the points, in relative steps."""
     (x, y), path = points[0], []
     for to_x, to_y in points[1:]:
-        path.append(f"{round(to_x - x, 1):g} {round(to_y - y, 1):g}")
+        path += [f"{round(to_x - x, 1):g}", f"{round(to_y - y, 1):g}"]
         x, y = to_x, to_y
-    steps = f"l{' '.join(path)}" if path else ""
+    short = [step.replace("0.", ".", 1) if step.lstrip("-").startswith("0.") else step for step in path]
+    steps = f"l{' '.join(short)}" if short else ""
     return f"M{points[0][0]:g} {points[0][1]:g}{steps}".replace(" -", "-")
 
 
-def _box(x: float, y: float, width: float, height: float) -> Markup:
-    return tag("rect", x=f"{x:g}", y=f"{y:g}", width=f"{width:.4g}", height=f"{height:.4g}")
+def _boxes(class_: str, boxes: Iterable[tuple[float, float, float, float]]) -> Markup:
+    """Rectangles of one class, each (left, top, width, height), as one path."""
+    paths = (f"M{x:g} {y:g}h{w:.4g}v{h:.4g}h-{w:.4g}z" for x, y, w, h in boxes)
+    return tag("path", d="".join(paths), class_=class_)
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
@@ -182,7 +185,7 @@ def bar_chart(tasks: Sequence[TaskActivation], label: str) -> Markup:
         WIDE,
         bottom + 4,
         label,
-        tag("g", *(_box(lo, y - 6, hi - lo, 12) for (lo, hi), y in spans), class_="bar"),
+        _boxes("bar", ((lo, y - 6, hi - lo, 12) for (lo, hi), y in spans)),
         _rules("whisker", (((x(t.low), y), (x(t.high), y)) for t, y in known)),
         _rules("zero", [((x(0), 2), (x(0), bottom))]),
         _words("name end", ((_task_name(t), left - 8, y + 4) for t, y in rows)),
@@ -191,8 +194,11 @@ def bar_chart(tasks: Sequence[TaskActivation], label: str) -> Markup:
 
 
 def _task_name(task: TaskActivation) -> str:
-    short = task.task if len(task.task) <= 14 else task.task[:13] + "…"
-    return short + ("*" if task.split == "held out" else "")
+    return _shortened(task.task, 14) + ("*" if task.split == "held out" else "")
+
+
+def _shortened(name: str, length: int) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def interval_chart(patches: Sequence[PatchRow], label: str) -> Markup:
@@ -210,19 +216,19 @@ def interval_chart(patches: Sequence[PatchRow], label: str) -> Markup:
         bottom + 34,
         label,
         _rules("grid", (((x(v), 4), (x(v), bottom)) for v in marks if v != 0)),
-        tag("g", *(_control_box(p, x, y) for p, y in controls), class_="control-band"),
+        _boxes("control-band", (_control_box(p, x, y) for p, y in controls)),
         _rules("zero", [((x(0), 4), (x(0), bottom))]),
         _rules("whisker task", (((x(p.ci_low), y), (x(p.ci_high), y)) for p, y in known)),
         tag("g", *(tag("circle", cx=x(p.effect), cy=y, r=4) for p, y in points), class_="point"),
-        _words("name end", ((p.belief[:11], left - 12, y + 4) for p, y in rows)),
+        _words("name end", ((_shortened(p.belief, 11), left - 12, y + 4) for p, y in rows)),
         _words("value", ((number(p.effect), right + 8, y + 4) for p, y in rows)),
         *_bottom_axis(x, bottom, marks, "change in log-odds, nats"),
     )
 
 
-def _control_box(patch: PatchRow, x: Scale, y: float) -> Markup:
+def _control_box(patch: PatchRow, x: Scale, y: float) -> tuple[float, float, float, float]:
     start, stop = x(patch.control_low), x(patch.control_high)
-    return _box(start, y - 8, max(1.5, stop - start), 16)
+    return start, y - 8, max(1.5, stop - start), 16
 
 
 def histogram(bins: Histogram, label: str) -> Markup:
@@ -232,11 +238,9 @@ def histogram(bins: Histogram, label: str) -> Markup:
     y = Scale(0, max(bins.counts, default=0) or 1, bottom, top)
     marks = [v for v in ticks(0, y.high, 3) if v == int(v)]
     bars = [
-        _box(x(start), y(held), max(0.5, x(stop) - x(start) - 1), bottom - y(held))
+        (x(start), y(held), max(0.5, x(stop) - x(start) - 1), bottom - y(held))
         for start, stop, held in zip(bins.edges, bins.edges[1:], bins.counts, strict=False)
         if held
     ]
     across = _bottom_axis(x, bottom, ticks(x.low, x.high), "activation where active")
-    return drawing(
-        WIDE, 152, label, *_left_axis(y, left, right, marks), tag("g", *bars, class_="bar"), *across
-    )
+    return drawing(WIDE, 152, label, *_left_axis(y, left, right, marks), _boxes("bar", bars), *across)

@@ -11,7 +11,7 @@ class QualityTable(Table):
     """One row per SAE, measured on tokens that it was not trained on; `saes.quality` defines each figure."""
 
     COLUMNS: ClassVar[dict[str, Column]] = {
-        "site": Column("str", "where the SAE reads, short form"),
+        "site": Column("str", "where the SAE reads, by its TransformerLens name"),
         "sae_id": Column("str", "fingerprint of the SAE"),
         "d_sae": Column("int", "number of latents"),
         "k": Column("float", "active latents that the SAE allows per token; NaN where it sets no number"),

@@ -1,0 +1,91 @@
+"""Encoding recorded activations into active latents, with the reconstruction error kept.
+
+The activation is split exactly: x = Σ_f a_f · W_dec[f] + b_dec + error. Latents go to a sparse table; of
+the error and of x itself the squared lengths are kept, so that any table built on latents can say what it
+left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array, vstack
+
+from iclens.errors import SaeError
+from iclens.saes.load import Sae
+from iclens.tables.activations import Activations, LatentActs
+from iclens.tables.arrays import Floats
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows of one site, encoded.
+
+    Args:
+        latents: gated activations, CSR [row latent], float32.
+        error_sq: ‖x − x̂‖², [row].
+    """
+
+    latents: csr_array
+    error_sq: Floats
+
+
+def encode_rows(sae: Sae, values: Floats, batch: int = 4096) -> EncodedRows:
+    """Encode activations row by row.
+
+    Args:
+        sae: the SAE of the site that `values` come from.
+        values: raw activations, [row d_in].
+        batch: rows encoded at a time; bounds the dense [row latent] array.
+
+    Raises:
+        SaeError: when the width differs.
+    """
+    if values.ndim != 2 or values.shape[1] != sae.d_in:
+        raise SaeError(
+            f"encoding at {sae.site.short}", f"rows of shape {values.shape}", f"The SAE reads {sae.d_in}."
+        )
+    parts, errors = [csr_array((0, sae.d_sae), dtype=np.float32)], [np.empty(0, np.float32)]
+    for start in range(0, len(values), batch):
+        x = torch.as_tensor(values[start : start + batch]).to(sae.W_dec)
+        latents = sae.encode(x)
+        errors.append((x - sae.decode(latents)).square().sum(dim=1).cpu().numpy())
+        parts.append(csr_array(latents.cpu().numpy()))
+    return EncodedRows(csr_array(vstack(parts, format="csr")), np.concatenate(errors))
+
+
+def encode(sae: Sae, activations: Activations) -> LatentActs:
+    """Active latents of recorded activations at one role.
+
+    Args:
+        sae: the SAE of `activations.site`.
+        activations: [prompt example d_model].
+
+    Returns:
+        Active latents over rows prompt·example; `total_sq` is ‖x − x̄‖² about the mean over all rows.
+
+    Raises:
+        SaeError: when the activations are of another site or width.
+    """
+    if activations.site != sae.site:
+        raise SaeError(
+            f"encoding {activations.site.short}", f"the SAE is of {sae.site.short}", "Use that site's SAE."
+        )
+    rows = activations.rows
+    encoded = encode_rows(sae, rows)
+    shape = activations.values.shape[:2]
+    return LatentActs(
+        site=activations.site,
+        role=activations.role,
+        sae_id=sae.sae_id,
+        d_sae=sae.d_sae,
+        n_prompts=shape[0],
+        n_examples=shape[1],
+        indptr=encoded.latents.indptr,
+        index=encoded.latents.indices,
+        value=np.asarray(encoded.latents.data, dtype=np.float32),
+        error_sq=encoded.error_sq.reshape(shape),
+        total_sq=np.square(rows - rows.mean(axis=0)).sum(axis=1).reshape(shape),
+    )

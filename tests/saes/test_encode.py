@@ -1,0 +1,56 @@
+"""Encoding: active latents and the error that they leave."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from iclens.errors import SaeError
+from iclens.names import Site
+from iclens.saes.encode import encode, encode_rows
+from iclens.saes.load import Sae, load_sae
+from iclens.tables.activations import Activations
+
+SITE = Site(1, "mlp_out")
+
+
+@pytest.fixture
+def sae(write_sae: Callable[..., Path]) -> Sae:
+    return load_sae(write_sae(hook=str(SITE)))
+
+
+def test_latents_and_error_add_up_to_the_activation(sae: Sae) -> None:
+    values = np.random.default_rng(0).normal(size=(5, 3, 8)).astype(np.float32)
+    found = encode(sae, Activations(SITE, "pre", values))
+    x_hat = found.matrix @ sae.W_dec.numpy() + sae.network.b_dec.numpy()
+    error_sq = np.square(values.reshape(-1, 8) - x_hat).sum(axis=1).reshape(5, 3)
+    np.testing.assert_allclose(found.error_sq, error_sq, rtol=1e-4)
+    np.testing.assert_allclose(
+        found.dense()[:, 4, 2], sae.encode(torch.tensor(values[4, 2])[None])[0].numpy(), rtol=1e-5
+    )
+    assert (np.diff(found.indptr) <= 4).all() and (found.value > 0).all()
+    assert (found.role, found.sae_id, found.d_sae) == ("pre", sae.sae_id, 24)
+
+
+def test_total_is_about_the_mean_over_rows(sae: Sae) -> None:
+    values = np.zeros((3, 1, 8), np.float32)
+    values[:, 0, 0] = 1, 1, 4
+    found = encode(sae, Activations(SITE, "pre", values))
+    np.testing.assert_allclose(found.total_sq[:, 0], [1, 1, 4])
+
+
+def test_batches_do_not_matter(sae: Sae) -> None:
+    values = np.random.default_rng(1).normal(size=(17, 8)).astype(np.float32)
+    whole, parts = encode_rows(sae, values), encode_rows(sae, values, batch=5)
+    np.testing.assert_allclose(whole.latents.toarray(), parts.latents.toarray(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(whole.error_sq, parts.error_sq, rtol=1e-5)
+    assert encode_rows(sae, values[:0]).latents.shape == (0, 24)
+
+
+def test_another_site_or_width_is_refused(sae: Sae) -> None:
+    with pytest.raises(SaeError, match=r"L2\.mlp_out: the SAE is of L1\.mlp_out"):
+        encode(sae, Activations(Site(2, "mlp_out"), "pre", np.zeros((1, 1, 8))))
+    with pytest.raises(SaeError, match="The SAE reads 8"):
+        encode(sae, Activations(SITE, "pre", np.zeros((1, 1, 9))))

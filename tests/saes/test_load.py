@@ -1,0 +1,146 @@
+"""Loading: what sae_lens reads, and every refusal in one line."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from sae_lens import SAE
+
+from iclens.errors import SaeError
+from iclens.models.load import LanguageModel
+from iclens.names import Site
+from iclens.saes.load import load_sae, load_sae_set, sae_fingerprint
+
+HOOK = "blocks.1.hook_mlp_out"
+Write = Callable[..., Path]
+
+
+def test_loaded_sae_encodes_as_sae_lens_does(write_sae: Write) -> None:
+    folder = write_sae(hook=HOOK)
+    sae, theirs = load_sae(folder), SAE.load_from_disk(folder)
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    assert (sae.site, sae.d_in, sae.d_sae, sae.k) == (Site(1, "mlp_out"), 8, 24, 4)
+    torch.testing.assert_close(sae.encode(x), theirs.encode(x), rtol=0, atol=0)
+    torch.testing.assert_close(sae.decode(sae.encode(x)), theirs(x), rtol=0, atol=0)
+    assert not sae.encode(x).requires_grad
+
+
+def test_encode_leaves_no_state(write_sae: Write) -> None:
+    sae = load_sae(write_sae(hook=HOOK))
+    x = torch.randn(20, 8, generator=torch.Generator().manual_seed(1))
+    before = {name: value.clone() for name, value in sae.network.state_dict().items()}
+    names, alone = set(vars(sae.network)), sae.encode(x[:1])
+    sae.decode(sae.encode(x))
+    torch.testing.assert_close(sae.encode(x)[:1], alone)
+    assert set(vars(sae.network)) == names
+    assert all(torch.equal(before[name], value) for name, value in sae.network.state_dict().items())
+
+
+def test_fingerprint_follows_the_weights(write_sae: Write) -> None:
+    one, same = write_sae("one", hook=HOOK), write_sae("same", hook=HOOK)
+    other = write_sae("other", hook=HOOK, b_dec=torch.ones(8))
+    assert load_sae(one).sae_id == sae_fingerprint(same) != sae_fingerprint(other)
+    assert re.fullmatch("[0-9a-f]{16}", sae_fingerprint(one))
+
+
+def change(folder: Path, **keys: object) -> None:
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(config | keys))
+
+
+def refused(call: Callable[[], object], *words: str) -> None:
+    with pytest.raises(SaeError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_a_missing_folder_or_file_is_refused(tmp_path: Path, write_sae: Write) -> None:
+    refused(lambda: load_sae(tmp_path / "nowhere"), "nowhere", "no such folder")
+    for file in ("cfg.json", "sae_weights.safetensors"):
+        folder = write_sae(file, hook=HOOK)
+        (folder / file).unlink()
+        refused(lambda folder=folder: load_sae(folder), file, "missing")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_truncated_weights_are_refused(write_sae: Write, share: float) -> None:
+    folder = write_sae(hook=HOOK)
+    weights = folder / "sae_weights.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: int(share * len(content))])
+    refused(lambda: load_sae(folder), "cannot be read")
+
+
+def test_a_damaged_config_is_refused(write_sae: Write) -> None:
+    folder = write_sae(hook=HOOK)
+    (folder / "cfg.json").write_text('{"d_in": 8,')
+    refused(lambda: load_sae(folder), "cfg.json is damaged")
+    (folder / "cfg.json").write_text("[]")
+    refused(lambda: load_sae(folder), "no mapping")
+
+
+def test_weights_of_another_shape_than_the_config_are_refused(write_sae: Write) -> None:
+    folder = write_sae(hook=HOOK)
+    change(folder, d_sae=25)
+    refused(lambda: load_sae(folder), "cannot be read")
+
+
+def test_another_width_site_or_architecture_is_refused(write_sae: Write) -> None:
+    folder = write_sae(hook=HOOK)
+    refused(lambda: load_sae(folder, d_model=16), "width is 8", "16")
+    refused(lambda: load_sae(folder, site=Site(2, "mlp_out")), "L2.mlp_out", "L1.mlp_out")
+    refused(lambda: load_sae(write_sae("none")), "names no site")
+    assert load_sae(write_sae("given"), site=Site(2, "mlp_out")).site == Site(2, "mlp_out")
+    refused(lambda: load_sae(write_sae("z", hook="blocks.1.attn.hook_z")), "hook_z")
+    change(folder, architecture="perceptron")
+    refused(lambda: load_sae(folder), "perceptron")
+
+
+def test_input_normalisation_that_needs_state_is_refused(write_sae: Write) -> None:
+    folder = write_sae(hook=HOOK)
+    change(folder, normalize_activations="layer_norm")
+    refused(lambda: load_sae(folder), "normalize_activations", "layer_norm")
+
+
+def card(folder: Path, model: LanguageModel, **keys: str) -> None:
+    named = {"name": model.name, "fingerprint": model.fingerprint} | keys
+    (folder / "card.json").write_text(json.dumps({"model": named}))
+
+
+def test_a_set_is_loaded_in_the_order_of_sites(
+    write_sae: Write, tmp_path: Path, model: LanguageModel
+) -> None:
+    for hook in ("blocks.2.hook_mlp_out", "blocks.1.hook_resid_post", HOOK):
+        write_sae(Site.parse(hook).short, d_in=128, hook=hook)
+    card(tmp_path, model)
+    saes = load_sae_set(tmp_path, model)
+    assert [site.short for site in saes] == ["L1.mlp_out", "L1.resid_post", "L2.mlp_out"]
+    assert all(sae.site == site for site, sae in saes.items())
+
+
+def test_a_set_of_another_model_width_or_layer_is_refused(
+    write_sae: Write, tmp_path: Path, model: LanguageModel
+) -> None:
+    refused(lambda: load_sae_set(tmp_path / "no", model), "no such folder")
+    refused(lambda: load_sae_set(tmp_path, model), "card.json is missing")
+    card(tmp_path, model)
+    refused(lambda: load_sae_set(tmp_path, model), "holds no SAE")
+    write_sae("L1.mlp_out", d_in=128, hook=HOOK)
+    card(tmp_path, model, name="twin", fingerprint="0123456789abcdef")
+    refused(lambda: load_sae_set(tmp_path, model), "twin", "0123456789abcdef")
+    card(tmp_path, model, name="a/b", fingerprint="hub")
+    refused(lambda: load_sae_set(tmp_path, replace(model, name="a/c", fingerprint="hub")), "a/b", "a/c")
+    card(tmp_path, model)
+    assert len(load_sae_set(tmp_path, model)) == 1
+    write_sae("deep", d_in=128, hook="blocks.6.hook_mlp_out")
+    refused(lambda: load_sae_set(tmp_path, model), "L6.mlp_out", "6 blocks")
+    write_sae("deep", d_in=128, hook=HOOK)
+    refused(lambda: load_sae_set(tmp_path, model), "stands twice")
+    write_sae("deep", d_in=64, hook="blocks.2.hook_mlp_out")
+    refused(lambda: load_sae_set(tmp_path, model), "width is 64")

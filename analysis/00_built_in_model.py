@@ -49,9 +49,7 @@ def main() -> None:
             )
         except IclensError as problem:
             parser.exit(problem.exit_code, f"{problem}\n")
-        print(
-            f"\n=== {folder.name}: {model.n_blocks} blocks, fingerprint {model.fingerprint}, seed {asked.seed}"
-        )
+        print(f"\n=== {folder.name} ({model.fingerprint}): {model.n_blocks} blocks, seed {asked.seed}")
         show(found)
         accept(found)
 

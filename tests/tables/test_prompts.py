@@ -1,0 +1,48 @@
+"""PromptSet and AnswerProbs refuse axes that do not agree."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from iclens.errors import TableError
+from iclens.tables.answers import AnswerProbs
+from iclens.tables.prompts import PromptSet
+
+
+def fields(**changes: Any) -> dict[str, Any]:
+    cells = np.full((3, 4), "1")
+    return {
+        "task": np.full(3, "x"), "arm": "T", "x": cells, "y": cells, "answer": cells,
+        "tokens": np.zeros((3, 26), dtype=np.int64), "seed": 0, "tokenizer": "none",
+    } | changes  # fmt: skip
+
+
+def test_sizes_and_positions() -> None:
+    prompts = PromptSet(**fields())
+    assert (prompts.n_prompts, prompts.n_examples) == (3, 4)
+    assert prompts.positions("pre").tolist() == [5, 11, 17, 23]
+    assert prompts.select(np.array([2])).n_prompts == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": np.zeros((3, 25), dtype=np.int64)}, "2 . 6 per example"),
+        ({"tokens": np.zeros((2, 26), dtype=np.int64)}, "tokens"),
+        ({"y": np.full((3, 5), "1")}, "y"),
+        ({"answer": np.full((2, 4), "1")}, "answer"),
+        ({"task": np.full((3, 1), "x")}, "task"),
+    ],
+)
+def test_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TableError, match=message):
+        PromptSet(**fields(**changes))
+
+
+def test_answer_probs() -> None:
+    with pytest.raises(TableError, match="AnswerProbs"):
+        AnswerProbs(("1", "2"), np.zeros((3, 3)))
+    probs = AnswerProbs(("7", "8"), np.log([[0.2, 0.7], [0.6, 0.1]]))
+    assert probs.top().tolist() == [1, 0]
+    assert probs.of(np.array(["8", "8"])) == pytest.approx([0.7, 0.1])

@@ -1,0 +1,114 @@
+"""Six tokens to an example, or a refusal that names the string and its pieces."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from iclens.errors import TokenizerError
+from iclens.names import ROLES, position
+from iclens.reference.tokenizer import build_tokenizer
+from iclens.tasks.rendering import check_tokenizer, encode, fingerprint, render, token_id
+
+
+class Pieces:
+    """A tokenizer that splits text greedily into the longest of its pieces."""
+
+    def __init__(self, *pieces: str, bos: bool = True) -> None:
+        self.pieces = ["<s>", *sorted(pieces, key=len, reverse=True)]
+        self.bos = bos
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> SimpleNamespace:
+        ids = [0] if self.bos and add_special_tokens else []
+        while text:
+            ids.append(next(i for i, piece in enumerate(self.pieces) if text.startswith(piece)))
+            text = text.removeprefix(self.pieces[ids[-1]])
+        return SimpleNamespace(input_ids=ids)
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [self.pieces[i].replace(" ", "Ġ") for i in ids]
+
+    def decode(self, token_ids: list[int]) -> str:
+        return "".join(self.pieces[i] for i in token_ids)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {piece: i for i, piece in enumerate(self.pieces)}
+
+
+WHOLE = [str(n) for n in range(1000)]
+MARKS = ["(", ")\n", ",", " ", "\n"]
+
+
+def test_render() -> None:
+    assert render([("28", "59"), ("7", "17")]) == "\n(28, 59)\n(7, 17)\n"
+
+
+def test_positions_of_the_roles() -> None:
+    tokenizer = build_tokenizer()
+    ids = encode(tokenizer, [("28", "59"), ("7", "17"), ("hot", "cold")])
+    text = [tokenizer.decode([i]) for i in ids]
+    assert ids[0] == tokenizer.convert_tokens_to_ids("<|begin_of_text|>")
+    assert text[1] == "\n"
+    for example, (x, y) in enumerate([("28", "59"), ("7", "17"), ("hot", "cold")]):
+        found = {role: text[position(role, example)] for role in ROLES}
+        assert found == {"open": "(", "x": x, "comma": ",", "pre": " ", "lab": y, "close": ")\n"}
+
+
+def test_the_built_in_tokenizer_passes_and_a_good_stranger_too() -> None:
+    check_tokenizer(build_tokenizer())
+    check_tokenizer(Pieces(*WHOLE, *MARKS))
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "string", "piece"),
+    [
+        (Pieces(*map(str, range(10)), *MARKS), "(28, 59)", "'2', '8'"),
+        (Pieces(*WHOLE, *MARKS, ", "), "(28, 59)", "',Ġ'"),
+        (Pieces(*WHOLE, "(", ")", ",", " ", "\n"), "(28, 59)", "')'"),
+        (Pieces(*WHOLE[:100], *MARKS), "(86, 175)", "'17', '5'"),
+        (Pieces(*WHOLE, *MARKS, bos=False), "(28, 59)", "'28'"),
+    ],
+    ids=["digits", "comma and space", "bracket and newline", "two digits only", "no BOS"],
+)
+def test_a_tokenizer_that_splits_differently_is_refused(tokenizer: Pieces, string: str, piece: str) -> None:
+    with pytest.raises(TokenizerError) as caught:
+        check_tokenizer(tokenizer)
+    assert string in caught.value.asked
+    assert piece in caught.value.found
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stray_token_at_the_end_is_refused() -> None:
+    class Closing(Pieces):
+        def __call__(self, text: str, *, add_special_tokens: bool = True) -> SimpleNamespace:
+            ids = super().__call__(text, add_special_tokens=add_special_tokens).input_ids
+            return SimpleNamespace(input_ids=[*ids, 0])
+
+    with pytest.raises(TokenizerError, match="prompt length"):
+        check_tokenizer(Closing(*WHOLE, *MARKS))
+
+
+def test_an_unknown_word_is_refused() -> None:
+    with pytest.raises(TokenizerError, match="zebra"):
+        encode(build_tokenizer(), [("zebra", "1")])
+    with pytest.raises(TokenizerError, match="zebra"):
+        token_id(build_tokenizer(), "zebra")
+
+
+def test_token_id() -> None:
+    tokenizer = build_tokenizer()
+    assert tokenizer.decode([token_id(tokenizer, "175")]) == "175"
+    with pytest.raises(TokenizerError, match="1750"):
+        token_id(tokenizer, "1750")
+
+
+def test_fingerprint_tells_vocabularies_apart() -> None:
+    assert fingerprint(build_tokenizer()) == fingerprint(build_tokenizer())
+    assert fingerprint(Pieces(*WHOLE, *MARKS)) != fingerprint(Pieces(*WHOLE[:100], *MARKS))
+    assert len(fingerprint(build_tokenizer())) == 16
+
+
+def test_encode_returns_integers() -> None:
+    ids = encode(build_tokenizer(), [("1", "2")])
+    assert ids.dtype == np.int64
+    assert ids.shape == (8,)

@@ -1,0 +1,44 @@
+"""Sites, roles and positions."""
+
+import pytest
+
+from iclens.errors import IclensError, SiteError, nearest
+from iclens.names import ROLES, Site, check_role, position
+
+
+@pytest.mark.parametrize("text", ["blocks.14.hook_resid_post", "L14.resid_post"])
+def test_both_forms_of_a_site(text: str) -> None:
+    site = Site.parse(text)
+    assert site == Site(14, "resid_post")
+    assert (str(site), site.short) == ("blocks.14.hook_resid_post", "L14.resid_post")
+    assert Site.parse(str(site)) == Site.parse(site.short)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "L4", "blocks.4", "L-1.mlp_out", "blocks.x.hook_mlp_out", "L4.mlp_out.extra"]
+)
+def test_not_a_site_name(text: str) -> None:
+    with pytest.raises(SiteError, match="not a site name"):
+        Site.parse(text)
+
+
+def test_an_unknown_hook_is_told_the_nearest() -> None:
+    with pytest.raises(SiteError, match="resid_post"):
+        Site.parse("L4.resid_pots")
+    with pytest.raises(SiteError, match="negative"):
+        Site(-1, "mlp_out")
+
+
+def test_positions() -> None:
+    assert [position(role, 0) for role in ROLES] == [2, 3, 4, 5, 6, 7]
+    assert position("pre", 12) == 2 + 6 * 12 + 3
+    with pytest.raises(SiteError, match="lab"):
+        check_role("label")
+
+
+def test_an_error_is_one_line_with_an_exit_code() -> None:
+    problem = IclensError("this", "that", "Do it.")
+    assert str(problem) == "this: that. Do it."
+    assert problem.exit_code == 2
+    assert nearest("pre", ["post", "pro"]).startswith("Nearest: pro")
+    assert nearest("pre", []) == "Nothing is available"

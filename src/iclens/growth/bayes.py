@@ -170,12 +170,9 @@ def fit_log_odds(
     """
     expect_shape("fit_log_odds", n_seen=(n_seen, ("example",)), log_odds=(log_odds, ("prompt", "example")))
     if over is None:
-        defined = log_odds[np.isfinite(log_odds).all(axis=1)]
-        over = linear_part(n_seen, defined.mean(axis=0)) if len(defined) else None
+        over = linear_part(n_seen, _mean_curve(log_odds))
         if over is None:
-            return _no_fit(
-                len(defined), "no linear part of 4 or more examples" if len(defined) else "undefined"
-            )
+            return _no_fit(0, f"no linear part of {MIN_POINTS} or more examples")
     n, curves = n_seen[over].astype(float), log_odds[:, over]
     curves = curves[np.isfinite(curves).all(axis=1)]
     if len(curves) < 2 or len(n) < 2:
@@ -230,8 +227,17 @@ def _line(sums: Floats) -> tuple[Floats, Floats]:
         return slope, (y - slope * x) / n
 
 
+def _mean_curve(log_odds: Floats) -> Floats:
+    """Mean [example] over the prompts defined wherever any is; NaN at an example defined on no prompt."""
+    somewhere = np.isfinite(log_odds).any(axis=0)
+    whole = log_odds[np.isfinite(log_odds[:, somewhere]).all(axis=1)]
+    return whole.mean(axis=0) if len(whole) else np.full(log_odds.shape[1], np.nan)
+
+
 def _explained(x: Floats, y: Floats) -> float:
     """R² of the least-squares line; 1 for a flat curve, NaN with a hole."""
+    if np.isnan(y).any():
+        return float("nan")
     if np.ptp(y) == 0:
         return 1.0
     return float(np.corrcoef(x, y)[0, 1] ** 2)

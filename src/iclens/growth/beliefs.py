@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from scipy.special import expit
 
 from iclens.names import BELIEFS
 from iclens.tables.arrays import Floats, Ints, expect_shape
-from iclens.tables.bands import prompt_band
+from iclens.tables.bands import prompt_band, prompt_mean
 from iclens.tables.growth import BeliefTable
 
 
@@ -53,11 +54,10 @@ def _arm_rows(
     arm: str, n_seen: Ints, model: Floats, expected: Floats, n_resamples: int, seed: int
 ) -> BeliefTable:
     nats = prompt_band(model, np.random.default_rng(seed), n_resamples)
-    probability = prompt_band(_sigmoid(model), np.random.default_rng(seed), n_resamples)
+    probability = prompt_band(expit(model), np.random.default_rng(seed), n_resamples)
     # The exact mean runs over the prompts that the model's mean runs over.
     shared = np.where(np.isfinite(model), expected, np.nan)
-    rng = np.random.default_rng(seed)
-    exact_mean, exact_probability = (prompt_band(v, rng, 1).mean for v in (shared, _sigmoid(shared)))
+    exact_mean, exact_probability = prompt_mean(shared), prompt_mean(expit(shared))
     reason = np.where(
         nats.n_prompts == 0,
         "undefined on every prompt",
@@ -79,7 +79,3 @@ def _arm_rows(
         "reason": reason,
     }
     return BeliefTable({name: np.asarray(values).reshape(-1) for name, values in columns.items()})
-
-
-def _sigmoid(log_odds: Floats) -> Floats:
-    return np.exp(-np.logaddexp(0.0, -log_odds))

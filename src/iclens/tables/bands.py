@@ -41,17 +41,23 @@ def prompt_band(values: Floats, rng: np.random.Generator, n_resamples: int = 100
     """
     flat = values.reshape(len(values), -1).astype(np.float64)
     counted = np.isfinite(flat)
-    filled = np.where(counted, flat, 0.0)
     draws = resample_prompts(len(values), n_resamples, rng).astype(np.float64)
-    n_prompts = counted.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = filled.sum(axis=0) / n_prompts
-        resampled = (draws @ filled) / (draws @ counted)
-    low, high = (_quantile(resampled, q) for q in (0.025, 0.975))
+        resampled = (draws @ np.where(counted, flat, 0.0)) / (draws @ counted)
+    low, high = (np.array([_quantile(column, q) for column in resampled.T]) for q in (0.025, 0.975))
     shape = values.shape[1:]
-    return Band(mean.reshape(shape), low.reshape(shape), high.reshape(shape), n_prompts.reshape(shape))
+    mean = prompt_mean(values)
+    return Band(mean, low.reshape(shape), high.reshape(shape), counted.sum(axis=0).reshape(shape))
 
 
-def _quantile(resampled: Floats, q: float) -> Floats:
-    """Quantile over resamples [resample column], NaN where any resample holds no prompt at all."""
-    return np.quantile(resampled, q, axis=0) if resampled.shape[1] else np.empty(0)
+def prompt_mean(values: Floats) -> Floats:
+    """Mean over the prompts with a finite value, [prompt ...] → [...]; NaN where there is none."""
+    counted = np.isfinite(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(counted, values, 0.0).sum(axis=0, dtype=np.float64) / counted.sum(axis=0)
+
+
+def _quantile(resampled: Floats, q: float) -> float:
+    """Quantile over the resamples [resample] that drew a prompt with a value; NaN when none did."""
+    drawn = resampled[np.isfinite(resampled)]
+    return float(np.quantile(drawn, q)) if drawn.size else float("nan")

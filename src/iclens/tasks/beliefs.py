@@ -51,7 +51,8 @@ def read_beliefs(
 
 def log_odds(probability: Floats, floor: float = 1e-9) -> Floats:
     """log(p / (1 − p)) in nats, p clipped to [floor, 1 − floor]; NaN stays NaN."""
-    p = np.clip(probability, floor, 1 - floor)
+    # In float32, 1 − floor rounds to 1 and the log-odds of a sure model to infinity.
+    p = np.clip(np.asarray(probability, dtype=np.float64), floor, 1 - floor)
     return np.log(p) - np.log1p(-p)
 
 

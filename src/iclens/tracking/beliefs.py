@@ -35,7 +35,8 @@ def belief_log_odds(probs: AnswerProbs, prompts: PromptSet, copied: Strings | No
     out = np.full((*prompts.x.shape, len(BELIEFS)), np.nan)
     for name in np.unique(prompts.task):
         rows = np.flatnonzero(prompts.task == name)
-        part = AnswerProbs(probs.answers, probs.log_prob[rows])
+        # In float32, 1 − p is lost well before the log-odds that a sure model reaches.
+        part = AnswerProbs(probs.answers, probs.log_prob[rows].astype(np.float64))
         task = parse_task(str(name))
         out[rows] = log_odds(read_beliefs(part, task, prompts.x[rows], prompts.answer[rows], wanted[rows]))
     if last_label:

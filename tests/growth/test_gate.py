@@ -1,0 +1,214 @@
+"""The detection gate on planted trajectories: what must be found, and what must not."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iclens.errors import TableError
+from iclens.growth.test import check_paired
+from iclens.growth.test import test_arms as judge_study
+from iclens.growth.test import test_growth as judge
+from iclens.names import Site
+
+N, J = 128, 16
+RAMP = np.arange(J) / J
+
+
+def noise(rng: np.random.Generator, n_latents: int, rho: float = 0.5) -> np.ndarray:
+    """Autocorrelated noise of unit spread, [latent prompt example]."""
+    fresh = rng.standard_normal((n_latents, N, J))
+    out = fresh.copy()
+    for j in range(1, J):
+        out[..., j] = rho * out[..., j - 1] + np.sqrt(1 - rho**2) * fresh[..., j]
+    return out
+
+
+def gated(values: np.ndarray) -> np.ndarray:
+    """What a latent shows of a pre-activation around 1: nothing below zero."""
+    return np.maximum(1 + values, 0)
+
+
+def arms(rng: np.random.Generator, n_latents: int) -> tuple[np.ndarray, np.ndarray]:
+    return noise(rng, n_latents), noise(rng, n_latents)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=10)
+def test_growth_of_one_sd_is_found_wherever_it_is_planted(planted, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    treated, control = arms(rng, 40)
+    growing = rng.random(40) < 0.5
+    growing[0] = True
+    treated[growing] += RAMP
+    table = judge(planted(gated(treated)), planted(gated(control)))
+    found = table["verdict"] == "grows"
+    assert found[growing].mean() >= 0.95
+    assert found[~growing].sum() <= 4
+
+
+@pytest.mark.parametrize(
+    "shape", [RAMP**0.5, RAMP > 0.5, RAMP / (RAMP + 0.3)], ids=["root", "step", "hyperbola"]
+)
+def test_growth_of_any_shape_only_grows(planted, shape: np.ndarray) -> None:
+    treated, control = arms(np.random.default_rng(5), 30)
+    table = judge(planted(gated(treated + shape)), planted(gated(control)))
+    assert (table["verdict"] == "grows").mean() >= 0.95
+
+
+def test_a_fall_is_called_a_fall(planted) -> None:
+    treated, control = arms(np.random.default_rng(6), 30)
+    table = judge(planted(gated(treated)), planted(gated(control + RAMP)))
+    assert (table["verdict"] == "falls").mean() >= 0.95
+    assert (table["p_value"][table["verdict"] == "falls"] > 0.95).all()
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=10)
+def test_drift_with_position_in_both_arms_is_not_growth(planted, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    treated, control = arms(rng, 100)
+    drift = 3 * RAMP * rng.standard_normal((100, 1, 1))
+    table = judge(planted(gated(treated + drift)), planted(gated(control + drift)))
+    assert len(table.significant()) <= 3
+
+
+def test_drift_with_position_makes_no_discovery_more_often_than_q(planted) -> None:
+    rng = np.random.default_rng(11)
+    any_found = []
+    for _ in range(60):
+        treated, control = arms(rng, 20)
+        drift = 3 * RAMP
+        table = judge(planted(gated(treated + drift)), planted(gated(control + drift)))
+        any_found.append(len(table.significant()) > 0)
+    assert np.mean(any_found) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 60)
+
+
+def test_content_that_only_moves_between_arms_is_not_growth(planted) -> None:
+    """A latent that fires on some labels: S shows the same labels elsewhere in the prompt."""
+    rng = np.random.default_rng(12)
+    any_found = []
+    for _ in range(60):
+        content = np.maximum(rng.standard_normal((20, N, J)) - 1, 0) * 4
+        order = np.argsort(rng.random((N, J)), axis=1)
+        moved = np.take_along_axis(content, np.broadcast_to(order, content.shape), axis=2)
+        any_found.append(len(judge(planted(content), planted(moved)).significant()) > 0)
+    assert np.mean(any_found) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 60)
+
+
+def test_content_that_stays_in_place_cannot_be_tested(planted) -> None:
+    content = np.abs(noise(np.random.default_rng(1), 5))
+    other = content.copy()
+    other[0] += RAMP
+    table = judge(planted(other), planted(content))
+    assert list(table["reason"]) == ["", *["the arms do not differ"] * 4]
+    assert np.isnan(table["p_value"][1:]).all() and (table["verdict"][1:] == "none").all()
+
+
+def test_undefined_statistics_are_nan_with_a_reason(planted) -> None:
+    treated, control = (gated(a) for a in arms(np.random.default_rng(2), 4))
+    treated[0] = control[0] = 0
+    treated[1, 4:] = control[1, 4:] = 0
+    treated[2, 10:] = control[2, 10:] = 0
+    table = judge(planted(treated), planted(control))
+    assert list(table["reason"]) == ["never active", "active in 4 of 128 prompt pairs, 10 needed", "", ""]
+    assert list(table["n_active"][:3]) == [0, 4, 10]
+    for column in ("p_value", "q_value", "ci_low", "ci_high"):
+        assert np.isnan(table[column][:2]).all() and np.isfinite(table[column][2:]).all()
+    assert np.isnan(table["slope"][0]) and np.isfinite(table["slope"][1])
+
+
+@given(st.permutations(range(N)), st.permutations(range(6)))
+@settings(max_examples=10)
+def test_the_order_of_prompts_and_latents_changes_nothing(
+    planted, prompts: list[int], latents: list[int]
+) -> None:
+    treated, control = (gated(a) for a in arms(np.random.default_rng(3), 6))
+    table = judge(planted(treated), planted(control)).df
+    moved = judge(planted(treated[latents][:, prompts]), planted(control[latents][:, prompts])).df
+    for column in ("slope", "ci_low", "ci_high", "p_value", "q_value", "n_active"):
+        assert np.allclose(moved[column], table[column].to_numpy()[latents], rtol=1e-9)
+
+
+def test_swapping_the_arms_mirrors_the_verdicts(planted) -> None:
+    treated, control = arms(np.random.default_rng(4), 20)
+    treated[:10] += RAMP
+    one, other = planted(gated(treated)), planted(gated(control))
+    forth, back = judge(one, other), judge(other, one)
+    assert np.allclose(forth["slope"], -back["slope"])
+    assert np.allclose(forth["q_value"], back["q_value"])
+    assert (forth["verdict"] == np.where(back["verdict"] == "falls", "grows", back["verdict"])).all()
+
+
+def test_decoder_length_scales_slopes_and_not_p(planted) -> None:
+    one, other = (planted(gated(a)) for a in arms(np.random.default_rng(7), 5))
+    lengths = np.array([1.0, 2, 3, 4, 5])
+    plain, scaled = judge(one, other), judge(one, other, decoder_norm=lengths)
+    for column in ("slope", "ci_low", "ci_high"):
+        assert np.allclose(scaled[column], plain[column] * lengths)
+    assert (scaled["p_value"] == plain["p_value"]).all()
+    with pytest.raises(TableError, match="5 latents"):
+        judge(one, other, decoder_norm=lengths[:2])
+
+
+def test_slope_is_per_example(planted) -> None:
+    """T rises by 2 per example in every prompt, S by .5: the slope is 1.5, not the total or the ratio."""
+    rng = np.random.default_rng(0)
+    wobble = rng.standard_normal((1, N, J)) * 1e-3
+    table = judge(planted(2 * np.arange(J) + wobble), planted(0.5 * np.arange(J) + 0 * wobble))
+    assert table["slope"][0] == pytest.approx(1.5, abs=1e-3)
+
+
+def test_interval_covers_the_true_slope(planted) -> None:
+    rng = np.random.default_rng(8)
+    random_slopes = rng.standard_normal((1000, N, 1)) * 0.5
+    treated = 5 + noise(rng, 1000) + (0.3 + random_slopes) * np.arange(J)
+    table = judge(planted(treated), planted(5 + noise(rng, 1000)))
+    covered = (table["ci_low"] <= 0.3) & (table["ci_high"] >= 0.3)
+    assert 0.93 <= covered.mean() <= 0.97
+
+
+def test_a_study_needs_its_pairing_and_all_of_its_places(planted, pair) -> None:
+    treated, control = (planted(gated(a)) for a in arms(np.random.default_rng(9), 3))
+    here, there = (Site(2, "resid_post"), "pre"), (Site(2, "resid_post"), "lab")
+    prompts = pair(N, J)
+    assert len(judge_study({here: treated}, {here: control}, prompts=prompts)) == 3
+    with pytest.raises(TableError, match="1 and 2 sites"):
+        judge_study({here: treated}, {here: control, there: control}, prompts=prompts)
+    with pytest.raises(TableError, match="0 and 0"):
+        judge_study({}, {}, prompts=prompts)
+    with pytest.raises(TableError, match="The prompts are 64"):
+        judge_study({here: treated}, {here: control}, prompts=pair(64, J))
+
+
+def test_unpaired_arms_are_refused(pair) -> None:
+    treated, control = pair(12, 4)
+    check_paired(treated, control)
+    with pytest.raises(TableError, match="task differs"):
+        check_paired(treated, control.select(np.arange(11)))
+    with pytest.raises(TableError, match="x differs"):
+        check_paired(treated, replace(control, x=control.x[:, ::-1]))
+    with pytest.raises(TableError, match="every label is the same"):
+        check_paired(treated, treated)
+    with pytest.raises(TableError, match="seed differs"):
+        check_paired(treated, replace(control, seed=4))
+
+
+def test_one_error_rate_covers_every_place(planted, pair) -> None:
+    """A p that would be called in a study of one place is not called among many that hold nothing."""
+    rng = np.random.default_rng(10)
+    weak, control = arms(rng, 5)
+    weak[0] += 0.5 * RAMP
+    alone = judge(planted(gated(weak)), planted(gated(control)))
+    assert alone["verdict"][0] == "grows"
+    treated, controls = {}, {}
+    for layer in range(24):
+        site = Site(layer, "resid_post")
+        one, other = (weak, control) if layer == 0 else arms(rng, 5)
+        treated[site, "pre"], controls[site, "pre"] = planted(gated(one), site), planted(gated(other), site)
+    table = judge_study(treated, controls, prompts=pair(N, J))
+    assert table["p_value"][0] == alone["p_value"][0]
+    assert table["q_value"][0] > alone["q_value"][0]
+    assert table["verdict"][0] == "none"

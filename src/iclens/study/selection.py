@@ -1,0 +1,134 @@
+"""Which latents stand out? A choice of sites, roles, examples and latents, and its top."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from iclens.errors import SiteError, nearest
+from iclens.growth.test import test_growth
+from iclens.names import Site
+from iclens.study.results import Results
+from iclens.tables.activations import LatentActs
+from iclens.tables.arrays import Ints
+
+_SMALL_IS_CLEAR = ("p_value", "q_value", "control_p")
+_KEY = ["site", "latent"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Rows of a run.
+
+    Args:
+        results: the run's outputs.
+        site: one site, or None for all.
+        role: one role, or None for all.
+        examples: examples over which slopes are measured anew, or None for the run's own test.
+        latents: latent ids, or None for all.
+
+    Raises:
+        SiteError: for examples without one site and role, outside the prompts or fewer than two; for a latent that
+            no selected site has.
+    """
+
+    results: Results
+    site: Site | None = None
+    role: str | None = None
+    examples: slice | None = None
+    latents: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        facts = self.results.facts["saes"]
+        names = [self.site.short] if self.site is not None else list(facts)
+        largest = max(facts[name]["d_sae"] for name in names)
+        strange = [latent for latent in self.latents or () if not 0 <= latent < largest]
+        if strange:
+            raise SiteError(f"latent {strange[0]}", "no such latent", f"Latents run from 0 to {largest - 1}.")
+        if self.examples is not None:
+            self._chosen_examples(self.examples)
+
+    def _chosen_examples(self, examples: slice) -> Ints:
+        total = self.results.config.prompts.n_examples
+        chosen = np.arange(total)[examples]
+        asked = f"examples {examples.start}:{examples.stop}"
+        if self.site is None or self.role is None:
+            raise SiteError(asked, "no single site and role", "Give site and role as well.")
+        ends = [end for end in (examples.start, examples.stop) if end is not None]
+        if len(chosen) < 2 or examples.step not in (None, 1) or any(abs(end) > total for end in ends):
+            raise SiteError(asked, f"prompts have examples 0 to {total - 1}", "Take two or more in a row.")
+        return chosen
+
+    @property
+    def df(self) -> pd.DataFrame:
+        """The growth rows, with each latent's best concept and largest patch effect beside them.
+
+        Columns are those of the growth table, then label, concept, auroc, belief, effect and control_p.
+        """
+        found = self._growth()
+        if self.latents is not None:
+            found = found[found["latent"].isin(self.latents)]
+        return found.merge(self._concepts(), on=_KEY, how="left").merge(self._effects(), on=_KEY, how="left")
+
+    def top(self, n: int = 20, by: str = "slope") -> pd.DataFrame:
+        """The `n` first rows by a column.
+
+        Smallest first for p_value, q_value and control_p; by size for effect; largest first otherwise.
+
+        Raises:
+            SiteError: for a column that is not a number or does not exist, naming the nearest.
+        """
+        found = self.df
+        numeric = [str(name) for name in found.select_dtypes("number").columns]
+        if by not in numeric:
+            raise SiteError(f"column '{by}'", "not a number of this selection", nearest(by, numeric) + ".")
+        rank = found[by].abs() if by == "effect" else found[by]
+        order = rank.sort_values(ascending=by in _SMALL_IS_CLEAR, na_position="last", kind="stable").index
+        return found.loc[order].head(n).reset_index(drop=True)
+
+    def _growth(self) -> pd.DataFrame:
+        if self.examples is not None and self.site is not None and self.role is not None:
+            chosen = self._chosen_examples(self.examples)
+            treated, control = (
+                _examples(self.results.latents(arm, self.site, self.role), chosen)
+                for arm in self.results.arms[:2]
+            )
+            norms = self.results.decoder_norms[self.site.short]
+            table = test_growth(treated, control, q=self.results.config.growth.q, decoder_norm=norms).df
+            return table.assign(site=self.site.short)
+        found = self.results.table("growth")
+        if self.site is not None:
+            found = found[found["site"] == self.site.short]
+        return found if self.role is None else found[found["role"] == self.role]
+
+    def _concepts(self) -> pd.DataFrame:
+        table = self.results.table("transforms").dropna(subset=["auroc"])
+        granted = ~table["label"].isin(["", "candidate"])
+        best = table.assign(granted=granted).sort_values(["granted", "auroc"], ascending=False)
+        return best.drop_duplicates(_KEY)[[*_KEY, "label", "concept", "auroc"]]
+
+    def _effects(self) -> pd.DataFrame:
+        table = self.results.table("patches").dropna(subset=["effect"])
+        best = table.assign(size=table["effect"].abs()).sort_values("size", ascending=False)
+        return best.drop_duplicates(_KEY)[[*_KEY, "belief", "effect", "control_p"]]
+
+    def _repr_html_(self) -> str:
+        """The first rows by slope."""
+        return self.top(10).to_html(index=False)
+
+
+def _examples(acts: LatentActs, chosen: Ints) -> LatentActs:
+    """The same latents at some of the examples [example] only."""
+    rows = (np.arange(acts.n_prompts)[:, None] * acts.n_examples + chosen).ravel()
+    kept = acts.matrix[rows]
+    return replace(
+        acts,
+        n_examples=len(chosen),
+        indptr=kept.indptr,
+        index=kept.indices,
+        value=kept.data,
+        error_sq=acts.error_sq[:, chosen],
+        total_sq=acts.total_sq[:, chosen],
+    )

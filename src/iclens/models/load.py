@@ -102,7 +102,11 @@ def load_model(
         if blocks is not None and not 1 <= blocks <= total:
             raise ModelError(f"{blocks} blocks of '{name}'", f"it has {total}", "Ask for fewer.")
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, num_hidden_layers=blocks or total, dtype=dtype, output_loading_info=True
+            name,
+            num_hidden_layers=blocks or total,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused below with their names
         )
         network, report = loaded
     except (OSError, ValueError, SafetensorError, RuntimeError) as cause:

@@ -1,0 +1,148 @@
+"""The forward pass: equal to plain Hugging Face, hooks always removed, edits proved to have fired."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from iclens.errors import EditError, SiteError
+from iclens.models.forward import answer_probs, attached, record
+from iclens.models.load import LanguageModel
+from iclens.names import HOOKS, Site
+from iclens.tables.edits import Edit
+from iclens.tables.prompts import PromptSet
+
+
+def n_hooks(model: LanguageModel) -> int:
+    modules = list(model.network.modules())
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+
+
+def run(model: LanguageModel, prompts: PromptSet, edits: Sequence[Edit] = (), batch: int = 128) -> np.ndarray:
+    return answer_probs(model, prompts.tokens, prompts.positions("pre"), edits=edits, batch=batch).log_prob
+
+
+def test_answers_equal_plain_hugging_face(tiny_model: LanguageModel, prompts: PromptSet) -> None:
+    _, ids = tiny_model.answer_space()
+    with torch.no_grad():
+        logits = tiny_model.network(torch.as_tensor(prompts.tokens)).logits
+    plain = torch.log_softmax(logits.float(), dim=-1)[:, torch.as_tensor(prompts.positions("pre"))][..., ids]
+    np.testing.assert_allclose(run(tiny_model, prompts), plain.numpy(), atol=1e-5)
+
+
+def test_sites_equal_plain_hugging_face(tiny_model: LanguageModel, prompts: PromptSet) -> None:
+    everywhere = np.arange(prompts.tokens.shape[1])
+    sites = [Site(layer, "resid_pre") for layer in range(tiny_model.n_blocks)]
+    ours = record(tiny_model, prompts.tokens, sites, everywhere)
+    with torch.no_grad():
+        plain = tiny_model.network(torch.as_tensor(prompts.tokens), output_hidden_states=True).hidden_states
+    for layer, site in enumerate(sites):
+        np.testing.assert_allclose(ours[site], plain[layer].numpy(), atol=1e-5)
+
+
+def test_a_block_adds_its_attention_and_its_mlp(tiny_model: LanguageModel, prompts: PromptSet) -> None:
+    found = record(tiny_model, prompts.tokens, [Site(1, hook) for hook in HOOKS], prompts.positions("lab"))
+    pre, mid, post, attention, mlp = (found[Site(1, hook)] for hook in HOOKS)
+    np.testing.assert_allclose(pre + attention, mid, atol=1e-5)
+    np.testing.assert_allclose(mid + mlp, post, atol=1e-5)
+
+
+def test_batches_change_nothing(tiny_model: LanguageModel, prompts: PromptSet) -> None:
+    np.testing.assert_allclose(run(tiny_model, prompts, batch=4), run(tiny_model, prompts), atol=1e-5)
+
+
+def test_order_of_prompts_changes_nothing(tiny_model: LanguageModel, prompts: PromptSet) -> None:
+    order = np.array([4, 0, 5, 2, 1, 3])
+    np.testing.assert_allclose(
+        run(tiny_model, prompts.select(order)), run(tiny_model, prompts)[order], atol=1e-5
+    )
+
+
+def test_edits_do_what_they_say_and_only_there(
+    tiny_model: LanguageModel, prompts: PromptSet, rng: np.random.Generator
+) -> None:
+    site, where = Site(2, "resid_post"), prompts.positions("lab")[1:3]
+    everywhere = np.arange(prompts.tokens.shape[1])
+    others = np.setdiff1d(everywhere, where)
+    value = rng.normal(size=(prompts.n_prompts, len(where), tiny_model.d_model)).astype(np.float32)
+    plain = record(tiny_model, prompts.tokens, [site], everywhere)[site]
+    wanted = {"replace": value, "add": plain[:, where] + value, "zero": np.zeros_like(value)}
+    for kind, after in wanted.items():
+        edit = Edit(site, kind, where, None if kind == "zero" else value)
+        held = record(tiny_model, prompts.tokens, [site], everywhere, edits=[edit])[site]
+        np.testing.assert_allclose(held[:, where], after, atol=1e-6)
+        np.testing.assert_array_equal(held[:, others], plain[:, others])
+
+
+def test_an_edit_reaches_later_answers_and_no_earlier_one(
+    tiny_model: LanguageModel, prompts: PromptSet, rng: np.random.Generator
+) -> None:
+    value = rng.normal(size=tiny_model.d_model).astype(np.float32)
+    edit = Edit(Site(1, "resid_pre"), "add", prompts.positions("lab")[2:3], value)
+    moved = np.abs(run(tiny_model, prompts, [edit]) - run(tiny_model, prompts)).max(axis=(0, 2))
+    assert (moved[:3] == 0).all()
+    assert (moved[3:] > 1e-3).all()
+
+
+def test_adding_nothing_changes_nothing(tiny_model: LanguageModel, prompts: PromptSet) -> None:
+    nothing = np.zeros(tiny_model.d_model, dtype=np.float32)
+    edits = [Edit(Site(2, hook), "add", prompts.positions("pre"), nothing) for hook in HOOKS]
+    np.testing.assert_array_equal(run(tiny_model, prompts, edits), run(tiny_model, prompts))
+
+
+def test_no_hook_remains_after_a_run(tiny_model: LanguageModel, prompts: PromptSet) -> None:
+    before = n_hooks(tiny_model)
+    edit = Edit(Site(0, "mlp_out"), "zero", prompts.positions("pre"))
+    run(tiny_model, prompts, [edit])
+    assert n_hooks(tiny_model) == before
+
+
+def test_no_hook_remains_after_a_run_that_raised(tiny_model: LanguageModel, prompts: PromptSet) -> None:
+    before = n_hooks(tiny_model)
+    outside = Edit(Site(1, "resid_pre"), "zero", np.array([10_000]))
+    with pytest.raises(EditError, match="position 10000"):
+        run(tiny_model, prompts, [outside])
+    assert n_hooks(tiny_model) == before
+    sites = [Site(0, "resid_post"), Site(99, "resid_post")]
+    with pytest.raises(SiteError, match="blocks 0 to"), attached(tiny_model, sites, np.array([0])):
+        pass
+    assert n_hooks(tiny_model) == before
+    with pytest.raises(ZeroDivisionError), attached(tiny_model, sites[:1], np.array([0])):
+        assert n_hooks(tiny_model) == before + 1
+        _ = 1 / 0
+    assert n_hooks(tiny_model) == before
+
+
+def test_an_edit_that_does_not_fire_once_raises(tiny_model: LanguageModel, prompts: PromptSet) -> None:
+    before = n_hooks(tiny_model)
+    edit = Edit(Site(1, "resid_pre"), "zero", np.array([3]))
+    with pytest.raises(EditError, match="it fired 0 times"), attached(tiny_model, (), np.array([0]), [edit]):
+        pass
+    tokens = torch.as_tensor(prompts.tokens)
+    with (
+        pytest.raises(EditError, match="it fired 2 times"),
+        torch.no_grad(),
+        attached(tiny_model, (), np.array([0]), [edit]),
+    ):
+        tiny_model.network(tokens)
+        tiny_model.network(tokens)
+    assert n_hooks(tiny_model) == before
+
+
+def test_values_by_row_need_one_batch(tiny_model: LanguageModel, prompts: PromptSet) -> None:
+    value = np.zeros((prompts.n_prompts, 1, tiny_model.d_model), dtype=np.float32)
+    edit = Edit(Site(1, "resid_pre"), "add", np.array([3]), value)
+    with pytest.raises(EditError, match="batch 4"):
+        run(tiny_model, prompts, [edit], batch=4)
+
+
+@pytest.mark.parametrize("name", ["blocks.1.hook_resid_past", "L1.mlp", "blocks.x.hook_mlp_out", "layer 3"])
+def test_an_unknown_site_name_raises(name: str) -> None:
+    with pytest.raises(SiteError):
+        Site.parse(name)
+
+
+def test_an_unknown_kind_of_edit_raises() -> None:
+    with pytest.raises(EditError, match="unknown"):
+        Edit(Site(0, "mlp_out"), "swap", np.array([0]), np.zeros(3))

@@ -1,0 +1,80 @@
+"""The tail engine is exact: it equals a full forward pass with the same edit."""
+
+import numpy as np
+import pytest
+import torch
+
+from iclens.errors import EditError, SiteError
+from iclens.models.forward import answer_probs
+from iclens.models.load import LanguageModel
+from iclens.models.tail import Tail
+from iclens.names import Site
+from iclens.tables.edits import Edit
+from iclens.tables.prompts import PromptSet
+
+
+@pytest.fixture
+def query(prompts: PromptSet) -> np.ndarray:
+    """One prompt up to its last `pre`, [1 pos]."""
+    return prompts.tokens[:1, : prompts.positions("pre")[-1] + 1]
+
+
+def full(model: LanguageModel, query: np.ndarray, edits: list[Edit]) -> np.ndarray:
+    last = np.array([query.shape[1] - 1])
+    return answer_probs(model, query, last, edits=edits).log_prob[0, 0]
+
+
+def edited(site: Site, query: np.ndarray, kind: str, value: np.ndarray) -> list[Edit]:
+    return [Edit(site, kind, np.array([query.shape[1] - 1]), value)]
+
+
+def test_an_unedited_tail_equals_the_full_forward(tiny_model: LanguageModel, query: np.ndarray) -> None:
+    tail = Tail(tiny_model, query[0])
+    for layer in range(tiny_model.n_blocks + 1):
+        found = tail.run(tail.resid_pre(layer)[None], layer).log_prob[0]
+        np.testing.assert_allclose(found, full(tiny_model, query, []), atol=1e-5)
+
+
+def test_a_replaced_residual_equals_the_full_forward(
+    tiny_model: LanguageModel, query: np.ndarray, rng: np.random.Generator
+) -> None:
+    tail, n = Tail(tiny_model, query[0]), tiny_model.n_blocks
+    for layer in range(n + 1):
+        site = Site(layer, "resid_pre") if layer < n else Site(n - 1, "resid_post")
+        rows = rng.normal(size=(3, tiny_model.d_model)).astype(np.float32)
+        found = tail.run(torch.as_tensor(rows), layer, batch=2).log_prob
+        for row, log_prob in zip(rows, found, strict=True):
+            wanted = full(tiny_model, query, edited(site, query, "replace", row))
+            np.testing.assert_allclose(log_prob, wanted, rtol=2e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("hook", ["resid_pre", "resid_post", "mlp_out"])
+@pytest.mark.parametrize("layer", [0, 2, 5])
+def test_an_addition_equals_the_full_forward(
+    tiny_model: LanguageModel, query: np.ndarray, rng: np.random.Generator, hook: str, layer: int
+) -> None:
+    delta = rng.normal(size=(2, tiny_model.d_model)).astype(np.float32)
+    found = Tail(tiny_model, query[0]).added(Site(layer, hook), delta).log_prob
+    for row, log_prob in zip(delta, found, strict=True):
+        wanted = full(tiny_model, query, edited(Site(layer, hook), query, "add", row))
+        np.testing.assert_allclose(log_prob, wanted, rtol=2e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("hook", ["attn_out", "resid_mid"])
+def test_an_addition_that_its_own_mlp_would_see_is_refused(
+    tiny_model: LanguageModel, query: np.ndarray, hook: str
+) -> None:
+    with pytest.raises(EditError, match="MLP of its own block"):
+        Tail(tiny_model, query[0]).added(Site(1, hook), np.zeros((1, tiny_model.d_model)))
+
+
+def test_a_site_the_model_lacks_is_refused(tiny_model: LanguageModel, query: np.ndarray) -> None:
+    with pytest.raises(SiteError):
+        Tail(tiny_model, query[0]).entry(Site(tiny_model.n_blocks, "resid_post"))
+
+
+def test_words_are_read_beside_the_numbers(tiny_model: LanguageModel, query: np.ndarray) -> None:
+    tail = Tail(tiny_model, query[0], ("hot", "cold"))
+    found = tail.run(tail.resid_pre(0)[None], 0)
+    assert found.answers[-2:] == ("hot", "cold")
+    assert found.log_prob.shape == (1, 1002)

@@ -19,8 +19,8 @@ from scipy.sparse import coo_array, csr_array
 
 from iclens.tables.arrays import Floats, Ints
 
-_CELLS = 1 << 21
-"""Entries × columns handled at a time, which bounds the memory of a bootstrap."""
+_CELLS = 1 << 20
+"""Entries × columns handled at a time, so that a bootstrap stays in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Ordering:
         n_latents: number of latents.
         stratum: stratum of each row, from 0, [row].
         row: row of each entry, [entry].
-        tie_start: first entry of each tie, [tie].
-        above: whether the tie's value is above zero, [tie].
-        block_start: first tie of each block, [block].
+        tie: number of its tie, ascending, [entry].
+        block: number of its block, ascending, [entry].
+        above: whether its value is above zero, [entry].
         block_latent: [block].
         block_stratum: [block].
     """
@@ -43,18 +43,20 @@ class Ordering:
     n_latents: int
     stratum: Ints
     row: Ints
-    tie_start: Ints
+    tie: Ints
+    block: Ints
     above: NDArray[np.bool_]
-    block_start: Ints
     block_latent: Ints
     block_stratum: Ints
 
-    @property
-    def tie_block(self) -> Ints:
-        """Block of each tie, [tie]."""
-        return np.repeat(
-            np.arange(len(self.block_start)), np.diff(self.block_start, append=len(self.tie_start))
-        )
+    def latents(self, first: int, last: int) -> Ordering:
+        """The entries of latents `first` … `last` − 1."""
+        b0, b1 = np.searchsorted(self.block_latent, (first, last))
+        e0, e1 = np.searchsorted(self.block, (b0, b1))
+        return Ordering(
+            last - first, self.stratum, self.row[e0:e1], self.tie[e0:e1], self.block[e0:e1] - b0,
+            self.above[e0:e1], self.block_latent[b0:b1] - first, self.block_stratum[b0:b1],
+        )  # fmt: skip
 
 
 def order_entries(acts: csr_array, stratum: Ints) -> Ordering:
@@ -69,18 +71,17 @@ def order_entries(acts: csr_array, stratum: Ints) -> Ordering:
     key = (latent * n_strata + stratum[row]) * max(len(levels), 1) + level
     order = np.argsort(key, kind="stable")
     key = key[order]
-    tie_start = np.flatnonzero(np.diff(key, prepend=-1))
-    block = key[tie_start] // max(len(levels), 1)
-    block_start = np.flatnonzero(np.diff(block, prepend=-1))
+    block = key // max(len(levels), 1)
+    new_block = np.diff(block, prepend=-1) != 0
     return Ordering(
         n_latents=n_latents,
         stratum=stratum,
         row=row[order],
-        tie_start=tie_start,
-        above=value[order][tie_start] > 0,
-        block_start=block_start,
-        block_latent=block[block_start] // n_strata,
-        block_stratum=block[block_start] % n_strata,
+        tie=np.cumsum(np.diff(key, prepend=-1) != 0) - 1,
+        block=np.cumsum(new_block) - 1,
+        above=value[order] > 0,
+        block_latent=block[new_block] // n_strata,
+        block_stratum=block[new_block] % n_strata,
     )
 
 
@@ -100,41 +101,61 @@ def auroc(order: Ordering, positive: Floats, negative: Floats) -> Floats:
     Returns:
         [latent column]; NaN in a column without a pair.
     """
-    out = np.empty((order.n_latents, positive.shape[1]))
-    step = max(1, _CELLS // max(len(order.row), 1))
-    for first in range(0, positive.shape[1], step):
-        columns = slice(first, first + step)
-        out[:, columns] = _auroc_columns(order, positive[:, columns], negative[:, columns])
-    return out
-
-
-def _auroc_columns(order: Ordering, positive: Floats, negative: Floats) -> Floats:
     p_all, n_all = _per_stratum(order.stratum, positive), _per_stratum(order.stratum, negative)
     pairs = (p_all * n_all).sum(axis=0)
-    won = np.zeros((order.n_latents, positive.shape[1]))
-    if len(order.row):
-        p = np.add.reduceat(positive[order.row], order.tie_start, axis=0)
-        n = np.add.reduceat(negative[order.row], order.tie_start, axis=0)
-        p_total, n_total = p_all[order.block_stratum], n_all[order.block_stratum]
-        n_zero = n_total - np.add.reduceat(n, order.block_start, axis=0)
-        p_zero = p_total - np.add.reduceat(p, order.block_start, axis=0)
-        below = n.cumsum(axis=0) - n
-        below -= below[order.block_start][order.tie_block]
-        above = order.above[:, None]
-        beaten = np.add.reduceat(p * (below + n / 2), order.block_start, axis=0)
-        beaten += np.add.reduceat(p * above, order.block_start, axis=0) * n_zero
-        beaten += p_zero * (np.add.reduceat(n * ~above, order.block_start, axis=0) + n_zero / 2)
-        first = np.flatnonzero(np.diff(order.block_latent, prepend=-1))
-        won[order.block_latent[first]] = np.add.reduceat(beaten - p_total * n_total / 2, first, axis=0)
+    excess = np.empty((order.n_latents, positive.shape[1]), dtype=positive.dtype)
+    most = max(1, _CELLS // positive.shape[1])
+    upto = np.searchsorted(order.block_latent[order.block], np.arange(order.n_latents), side="right")
+    first = 0
+    while first < order.n_latents:
+        before = upto[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(upto, before + most, side="right")))
+        excess[first:last] = _excess(order.latents(first, last), positive, negative, p_all, n_all)
+        first = last
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(pairs > 0, 0.5 + won / pairs, np.nan)
+        return np.where(pairs > 0, 0.5 + excess / pairs, np.nan)
+
+
+def _excess(order: Ordering, positive: Floats, negative: Floats, p_all: Floats, n_all: Floats) -> Floats:
+    """Σ over strata of pairs won minus half of all pairs, [latent column].
+
+    With C the running weight of negatives over sorted entries, an entry beats C at its tie (half of the
+    tie included) and, when it is above zero, every negative that is zero.
+    """
+    n_blocks = len(order.block_latent)
+    of_p, of_n = ((weight.max(axis=1) > 0)[order.row] for weight in (positive, negative))
+    p, n = positive[order.row[of_p]], negative[order.row[of_n]]
+    running = np.zeros((len(n) + 1, n.shape[1]), dtype=n.dtype)
+    np.cumsum(n, axis=0, out=running[1:])
+    n_start, n_stop = (
+        np.searchsorted(order.block[of_n], np.arange(n_blocks), side) for side in ("left", "right")
+    )
+    n_zero = n_all[order.block_stratum] - (running[n_stop] - running[n_start])
+    n_under = _total(order.block[of_n], ~order.above[of_n], n_blocks) @ n
+    add_up = _total(order.block[of_p], np.ones(len(p)), n_blocks)
+    p_block = add_up @ p
+    p_over = _total(order.block[of_p], order.above[of_p], n_blocks) @ p
+    p_zero = p_all[order.block_stratum] - p_block
+    low, high = (np.searchsorted(order.tie[of_n], order.tie[of_p], side) for side in ("left", "right"))
+    level = running[low]
+    level += running[high]
+    level *= p
+    won = (add_up @ level) / 2 - p_block * running[n_start]
+    won += p_over * n_zero + p_zero * (n_under + n_zero / 2)
+    won -= p_all[order.block_stratum] * n_all[order.block_stratum] / 2
+    return _total(order.block_latent, np.ones(n_blocks), order.n_latents) @ won
+
+
+def _total(group: Ints, weight: Floats | NDArray[np.bool_], n_groups: int) -> csr_array:
+    """The matrix that sums items [item] by ascending group, [group item]."""
+    start = np.searchsorted(group, np.arange(n_groups + 1))
+    return csr_array((weight.astype(np.float32), np.arange(len(group)), start), shape=(n_groups, len(group)))
 
 
 def _per_stratum(stratum: Ints, weight: Floats) -> Floats:
     """Total weight of each stratum, [stratum column]."""
-    total = np.zeros((int(stratum.max(initial=0)) + 1, weight.shape[1]))
-    np.add.at(total, stratum, weight)
-    return total
+    order = np.argsort(stratum, kind="stable")
+    return _total(stratum[order], np.ones(len(order)), int(stratum.max(initial=0)) + 1) @ weight[order]
 
 
 def cluster_z(order: Ordering, positive: NDArray[np.bool_], cluster: Ints) -> Floats:
@@ -155,21 +176,17 @@ def cluster_z(order: Ordering, positive: NDArray[np.bool_], cluster: Ints) -> Fl
     """
     size = np.bincount(order.stratum)
     lift = positive - (np.bincount(order.stratum, weights=positive) / size)[order.stratum]
-    count = np.diff(order.tie_start, append=len(order.row))
-    before = count.cumsum() - count
-    before -= before[order.block_start][order.tie_block] if len(count) else 0
-    n_block, n_under = (
-        np.bincount(order.tie_block, weights=w, minlength=len(order.block_start))
-        for w in (count, count * ~order.above)
-    )
-    n_zero = size[order.block_stratum] - n_block
-    centre = (size[order.block_stratum] + 1) / 2
-    zero_rank = n_under + (n_zero + 1) / 2 - centre
-    rank = before + (count + 1) / 2 + (order.above * n_zero[order.tie_block]) - centre[order.tie_block]
-    tie = np.repeat(np.arange(len(count)), count)
-    moved = lift[order.row] * (rank - zero_rank[order.tie_block])[tie]
+    n_blocks = len(order.block_latent)
+    n_block = np.bincount(order.block, minlength=n_blocks)
+    n_under = np.bincount(order.block, weights=~order.above, minlength=n_blocks)
+    of_block = size[order.block_stratum]
+    zero_rank = n_under + (of_block - n_block + 1) / 2 - (of_block + 1) / 2
+    below, upto = (np.searchsorted(order.tie, order.tie, side) for side in ("left", "right"))
+    midrank = (below + upto + 1) / 2 - (n_block.cumsum() - n_block)[order.block]
+    midrank += order.above * (of_block - n_block)[order.block] - ((of_block + 1) / 2)[order.block]
+    moved = lift[order.row] * (midrank - zero_rank[order.block])
     n_clusters, n_strata = int(cluster.max(initial=0)) + 1, len(size)
-    at = (cluster[order.row], order.block_latent[order.tie_block][tie])
+    at = (cluster[order.row], order.block_latent[order.block])
     scores = coo_array((moved, at), shape=(n_clusters, order.n_latents)).toarray()
     at = (order.block_stratum, order.block_latent)
     zero_ranks = coo_array((zero_rank, at), shape=(n_strata, order.n_latents)).toarray()
@@ -185,4 +202,4 @@ def resampled_clusters(cluster: Ints, n_resamples: int, rng: np.random.Generator
     """How often each row is drawn when whole clusters are drawn with replacement, [row resample]."""
     n_clusters = int(cluster.max(initial=0)) + 1
     times = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=n_resamples)
-    return times.T[cluster].astype(np.float64)
+    return times.T.astype(np.float32)[cluster]

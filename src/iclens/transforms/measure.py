@@ -97,15 +97,15 @@ def measure(
     chosen = auroc(order_entries(found.acts, found.stratum), *sides(found.positive))[:, 0]
     sign = np.where(chosen < 0.5, -1, 1)
     order = order_entries(held.acts, held.stratum)
-    resampled = resampled_clusters(held.prompt, n_resamples, np.random.default_rng(seed))
-    weight = np.column_stack([np.ones(len(held.rows)), resampled])
-    found_aurocs = auroc(order, weight * held.positive[:, None], weight * ~held.positive[:, None])
-    oriented = np.where(sign[:, None] > 0, found_aurocs, 1 - found_aurocs)
-    low, high = np.nanpercentile(oriented[:, 1:], (2.5, 97.5), axis=1)
+    measured = auroc(order, *sides(held.positive))[:, 0]
+    times = resampled_clusters(held.prompt, n_resamples, np.random.default_rng(seed))
+    again = auroc(order, times * held.positive[:, None], times * ~held.positive[:, None])
+    again = np.where(sign[:, None] > 0, again, 1 - again)[:, ~np.isnan(again[0])]
+    low, high = np.quantile(again, (0.025, 0.975), axis=1)
     worst, confound = _worst_confound(concept, held)
     return columns | {
         "sign": sign,
-        "auroc": oriented[:, 0],
+        "auroc": np.where(sign > 0, measured, 1 - measured),
         "ci_low": low,
         "ci_high": high,
         "discovery_auroc": np.maximum(chosen, 1 - chosen),

@@ -1,0 +1,59 @@
+"""Prompts of the default grid without a tokenizer, and latents made from chosen activations."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, Site
+from iclens.tables.activations import LatentActs
+from iclens.tables.prompts import PromptSet
+from iclens.tasks.rules import Task
+from iclens.tasks.spec import parse_task
+from iclens.transforms.grid import DEFAULT_SPECS, TaskGrid, split_grid
+
+N_EXAMPLES = 10
+
+
+def draw(tasks: Sequence[Task], n_prompts: int, seed: int) -> PromptSet:
+    """T-arm prompts with x in 0..49; their tokens are blank, because nothing here reads them."""
+    rng = np.random.default_rng(seed)
+    names, xs, ys, answers = [], [], [], []
+    for task in tasks:
+        for _ in range(n_prompts):
+            x = [str(v) for v in rng.permutation(50)[:N_EXAMPLES]]
+            names.append(task.name)
+            xs.append(x)
+            answers.append([task.answer(v) for v in x])
+            outcomes = [task.outcomes(v) for v in x]
+            ys.append([str(rng.choice(list(o), p=list(o.values()))) for o in outcomes])
+    tokens = np.zeros((len(names), PREFIX_LENGTH + TOKENS_PER_EXAMPLE * N_EXAMPLES), dtype=np.int64)
+    return PromptSet(
+        np.array(names), "T", np.array(xs), np.array(ys), np.array(answers), tokens, seed, "none"
+    )
+
+
+@pytest.fixture(scope="session")
+def grid() -> TaskGrid:
+    return split_grid([parse_task(spec) for spec in DEFAULT_SPECS], seed=0)
+
+
+@pytest.fixture(scope="session")
+def prompts(grid: TaskGrid) -> PromptSet:
+    return draw([parse_task(name) for name in grid.names], 6, seed=3)
+
+
+@pytest.fixture(scope="session")
+def as_latents() -> Callable[..., LatentActs]:
+    def build(values: NDArray[np.floating], n_examples: int, role: str = "lab", layer: int = 1) -> LatentActs:
+        acts = csr_array(values.astype(np.float32))
+        n_prompts = len(values) // n_examples
+        nothing = np.zeros((n_prompts, n_examples))
+        return LatentActs(
+            Site(layer, "mlp_out"), role, "planted", values.shape[1], n_prompts, n_examples,
+            acts.indptr.astype(np.int64), acts.indices.astype(np.int64), acts.data, nothing, nothing,
+        )  # fmt: skip
+
+    return build

@@ -59,6 +59,7 @@ class Trainer:
         self.model = self._start(out)
         self.optimisers = build_optimisers(self.model, recipe.optimiser.matrix_lr, recipe.optimiser.other_lr)
         length = PREFIX_LENGTH + TOKENS_PER_EXAMPLE * recipe.examples
+        self.patched = recipe.interchange.recipients_per_step
         self.tokens_per_step = recipe.contexts_per_step * length
         self.steps = self.stage.tokens // self.tokens_per_step
         self.pre = PREFIX_LENGTH + ROLES.index("pre") + TOKENS_PER_EXAMPLE * torch.arange(recipe.examples)
@@ -95,17 +96,18 @@ class Trainer:
         else:
             early = self._run(model, resid, 0, site)
             donors = early[:, self.pre].reshape(-1, early.shape[-1])[swaps.donor]
-            patched = early.index_copy(1, self.pre, donors)
+            patched = early[: self.patched].index_copy(1, self.pre, donors[: self.patched])
             final = self._run(model, torch.cat([early, patched]), site, self.stage.blocks)
         answers = F.log_softmax(unembed(model, final[:, self.pre]), dim=-1)[..., self.answer_ids]
         n = len(batch.tokens)
         losses = {"answer": -(batch.target * answers[:n]).sum(-1).mean()}
-        others = unembed(model, final[:_OTHER_ROWS, self.others])
+        others = unembed(model, final[:n][:_OTHER_ROWS, self.others])
         following = batch.tokens[:_OTHER_ROWS, self.others + 1]
         losses["other"] = F.cross_entropy(others.flatten(0, 1), following.flatten())
         if swaps is not None:
-            each = -(swaps.target * answers[n:]).sum(-1)
-            losses["interchange"] = (swaps.weight * each).sum() / swaps.weight.sum()
+            weight = swaps.weight[: self.patched]
+            each = -(swaps.target[: self.patched] * answers[n:]).sum(-1)
+            losses["interchange"] = (weight * each).sum() / weight.sum()
         return losses
 
     def train_step(self) -> dict[str, float]:

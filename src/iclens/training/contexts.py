@@ -66,7 +66,7 @@ def _read_mixture(data: MixtureContexts, model: str) -> Mixture:
         raise ConfigError(
             f"mixture '{path}'", "no such file", "Name one as data.mixture, or use kind: text."
         ) from cause
-    except (yaml.YAMLError, TypeError) as cause:
+    except yaml.YAMLError as cause:
         raise ConfigError(
             f"mixture '{path}'", "not a mixture", "Declare numbers, noise and families."
         ) from cause

@@ -128,13 +128,16 @@ class TopKStep:
         }
 
     def _aux_loss(self, z: Tensor, dead: Tensor, error: Tensor) -> Tensor:
-        """‖error − ê‖² / ‖error‖², ê the error as explained by the largest dead latents; 0 without any."""
+        """‖error − ê‖² / ‖error‖², ê the error as explained by the largest dead latents; 0 without any.
+
+        Their z is used as it is: after a relu, a latent whose z is never positive would get no gradient.
+        """
         n_dead = int(dead.sum())
         if not n_dead or not self.settings.aux_coefficient:
             return z.new_zeros(())
         names = dead.nonzero()[:, 0]
         top, place = z[:, names].topk(min(self.settings.aux_k, n_dead), dim=1, sorted=False)
-        explained = F.embedding_bag(names[place], self.W_dec, per_sample_weights=top.relu(), mode="sum")
+        explained = F.embedding_bag(names[place], self.W_dec, per_sample_weights=top, mode="sum")
         return (explained - error).square().sum() / error.square().sum().clamp_min(1e-20)
 
     @torch.no_grad()

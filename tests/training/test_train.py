@@ -1,0 +1,165 @@
+"""A whole run: faithful SAEs that sae_lens opens, metrics on the way, and nothing left behind."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import SAE
+
+from iclens.errors import ConfigError, IclensError, ModelError, SiteError
+from iclens.models.forward import record
+from iclens.models.load import LanguageModel
+from iclens.names import Site
+from iclens.saes.load import load_sae_set
+from iclens.tasks.prompts import build_prompts
+from iclens.tasks.spec import parse_task
+from iclens.training.config import parse_train_config
+from iclens.training.train import learning_rate, train_saes
+
+Declare = Callable[..., dict[str, Any]]
+Run = tuple[Path, list[dict[str, Any]]]
+SITES = [Site(1, "resid_post"), Site(2, "mlp_out")]
+
+
+@pytest.fixture(scope="module")
+def activations(model: LanguageModel) -> dict[Site, torch.Tensor]:
+    """Raw activations of prompts of a task that no prompt of the run shows, [row d_model]."""
+    task = parse_task("3x+5")
+    tokens = build_prompts(model.tokenizer, task, arm="T", n_prompts=8, n_examples=8, seed=5).tokens
+    found = record(model, tokens, SITES, np.arange(1, tokens.shape[1]))
+    return {site: torch.as_tensor(values).flatten(0, 1) for site, values in found.items()}
+
+
+def test_held_out_quality_is_near_the_demands_even_after_so_few_tokens(run: Run) -> None:
+    quality = json.loads((run[0] / "card.json").read_text())["quality"]
+    assert [row["site"] for row in quality] == [str(site) for site in SITES]
+    for row in quality:
+        assert row["l0"] == pytest.approx(32, abs=0.05)
+        assert row["fvu"] <= 0.25 and row["ce_recovered"] >= 0.6 and row["dead"] <= 0.1
+        assert row["n_tokens"] == 32 * 49 and row["reason"] == ""
+
+
+def test_sae_lens_opens_them_with_the_same_encodings(
+    run: Run, model: LanguageModel, activations: dict[Site, torch.Tensor]
+) -> None:
+    saes = load_sae_set(run[0], model)
+    assert list(saes) == SITES
+    for site, sae in saes.items():
+        theirs = SAE.load_from_disk(run[0] / site.short)
+        x = activations[site]
+        assert (sae.encode(x) - theirs.encode(x)).abs().max() <= 1e-5
+        assert ((sae.encode(x) > 0).sum(dim=1) <= 32).all()
+        written_out = ((x - theirs.b_dec) @ theirs.W_enc + theirs.b_enc).topk(32, dim=1)
+        expected = torch.zeros(len(x), 256).scatter(1, written_out.indices, written_out.values.relu())
+        torch.testing.assert_close(sae.encode(x), expected)
+        torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(256))
+        assert theirs.cfg.metadata.hook_name == str(site)
+
+
+def test_the_reconstruction_beats_the_mean_far_from_the_training_seed(
+    run: Run, model: LanguageModel, activations: dict[Site, torch.Tensor]
+) -> None:
+    for site, sae in load_sae_set(run[0], model).items():
+        x = activations[site]
+        error = (x - sae.decode(sae.encode(x))).square().sum()
+        assert error < 0.25 * (x - x.mean(dim=0)).square().sum()
+
+
+def test_metrics_and_reports_tell_the_same_falling_error(run: Run) -> None:
+    folder, reports = run
+    *steps, last = reports
+    assert list(last) == ["quality"]
+    assert steps[0]["step"] == 1 and steps[-1]["step"] == steps[-1]["of"] == 48
+    for site in SITES:
+        lines = [
+            json.loads(line) for line in (folder / site.short / "metrics.jsonl").read_text().splitlines()
+        ]
+        assert [line["fvu"] for line in lines] == [s["sites"][site.short]["fvu"] for s in steps]
+        assert lines[-1]["fvu"] < lines[0]["fvu"] / 2
+        assert set(lines[0]) == {"step", "tokens", "lr", "fvu", "l0", "dead", "aux"}
+
+
+def test_the_folder_holds_what_it_should_and_its_neighbourhood_nothing(run: Run) -> None:
+    folder = run[0]
+    assert sorted(p.name for p in folder.iterdir()) == ["L1.resid_post", "L2.mlp_out", "card.json"]
+    assert sorted(p.name for p in (folder / "L2.mlp_out").iterdir()) == [
+        "cfg.json", "metrics.jsonl", "sae_weights.safetensors"
+    ]  # fmt: skip
+    assert [p.name for p in folder.parent.iterdir()] == ["saes"]
+    assert re.fullmatch(
+        "[0-9a-f]{16}", json.loads((folder / "card.json").read_text())["model"]["fingerprint"]
+    )
+
+
+def test_the_same_seed_gives_the_same_saes(small: Declare, tmp_path: Path) -> None:
+    config = parse_train_config(small(training={"tokens": 4096, "buffer_tokens": 2048, "batch_tokens": 512}))
+    one, two = (train_saes(config, tmp_path / name) for name in ("one", "two"))
+    for site in config.saes.sites:
+        first, second = (SAE.load_from_disk(folder / site).state_dict() for folder in (one, two))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_interruption_leaves_nothing(small: Declare, tmp_path: Path) -> None:
+    def interrupt(progress: dict[str, Any]) -> None:
+        if progress.get("step", 0) > 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(parse_train_config(small()), tmp_path / "deep" / "er" / "set", interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"model": {"name": "no/such/folder"}}, ModelError, "no such folder"),
+        ({"saes": {"sites": ["L6.mlp_out"]}}, SiteError, "blocks 0 to 5"),
+        ({"data": {"mixture": "nowhere.yaml"}}, ConfigError, "nowhere.yaml"),
+        ({"data": {"excluded_positions": list(range(50))}}, ConfigError, "excluded_positions"),
+        ({"training": {"lr": 1e30}}, ConfigError, "Lower lr"),
+    ],
+)
+def test_a_run_that_cannot_be_leaves_nothing(
+    small: Declare, tmp_path: Path, changes: dict[str, Any], kind: type[IclensError], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        train_saes(parse_train_config(small(**changes)), tmp_path / "deep" / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_not_overwritten(small: Declare, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with pytest.raises(ConfigError, match="it exists"):
+        train_saes(parse_train_config(small()), tmp_path / "set")
+    assert list((tmp_path / "set").iterdir()) == []
+
+
+def test_text_trains_on_a_part_of_the_model(small: Declare, tmp_path: Path) -> None:
+    rows = [{"text": "".join(f"({x}, {x + n})\n" for x in range(40))} for n in range(20)]
+    source = tmp_path / "text.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    declared = small(model={"load": "needed"}, training={"tokens": 8192, "buffer_tokens": 4096})
+    declared["data"] = {"kind": "text", "dataset": str(source), "context_tokens": 64}
+    config = parse_train_config(declared | {"held_out": {"contexts": 4}})
+    out = train_saes(config, tmp_path / "set")
+    quality = json.loads((out / "card.json").read_text())["quality"]
+    assert all(row["fvu"] < 1 and row["ce_recovered"] is None for row in quality)
+    assert all("all blocks" in row["reason"] for row in quality)
+
+
+def test_learning_rate_rises_stays_and_falls(small: Declare) -> None:
+    config = parse_train_config(small(training={"warmup": 0.1, "decay_from": 0.5}))
+    rates = [learning_rate(config, done) for done in (0, 0.05, 0.1, 0.5, 0.75, 1)]
+    assert rates == pytest.approx([0, 0.5, 1, 1, 0.5, 0])
+    assert learning_rate(parse_train_config(small(training={"warmup": 0})), 0) == 1
+
+
+def test_the_card_names_the_model_as_asked(run: Run) -> None:
+    card = json.loads((run[0] / "card.json").read_text())
+    assert card["model"]["name"] == card["config"]["model"]["name"]
+    assert card["versions"]["sae_lens"] and card["seconds"] > 0

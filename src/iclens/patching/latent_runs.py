@@ -70,7 +70,7 @@ class LatentRuns:
 
     def effects(self, prompt: int, delta: Tensor, batch: int = 256) -> Floats:
         """Rise of each belief's log-odds when `delta` [row d_in] is added, [row belief]; 0 for a zero row."""
-        found = np.zeros((len(delta), self.base.shape[1]))
+        found = np.tile(0 * self.base[prompt], (len(delta), 1))
         rows = (delta != 0).any(dim=1)
         if rows.any():
             probs = self.tails[prompt].added(self.sae.site, delta[rows], batch)

@@ -68,13 +68,13 @@ def patch_latents(
         batch: rows per forward pass of the tail.
 
     Returns:
-        A row per (latent that differs in the test half or the screening half, belief), by latent.
+        A row per latent that differs in the test half, and belief; by latent.
 
     Raises:
         EditError, SaeError: as in `gather`.
     """
     held = gather(model, sae, runs, donor_value=donor_value, seed=seed)
-    latents = np.flatnonzero((held.change != 0).any(axis=0))
+    latents = np.flatnonzero((held.change[held.test] != 0).any(axis=0))
     effects = _single_effects(held, latents, batch)
     chosen = _screened(effects[held.screen], n_tested)
     tested = _test(

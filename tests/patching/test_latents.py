@@ -1,0 +1,241 @@
+"""Single-latent patches: equal to the naive splice, exact where nothing differs, and honest controls."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from iclens.errors import EditError, SaeError
+from iclens.models.blocks import unembed
+from iclens.models.forward import answer_probs, record
+from iclens.models.load import LanguageModel
+from iclens.names import BELIEFS, Site, position
+from iclens.patching.effects import belief_log_odds
+from iclens.patching.ladder import best_single, patch_ladder
+from iclens.patching.latent_runs import gather
+from iclens.patching.latents import matched, patch_latents
+from iclens.patching.residual import up_to_query
+from iclens.patching.runs import Runs
+from iclens.patching.sweep import sweep
+from iclens.saes.load import Sae
+from iclens.tables.answers import AnswerProbs
+from iclens.tables.edits import Edit
+
+from .conftest import D_SAE, MakeRuns, MakeSae, same
+
+HOOKS = ("L2.resid_post", "L2.mlp_out", "L3.resid_pre")
+
+
+def naive_splice(model: LanguageModel, sae: Sae, runs: Runs, latent: int, donor: Tensor) -> AnswerProbs:
+    """Answers when the site is decode(latents with one set to `donor` [prompt]) plus the SAE's error."""
+    here = np.array([position("pre", runs.recipient.n_examples - 1)])
+    held = torch.as_tensor(record(model, up_to_query(runs.recipient), [sae.site], here)[sae.site][:, 0])
+    latents = sae.encode(held)
+    error = held - sae.decode(latents)
+    latents[:, latent] = donor
+    value = (sae.decode(latents) + error)[:, None].numpy()
+    found = answer_probs(
+        model, up_to_query(runs.recipient), here, edits=[Edit(sae.site, "replace", here, value)]
+    )
+    return AnswerProbs(found.answers, found.log_prob[:, 0])
+
+
+@pytest.mark.parametrize("settings", [{}, {"rescale_acts_by_decoder_norm": True}])
+@pytest.mark.parametrize("site", HOOKS)
+def test_a_latent_patch_equals_the_naive_splice(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae, site: str, settings: dict[str, Any]
+) -> None:
+    sae, runs = make_sae(site, **settings), make_runs()
+    sae.network.W_dec.mul_(1.7)
+    held = gather(tiny_model, sae, runs, donor_value="task mean", seed=0)
+    latents = np.flatnonzero((held.change != 0).any(axis=0))[::9]
+    assert len(latents) >= 3
+    for latent in latents:
+        spliced = naive_splice(tiny_model, sae, runs, int(latent), held.donor_latents[:, latent])
+        for prompt, tail in enumerate(held.tails):
+            delta = held.change[prompt, latent] * held.directions(np.array([latent]))
+            ours = tail.added(sae.site, delta).log_prob[0]
+            np.testing.assert_allclose(ours, spliced.log_prob[prompt], rtol=1e-5, atol=1e-5)
+
+
+def test_the_table_holds_the_naive_splices_effects(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+) -> None:
+    sae, runs = make_sae(), make_runs()
+    table = patch_latents(tiny_model, sae, runs, n_tested=1, n_controls=3)
+    held = gather(tiny_model, sae, runs, donor_value="task mean", seed=0)
+    latent = int(table["latent"][0])
+    spliced = naive_splice(tiny_model, sae, runs, latent, held.donor_latents[:, latent])
+    wanted = belief_log_odds(spliced, runs, np.arange(8))[held.test].mean(axis=0)
+    rows = table.where(table["latent"] == latent)
+    assert tuple(rows["belief"]) == BELIEFS
+    np.testing.assert_allclose(rows["patched"], wanted, atol=1e-3)
+    np.testing.assert_allclose(rows["patched"] - rows["base"], rows["effect"], atol=1e-9)
+
+
+def test_a_donor_that_is_the_recipient_leaves_no_row_and_no_effect(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+) -> None:
+    sae, runs = make_sae(), same(make_runs())
+    table = patch_latents(tiny_model, sae, runs, donor_value="instance")
+    assert len(table) == 0
+    ladder = patch_ladder(tiny_model, sae, runs, table, donor_value="instance")
+    assert set(ladder["rung"]) == {"all latents", "error only", "full activation"}
+    assert (ladder["effect"] == 0).all()
+
+
+def test_the_ladders_top_is_the_sweeps_patch(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+) -> None:
+    sae, runs = make_sae(), make_runs()
+    table = patch_latents(tiny_model, sae, runs, donor_value="instance", n_tested=2, n_controls=5)
+    ladder = patch_ladder(tiny_model, sae, runs, table, donor_value="instance")
+    held = gather(tiny_model, sae, runs, donor_value="instance", seed=0)
+    parts = (runs.donor, runs.recipient, runs.target)
+    half = Runs(runs.task, *(part.select(held.test) for part in parts))
+    whole = sweep(tiny_model, half, roles=["pre"], layers=[sae.site.layer + 1])
+    for belief in BELIEFS:
+        top = ladder.where((ladder["rung"] == "full activation") & (ladder["belief"] == belief))
+        swept = whole.where(whole["metric"] == f"effect on {belief}")
+        assert top["effect"][0] == pytest.approx(swept["value"][0], abs=1e-3)
+        single = ladder.where((ladder["rung"] == "best single latent") & (ladder["belief"] == belief))
+        assert single["latent"][0] == str(best_single(table, belief))
+        alone = table.where((table["latent"] == int(single["latent"][0])) & (table["belief"] == belief))
+        assert single["effect"][0] == pytest.approx(alone["effect"][0], abs=1e-4)
+
+
+def test_only_latents_that_differ_get_rows_and_only_screened_ones_a_p_value(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+) -> None:
+    sae, runs = make_sae(), make_runs(n_prompts=16)
+    table = patch_latents(tiny_model, sae, runs, n_tested=3, n_controls=7, seed=2)
+    held = gather(tiny_model, sae, runs, donor_value="task mean", seed=2)
+    differs = held.change[held.test] != 0
+    assert set(table["latent"]) == set(np.flatnonzero(differs.any(axis=0)))
+    np.testing.assert_array_equal(table["n_changed"], differs.sum(axis=0)[table["latent"]])
+    tested = ~np.isnan(table["control_p"])
+    assert len(set(table["latent"][tested])) <= 3
+    assert set(table["n_controls"][tested]) == {7}
+    assert (table["n_controls"][~tested] == 0).all()
+    assert all("not tested" in reason for reason in table["reason"][~tested])
+    p_value, q_value = table["control_p"][tested], table["q_value"][tested]
+    np.testing.assert_allclose(p_value * 8, np.round(p_value * 8))
+    assert (q_value >= p_value - 1e-12).all()
+
+
+def test_halves_share_no_prompt_and_donor_means_hold_no_query(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+) -> None:
+    sae, runs = make_sae(), make_runs(n_prompts=12)
+    held = gather(tiny_model, sae, runs, donor_value="task mean", seed=1)
+    assert sorted([*held.screen, *held.test]) == list(range(12))
+    own = gather(tiny_model, sae, runs, donor_value="instance", seed=1).donor_held
+    x_A = runs.donor.x[:, -1]
+    for half in (held.screen, held.test):
+        for prompt in half:
+            others = [k for k in half if x_A[k] not in (x_A[prompt], runs.x_B[prompt])]
+            assert prompt not in others
+            wanted = own[torch.as_tensor(others)].mean(dim=0)
+            torch.testing.assert_close(held.donor_held[prompt], wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_a_belief_the_task_does_not_define_is_nan_with_a_reason(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+) -> None:
+    table = patch_latents(
+        tiny_model, make_sae(), make_runs("zero examples", "word:opposite"), n_tested=2, n_controls=4
+    )
+    double = table.where(table["belief"] == "double")
+    assert len(double)
+    for name in ("effect", "normalised", "control_p", "q_value"):
+        assert np.isnan(double[name]).all()
+    assert all("undefined for this task" in reason for reason in double["reason"])
+
+
+class Planted:
+    """Latent 0 writes up the gradient of `numeric` and is on in A only; all the others are always on."""
+
+    def __init__(self, writes: Tensor, reads: Tensor, cut: float, d_sae: int) -> None:
+        rows = torch.randn(d_sae, len(writes), generator=torch.Generator().manual_seed(0))
+        rows[0] = writes
+        self.W_dec, self.reads, self.cut = torch.nn.functional.normalize(rows, dim=1), reads, cut
+
+    def encode(self, x: Tensor) -> Tensor:
+        latents = torch.ones(*x.shape[:-1], len(self.W_dec))
+        latents[..., 0] = 2.0 * (x @ self.reads > self.cut)
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents @ self.W_dec
+
+
+def test_a_planted_read_out_beats_every_control(tiny_model: LanguageModel, make_runs: MakeRuns) -> None:
+    runs, site, d_sae = make_runs("zero examples", n_prompts=12), Site(5, "resid_post"), 60
+    _, ids = tiny_model.answer_space()
+    held = [
+        torch.as_tensor(record(tiny_model, up_to_query(p), [site], p.positions("pre")[-1:])[site][:, 0])
+        for p in (runs.donor, runs.recipient)
+    ]
+    middle, reads = (held[0].mean(0) + held[1].mean(0)) / 2, held[0].mean(0) - held[1].mean(0)
+    resid = held[1].clone().requires_grad_(True)
+    numbers = torch.log_softmax(unembed(tiny_model.network, resid), dim=-1)[:, ids].logsumexp(dim=-1)
+    (numbers - torch.log1p(-numbers.exp())).sum().backward()
+    assert resid.grad is not None
+    network = Planted(resid.grad.mean(0), reads, float(middle @ reads), d_sae)
+    sae = Sae(site, "0" * 16, tiny_model.d_model, d_sae, None, network, Path("."))
+    table = patch_latents(tiny_model, sae, runs, n_controls=1000)
+    assert set(table["latent"]) == {0}
+    numeric = table.where(table["belief"] == "numeric")
+    assert numeric["n_controls"][0] == d_sae - 1
+    assert numeric["control_p"][0] == pytest.approx(1 / d_sae)
+    assert numeric["effect"][0] > numeric["ci_low"][0] > 0
+
+
+def test_controls_are_live_alike_and_never_the_latent_itself() -> None:
+    density = np.array([0.5, 0.5, 0.0, 0.49, 0.51, 0.001, 0.001, 0.001])
+    mean_active = np.array([1.0, 1.0, np.nan, 1.0, 1.0, 50.0, 50.0, 50.0])
+    rng = np.random.default_rng(0)
+    assert set(matched(density, mean_active, 0, 100, rng)) == {1, 3, 4, 5, 6, 7}
+    for _ in range(20):
+        assert set(matched(density, mean_active, 0, 1, rng)) < {1, 3, 4}
+
+
+def test_saes_whose_latents_cannot_be_moved_alone_are_refused(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+) -> None:
+    sae, runs = make_sae(), make_runs()
+    for kind in ("layer_norm", "constant_norm_rescale", "expected_average_only_in"):
+        with pytest.raises(SaeError, match=kind):
+            patch_latents(tiny_model, make_sae(normalize_activations=kind), runs)
+    curved = SimpleNamespace(encode=sae.encode, decode=lambda a: (a @ sae.W_dec).relu(), W_dec=sae.W_dec)
+    with pytest.raises(SaeError, match="not affine"):
+        patch_latents(tiny_model, replace(sae, network=curved), runs)
+    with pytest.raises(SaeError, match="width 64"):
+        patch_latents(tiny_model, replace(sae, d_in=64), runs)
+
+
+def test_patches_that_cannot_be_made_are_refused(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+) -> None:
+    with pytest.raises(EditError, match="MLP of its own block"):
+        patch_latents(tiny_model, make_sae("L2.resid_mid"), make_runs())
+    with pytest.raises(EditError, match="donor value"):
+        patch_latents(tiny_model, make_sae(), make_runs(), donor_value="median")
+    with pytest.raises(EditError, match="no other prompt"):
+        patch_latents(tiny_model, make_sae(), make_runs(n_prompts=2))
+
+
+def test_the_same_seed_gives_the_same_table(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+) -> None:
+    one, other = (
+        patch_latents(tiny_model, make_sae(), make_runs(), n_tested=2, n_controls=5, seed=4).df
+        for _ in range(2)
+    )
+    assert one.equals(other)
+    assert len(one) and D_SAE >= len(set(one["latent"]))

@@ -1,0 +1,131 @@
+"""The residual sweep: identities that hold for any model."""
+
+import numpy as np
+import pytest
+
+from iclens.errors import EditError, ModelError, SiteError
+from iclens.models.forward import answer_probs, record
+from iclens.models.load import LanguageModel, load_model
+from iclens.names import BELIEFS, Site, position
+from iclens.patching.residual import patch_query, query_answers, up_to_query
+from iclens.patching.sweep import EFFECTS, PROBABILITIES, graded, sweep
+from iclens.tables.edits import Edit
+from iclens.tables.patches import SweepTable
+from iclens.tasks.spec import parse_task
+
+from .conftest import ROOT, MakeRuns, same
+
+
+def at(table: SweepTable, role: str, layer: int, metric: str) -> float:
+    rows = table.where((table["role"] == role) & (table["layer"] == layer) & (table["metric"] == metric))
+    assert len(rows) == 1
+    return float(rows["value"][0])
+
+
+@pytest.mark.parametrize("recipient", ["zero examples", "S arm"])
+def test_a_donor_that_is_the_recipient_changes_nothing_at_all(
+    tiny_model: LanguageModel, make_runs: MakeRuns, recipient: str
+) -> None:
+    table = sweep(tiny_model, same(make_runs(recipient)))
+    effects = np.isin(table["metric"], EFFECTS)
+    assert effects.sum() == len(BELIEFS) * (7 if recipient == "zero examples" else 4 * 7)
+    for name in ("value", "ci_low", "ci_high"):
+        assert (table[name][effects] == 0).all()
+    np.testing.assert_array_equal(table["value"][~effects], table["base"][~effects])
+
+
+@pytest.mark.parametrize("recipient", ["zero examples", "S arm"])
+def test_the_last_resid_post_brings_the_donors_own_answers(
+    tiny_model: LanguageModel, make_runs: MakeRuns, recipient: str
+) -> None:
+    runs = make_runs(recipient)
+    patched, _ = patch_query(tiny_model, runs, [tiny_model.n_blocks])
+    donor = query_answers(tiny_model, runs.donor, runs.words)
+    np.testing.assert_allclose(patched[0].log_prob, donor.log_prob, atol=1e-4)
+
+
+def test_at_layer_0_pre_is_the_same_token_in_both_runs(
+    tiny_model: LanguageModel, make_runs: MakeRuns
+) -> None:
+    table = sweep(tiny_model, make_runs(), roles=["pre"], layers=[0])
+    effects = np.isin(table["metric"], EFFECTS)
+    assert (table["value"][effects] == 0).all()
+
+
+def test_the_labels_at_layer_0_turn_the_s_arm_into_a_star(
+    tiny_model: LanguageModel, make_runs: MakeRuns
+) -> None:
+    runs = make_runs("S arm")
+    table = sweep(tiny_model, runs, roles=["lab"], layers=[0])
+    target = query_answers(tiny_model, runs.target, runs.words)
+    assert at(table, "lab", 0, "task on own x") == pytest.approx(target.of(runs.own).mean(), abs=1e-6)
+    assert at(table, "lab", 0, "copy") == pytest.approx(target.of(runs.copied).mean(), abs=1e-6)
+
+
+def test_the_context_after_the_last_block_is_never_read_again(
+    tiny_model: LanguageModel, make_runs: MakeRuns
+) -> None:
+    table = sweep(tiny_model, make_runs(), roles=["x", "lab", "close"], layers=[tiny_model.n_blocks])
+    np.testing.assert_array_equal(table["value"][np.isin(table["metric"], EFFECTS)], 0)
+
+
+@pytest.mark.parametrize("layer", [0, 3, 6])
+def test_the_tail_equals_a_full_forward_with_the_edit(
+    tiny_model: LanguageModel, make_runs: MakeRuns, layer: int
+) -> None:
+    runs = make_runs("S arm")
+    site = Site(layer, "resid_pre") if layer < 6 else Site(5, "resid_post")
+    here = np.array([position("pre", runs.n_seen)])
+    held = record(tiny_model, up_to_query(runs.donor), [site], here)[site]
+    edit = Edit(site, "replace", here, held, here)
+    full = answer_probs(tiny_model, up_to_query(runs.recipient), here, edits=[edit]).log_prob[:, 0]
+    patched, _ = patch_query(tiny_model, runs, [layer])
+    np.testing.assert_allclose(patched[0].log_prob, full, rtol=1e-5, atol=1e-4)
+
+
+def test_batches_change_nothing(tiny_model: LanguageModel, make_runs: MakeRuns) -> None:
+    whole, parts = (sweep(tiny_model, make_runs(), roles=["lab"], layers=[1], batch=b) for b in (128, 3))
+    np.testing.assert_allclose(whole["value"], parts["value"], rtol=1e-4, atol=1e-5)
+
+
+def test_word_tasks_are_read_beside_numbers(tiny_model: LanguageModel, make_runs: MakeRuns) -> None:
+    runs = make_runs("zero examples", "word:opposite")
+    table = sweep(tiny_model, runs, layers=[6])
+    own = query_answers(tiny_model, runs.donor, runs.words).of(runs.copied).mean()
+    assert at(table, "pre", 6, "copy") == pytest.approx(own, abs=1e-5)
+    assert np.isnan(at(table, "pre", 6, "effect on double"))
+
+
+def test_what_cannot_be_swept_is_refused(tiny_model: LanguageModel, make_runs: MakeRuns) -> None:
+    with pytest.raises(EditError, match="length-matched"):
+        sweep(tiny_model, make_runs("zero examples"), roles=["lab"])
+    with pytest.raises(SiteError, match="role 'label'"):
+        sweep(tiny_model, make_runs(), roles=["label"])
+    for layer in (-1, 7):
+        with pytest.raises(EditError, match="layers run from 0 to 6"):
+            sweep(tiny_model, make_runs(), layers=[layer])
+    with pytest.raises(ModelError, match="only 2 blocks"):
+        part = load_model(ROOT / "checkpoints" / "icl-tiny", blocks=2)
+        sweep(part, make_runs(), layers=[1])
+
+
+def test_graded_gives_each_count_its_sweep_and_the_unpatched_curve(
+    tiny_model: LanguageModel, make_runs: MakeRuns
+) -> None:
+    task, counts = parse_task("2x+3"), (0, 2, 4)
+    table = graded(tiny_model, task, layer=3, counts=counts, n_prompts=8, seed=7)
+    assert len(table) == len(counts) * len(PROBABILITIES)
+    runs = make_runs("zero examples")
+    alone = sweep(tiny_model, runs, layers=[3])
+    target = query_answers(tiny_model, runs.target, runs.words)
+    rows = table.where((table["n_seen"] == 4) & (table["metric"] == "task on own x"))
+    assert rows["value"][0] == at(alone, "pre", 3, "task on own x")
+    assert rows["unpatched"][0] == pytest.approx(target.of(runs.own).mean())
+
+
+def test_graded_keeps_a_matched_recipient_throughout(tiny_model: LanguageModel) -> None:
+    table = graded(
+        tiny_model, parse_task("2x+3"), layer=6, counts=(1, 4), recipient="S arm", n_prompts=4, seed=7
+    )
+    assert set(table["recipient"]) == {"S arm"}
+    assert set(table["n_seen"]) == {1, 4}

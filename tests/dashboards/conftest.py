@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,31 +37,6 @@ HOSTILE = "</script><img src=x onerror=alert(1)>"
 SITES = tuple(f"L{layer}.{hook}" for layer in (1, 2, 3) for hook in ("resid_post", "mlp_out"))
 ROLES = ("x", "pre", "lab", "close")
 EXAMPLES = 16
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the browser tests out, saying so, where there is no browser; in CI they run and fail."""
-    if CHROMIUM or os.environ.get("CI") == "true":
-        return
-    browser = [item for item in items if item.get_closest_marker("browser")]
-    if not browser:
-        return
-    config.hook.pytest_deselected(items=browser)
-    items[:] = [item for item in items if item not in browser]
-    config.stash[_LEFT_OUT] = len(browser)
-
-
-_LEFT_OUT = pytest.StashKey[int]()
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Name what was left out where everyone looks."""
-    if left_out := config.stash.get(_LEFT_OUT, 0):
-        terminalreporter.write_line(
-            f"NOTICE: {left_out} browser tests were not run: no chromium on this machine (CI runs them).",
-            yellow=True,
-        )
 
 
 def curve(rng: np.random.Generator, start: float, stop: float, width: float) -> Curve:
@@ -188,14 +162,15 @@ def make_rows(rng: np.random.Generator, per_site: int) -> list[LatentRow]:
     return sorted(rows, key=lambda row: row.q_value)
 
 
-def make_view(per_site: int = 40, n_pages: int = 4) -> SiteView:
-    """The study; the first of its pages is hostile."""
+def make_view(per_site: int = 40, n_pages: int = 4, hostile: str = HOSTILE) -> SiteView:
+    """The study; `hostile` stands in all its texts and on the first of its pages."""
     rng = np.random.default_rng(0)
     rows = make_rows(rng, per_site)
+    rows[0] = replace(rows[0], verdict="grows" + hostile, label=hostile, concept=hostile, belief=hostile)
     beliefs = [
         BeliefCurve(
-            name,
-            meaning,
+            name + hostile,
+            meaning + hostile,
             curve(rng, start, stop, 0.25),
             Curve.line(list(range(EXAMPLES)), (start + (stop + 1.5 - start) * np.arange(16) / 18).tolist()),
             curve(rng, start, start + 0.3, 0.25),
@@ -214,12 +189,12 @@ def make_view(per_site: int = 40, n_pages: int = 4) -> SiteView:
         for role in ROLES
     ]
     return SiteView(
-        title="In-context learning in icl-tiny",
+        title="In-context learning in icl-tiny" + hostile,
         question="Does in-context learning add features, one Bayesian update per example, and which?",
         findings=[
             Finding(
                 "Do latents grow with the examples?",
-                "Yes: 214 of 6,144",
+                "Yes: 214 of 6,144" + hostile,
                 "At q = .05 against paired permuted labels; 9 fall.",
             ),
             Finding(
@@ -235,7 +210,7 @@ def make_view(per_site: int = 40, n_pages: int = 4) -> SiteView:
         ],
         provenance=[
             Fact("model", "icl-tiny, sha256 41c8e0d2b7f95a13"),
-            Fact("SAE set", "icl-tiny-saes"),
+            Fact("SAE set" + hostile, "icl-tiny-saes"),
             Fact("versions", "iclens 0.1.0, torch 2.13.0"),
             Fact("seeds", "prompts 0, split 1"),
             Fact("date", "2026-01-01 00:00 UTC"),
@@ -246,13 +221,13 @@ def make_view(per_site: int = 40, n_pages: int = 4) -> SiteView:
         ],
         beliefs=beliefs,
         sweeps=[
-            sweep(rng, "Task applied to B’s own x", 3),
+            sweep(rng, "Task applied to B’s own x" + hostile, 3),
             sweep(rng, "The same, in the plain twin", 9),
             sweep(rng, "A’s answer copied", 6),
         ],
         growth=counts,
         latents=rows,
-        pages=[latent_page(rng, row, HOSTILE if i == 0 else "") for i, row in enumerate(rows[:n_pages])],
+        pages=[latent_page(rng, row, hostile if i == 0 else "") for i, row in enumerate(rows[:n_pages])],
         pages_reason="Pages are written for the latents with the lowest q at any site and role.",
         notes=["The model is small and its tasks are declared: nothing here generalises by itself."],
     )

@@ -39,7 +39,7 @@ _LINES = {
 
 def inline(chart: alt.LayerChart, label: str) -> Markup:
     """The chart as inline SVG, with `label` as its text alternative."""
-    text = vl_convert.vegalite_to_svg(_styled(chart).to_json())
+    text = vl_convert.vegalite_to_svg(_styled(chart).to_json(validate=False))
     root = ElementTree.fromstring(text)
     box = root.attrib["viewBox"]
     return tag("svg", *map(_drawn, root), viewBox=box, class_="chart", role="img", aria_label=label)

@@ -1,0 +1,170 @@
+import math
+import re
+from xml.etree import ElementTree
+
+import altair as alt
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import Markup
+
+from iclens.dashboards import charts, svg
+from iclens.dashboards.view import (
+    BeliefCurve,
+    Curve,
+    GrowthCount,
+    Histogram,
+    PatchRow,
+    SweepCell,
+    SweepView,
+    TaskActivation,
+)
+
+HOSTILE = "</text></svg><script>alert(1)</script>"
+CURVE = Curve([0, 1, 2, 3], [0.0, 1.0, math.nan, 2.0], [-0.1, 0.9, math.nan, 1.8], [0.1, 1.1, math.nan, 2.2])
+
+
+def texts(drawing: Markup) -> list[str]:
+    return [element.text or "" for element in ElementTree.fromstring(drawing).iter("text")]
+
+
+def path_of(drawing: Markup, class_: str) -> str:
+    found = [e.attrib["d"] for e in ElementTree.fromstring(drawing).iter("path") if e.get("class") == class_]
+    assert len(found) == 1
+    return found[0]
+
+
+def points(path: str) -> list[tuple[float, float]]:
+    """Absolute points of an M…l… path with relative steps."""
+    found: list[tuple[float, float]] = []
+    for run in re.findall(r"M([^M]+)", path):
+        numbers = [float(n) for n in re.findall(r"-?(?:\d+\.?\d*|\.\d+)", run)]
+        x, y = numbers[0], numbers[1]
+        found.append((x, y))
+        for dx, dy in zip(numbers[2::2], numbers[3::2], strict=True):
+            x, y = x + dx, y + dy
+            found.append((round(x, 1), round(y, 1)))
+    return found
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert svg.ticks(0, 1) == pytest.approx([0, 0.5, 1])
+    assert svg.ticks(-3, 4) == [-2, 0, 2, 4]
+    assert svg.ticks(2, 2) == [2]
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_ticks_stay_inside_any_range(low: float, span: float) -> None:
+    found = svg.ticks(low, low + span)
+    slack = 1e-6 * max(1.0, abs(low), span)
+    assert 1 <= len(found) <= 9
+    assert all(low - slack <= v <= low + span + slack for v in found)
+
+
+def test_line_goes_through_its_values_and_leaves_a_gap() -> None:
+    line = path_of(svg.line_chart([("task", CURVE)], "rises"), "line task")
+    assert line.count("M") == 2
+    drawn = points(line)
+    assert len(drawn) == 3
+    (x0, y0), (x1, y1), (x3, y3) = drawn
+    assert (x3 - x0) / (x1 - x0) == pytest.approx(3, abs=0.01)
+    assert (y3 - y0) / (y1 - y0) == pytest.approx(2, abs=0.01)
+    assert y3 < y0
+
+
+def test_band_runs_between_low_and_high() -> None:
+    drawing = svg.line_chart([("task", CURVE)], "rises")
+    band, line = points(path_of(drawing, "band task")), points(path_of(drawing, "line task"))
+    assert len(band) == 6
+    assert band[0][1] < line[0][1] < band[-1][1]
+
+
+def test_a_line_without_interval_has_no_band() -> None:
+    assert path_of(svg.line_chart([("exact", Curve.line([0, 1], [0.0, 1.0]))], "exact"), "band exact") == ""
+
+
+def test_an_undefined_curve_still_draws() -> None:
+    nothing = Curve.line([0, 1], [math.nan, math.nan])
+    drawing = svg.line_chart([("task", nothing)], svg.ends(nothing))
+    assert path_of(drawing, "line task") == ""
+    assert 'aria-label="undefined"' in drawing
+
+
+def test_small_charts_keep_hostile_text_as_text() -> None:
+    bars = svg.bar_chart([TaskActivation(HOSTILE, 1.0), TaskActivation("2x", math.nan)], HOSTILE)
+    patched = svg.interval_chart([PatchRow(HOSTILE, 0, 1, 2, 1.0, 0.9, 1.1, -0.1, 0.1)], HOSTILE)
+    for drawing in (bars, patched):
+        root = ElementTree.fromstring(drawing)
+        assert root.get("aria-label") == HOSTILE
+        assert not list(root.iter("script"))
+    assert texts(bars)[0].startswith("</text>")
+
+
+def test_held_out_tasks_carry_a_star() -> None:
+    bars = svg.bar_chart([TaskActivation("2x", 1.0, split="held out"), TaskActivation("3x", 0.5)], "two")
+    assert texts(bars)[:2] == ["2x*", "3x"]
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    drawing = svg.bar_chart([TaskActivation("2x", 2.0), TaskActivation("3x", 0.5)], "two")
+    widths = [float(w) for w in re.findall(r"h(\d[\d.]*)v", path_of(drawing, "bar"))]
+    assert widths[0] == pytest.approx(4 * widths[1], rel=0.01)
+
+
+def test_histogram_draws_a_bar_for_every_filled_bin() -> None:
+    drawing = svg.histogram(Histogram([0, 1, 2, 3], [4, 0, 2]), "three bins")
+    heights = [float(h) for h in re.findall(r"v(\d[\d.]*)h", path_of(drawing, "bar"))]
+    assert len(heights) == 2
+    assert heights[0] == pytest.approx(2 * heights[1], rel=0.01)
+
+
+def test_heat_map_writes_every_value() -> None:
+    cells = [SweepCell(role, layer, 0.1 * layer) for role in ("pre", "lab") for layer in range(3)]
+    drawing = charts.sweep_chart(SweepView("P(task)", "", [*cells, SweepCell("x", 0, math.nan)]))
+    written = texts(drawing)
+    assert [written.count(v) for v in ("0.00", "0.10", "0.20", "–")] == [2, 2, 2, 1]
+    assert written.index("x") < written.index("pre") < written.index("lab")
+    assert "Largest: 0.200" in ElementTree.fromstring(drawing).attrib["aria-label"]
+
+
+def test_headline_charts_use_the_page_colours_only() -> None:
+    counts = [GrowthCount("L1.mlp_out", "pre", 100, 12, 3), GrowthCount("L2.mlp_out", "pre", 100, 0, 0)]
+    drawings = [
+        charts.belief_chart(BeliefCurve("odd", "", CURVE, CURVE, CURVE)),
+        charts.sweep_chart(SweepView("P(task)", "", [SweepCell("pre", 0, 0.9)])),
+        charts.growth_chart("pre", counts, (3, 12)),
+    ]
+    for drawing in drawings:
+        colours = set(re.findall(r'(?:fill|stroke)="([^"]+)"', drawing))
+        assert all(colour.startswith("var(--") or colour in {"none", "transparent"} for colour in colours)
+        assert len(drawing) < 20_000
+
+
+def test_belief_chart_says_where_its_curves_start_and_end() -> None:
+    label = ElementTree.fromstring(charts.belief_chart(BeliefCurve("odd", "", CURVE, None, CURVE))).attrib
+    assert label["aria-label"] == (
+        "Log-odds of odd in nats by examples seen: model 0 at 0, 2.00 at 3; control arm 0 at 0, 2.00 at 3."
+    )
+
+
+def test_inline_keeps_drawing_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered = """<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"
+        viewBox="0 0 9 9" onload="alert(1)"><script>alert(1)</script><style>p{}</style>
+        <a xlink:href="javascript:alert(1)"><text>link</text></a><image href="https://example.org/x"/>
+        <foreignObject><p>html</p></foreignObject><g transform="translate(1,2)" style="color:red"><text
+        x="1" onclick="alert(1)">kept &lt;b&gt;</text></g></svg>"""
+    monkeypatch.setattr(charts.vl_convert, "vegalite_to_svg", lambda _: rendered)
+    frame = pd.DataFrame({"x": [1]})
+    drawing = charts.inline(alt.LayerChart(layer=[alt.Chart(frame).mark_point()]), "label")
+    assert drawing == (
+        '<svg viewBox="0 0 9 9" class="chart" role="img" aria-label="label">'
+        '<g transform="translate(1,2)"><text x="1">kept &lt;b&gt;</text></g></svg>'
+    )
+
+
+def test_rendered_charts_keep_hostile_text_as_text() -> None:
+    drawing = charts.sweep_chart(SweepView(HOSTILE, HOSTILE, [SweepCell("<b>&", 0, 0.5)]))
+    assert "<b>&" in texts(drawing)
+    assert HOSTILE in ElementTree.fromstring(drawing).attrib["aria-label"]
+    assert not list(ElementTree.fromstring(drawing).iter("script"))

@@ -1,7 +1,7 @@
 """The command line: one thin command per public function.
 
-Progress goes to stderr, results to stdout. Exit codes: 0 done, 2 what was asked is wrong (one line), 3 it will
-not fit, 130 interrupted. Nothing here imports torch; a command imports what it needs when it runs.
+Progress goes to stderr, results to stdout. Exit codes: 0 done, 2 what was asked is wrong (one line), 3 it
+will not fit, 130 interrupted. Nothing here imports torch; a command imports what it needs when it runs.
 """
 
 from __future__ import annotations

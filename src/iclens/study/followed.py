@@ -30,22 +30,23 @@ class Followed:
     @property
     def df(self) -> pd.DataFrame:
         """A row per latent, prompt and example of the asked arm; beliefs in log-odds (nats)."""
-        return self.arms[0].df
+        return _short(self.arms[0].df, self.arms[0])
 
     @property
     def summary(self) -> pd.DataFrame:
-        """Mean over prompts with its 95 % prompt-bootstrap band: a row per arm, latent and n_seen."""
-        return pd.concat([arm.summary() for arm in self.arms], ignore_index=True)
+        """Mean over prompts with its 95 % bootstrap band: a row per arm, latent and n_seen."""
+        return pd.concat([_short(arm.summary(), arm) for arm in self.arms], ignore_index=True)
 
     def plot(self) -> Any:
-        """An altair chart: mean activation with its band by examples seen, a column per latent, a colour per arm."""
+        """An altair chart: mean and band by examples seen, a column per latent, a colour per arm."""
         import altair as alt
 
         base = alt.Chart(self.summary).encode(
             x=alt.X("n_seen:Q", title="examples seen"),
             color=alt.Color("arm:N", sort=[arm.arm for arm in self.arms], title="arm"),
         )
-        band = base.mark_area(opacity=0.25).encode(y=alt.Y("ci_low:Q", title="activation"), y2="ci_high:Q")
+        low = alt.Y("ci_low:Q", title="activation")
+        band = base.mark_area(opacity=0.25).encode(y=low, y2="ci_high:Q")
         line = base.mark_line().encode(y="mean:Q")
         return (band + line).properties(width=280, height=200).facet(column="latent:N", title=self._title)
 
@@ -65,3 +66,8 @@ class Followed:
         drawn = StringIO()
         self.plot().save(drawn, format="svg")
         return f"<figure>{drawn.getvalue()}<figcaption>{escape(self._title)}</figcaption></figure>"
+
+
+def _short(frame: pd.DataFrame, of: Trajectories) -> pd.DataFrame:
+    """The frame with its site in the short form that a run's other frames use."""
+    return frame.assign(site=of.site.short)

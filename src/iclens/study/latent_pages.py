@@ -183,6 +183,7 @@ def _trajectories(results: Results, site: Site, latents: list[int]) -> dict[int,
     ids, norms = np.array(latents, dtype=np.int64), results.decoder_norms[site.short]
     growth = results.table("growth")
     growth = growth[growth["site"] == site.short].set_index(["role", "latent"])
+    tests: dict[Any, Any] = {key: row for key, row in growth.to_dict("index").items()}
     views: dict[int, list[TrajectoryView]] = {latent: [] for latent in latents}
     for role in results.roles:
         curves = []
@@ -191,16 +192,13 @@ def _trajectories(results: Results, site: Site, latents: list[int]) -> dict[int,
             of = Trajectories.of(
                 results.latents(arm, site, role), ids, arm=arm, beliefs=beliefs, decoder_norm=norms
             )
-            curves.append(dict(list(of.summary(seed=results.config.prompts.seed).groupby("latent"))))
+            summary = of.summary(seed=results.config.prompts.seed)
+            curves.append({latent: _curve(summary[summary["latent"] == latent]) for latent in latents})
         for latent in latents:
-            test = growth.loc[(role, latent)]
-            views[latent].append(
-                TrajectoryView(
-                    role, _curve(curves[0][latent]), _curve(curves[1][latent]), float(test["slope"]),
-                    float(test["ci_low"]), float(test["ci_high"]), float(test["q_value"]), str(test["verdict"]),
-                    str(test["reason"]),
-                )
-            )  # fmt: skip
+            test = tests[role, latent]
+            names = ("slope", "ci_low", "ci_high", "q_value", "verdict", "reason")
+            task, beside = (curve[latent] for curve in curves)
+            views[latent].append(TrajectoryView(role, task, beside, **{name: test[name] for name in names}))
     return views
 
 
@@ -215,8 +213,8 @@ def _tasks(results: Results, site: Site, role: str, latent: int) -> list[TaskAct
 
 
 def _best_role(concepts: pd.DataFrame, otherwise: str) -> str:
-    known = concepts.dropna(subset=["auroc"])
-    return str(known.loc[known["auroc"].idxmax(), "role"]) if len(known) else otherwise
+    known = concepts.dropna(subset=["auroc"]).sort_values("auroc", ascending=False)
+    return otherwise if known.empty else str(known["role"].iloc[0])
 
 
 def _concept(row: Mapping[Any, Any]) -> ConceptRow:
@@ -227,22 +225,10 @@ def _concept(row: Mapping[Any, Any]) -> ConceptRow:
 
 
 def _patch(row: Mapping[Any, Any]) -> PatchRow:
-    names = (
-        "belief",
-        "base",
-        "patched",
-        "donor",
-        "effect",
-        "ci_low",
-        "ci_high",
-        "control_p",
-        "normalised",
-        "q_value",
-    )
-    return PatchRow(
-        **{name: row[name] for name in names}, n_changed=int(row["n_changed"]), n_prompts=int(row["n_prompts"]),
-        reason=row["reason"],
-    )  # fmt: skip
+    counts = {name: int(row[name]) for name in ("n_changed", "n_prompts")}
+    effect = {name: row[name] for name in ("base", "patched", "donor", "effect", "ci_low", "ci_high")}
+    tests = {name: row[name] for name in ("control_p", "normalised", "q_value")}
+    return PatchRow(row["belief"], **effect, **tests, **counts, reason=row["reason"])
 
 
 def _curve(rows: pd.DataFrame) -> Curve:

@@ -163,7 +163,8 @@ class Run:
         Args:
             site: one site; all by default.
             role: one role; all by default.
-            examples: a slice of the examples; slopes are then measured over these alone, at one site and role.
+            examples: a slice of the examples; slopes are then measured over these alone, which needs one
+                site and role.
             latents: latent ids; all by default.
 
         Raises:
@@ -196,12 +197,13 @@ class Run:
         return counts.unstack("verdict", fill_value=0).reset_index()
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r}, sites={list(self.sites)}, roles={list(self.roles)}, arms={list(self.arms)})"
+        return f"Run({str(self.path)!r}, sites={self.sites}, roles={self.roles}, arms={self.arms})"
 
     def _repr_html_(self) -> str:
         """What was run, and how many latents grow where."""
         prompts = self.results.config.prompts
-        title = f"{self.results.config.study}: {prompts.task}, {prompts.n_prompts} prompts of {prompts.n_examples} examples"
+        shown = f"{prompts.n_prompts} prompts of {prompts.n_examples} examples"
+        title = f"{self.results.config.study}: {prompts.task}, {shown}"
         pages = "" if self.index is None else f"<p>pages: <code>{escape(str(self.index))}</code></p>"
         return f"<p><b>{escape(title)}</b></p>{pages}{self._summary.to_html(index=False)}"
 

@@ -24,6 +24,8 @@ from iclens.tables.prompts import PromptSet
 from iclens.tables.quality import QualityTable
 from iclens.tables.transforms import TransformTable
 
+PATCH_Q = 0.05
+"""False discovery rate at which a patch effect is called."""
 FILES: dict[str, tuple[str, type[Table]]] = {
     "quality": ("01_saes/quality.parquet", QualityTable),
     "growth": ("04_growth/growth.parquet", GrowthTable),
@@ -56,7 +58,7 @@ class Results:
         file, kind = FILES[name]
         frame = kind.load(self._file(file)).df
         if "site" in frame:
-            frame["site"] = frame["site"].map(lambda site: Site.parse(site).short)
+            frame["site"] = [Site.parse(str(site)).short for site in frame["site"]]
         return frame
 
     @property
@@ -119,7 +121,7 @@ class Results:
 
     @cached_property
     def task_means(self) -> tuple[dict[str, Any], list[str]]:
-        """ "<site> <role>" → mean activation [latent task], and the tasks' names."""
+        """Mean activation [latent task] by `<site> <role>`, and the tasks' names."""
         arrays, about = load_arrays(self._file("05_transforms/task_means.safetensors"))
         return arrays, json.loads(about["tasks"])
 

@@ -17,7 +17,7 @@ BACKENDS = ("eager", "compiled")
 def retrain(
     recipe: Path | None, stage: str, out: Path, backend: Backend, report: Callable[[dict[str, Any]], None]
 ) -> Iterator[Path]:
-    """Train stages of a recipe, continuing from their checkpoints; yields each stage's folder when it is done.
+    """Train stages of a recipe, continuing from their checkpoints; yields the folder of each as it is done.
 
     Args:
         recipe: YAML recipe; the built-in one when None.
@@ -29,11 +29,13 @@ def retrain(
     Raises:
         ConfigError: for an unknown stage or a recipe that does not validate.
     """
-    known = get_args(StageName)
+    known: tuple[StageName, ...] = get_args(StageName)
     if stage != "all" and stage not in known:
         raise ConfigError(f"stage '{stage}'", "unknown", nearest(stage, ("all", *known)) + ".")
     declared = load_recipe(recipe)
-    for name in known if stage == "all" else (stage,):
+    for name in known:
+        if stage not in ("all", name):
+            continue
         trainer = Trainer(declared, name, out, compiled=backend == "compiled")
         trainer.fit(report)
         yield trainer.folder

@@ -30,8 +30,8 @@ class Selection:
         latents: latent ids, or None for all.
 
     Raises:
-        SiteError: for examples without one site and role, outside the prompts or fewer than two; for a latent that
-            no selected site has.
+        SiteError: for examples without one site and role, outside the prompts or fewer than two; for a
+            latent that no selected site has.
     """
 
     results: Results

@@ -20,7 +20,7 @@ from iclens.dashboards.view import (
 )
 from iclens.names import BELIEFS
 from iclens.patching.runs import ZERO
-from iclens.study.results import Results
+from iclens.study.results import PATCH_Q, Results
 from iclens.tasks.beliefs import BAND
 
 SWEPT = {
@@ -50,10 +50,8 @@ def provenance(results: Results) -> list[Fact]:
     prompts = results.config.prompts
     return [
         Fact("task", prompts.task),
-        Fact(
-            "prompts",
-            f"{prompts.n_prompts} per arm of {prompts.n_examples} examples, arms {', '.join(prompts.arms)}",
-        ),
+        Fact("prompts", f"{prompts.n_prompts} of {prompts.n_examples} examples in each arm"),
+        Fact("arms", ", ".join(prompts.arms)),
         Fact("model", f"{card['model folder']['name']} ({card['model']})"),
         Fact("SAEs", ", ".join(f"{site} {fact['sae_id']}" for site, fact in card["saes"].items())),
         Fact("config", card["config"]),
@@ -106,34 +104,29 @@ def belief_curves(results: Results) -> list[BeliefCurve]:
 def sweeps(results: Results) -> list[SweepView]:
     """A heat map per headline metric and recipient."""
     table, section = results.table("sweep"), results.config.sweep
+    donor = f"{section.donor_examples} examples of {results.config.prompts.task}"
+    what = f"Whole residual of run A ({donor}) into run B"
+    where = "Role pre is the query's own, other roles are those of every example."
     views = []
     for metric, title in SWEPT.items():
         for recipient in table["recipient"].unique():
             rows = table[(table["metric"] == metric) & (table["recipient"] == recipient)]
             cells = [
-                SweepCell(r["role"], r["layer"], r["value"], r["ci_low"], r["ci_high"])
-                for r in rows.to_dict("records")
+                SweepCell(row["role"], row["layer"], row["value"], row["ci_low"], row["ci_high"])
+                for row in rows.to_dict("records")
             ]
-            caption = (
-                f"Whole residual of run A ({section.donor_examples} examples of {results.config.prompts.task}) into run B, "
-                f"mean over {section.n_prompts} prompts; without the patch {rows['base'].mean():.3f}. Role pre is the "
-                "query's own, other roles are those of every example."
-            )
-            views.append(SweepView(f"{title} (run B: {recipient})", caption, cells))
+            unpatched = f"mean over {section.n_prompts} prompts; without the patch {rows['base'].mean():.3f}"
+            views.append(SweepView(f"{title} (run B: {recipient})", f"{what}, {unpatched}. {where}", cells))
     return views
 
 
 def growth_counts(growth: pd.DataFrame) -> list[GrowthCount]:
     """How many latents grow and fall at each site and role."""
     counts = []
-    for (site, role), rows in growth.groupby(["site", "role"], sort=False):
-        verdict = rows["verdict"]
-        tested = int(rows["q_value"].notna().sum())
-        counts.append(
-            GrowthCount(
-                str(site), str(role), tested, int((verdict == "grows").sum()), int((verdict == "falls").sum())
-            )
-        )
+    for site, role in growth[["site", "role"]].drop_duplicates().itertuples(index=False):
+        rows = growth[(growth["site"] == site) & (growth["role"] == role)]
+        grows, falls = (int((rows["verdict"] == verdict).sum()) for verdict in ("grows", "falls"))
+        counts.append(GrowthCount(str(site), str(role), int(rows["q_value"].notna().sum()), grows, falls))
     return counts
 
 
@@ -156,19 +149,18 @@ def findings(results: Results) -> list[Finding]:
 
 
 def _grown(results: Results) -> Finding:
-    growth, q = results.table("growth"), results.config.growth.q
-    tested = int(growth["q_value"].notna().sum())
-    grows = growth[growth["verdict"] == "grows"]
-    most = grows.groupby(["site", "role"]).size().sort_values(ascending=False)
-    where = ", ".join(f"{n} at {site} {role}" for (site, role), n in most.head(3).items())
+    counts, q = growth_counts(results.table("growth")), results.config.growth.q
+    tested, grows, falls = (
+        sum(getattr(c, name) for c in counts) for name in ("n_tested", "n_grows", "n_falls")
+    )
+    most = sorted((c for c in counts if c.n_grows), key=lambda c: -c.n_grows)[:3]
+    where = ", ".join(f"{c.n_grows} at {c.site} {c.role}" for c in most)
     treated, control = results.arms[:2]
     return Finding(
         "Do latents grow with the examples seen?",
-        f"{len(grows)} of {tested} tests grow, {int((growth['verdict'] == 'falls').sum())} fall"
-        if tested
-        else "not tested",
+        f"{grows} of {tested} tests grow, {falls} fall" if tested else "not tested",
         f"Paired slope {treated} − {control} over prompts, q ≤ {q} with one error rate for the study. "
-        + (f"Most: {where}." if where else "No site has one.")
+        + (f"Most: {where}." if where else "None at any site.")
         + " Growth says nothing about its shape.",
     )
 
@@ -179,16 +171,15 @@ def _additive(results: Results) -> Finding:
     question = "Does the belief in the task rise by a constant step of log-odds per example?"
     if model["lam"] is None:
         return Finding(question, "no fit", f"The fit is undefined: {model['reason']}.")
-    evidence = f"Over examples {model['n_first']} to {model['n_last']}: model λ {_interval(model, 'lam')} nats per example"
+    span = f"Over examples {model['n_first']} to {model['n_last']}"
+    evidence = f"{span}: model λ {_interval(model, 'lam')} nats per example"
     if exact["lam"] is None:
         return Finding(
             question, "no exact posterior to compare with", f"{evidence}; exact: {exact['reason']}."
         )
-    slope = (
-        ""
-        if agree["slope"] is None
-        else f" Model on exact log-odds: slope {agree['slope']:.2f}, r {agree['r']:.2f}."
-    )
+    slope = ""
+    if agree["slope"] is not None:
+        slope = f" Model on exact log-odds: slope {agree['slope']:.2f}, r {agree['r']:.2f}."
     return Finding(
         question,
         f"λ {model['lam']:.2f} (exact {exact['lam']:.2f}), r {model['r']:.3f}",
@@ -202,52 +193,54 @@ def _labelled(results: Results) -> Finding:
     pairs = granted.drop_duplicates(["site", "latent", "label"])
     counts = ", ".join(f"{label} {n}" for label, n in pairs["label"].value_counts().items())
     candidates = table[table["label"] == "candidate"].drop_duplicates(["site", "latent"])
+    held_out, discovery = (len(results.grid[side]) for side in ("held_out", "discovery"))
     return Finding(
         "Which latents answer to a transformation and to nothing else?",
         f"{len(pairs)} labels granted" if len(pairs) else "none granted",
         (f"{counts}. " if counts else "")
-        + f"{len(candidates)} latents are candidates that failed a gate. Measured on {len(results.grid['held_out'])} "
-        f"held-out tasks of {len(results.grid['held_out']) + len(results.grid['discovery'])}.",
+        + f"{len(candidates)} latents are candidates that failed a gate. Measured on {held_out} held-out tasks, "
+        f"chosen on {discovery} others.",
     )
 
 
 def _placed(results: Results) -> Finding:
     table = results.table("sweep")
     rows = table[(table["recipient"] == ZERO) & (table["role"] == "pre")]
-    own, copied = (rows[rows["metric"] == name].set_index("layer") for name in ("task on own x", "copy"))
-    best = int(own["value"].idxmax())
-    top, base = own.loc[best], float(own["base"].mean())
-    moved = top["ci_low"] > base
+    own, copied = (rows[rows["metric"] == name].to_dict("records") for name in ("task on own x", "copy"))
+    top, copying = (max(records, key=lambda record: record["value"]) for records in (own, copied))
+    beside = next(record for record in copied if record["layer"] == top["layer"])
+    moved = top["ci_low"] > top["base"]
+    interval = f"[{top['ci_low']:.3f}, {top['ci_high']:.3f}]"
     return Finding(
         "Where does the residual carry the task, and not only the answer?",
-        f"entering layer {best} at pre" if moved else "at no layer of pre",
-        f"There P(task on B's own x) is {top['value']:.3f} [{top['ci_low']:.3f}, {top['ci_high']:.3f}] against {base:.3f} "
-        f"unpatched, P(A's answer copied) {copied.loc[best, 'value']:.3f}; copying peaks at layer "
-        f"{int(copied['value'].idxmax())} with {copied['value'].max():.3f}.",
+        f"entering layer {top['layer']} at pre" if moved else "at no layer of pre",
+        f"There P(task on B's own x) is {top['value']:.3f} {interval} against {top['base']:.3f} unpatched, and "
+        f"P(A's answer copied) {beside['value']:.3f}; copying peaks at layer {copying['layer']} with "
+        f"{copying['value']:.3f}. Run B: {ZERO}.",
     )
 
 
 def _moved(results: Results) -> Finding:
     table = results.table("patches")
     question = "Does one latent, patched from run A into run B, move a belief?"
-    called = table[table["q_value"] <= results.config.growth.q]
-    tested = table[table["n_controls"] > 0].drop_duplicates(["site", "latent"])
     if table.empty:
         return Finding(question, "nothing was patched", "No latent differs between the runs.")
+    tested = table[table["n_controls"] > 0].drop_duplicates(["site", "latent"])
+    called = table[table["q_value"] <= PATCH_Q].to_dict("records")
+    n_called = len({(record["site"], record["latent"]) for record in called})
+    best = max(called, key=lambda record: abs(record["effect"]), default=None)
+    strongest = ""
+    if best is not None:
+        moved = f"{best['site']} latent {best['latent']} on {best['belief']}, {best['effect']:+.2f} nats"
+        strongest = f"Largest: {moved}. "
     ladder = results.table("ladder")
     whole = ladder[(ladder["rung"] == "full activation") & (ladder["belief"] == "exact")]
-    full = ", ".join(f"{r['site']} {r['effect']:.2f}" for r in whole.to_dict("records"))
-    best = called.loc[called["effect"].abs().idxmax()] if len(called) else None
-    strongest = (
-        ""
-        if best is None
-        else f"Largest: {best['site']} latent {best['latent']} on {best['belief']}, {best['effect']:+.2f} nats. "
-    )
+    full = ", ".join(f"{record['site']} {record['effect']:+.2f}" for record in whole.to_dict("records"))
     return Finding(
         question,
-        f"{called.drop_duplicates(['site', 'latent']).shape[0]} of {len(tested)} tested latents",
-        f"{strongest}Against matched random latents pushed as far, q ≤ {results.config.growth.q}. The whole activation moves "
-        f"log-odds of exact by (nats): {full}.",
+        f"{n_called} of {len(tested)} tested latents",
+        f"{strongest}Against matched random latents pushed as far, q ≤ {PATCH_Q}. Run B: "
+        f"{results.config.patch.recipient}. The whole activation moves exact by (nats): {full}.",
     )
 
 

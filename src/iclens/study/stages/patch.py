@@ -12,12 +12,12 @@ from iclens.patching.ladder import patch_ladder
 from iclens.patching.latents import patch_latents
 from iclens.patching.runs import build_runs
 from iclens.study.bench import Bench
+from iclens.study.results import PATCH_Q
 from iclens.tables.patches import LadderTable, PatchTable
 
 PATCHES, LADDER = "patches.parquet", "ladder.parquet"
 TAIL_HOOKS = ("resid_pre", "resid_post", "mlp_out")
 """Hooks at which an addition enters the residual stream as it is."""
-Q = 0.05
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         "tested": len(
             set(zip(*(table.where(table["n_controls"] > 0)[c] for c in ("site", "latent")), strict=True))
         ),
-        f"with an effect at q ≤ {Q}": len(set(zip(called["site"], called["latent"], strict=True))),
+        f"with an effect at q ≤ {PATCH_Q}": len(set(zip(called["site"], called["latent"], strict=True))),
         "largest effect, nats": round(float(np.abs(called["effect"]).max(initial=0.0)), 3),
         "sites not patched": skipped,
     }

@@ -15,8 +15,8 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     section = bench.config.prompts
     for arm in section.arms:
         prompts = build_prompts(
-            bench.model.tokenizer, section.rule, arm=arm, n_prompts=section.n_prompts, n_examples=section.n_examples,
-            seed=section.seed, inputs=section.inputs,
+            bench.model.tokenizer, section.rule, arm=arm, n_prompts=section.n_prompts,
+            n_examples=section.n_examples, seed=section.seed, inputs=section.inputs,
         )  # fmt: skip
         save_prompts(prompts, folder, arm)
     return {

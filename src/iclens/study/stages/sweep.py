@@ -17,7 +17,7 @@ HEADLINE = "task on own x"
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Write `sweep.parquet` (zero-example and S-arm recipients) and `graded.parquet` (best layer at `pre`)."""
+    """Write `sweep.parquet` (both recipients) and `graded.parquet` (best layer at `pre`)."""
     section, prompts = bench.config.sweep, bench.config.prompts
     drawn = {"n_prompts": section.n_prompts, "seed": section.seed, "inputs": prompts.inputs}
     parts = []

@@ -1,6 +1,7 @@
 """One thread, no network, the same examples every time."""
 
 import os
+import shutil
 
 # Before anything imports torch or huggingface_hub, which read these once.
 os.environ.update(
@@ -13,7 +14,30 @@ os.environ.update(
     WANDB_MODE="disabled",
 )
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("iclens", deadline=None, derandomize=True, database=None, max_examples=50)
 settings.load_profile("iclens")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def browser_tests_stay_out() -> bool:
+    """Whether tests that need a browser are left out: there is none, and this is not CI, where they fail."""
+    return os.environ.get("CI") != "true" and not any(map(shutil.which, BROWSERS))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the browser tests where they stay out."""
+    if browser_tests_stay_out():
+        left_out = [item for item in items if item.get_closest_marker("browser")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say so where everyone looks."""
+    if browser_tests_stay_out():
+        notice = "NOTICE: no chromium on this machine, so the browser tests were left out; CI runs them."
+        terminalreporter.write_line(notice, yellow=True)

@@ -123,11 +123,11 @@ class Finding:
         )
         own_curve = self.curve.where(self.curve["metric"] == OWN)
         patched, plain = own_curve["value"], own_curve["unpatched"]
-        rises = int((np.diff(patched) > 0).sum())
+        rises, gap = int((np.diff(patched) > 0).sum()), np.abs(patched - plain).max()
         said.append(
             f"On fresh prompts that layer gives {patched[0]:.3f} from {own_curve['n_seen'][0]} examples "
             f"and {patched[-1]:.3f} from {own_curve['n_seen'][-1]}, rising in {rises} of "
-            f"{len(patched) - 1} steps; the largest gap to the unpatched curve is {np.abs(patched - plain).max():.3f}."
+            f"{len(patched) - 1} steps; the largest gap to the unpatched curve is {gap:.3f}."
         )
         return said
 

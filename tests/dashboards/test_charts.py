@@ -158,7 +158,7 @@ def test_inline_keeps_drawing_and_nothing_else(monkeypatch: pytest.MonkeyPatch) 
     frame = pd.DataFrame({"x": [1]})
     drawing = charts.inline(alt.LayerChart(layer=[alt.Chart(frame).mark_point()]), "label")
     assert drawing == (
-        '<svg viewBox="0 0 9 9" class="chart" role="img" aria-label="label">'
+        '<svg viewBox="0 0 9 9" width="9" class="chart rendered" role="img" aria-label="label">'
         '<g transform="translate(1,2)"><text x="1">kept &lt;b&gt;</text></g></svg>'
     )
 

@@ -42,7 +42,8 @@ def inline(chart: alt.LayerChart, label: str) -> Markup:
     text = vl_convert.vegalite_to_svg(_styled(chart).to_json(validate=False))
     root = ElementTree.fromstring(text)
     box = root.attrib["viewBox"]
-    return tag("svg", *map(_drawn, root), viewBox=box, class_="chart", role="img", aria_label=label)
+    size = {"viewBox": box, "width": box.split()[2], "class_": "chart rendered"}
+    return tag("svg", *map(_drawn, root), **size, role="img", aria_label=label)
 
 
 def _drawn(element: ElementTree.Element) -> Markup:

@@ -61,7 +61,7 @@ class LatentRow:
         latent: index in the SAE.
         density: share of tokens on which it is active.
         role: role at which it grows best (lowest q); "" if none was tested.
-        slope, q_value, verdict: of the growth test there; slope is activation per example.
+        slope, q_value, verdict: of the growth test there; slope is the paired rise per example.
         label: concept granted, "candidate" or "".
         concept: the concept with the best held-out AUROC, "" if none was defined.
         auroc: that AUROC, held-out tasks.

@@ -12,6 +12,7 @@ that allows the site's own files and nothing else, so nothing inline can execute
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections import defaultdict
@@ -110,6 +111,7 @@ def _environment() -> Environment:
         "percent": text.percent,
         "visible": text.visible,
     }
+    environment.tests["finite"] = math.isfinite
     environment.globals |= {"interval": text.interval, "svg": svg}
     return environment
 
@@ -163,7 +165,7 @@ def _table_row(row: LatentRow, has_page: bool) -> list[str | int | float | None]
 
 def _latent_parts(page: LatentView) -> dict[str, object]:
     peak = max((token.value for prompt in page.prompts for token in prompt.tokens), default=0.0)
-    tasks = sorted(page.tasks, key=lambda task: -task.mean if task.mean == task.mean else float("inf"))
+    tasks = sorted(page.tasks, key=lambda task: -task.mean if math.isfinite(task.mean) else math.inf)
     return {
         "prompts": [(prompt, _lines(prompt.tokens, peak)) for prompt in page.prompts],
         "peak": peak,

@@ -198,8 +198,8 @@ def _labelled(results: Results) -> Finding:
         "Which latents answer to a transformation and to nothing else?",
         f"{len(pairs)} labels granted" if len(pairs) else "none granted",
         (f"{counts}. " if counts else "")
-        + f"{len(candidates)} latents are candidates that failed a gate. Measured on {held_out} held-out tasks, "
-        f"chosen on {discovery} others.",
+        + f"{len(candidates)} latents are candidates that failed a gate. Measured on {held_out} held-out "
+        f"tasks, chosen on {discovery} others.",
     )
 
 
@@ -214,8 +214,8 @@ def _placed(results: Results) -> Finding:
     return Finding(
         "Where does the residual carry the task, and not only the answer?",
         f"entering layer {top['layer']} at pre" if moved else "at no layer of pre",
-        f"There P(task on B's own x) is {top['value']:.3f} {interval} against {top['base']:.3f} unpatched, and "
-        f"P(A's answer copied) {beside['value']:.3f}; copying peaks at layer {copying['layer']} with "
+        f"There P(task on B's own x) is {top['value']:.3f} {interval} against {top['base']:.3f} unpatched, "
+        f"and P(A's answer copied) {beside['value']:.3f}; copying peaks at layer {copying['layer']} with "
         f"{copying['value']:.3f}. Run B: {ZERO}.",
     )
 

@@ -51,7 +51,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     table = PatchTable.concat(patches)
     table.save(folder / PATCHES)
     LadderTable.concat(ladders).save(folder / LADDER)
-    called = table.where(table["q_value"] <= Q)
+    called = table.where(table["q_value"] <= PATCH_Q)
     return {
         "latents patched": len(set(zip(table["site"], table["latent"], strict=True))),
         "tested": len(

@@ -1,0 +1,68 @@
+"""A study small enough to run in a test, on the built-in model."""
+
+from pathlib import Path
+
+import pytest
+
+import iclens.study.bench
+from iclens.study.config import StudyConfig, parse_study_config
+from iclens.study.pipeline import Outcome, run_study
+from iclens.study.stage import Event
+
+MODEL = iclens.study.bench.CHECKOUT / "checkpoints" / "icl-tiny"
+TRAINING = """
+model: {{name: {model}}}
+data: {{kind: mixture, examples: 6}}
+saes: {{sites: [L1.mlp_out, L2.resid_post], d_sae: 192, k: 12}}
+training:
+  {{tokens: 12000, batch_tokens: 512, buffer_tokens: 4096, forward_contexts: 16, lr: 0.003, aux_k: 32}}
+held_out: {{contexts: 8}}
+"""
+STUDY = """
+study: small
+model: {{folder: {model}}}
+saes: {{train: {training}}}
+prompts: {{task: 2x+3, n_prompts: 16, n_examples: 6}}
+track: {{roles: [pre, lab]}}
+transforms:
+  {{n_prompts: 2, n_examples: 6, roles: [pre], tasks: [2x, 2x+1, 2x+3, x+1, x+2, 3x, 3x+1, word:parity]}}
+sweep: {{donor_examples: 3, n_prompts: 4, roles: [pre, lab]}}
+patch: {{donor_examples: 3, n_prompts: 8, n_tested: 2, n_controls: 4, sites: [L2.resid_post]}}
+dashboard: {{pages_per_site: 3, search_prompts: 8}}
+"""
+
+
+class Small:
+    """The small study's folder, its configs, and what running it gave."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.runs = folder, folder / "runs"
+        training = folder / "training.yaml"
+        training.write_text(TRAINING.format(model=MODEL), encoding="utf-8")
+        self.text = STUDY.format(model=MODEL, training=training)
+        self.events: list[Event] = []
+
+    def config(self, *changes: tuple[str, str]) -> StudyConfig:
+        """The study with pieces of its YAML replaced."""
+        text = self.text
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        return parse_study_config(text, "small.yaml")
+
+    def run(self, *changes: tuple[str, str]) -> Outcome:
+        """Run the study; `events` holds everything that was reported."""
+        self.events = []
+        return run_study(self.config(*changes), self.runs, self.events.append)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """The small study, not yet run."""
+    return Small(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="session")
+def first(small: Small) -> Outcome:
+    """The first run of the small study."""
+    return small.run()

@@ -1,0 +1,89 @@
+import pytest
+import yaml
+
+from iclens.errors import ConfigError, SiteError, TaskError
+from iclens.study.bench import CHECKOUT, check_task
+from iclens.study.config import StudyConfig, demo_config, load_study_config, parse_study_config
+
+SMALL = "study: s\nmodel: {folder: m}\nsaes: {folder: f}\nprompts: {task: 2x+3}\n"
+
+
+def config(extra: str = "", **replaced: str) -> StudyConfig:
+    text = SMALL
+    for old, new in replaced.items():
+        text = text.replace(old, new)
+    return parse_study_config(text + extra, "s.yaml")
+
+
+@pytest.mark.parametrize(
+    ("extra", "key", "nearest"),
+    [
+        ("growht: {q: 0.1}\n", "'growht'", "growth"),
+        ("growth: {qq: 0.1}\n", "'growth.qq'", "q"),
+        ("patch: {n_control: 7}\n", "'patch.n_control'", "n_controls"),
+        ("dashboard: {page_per_site: 7}\n", "'dashboard.page_per_site'", "pages_per_site"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest(extra: str, key: str, nearest: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(extra)
+    line = str(caught.value)
+    assert key in line
+    assert "unknown" in line
+    assert f"Nearest: {nearest}" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("extra", "error", "words"),
+    [
+        ("growth: {q: 2}\n", ConfigError, "growth.q"),
+        ("track: {roles: [lab]}\n", ConfigError, "'pre'"),
+        ("track: {roles: [pre, lib]}\n", SiteError, "Nearest: lab"),
+        ("track: {sites: [L1.mlp]}\n", SiteError, "mlp_out"),
+        ("track: {sites: [one]}\n", SiteError, "not a site name"),
+        ("transforms: {tasks: [2x+, 3x]}\n", TaskError, "2x+"),
+        ("growth: 3\n", ConfigError, "growth"),
+    ],
+)
+def test_a_wrong_value_is_one_line(extra: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error) as caught:
+        config(extra)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_that_does_not_exist_names_the_nearest_form() -> None:
+    with pytest.raises(TaskError, match="no such task"):
+        config(**{"2x+3": "2y+3"})
+
+
+def test_saes_have_exactly_one_source() -> None:
+    with pytest.raises(ConfigError, match="exactly one"):
+        config(**{"{folder: f}": "{folder: f, train: t.yaml}"})
+    with pytest.raises(ConfigError, match="exactly one"):
+        config(**{"{folder: f}": "{}"})
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "study: [", "study: s\n"])
+def test_text_that_is_no_study_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_study_config(text, "s.yaml")
+
+
+def test_the_resolved_config_reads_back_the_same() -> None:
+    resolved = config()
+    assert parse_study_config(resolved.yaml(), "again") == resolved
+    assert yaml.safe_load(resolved.yaml())["growth"] == {"q": 0.05}
+
+
+def test_shipped_configs_validate() -> None:
+    assert demo_config().prompts.task == "2x+3"
+    assert load_study_config(CHECKOUT / "sae_configs" / "study_llama3_8b.yaml").model.dtype == "bfloat16"
+
+
+def test_a_task_undefined_on_its_inputs_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(TaskError, match="x=41"):
+        check_task(config(**{"2x+3": "40-x"}))
+    with pytest.raises(TaskError, match="distinct inputs"):
+        check_task(config(**{"{task: 2x+3}": "{task: 2x+3, numbers: [0, 9]}"}))

@@ -1,0 +1,178 @@
+"""The whole study, small, on the built-in model; then again; then with one value changed."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from iclens.dashboards.view import SiteView
+from iclens.errors import RunError, SaeError
+from iclens.names import Site
+from iclens.study.pipeline import INDEX, NAMES, Outcome, run_stage
+from iclens.study.results import FILES, Results
+from iclens.study.runfolder import find_run
+
+from .conftest import Small
+
+
+def states(outcome: Outcome) -> dict[str, str]:
+    return {event.stage: event.state for event in outcome.events}
+
+
+def test_every_stage_runs_and_leaves_a_whole_run(first: Outcome) -> None:
+    assert states(first) == dict.fromkeys(NAMES, "done")
+    assert first.index == first.run / "08_dashboard" / INDEX
+    assert first.index.is_file()
+    names = {path.name for path in first.run.iterdir()}
+    assert {"config.yaml", "card.json", "log.jsonl", "DONE"} < names
+    assert not [name for name in names if name.endswith((".new", ".old"))]
+    assert all((first.run / file).is_file() for file, _ in FILES.values())
+    assert not [path for path in first.run.rglob("*") if path.suffix in (".pkl", ".pt", ".pickle")]
+
+
+def test_the_log_says_seconds_and_findings_of_every_stage(first: Outcome) -> None:
+    lines = [json.loads(line) for line in (first.run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    done = [line for line in lines if line["state"] == "done"]
+    assert [line["stage"] for line in done][: len(NAMES)] == list(NAMES)
+    assert all(line["seconds"] >= 0 and line["found"] for line in done)
+
+
+def test_the_card_tells_what_was_run(first: Outcome) -> None:
+    card = json.loads((first.run / "card.json").read_text(encoding="utf-8"))
+    assert set(card["saes"]) == {"L1.mlp_out", "L2.resid_post"}
+    assert all(len(fact["sae_id"]) == 16 for fact in card["saes"].values())
+    assert len(card["model"]) == 16
+    assert "model.safetensors" in card["model folder"]["files"]
+    assert card["dtype"] == "float32"
+    assert card["seeds"]["prompts.seed"] == 0
+    assert card["versions"]["torch"][0].isdigit()
+
+
+def test_tables_are_of_this_run(first: Outcome) -> None:
+    results = Results(find_run(first.run))
+    growth = results.table("growth")
+    assert len(growth) == 2 * 2 * 192
+    assert set(growth["site"]) == {"L1.mlp_out", "L2.resid_post"}
+    assert set(growth["role"]) == {"pre", "lab"}
+    assert (growth["n_prompts"] == 16).all()
+    patches = results.table("patches")
+    assert set(patches["site"]) == {"L2.resid_post"}
+    beliefs = results.table("beliefs")
+    exact = beliefs[(beliefs["belief"] == "exact") & (beliefs["arm"] == "T")]
+    assert exact["n_seen"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert np.isfinite(exact["exact_mean"]).all()
+    assert exact["exact_mean"].iloc[-1] > exact["exact_mean"].iloc[0]
+
+
+def test_tracked_latents_match_the_table_of_growth(first: Outcome) -> None:
+    """The paired slope, worked out here from the saved latents, is the one in the table."""
+    results = Results(find_run(first.run))
+    site, role = Site(2, "resid_post"), "lab"
+    values = [results.latents(arm, site, role).dense() for arm in ("T", "S")]
+    norms = results.decoder_norms[site.short]
+    n = np.arange(6) - 2.5
+    slope = (((values[0] - values[1]) * n).sum(axis=2) / (n**2).sum()).mean(axis=1) * norms
+    growth = results.table("growth")
+    rows = growth[(growth["site"] == site.short) & (growth["role"] == role)].sort_values("latent")
+    np.testing.assert_allclose(rows["slope"].fillna(0.0), slope, rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_run_is_up_to_date_and_loads_no_model(
+    small: Small, first: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("iclens.models.load.load_model", refuse)
+    index = first.run / "08_dashboard" / INDEX
+    written = index.stat().st_mtime_ns
+    again = small.run()
+    assert again.run == first.run
+    assert states(again) == dict.fromkeys(NAMES, "up to date")
+    assert [event.state for event in small.events] == ["up to date"] * len(NAMES)
+    assert index.stat().st_mtime_ns == written
+
+
+def test_a_changed_value_redoes_only_what_depends_on_it(small: Small, first: Outcome) -> None:
+    changed = small.run(("n_tested: 2", "n_tested: 1"))
+    assert changed.run != first.run
+    redone = {"patch", "dashboard"}
+    assert states(changed) == {name: "done" if name in redone else "taken over" for name in NAMES}
+    taken = next(event for event in changed.events if event.stage == "growth")
+    assert first.run.name in taken.why
+    assert (find_run(first.run).path / "DONE").is_file()
+    tested = Results(find_run(changed.run)).table("patches").query("n_controls > 0")["latent"].nunique()
+    assert tested <= 1
+
+
+def test_a_damaged_output_is_done_again_and_what_read_it_is_not(small: Small, first: Outcome) -> None:
+    copy = first.run.with_name("29990101T000000Z-" + first.run.name.split("-")[1])
+    shutil.copytree(first.run, copy)
+    file = copy / "06_sweep" / "sweep.parquet"
+    file.write_bytes(file.read_bytes()[:-100])
+    for other in first.run.parent.iterdir():
+        if other != copy:
+            other.rename(small.folder / other.name)
+    try:
+        mended = run_stage(copy, "sweep", small.events.append)
+        assert states(mended) == {"sweep": "done"}
+        assert mended.events[0].why == "its outputs are damaged"
+    finally:
+        for moved in small.folder.glob("*Z-*"):
+            moved.rename(first.run.parent / moved.name)
+        shutil.rmtree(copy)
+
+
+def test_one_stage_brings_what_it_reads_up_to_date(first: Outcome, small: Small) -> None:
+    outcome = run_stage(first.run, "growth", small.events.append)
+    assert list(states(outcome)) == ["saes", "prompts", "track", "growth"]
+    with pytest.raises(RunError, match="Nearest: growth"):
+        run_stage(first.run, "grow", small.events.append)
+
+
+def test_another_model_redoes_the_stages_that_read_it(
+    small: Small, first: Outcome, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The study says which inputs changed, before the first stage does its work."""
+    monkeypatch.setattr("iclens.study.bench.model_files", lambda config: {"model.safetensors": "another"})
+
+    def stop(*_: object) -> dict[str, object]:
+        raise SaeError("stopped", "at the first stage", "As wanted.")
+
+    monkeypatch.setattr("iclens.study.stages.saes.work", stop)
+    with pytest.raises(SaeError):
+        small.run()
+    assert small.events[-1].stage == "saes"
+    assert small.events[-1].why == "changed: model"
+    assert (first.run / "01_saes" / "stage.json").is_file()
+
+
+def test_the_index_shows_the_runs_own_figures(first: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[SiteView] = []
+    monkeypatch.setattr("iclens.study.stages.dashboard.build_site", lambda view, out: seen.append(view))
+    from iclens.study.bench import Bench
+    from iclens.study.pipeline import FLOW
+    from iclens.study.stages.dashboard import work
+
+    run = find_run(first.run)
+    work(Bench(run, {stage.name: stage.folder for stage in FLOW}, print), run.path)
+    view, results = seen[0], Results(run)
+    growth = results.table("growth")
+    assert len(view.latents) == 2 * 192
+    assert len(view.pages) == 6
+    assert sum(count.n_grows for count in view.growth) == int((growth["verdict"] == "grows").sum())
+    exact = next(panel for panel in view.beliefs if panel.belief == "exact")
+    beliefs = results.table("beliefs").query("belief == 'exact' and arm == 'T'")
+    assert list(exact.model.mean) == beliefs["mean"].tolist()
+    assert exact.exact is not None
+    assert list(exact.exact.mean) == beliefs["exact_mean"].tolist()
+    cells = {(cell.role, cell.layer): cell.value for cell in view.sweeps[0].cells}
+    own = results.table("sweep").query("metric == 'task on own x' and recipient == 'zero examples'")
+    assert cells == {(r, n): v for r, n, v in zip(own["role"], own["layer"], own["value"], strict=True)}
+    page = view.pages[0]
+    row = next(row for row in view.latents if row.key == (page.site, page.latent))
+    expected = growth[(growth["site"] == page.site) & (growth["latent"] == page.latent)]["q_value"].min()
+    assert row.q_value == pytest.approx(expected, nan_ok=True)
+    assert {trajectory.role for trajectory in page.trajectories} == {"pre", "lab"}
+    assert {"exact", "odd", "numeric"} <= {panel.belief for panel in view.beliefs}

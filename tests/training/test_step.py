@@ -57,8 +57,7 @@ def test_exported_weights_say_the_same_of_raw_activations(x: Tensor) -> None:
 def test_training_finds_sparse_structure(x: Tensor) -> None:
     step = build(x)
     first = step.update(x, 1.0)
-    for _ in range(100):
-        last = step.update(x, 1.0)
+    last = [step.update(x, 1.0) for _ in range(100)][-1]
     assert last["fvu"] < 0.2 * first["fvu"] and last["l0"] <= 4
 
 
@@ -92,8 +91,7 @@ def test_dead_latents_are_counted_and_learn_the_error_through_their_encoder(x: T
     assert metrics[0]["dead"] == metrics[1]["dead"] == 0 and metrics[2]["dead"] >= 0.25
     assert step.dead[:8].all() and metrics[2]["aux"] > 0
     before = step.W_enc.detach()[:, :8].clone()
-    for _ in range(60):
-        last = step.update(x, 1.0)
+    last = [step.update(x, 1.0) for _ in range(60)][-1]
     assert (step.W_enc[:, :8] - before).abs().sum(dim=0).min() > 0
     assert last["aux"] < 0.5 * metrics[2]["aux"]
 
@@ -102,8 +100,7 @@ def test_without_auxiliary_loss_dead_latents_stay(x: Tensor) -> None:
     step = build(x, dead_after_tokens=2048, aux_coefficient=0.0)
     with torch.no_grad():
         step.b_enc[:8] = -1e4
-    for _ in range(10):
-        found = step.update(x, 1.0)
+    found = [step.update(x, 1.0) for _ in range(10)][-1]
     assert found["aux"] == 0 and step.dead[:8].all()
 
 

@@ -50,11 +50,11 @@ def test_sae_lens_opens_them_with_the_same_encodings(
     saes = load_sae_set(run[0], model)
     assert list(saes) == SITES
     for site, sae in saes.items():
-        theirs = SAE.load_from_disk(run[0] / site.short)
+        theirs: Any = SAE.load_from_disk(run[0] / site.short)
         x = activations[site]
         assert (sae.encode(x) - theirs.encode(x)).abs().max() <= 1e-5
         assert ((sae.encode(x) > 0).sum(dim=1) <= 32).all()
-        written_out = ((x - theirs.b_dec) @ theirs.W_enc + theirs.b_enc).topk(32, dim=1)
+        written_out = (theirs.b_enc + (x - theirs.b_dec) @ theirs.W_enc).topk(32, dim=1)
         expected = torch.zeros(len(x), 256).scatter(1, written_out.indices, written_out.values.relu())
         torch.testing.assert_close(sae.encode(x), expected)
         torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(256))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from iclens.reference.recipe import Interchange, Optimiser, Recipe, Shape, Stage, load_recipe
+from iclens.reference.recipe import Recipe, Stage, load_recipe
 from iclens.reference.train import Trainer
 
 STEPS = 4
@@ -27,18 +27,17 @@ MIXTURE = {
 
 @pytest.fixture(scope="session")
 def recipe() -> Recipe:
-    return load_recipe().model_copy(
+    shipped = load_recipe()
+    sizes = {"d_model": 32, "d_mlp": 48, "n_heads": 2, "n_key_value_heads": 1, "max_positions": 64}
+    swaps = {"block": 1, "recipients_per_step": 4, "excluded_donors": ["2x+3", "letter:next"]}
+    return shipped.model_copy(
         update={
             "mixture": MIXTURE,
-            "shape": Shape(
-                d_model=32, d_mlp=48, n_heads=2, n_key_value_heads=1, rope_theta=10000.0, max_positions=64
-            ),
+            "shape": shipped.shape.model_copy(update=sizes),
             "contexts_per_step": CONTEXTS,
             "examples": EXAMPLES,
-            "optimiser": Optimiser(matrix_lr=0.02, other_lr=0.006, warmup_steps=1, branch_start=0.5),
-            "interchange": Interchange(
-                block=1, weight=1.0, zero_example_weight=4.0, excluded_donors=["2x+3", "letter:next"]
-            ),
+            "optimiser": shipped.optimiser.model_copy(update={"warmup_steps": 1}),
+            "interchange": shipped.interchange.model_copy(update=swaps),
             "trunk": Stage(blocks=2, tokens=STEPS * _TOKENS),
             "main": Stage(blocks=3, tokens=STEPS * _TOKENS),
             "twin": Stage(blocks=3, tokens=STEPS * _TOKENS),

@@ -1,6 +1,7 @@
 """The network starts as declared, and growing it changes nothing."""
 
 import torch
+from transformers import LlamaForCausalLM
 
 from iclens.reference.network import build_network, grow
 from iclens.reference.recipe import Recipe
@@ -9,13 +10,14 @@ from iclens.reference.tokenizer import build_tokenizer
 TOKENS = torch.arange(24).reshape(2, 12)
 
 
-def scrambled(recipe: Recipe) -> torch.nn.Module:
+def scrambled(recipe: Recipe) -> LlamaForCausalLM:
     network = build_network(recipe.shape, 2, build_tokenizer(), 0)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for weight in network.parameters():
             weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
-    return network.eval()
+    network.eval()
+    return network
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ def test_branches_start_from_the_trunk_and_see_the_same_batches(recipe: Recipe, 
     assert main.keys() == twin.keys()
     assert main.keys() > trunk.keys()
     assert any(not torch.equal(main[name], twin[name]) for name in main)
-    makers = [Trainer(recipe, stage, trained) for stage in ("main", "twin")]  # type: ignore[arg-type]
+    makers = [Trainer(recipe, stage, trained) for stage in ("main", "twin")]
     first = [maker.train_step() for maker in makers]
     # the first batch of both: before any update, their own losses are those of the grown trunk
     assert first[0]["answer"] == pytest.approx(first[1]["answer"], rel=1e-5)
@@ -58,8 +58,8 @@ def test_a_branch_without_its_trunk_is_refused(recipe: Recipe, tmp_path: Path) -
 def test_rates_fall_to_nothing(recipe: Recipe, trained: Path) -> None:
     trunk, twin = Trainer(recipe, "trunk", trained), Trainer(recipe, "twin", trained)
     assert trunk.learning_rate(0) == 1.0
-    assert trunk.learning_rate(trunk.steps) == pytest.approx(0.5)
-    assert twin.learning_rate(0) == pytest.approx(0.5)
+    assert trunk.learning_rate(trunk.steps) == pytest.approx(recipe.optimiser.branch_start)
+    assert twin.learning_rate(0) == pytest.approx(recipe.optimiser.branch_start)
     assert twin.learning_rate(twin.steps) == 0.0
 
 

@@ -7,7 +7,7 @@ Hypotheses are pairs (task, noise level); the unseen choices of an example are s
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -40,7 +40,7 @@ class Enumeration:
     """
 
     def __init__(
-        self, tasks: dict[Task, float], noise: dict[float, float], domains: dict[str, Sequence[str]]
+        self, tasks: dict[Task, float], noise: dict[float, float], domains: Mapping[str, Sequence[str]]
     ) -> None:
         self.tasks, self.noise, self.domains = tasks, noise, domains
         self._noisy: dict[Pair, float] = {}

@@ -49,6 +49,8 @@ class Interchange(Strict):
     weight: float
     zero_example_weight: float
     """Weight of recipients that have seen no example, relative to the others."""
+    recipients_per_step: int
+    """Contexts of a batch that are patched; donors come from all of them."""
     excluded_donors: list[str]
     """Tasks whose contexts never serve as donors."""
 

@@ -27,9 +27,8 @@ from iclens.tasks.spec import parse_task
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN, COPY = "task on own x", "copy"
-TASK_MOVED, HARDLY = 0.9, 0.05
-"""From this on the task counts as moved; up to this a probability counts as absent."""
-ANSWER_COPIED = 0.5
+TASK_MOVED, MOSTLY, HARDLY = 0.9, 0.5, 0.05
+"""From these on a probability counts as the whole task or as most of something; up to the last as absent."""
 
 
 def options() -> argparse.Namespace:
@@ -82,9 +81,9 @@ def regime(own: float, copied: float) -> str:
     """What a patch moved, from P(f(x_B)) and P(f(x_A))."""
     if own >= TASK_MOVED and copied <= HARDLY:
         return "the task"
-    if copied >= ANSWER_COPIED:
-        return "the answer"
-    return "nothing" if own <= HARDLY and copied <= HARDLY else "a mixture"
+    if max(own, copied) >= MOSTLY:
+        return "most of the task" if own > copied else "the answer"
+    return "nothing" if max(own, copied) <= HARDLY else "a little"
 
 
 @dataclass(frozen=True)

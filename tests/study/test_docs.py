@@ -1,0 +1,34 @@
+"""docs/schemas.md and docs/errors.md say what the code says."""
+
+import re
+
+import pytest
+
+import iclens.errors
+from iclens.errors import IclensError
+from iclens.study.bench import CHECKOUT
+from iclens.study.config import StudyConfig
+from iclens.study.pipeline import FLOW
+from iclens.study.results import FILES
+
+SCHEMAS = (CHECKOUT / "docs" / "schemas.md").read_text(encoding="utf-8")
+ERRORS = (CHECKOUT / "docs" / "errors.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_columns_are_documented_as_they_are(name: str) -> None:
+    file, kind = FILES[name]
+    section = SCHEMAS.split(f"### `{name}`: `{file}`")[1].split("\n#")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.+) \|$", section, flags=re.MULTILINE)
+    documented = {column: (kind_, meaning.replace("\\|", "|")) for column, kind_, meaning in rows}
+    assert documented == {key: (column.kind, column.meaning) for key, column in kind.COLUMNS.items()}
+
+
+def test_stages_and_config_sections_are_documented() -> None:
+    assert all(f"`{stage.folder}`" in SCHEMAS for stage in FLOW)
+    assert all(f"\n{section}:" in SCHEMAS for section in StudyConfig.model_fields)
+
+
+def test_every_error_is_documented() -> None:
+    kinds = [kind for kind in vars(iclens.errors).values() if isinstance(kind, type)]
+    assert all(f"`{kind.__name__}`" in ERRORS for kind in kinds if issubclass(kind, IclensError))

@@ -1,4 +1,4 @@
-"""Ground truth: the sweep finds the task-formation site built into the shipped model, and none in its twin."""
+"""Ground truth: the sweep finds the task-formation site of the shipped model, and none in its twin."""
 
 import numpy as np
 import pytest

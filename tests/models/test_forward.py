@@ -49,13 +49,15 @@ def test_a_block_adds_its_attention_and_its_mlp(tiny_model: LanguageModel, promp
 
 
 def test_batches_change_nothing(tiny_model: LanguageModel, prompts: PromptSet) -> None:
-    np.testing.assert_allclose(run(tiny_model, prompts, batch=4), run(tiny_model, prompts), atol=1e-5)
+    np.testing.assert_allclose(
+        run(tiny_model, prompts, batch=4), run(tiny_model, prompts), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_order_of_prompts_changes_nothing(tiny_model: LanguageModel, prompts: PromptSet) -> None:
     order = np.array([4, 0, 5, 2, 1, 3])
     np.testing.assert_allclose(
-        run(tiny_model, prompts.select(order)), run(tiny_model, prompts)[order], atol=1e-5
+        run(tiny_model, prompts.select(order)), run(tiny_model, prompts)[order], rtol=1e-5, atol=1e-5
     )
 
 

@@ -156,7 +156,7 @@ def test_the_index_shows_the_runs_own_figures(first: Outcome, monkeypatch: pytes
     from iclens.study.stages.dashboard import work
 
     run = find_run(first.run)
-    work(Bench(run, {stage.name: stage.folder for stage in FLOW}, print), run.path)
+    work(Bench(run, {stage.name: stage.folder for stage in FLOW}, {}, print), run.path)
     view, results = seen[0], Results(run)
     growth = results.table("growth")
     assert len(view.latents) == 2 * 192

@@ -5,7 +5,7 @@ Skipping every stage loads none of them: hashes are taken of files, not of loade
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from iclens.saes.load import Sae
 
 Progress = Callable[[dict[str, Any]], None]
+Hashes = dict[str, str]
 
 DECODER_NORMS, SAES = "decoder_norms.safetensors", "saes.json"
 """Files of the saes stage that later stages read."""
@@ -48,12 +49,15 @@ class Bench:
     Args:
         run: the run folder.
         folders: stage name → folder name, for every stage of the flow.
+        outside: outside input → hashes of its files, as `outside_inputs` gives them.
         progress: told how far a long stage is.
     """
 
-    def __init__(self, run: RunFolder, folders: dict[str, str], progress: Progress) -> None:
+    def __init__(
+        self, run: RunFolder, folders: dict[str, str], outside: Mapping[str, Hashes], progress: Progress
+    ) -> None:
         self.run, self.config, self.progress = run, run.config, progress
-        self._folders = folders
+        self.outside, self._folders = outside, folders
 
     def of(self, stage: str) -> Path:
         """Folder of a finished stage.
@@ -70,10 +74,8 @@ class Bench:
 
     def digest(self, name: str) -> str:
         """Hash of an outside input, or of a finished stage's outputs."""
-        if name == "model":
-            return digests.of_json(model_files(self.config))
-        if name == "SAE source":
-            return digests.of_json(sae_files(self.config))
+        if name in self.outside:
+            return digests.of_json(self.outside[name])
         record = self.run.record(self.of(name).name)
         if record is None:
             raise RunError(
@@ -166,7 +168,16 @@ def load_saes(config: StudyConfig, model: LanguageModel, folder: Path) -> dict[S
     return {Site.parse(site): found[Site.parse(site)] for site in wanted}
 
 
-def model_files(config: StudyConfig) -> dict[str, str]:
+def outside_inputs(config: StudyConfig) -> dict[str, Hashes]:
+    """Hashes of what a study reads from outside its run: `model` and `SAE source`.
+
+    Raises:
+        ModelError, ConfigError, SaeError: when one of them is not there.
+    """
+    return {"model": model_files(config), "SAE source": sae_files(config)}
+
+
+def model_files(config: StudyConfig) -> Hashes:
     """Hashes of the model's files; for a hub name, the name.
 
     Raises:
@@ -181,7 +192,7 @@ def model_files(config: StudyConfig) -> dict[str, str]:
     return {"hub": name}
 
 
-def sae_files(config: StudyConfig) -> dict[str, str]:
+def sae_files(config: StudyConfig) -> Hashes:
     """Hashes of the training config, or of the SAE set that is loaded.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 
 import iclens
 from iclens.study import digests
-from iclens.study.bench import CHECKOUT, Bench, model_files, sae_files
+from iclens.study.bench import CHECKOUT, Bench
 
 PACKAGES = (
     "torch",
@@ -39,8 +39,8 @@ def study_card(bench: Bench) -> dict[str, Any]:
         "iclens": {"version": iclens.__version__, "commit": _commit()},
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "model folder": {"name": config.model.folder, "files": model_files(config)},
-        "SAE source": sae_files(config),
+        "model folder": {"name": config.model.folder, "files": bench.outside["model"]},
+        "SAE source": bench.outside["SAE source"],
         **bench.facts,
         "dtype": config.model.dtype,
         "device": config.model.device,

@@ -10,11 +10,12 @@ that is up to date loads no model.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from iclens.errors import RunError, nearest
-from iclens.study.bench import Bench, check_task, model_files, sae_files
+from iclens.study.bench import Bench, Hashes, check_task, outside_inputs
 from iclens.study.card import study_card
 from iclens.study.config import StudyConfig
 from iclens.study.runfolder import CARD, DONE, RunFolder, find_run, now, run_for
@@ -91,8 +92,8 @@ def run_study(config: StudyConfig, root: Path, report: Report) -> Outcome:
     Raises:
         IclensError: for anything wrong in what was asked; a run in which no stage finished is removed again.
     """
-    _check(config)
-    return _bring(run_for(config, root), NAMES, report)
+    outside = _checked(config)
+    return _bring(run_for(config, root), NAMES, outside, report)
 
 
 def run_stage(path: Path, name: str, report: Report) -> Outcome:
@@ -109,28 +110,26 @@ def run_stage(path: Path, name: str, report: Report) -> Outcome:
     if name not in NAMES:
         raise RunError(f"stage '{name}'", "unknown", nearest(name, NAMES) + ".")
     run = find_run(path)
-    _check(run.config)
-    return _bring(run, _reached_from(name), report)
+    return _bring(run, _reached_from(name), _checked(run.config), report)
 
 
-def _check(config: StudyConfig) -> None:
-    """Refuse what can be seen to be wrong before a run folder is made."""
+def _checked(config: StudyConfig) -> Mapping[str, Hashes]:
+    """The outside inputs, after refusing what can be seen to be wrong before a run folder is made."""
     check_task(config)
-    model_files(config)
-    sae_files(config)
+    return outside_inputs(config)
 
 
-def _bring(run: RunFolder, names: tuple[str, ...], report: Report) -> Outcome:
+def _bring(run: RunFolder, names: tuple[str, ...], outside: Mapping[str, Hashes], report: Report) -> Outcome:
     def progress(found: dict[str, object]) -> None:
         report(Event("saes", "progress", found=found))
 
-    bench = Bench(run, {stage.name: stage.folder for stage in FLOW}, progress)
+    bench = Bench(run, {stage.name: stage.folder for stage in FLOW}, outside, progress)
     events: list[Event] = []
     try:
         for stage in FLOW:
             if stage.name in names:
                 events.append(bring_up_to_date(stage, bench, report))
-                if stage.name == "saes":
+                if events[-1].state != "up to date" or not (run.path / CARD).is_file():
                     run.write_json(CARD, study_card(bench))
         if names == NAMES and not run.done:
             run.write_text(DONE, now() + "\n")

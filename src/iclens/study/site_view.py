@@ -28,6 +28,8 @@ SWEPT = {
     "copy": "A's own answer copied",
 }
 """Sweep metrics that get a heat map."""
+MOVED = 0.5
+"""Least P(task on B's own x) after a patch for which the task counts as moved."""
 
 
 def meanings(task: str, slope: int | None) -> dict[str, str]:
@@ -168,7 +170,7 @@ def _grown(results: Results) -> Finding:
 def _additive(results: Results) -> Finding:
     fit = results.bayes["exact"]
     model, exact, agree = fit["model"], fit["exact"], fit["agreement"]
-    question = "Does the belief in the task rise by a constant step of log-odds per example?"
+    question = "Do the log-odds of the task's answer rise by a constant step per example?"
     if model["lam"] is None:
         return Finding(question, "no fit", f"The fit is undefined: {model['reason']}.")
     span = f"Over examples {model['n_first']} to {model['n_last']}"
@@ -209,11 +211,13 @@ def _placed(results: Results) -> Finding:
     own, copied = (rows[rows["metric"] == name].to_dict("records") for name in ("task on own x", "copy"))
     top, copying = (max(records, key=lambda record: record["value"]) for records in (own, copied))
     beside = next(record for record in copied if record["layer"] == top["layer"])
-    moved = top["ci_low"] > top["base"]
+    found = "at no layer of pre"
+    if top["ci_low"] > top["base"]:
+        found = f"{'' if top['value'] >= MOVED else 'weakly, '}entering layer {top['layer']} at pre"
     interval = f"[{top['ci_low']:.3f}, {top['ci_high']:.3f}]"
     return Finding(
         "Where does the residual carry the task, and not only the answer?",
-        f"entering layer {top['layer']} at pre" if moved else "at no layer of pre",
+        found,
         f"There P(task on B's own x) is {top['value']:.3f} {interval} against {top['base']:.3f} unpatched, "
         f"and P(A's answer copied) {beside['value']:.3f}; copying peaks at layer {copying['layer']} with "
         f"{copying['value']:.3f}. Run B: {ZERO}.",

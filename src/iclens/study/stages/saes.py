@@ -7,6 +7,7 @@ from typing import Any
 
 from iclens.errors import ConfigError
 from iclens.models.load import as_numpy
+from iclens.names import Site
 from iclens.saes.quality import measure_quality
 from iclens.study.bench import DECODER_NORMS, SAES, Bench, load_saes, locate
 from iclens.study.grid import grid_prompts
@@ -35,16 +36,14 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     save_arrays(folder / DECODER_NORMS, norms)
     facts = {site.short: {"sae_id": sae.sae_id, "d_sae": sae.d_sae, "k": sae.k} for site, sae in saes.items()}
     save_json(folder / SAES, {"model": bench.model.fingerprint, "saes": facts})
-    return {
-        "sites": list(facts),
-        "FVU": {
-            site: round(float(value), 4) for site, value in zip(quality["site"], quality["fvu"], strict=True)
-        },
-        "CE recovered": {
-            site: round(float(value), 4)
-            for site, value in zip(quality["site"], quality["ce_recovered"], strict=True)
-        },
+    figures = {
+        title: {
+            Site.parse(str(site)).short: round(float(value), 4)
+            for site, value in zip(quality["site"], quality[column], strict=True)
+        }
+        for title, column in (("FVU", "fvu"), ("CE recovered", "ce_recovered"))
     }
+    return {"sites": list(facts)} | figures
 
 
 def _on_studied_model(config: TrainConfig, bench: Bench) -> TrainConfig:

@@ -17,7 +17,8 @@ import pandas as pd
 
 from iclens.errors import IclensError
 from iclens.models.load import load_model
-from iclens.reference.evaluate import Evaluation, evaluate, load_mixture, standard_conditions
+from iclens.reference.evaluate import evaluate, load_mixture, standard_conditions
+from iclens.reference.fidelity import Evaluation
 from iclens.reference.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -39,8 +39,9 @@ def recipe() -> Recipe:
             "optimiser": shipped.optimiser.model_copy(update={"warmup_steps": 1}),
             "interchange": shipped.interchange.model_copy(update=swaps),
             "trunk": Stage(blocks=2, tokens=STEPS * _TOKENS),
-            "main": Stage(blocks=3, tokens=STEPS * _TOKENS),
-            "twin": Stage(blocks=3, tokens=STEPS * _TOKENS),
+            "main": Stage(blocks=3, tokens=(STEPS - 1) * _TOKENS),
+            "twin": Stage(blocks=3, tokens=(STEPS - 1) * _TOKENS),
+            "finish": shipped.finish.model_copy(update={"tokens": _TOKENS}),
         }
     )
 

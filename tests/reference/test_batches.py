@@ -49,6 +49,16 @@ def test_noise_share_mixes_in_noiseless_contexts(maker: BatchMaker) -> None:
     assert half == pytest.approx(0.25, abs=0.05)
 
 
+def test_a_rare_share_brings_letters_and_words_and_keeps_exact_targets(maker: BatchMaker) -> None:
+    usual = maker.batch(np.random.default_rng(9), n_contexts=MANY)
+    rare = maker.batch(np.random.default_rng(9), n_contexts=MANY, rare_share=1.0)
+    domains = np.array([task.domain for task in maker.mixture.tasks])
+    assert 0.1 < (domains[usual.contexts.task] != "number").mean() < 0.5
+    assert (domains[rare.contexts.task] != "number").all()
+    x, y = rare.contexts.x, rare.contexts.y
+    assert rare.target.numpy() == pytest.approx(exact_posterior(maker.mixture, x, y).predictive(x), abs=1e-6)
+
+
 def test_donors_share_the_domain_and_are_never_excluded(maker: BatchMaker) -> None:
     batch = maker.batch(np.random.default_rng(3), n_contexts=MANY)
     swaps = maker.interchanges(np.random.default_rng(4), batch)

@@ -10,7 +10,14 @@ import iclens.reference.evaluate as module
 from iclens.errors import ConfigError
 from iclens.models.forward import answer_probs
 from iclens.models.load import LanguageModel, load_model
-from iclens.reference.evaluate import Condition, context_prompts, evaluate, load_mixture, standard_conditions
+from iclens.reference.evaluate import (
+    Condition,
+    context_prompts,
+    evaluate,
+    evaluate_tasks,
+    load_mixture,
+    standard_conditions,
+)
 from iclens.reference.interchange import interchange_figures
 from iclens.reference.recipe import Recipe
 from iclens.tables.answers import AnswerProbs
@@ -118,6 +125,18 @@ def test_real_figures_are_reproducible_and_finite(model: LanguageModel, mixture:
     assert not first.overall.df.equals(other.overall.df)
     assert (first.overall["kl"] > 0).all()
     assert np.isfinite(first.shots["p_correct"]).all()
+
+
+def test_every_task_by_itself(
+    monkeypatch: pytest.MonkeyPatch, model: LanguageModel, mixture: Mixture
+) -> None:
+    pretend(monkeypatch, lambda exact: exact)
+    found = evaluate_tasks(model, mixture, n_contexts=5, n_examples=4)
+    assert found["task"].tolist() == [task.name for task in mixture.tasks]
+    assert found["kl"] == pytest.approx(0.0, abs=1e-9)
+    assert found["p_correct"] == pytest.approx(found["exact_p_correct"])
+    certain = dict(zip(found["task"], found["exact_p_correct"], strict=True))
+    assert certain["letter:next"] > 0.9  # three noiseless examples of one of two letter tasks
 
 
 def test_undefined_correlations_have_a_reason(model: LanguageModel, mixture: Mixture) -> None:

@@ -70,12 +70,16 @@ def test_the_card_tells_what_was_done(published: Path, recipe: Recipe) -> None:
     told = card(published)
     assert told["recipe"] == json.loads(json.dumps(recipe.model_dump()))
     assert [stage["stage"] for stage in told["training"]] == ["trunk", "main"]
-    assert [stage["tokens"] for stage in told["training"]] == [recipe.trunk.tokens, recipe.main.tokens]
+    branch = recipe.main.tokens + recipe.finish.tokens
+    assert [stage["tokens"] for stage in told["training"]] == [recipe.trunk.tokens, branch]
     assert all(stage["minutes"] > 0 for stage in told["training"])
     assert [(row["stage"], row["step"]) for row in told["training_log"]] == [
         ("trunk", 2), ("trunk", 4), ("main", 2), ("main", 4),
     ]  # fmt: skip
     assert {"python", "torch", "transformers"} <= told["versions"].keys()
+    assert [row["task"] for row in told["evaluation"]["tasks"]] == [
+        t.name for t in recipe.declared_mixture.tasks
+    ]
     tasks = {row["task"] for row in told["interchange"]}
     assert tasks == {"2x+3", "letter:next"}
 
@@ -91,6 +95,8 @@ def test_the_card_says_what_is_built_in(published: Path) -> None:
     assert "**Not built in**" in main
     assert "Nothing is built in" in twin
     assert "Nothing is built in" not in main
+    assert "Some tasks are not well learned" in main  # four steps teach nothing, and the card says so
+    assert "| 3x+1 |" in main
 
 
 def test_nothing_is_left_behind_when_a_stage_is_missing(

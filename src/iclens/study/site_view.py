@@ -243,7 +243,7 @@ def _moved(results: Results) -> Finding:
     return Finding(
         question,
         f"{n_called} of {len(tested)} tested latents",
-        f"{strongest}Against matched random latents pushed as far, q ≤ {PATCH_Q}. Run B: "
+        f"{strongest}Against {int(table['n_controls'].max())} matched random latents pushed as far, q ≤ {PATCH_Q}. Run B: "
         f"{results.config.patch.recipient}. The whole activation moves exact by (nats): {full}.",
     )
 

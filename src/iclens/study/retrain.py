@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 from iclens.errors import ConfigError, nearest
+from iclens.reference.publish import publish
 from iclens.reference.recipe import StageName, load_recipe
 from iclens.reference.train import Trainer
 
 Backend = str
+Report = Callable[[dict[str, Any]], None]
 BACKENDS = ("eager", "compiled")
+PUBLISHED = "published"
+"""Folder inside `out` that gets the measured models and their cards."""
 
 
-def retrain(
-    recipe: Path | None, stage: str, out: Path, backend: Backend, report: Callable[[dict[str, Any]], None]
-) -> Iterator[Path]:
+def retrain(recipe: Path | None, stage: str, out: Path, backend: Backend, report: Report) -> Iterator[Path]:
     """Train stages of a recipe, continuing from their checkpoints; yields the folder of each as it is done.
+
+    The losses go to `out/<stage>.jsonl` too. After "all", both branches are measured and published with their
+    cards, and that folder comes last.
 
     Args:
         recipe: YAML recipe; the built-in one when None.
@@ -37,5 +43,19 @@ def retrain(
         if stage not in ("all", name):
             continue
         trainer = Trainer(declared, name, out, compiled=backend == "compiled")
-        trainer.fit(report)
+        trainer.fit(_also_logged(report, out / f"{name}.jsonl"))
         yield trainer.folder
+    if stage == "all":
+        publish(out, out / PUBLISHED, declared)
+        yield out / PUBLISHED
+
+
+def _also_logged(report: Report, log: Path) -> Report:
+    log.parent.mkdir(parents=True, exist_ok=True)
+
+    def both(found: dict[str, Any]) -> None:
+        with log.open("a") as lines:
+            lines.write(json.dumps(found) + "\n")
+        report(found)
+
+    return both

@@ -230,6 +230,7 @@ def _moved(results: Results) -> Finding:
     if table.empty:
         return Finding(question, "nothing was patched", "No latent differs between the runs.")
     tested = table[table["n_controls"] > 0].drop_duplicates(["site", "latent"])
+    n_controls = int(table["n_controls"].max())
     called = table[table["q_value"] <= PATCH_Q].to_dict("records")
     n_called = len({(record["site"], record["latent"]) for record in called})
     best = max(called, key=lambda record: abs(record["effect"]), default=None)
@@ -243,7 +244,7 @@ def _moved(results: Results) -> Finding:
     return Finding(
         question,
         f"{n_called} of {len(tested)} tested latents",
-        f"{strongest}Against {int(table['n_controls'].max())} matched random latents pushed as far, q ≤ {PATCH_Q}. Run B: "
+        f"{strongest}Against {n_controls} matched random latents pushed as far, q ≤ {PATCH_Q}. Run B: "
         f"{results.config.patch.recipient}. The whole activation moves exact by (nats): {full}.",
     )
 

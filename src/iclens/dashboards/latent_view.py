@@ -134,6 +134,11 @@ class TaskActivation:
     n_prompts: int = 0
     split: str = ""
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether `low` and `high` are known."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
 
 @dataclass(frozen=True)
 class ConceptRow:

@@ -20,8 +20,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# Its matrices are small: a second thread gains little on a quiet machine and loses much on a busy one.
 demo: setup
-	$(BIN)/iclens demo
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/iclens demo
 
 test: setup
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from iclens.names import ROLES, TOKENS_PER_EXAMPLE
 from iclens.reference.recipe import Recipe
+from iclens.tasks.assemble import TokenTable
 from iclens.tasks.mixture import Contexts, Floats, Ints
 from iclens.tasks.posterior import exact_posterior, mix_answers
-from iclens.tasks.rendering import token_id
 from iclens.tasks.spec import parse_task
 
 
@@ -61,13 +60,8 @@ class BatchMaker:
 
     def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
         self.recipe, self.mixture = recipe, recipe.declared_mixture
-        self.input_ids = np.array([token_id(tokenizer, x) for x in self.mixture.inputs])
-        self.answer_ids = np.array([token_id(tokenizer, y) for y in self.mixture.answers])
-        self._prefix = [tokenizer.bos_token_id, token_id(tokenizer, "\n")]
-        self._fixed = {
-            r: token_id(tokenizer, t)
-            for r, t in (("open", "("), ("comma", ","), ("pre", " "), ("close", ")\n"))
-        }
+        self._table = TokenTable.of(self.mixture, tokenizer)
+        self.answer_ids = self._table.answers
 
     @cached_property
     def domain(self) -> Ints:
@@ -81,14 +75,7 @@ class BatchMaker:
 
     def tokens(self, contexts: Contexts) -> Tensor:
         """Token ids of drawn contexts as [context pos]."""
-        n, examples = contexts.x.shape
-        cells = np.empty((n, examples, TOKENS_PER_EXAMPLE), dtype=np.int64)
-        for role, ident in self._fixed.items():
-            cells[:, :, ROLES.index(role)] = ident
-        cells[:, :, ROLES.index("x")] = self.input_ids[contexts.x]
-        cells[:, :, ROLES.index("lab")] = self.answer_ids[contexts.y]
-        prefix = np.tile(self._prefix, (n, 1))
-        return torch.from_numpy(np.concatenate([prefix, cells.reshape(n, -1)], axis=1))
+        return torch.from_numpy(self._table.assemble(contexts))
 
     def batch(
         self,

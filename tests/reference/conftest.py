@@ -29,7 +29,12 @@ MIXTURE = {
 def recipe() -> Recipe:
     shipped = load_recipe()
     sizes = {"d_model": 32, "d_mlp": 48, "n_heads": 2, "n_key_value_heads": 1, "max_positions": 64}
-    swaps = {"block": 1, "recipients_per_step": 4, "excluded_donors": ["2x+3", "letter:next"]}
+    swaps = {
+        "block": 1,
+        "recipients_per_step": 4,
+        "blank_recipients_per_step": 5,
+        "excluded_donors": ["2x+3", "letter:next"],
+    }
     return shipped.model_copy(
         update={
             "mixture": MIXTURE,

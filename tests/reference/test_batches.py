@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from iclens.errors import ConfigError
-from iclens.reference.batches import BatchMaker
+from iclens.reference.batches import Batch, BatchMaker
 from iclens.reference.recipe import Recipe
 from iclens.reference.tokenizer import build_tokenizer
 from iclens.tasks.posterior import exact_posterior
@@ -55,52 +55,54 @@ def test_a_rare_share_brings_letters_and_words_and_keeps_exact_targets(maker: Ba
     domains = np.array([task.domain for task in maker.mixture.tasks])
     assert 0.1 < (domains[usual.contexts.task] != "number").mean() < 0.5
     assert (domains[rare.contexts.task] != "number").all()
+    assert (rare.contexts.noise == 0).all()
+    assert (usual.contexts.noise == 1).any()
     x, y = rare.contexts.x, rare.contexts.y
     assert rare.target.numpy() == pytest.approx(exact_posterior(maker.mixture, x, y).predictive(x), abs=1e-6)
 
 
+def everywhere(batch: Batch) -> np.ndarray:
+    return np.arange(batch.contexts.x.size)
+
+
 def test_donors_share_the_domain_and_are_never_excluded(maker: BatchMaker) -> None:
     batch = maker.batch(np.random.default_rng(3), n_contexts=MANY)
-    swaps = maker.interchanges(np.random.default_rng(4), batch)
-    n, examples = batch.contexts.x.shape
-    used = swaps.weight.numpy() > 0
+    swaps = maker.interchanges(np.random.default_rng(4), batch, everywhere(batch))
+    examples, used = batch.contexts.x.shape[1], swaps.weight.numpy() > 0
     assert used.mean() > 0.9
     donor = swaps.donor.numpy()
     assert donor.min() >= 0
-    assert donor.max() < n * examples
+    assert donor.max() < batch.contexts.x.size
     text = np.array([task.domain for task in maker.mixture.tasks])[batch.contexts.task]
     names = np.array([task.name for task in maker.mixture.tasks])[batch.contexts.task]
-    rows = np.broadcast_to(np.arange(n)[:, None], donor.shape)
-    giving = donor // examples
-    assert (text[giving] == text[rows])[used].all()
+    giving, getting = donor // examples, swaps.recipient.numpy() // examples
+    assert (text[giving] == text[getting])[used].all()
     assert not np.isin(names[giving], ["2x+3", "letter:next"])[used].any()
     assert np.isin(names, ["2x+3", "letter:next"]).any()  # they are in the batch, as recipients
 
 
-def test_pairs_of_equal_x_have_no_weight_and_blank_recipients_have_more(maker: BatchMaker) -> None:
+def test_pairs_of_equal_x_have_no_weight(maker: BatchMaker) -> None:
     batch = maker.batch(np.random.default_rng(5), n_contexts=MANY)
-    swaps = maker.interchanges(np.random.default_rng(6), batch)
-    x, weight = batch.contexts.x, swaps.weight.numpy()
-    blank = maker.recipe.interchange.zero_example_weight
-    same = x.ravel()[swaps.donor.numpy()] == x
+    swaps = maker.interchanges(np.random.default_rng(6), batch, everywhere(batch))
+    x = batch.contexts.x.ravel()
+    same = x[swaps.donor.numpy()] == x[swaps.recipient.numpy()]
     assert same.any()
-    assert blank > 1
-    assert (weight[same] == 0).all()
-    assert (weight[:, 0][~same[:, 0]] == blank).all()
-    assert (weight[:, 1:][~same[:, 1:]] == 1.0).all()
+    assert (swaps.weight.numpy() == np.where(same, 0.0, 1.0)).all()
 
 
 def test_interchange_targets_are_the_donors_belief_on_the_recipients_x(maker: BatchMaker) -> None:
-    """Recomputed context by context: the donor's examples, with the recipient's x as the query."""
+    """Recomputed pair by pair: the donor's examples, with the recipient's x as the query."""
     batch = maker.batch(np.random.default_rng(7), n_contexts=20)
-    swaps = maker.interchanges(np.random.default_rng(8), batch)
     contexts, examples = batch.contexts, batch.contexts.x.shape[1]
-    for row, j in [(0, 0), (3, 1), (7, 3), (11, 2), (19, 0)]:
-        giving, seen = divmod(int(swaps.donor[row, j]), examples)
+    recipients = np.array([0, 3, 7, 11, 19]) * examples + np.array([0, 1, 3, 2, 0])
+    swaps = maker.interchanges(np.random.default_rng(8), batch, recipients)
+    assert swaps.recipient.tolist() == recipients.tolist()
+    for pair, recipient in enumerate(recipients):
+        giving, seen = divmod(int(swaps.donor[pair]), examples)
         x = contexts.x[giving : giving + 1].copy()
-        x[0, seen] = contexts.x[row, j]
+        x[0, seen] = contexts.x.ravel()[recipient]
         expected = exact_posterior(maker.mixture, x, contexts.y[giving : giving + 1]).predictive(x)[0, seen]
-        assert swaps.target[row, j].numpy() == pytest.approx(expected, abs=1e-6)
+        assert swaps.target[pair].numpy() == pytest.approx(expected, abs=1e-6)
 
 
 def test_an_excluded_donor_outside_the_mixture_is_refused(recipe: Recipe) -> None:
@@ -108,7 +110,7 @@ def test_an_excluded_donor_outside_the_mixture_is_refused(recipe: Recipe) -> Non
     maker = BatchMaker(recipe.model_copy(update={"interchange": settings}), build_tokenizer())
     batch = maker.batch(np.random.default_rng(0))
     with pytest.raises(ConfigError, match=r"9x\+9"):
-        maker.interchanges(np.random.default_rng(0), batch)
+        maker.interchanges(np.random.default_rng(0), batch, everywhere(batch))
 
 
 def test_batches_are_frozen(maker: BatchMaker) -> None:

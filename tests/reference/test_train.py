@@ -1,16 +1,18 @@
 """Training: the stages run, a stopped one goes on as if it had not stopped."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from iclens.errors import ConfigError
 from iclens.reference.recipe import Recipe
-from iclens.reference.train import Trainer
+from iclens.reference.train import Swaps, Trainer
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -46,8 +48,26 @@ def test_branches_start_from_the_trunk_and_see_the_same_batches(recipe: Recipe, 
     first = [maker.train_step() for maker in makers]
     # the first batch of both: before any update, their own losses are those of the grown trunk
     assert first[0]["answer"] == pytest.approx(first[1]["answer"], rel=1e-5)
-    assert "interchange" in first[0]
-    assert "interchange" not in first[1]
+    assert {"interchange", "blank"} < first[0].keys()
+    assert not {"interchange", "blank"} & first[1].keys()
+
+
+def test_a_blank_recipient_is_the_first_query_of_a_whole_one(recipe: Recipe, trained: Path) -> None:
+    """The same pairs, run as whole contexts and as contexts cut at their first `pre`: one loss."""
+    trainer = Trainer(recipe, "main", trained)
+    batch = trainer.maker.batch(np.random.default_rng(1))
+    first = np.arange(len(batch.tokens)) * recipe.examples
+    blank = trainer.maker.interchanges(np.random.default_rng(2), batch, first)
+    whole = trainer.maker.interchanges(
+        np.random.default_rng(3), batch, np.arange(len(batch.tokens) * recipe.examples)
+    )
+    at_first = torch.zeros_like(whole.weight)
+    at_first[first] = blank.weight
+    whole.donor[first] = blank.donor
+    whole.target[first] = blank.target
+    losses = trainer.loss(batch, Swaps(dataclasses.replace(whole, weight=at_first), blank))
+    assert float(blank.weight.sum()) > 0
+    assert float(losses["blank"].detach()) == pytest.approx(float(losses["interchange"].detach()), rel=1e-5)
 
 
 def test_a_branch_without_its_trunk_is_refused(recipe: Recipe, tmp_path: Path) -> None:

@@ -37,14 +37,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class Interchanges:
-    """A donor for every `pre` position of a batch, and what the patched model should answer.
+    """Pairs of `pre` positions of a batch: a recipient gets a donor's resid and should answer as it believes.
+
+    Positions are flat, context · examples + example.
 
     Args:
-        donor: [context example] flat index (context · examples + example) of the donor position.
-        target: exact predictive of the donor's posterior at the recipient's x, [context example answer].
-        weight: [context example]; 0 where nothing is to be learned.
+        recipient: [pair].
+        donor: [pair].
+        target: exact predictive of the donor's posterior at the recipient's x, [pair answer].
+        weight: [pair]; 0 where nothing is to be learned.
     """
 
+    recipient: Tensor
     donor: Tensor
     target: Tensor
     weight: Tensor
@@ -90,38 +94,45 @@ class BatchMaker:
             rng: source of randomness.
             noise_share: below 1, the noise prior is mixed with noiseless contexts.
             n_contexts: contexts of the batch; the recipe's by default.
-            rare_share: share of contexts drawn evenly from the tasks on letters and words.
+            rare_share: share of contexts drawn evenly from the tasks on letters and words, noiseless.
         """
-        clean = np.eye(len(self.mixture.noise_levels))[int(np.argmin(self.mixture.noise_levels))]
-        prior = noise_share * np.array(self.mixture.noise_prior) + (1 - noise_share) * clean
-        size = n_contexts or self.recipe.contexts_per_step
-        tasks = rng.choice(len(self.mixture.tasks), size, p=np.array(self.mixture.prior))
-        rare = [i for i, task in enumerate(self.mixture.tasks) if task.domain != "number"]
+        mixture, size = self.mixture, n_contexts or self.recipe.contexts_per_step
+        clean = int(np.argmin(mixture.noise_levels))
+        prior = noise_share * np.array(mixture.noise_prior)
+        prior[clean] += 1 - noise_share
+        tasks = rng.choice(len(mixture.tasks), size, p=np.array(mixture.prior))
+        noise = rng.choice(len(mixture.noise_levels), size, p=prior)
+        rare = [i for i, task in enumerate(mixture.tasks) if task.domain != "number"]
         if rare and rare_share:
-            tasks = np.where(rng.random(size) < rare_share, rng.choice(rare, size), tasks)
-        contexts = self.mixture.sample(rng, size, self.recipe.examples, tasks=tasks, noise_prior=prior)
-        posterior = exact_posterior(self.mixture, contexts.x, contexts.y)
+            chosen = rng.random(size) < rare_share
+            tasks, noise = np.where(chosen, rng.choice(rare, size), tasks), np.where(chosen, clean, noise)
+        contexts = mixture.sample(rng, size, self.recipe.examples, tasks=tasks, noise=noise)
+        posterior = exact_posterior(mixture, contexts.x, contexts.y)
         own, other = posterior.mixing()
         target = torch.from_numpy(posterior.predictive(contexts.x)).float()
         return Batch(self.tokens(contexts), target, own, other, contexts)
 
-    def interchanges(self, rng: np.random.Generator, batch: Batch) -> Interchanges:
-        """Pair every `pre` position with a random donor of the same domain."""
-        x, task = batch.contexts.x, batch.contexts.task
-        n, examples = x.shape
-        kind, allowed = self.domain[x[:, 0]], ~np.isin(task, self._excluded)
-        donor, weight = np.arange(n * examples).reshape(n, examples), np.zeros((n, examples))
+    def interchanges(self, rng: np.random.Generator, batch: Batch, recipient: Ints) -> Interchanges:
+        """Pair `pre` positions with random donors of the same domain.
+
+        Args:
+            rng: source of randomness.
+            batch: where both come from.
+            recipient: flat positions, [pair].
+        """
+        examples = batch.contexts.x.shape[1]
+        x = batch.contexts.x.reshape(-1)
+        kind, allowed = self.domain[batch.contexts.x[:, 0]], ~np.isin(batch.contexts.task, self._excluded)
+        wanted, donor, weight = kind[recipient // examples], recipient.copy(), np.zeros(len(recipient))
         for value in np.unique(kind):
-            members, rows = np.flatnonzero((kind == value) & allowed), np.flatnonzero(kind == value)
+            members, rows = np.flatnonzero((kind == value) & allowed), np.flatnonzero(wanted == value)
             if len(members):
-                size = (len(rows), examples)
-                donor[rows] = rng.choice(members, size) * examples + rng.integers(0, examples, size)
+                donor[rows] = rng.choice(members, len(rows)) * examples
+                donor[rows] += rng.integers(0, examples, len(rows))
                 weight[rows] = 1.0
-        weight[:, 0] *= self.recipe.interchange.zero_example_weight
-        weight[x.reshape(-1)[donor] == x] = 0.0
-        own = batch.own.reshape(n * examples, -1)[donor.reshape(-1)]
-        other = batch.other.reshape(-1)[donor.reshape(-1)]
-        target = mix_answers(self.mixture, own, other, x.reshape(-1)).reshape(n, examples, -1)
+        weight[x[donor] == x[recipient]] = 0.0
+        own, other = batch.own.reshape(len(x), -1)[donor], batch.other.reshape(-1)[donor]
+        target = torch.from_numpy(mix_answers(self.mixture, own, other, x[recipient])).float()
         return Interchanges(
-            torch.from_numpy(donor), torch.from_numpy(target).float(), torch.from_numpy(weight).float()
+            torch.from_numpy(recipient), torch.from_numpy(donor), target, torch.from_numpy(weight).float()
         )

@@ -47,10 +47,10 @@ class Interchange(Strict):
 
     block: int
     weight: float
-    zero_example_weight: float
-    """Weight of recipients that have seen no example, relative to the others."""
     recipients_per_step: int
-    """Contexts of a batch that are patched; donors come from all of them."""
+    """Contexts of a batch that are patched at every `pre`; donors come from all of them."""
+    blank_recipients_per_step: int
+    """Contexts, cut at their first `pre`, that are patched there: recipients that have seen no example."""
     excluded_donors: list[str]
     """Tasks whose contexts never serve as donors."""
 
@@ -63,13 +63,13 @@ class Stage(Strict):
 
 
 class Finish(Strict):
-    """A last stretch of a branch, at a low rate, in which rare domains are seen more often."""
+    """A last stretch of a branch, at falling rates, in which rare domains are seen more often."""
 
     tokens: int
     start: float
     """Fraction of the peak rate at its start; it falls linearly to 0."""
     rare_share: float
-    """Share of contexts drawn evenly from the tasks on letters and words; targets stay the mixture's own."""
+    """Share of contexts drawn evenly from the tasks on letters and words, noiseless; targets stay exact."""
 
 
 class Recipe(Strict):

@@ -15,6 +15,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,24 @@ _OTHER_ROWS = 8
 Report = Callable[[dict[str, Any]], None]
 
 
+@dataclass(frozen=True)
+class Swaps:
+    """A step's interchanges.
+
+    Args:
+        whole: every `pre` of the first contexts of the batch.
+        blank: first `pre` of contexts, which have seen no example.
+    """
+
+    whole: Interchanges
+    blank: Interchanges
+
+
+def _mean_loss(swaps: Interchanges, answers: Tensor) -> Tensor:
+    """Weighted mean cross-entropy of log-probabilities answers[pair answer]."""
+    return -(swaps.weight * (swaps.target * answers).sum(-1)).sum() / swaps.weight.sum()
+
+
 class Trainer:
     """One stage of the recipe.
 
@@ -59,7 +78,6 @@ class Trainer:
         self.model = self._start(out)
         self.optimisers = build_optimisers(self.model, recipe.optimiser.matrix_lr, recipe.optimiser.other_lr)
         length = PREFIX_LENGTH + TOKENS_PER_EXAMPLE * recipe.examples
-        self.patched = recipe.interchange.recipients_per_step
         self.tokens_per_step = recipe.contexts_per_step * length
         self.body = self.stage.tokens // self.tokens_per_step
         last = 0 if stage == "trunk" else recipe.finish.tokens // self.tokens_per_step
@@ -91,28 +109,40 @@ class Trainer:
             return self.recipe.finish.start * (self.steps - step) / (self.steps - self.body)
         return warm * o.branch_start * (1 - done)
 
-    def loss(self, batch: Batch, swaps: Interchanges | None) -> dict[str, Tensor]:
-        """Cross-entropies in nats: `answer` (at pre), `other` tokens, `interchange`."""
+    def loss(self, batch: Batch, swaps: Swaps | None) -> dict[str, Tensor]:
+        """Cross-entropies in nats: `answer` (at pre), `other` tokens, and of main `interchange`, `blank`."""
         model, site = self.model, self.recipe.interchange.block
-        resid = model.model.embed_tokens(batch.tokens)
+        resid, n = model.model.embed_tokens(batch.tokens), len(batch.tokens)
         if swaps is None:
             final = self._run(model, resid, 0, self.stage.blocks)
         else:
             early = self._run(model, resid, 0, site)
-            donors = early[:, self.pre].reshape(-1, early.shape[-1])[swaps.donor]
-            patched = early[: self.patched].index_copy(1, self.pre, donors[: self.patched])
+            donors = early[:, self.pre].flatten(0, 1)
+            values = donors[swaps.whole.donor].unflatten(0, (-1, len(self.pre)))
+            patched = early[: len(values)].index_copy(1, self.pre, values)
             final = self._run(model, torch.cat([early, patched]), site, self.stage.blocks)
-        answers = F.log_softmax(unembed(model, final[:, self.pre]), dim=-1)[..., self.answer_ids]
-        n = len(batch.tokens)
+        answers = self._answers(final[:, self.pre])
         losses = {"answer": -(batch.target * answers[:n]).sum(-1).mean()}
         others = unembed(model, final[:n][:_OTHER_ROWS, self.others])
         following = batch.tokens[:_OTHER_ROWS, self.others + 1]
         losses["other"] = F.cross_entropy(others.flatten(0, 1), following.flatten())
         if swaps is not None:
-            weight = swaps.weight[: self.patched]
-            each = -(swaps.target[: self.patched] * answers[n:]).sum(-1)
-            losses["interchange"] = (weight * each).sum() / weight.sum()
+            losses["interchange"] = _mean_loss(swaps.whole, answers[n:].flatten(0, 1))
+            before = early[swaps.blank.recipient // len(self.pre), : int(self.pre[0])]
+            blank = torch.cat([before, donors[swaps.blank.donor][:, None]], dim=1)
+            final = self._run(model, blank, site, self.stage.blocks)
+            losses["blank"] = _mean_loss(swaps.blank, self._answers(final[:, -1]))
         return losses
+
+    def _answers(self, resid: Tensor) -> Tensor:
+        """Log-probabilities of the answers, [... d_model] → [... answer]."""
+        return F.log_softmax(unembed(self.model, resid), dim=-1)[..., self.answer_ids]
+
+    def _swaps(self, rng: np.random.Generator, batch: Batch) -> Swaps:
+        settings, (n, examples) = self.recipe.interchange, batch.contexts.x.shape
+        whole = np.arange(min(settings.recipients_per_step, n) * examples)
+        blank = rng.integers(0, n, settings.blank_recipients_per_step) * examples
+        return Swaps(*(self.maker.interchanges(rng, batch, rows) for rows in (whole, blank)))
 
     def train_step(self) -> dict[str, float]:
         """Draw a batch, update, and return the losses, with `kl` = answer loss minus its floor."""
@@ -121,11 +151,11 @@ class Trainer:
         if self.name == "trunk":
             share = min(1.0, self.step / self.body / self.recipe.noise_full_at)
         batch = self.maker.batch(rng, share, rare_share=rare)
-        swaps = self.maker.interchanges(rng, batch) if self.name == "main" else None
+        swaps = self._swaps(rng, batch) if self.name == "main" else None
         losses = self.loss(batch, swaps)
         total = losses["answer"] + self.recipe.other_token_weight * losses["other"]
         if swaps is not None:
-            total = total + self.recipe.interchange.weight * losses["interchange"]
+            total = total + self.recipe.interchange.weight * (losses["interchange"] + losses["blank"])
         total.backward()
         rate, o = self.learning_rate(self.step), self.recipe.optimiser
         for optimiser, peak in zip(self.optimisers, (o.matrix_lr, o.other_lr), strict=True):

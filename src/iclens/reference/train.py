@@ -111,28 +111,31 @@ class Trainer:
 
     def loss(self, batch: Batch, swaps: Swaps | None) -> dict[str, Tensor]:
         """Cross-entropies in nats: `answer` (at pre), `other` tokens, and of main `interchange`, `blank`."""
-        model, site = self.model, self.recipe.interchange.block
-        resid, n = model.model.embed_tokens(batch.tokens), len(batch.tokens)
+        site, blocks, n = self.recipe.interchange.block, self.stage.blocks, len(batch.tokens)
+        resid = self.model.model.embed_tokens(batch.tokens)
         if swaps is None:
-            final = self._run(model, resid, 0, self.stage.blocks)
-        else:
-            early = self._run(model, resid, 0, site)
-            donors = early[:, self.pre].flatten(0, 1)
-            values = donors[swaps.whole.donor].unflatten(0, (-1, len(self.pre)))
-            patched = early[: len(values)].index_copy(1, self.pre, values)
-            final = self._run(model, torch.cat([early, patched]), site, self.stage.blocks)
-        answers = self._answers(final[:, self.pre])
-        losses = {"answer": -(batch.target * answers[:n]).sum(-1).mean()}
-        others = unembed(model, final[:n][:_OTHER_ROWS, self.others])
+            return self._own_losses(batch, self._run(self.model, resid, 0, blocks))
+        early = self._run(self.model, resid, 0, site)
+        donors = early[:, self.pre].flatten(0, 1)
+        values = donors[swaps.whole.donor].unflatten(0, (-1, len(self.pre)))
+        patched = early[: len(values)].index_copy(1, self.pre, values)
+        final = self._run(self.model, torch.cat([early, patched]), site, blocks)
+        before = early[swaps.blank.recipient // len(self.pre), : int(self.pre[0])]
+        blank = torch.cat([before, donors[swaps.blank.donor][:, None]], dim=1)
+        final_blank = self._run(self.model, blank, site, blocks)[:, -1]
+        return self._own_losses(batch, final[:n]) | {
+            "interchange": _mean_loss(swaps.whole, self._answers(final[n:, self.pre]).flatten(0, 1)),
+            "blank": _mean_loss(swaps.blank, self._answers(final_blank)),
+        }
+
+    def _own_losses(self, batch: Batch, final: Tensor) -> dict[str, Tensor]:
+        """Losses of unpatched contexts from their last resid_post [context pos d_model]."""
+        others = unembed(self.model, final[:_OTHER_ROWS, self.others])
         following = batch.tokens[:_OTHER_ROWS, self.others + 1]
-        losses["other"] = F.cross_entropy(others.flatten(0, 1), following.flatten())
-        if swaps is not None:
-            losses["interchange"] = _mean_loss(swaps.whole, answers[n:].flatten(0, 1))
-            before = early[swaps.blank.recipient // len(self.pre), : int(self.pre[0])]
-            blank = torch.cat([before, donors[swaps.blank.donor][:, None]], dim=1)
-            final = self._run(model, blank, site, self.stage.blocks)
-            losses["blank"] = _mean_loss(swaps.blank, self._answers(final[:, -1]))
-        return losses
+        return {
+            "answer": -(batch.target * self._answers(final[:, self.pre])).sum(-1).mean(),
+            "other": F.cross_entropy(others.flatten(0, 1), following.flatten()),
+        }
 
     def _answers(self, resid: Tensor) -> Tensor:
         """Log-probabilities of the answers, [... d_model] → [... answer]."""

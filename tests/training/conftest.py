@@ -27,7 +27,7 @@ def declared(**sections: dict[str, Any]) -> dict[str, Any]:
         },
         "held_out": {"contexts": 32},
     }  # fmt: skip
-    return base | {name: {**base[name], **changes} for name, changes in sections.items()}
+    return base | {name: {**base.get(name, {}), **changes} for name, changes in sections.items()}
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,7 @@ def _hook_points(model: LanguageModel, site: Site) -> tuple[Any, str]:
         "resid_mid": (block.post_attention_layernorm, "input"),
         "resid_post": (block, "output"),
         "attn_out": (block.self_attn, "output"),
+        "mlp_in": (block.mlp, "input"),
         "mlp_out": (block.mlp, "output"),
     }[site.hook]
 

@@ -58,7 +58,7 @@ def train_saes(config: TrainConfig, out: Path, report: Report | None = None) -> 
         trained = _fit(config, model, source, partial, report or (lambda _: None))
         seconds = time.monotonic() - started
         for site, step in trained.items():
-            save_sae(partial / site.short, site, step.export(), config.saes.k, model, config)
+            save_sae(partial / site.short, site, step.export(), config.saes.k or 0, model, config)
         quality = _measure(config, model, partial, held_out)
         save_card(partial, _card(config, model, quality, seconds))
         if report is not None:
@@ -67,11 +67,11 @@ def train_saes(config: TrainConfig, out: Path, report: Report | None = None) -> 
 
 
 def _open_model(config: TrainConfig) -> LanguageModel:
-    deepest = max(site.layer for site in config.saes.parsed)
+    deepest = max(site.layer for site in config.saes.recorded)
     blocks = deepest + 1 if config.model.load == "needed" else None
     dtype = getattr(torch, config.model.dtype)
     model = load_model(config.model.name, blocks=blocks, dtype=dtype, device=config.model.device)
-    for site in config.saes.parsed:
+    for site in config.saes.recorded:
         model.check_site(site)
     return model
 
@@ -79,7 +79,7 @@ def _open_model(config: TrainConfig) -> LanguageModel:
 def _fit(
     config: TrainConfig, model: LanguageModel, source: Source, folder: Path, report: Report
 ) -> dict[Site, TopKStep]:
-    settings, sites = config.training, config.saes.parsed
+    settings, sites = config.training, config.saes.recorded
     generator = torch.Generator().manual_seed(config.seed)
     blocks = activation_blocks(
         model, source.stream(settings.forward_contexts), sites, config.data.excluded_positions
@@ -88,8 +88,8 @@ def _fit(
     steps = {
         site: TopKStep(
             Scaling.of(buffer.values[site]),
-            config.saes.d_sae,
-            config.saes.k,
+            config.saes.d_sae or 0,
+            config.saes.k or 0,
             settings,
             buffer.values[site],
             generator,
@@ -135,7 +135,7 @@ def _refuse_divergence(number: int, metrics: dict[Site, dict[str, float]]) -> No
 
 
 def _measure(config: TrainConfig, model: LanguageModel, folder: Path, held_out: np.ndarray) -> QualityTable:
-    saes = {site: load_sae(folder / site.short, d_model=model.d_model) for site in config.saes.parsed}
+    saes = {site: load_sae(folder / site.short, d_model=model.d_model) for site in config.saes.recorded}
     for sae in saes.values():
         sae.network.to(model.device())
     pre = np.empty(0, dtype=int)

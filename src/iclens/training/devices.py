@@ -7,7 +7,10 @@ reached fractions are assumptions, stated here once; a plan multiplies peaks by 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from iclens.errors import ConfigError, nearest
 
@@ -72,7 +75,8 @@ CARDS = {
 }
 NAMES = (*CARDS, "cpu")
 _KNOWN = (
-    ("A100", "80GB", "a100-80gb"), ("A100", "40GB", "a100-40gb"), ("H100", "", "h100-80gb"), ("H200", "", "h200"),
+    ("A100", "80GB", "a100-80gb"), ("A100", "40GB", "a100-40gb"), ("H100", "", "h100-80gb"),
+    ("H200", "", "h200"),
 )  # fmt: skip
 """Words in the name that a driver reports → device; the first match counts."""
 
@@ -80,8 +84,8 @@ _KNOWN = (
 def cpu() -> Device:
     """This machine without an accelerator.
 
-    Assumed for each core: 96 GFLOP/s in float32 (two 8-lane fused multiply-adds a cycle at 3 GHz), the same in
-    bfloat16; 10 GB/s of memory traffic.
+    Assumed for each core: 96 GFLOP/s in float32 (two 8-lane fused multiply-adds a cycle at 3 GHz), the same
+    in bfloat16; 10 GB/s of memory traffic.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = min(cores, int(os.environ.get("OMP_NUM_THREADS") or cores))
@@ -129,7 +133,9 @@ def present_device() -> Device:
     card = recognised(found.name, found.total_memory)
     if card is None:
         raise ConfigError(
-            f"the present device '{found.name}'", "its rates are not known", f"Name one of {', '.join(NAMES)}."
+            f"the present device '{found.name}'",
+            "its rates are not known",
+            f"Name one of {', '.join(NAMES)}.",
         )
     return card
 
@@ -140,3 +146,15 @@ def recognised(reported: str, memory: int) -> Device | None:
         if model in reported and size in reported.replace(" ", ""):
             return replace(CARDS[name], memory=memory)
     return None
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has held so far: on the accelerator when it used one, else RSS."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_reserved())
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

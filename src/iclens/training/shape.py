@@ -76,7 +76,9 @@ class ModelShape:
         def size(key: str, otherwise: int | None = None) -> int:
             found = config.get(key, otherwise)
             if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-                raise ModelError(f"config.json of '{name}'", f"{key} is {found}", "Give a Llama's config.json.")
+                raise ModelError(
+                    f"config.json of '{name}'", f"{key} is {found}", "Give a Llama's config.json."
+                )
             return found
 
         d_model, n_heads = size("hidden_size"), size("num_attention_heads")

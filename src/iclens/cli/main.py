@@ -12,16 +12,16 @@ from typing import Annotated
 
 import typer
 
-from iclens.cli.output import quality_records, quality_text, say, study_report, training_report
+from iclens.cli import saes
+from iclens.cli.output import say, study_report, training_report
 from iclens.errors import IclensError
 
 app = typer.Typer(
     help="Does in-context learning add features, one update per example, and which features?",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
-saes_app = typer.Typer(help="Sparse autoencoders.", no_args_is_help=True)
 reference_app = typer.Typer(help="The built-in model.", no_args_is_help=True)
-app.add_typer(saes_app, name="saes")
+app.add_typer(saes.app, name="saes")
 app.add_typer(reference_app, name="reference")
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable results on stdout.")]
@@ -105,19 +105,6 @@ def patch(run: RunPath, json: Json = False) -> None:
 def dashboard(run: RunPath, json: Json = False) -> None:
     """Write the pages."""
     _stage("dashboard", run, json)
-
-
-@saes_app.command("check")
-def saes_check(
-    folder: Annotated[Path, typer.Argument(help="An SAE set, or one SAE.")],
-    model: Annotated[str, typer.Option("--model", help="Model folder or hub name.")] = "checkpoints/icl-tiny",
-    json: Json = False,
-) -> None:
-    """Load SAEs strictly and measure L0, FVU and CE recovered on real prompts."""
-    from iclens.study.check import check_saes
-
-    quality = check_saes(folder, model)
-    say(quality_records(quality) if json else quality_text(quality))
 
 
 @reference_app.command("train")

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from iclens.study.catalogue import Catalogue
+    from iclens.study.check import Checked
     from iclens.study.stage import Event
-    from iclens.tables.quality import QualityTable
 
 
 class _Bar:
@@ -74,15 +75,27 @@ def say(result: str | dict[str, Any] | list[Any]) -> None:
     typer.echo(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False))
 
 
-def quality_text(table: QualityTable) -> str:
-    """The quality of each SAE, a line each."""
-    wanted = ["site", "d_sae", "k", "l0", "fvu", "ce_recovered", "ce_recovered_pre", "dead", "n_tokens"]
-    return table.df[wanted].to_string(index=False, float_format=lambda value: f"{value:.4f}")
+def checked_text(found: Checked) -> str:
+    """The figures of each SAE at each role, then what does not fit."""
+    columns = ["site", "role", "l0", "fvu", "kl", "ce_recovered", "n_tokens"]
+    frame = found.fidelity.df[columns]
+    lines = [frame.to_string(index=False, float_format=lambda value: f"{value:.4f}")]
+    for site, reasons in found.mismatches.items():
+        lines.append(f"{site.short} does not fit: {'; '.join(reasons)}")
+    if found.folder is not None:
+        lines.append(f"saes: {found.folder}")
+    return "\n".join(lines)
 
 
-def quality_records(table: QualityTable) -> list[Any]:
-    """The quality of each SAE as plain records; an undefined figure is null."""
-    return json.loads(table.df.to_json(orient="records"))
+def catalogue_text(found: Catalogue) -> str:
+    """Layouts, then releases with their model and SAEs."""
+    lines = ["layouts"]
+    lines += [f"  {name}: {files}; {example}" for name, files, example in found.layouts]
+    lines.append("releases in sae_lens' registry" + ("" if found.model is None else f" for {found.model}"))
+    for release in found.releases:
+        count = len(release.sae_ids)
+        lines.append(f"  {release.name}/{release.sae_ids[0]}: {release.model}, {count} SAE{'s'[: count > 1]}")
+    return "\n".join(lines)
 
 
 def _brief(found: Any) -> str:

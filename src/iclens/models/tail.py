@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from iclens.errors import EditError
+from iclens.models.blocks import causal_mask
 from iclens.models.forward import read_answers
 from iclens.models.load import LanguageModel
 from iclens.names import Site
@@ -65,9 +66,12 @@ class Tail:
         positions = torch.arange(len(tokens), device=embedded.device)[None]
         rotary = model.network.model.rotary_emb(embedded, positions)
         self._rotary = tuple(part[:, -1:] for part in rotary)
-        resid = embedded
+        resid, mask = embedded, causal_mask(model.network, embedded)
         for block in model.network.model.layers:
-            resid = block(resid, position_embeddings=rotary, position_ids=positions, past_key_values=keep)
+            resid = block(
+                resid, attention_mask=mask, position_embeddings=rotary, position_ids=positions,
+                past_key_values=keep,
+            )  # fmt: skip
             self._last.append(resid[0, -1])
         self._prefix = _Prefix({layer: (k[:, :, :-1], v[:, :, :-1]) for layer, (k, v) in keep.kept.items()})
 

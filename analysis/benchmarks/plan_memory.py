@@ -1,7 +1,7 @@
-"""Is the planned peak memory that of a real run? Three sizes, each trained in a process of its own on the CPU.
+"""Is the planned peak memory that of a real run? Three sizes, each in a process of its own on the CPU.
 
-Random Llamas of growing width are written to a scratch folder, and SAEs of growing number and width are trained
-on them for a few steps, by `iclens train`'s own code. The peak is what the operating system counted (VmHWM).
+Random Llamas of growing width are written to a scratch folder, and SAEs of growing width are trained on them
+for a few steps, by `iclens train`'s own code. The peak is what the operating system counted (VmHWM).
 
     python analysis/benchmarks/plan_memory.py SCRATCH
 """
@@ -95,7 +95,8 @@ def compared(name: str, scratch: Path) -> dict[str, Any]:
     found = json.loads(run.stdout.splitlines()[-1])
     planned = plan(run_config(scratch / name, SIZES[name]), cpu())
     return {
-        "size": name, "planned_gb": round(planned.peak / 1e9, 3), "measured_gb": round(found["peak"] / 1e9, 3),
+        "size": name, "planned_gb": round(planned.peak / 1e9, 3),
+        "measured_gb": round(found["peak"] / 1e9, 3),
         "ratio": round(planned.peak / found["peak"], 3), "planned_seconds": round(planned.seconds, 1),
         "seconds": found["seconds"], "phase": max(planned.peaks, key=lambda phase: planned.peaks[phase]),
     }  # fmt: skip

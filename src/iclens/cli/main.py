@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from iclens.cli import saes
+from iclens.cli import plan, saes
 from iclens.cli.output import say, study_report, training_report
 from iclens.errors import IclensError
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 )  # fmt: skip
 reference_app = typer.Typer(help="The built-in model.", no_args_is_help=True)
 app.add_typer(saes.app, name="saes")
+app.command()(plan.plan)
 app.add_typer(reference_app, name="reference")
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable results on stdout.")]
@@ -50,18 +51,7 @@ def study(config: Config, runs: Runs = Path("runs"), json: Json = False) -> None
     say(outcome.as_json() if json else outcome.as_text())
 
 
-@app.command()
-def train(
-    config: Config,
-    out: Annotated[Path, typer.Option("--out", help="Folder to make for the SAE set.")],
-    json: Json = False,
-) -> None:
-    """Train several SAEs from one forward pass."""
-    from iclens.training.config import load_train_config
-    from iclens.training.train import train_saes
-
-    folder = train_saes(load_train_config(config), out, training_report())
-    say({"saes": str(folder)} if json else f"saes: {folder}")
+app.command()(train)
 
 
 def _stage(name: str, run: Path, json: bool) -> None:

@@ -150,7 +150,10 @@ def memory(job: Job, device: Device) -> tuple[Part, ...]:
     training = ("fill", "step", "save")
     found = (
         Part(f"model, {blocks}, {config.model.dtype}", dict.fromkeys(PHASES, model_bytes(job))),
-        Part(f"weights of {len(members)} SAEs, float32", dict.fromkeys(PHASES, weights)),
+        Part(
+            f"weights of {len(members)} SAE{'s' * (len(members) > 1)}, float32",
+            dict.fromkeys(PHASES, weights),
+        ),
         Part(f"Adam's moments, {config.training.moment_dtype}", dict.fromkeys(training, moments)),
         Part("buffer", dict.fromkeys(training, buffer_bytes(job))),
         Part("forward pass", {"fill": forward_bytes(job)}),
@@ -186,8 +189,8 @@ def buffer_bytes(job: Job) -> float:
 def forward_bytes(job: Job) -> float:
     """What a block holds at work on a batch of contexts, beside the recorded sites.
 
-    In the MLP the gate before and after its nonlinearity and the up projection, or these and their product, stand
-    beside the residual and its norm. Recorded sites stand once as they were recorded, one of them twice.
+    In the MLP the gate before and after its nonlinearity and the up projection, or these and their product,
+    stand beside the residual and its norm. Recorded sites stand once as they were recorded, one twice.
     """
     tokens = job.config.training.forward_contexts * job.context
     recorded = len(job.config.saes.recorded) + 1

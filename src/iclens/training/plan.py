@@ -135,7 +135,7 @@ class Plan:
         yield _row("total", [_gb(peaks[phase]) for phase in PHASES])
 
     def _time_lines(self) -> Iterator[str]:
-        yield _row("time, µs per token", ["", "share"])
+        yield _row("time, µs per token, assumed rates", ["", "share"])
         whole = self.seconds_per_token
         for cost in self.times:
             seconds = cost.seconds(self.device)
@@ -145,7 +145,7 @@ class Plan:
 
 
 def _row(name: str, cells: Sequence[str]) -> str:
-    return f"{name:<42}" + "".join(f"{cell:>11}" for cell in cells)
+    return f"{name:<40}" + "".join(f"  {cell:>9}" for cell in cells)
 
 
 def _gb(size: float) -> str:

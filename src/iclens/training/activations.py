@@ -39,6 +39,18 @@ def recorder(model: LanguageModel) -> Record:
     return record
 
 
+def kept_positions(length: int, excluded: Collection[int]) -> list[int]:
+    """Positions of a context of `length` tokens that are not excluded.
+
+    Raises:
+        ConfigError: when there are none.
+    """
+    kept = [pos for pos in range(length) if pos not in excluded]
+    if not kept:
+        raise ConfigError("key 'excluded_positions'", f"all {length} of a context", "Leave some.")
+    return kept
+
+
 def kept_rows(
     record: Record, tokens: Ints, sites: Sequence[Site], excluded: Collection[int]
 ) -> dict[Site, Tensor]:
@@ -50,10 +62,11 @@ def kept_rows(
     Raises:
         ConfigError: when every position is excluded.
     """
-    kept = [pos for pos in range(tokens.shape[1]) if pos not in excluded]
-    if not kept:
-        raise ConfigError("key 'excluded_positions'", f"all {tokens.shape[1]} of a context", "Leave some.")
-    return {site: x[:, kept].flatten(0, 1) for site, x in record(tokens, sites).items()}
+    kept = kept_positions(tokens.shape[1], excluded)
+    found = record(tokens, sites)
+    return {
+        site: found.pop(site)[:, kept].flatten(0, 1) for site in sites
+    }  # one site at a time is held twice
 
 
 def excluded_positions(

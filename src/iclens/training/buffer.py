@@ -17,7 +17,7 @@ from torch import Tensor
 
 from iclens.errors import ConfigError
 from iclens.names import Site
-from iclens.training.activations import Record, kept_rows
+from iclens.training.activations import Record, kept_positions, kept_rows
 from iclens.training.streams import TokenStream
 
 
@@ -49,7 +49,8 @@ class ActivationBuffer:
         self._device = torch.device(device)
         self._rows: dict[Site, Tensor] = {}
         self._waiting: dict[Site, Tensor] = {}
-        self._left_out = 0
+        self._n_waiting = self._left_out = 0
+        self._filled = False
         self._start_round(0, 0)
 
     def next(self) -> dict[Site, Tensor]:
@@ -75,8 +76,9 @@ class ActivationBuffer:
     def state(self) -> dict[str, Any]:
         """What besides `tensors` decides the following batches, the place in the stream included."""
         return {
-            "stream": self._stream.state(), "round": self._round, "served": self._served,
-            "left_out": self._left_out, "shape": [self._capacity, self._batch],
+            "stream": self._stream.state(), "filled": self._filled, "round": self._round,
+            "served": self._served, "waiting": self._n_waiting, "left_out": self._left_out,
+            "shape": [self._capacity, self._batch],
         }  # fmt: skip
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -87,17 +89,18 @@ class ActivationBuffer:
         Raises:
             ConfigError: when they are of another buffer.
         """
-        wanted = [f"{site.short}.{part}" for site in self._sites for part in ("rows", "waiting")]
-        held = [name for name in wanted if name in tensors]
-        if list(state["shape"]) != [self._capacity, self._batch] or len(held) not in (0, len(wanted)):
+        sites = self._sites if state["filled"] else ()
+        absent = {f"{site.short}.{part}" for site in sites for part in ("rows", "waiting")} - tensors.keys()
+        if list(state["shape"]) != [self._capacity, self._batch] or absent:
             raise ConfigError(
                 "buffer of the checkpoint", "it has other sites or sizes", "Resume with the config it is of."
             )
         self._stream.restore(state["stream"])
         self._start_round(state["round"], state["served"])
+        self._filled, self._n_waiting = state["filled"], state["waiting"]
         self._left_out = state["left_out"]
         self._rows, self._waiting = (
-            {site: tensors[f"{site.short}.{part}"].to(self._device) for site in self._sites if held}
+            {site: tensors[f"{site.short}.{part}"].to(self._device) for site in sites}
             for part in ("rows", "waiting")
         )
 
@@ -114,28 +117,30 @@ class ActivationBuffer:
         self._round, self._served = number, served
 
     def _fill_once(self) -> None:
-        if not self._rows:
-            self._waiting = self._block()
+        if not self._filled:
+            self._take_block()
             self._rows = {site: x.new_empty(self._capacity, x.shape[1]) for site, x in self._waiting.items()}
             self._fill(torch.arange(self._capacity, device=self._device))
+            self._filled = True
 
     def _fill(self, places: Tensor) -> None:
         """Put fresh rows at `places`, in the order of the stream."""
         done = 0
         while done < len(places):
-            if not self._n_waiting():
-                self._waiting = self._block()
-            size = min(len(places) - done, self._n_waiting())
+            if not self._n_waiting:
+                self._take_block()
+            size = min(len(places) - done, self._n_waiting)
             for site, x in self._waiting.items():
                 self._rows[site][places[done : done + size]] = x[:size]
-            self._waiting = {site: x[size:] for site, x in self._waiting.items()}
+                self._waiting[site] = x[size:]
+            self._n_waiting -= size
             done += size
 
-    def _n_waiting(self) -> int:
-        return len(self._waiting[self._sites[0]])
-
-    def _block(self) -> dict[Site, Tensor]:
+    def _take_block(self) -> None:
+        """Let the rows of the next block of contexts wait; those of the last block are freed before."""
+        self._waiting = {}
         tokens = self._stream.next()
         rows = kept_rows(self._record, tokens, self._sites, self._excluded)
-        self._left_out += tokens.size - len(rows[self._sites[0]])
-        return {site: x.to(self._device) for site, x in rows.items()}
+        self._n_waiting = tokens.shape[0] * len(kept_positions(tokens.shape[1], self._excluded))
+        self._left_out += tokens.size - self._n_waiting
+        self._waiting = {site: x.to(self._device) for site, x in rows.items()}

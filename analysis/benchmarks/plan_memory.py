@@ -51,14 +51,13 @@ SIZES = {
 }
 
 
-def write_model(folder: Path, size: Size) -> None:
-    """A random Llama of this width, with the head width of llama-3-8b."""
+def model_config(size: Size) -> dict[str, Any]:
+    """A Llama of this width, with heads of 64 and the proportions of llama-3-8b."""
     heads = size.d_model // 64
-    config = LLAMA3_8B | {
+    return LLAMA3_8B | {
         "hidden_size": size.d_model, "intermediate_size": 7 * size.d_model // 2, "num_attention_heads": heads,
         "num_key_value_heads": heads // 4, "num_hidden_layers": size.blocks, "vocab_size": 8192,
     }  # fmt: skip
-    write_folder(folder, config, blocks_per_shard=2)
 
 
 def run_config(folder: Path, size: Size) -> TrainConfig:
@@ -87,7 +86,7 @@ def measured(name: str, scratch: Path) -> dict[str, Any]:
 
 def compared(name: str, scratch: Path) -> dict[str, Any]:
     """Write a model, train in a fresh process, and set the plan beside what was measured."""
-    write_model(scratch / name, SIZES[name])
+    write_folder(scratch / name, model_config(SIZES[name]), blocks_per_shard=2)
     run = subprocess.run(
         [sys.executable, __file__, str(scratch), "--measure", name],
         stdout=subprocess.PIPE, text=True, check=True,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from iclens.errors import ConfigError, SiteError
-from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE
+from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, Site
 from iclens.training.config import SaeSpec, TextContexts, TokenContexts, TrainConfig
 from iclens.training.devices import Device
 from iclens.training.shape import ModelShape
@@ -232,7 +232,8 @@ def measure_bytes(job: Job) -> float:
     tokens = min(MEASURED_CONTEXTS, job.config.held_out.contexts) * job.context
     members, width = job.config.saes.members, job.shape.d_model
     latents = min(tokens, MEASURED_ROWS) * 3 * 4 * max(spec.d_sae for spec in members)
-    sites = tokens * width * SIZE[job.config.model.dtype] * 3 * len(members)
+    entries = {Site((spec.target or spec.site).layer, "resid_pre") for spec in members}
+    sites = tokens * width * SIZE[job.config.model.dtype] * len({*job.config.saes.recorded, *entries})
     logits = 3 * 4 * min(MEASURED_LOGITS, tokens * job.shape.n_vocab) if job.whole else 0
     return latents + sites + logits + forward_bytes(job) + tokens * width * 4 * 8
 

@@ -64,24 +64,32 @@ def read_weights(
 
 def _places(name: str) -> dict[str, str]:
     """Key → name of the file that should hold it."""
-    index = cached_file(name, INDEX, _raise_exceptions_for_missing_entries=False)
+    index = _located(name, INDEX)
     if index is not None:
         declared: Any = json.loads(Path(index).read_text(encoding="utf-8"))
         places = declared.get("weight_map") if isinstance(declared, dict) else None
         if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
             raise ModelError(f"weights of '{name}'", f"{INDEX} has no weight_map", "Fetch the folder again.")
         return places
-    single = cached_file(name, SINGLE, _raise_exceptions_for_missing_entries=False)
+    single = _located(name, SINGLE)
     if single is None:
         raise ModelError(
-            f"weights of '{name}'", f"neither {SINGLE} nor {INDEX}", "Convert the weights to safetensors."
+            f"weights of '{name}'", f"neither {SINGLE} nor {INDEX}", "Fetch or convert the weights."
         )
     with safe_open(single, framework="pt") as stored:
         return dict.fromkeys(stored.keys(), SINGLE)
 
 
+def _located(name: str, file: str) -> str | None:
+    """Path of a file of a folder or hub name, downloaded when need be; None when it cannot be had."""
+    return cached_file(
+        name, file,
+        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+
+
 def _find(name: str, file: str, key: str) -> str:
-    path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    path = _located(name, file)
     if path is None:
         raise ModelError(f"weights of '{name}'", f"no {file}, which holds {key}", "Add this shard.")
     return path

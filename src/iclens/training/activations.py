@@ -66,7 +66,7 @@ def kept_rows(
     found = record(tokens, sites)
     return {
         site: found.pop(site)[:, kept].flatten(0, 1) for site in sites
-    }  # one site at a time is held twice
+    }  # one at a time is held twice
 
 
 def excluded_positions(

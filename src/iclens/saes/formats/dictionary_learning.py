@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,15 @@ def _unpickled(folder: Path) -> Tensors:
     """The tensors of ae.pt, unpickled without running anything that the file asks for."""
     file = folder / WEIGHTS
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the pickle's version
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as cause:
         raise SaeError(
-            f"SAE '{folder}'", f"{WEIGHTS} holds more than tensors, and loading it would run code",
-            "Ask its maker for plain tensors.",
+            f"SAE '{folder}'", f"{WEIGHTS} is damaged or holds more than tensors, and is not unpickled",
+            "Get it again, as plain tensors.",
         ) from cause  # fmt: skip
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as cause:
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as cause:
         raise unreadable(folder, cause) from cause
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise SaeError(f"SAE '{folder}'", f"{WEIGHTS} is no mapping of tensors", "Copy it again.")

@@ -59,6 +59,7 @@ def test_shipped_configurations_validate(path: Path) -> None:
         ({"training": {"lr": -1}}, ConfigError, ("training.lr",)),
         ({"training": {"lr": "fast"}}, ConfigError, ("training.lr",)),
         ({"training": {"buffer_tokens": 1024}}, ConfigError, ("buffer_tokens", "two batches")),
+        ({"held_out": {"seed": -1}}, ConfigError, ("held_out.seed",)),
         ({"held_out": {"seed": 0}}, ConfigError, ("held_out.seed",)),
         ({"model": {"dtype": "int8"}}, ConfigError, ("model.dtype",)),
     ],

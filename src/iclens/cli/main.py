@@ -1,7 +1,8 @@
 """The command line: one thin command per public function.
 
 Progress goes to stderr, results to stdout. Exit codes: 0 done, 2 what was asked is wrong (one line), 3 it
-will not fit, 130 interrupted. Nothing here imports torch; a command imports what it needs when it runs.
+will not fit, 130 and 143 ended by SIGINT and SIGTERM, 1 another process of the same training is gone. Nothing
+here imports torch; a command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from iclens.cli import plan, saes
+from iclens.cli import plan, saes, train
 from iclens.cli.output import say, study_report, training_report
 from iclens.errors import IclensError
 
@@ -23,6 +24,7 @@ app = typer.Typer(
 reference_app = typer.Typer(help="The built-in model.", no_args_is_help=True)
 app.add_typer(saes.app, name="saes")
 app.command()(plan.plan)
+app.command()(train.train)
 app.add_typer(reference_app, name="reference")
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable results on stdout.")]
@@ -49,9 +51,6 @@ def study(config: Config, runs: Runs = Path("runs"), json: Json = False) -> None
 
     outcome = run_study(load_study_config(config), runs, study_report())
     say(outcome.as_json() if json else outcome.as_text())
-
-
-app.command()(train)
 
 
 def _stage(name: str, run: Path, json: bool) -> None:

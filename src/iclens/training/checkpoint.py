@@ -49,14 +49,14 @@ class Checkpoint:
     tokens: int
     state: dict[str, Any]
 
-    def tensors(self, part: str) -> dict[str, Tensor]:
-        """Tensors of a part, on the CPU.
+    def tensors(self, part: str, device: str = "cpu") -> dict[str, Tensor]:
+        """Tensors of a part.
 
         Raises:
             RunError: when it has no such part.
         """
         try:
-            return load_file(self.folder / f"{part}.safetensors")
+            return load_file(self.folder / f"{part}.safetensors", device=device)
         except (OSError, SafetensorError) as cause:
             raise RunError(
                 f"part '{part}' of checkpoint '{self.folder}'",
@@ -124,6 +124,18 @@ class CheckpointFolder:
                 "Remove the folder to train from the start.",
             )
         return None
+
+    def at(self, tokens: int) -> Checkpoint:
+        """The checkpoint of so many tokens, which `newest` found to be whole in another process."""
+        folder = self.root / f"{tokens:012d}"
+        content = _state(folder)
+        if content is None:
+            raise RunError(f"checkpoint '{folder}'", "not there", "All processes need the same folder.")
+        return Checkpoint(folder, tokens, content["state"])
+
+    def newest_name(self) -> Path | None:
+        """Folder of the newest checkpoint, whole or not; None without any."""
+        return next(iter(self._folders()), None)
 
     def tidy(self) -> None:
         """Remove what an ended process left half written."""

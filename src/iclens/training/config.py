@@ -30,6 +30,7 @@ from iclens.tasks.spec import parse_task
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
 Dtype = Literal["float32", "bfloat16"]
 Architecture = Literal[
     "topk", "batchtopk", "matryoshka_batchtopk", "standard", "gated", "jumprelu",
@@ -191,7 +192,7 @@ class SaeEntry(Strict):
     d_sae: Positive | None = None
     k: Positive | None = None
     lr: Rate | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     architecture: Architecture | None = None
     options: dict[str, Any] | None = None
 
@@ -307,7 +308,7 @@ class Optimisation(Strict):
     """Dead latents that take part in the auxiliary loss of each row."""
     dead_after_tokens: Positive = 40_000
     """A latent counts as dead in training once it has been inactive for so many tokens."""
-    scaling_tokens: Positive = 65536
+    scaling_tokens: Positive = 16384
     """Rows from which the mean and size of a site's activations are estimated, before the first step."""
     encode_dtype: Dtype = "float32"
     """Of the encoder's matrix product; the weights themselves stay float32."""
@@ -330,13 +331,13 @@ class HeldOut(Strict):
     """Contexts on which the trained SAEs are measured; none of them is trained on."""
 
     contexts: Positive = 256
-    seed: int = 1_000_003
+    seed: Seed = 1_000_003
 
 
 class TrainConfig(Strict):
     """One training run: several SAEs on one model."""
 
-    seed: int = 0
+    seed: Seed = 0
     model: Model
     data: Annotated[MixtureContexts | TextContexts | TokenContexts, Field(discriminator="kind")]
     training: Optimisation

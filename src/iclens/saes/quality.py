@@ -81,20 +81,21 @@ def figures(counts: Counts, group: str = ALL) -> Figures:
     """The figures of one SAE at the positions of `group`."""
     there = counts.groups[group]
     follows = ~np.isnan(counts.base) & there
-    losses = [_mean(loss, follows) for loss in (counts.base, counts.spliced, counts.zeroed)]
+    base, spliced, zeroed = (_mean(loss, follows) for loss in (counts.base, counts.spliced, counts.zeroed))
     n_tokens, reasons = len(counts.active) * int(there.sum()), []
     if not n_tokens:
         reasons.append(f"no `{group}` position was given")
     if not follows.any():
         reasons.append("CE and KL need all blocks of the model")
-    elif losses[2] <= losses[0]:
+    elif zeroed <= base:
         reasons.append("zeroing the site costs nothing")
     unexplained = counts.shares[group].fvu
     if n_tokens and np.isnan(unexplained):
         reasons.append("the site does not vary")
     return Figures(
         float(counts.active[:, there].sum()) / n_tokens if n_tokens else float("nan"), unexplained,
-        _mean(counts.kl, follows), *losses, recovered(*losses), n_tokens, "; ".join(reasons),
+        _mean(counts.kl, follows), base, spliced, zeroed, recovered(base, spliced, zeroed), n_tokens,
+        "; ".join(reasons),
     )  # fmt: skip
 
 

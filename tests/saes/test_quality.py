@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sae_lens import Transcoder, TranscoderConfig
+from sae_lens import SkipTranscoder, SkipTranscoderConfig, Transcoder, TranscoderConfig
 from sae_lens.saes.sae import SAEMetadata
 from torch.nn import functional as F
 
@@ -234,6 +234,24 @@ def test_a_transcoder_is_measured_against_what_it_writes(
     row = measure_quality(model, {site: load_sae(tmp_path / "transcoder")}, tokens, pre=PRE).df.iloc[0]
     assert row.fvu == pytest.approx(1, rel=1e-4)
     assert row.site == str(site) and 0 < row.ce_recovered < 1
+
+
+def test_a_skip_connection_counts_as_reconstruction(
+    tmp_path: Path, model: LanguageModel, tokens: np.ndarray
+) -> None:
+    """Latents that write nothing and a skip by the identity: mlp_in predicts itself without an error."""
+    site = Site(2, "mlp_in")
+    metadata = SAEMetadata(hook_name=str(site))
+    config = SkipTranscoderConfig(
+        d_in=128, d_out=128, d_sae=16, apply_b_dec_to_input=False, metadata=metadata
+    )
+    network = SkipTranscoder(config)
+    with torch.no_grad():
+        network.W_dec.zero_()
+        network.W_skip.copy_(torch.eye(128))
+    network.save_model(tmp_path / "skip")
+    row = measure_quality(model, {site: load_sae(tmp_path / "skip")}, tokens, pre=PRE).df.iloc[0]
+    assert row.fvu == pytest.approx(0, abs=1e-9) and row.ce_recovered == pytest.approx(1, abs=1e-4)
 
 
 def test_a_recorded_mismatch_stands_in_the_table(

@@ -75,6 +75,13 @@ class Sae:
         """The reconstruction latents @ W_dec + b_dec of activations [row d_sae], as [row d_in]."""
         return self.network.decode(latents)
 
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, latents: Tensor) -> Tensor:
+        """What it makes of x [row d_in] and its latents [row d_sae]: decoded, plus x @ W_skipᵀ where it skips."""
+        skip = getattr(self.network, "W_skip", None)
+        decoded = self.decode(latents)
+        return decoded if skip is None else decoded + x.to(skip) @ skip.T
+
     @property
     def output(self) -> Site:
         """What it reconstructs: its own site, or a transcoder's target."""

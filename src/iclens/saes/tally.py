@@ -104,7 +104,7 @@ class _Tally:
         parts, active = [], []
         for rows in x.flatten(0, 1).split(_ENCODED_ROWS):
             latents = self.sae.encode(rows)
-            parts.append(self.sae.decode(latents))
+            parts.append(self.sae.reconstruct(rows, latents))
             active.append((latents > 0).sum(dim=1))
             self.fires += (latents > 0).sum(dim=0).cpu()
         y_hat = torch.cat(parts).view(y.shape)

@@ -2,7 +2,7 @@
 
 sae_lens reads them, its older configs included. Refused is what one encode of single tokens cannot hold:
 normalisation at run time (fold it into the weights first), reshaped inputs, and architectures whose latents
-are signed, read whole sequences, or skip from input to output.
+are signed or read whole sequences.
 """
 
 from __future__ import annotations

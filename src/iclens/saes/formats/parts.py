@@ -27,9 +27,10 @@ from iclens.errors import SaeError
 from iclens.names import Site
 
 ARCHITECTURES = (
-    "standard", "gated", "topk", "jumprelu", "transcoder", "jumprelu_transcoder",
+    "standard", "gated", "topk", "jumprelu",
+    "transcoder", "jumprelu_transcoder", "skip_transcoder", "jumprelu_skip_transcoder",
 )  # fmt: skip
-"""sae_lens architectures that are used: latents non-negative, x̂ = a·W_dec + b_dec, one token at a time."""
+"""sae_lens architectures that are used: non-negative latents that are read from one token at a time."""
 
 
 @dataclass(frozen=True)

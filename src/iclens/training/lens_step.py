@@ -10,8 +10,7 @@ it predicts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from sae_lens import SAE, Transcoder
@@ -53,14 +52,14 @@ class Pass(NamedTuple):
     active: Tensor
 
 
-def option_names(architecture: str) -> tuple[str, ...]:
-    """The options of an architecture, by their names in sae_lens' training configs."""
+def option_types(architecture: str) -> dict[str, Any]:
+    """The options of an architecture and their types, by their names in sae_lens' training configs."""
     if architecture in TRANSCODERS:
-        return tuple(OPTIONS[architecture])
+        return dict.fromkeys(OPTIONS[architecture], float)
     if architecture not in SAES:
-        return ()
-    declared = fields(get_sae_training_class(architecture)[1])
-    return tuple(field.name for field in declared if field.name not in _SET_ELSEWHERE)
+        return {}
+    declared = get_type_hints(get_sae_training_class(architecture)[1])
+    return {name: kind for name, kind in declared.items() if name not in _SET_ELSEWHERE}
 
 
 class LensStep:
@@ -205,7 +204,7 @@ def _network(spec: SaeSpec, d_in: int, d_out: int) -> Any:
             network.W_dec.div_(network.W_dec.norm(dim=1, keepdim=True))
             if "jumprelu_init_threshold" in OPTIONS[spec.architecture]:
                 options = {**OPTIONS[spec.architecture], **spec.options}
-                network.threshold.fill_(options["jumprelu_init_threshold"])
+                dict(network.named_parameters())["threshold"].fill_(options["jumprelu_init_threshold"])
         return network
     kind, config = get_sae_training_class(spec.architecture)
     given = dict(spec.options)

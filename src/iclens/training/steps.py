@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from sae_lens import SAE
 from torch import Tensor
 
@@ -45,7 +46,7 @@ def check_spec(spec: SaeSpec) -> None:
     """Refuse an SAE that cannot be trained.
 
     Raises:
-        ConfigError: for an unknown architecture or option, or a target that the architecture has no use for.
+        ConfigError: for an unknown architecture, an unknown or ill-typed option, or a needless target.
     """
     known = (*step.ARCHITECTURES, *lens_step.ARCHITECTURES)
     if spec.architecture not in known:
@@ -55,11 +56,16 @@ def check_spec(spec: SaeSpec) -> None:
             f"SAE {spec.name}", f"'{spec.architecture}' predicts nothing but its own site",
             f"With a target, train one of {', '.join((*step.ARCHITECTURES, *lens_step.TRANSCODERS))}.",
         )  # fmt: skip
-    options = lens_step.option_names(spec.architecture)
-    for name in spec.options:
+    options = lens_step.option_types(spec.architecture)
+    for name, value in spec.options.items():
         if name not in options:
             remedy = nearest(name, options) if options else "It has none."
             raise ConfigError(f"option '{name}'", f"'{spec.architecture}' has no such option", remedy)
+        try:
+            TypeAdapter(options[name]).validate_python(value, strict=True)
+        except ValidationError as cause:
+            reason = cause.errors()[0]["msg"]
+            raise ConfigError(f"option '{name}' of SAE {spec.name}", f"{value!r}", f"{reason}.") from cause
 
 
 def build_step(

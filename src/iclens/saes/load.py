@@ -77,7 +77,7 @@ class Sae:
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, latents: Tensor) -> Tensor:
-        """What it makes of x [row d_in] and its latents [row d_sae]: decoded, plus x @ W_skipᵀ where it skips."""
+        """What it makes of x [row d_in] with latents [row d_sae]: decoded, plus x @ W_skipᵀ if it skips."""
         skip = getattr(self.network, "W_skip", None)
         decoded = self.decode(latents)
         return decoded if skip is None else decoded + x.to(skip) @ skip.T

@@ -23,6 +23,8 @@ from iclens.training.streams import TokenStream
 
 Record = Callable[[Ints, Sequence[Site]], dict[Site, Tensor]]
 """(tokens [context pos], sites) → activations of each site, [context pos d_model]."""
+USUAL = 0.9
+"""Share of positions that stay below the length with which a massive one is compared."""
 
 
 def recorder(model: LanguageModel) -> Record:
@@ -64,9 +66,7 @@ def kept_rows(
     """
     kept = kept_positions(tokens.shape[1], excluded)
     found = record(tokens, sites)
-    return {
-        site: found.pop(site)[:, kept].flatten(0, 1) for site in sites
-    }  # one at a time is held twice
+    return {site: found.pop(site)[:, kept].flatten(0, 1) for site in sites}  # one at a time is held twice
 
 
 def excluded_positions(
@@ -75,7 +75,8 @@ def excluded_positions(
     """The positions to leave out, and why: those listed, and those whose activations are massive.
 
     Massive, at any site and in any block of `stream.samples()`, is a position whose mean length over contexts
-    exceeds `settings.massive.ratio` times the median of these means over positions.
+    exceeds `settings.massive.ratio` times the length that nine in ten positions stay below. (Not the median:
+    in a prompt all tokens of one role can be ten times longer than the others, and they are to be studied.)
 
     Args:
         settings: the positions listed, and the ratio.
@@ -94,12 +95,12 @@ def excluded_positions(
                 for pos, times in _massive(x, settings.massive.ratio).items():
                     largest[pos] = max(largest.get(pos, (0.0, "")), (times, site.short))
         for pos, (times, where) in largest.items():
-            found.setdefault(pos, f"massive: {times:.0f} times the median length at {where}")
+            found.setdefault(pos, f"massive: {times:.0f} times the usual length at {where}")
     return dict(sorted(found.items()))
 
 
 def _massive(x: Tensor, ratio: float) -> dict[int, float]:
-    """Positions of x [context pos d_model] longer than `ratio` medians, and how many medians long."""
+    """Positions of x [context pos d_model] longer than `ratio` times the usual, and how many times longer."""
     length = x.float().norm(dim=2).mean(dim=0)
-    times = (length / length.quantile(0.5)).tolist()
+    times = (length / length.quantile(USUAL, interpolation="lower")).tolist()
     return {pos: times[pos] for pos in range(len(times)) if times[pos] > ratio}

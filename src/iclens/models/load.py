@@ -116,7 +116,7 @@ def load_model(
         if config.num_hidden_layers < total:
             del network.lm_head, network.model.norm
         _fill(str(name), network, blocks or total, dtype, device)
-    except (OSError, ValueError, SafetensorError, RuntimeError) as cause:
+    except (OSError, ValueError, SafetensorError, RuntimeError, LookupError, TypeError) as cause:
         line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise ModelError(
             f"model '{name}'", f"cannot be loaded ({line})", "Check the folder's files."

@@ -32,6 +32,7 @@ def read(folder: Path, device: str) -> Parts:
     metadata = config.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise SaeError(f"SAE '{folder}'", "its metadata is no mapping", "Copy it again.")
+    _refuse_architecture(str(folder), config.get("architecture", "standard"))
     for key, plain in (("normalize_activations", "none"), ("reshape_activations", "none")):
         if config.get(key, plain) not in (plain, None, False):
             raise SaeError(f"SAE '{folder}'", f"{key} is '{config[key]}'", "Fold it into the weights first.")
@@ -69,9 +70,7 @@ def checked(what: str, network: Any) -> Any:
     Raises:
         SaeError: for an architecture that is not used, an impossible k, or weights that are not finite.
     """
-    name = network.cfg.architecture()
-    if name not in ARCHITECTURES:
-        raise SaeError(f"SAE '{what}'", f"architecture is '{name}'", f"Known: {', '.join(ARCHITECTURES)}.")
+    _refuse_architecture(what, network.cfg.architecture())
     k = getattr(network.cfg, "k", 1)
     if not isinstance(k, int) or not 1 <= k <= network.cfg.d_sae:
         raise SaeError(f"SAE '{what}'", f"k is {k!r} of {network.cfg.d_sae} latents", "Mend cfg.json.")
@@ -79,6 +78,11 @@ def checked(what: str, network: Any) -> Any:
         if not tensor.isfinite().all():
             raise SaeError(f"weights of SAE '{what}'", f"{key} is not finite", "Copy or train it again.")
     return network
+
+
+def _refuse_architecture(what: str, name: Any) -> None:
+    if name not in ARCHITECTURES:
+        raise SaeError(f"SAE '{what}'", f"architecture is '{name}'", f"Known: {', '.join(ARCHITECTURES)}.")
 
 
 def _open(folder: Path, device: str) -> SAE[Any]:

@@ -104,7 +104,7 @@ class _Run:
         contexts = held_out(self.config, model.tokenizer)
         facts = self._fit(model, checkpoint)
         measured = evaluate(
-            self.config, model, self._specs(), self.place.partial, contexts, map(int, facts["excluded"])
+            self.config, model, self._specs(), self.place.partial, contexts, [int(pos) for pos in facts["excluded"]]
         )
         measured = self.ranks.merged(measured)
         if self.ranks.first:

@@ -144,7 +144,7 @@ NATIVE: list[Case] = [
         "L1.mlp_out",
     ),
     ("an unknown release", lambda folder: converting(Path("llama_scope_lxr_9x") / "l1r_8x"), "Nearest"),
-    ("a model without SAEs", lambda folder: ["saes", "list", "--model", "llama-3-9b"], "has none"),
+    ("a model without SAEs", lambda folder: ["saes", "list", "--model", "llama-3-9b"], "none are known"),
 ]
 
 

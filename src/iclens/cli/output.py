@@ -130,8 +130,9 @@ def checked_text(found: Checked) -> str:
 def catalogue_text(found: Catalogue) -> str:
     """Layouts, then releases with their model and SAEs."""
     lines = ["layouts"]
-    lines += [f"  {name}: {files}; {example}" for name, files, example in found.layouts]
-    lines.append("releases in sae_lens' registry" + ("" if found.model is None else f" for {found.model}"))
+    lines += [f"  {name}: {files}; {origin}" for name, files, origin in found.layouts]
+    lines.append("on the hub" + ("" if found.model is None else f", for {found.model}"))
+    lines += [f"  {ref}: {model}" for ref, model in found.published]
     for release in found.releases:
         count = len(release.sae_ids)
         lines.append(f"  {release.name}/{release.sae_ids[0]}: {release.model}, {count} SAE{'s'[: count > 1]}")

@@ -18,7 +18,7 @@ from iclens.models.load import LanguageModel
 from iclens.names import Site
 from iclens.saes.formats.detect import read_folder
 from iclens.saes.formats.native import CONFIG as CONFIG_FILE
-from iclens.saes.formats.parts import Parts, read_json
+from iclens.saes.formats.parts import Parts, read_json, refuse_width
 from iclens.saes.formats.registry import read_hub
 
 CARD_FILE = "card.json"
@@ -108,7 +108,7 @@ def load_sae(
         SaeError: when it is missing or damaged, when it is of another width or site, or when it computes
             what one encode of single tokens cannot hold.
     """
-    parts = read_hub(str(ref), device) if _on_hub(ref) else read_folder(Path(ref), device)
+    parts = read_hub(str(ref), device, d_model) if _on_hub(ref) else read_folder(Path(ref), device, d_model)
     if site is not None and parts.site is not None and parts.site != site:
         raise SaeError(
             f"SAE for {site.short}", f"'{ref}' is of {parts.site.short}", "Choose the SAE of that site."
@@ -130,11 +130,8 @@ def _on_hub(ref: str | Path) -> bool:
 
 def _sae(parts: Parts, site: Site, folder: Path, d_model: int | None) -> Sae:
     network = parts.network.requires_grad_(False).eval()
-    for name, width in (("width", network.W_enc.shape[0]), ("output width", network.W_dec.shape[1])):
-        if d_model is not None and width != d_model:
-            raise SaeError(
-                f"SAE '{folder}'", f"its {name} is {width}, the model's is {d_model}", "Use one made for it."
-            )
+    for kind, width in (("width", network.W_enc.shape[0]), ("output width", network.W_dec.shape[1])):
+        refuse_width(str(folder), width, d_model, kind)
     d_in, d_sae = network.W_enc.shape
     return Sae(
         site, parts.sae_id, int(d_in), int(d_sae), getattr(network.cfg, "k", None), network, folder,

@@ -26,7 +26,16 @@ from torch import Tensor
 
 from iclens.errors import SaeError
 from iclens.names import HOOKS, Site
-from iclens.saes.formats.parts import Parts, build, fingerprint, number, read_json, take, unreadable
+from iclens.saes.formats.parts import (
+    Parts,
+    build,
+    fingerprint,
+    number,
+    read_json,
+    refuse_width,
+    take,
+    unreadable,
+)
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 _SUBMODULE = re.compile(r"(\w+?)_layer_?(\d+)")
@@ -35,8 +44,8 @@ Built = tuple[str, Tensors, dict[str, Any], float | None]
 """sae_lens architecture, its weights, further options, and the mean L0 asked for in training."""
 
 
-def read(folder: Path, device: str) -> Parts:
-    """Read a dictionary.
+def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
+    """Read a dictionary; its width is compared with `d_model` before its weights are read.
 
     Raises:
         SaeError: when a file is missing, damaged or no plain set of tensors, or of an unknown class.
@@ -49,6 +58,7 @@ def read(folder: Path, device: str) -> Parts:
     if name not in CLASSES:
         raise SaeError(f"SAE '{folder}'", f"dict_class is {name!r}", f"Known: {', '.join(CLASSES)}.")
     d_in, d_sae = number(trainer, "activation_dim", folder), number(trainer, "dict_size", folder)
+    refuse_width(str(folder), d_in, d_model)
     tensors = _unpickled(folder)
     architecture, weights, options, l0 = CLASSES[name](folder, tensors, d_in, d_sae)
     site = _site(trainer, config)

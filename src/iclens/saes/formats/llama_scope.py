@@ -22,14 +22,23 @@ import torch
 
 from iclens.errors import SaeError, SiteError
 from iclens.names import Site
-from iclens.saes.formats.parts import Parts, build, fingerprint, number, read_json, read_tensors, take
+from iclens.saes.formats.parts import (
+    Parts,
+    build,
+    fingerprint,
+    number,
+    read_json,
+    read_tensors,
+    refuse_width,
+    take,
+)
 
 CONFIG, WEIGHTS, MODEL = "hyperparams.json", "checkpoints/final.safetensors", "lm_config.json"
 _NAME = re.compile(r"Llama3_1-8B-Base-L\d+[RMA]-\d+x")
 
 
-def read(folder: Path, device: str) -> Parts:
-    """Read an SAE of Llama Scope.
+def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
+    """Read an SAE of Llama Scope; its width is compared with `d_model` before its weights are read.
 
     Raises:
         SaeError: when a file is missing or damaged, or when it computes something sae_lens cannot.
@@ -38,6 +47,7 @@ def read(folder: Path, device: str) -> Parts:
     site = _site(config, folder)
     _refuse_other_kinds(config, folder)
     d_in, d_sae = number(config, "d_model", folder), number(config, "d_sae", folder)
+    refuse_width(str(folder), d_in, d_model)
     shapes = {
         "encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,),
         "decoder.weight": (d_in, d_sae), "decoder.bias": (d_in,),

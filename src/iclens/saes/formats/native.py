@@ -15,18 +15,19 @@ from safetensors import SafetensorError
 
 from iclens.errors import SaeError, SiteError
 from iclens.names import Site
-from iclens.saes.formats.parts import ARCHITECTURES, Parts, fingerprint, read_json, unreadable
+from iclens.saes.formats.parts import ARCHITECTURES, Parts, fingerprint, read_json, refuse_width, unreadable
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
 
-def read(folder: Path, device: str) -> Parts:
-    """Read an SAE that sae_lens saved.
+def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
+    """Read an SAE that sae_lens saved; its width is compared with `d_model` before its weights are read.
 
     Raises:
         SaeError: when a file is missing or damaged, or when the SAE transforms its input.
     """
     config = read_json(folder / CONFIG)
+    refuse_width(str(folder), config.get("d_in"), d_model)
     if not (folder / WEIGHTS).is_file():
         raise SaeError(f"SAE '{folder}'", f"{WEIGHTS} is missing", "Copy the whole folder again.")
     metadata = config.get("metadata") or {}

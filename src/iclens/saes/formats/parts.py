@@ -115,6 +115,18 @@ def number(config: Mapping[str, Any], key: str, folder: Path) -> int:
     return value
 
 
+def refuse_width(what: str, width: Any, d_model: int | None, kind: str = "width") -> None:
+    """Refuse an SAE of another width than the model's `d_model`; None asks for none.
+
+    Raises:
+        SaeError: when the widths differ.
+    """
+    if d_model is not None and width != d_model:
+        raise SaeError(
+            f"SAE '{what}'", f"its {kind} is {width}, the model's is {d_model}", "Use one made for it."
+        )
+
+
 def take(
     folder: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ def releases() -> tuple[Release, ...]:
     return tuple(Release(name, found[name].model, tuple(found[name].saes_map)) for name in sorted(found))
 
 
-def read_hub(ref: str, device: str) -> Parts:
+def read_hub(ref: str, device: str, d_model: int | None = None) -> Parts:
     """Read `release/sae_id`, or a folder of a hub repository.
 
     Raises:
@@ -56,20 +56,20 @@ def read_hub(ref: str, device: str) -> Parts:
     release, _, sae_id = ref.partition("/")
     registry = get_pretrained_saes_directory()
     if release not in registry:
-        return _read_repository(ref, device, sorted(registry))
+        return _read_repository(ref, device, d_model, sorted(registry))
     found = registry[release]
     if sae_id not in found.saes_map:
         raise SaeError(
             f"SAE '{ref}'", f"'{release}' has no '{sae_id}'", nearest(sae_id, found.saes_map) + "."
         )
     if found.conversion_func in _OURS:
-        parts = read_folder(_fetched(ref, found.repo_id, found.saes_map[sae_id]), device)
+        parts = read_folder(_fetched(ref, found.repo_id, found.saes_map[sae_id]), device, d_model)
     else:
         parts = _converted(ref, release, sae_id, device)
     return replace(parts, model=parts.model or found.model, l0=found.expected_l0.get(sae_id) or parts.l0)
 
 
-def _read_repository(ref: str, device: str, known: list[str]) -> Parts:
+def _read_repository(ref: str, device: str, d_model: int | None, known: list[str]) -> Parts:
     """A folder of `owner/repository`."""
     owner, repository, folder = [*ref.split("/", 2), "", ""][:3]
     if not (owner and repository and folder):
@@ -77,7 +77,7 @@ def _read_repository(ref: str, device: str, known: list[str]) -> Parts:
             f"SAE '{ref}'", "no such folder, and no such release of sae_lens",
             f"{nearest(ref.partition('/')[0], known)}; `iclens saes list` names them all.",
         )  # fmt: skip
-    return read_folder(_fetched(ref, f"{owner}/{repository}", folder), device)
+    return read_folder(_fetched(ref, f"{owner}/{repository}", folder), device, d_model)
 
 
 def _fetched(ref: str, repository: str, folder: str) -> Path:

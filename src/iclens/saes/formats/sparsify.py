@@ -20,7 +20,16 @@ from typing import Any
 
 from iclens.errors import SaeError
 from iclens.names import Site
-from iclens.saes.formats.parts import Parts, build, fingerprint, number, read_json, read_tensors, take
+from iclens.saes.formats.parts import (
+    Parts,
+    build,
+    fingerprint,
+    number,
+    read_json,
+    read_tensors,
+    refuse_width,
+    take,
+)
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 _HOOKPOINT = re.compile(r"(?:\w+\.)*?(?:layers|layer|h)[._](\d+)(?:\.(mlp|self_attn|attention|attn))?")
@@ -28,8 +37,8 @@ _HOOKS = {None: "resid_post", "mlp": "mlp_out"}
 _PLAIN = {"transcode": False, "skip_connection": False, "signed": False, "activation": "topk"}
 
 
-def read(folder: Path, device: str) -> Parts:
-    """Read an SAE that sparsify saved.
+def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
+    """Read an SAE that sparsify saved; its width is compared with `d_model` before its weights are read.
 
     Raises:
         SaeError: when a file is missing or damaged, or when it computes something sae_lens cannot.
@@ -41,6 +50,7 @@ def read(folder: Path, device: str) -> Parts:
                 f"SAE '{folder}'", f"{key} is {config[key]!r}", "Only plain TopK SAEs can be used."
             )
     d_in, k = number(config, "d_in", folder), number(config, "k", folder)
+    refuse_width(str(folder), d_in, d_model)
     d_sae = _n_latents(config, d_in, folder)
     if k > d_sae:
         raise SaeError(f"SAE '{folder}'", f"k is {k} of {d_sae} latents", "Mend cfg.json.")

@@ -10,10 +10,11 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from iclens.errors import ModelError
 from iclens.models.forward import answer_probs, record
-from iclens.models.load import LanguageModel, load_model
+from iclens.models.load import ARCHITECTURES, LanguageModel, load_model
 from iclens.models.tail import Tail
 from iclens.models.weights import INDEX, SINGLE
 from iclens.names import HOOKS, Site
@@ -158,11 +159,53 @@ def test_a_quantised_model_is_refused(sharded: Path) -> None:
     refused(sharded, "its weights are quantised")
 
 
-def test_another_kind_of_network_is_refused(sharded: Path) -> None:
-    (sharded / "config.json").write_text(json.dumps({
-        "model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 2, "vocab_size": 1078, "n_positions": 64,
-    }))  # fmt: skip
-    refused(sharded, "GPT2LMHeadModel is not built like Llama")
+@pytest.mark.parametrize("kind", ["gemma", "gemma2", "gpt2", "bert", "mamba"])
+def test_another_kind_of_network_is_refused(sharded: Path, kind: str) -> None:
+    change_config(sharded, model_type=kind)
+    refused(sharded, f"its architecture is '{kind}'")
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_every_architecture_runs_as_transformers_runs_it(
+    kind: str, tiny_folder: Path, tmp_path: Path, prompts: PromptSet
+) -> None:
+    folder = tmp_path / kind
+    shutil.copytree(tiny_folder, folder)
+    change_config(folder, model_type=kind, architectures=None)
+    torch.manual_seed(0)
+    random: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    random.save_pretrained(folder)
+    tokens = torch.as_tensor(prompts.tokens)
+    with torch.no_grad():
+        hidden = random.eval()(tokens, output_hidden_states=True).hidden_states
+    part = load_model(folder, blocks=4)
+    sites = [Site(layer, "resid_pre") for layer in range(4)]
+    found = record(part, prompts.tokens, sites, np.arange(tokens.shape[1]))
+    for site in sites:
+        np.testing.assert_allclose(found[site], hidden[site.layer].numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 4}, "unexpected, first model.layers.4."),
+        ({"num_hidden_layers": 9}, "missing, first model.layers.6."),
+        ({"num_hidden_layers": 0}, "0 blocks of"),
+        ({"num_hidden_layers": -1}, "-1 blocks of"),
+        ({"num_hidden_layers": None}, "cannot be loaded"),
+        ({"hidden_size": "128"}, "cannot be loaded"),
+        ({"num_attention_heads": 3, "head_dim": None}, "cannot be loaded"),
+        ({"rope_parameters": {"rope_type": "none", "rope_theta": 1e4}}, "cannot be loaded"),
+        ({"dtype": "float99"}, "cannot be loaded"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "cannot be loaded"),
+        ({"vocab_size": 10}, "of shape [1078, 128], not [10, 128]"),
+    ],
+)
+def test_a_config_that_is_not_of_these_weights_is_refused(
+    sharded: Path, changes: dict[str, Any], words: str
+) -> None:
+    change_config(sharded, **changes)
+    refused(sharded, words)
 
 
 def test_a_tied_head_is_the_embedding(tiny_folder: Path, tmp_path: Path, prompts: PromptSet) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -26,6 +27,14 @@ from iclens.models.weights import read_weights
 from iclens.names import Site
 from iclens.tables.answers import NUMBERS
 from iclens.tasks.rendering import check_tokenizer, token_id
+
+ARCHITECTURES = ("llama", "mistral")
+"""Model types whose blocks are run as `models.blocks` runs them; others scale the residual on the way."""
+_UNREADABLE = (
+    OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError,
+    StrictDataclassError,
+)  # fmt: skip
+"""What transformers and safetensors raise on a damaged folder."""
 
 
 @dataclass(frozen=True)
@@ -106,41 +115,46 @@ def load_model(
         raise ModelError(f"model '{name}'", "no such folder", "Give a Hugging Face folder or hub name.")
     transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         total = config.num_hidden_layers
-        if blocks is not None and not 1 <= blocks <= total:
-            raise ModelError(f"{blocks} blocks of '{name}'", f"it has {total}", "Ask for fewer.")
-        config.num_hidden_layers = blocks or total
+        n_blocks = total if blocks is None else blocks
+        if not 1 <= n_blocks <= total:
+            raise ModelError(f"{n_blocks} blocks of '{name}'", f"it has {total}", "Ask for others.")
+        config.num_hidden_layers = n_blocks
         network = _empty_network(str(name), config, dtype, attention)
-        if config.num_hidden_layers < total:
+        if n_blocks < total:
             del network.lm_head, network.model.norm
-        _fill(str(name), network, blocks or total, dtype, device)
-    except (OSError, ValueError, SafetensorError, RuntimeError, LookupError, TypeError) as cause:
-        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        _fill(str(name), network, total, dtype, device)
+    except _UNREADABLE as cause:
+        line = " ".join(str(cause).split()) or type(cause).__name__
         raise ModelError(
-            f"model '{name}'", f"cannot be loaded ({line})", "Check the folder's files."
+            f"model '{name}'", f"cannot be loaded ({line[:300]})", "Check the folder's files."
         ) from cause
     check_tokenizer(tokenizer)
-    return LanguageModel(str(name), network, tokenizer, blocks or total, (blocks or total) == total)
+    return LanguageModel(str(name), network, tokenizer, n_blocks, n_blocks == total)
 
 
 def _empty_network(name: str, config: Any, dtype: torch.dtype, attention: str) -> Any:
-    """The network of a config, its weights on the meta device."""
+    """The network of a config, its weights on the meta device.
+
+    Raises:
+        ModelError: when its blocks are not run as Llama's are, or its weights are quantised.
+    """
+    if config.model_type not in ARCHITECTURES:
+        raise ModelError(
+            f"model '{name}'", f"its architecture is '{config.model_type}'",
+            f"Give one of {', '.join(ARCHITECTURES)}.",
+        )  # fmt: skip
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"model '{name}'", "its weights are quantised", "Give the unquantised model.")
     with torch.device("meta"):
         network: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    trunk = getattr(network, "model", None)
-    if not all(hasattr(trunk, part) for part in ("embed_tokens", "layers", "rotary_emb", "norm")):
-        raise ModelError(
-            f"model '{name}'", f"{type(network).__name__} is not built like Llama", "Give a Llama model."
-        )
     return network
 
 
-def _fill(name: str, network: Any, blocks: int, dtype: torch.dtype, device: str) -> None:
-    """Give an empty network its weights, and freeze it.
+def _fill(name: str, network: Any, total: int, dtype: torch.dtype, device: str) -> None:
+    """Give an empty network its weights, and freeze it; `total` counts the blocks of the whole model.
 
     Raises:
         ModelError: when weights are missing or mismatched.
@@ -150,7 +164,7 @@ def _fill(name: str, network: Any, blocks: int, dtype: torch.dtype, device: str)
     if tied:
         shapes.pop("lm_head.weight")
     weights = read_weights(
-        name, shapes, lambda key: _is_left_out(key, blocks, network), dtype=dtype, device=device
+        name, shapes, lambda key: _is_left_out(key, network, total), dtype=dtype, device=device
     )
     network.load_state_dict(weights, strict=False, assign=True)  # `read_weights` was strict
     if tied:
@@ -159,14 +173,14 @@ def _fill(name: str, network: Any, blocks: int, dtype: torch.dtype, device: str)
     network.model.rotary_emb = type(rotary)(config=network.config).to(device)
     empty = [key for key, part in chain(network.named_parameters(), network.named_buffers()) if part.is_meta]
     if empty:
-        raise ModelError(f"weights of '{name}'", f"{empty[0]} is in no file", "Give a Llama model.")
+        raise ModelError(f"weights of '{name}'", f"{empty[0]} is in no file", "Give another model.")
     network.requires_grad_(False).eval()
 
 
-def _is_left_out(key: str, blocks: int, network: Any) -> bool:
+def _is_left_out(key: str, network: Any, total: int) -> bool:
     """Whether a stored key belongs to the model though it is not read: deeper blocks, head, old buffers."""
     block = re.match(r"model\.layers\.(\d+)\.", key)
-    if block is not None and int(block[1]) >= blocks:
+    if block is not None and len(network.model.layers) <= int(block[1]) < total:
         return True
     if key.endswith("rotary_emb.inv_freq"):
         return True  # older Llama folders store it; it follows from the config

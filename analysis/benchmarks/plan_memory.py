@@ -43,11 +43,9 @@ class Size:
 
 
 SIZES = {
-    "small": Size(256, 4, "float32", 8192, ("L1.resid_post", "L2.mlp_out", "L3.resid_post"), 2048, 32_768),
-    "middle": Size(
-        1024, 6, "bfloat16", 16_384, ("L2.resid_post", "L3.mlp_out", "L4.resid_post"), 2048, 16_384
-    ),
-    "large": Size(2048, 6, "bfloat16", 32_768, ("L4.resid_post",), 1024, 8192),
+    "small": Size(256, 4, "float32", 8192, ("L1.resid_post", "L2.mlp_out"), 2048, 16_384),
+    "middle": Size(1024, 4, "bfloat16", 16_384, ("L1.resid_post", "L2.mlp_out", "L2.resid_post"), 1024, 4096),
+    "large": Size(2048, 3, "bfloat16", 32_768, ("L1.resid_post",), 512, 2048),
 }
 
 
@@ -61,18 +59,18 @@ def model_config(size: Size) -> dict[str, Any]:
 
 
 def run_config(folder: Path, size: Size) -> TrainConfig:
-    """A few steps: enough for the buffer to be filled twice."""
+    """A few steps: enough for half of the buffer to be filled again."""
     return parse_train_config({
         "model": {"name": str(folder), "load": "needed", "dtype": size.dtype},
         "data": {"kind": "mixture", "examples": 16},
         "saes": {"sites": list(size.sites), "d_sae": size.d_sae, "k": 32},
         "training": {
-            "tokens": 4 * size.batch + size.buffer // 2, "batch_tokens": size.batch,
-            "buffer_tokens": size.buffer, "scaling_tokens": 4096, "forward_contexts": 32, "lr": 0.001,
+            "tokens": size.batch + size.buffer // 2, "batch_tokens": size.batch,
+            "buffer_tokens": size.buffer, "scaling_tokens": 512, "forward_contexts": 16, "lr": 0.001,
             "dead_after_tokens": 10_000_000,
         },
         "checkpoints": {"every_minutes": None},
-        "held_out": {"contexts": 32},
+        "held_out": {"contexts": 16},
     })  # fmt: skip
 
 

@@ -3,8 +3,8 @@
 Random weights, blocks up to layer 19, contexts of 256 random tokens. Two cases: one TopK SAE of 65,536
 latents on the residual, and six of 32,768 on residual and MLP output of three layers. Both trainers read the
 same network, fill their buffers and take their steps; the clock runs from the batch after the warm-up to the
-last, so that refills count and the first filling does not. The bound is the arithmetic that cannot be left out, the forward
-pass and one encoder product per SAE, at the data sheet's bfloat16 rate.
+last, so that refills count and the first filling does not. The bound is the arithmetic that cannot be left
+out, the forward pass and one encoder product per SAE, at the data sheet's bfloat16 rate.
 
     python analysis/benchmarks/throughput.py [--device cuda] [--steps 200] [--small]
 """

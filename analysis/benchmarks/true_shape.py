@@ -69,7 +69,7 @@ class Scale:
 
 
 TRUE = Scale(
-    LLAMA3_8B, blocks_per_shard=4, blocks=15, d_sae=32_768, k=64, steps=20, batch_tokens=256, wide=131_072,
+    LLAMA3_8B, blocks_per_shard=4, blocks=15, d_sae=32_768, k=64, steps=20, batch_tokens=128, wide=131_072,
     wide_k=192,
 )  # fmt: skip
 SMALL = Scale(
@@ -168,8 +168,8 @@ def train(folder: Path, scale: Scale) -> dict[str, Any]:
         "saes": {"sites": [site.short], "d_sae": scale.d_sae, "k": scale.k},
         "training": {
             "tokens": scale.steps * scale.batch_tokens, "batch_tokens": scale.batch_tokens,
-            "buffer_tokens": 4 * scale.batch_tokens, "scaling_tokens": 2 * scale.batch_tokens,
-            "forward_contexts": 4, "lr": 0.001, "warmup": 0.1, "aux_k": 64,
+            "buffer_tokens": 2 * scale.batch_tokens, "scaling_tokens": scale.batch_tokens,
+            "forward_contexts": 2, "lr": 0.001, "warmup": 0.1, "aux_k": 64,
         },
         "held_out": {"contexts": 2},
     })  # fmt: skip

@@ -25,14 +25,16 @@ from iclens.training.shape import ModelShape
 
 PHASES = ("fill", "step", "save", "measure")
 SIZE = {"float32": 4, "bfloat16": 2}
-INTERPRETER = 520_000_000
+INTERPRETER = 550_000_000
 """Bytes of Python and of a run's libraries on a CPU, measured with torch 2.13 and transformers 5.23."""
 MEASURED_CONTEXTS, MEASURED_ROWS, MEASURED_LOGITS = 64, 2048, 1 << 27
 """Held-out contexts, rows encoded and logits that the measurement holds at a time."""
-EXPORT = 20
+EXPORT = 8
 """Bytes per parameter while an SAE is brought into units of raw activations."""
 ENTRY = 80
 """Bytes per active latent and row: value, row and latent, and their order by latent."""
+LARGE_BLOCK, KEPT = 32 << 20, 80_000_000
+"""Block from which glibc gives memory back at once; what it keeps of smaller ones at least, as measured."""
 DEAD = 0.1
 """Assumed fraction of latents that are dead at once."""
 SPARSE = ("topk", "batchtopk")
@@ -108,7 +110,7 @@ class Job:
     @property
     def whole(self) -> bool:
         """Whether every block and the unembedding are loaded."""
-        return self.config.model.load == "whole"
+        return self.config.model.load == "whole" or self.needed == self.shape.n_blocks
 
 
 def _context_length(config: TrainConfig) -> int:
@@ -164,8 +166,12 @@ def memory(job: Job, device: Device) -> tuple[Part, ...]:
     if device.kind != "cpu":
         return found
     copied = max(EXPORT * parameters(spec, job.shape.d_model) for spec in members)
-    own = Part("Python and libraries", dict.fromkeys(PHASES, INTERPRETER))
-    return (own, *found, Part("copy of one SAE for the disk", {"save": copied}))
+    return (
+        Part("Python and libraries", dict.fromkeys(PHASES, INTERPRETER)),
+        *found,
+        Part("copy of one SAE for the disk", {"save": copied}),
+        Part("freed, kept by the allocator", dict.fromkeys(PHASES, kept_bytes(job))),
+    )
 
 
 def parameters(spec: SaeSpec, width: int) -> int:
@@ -196,6 +202,15 @@ def forward_bytes(job: Job) -> float:
     recorded = len(job.config.saes.recorded) + 1
     values = 3 * job.shape.d_mlp + (3 + recorded) * job.shape.d_model
     return SIZE[job.config.model.dtype] * tokens * values
+
+
+def kept_bytes(job: Job) -> float:
+    """Small blocks that were freed, but not given back to the operating system (CPU only; fitted)."""
+    largest = (
+        SIZE[job.config.model.dtype] * job.config.training.forward_contexts * job.context * job.shape.d_mlp
+    )
+    small = largest < LARGE_BLOCK
+    return KEPT + (2 * forward_bytes(job) if small else 0)
 
 
 def gradient_bytes(job: Job, spec: SaeSpec) -> float:
@@ -234,7 +249,7 @@ def measure_bytes(job: Job) -> float:
     latents = min(tokens, MEASURED_ROWS) * 3 * 4 * max(spec.d_sae for spec in members)
     entries = {Site((spec.target or spec.site).layer, "resid_pre") for spec in members}
     sites = tokens * width * SIZE[job.config.model.dtype] * len({*job.config.saes.recorded, *entries})
-    logits = 3 * 4 * min(MEASURED_LOGITS, tokens * job.shape.n_vocab) if job.whole else 0
+    logits = 5 * 4 * min(MEASURED_LOGITS, tokens * job.shape.n_vocab) if job.whole else 0
     return latents + sites + logits + forward_bytes(job) + tokens * width * 4 * 8
 
 

@@ -178,7 +178,7 @@ class SparseStep:
         self._count(active, len(u))
         centred = (v - v.mean(dim=0)).square().sum().clamp_min(1e-20)
         return {
-            "fvu": error.square().sum() / centred,
+            "fvu": loss * v.numel() / centred,
             "l0": (active.value > 0).sum() / len(u),
             "dead": (self.idle >= self.settings.dead_after_tokens).float().mean(),
             "aux": aux,
@@ -202,7 +202,8 @@ class SparseStep:
     def _descend(self, gradients: dict[str, Tensor], rate: float) -> None:
         """Adam; the decoder's gradient along its own rows is dropped, and its rows are made unit again."""
         decoder, gradient = self.weights["decoder"], gradients["decoder"]
-        gradient.addcmul_(torch.linalg.vecdot(gradient, decoder)[:, None], decoder, value=-1)
+        along = torch.bmm(gradient[:, None], decoder[:, :, None])[:, 0]
+        gradient.addcmul_(along, decoder, value=-1)
         if self.settings.gradient_clip is not None:
             clip(gradients, self.settings.gradient_clip)
         self.adam.step(gradients, self.spec.lr * rate)
@@ -250,21 +251,16 @@ class SparseStep:
         Raises:
             SaeError: for a TopK transcoder between sites of unequal width.
         """
-        weights = {name: w.cpu() for name, w in self.weights.items()}
-        out, mean = self.target_scaling or self.scaling, self.scaling.mean.cpu()
-        W_enc = weights["encoder"].T * (self.scaling.factor / out.factor)
-        b_dec = out.mean.cpu() + weights["b_dec"] / out.factor
-        subtracted = b_dec if self.target_scaling is None else torch.zeros_like(mean)
-        found = {
-            "W_enc": W_enc,
-            "b_enc": weights["b_enc"] / out.factor + (subtracted - mean) @ W_enc,
-            "W_dec": weights["decoder"],
-            "b_dec": b_dec,
-        }
-        network = self._inference_network(len(mean), len(b_dec))
-        if "threshold" in dict(network.named_parameters()):
-            found["threshold"] = (self.threshold.cpu() / out.factor).float().expand(self.spec.d_sae)
-        network.load_state_dict(found)
+        weights, out = self.weights, self.target_scaling or self.scaling
+        network = self._inference_network(len(self.scaling.mean), len(out.mean))
+        parameters = dict(network.named_parameters())
+        W_enc = parameters["W_enc"].copy_(weights["encoder"].T).mul_(self.scaling.factor / out.factor)
+        b_dec = parameters["b_dec"].copy_(weights["b_dec"] / out.factor + out.mean)
+        shift = -self.scaling.mean.cpu() if self.target_scaling else b_dec - self.scaling.mean.cpu()
+        parameters["b_enc"].copy_(weights["b_enc"] / out.factor).add_(shift @ W_enc)
+        parameters["W_dec"].copy_(weights["decoder"])
+        if "threshold" in parameters:
+            parameters["threshold"].fill_(self.threshold / out.factor)
         return network
 
     def _inference_network(self, d_in: int, d_out: int) -> SAE:

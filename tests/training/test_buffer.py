@@ -131,7 +131,8 @@ def test_it_goes_on_bit_for_bit_from_any_batch(capacity: int) -> None:
 def test_one_process_goes_on_from_the_rows_of_two() -> None:
     one, two, both = numbered([SITE]), numbered([OTHER]), numbered()
     for _ in range(11):
-        one.next(), two.next(), both.next()
+        for buffer in (one, two, both):
+            buffer.next()
     assert one.state() == two.state() == both.state()
     again = numbered()
     again.restore(one.tensors() | two.tensors(), two.state())
@@ -146,7 +147,8 @@ def test_a_buffer_of_no_site_keeps_in_step() -> None:
     assert none.state() == both.state() and none.tensors() == {}
     again = numbered([])
     again.restore({}, none.state())
-    again.next(), both.next()
+    again.next()
+    both.next()
     assert again.state() == both.state()
 
 

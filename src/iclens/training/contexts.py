@@ -16,8 +16,8 @@ from iclens.errors import ConfigError
 from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE
 from iclens.tables.arrays import Ints
 from iclens.tasks.assemble import TokenTable
-from iclens.tasks.mixture import Mixture
-from iclens.tasks.prompts import build_prompts
+from iclens.tasks.mixture import Contexts, Mixture
+from iclens.tasks.prompts import draw_examples
 from iclens.tasks.rendering import Tokenizer
 from iclens.tasks.rules import default_inputs
 from iclens.tasks.spec import parse_task
@@ -119,22 +119,32 @@ class PromptSource(_Drawn):
 
     def __init__(self, wanted: Prompts, tokenizer: Any, examples: int, seed: int, index: int) -> None:
         super().__init__(examples)
-        self._task, self._arm, self._tokenizer = parse_task(wanted.task), wanted.arm, tokenizer
+        self._task, self._arm = parse_task(wanted.task), wanted.arm
         self._examples, self._key = examples, (seed, 2, index)
-        pool = len(default_inputs(self._task.domain))
-        if pool < examples:
+        inputs = default_inputs(self._task.domain)
+        if len(inputs) < examples:
             raise ConfigError(
-                f"prompts of '{wanted.task}'", f"{examples} examples of {pool} inputs", "Lower data.examples."
-            )
+                f"prompts of '{wanted.task}'", f"{examples} examples of {len(inputs)} inputs",
+                "Lower data.examples.",
+            )  # fmt: skip
+        answers = sorted({y for x in inputs for y in self._task.outcomes(x)})
+        self._table = TokenTable.of_words(inputs, answers, tokenizer)
+        self._input_index = {x: i for i, x in enumerate(inputs)}
+        self._answer_index = {y: i for i, y in enumerate(answers)}
 
     def take(self, n_contexts: int) -> Ints:
         """The next prompts, [context pos]."""
         self._calls += 1
         seed = int(np.random.default_rng([*self._key, self._calls]).integers(2**31))
-        return build_prompts(
-            self._tokenizer, self._task, arm=self._arm, n_prompts=n_contexts, n_examples=self._examples,
-            seed=seed,
-        ).tokens  # fmt: skip
+        x, y, _ = draw_examples(
+            self._task, arm=self._arm, n_prompts=n_contexts, n_examples=self._examples, seed=seed
+        )
+        x_index, y_index = (
+            np.array([[index[word] for word in row] for row in words])
+            for words, index in ((x.tolist(), self._input_index), (y.tolist(), self._answer_index))
+        )
+        alone = np.zeros(n_contexts, dtype=np.int64)
+        return self._table.assemble(Contexts(task=alone, noise=alone, x=x_index, y=y_index))
 
 
 def read_mixture(settings: MixtureContexts, model: str) -> Mixture:

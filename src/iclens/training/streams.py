@@ -40,14 +40,14 @@ class TokenStream(Protocol):
         ...
 
 
-def build_stream(config: TrainConfig, tokenizer: Any, rank: int = 0, world: int = 1) -> TokenStream:
-    """The stream that a configuration asks for, or one rank's share of it.
+def build_stream(config: TrainConfig, tokenizer: Any) -> TokenStream:
+    """The stream that a configuration asks for.
+
+    Every process of a run reads this one stream, and runs the model on its share of each block.
 
     Args:
         config: what to train on.
         tokenizer: the model's.
-        rank: which share, from 0.
-        world: how many shares; block n of the whole stream is in share n mod `world`.
 
     Raises:
         ConfigError: when a file is missing or damaged, or a prompt has too few inputs.
@@ -59,8 +59,7 @@ def build_stream(config: TrainConfig, tokenizer: Any, rank: int = 0, world: int 
     ]
     rest = 1 - sum(weight for _, weight in weighted)
     weighted.append((_main(config, tokenizer), rest if rest > 1e-9 else 0.0))
-    whole = MixedStream([pair for pair in weighted if pair[1] > 0], config.training.forward_contexts)
-    return whole if world == 1 else ShareOfStream(whole, rank, world)
+    return MixedStream([pair for pair in weighted if pair[1] > 0], config.training.forward_contexts)
 
 
 def held_out(config: TrainConfig, tokenizer: Any) -> Ints:
@@ -155,32 +154,3 @@ class MixedStream:
             group.blocks, group.contexts = then["blocks"], list(then["contexts"])
             for source, place in zip(group.sources, then["sources"], strict=True):
                 source.restore(place)
-
-
-class ShareOfStream:
-    """Every `world`-th block of a stream, from block `rank` on: shares are disjoint, and together the whole.
-
-    Args:
-        whole: the stream, read by this share alone.
-        rank: which share, from 0.
-        world: how many.
-    """
-
-    def __init__(self, whole: TokenStream, rank: int, world: int) -> None:
-        self._whole, self._rank, self._world = whole, rank, world
-
-    def next(self) -> Ints:
-        """The next block of this share, [context pos]."""
-        return [self._whole.next() for _ in range(self._world)][self._rank]
-
-    def samples(self) -> list[Ints]:
-        """A block of every length of the whole stream."""
-        return self._whole.samples()
-
-    def state(self) -> State:
-        """Where the whole stream stands."""
-        return self._whole.state()
-
-    def restore(self, state: State) -> None:
-        """Go on from there."""
-        self._whole.restore(state)

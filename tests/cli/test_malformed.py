@@ -102,7 +102,7 @@ def content(file: str, text: bytes | None, *, share: float | None = None) -> Mak
     return make
 
 
-def checking(**options: Any) -> Make:
+def checking(**options: Any) -> Callable[[Path], list[object]]:
     return lambda folder: ["saes", "check", native(folder, **options), "--model", MODEL]
 
 
@@ -143,6 +143,12 @@ NATIVE: list[Case] = [
         lambda folder: converting(native(folder), "--site", "L2.mlp_out"),
         "L1.mlp_out",
     ),
+    (
+        "a model in an unknown dtype",
+        lambda f: [*checking()(f), "--dtype", "float61"],
+        "dtype 'float61': unknown",
+    ),
+    ("a check on an unknown device", lambda f: [*checking()(f), "--device", "abacus"], "abacus"),
     ("an unknown release", lambda folder: converting(Path("llama_scope_lxr_9x") / "l1r_8x"), "Nearest"),
     ("a model without SAEs", lambda folder: ["saes", "list", "--model", "llama-3-9b"], "none are known"),
 ]

@@ -15,6 +15,7 @@ from iclens.names import ROLES, Site
 from iclens.saes.load import load_sae_set
 from iclens.study.bench import CHECKOUT
 from iclens.study.check import Checked, check_saes
+from iclens.study.grid import grid_prompts
 
 CHECKPOINTS = CHECKOUT / "checkpoints"
 MODEL, TWIN, SAES = (CHECKPOINTS / name for name in ("icl-tiny", "icl-tiny-twin", "icl-tiny-saes"))
@@ -45,6 +46,22 @@ def test_figures_at_all_positions_are_means_over_the_roles(checked: Checked) -> 
     assert 0 < newline < 0.02 * table.loc["all", "n_tokens"] and 0 < rest <= 32
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first dozen prompts of the grid only."""
+    monkeypatch.setattr(
+        "iclens.study.check.grid_prompts", lambda *a, **k: grid_prompts(*a, **k).select(np.arange(12))
+    )
+
+
+@pytest.mark.usefixtures("few")
+def test_bfloat16_changes_little(checked: Checked) -> None:
+    found = check_saes([str(ONE)], str(MODEL), dtype="bfloat16").fidelity.df.set_index("role")
+    whole, half = checked.fidelity.df.set_index("role").loc["all"], found.loc["all"]
+    assert half.fvu == pytest.approx(whole.fvu, abs=0.02)
+    assert half.ce_recovered == pytest.approx(whole.ce_recovered, abs=0.05)
+
+
 def spoilt(folder: Path) -> Path:
     """An SAE whose encoder reads the wrong dimensions."""
     shutil.copytree(ONE, folder)
@@ -54,6 +71,7 @@ def spoilt(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("few")
 def test_a_misfit_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SaeError) as caught:
         check_saes([str(spoilt(tmp_path / "spoilt"))], str(MODEL))
@@ -65,6 +83,7 @@ def test_a_misfit_is_refused_in_one_line(tmp_path: Path) -> None:
         check_saes([str(SAES)], str(TWIN))
 
 
+@pytest.mark.usefixtures("few")
 def test_a_forced_misfit_is_kept_in_the_set_and_in_every_table(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "set"
     bad = spoilt(tmp_path / "spoilt")

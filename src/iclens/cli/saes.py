@@ -34,6 +34,8 @@ def saes_check(
     site: Place = None,
     force: Annotated[bool, typer.Option("--force", help="Go on with a misfit, and record it.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Write them as one set for this model.")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option("--device", help="Torch device.")] = "cpu",
     json: Json = False,
 ) -> None:
     """Measure L0, FVU, KL and CE recovered at each role; refuse an SAE that does not fit the model."""
@@ -41,7 +43,8 @@ def saes_check(
     from iclens.study.check import check_saes
 
     place = None if site is None else Site.parse(site)
-    found = check_saes(refs, model, site=place, misfit="record" if force else "refuse", out=out)
+    misfit = "record" if force else "refuse"
+    found = check_saes(refs, model, site=place, misfit=misfit, out=out, dtype=dtype, device=device)
     say(found.as_json() if json else checked_text(found))
 
 

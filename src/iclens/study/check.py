@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from iclens.errors import SaeError
+import torch
+
+from iclens.errors import ConfigError, SaeError, nearest
 from iclens.models.load import LanguageModel, load_model
 from iclens.names import ROLES, Site
 from iclens.saes.convert import save_native
@@ -27,6 +29,8 @@ from iclens.study.bench import locate
 from iclens.study.config import ModelSection, PromptsSection, SaesSection, StudyConfig
 from iclens.study.grid import grid_prompts
 from iclens.tables.quality import DensityTable, FidelityTable, QualityTable
+
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Checked:
 
 def check_saes(
     refs: Sequence[str], model: str, *, site: Site | None = None, misfit: Misfit = "refuse",
-    out: Path | None = None,
+    out: Path | None = None, dtype: str = "float32", device: str = "cpu",
 ) -> Checked:  # fmt: skip
     """Load SAEs, measure them on prompts of the task grid, and refuse those that do not fit the model.
 
@@ -70,13 +74,18 @@ def check_saes(
         site: where a single SAE that names no site belongs.
         misfit: "refuse" raises when an SAE does not fit, "record" goes on and keeps what does not.
         out: folder to make with these SAEs as one set for this model.
+        dtype: of the model's weights, float32 or bfloat16; the SAEs are float32.
+        device: torch device of the model and the SAEs.
 
     Raises:
+        ConfigError: for another dtype.
         ModelError, SaeError: when one is missing, damaged, or does not fit the other.
     """
     if out is not None and out.exists():
         raise SaeError(f"output '{out}'", "it exists", "Name a new folder, or remove this one.")
-    loaded = load_model(locate(model))
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype '{dtype}'", "unknown", nearest(dtype, DTYPES) + ".")
+    loaded = load_model(locate(model), dtype=getattr(torch, dtype), device=device)
     saes = _load(refs, loaded, site, misfit)
     config = StudyConfig(
         study="check",
@@ -106,9 +115,9 @@ def _load(refs: Sequence[str], model: LanguageModel, site: Site | None, misfit: 
     for ref in refs:
         place = locate(ref)
         if (place / CARD_FILE).is_file():
-            found = load_sae_set(place, model, misfit=misfit)
+            found = load_sae_set(place, model, device=str(model.device()), misfit=misfit)
         else:
-            sae = load_sae(str(place), site=site, d_model=model.d_model)
+            sae = load_sae(str(place), site=site, d_model=model.d_model, device=str(model.device()))
             model.check_site(sae.output)
             found = {model.check_site(sae.site): sae}
         if twice := saes.keys() & found.keys():

@@ -98,3 +98,5 @@ def test_an_estimate_sees_enough_rows_and_puts_the_stream_back() -> None:
     torch.testing.assert_close(found[SITE].mean, seen.mean(dim=0))
     torch.testing.assert_close(found[OTHER].mean, 2 * seen.mean(dim=0) + 1)
     assert found[OTHER].factor == pytest.approx(found[SITE].factor / 2)
+    assert estimate_scalings(record, stream, [], {0}, 13) == {}
+    assert asked == [2, 3, 4] * 2 and stream.given == 1

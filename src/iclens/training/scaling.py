@@ -13,7 +13,7 @@ from torch import Tensor
 
 from iclens.errors import ConfigError
 from iclens.names import Site
-from iclens.training.activations import Record, kept_rows
+from iclens.training.activations import Record, kept_positions, kept_rows
 from iclens.training.streams import TokenStream
 
 
@@ -93,9 +93,11 @@ def estimate_scalings(
         excluded: positions left out.
         n_rows: rows to see, at least; whole blocks are used.
     """
-    before, seen = stream.state(), {site: StreamingScaling() for site in sites}
-    while any(one.n_rows < n_rows for one in seen.values()):
-        for site, rows in kept_rows(record, stream.next(), sites, excluded).items():
+    before, seen, done = stream.state(), {site: StreamingScaling() for site in sites}, 0
+    while done < n_rows:  # counted without the sites: processes that own none keep in step
+        tokens = stream.next()
+        for site, rows in kept_rows(record, tokens, sites, excluded).items():
             seen[site].add(rows)
+        done += tokens.shape[0] * len(kept_positions(tokens.shape[1], excluded))
     stream.restore(before)
     return {site: one.scaling() for site, one in seen.items()}

@@ -94,7 +94,7 @@ class Massive(Strict):
     """Positions left out because their activations are far longer than the others'."""
 
     ratio: Annotated[float, Field(gt=1)] = 10.0
-    """Left out: positions whose mean length exceeds `ratio` times the median over positions."""
+    """Left out: positions whose mean length exceeds `ratio` times what nine in ten positions stay below."""
 
 
 class Contexts(Strict):

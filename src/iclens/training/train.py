@@ -103,9 +103,8 @@ class _Run:
                 self.report({"continued_at": checkpoint.tokens})
         contexts = held_out(self.config, model.tokenizer)
         facts = self._fit(model, checkpoint)
-        measured = evaluate(
-            self.config, model, self._specs(), self.place.partial, contexts, [int(pos) for pos in facts["excluded"]]
-        )
+        excluded = [int(pos) for pos in facts["excluded"]]
+        measured = evaluate(self.config, model, self._specs(), self.place.partial, contexts, excluded)
         measured = self.ranks.merged(measured)
         if self.ranks.first:
             self._publish(model, facts, measured)
@@ -241,7 +240,7 @@ def _refuse_change(checkpoint: Checkpoint, constant: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"continuing with key '{key.removeprefix('config.')}' = {now[key]}",
                 f"the checkpoint was made with {then.get(key)}",
-                "Continue with the same configuration and model, or train into another folder.",
+                f"Continue with the same configuration and model, or remove '{checkpoint.folder.parent}'.",
             )
 
 

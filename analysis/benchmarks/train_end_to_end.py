@@ -1,0 +1,137 @@
+"""Six sites of the built-in model, ours against sae_lens' `MultiSAETrainingRunner`, in one run.
+
+Both read the same contexts, leave out BOS, and train TopK SAEs of one shape for the same tokens with the same
+batches, rate and schedule. The clock runs over the whole call: loading, estimating units, training, and on
+our side also writing, measuring and the report page. Afterwards one definition of FVU (`saes.quality`)
+measures both on the same contexts, which neither was trained on.
+
+    OMP_NUM_THREADS=1 python analysis/benchmarks/train_end_to_end.py [--tokens 300000] [--repeats 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from datasets import Dataset
+from sae_lens import SAE, LoggingConfig, TopKTrainingSAEConfig
+from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
+
+from iclens.models.forward import record
+from iclens.models.load import load_model
+from iclens.names import Site
+from iclens.saes.quality import fvu
+from iclens.tasks.assemble import TokenTable
+from iclens.tasks.mixture import Mixture
+from iclens.training.config import parse_train_config
+from iclens.training.train import train_saes
+
+MODEL = Path(__file__).resolve().parents[2] / "checkpoints" / "icl-tiny"
+SITES = tuple(Site(layer, hook) for layer in (1, 2, 3) for hook in ("resid_post", "mlp_out"))
+D_SAE, K, BATCH, BUFFER, LR, WARMUP, DECAY_FROM = 1024, 32, 512, 65_536, 0.003, 0.02, 0.4
+DEAD_AFTER, SCALING, HELD_OUT = 40_000, 16_384, 64
+
+
+def contexts(tokens: int) -> np.ndarray:
+    """Contexts of the model's own mixture, a quarter more than are trained on, [context pos]."""
+    mixture = Mixture.from_dict(yaml.safe_load((MODEL / "mixture.yaml").read_text(encoding="utf-8")))
+    table = TokenTable.of(mixture, load_model(MODEL, blocks=1).tokenizer)
+    n_contexts = (5 * (tokens + BUFFER)) // (4 * 97)
+    return table.assemble(mixture.sample(np.random.default_rng(5), n_contexts, 16))
+
+
+def ours(ids: np.ndarray, tokens: int, out: Path) -> float:
+    """Train ours on token ids [context pos]; the seconds it took."""
+    np.save(out.with_suffix(".npy"), ids)
+    config = parse_train_config({
+        "model": {"name": str(MODEL)},
+        "data": {"kind": "tokens", "path": str(out.with_suffix(".npy"))},
+        "saes": {"sites": [site.short for site in SITES], "d_sae": D_SAE, "k": K},
+        "training": {
+            "tokens": tokens, "batch_tokens": BATCH, "buffer_tokens": BUFFER, "lr": LR, "warmup": WARMUP,
+            "decay_from": DECAY_FROM, "dead_after_tokens": DEAD_AFTER, "scaling_tokens": SCALING,
+        },
+        "held_out": {"contexts": HELD_OUT},
+    })  # fmt: skip
+    start = time.perf_counter()
+    train_saes(config, out)
+    return time.perf_counter() - start
+
+
+def peer(ids: np.ndarray, tokens: int, out: Path) -> float:
+    """Train sae_lens' on the same; the seconds it took."""
+    steps = tokens // BATCH
+    modules = {site: f"model.layers.{site.layer}{'.mlp' if site.hook == 'mlp_out' else ''}" for site in SITES}
+    declared = TopKTrainingSAEConfig(
+        d_in=128, d_sae=D_SAE, k=K, normalize_activations="expected_average_only_in", decoder_init_norm=1.0
+    )
+    start = time.perf_counter()
+    config = MultiSAETrainingRunnerConfig(
+        saes={site.short: declared for site in SITES},
+        hook_names={site.short: modules[site] for site in SITES},
+        model_name=str(MODEL), model_class_name="AutoModelForCausalLM", streaming=False,
+        context_size=ids.shape[1], seqpos_slice=(1, None), prepend_bos=False, training_tokens=tokens,
+        n_batches_in_buffer=BUFFER // (ids.shape[1] - 1), store_batch_size_prompts=64,
+        train_batch_size_tokens=BATCH, lr=LR, lr_end=0.0, lr_warm_up_steps=int(WARMUP * steps),
+        lr_decay_steps=int((1 - DECAY_FROM) * steps), adam_beta2=0.99,
+        dead_feature_window=DEAD_AFTER // BATCH, n_batches_for_norm_estimate=SCALING // BATCH,
+        logger=LoggingConfig(log_to_wandb=False), checkpoint_path=None, output_path=str(out), device="cpu",
+    )  # fmt: skip
+    MultiSAETrainingRunner(config, override_dataset=Dataset.from_dict({"tokens": ids})).run()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def errors(folder: Path, ids: np.ndarray) -> dict[str, float]:
+    """FVU of every SAE in a folder, on contexts [context pos] without BOS."""
+    found = record(load_model(MODEL), ids, SITES, np.arange(1, ids.shape[1]))
+    values = {}
+    for site in SITES:
+        network: Any = SAE.load_from_disk(folder / site.short)
+        x = torch.as_tensor(found[site]).flatten(0, 1)
+        values[site.short] = fvu(x.numpy(), network.decode(network.encode(x)).numpy())
+    return values
+
+
+def main() -> None:
+    """Run both in turn and print their rates and errors as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tokens", type=int, default=300_000)
+    parser.add_argument("--repeats", type=int, default=2)
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    ids = contexts(asked.tokens)
+    unseen, trained = ids[-256:], ids[:-256]
+    seconds: dict[str, list[float]] = {"ours": [], "sae_lens": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        for turn in range(asked.repeats):
+            seconds["ours"].append(ours(trained, asked.tokens, Path(scratch) / f"ours{turn}"))
+            seconds["sae_lens"].append(peer(trained, asked.tokens, Path(scratch) / f"peer{turn}"))
+        fvus = {
+            "ours": errors(Path(scratch) / "ours0", unseen),
+            "sae_lens": errors(Path(scratch) / "peer0", unseen),
+        }
+    rates = {name: [round(asked.tokens / s, 1) for s in found] for name, found in seconds.items()}
+    ratio = statistics.median(seconds["sae_lens"]) / statistics.median(seconds["ours"])
+    worse = [site for site in fvus["ours"] if fvus["ours"][site] > fvus["sae_lens"][site]]
+    print(json.dumps({
+        "tokens": asked.tokens, "threads": torch.get_num_threads(), "tokens_per_second": rates,
+        "faster": round(ratio, 2), "fvu": fvus, "sites_with_larger_fvu": worse,
+    }, indent=1))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

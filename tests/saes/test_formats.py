@@ -2,7 +2,8 @@
 
 `fixtures/` holds folders that eai-sparsify and dictionary_learning wrote, with what those libraries compute
 from them. The formulas are written out here once more, so that the fixtures are checked as well. OpenMOSS'
-library is on no registry in the form that wrote Llama Scope; its inference steps are written out below.
+current library no longer reads the layout of Llama Scope: its inference steps are written out below, and
+sae_lens' loader of that layout is run beside ours.
 """
 
 import json
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 import torch
+from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens.loading import pretrained_sae_loaders
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -116,20 +119,29 @@ def test_llama_scope_is_read_as_openmoss_infers_with_it(tmp_path: Path, write_sc
     assert (sae.site, sae.l0, sae.model, sae.k) == (SITE, 8, "meta-llama/Llama-3.1-8B", None)
 
 
-def test_llama_scope_agrees_with_scaled_inputs_where_decoder_columns_are_unit(
-    tmp_path: Path, write_scope: Write
+def test_llama_scope_agrees_with_sae_lens_where_decoder_columns_are_unit(
+    tmp_path: Path, write_scope: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As trained: u = s·x, latents s times ours, threshold in units of x; columns of length 1 as released.
+    # sae_lens scales the input by s: its latents are s times ours. It takes columns to be unit, as released.
     folder = write_scope(tmp_path / "scope", torch.float32)
     raw, file = raw_of(folder), folder / "checkpoints" / "final.safetensors"
     raw["decoder.weight"] /= raw["decoder.weight"].norm(dim=0)
     save_file(raw, file)
+    monkeypatch.setattr(
+        pretrained_sae_loaders, "hf_hub_download",
+        lambda *names, filename=None, **_: str(file if filename else folder / "hyperparams.json"),
+    )  # fmt: skip
+    config, state, _ = pretrained_sae_loaders.llama_scope_sae_huggingface_loader(
+        "fnlp", "scope", cfg_overrides={"dtype": "float32", "device": "cpu"}
+    )
+    theirs = JumpReLUSAE(
+        JumpReLUSAEConfig(d_in=8, d_sae=32, apply_b_dec_to_input=config["apply_b_dec_to_input"])
+    )
+    theirs.load_state_dict(state)
     s, x = math.sqrt(8) / 4.5, torch.randn(40, 8, generator=torch.Generator().manual_seed(2))
-    u = s * x
-    z = u @ raw["encoder.weight"].T + raw["encoder.bias"]
-    acts = z * (z > 1.25 * s)
-    u_hat = acts @ raw["decoder.weight"].T + raw["decoder.bias"]
-    agrees(load_sae(folder), x, acts / s, u_hat / s)
+    theirs.fold_activation_norm_scaling_factor(s)
+    with torch.no_grad():
+        agrees(load_sae(folder), x, theirs.encode(x) / s, theirs(x))
 
 
 # ---------------------------------------------------------------------------------------- dictionary_learning

@@ -36,6 +36,16 @@ def test_gradients_are_those_of_dense_autograd(
         torch.testing.assert_close(gradients[name], w.grad, rtol=near, atol=near)
 
 
+def test_narrow_products_stay_close() -> None:
+    u, error, weights = inputs(torch.float32)
+    loss, gradients = auxiliary(u, error, weights, 12, 7)
+    rough, roughly = auxiliary(u, error, weights, 12, 7, torch.bfloat16)
+    torch.testing.assert_close(rough, loss, rtol=0.02, atol=0)
+    for name, gradient in gradients.items():
+        assert roughly[name].dtype == torch.float32
+        assert float((roughly[name] - gradient).norm() / gradient.norm()) < 0.03
+
+
 def test_latents_below_zero_get_a_gradient_on_both_sides() -> None:
     u, error, weights = inputs(torch.float64)
     weights["b_enc"] -= 1e3

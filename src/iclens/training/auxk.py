@@ -18,7 +18,12 @@ from torch import Tensor
 
 @torch.no_grad()
 def auxiliary(
-    u: Tensor, error: Tensor, weights: Mapping[str, Tensor], aux_k: int, chunk: int | None
+    u: Tensor,
+    error: Tensor,
+    weights: Mapping[str, Tensor],
+    aux_k: int,
+    chunk: int | None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The auxiliary loss and its gradients.
 
@@ -28,26 +33,29 @@ def auxiliary(
         weights: of the dead latents alone: encoder [dead d_in], b_enc [dead], decoder [dead d_out].
         aux_k: dead latents that take part in each row.
         chunk: rows whose pre-activations are held at a time.
+        dtype: of the products; that of u by default. Sums over chunks keep the precision of u.
 
     Returns:
         the loss, and gradients by the names of `weights`.
     """
-    encoder, bias, decoder = weights["encoder"], weights["b_enc"], weights["decoder"]
+    dtype = dtype or u.dtype
+    encoder, bias, decoder = (weights[name].to(dtype) for name in ("encoder", "b_enc", "decoder"))
     whole = error.square().sum().clamp_min(1e-20)
     loss, gradients = u.new_zeros(()), {name: torch.zeros_like(w) for name, w in weights.items()}
     size = chunk or len(u)
-    for some, left in zip(u.split(size), error.split(size), strict=True):
+    for rows, left in zip(u.split(size), error.split(size), strict=True):
+        some = rows.to(dtype)
         z = torch.addmm(bias, some, encoder.T)
         chosen = _chosen(z, aux_k)
         a = z if chosen is None else z * chosen
-        over = torch.addmm(left, a, decoder, beta=-1)
+        over = (a @ decoder).to(u.dtype) - left
         loss += over.square().sum() / whole
-        d_over = over * (2 / whole)
+        d_over = (over * (2 / whole)).to(dtype)
         d_z = d_over @ decoder.T
         if chosen is not None:
             d_z *= chosen
-        gradients["decoder"].addmm_(a.T, d_over)
-        gradients["encoder"].addmm_(d_z.T, some)
+        gradients["decoder"] += a.T @ d_over
+        gradients["encoder"] += d_z.T @ some
         gradients["b_enc"] += d_z.sum(dim=0)
     return loss, gradients
 

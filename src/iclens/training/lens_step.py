@@ -22,7 +22,7 @@ from iclens.errors import ConfigError
 from iclens.training.adam import Adam, clip
 from iclens.training.config import Optimisation, SaeSpec
 from iclens.training.scaling import Scaling
-from iclens.training.step import refill
+from iclens.training.step import on_device, refill
 from iclens.training.transcoders import OPTIONS, transcoder_loss
 
 SAES = ("standard", "gated", "jumprelu", "matryoshka_batchtopk")
@@ -85,7 +85,8 @@ class LensStep:
         device: torch.device | str,
     ) -> None:
         self.spec, self.settings = spec, settings
-        self.scaling, self.target_scaling = scaling, target_scaling
+        self.scaling = on_device(scaling, device)
+        self.target_scaling = None if target_scaling is None else on_device(target_scaling, device)
         d_in, d_out = len(scaling.mean), len((target_scaling or scaling).mean)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed)

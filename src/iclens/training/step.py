@@ -109,10 +109,12 @@ class SparseStep:
         if spec.k is None:
             raise SaeError(f"SAE {spec.name}", "it has no k", "Give one.")
         self.spec, self.settings, self.k = spec, settings, spec.k
-        self.scaling, self.target_scaling = scaling, target_scaling
+        self.scaling = on_device(scaling, device)
+        self.target_scaling = None if target_scaling is None else on_device(target_scaling, device)
+        self.encode_dtype: torch.dtype = getattr(torch, settings.encode_dtype)
         self.threshold = torch.zeros((), dtype=torch.float64, device=device)
         self.least = torch.zeros((), dtype=torch.float64, device=device)
-        self.weights = self._first_weights(scaling.apply(rows[:4096]).to(device), device)
+        self.weights = self._first_weights(self.scaling.apply(rows[:4096].to(device)), device)
         self.adam = Adam(self.weights, getattr(torch, settings.moment_dtype))
         self.idle = torch.zeros(spec.d_sae, dtype=torch.int64, device=device)
         self.dead = torch.zeros(spec.d_sae, dtype=torch.bool, device=device)
@@ -124,7 +126,7 @@ class SparseStep:
             self.weights["encoder"],
             self.weights["b_enc"],
             self.settings.encode_chunk,
-            getattr(torch, self.settings.encode_dtype),
+            self.encode_dtype,
         )
         if self.spec.architecture == "topk":
             return choose_topk(encoder, u, self.k)
@@ -194,7 +196,8 @@ class SparseStep:
         if not len(self.names) or not coefficient:
             return u.new_zeros(())
         dead = {name: self.weights[name][self.names] for name in ("encoder", "b_enc", "decoder")}
-        aux, added = auxiliary(u, error, dead, self.settings.aux_k, self.settings.encode_chunk)
+        settings = self.settings
+        aux, added = auxiliary(u, error, dead, settings.aux_k, settings.encode_chunk, self.encode_dtype)
         for name, gradient in added.items():
             gradients[name].index_add_(0, self.names, gradient, alpha=coefficient)
         return aux
@@ -277,6 +280,11 @@ class SparseStep:
         return JumpReLUTranscoder(
             JumpReLUTranscoderConfig(d_in=d_in, d_sae=d_sae, d_out=d_out, apply_b_dec_to_input=False)
         )
+
+
+def on_device(scaling: Scaling, device: torch.device | str) -> Scaling:
+    """The same scaling, its mean where the SAE is trained."""
+    return replace(scaling, mean=scaling.mean.to(device))
 
 
 @torch.no_grad()

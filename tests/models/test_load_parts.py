@@ -256,3 +256,8 @@ def test_mlp_in_is_what_the_mlp_reads(tiny_model: LanguageModel, prompts: Prompt
     found = record(tiny_model, prompts.tokens, [reads, writes], prompts.positions("pre"))
     out = tiny_model.network.model.layers[2].mlp(torch.as_tensor(found[reads]))
     np.testing.assert_allclose(out.numpy(), found[writes], rtol=1e-4, atol=1e-5)
+
+
+def test_a_part_has_no_tail(sharded: Path, prompts: PromptSet) -> None:
+    with pytest.raises(ModelError, match="only 2 blocks"):
+        Tail(load_model(sharded, blocks=2), prompts.tokens[0])

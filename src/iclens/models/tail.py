@@ -15,7 +15,7 @@ from torch import Tensor
 
 from iclens.errors import EditError
 from iclens.models.blocks import causal_mask
-from iclens.models.forward import read_answers
+from iclens.models.forward import read_answers, refuse_part
 from iclens.models.load import LanguageModel
 from iclens.names import Site
 from iclens.tables.answers import AnswerProbs
@@ -55,10 +55,14 @@ class Tail:
         model: a whole model.
         tokens: [pos], the prompt up to and including the position to edit.
         extra: word answers to read besides the numbers.
+
+    Raises:
+        ModelError: when only some blocks are loaded.
     """
 
     @torch.no_grad()
     def __init__(self, model: LanguageModel, tokens: Ints, extra: tuple[str, ...] = ()) -> None:
+        refuse_part(model)
         self.model = model
         self.answers, self._ids = model.answer_space(extra)
         embedded = model.network.model.embed_tokens(torch.as_tensor(tokens, device=model.device())[None])

@@ -51,7 +51,12 @@ def training_page(
     style = (resources.files("iclens.dashboards") / "assets" / "site.css").read_text(encoding="utf-8")
     names = dict(zip(metrics, card["quality"], strict=True))
     panels = [
-        (title, about, [(name, curve(lines, key, f"{title}, {name}")) for name, lines in metrics.items()])
+        (
+            key,
+            title,
+            about,
+            [(name, curve(lines, key, f"{title}, {name}")) for name, lines in metrics.items()],
+        )
         for key, title, about in _PANELS
     ]
     return environment.get_template("training.html.j2").render(
@@ -103,6 +108,7 @@ def density_chart(rows: Sequence[Line], name: str) -> Markup:
         x=alt.X("low:Q", title="log₁₀ density", scale=alt.Scale(domain=reach), axis=alt.Axis(tickCount=5)),
         x2="high:Q",
         y=alt.Y("n:Q", title=None, axis=alt.Axis(tickCount=4, minExtent=28)),
+        y2=alt.Y2(datum=0),
     )
     label = f"Latents of {name} by density; {dead} of {sum(row['n_latents'] for row in rows)} are dead."
     return inline(alt.LayerChart(layer=[bars], width=260, height=110), label)

@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -90,6 +90,11 @@ def unexplained(x: Tensor, x_hat: Tensor) -> float:
 
 def main() -> None:
     """Run the comparison and print it as JSON."""
+    print(json.dumps(compare(arguments()), indent=1))
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser()
     for name, default in (
         ("steps", 200),
@@ -102,7 +107,11 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    given = parser.parse_args()
+    return parser.parse_args(given)
+
+
+def compare(given: argparse.Namespace) -> dict[str, Any]:
+    """Times and errors of both."""
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     draw = batches(given.d_in, given.rows)
@@ -137,7 +146,7 @@ def main() -> None:
             "encoder_product_share": round(middle["encoder_product"] / middle["ours"], 2),
         }
     found["fvu_after"] = {"sae_lens": theirs, "ours": own, "relative": own / theirs - 1}
-    print(json.dumps({**vars(given), **found}, indent=1))
+    return {**vars(given), **found}
 
 
 if __name__ == "__main__":

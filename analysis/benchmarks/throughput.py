@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -193,14 +194,15 @@ def theirs(network: Any, scale: Scale, config: TrainConfig, steps: int, warm: in
     stream = RandomTokens(scale.config["vocab_size"], scale.contexts, scale.context)
     blocks = 4 + 2 * tokens // (scale.contexts * scale.context)
     rows = np.concatenate([stream.next() for _ in range(min(blocks, 512))])
-    runner = MultiSAETrainingRunner(
-        asked, override_dataset=Dataset.from_dict({"tokens": rows}).with_format("torch"),
-        override_model=HookedProxyLM(network, BareTokenizer(), list(hooks.values())),
-    )  # fmt: skip
     clock = Clock(warm, device)
-    loader = runner.activations_store.get_multi_hook_data_loader
-    runner.activations_store.get_multi_hook_data_loader = lambda: ticking(loader(), clock)
-    runner.run()
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # sae_lens warns of its own workings
+        runner = MultiSAETrainingRunner(
+            asked, override_dataset=Dataset.from_dict({"tokens": rows}),
+            override_model=HookedProxyLM(network, BareTokenizer(), list(hooks.values())),
+        )  # fmt: skip
+        loader = runner.activations_store.get_multi_hook_data_loader
+        runner.activations_store.get_multi_hook_data_loader = lambda: ticking(loader(), clock)
+        runner.run()
     return steps * scale.batch / clock.seconds()
 
 

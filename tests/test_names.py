@@ -14,8 +14,23 @@ def test_both_forms_of_a_site(text: str) -> None:
     assert Site.parse(str(site)) == Site.parse(site.short)
 
 
+def test_what_an_mlp_reads_has_the_name_of_its_own_hook() -> None:
+    site = Site(3, "mlp_in")
+    assert (str(site), site.short) == ("blocks.3.mlp.hook_in", "L3.mlp_in")
+    assert Site.parse(str(site)) == Site.parse("L3.mlp_in") == site
+
+
 @pytest.mark.parametrize(
-    "text", ["", "L4", "blocks.4", "L-1.mlp_out", "blocks.x.hook_mlp_out", "L4.mlp_out.extra"]
+    "text",
+    [
+        "blocks.3.hook_mlp_in",
+        "",
+        "L4",
+        "blocks.4",
+        "L-1.mlp_out",
+        "blocks.x.hook_mlp_out",
+        "L4.mlp_out.extra",
+    ],
 )
 def test_not_a_site_name(text: str) -> None:
     with pytest.raises(SiteError, match="not a site name"):

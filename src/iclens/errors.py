@@ -62,6 +62,19 @@ class RunError(IclensError):
     """A run folder that is missing, incomplete or of another study."""
 
 
+class StoppedError(IclensError):
+    """Work that was ended before its time: by a signal, or because another process of it is gone.
+
+    Args:
+        asked, found, remedy: as for every IclensError.
+        exit_code: 128 plus the number of the signal; 1 for a lost process.
+    """
+
+    def __init__(self, asked: str, found: str, remedy: str, exit_code: int = 1) -> None:
+        super().__init__(asked, found, remedy)
+        self.exit_code = exit_code
+
+
 class WontFitError(IclensError):
     """The plan does not fit the named device."""
 

@@ -23,10 +23,15 @@ TOKENS_PER_EXAMPLE = len(ROLES)
 BELIEFS = ("numeric", "odd", "double", "exact", "copy")
 """Beliefs read from the logits at `pre`; `tasks.beliefs` defines each."""
 
-HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
-"""Activations that can be recorded or edited, by their TransformerLens names."""
+HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out")
+"""Activations that can be recorded or edited, by their TransformerLens names.
 
-_LONG = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
+`mlp_in` is what the MLP reads, after its norm: `blocks.N.mlp.hook_in`. TransformerLens' own `hook_mlp_in` is
+the residual before that norm, here `resid_mid`.
+"""
+
+_LONG = re.compile(r"blocks\.(\d+)\.hook_(?!mlp_in$)(\w+)")
+_MLP_IN = re.compile(r"blocks\.(\d+)\.mlp\.hook_in")
 _SHORT = re.compile(r"L(\d+)\.(\w+)")
 
 
@@ -52,6 +57,8 @@ class Site:
             raise SiteError(f"site layer {self.layer}", "negative", "Layers count from 0.")
 
     def __str__(self) -> str:
+        if self.hook == "mlp_in":
+            return f"blocks.{self.layer}.mlp.hook_in"
         return f"blocks.{self.layer}.hook_{self.hook}"
 
     @property
@@ -66,6 +73,8 @@ class Site:
         Raises:
             SiteError: for any other form.
         """
+        if mlp_in := _MLP_IN.fullmatch(text):
+            return cls(int(mlp_in[1]), "mlp_in")
         match = _LONG.fullmatch(text) or _SHORT.fullmatch(text)
         if match is None:
             raise SiteError(

@@ -153,6 +153,24 @@ def test_a_folder_that_is_no_site_is_left_alone(tmp_path: Path, view_of: Views) 
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_misfit_is_stated_on_the_index_and_on_its_own_latents_pages(tmp_path: Path, view_of: Views) -> None:
+    view = without_charts(view_of())
+    first, *others = view.quality
+    text = "made for 'a' <b>, used on 'c'"
+    bad = replace(view, quality=[replace(first, mismatch=text), *others])
+    build_site(bad, tmp_path / "site")
+    for file in (tmp_path / "site").rglob("*.html"):
+        own = file.name == "index.html" or any(
+            page.site == first.site and row.page.endswith(file.name)
+            for page in view.pages
+            for row in view.latents
+            if row.key == (page.site, page.latent)
+        )
+        source = file.read_text(encoding="utf-8")
+        assert ("does not fit this model" in source) is own, file
+        assert ("made for &#39;a&#39; &lt;b&gt;" in source) is own
+
+
 def test_an_empty_study_still_has_pages(tmp_path: Path) -> None:
     row = LatentRow("L0.mlp_out", 7, 0.5)
     page = LatentView("L0.mlp_out", 7, reasons={"patches": "It is the same in A and B."})

@@ -1,6 +1,7 @@
 """Encoding: active latents and the error that they leave."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,9 @@ def test_batches_do_not_matter(sae: Sae) -> None:
     assert encode_rows(sae, values[:0]).latents.shape == (0, 24)
 
 
-def test_another_site_or_width_is_refused(sae: Sae) -> None:
+def test_another_site_or_width_or_a_transcoder_is_refused(sae: Sae) -> None:
+    with pytest.raises(SaeError, match=r"it is a transcoder to L2\.mlp_out"):
+        encode(replace(sae, target=Site(2, "mlp_out")), Activations(SITE, "pre", np.zeros((1, 1, 8))))
     with pytest.raises(SaeError, match=r"L2\.mlp_out: the SAE is of L1\.mlp_out"):
         encode(sae, Activations(Site(2, "mlp_out"), "pre", np.zeros((1, 1, 8))))
     with pytest.raises(SaeError, match="The SAE reads 8"):

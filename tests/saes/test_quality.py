@@ -1,18 +1,31 @@
 """Quality: goldens by hand, and identities on the shipped model."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sae_lens import SkipTranscoder, SkipTranscoderConfig, Transcoder, TranscoderConfig
+from sae_lens.saes.sae import SAEMetadata
 from torch.nn import functional as F
 
 from iclens.errors import SaeError
+from iclens.models.forward import record
 from iclens.models.load import LanguageModel, load_model
 from iclens.names import Site, position
 from iclens.saes.load import Sae, load_sae
-from iclens.saes.quality import ErrorShare, fvu, measure_quality, recovered
+from iclens.saes.quality import (
+    density_histogram,
+    density_table,
+    fidelity_table,
+    fvu,
+    measure_quality,
+    quality_table,
+    recovered,
+)
+from iclens.saes.tally import ErrorShare, tally
 from iclens.tasks.prompts import build_prompts
 from iclens.tasks.spec import parse_task
 
@@ -136,3 +149,114 @@ def test_nothing_to_measure_is_refused(write_sae: Write, model: LanguageModel, t
         measure_quality(model, saes, tokens, excluded=range(32))
     with pytest.raises(SaeError, match="0 prompts"):
         measure_quality(model, saes, tokens[:0])
+
+
+def test_kl_and_losses_are_those_of_the_whole_model(
+    write_sae: Write, model: LanguageModel, tokens: np.ndarray
+) -> None:
+    site = Site(2, "resid_post")
+    sae = load_sae(write_sae(d_in=128, hook=str(site)))
+    row = measure_quality(model, {site: sae}, tokens, pre=PRE).df.iloc[0]
+    ids = torch.as_tensor(tokens)
+
+    def splice(_module: object, _args: object, output: torch.Tensor) -> torch.Tensor:
+        new = output.clone()
+        new[:, 1:] = sae.decode(sae.encode(output[:, 1:].flatten(0, 1))).view_as(output[:, 1:])
+        return new
+
+    with torch.no_grad():
+        base = model.network(ids).logits.log_softmax(-1)
+        handle = model.network.model.layers[2].register_forward_hook(splice)
+        spliced = model.network(ids).logits.log_softmax(-1)
+        handle.remove()
+    kl = F.kl_div(spliced, base, log_target=True, reduction="none").sum(-1)
+    assert row.kl == pytest.approx(float(kl[:, 1:-1].mean()), rel=1e-4)
+    assert row.kl_pre == pytest.approx(float(kl[:, PRE].mean()), rel=1e-4)
+    assert row.kl > 0.01
+    every = F.cross_entropy(spliced[:, 1:-1].flatten(0, 1), ids[:, 2:].flatten())
+    assert row.ce_spliced == pytest.approx(float(every), rel=1e-4)
+
+
+def test_an_exact_sae_has_no_divergence(write_sae: Write, model: LanguageModel, tokens: np.ndarray) -> None:
+    site = Site(2, "resid_post")
+    row = measure_quality(model, {site: exact(write_sae, str(site))}, tokens, pre=PRE).df.iloc[0]
+    assert row.kl == pytest.approx(0, abs=1e-5) and row.kl_pre == pytest.approx(0, abs=1e-5)
+
+
+def test_density_histogram_by_hand() -> None:
+    # 1000 tokens: never, once (1e-3), twice, 100 times (0.1), 101, always.
+    bins = density_histogram(np.array([0, 1, 2, 100, 101, 1000]), 1000)
+    held = [(round(low, 6), round(high, 6), n) for (low, high), n in bins.items() if n]
+    assert held == [
+        (0, 0, 1), (0.000316, 0.001, 1), (0.001, 0.003162, 1), (0.031623, 0.1, 1), (0.1, 0.316228, 1),
+        (0.316228, 1, 1),
+    ]  # fmt: skip
+    assert sum(bins.values()) == 6
+
+
+def test_roles_are_measured_about_their_own_mean(
+    write_sae: Write, model: LanguageModel, tokens: np.ndarray
+) -> None:
+    sites = (Site(1, "resid_post"), Site(2, "mlp_out"))
+    saes = {site: load_sae(write_sae(site.short, d_in=128, hook=str(site))) for site in sites}
+    groups = {role: [position(role, j) for j in range(5)] for role in ("pre", "lab")}
+    counted = tally(model, saes, tokens, groups)
+    table = fidelity_table(counted.values()).df.set_index(["site", "role"])
+    quality = quality_table(counted.values()).df.set_index("site")
+    for site, sae in saes.items():
+        seen = record(model, tokens, [site], np.array(groups["lab"]))[site].reshape(-1, 128)
+        latents = sae.encode(torch.tensor(seen))
+        row = table.loc[(str(site), "lab")]
+        assert row.fvu == pytest.approx(fvu(seen, sae.decode(latents).numpy()), rel=1e-4)
+        assert row.l0 == pytest.approx(float((latents > 0).sum(dim=1).float().mean()))
+        assert row.n_tokens == 30
+        assert quality.loc[str(site)].fvu_pre == table.loc[(str(site), "pre")].fvu
+        assert quality.loc[str(site)].kl == table.loc[(str(site), "all")].kl
+    assert len(table) == 2 * 3
+    density = density_table(counted.values()).df
+    assert (density.groupby("site")["n_latents"].sum() == 24).all()
+
+
+def test_a_transcoder_is_measured_against_what_it_writes(
+    tmp_path: Path, model: LanguageModel, tokens: np.ndarray
+) -> None:
+    """One that ignores its input and always writes the mean output leaves exactly the variance."""
+    site, target = Site(2, "mlp_in"), Site(2, "mlp_out")
+    mean = record(model, tokens, [target], np.arange(1, 32))[target].mean(axis=(0, 1))
+    metadata = SAEMetadata(hook_name=str(site), hook_name_out=str(target))
+    network = Transcoder(
+        TranscoderConfig(d_in=128, d_out=128, d_sae=16, apply_b_dec_to_input=False, metadata=metadata)
+    )
+    with torch.no_grad():
+        network.W_dec.zero_()
+        network.b_dec.copy_(torch.tensor(mean))
+    network.save_model(tmp_path / "transcoder")
+    row = measure_quality(model, {site: load_sae(tmp_path / "transcoder")}, tokens, pre=PRE).df.iloc[0]
+    assert row.fvu == pytest.approx(1, rel=1e-4)
+    assert row.site == str(site) and 0 < row.ce_recovered < 1
+
+
+def test_a_skip_connection_counts_as_reconstruction(
+    tmp_path: Path, model: LanguageModel, tokens: np.ndarray
+) -> None:
+    """Latents that write nothing and a skip by the identity: mlp_in predicts itself without an error."""
+    site = Site(2, "mlp_in")
+    metadata = SAEMetadata(hook_name=str(site))
+    config = SkipTranscoderConfig(
+        d_in=128, d_out=128, d_sae=16, apply_b_dec_to_input=False, metadata=metadata
+    )
+    network = SkipTranscoder(config)
+    with torch.no_grad():
+        network.W_dec.zero_()
+        network.W_skip.copy_(torch.eye(128))
+    network.save_model(tmp_path / "skip")
+    row = measure_quality(model, {site: load_sae(tmp_path / "skip")}, tokens, pre=PRE).df.iloc[0]
+    assert row.fvu == pytest.approx(0, abs=1e-9) and row.ce_recovered == pytest.approx(1, abs=1e-4)
+
+
+def test_a_recorded_mismatch_stands_in_the_table(
+    write_sae: Write, model: LanguageModel, tokens: np.ndarray
+) -> None:
+    site = Site(1, "resid_post")
+    sae = replace(load_sae(write_sae(d_in=128, hook=str(site))), mismatches=("L0 is 1", "FVU is 2"))
+    assert list(measure_quality(model, {site: sae}, tokens)["mismatch"]) == ["L0 is 1; FVU is 2"]

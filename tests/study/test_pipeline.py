@@ -1,17 +1,21 @@
 """The whole study, small, on the built-in model; then again; then with one value changed."""
 
 import json
+import os
 import shutil
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from iclens.dashboards.view import SiteView
-from iclens.errors import RunError, SaeError
+from iclens.errors import RunError, SaeError, StoppedError
 from iclens.names import Site
-from iclens.study.pipeline import INDEX, NAMES, Outcome, run_stage
+from iclens.study.pipeline import INDEX, NAMES, Outcome, run_stage, run_study
 from iclens.study.results import FILES, Results
 from iclens.study.runfolder import find_run
+from iclens.study.stage import Event
 
 from .conftest import Small
 
@@ -29,6 +33,23 @@ def test_every_stage_runs_and_leaves_a_whole_run(first: Outcome) -> None:
     assert not [name for name in names if name.endswith((".new", ".old"))]
     assert all((first.run / file).is_file() for file, _ in FILES.values())
     assert not [path for path in first.run.rglob("*") if path.suffix in (".pkl", ".pt", ".pickle")]
+
+
+def test_interrupted_training_goes_on_where_it_was(small: Small, tmp_path: Path) -> None:
+    def stop(event: Event) -> None:
+        if event.found.get("step"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(StoppedError, match="stopped by SIGINT, checkpoint") as caught:
+        run_study(small.config(), tmp_path, stop)
+    assert caught.value.exit_code == 130
+    (run,) = tmp_path.glob("small/*")
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "trained.checkpoints"]
+    events: list[Event] = []
+    run_stage(run, "saes", events.append)
+    assert events[1].found["continued_at"] > 0
+    names = {path.name for path in run.iterdir()}
+    assert "01_saes" in names and not [name for name in names if name.startswith("trained")]
 
 
 def test_the_log_says_seconds_and_findings_of_every_stage(first: Outcome) -> None:

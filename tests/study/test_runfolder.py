@@ -84,6 +84,12 @@ def test_a_run_with_a_stage_is_not_discarded(run: RunFolder) -> None:
     assert run.record("01_a") is not None
 
 
+def test_a_run_whose_training_was_interrupted_is_not_discarded(run: RunFolder) -> None:
+    (run.path / "trained.checkpoints").mkdir()
+    run.discard_if_empty()
+    assert (run.path / "trained.checkpoints").is_dir()
+
+
 def test_log_lines_are_json(run: RunFolder) -> None:
     run.log(stage="a", seconds=1.5)
     run.log(stage="b", found={"x": "≤"})

@@ -23,11 +23,29 @@ def declared(**sections: dict[str, Any]) -> dict[str, Any]:
         "saes": {"sites": ["L1.resid_post", "L2.mlp_out"], "d_sae": 256, "k": 32},
         "training": {
             "tokens": 49_152, "batch_tokens": 1024, "buffer_tokens": 8192, "lr": 0.004,
-            "dead_after_tokens": 10_000,
+            "dead_after_tokens": 10_000, "scaling_tokens": 4096,
         },
         "held_out": {"contexts": 32},
     }  # fmt: skip
+    return base | {name: {**base.get(name, {}), **changes} for name, changes in sections.items()}
+
+
+def brief(**sections: dict[str, Any]) -> dict[str, Any]:
+    """A declared configuration of 16 short steps on two sites."""
+    training = {
+        "tokens": 8192, "batch_tokens": 512, "buffer_tokens": 2048, "forward_contexts": 8,
+        "scaling_tokens": 512, "dead_after_tokens": 1024, "aux_k": 16,
+    }  # fmt: skip
+    base = declared(
+        training=training, saes={"d_sae": 64, "k": 8}, held_out={"contexts": 4}, checkpoints={"keep": 2}
+    )
     return base | {name: {**base[name], **changes} for name, changes in sections.items()}
+
+
+@pytest.fixture(scope="session")
+def short() -> Declare:
+    """Declares a configuration of 16 short steps; each section given is merged into it."""
+    return brief
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from iclens.errors import ConfigError, IclensError, SiteError, TaskError
-from iclens.training.config import load_train_config, parse_train_config
+from iclens.names import Site
+from iclens.training.config import SaeSpec, load_train_config, parse_train_config
 
 FOLDER = Path(__file__).resolve().parents[2] / "sae_configs"
 SHIPPED = [FOLDER / name for name in ("icl_tiny.yaml", "llama3_8b_resid_mlp_l10-16.yaml")]
@@ -17,8 +18,8 @@ Declare = Callable[..., dict[str, Any]]
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configurations_validate(path: Path) -> None:
     config = load_train_config(path)
-    hooks = {site.hook for site in config.saes.parsed}
-    layers = {site.layer for site in config.saes.parsed}
+    hooks = {spec.site.hook for spec in config.saes.members}
+    layers = {spec.site.layer for spec in config.saes.members}
     assert hooks == {"resid_post", "mlp_out"} and len(layers) >= 3
     assert 0 in config.data.excluded_positions
 
@@ -37,10 +38,28 @@ def test_shipped_configurations_validate(path: Path) -> None:
         ({"saes": {"sites": ["L1.mlp"]}}, SiteError, ("mlp_out",)),
         ({"saes": {"sites": []}}, ConfigError, ("saes.sites",)),
         ({"saes": {"sites": ["L1.mlp_out", "blocks.1.hook_mlp_out"]}}, ConfigError, ("twice",)),
+        ({"saes": {"sites": ["L1.mlp_out", {"site": "L1.mlp_out", "k": 3}]}}, ConfigError, ("twice",)),
+        ({"saes": {"sites": [{"site": "L1.mlp_out", "kk": 3}]}}, ConfigError, ("key 'kk'", "Nearest: k")),
+        ({"saes": {"sites": [{"site": "L1.mlp_out", "target": "L1.mlp"}]}}, SiteError, ("mlp_out",)),
+        ({"saes": {"sites": [{"site": "L1.mlp_out", "target": "L1.mlp_out"}]}}, ConfigError, ("itself",)),
+        ({"saes": {"sites": [3]}}, ConfigError, ("saes.sites.0",)),
+        ({"saes": {"architecture": "top"}}, ConfigError, ("saes.architecture", "batchtopk")),
+        ({"saes": {"architecture": "transcoder"}}, ConfigError, ("'target'", "missing")),
+        (
+            {"saes": {"sites": [{"site": "L1.mlp_out", "architecture": "gated", "k": 3}]}},
+            ConfigError,
+            ("'k'",),
+        ),
         ({"saes": {"k": 300}}, ConfigError, ("'k'", "300 of 256")),
+        ({"saes": {"k": None}}, ConfigError, ("'k'", "missing for L1.resid_post")),
+        ({"saes": {"d_sae": None}}, ConfigError, ("'d_sae'", "missing for L1.resid_post")),
+        ({"data": {"massive": {"ratio": 0.5}}}, ConfigError, ("massive.ratio",)),
+        ({"data": {"excluded_positions": [-1]}}, ConfigError, ("excluded_positions",)),
+        ({"checkpoints": {"keep": 0}}, ConfigError, ("checkpoints.keep",)),
         ({"training": {"lr": -1}}, ConfigError, ("training.lr",)),
         ({"training": {"lr": "fast"}}, ConfigError, ("training.lr",)),
         ({"training": {"buffer_tokens": 1024}}, ConfigError, ("buffer_tokens", "two batches")),
+        ({"held_out": {"seed": -1}}, ConfigError, ("held_out.seed",)),
         ({"held_out": {"seed": 0}}, ConfigError, ("held_out.seed",)),
         ({"model": {"dtype": "int8"}}, ConfigError, ("model.dtype",)),
     ],
@@ -52,6 +71,44 @@ def test_a_mistake_is_one_line(
         parse_train_config(small(**changes))
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in words), message
+
+
+def test_each_sae_has_its_own_settings_where_given(small: Declare) -> None:
+    sites = [
+        "blocks.2.hook_resid_post",
+        {"site": "L2.mlp_out", "d_sae": 512, "k": 8, "lr": 0.001, "seed": 5},
+        {"site": "L3.mlp_in", "target": "L3.mlp_out", "options": {"a": 1}},
+        {"site": "L3.mlp_in", "target": "L4.resid_mid", "architecture": "transcoder"},
+        {"site": "L3.resid_mid", "architecture": "jumprelu"},
+    ]
+    saes = parse_train_config(small(saes={"sites": sites}) | {"seed": 7}).saes
+    first, second, third, fourth, fifth = saes.members
+    assert first == SaeSpec(Site(2, "resid_post"), None, 256, 32, 0.004, 7, "topk", {})
+    assert second == SaeSpec(Site(2, "mlp_out"), None, 512, 8, 0.001, 5, "topk", {})
+    assert third == SaeSpec(Site(3, "mlp_in"), Site(3, "mlp_out"), 256, 32, 0.004, 7, "topk", {"a": 1})
+    assert fourth.architecture == "transcoder" and fourth.k is fifth.k is None
+    assert [spec.name for spec in saes.members] == [
+        "L2.resid_post", "L2.mlp_out", "L3.mlp_in-mlp_out", "L3.mlp_in-L4.resid_mid", "L3.resid_mid"
+    ]  # fmt: skip
+    assert [site.short for site in saes.recorded] == [
+        "L2.resid_post", "L2.mlp_out", "L3.mlp_in", "L3.mlp_out", "L4.resid_mid", "L3.resid_mid"
+    ]  # fmt: skip
+
+
+def test_a_resolved_configuration_reads_back_as_itself(small: Declare) -> None:
+    config = parse_train_config(small(saes={"sites": ["L1.mlp_out", {"site": "L2.mlp_out", "k": 8}]}))
+    assert parse_train_config(config.model_dump(mode="json")) == config
+
+
+def test_the_three_kinds_of_contexts(small: Declare) -> None:
+    declared = small()
+    for data, kind in (
+        ({"kind": "text", "dataset": "texts/*.jsonl", "context_tokens": 64, "massive": None}, "TextContexts"),
+        ({"kind": "tokens", "path": "ids.npy", "context_tokens": 64}, "TokenContexts"),
+        ({"kind": "mixture"}, "MixtureContexts"),
+    ):
+        found = parse_train_config(declared | {"data": data}).data
+        assert type(found).__name__ == kind and (found.massive is None) == (kind == "TextContexts")
 
 
 def test_unknown_and_missing_sections_are_named(small: Declare) -> None:

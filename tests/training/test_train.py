@@ -19,7 +19,8 @@ from iclens.saes.load import load_sae_set
 from iclens.tasks.prompts import build_prompts
 from iclens.tasks.spec import parse_task
 from iclens.training.config import parse_train_config
-from iclens.training.train import learning_rate, train_saes
+from iclens.training.loop import learning_rate
+from iclens.training.train import train_saes
 
 Declare = Callable[..., dict[str, Any]]
 Run = tuple[Path, list[dict[str, Any]]]
@@ -81,12 +82,15 @@ def test_metrics_and_reports_tell_the_same_falling_error(run: Run) -> None:
         ]
         assert [line["fvu"] for line in lines] == [s["sites"][site.short]["fvu"] for s in steps]
         assert lines[-1]["fvu"] < lines[0]["fvu"] / 2
-        assert set(lines[0]) == {"step", "tokens", "lr", "fvu", "l0", "dead", "aux"}
+        assert {"step", "tokens", "lr", "fvu", "l0", "dead", "loss"} <= set(lines[0])
+        assert lines[-1]["tokens"] == 49_152 and lines[0]["lr"] == 0
 
 
 def test_the_folder_holds_what_it_should_and_its_neighbourhood_nothing(run: Run) -> None:
     folder = run[0]
-    assert sorted(p.name for p in folder.iterdir()) == ["L1.resid_post", "L2.mlp_out", "card.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "L1.resid_post", "L2.mlp_out", "card.json", "pace.jsonl", "report.html"
+    ]  # fmt: skip
     assert sorted(p.name for p in (folder / "L2.mlp_out").iterdir()) == [
         "cfg.json", "metrics.jsonl", "sae_weights.safetensors"
     ]  # fmt: skip
@@ -96,21 +100,20 @@ def test_the_folder_holds_what_it_should_and_its_neighbourhood_nothing(run: Run)
     )
 
 
-def test_the_same_seed_gives_the_same_saes(small: Declare, tmp_path: Path) -> None:
-    config = parse_train_config(small(training={"tokens": 4096, "buffer_tokens": 2048, "batch_tokens": 512}))
+def test_the_same_seed_gives_the_same_saes(short: Declare, tmp_path: Path) -> None:
+    config = parse_train_config(short())
     one, two = (train_saes(config, tmp_path / name) for name in ("one", "two"))
-    for site in config.saes.sites:
+    for site in ("L1.resid_post", "L2.mlp_out"):
         first, second = (SAE.load_from_disk(folder / site).state_dict() for folder in (one, two))
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_an_interruption_leaves_nothing(small: Declare, tmp_path: Path) -> None:
+def test_a_failure_before_the_first_checkpoint_leaves_nothing(short: Declare, tmp_path: Path) -> None:
     def interrupt(progress: dict[str, Any]) -> None:
-        if progress.get("step", 0) > 1:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_saes(parse_train_config(small()), tmp_path / "deep" / "er" / "set", interrupt)
+        train_saes(parse_train_config(short()), tmp_path / "deep" / "er" / "set", interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,10 +128,10 @@ def test_an_interruption_leaves_nothing(small: Declare, tmp_path: Path) -> None:
     ],
 )
 def test_a_run_that_cannot_be_leaves_nothing(
-    small: Declare, tmp_path: Path, changes: dict[str, Any], kind: type[IclensError], words: str
+    short: Declare, tmp_path: Path, changes: dict[str, Any], kind: type[IclensError], words: str
 ) -> None:
     with pytest.raises(kind, match=words):
-        train_saes(parse_train_config(small(**changes)), tmp_path / "deep" / "set")
+        train_saes(parse_train_config(short(**changes)), tmp_path / "deep" / "set")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -139,11 +142,11 @@ def test_an_existing_folder_is_not_overwritten(small: Declare, tmp_path: Path) -
     assert list((tmp_path / "set").iterdir()) == []
 
 
-def test_text_trains_on_a_part_of_the_model(small: Declare, tmp_path: Path) -> None:
+def test_text_trains_on_a_part_of_the_model(short: Declare, tmp_path: Path) -> None:
     rows = [{"text": "".join(f"({x}, {x + n})\n" for x in range(40))} for n in range(20)]
     source = tmp_path / "text.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    declared = small(model={"load": "needed"}, training={"tokens": 8192, "buffer_tokens": 4096})
+    declared = short(model={"load": "needed"})
     declared["data"] = {"kind": "text", "dataset": str(source), "context_tokens": 64}
     config = parse_train_config(declared | {"held_out": {"contexts": 4}})
     out = train_saes(config, tmp_path / "set")
@@ -163,3 +166,20 @@ def test_the_card_names_the_model_as_asked(run: Run) -> None:
     card = json.loads((run[0] / "card.json").read_text())
     assert card["model"]["name"] == card["config"]["model"]["name"]
     assert card["versions"]["sae_lens"] and card["seconds"] > 0
+
+
+def test_the_card_says_what_was_left_out_and_measures_the_prompts_too(run: Run) -> None:
+    card = json.loads((run[0] / "card.json").read_text())
+    assert card["excluded"] == {"0": "listed in data.excluded_positions"}
+    assert card["processes"] == 1
+    assert [row["site"] for row in card["quality_prompts"]] == [row["site"] for row in card["quality"]]
+    for name, row in zip(("L1.resid_post", "L2.mlp_out"), card["quality"], strict=True):
+        latents = [line["n_latents"] for line in card["density"] if line["sae_id"] == row["sae_id"]]
+        assert sum(latents) == 256, name
+
+
+def test_the_report_is_one_file_that_needs_no_other(run: Run) -> None:
+    page = (run[0] / "report.html").read_text()
+    assert page.count('role="img"') == 3 * 2 + 2 + 1
+    assert "L1.resid_post" in page and "<script" not in page
+    assert not re.search(r'(?:src|href)="', page)

@@ -1,7 +1,8 @@
 """The command line: one thin command per public function.
 
 Progress goes to stderr, results to stdout. Exit codes: 0 done, 2 what was asked is wrong (one line), 3 it
-will not fit, 130 interrupted. Nothing here imports torch; a command imports what it needs when it runs.
+will not fit, 130 and 143 ended by SIGINT and SIGTERM, 1 another process of the same training is gone. Nothing
+here imports torch; a command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from typing import Annotated
 
 import typer
 
-from iclens.cli.output import quality_records, quality_text, say, study_report, training_report
+from iclens.cli import plan, saes, train
+from iclens.cli.output import say, study_report, training_report
 from iclens.errors import IclensError
 
 app = typer.Typer(
     help="Does in-context learning add features, one update per example, and which features?",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
-saes_app = typer.Typer(help="Sparse autoencoders.", no_args_is_help=True)
 reference_app = typer.Typer(help="The built-in model.", no_args_is_help=True)
-app.add_typer(saes_app, name="saes")
+app.add_typer(saes.app, name="saes")
+app.command()(plan.plan)
+app.command()(train.train)
 app.add_typer(reference_app, name="reference")
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable results on stdout.")]
@@ -48,20 +51,6 @@ def study(config: Config, runs: Runs = Path("runs"), json: Json = False) -> None
 
     outcome = run_study(load_study_config(config), runs, study_report())
     say(outcome.as_json() if json else outcome.as_text())
-
-
-@app.command()
-def train(
-    config: Config,
-    out: Annotated[Path, typer.Option("--out", help="Folder to make for the SAE set.")],
-    json: Json = False,
-) -> None:
-    """Train several SAEs from one forward pass."""
-    from iclens.training.config import load_train_config
-    from iclens.training.train import train_saes
-
-    folder = train_saes(load_train_config(config), out, training_report())
-    say({"saes": str(folder)} if json else f"saes: {folder}")
 
 
 def _stage(name: str, run: Path, json: bool) -> None:
@@ -105,19 +94,6 @@ def patch(run: RunPath, json: Json = False) -> None:
 def dashboard(run: RunPath, json: Json = False) -> None:
     """Write the pages."""
     _stage("dashboard", run, json)
-
-
-@saes_app.command("check")
-def saes_check(
-    folder: Annotated[Path, typer.Argument(help="An SAE set, or one SAE.")],
-    model: Annotated[str, typer.Option("--model", help="Model folder or hub name.")] = "checkpoints/icl-tiny",
-    json: Json = False,
-) -> None:
-    """Load SAEs strictly and measure L0, FVU and CE recovered on real prompts."""
-    from iclens.study.check import check_saes
-
-    quality = check_saes(folder, model)
-    say(quality_records(quality) if json else quality_text(quality))
 
 
 @reference_app.command("train")

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.control import Control, ControlType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from iclens.study.catalogue import Catalogue
+    from iclens.study.check import Checked
     from iclens.study.stage import Event
-    from iclens.tables.quality import QualityTable
+
+_SELDOM = 30.0
+"""Seconds between two lines where stderr is no terminal."""
 
 
 class _Bar:
@@ -43,15 +48,46 @@ class _Bar:
             self._progress = None
 
 
+class _Line:
+    """The progress of SAE training on stderr: one line that is rewritten, or now and then a line."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._said, self._drawn = console, -_SELDOM, False
+
+    def show(self, found: dict[str, Any]) -> None:
+        """Show metrics as they come; close after the last step."""
+        from iclens.training.metrics import progress_text
+
+        if "continued_at" in found:
+            return self._console.print(f"continued at {found['continued_at']:,} tokens", markup=False)
+        if "sites" not in found:
+            return self.close()
+        last, line = found["step"] >= found["of"], f"  {progress_text(found)}"
+        if self._console.is_terminal:
+            self._console.control(Control.move_to_column(0), Control((ControlType.ERASE_IN_LINE, 2)))
+            self._console.print(line, end="", markup=False, soft_wrap=True)
+            self._drawn = True
+        elif last or found["seconds"] >= self._said + _SELDOM:
+            self._console.print(line, markup=False)
+            self._said = found["seconds"]
+        return self.close() if last else None
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        if self._drawn:
+            self._console.print()
+            self._drawn = False
+
+
 def study_report() -> Callable[[Event], None]:
     """A reporter of a study's stages, on stderr."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    bar = _Bar(console)
+    line = _Line(console)
 
     def report(event: Event) -> None:
         if event.state == "progress":
-            return bar.show(dict(event.found))
-        bar.close()
+            return line.show(dict(event.found))
+        line.close()
         why = f" ({event.why})" if event.why else ""
         if event.state == "begins":
             return console.print(f"{event.stage}: running{why}", markup=False)
@@ -65,8 +101,13 @@ def study_report() -> Callable[[Event], None]:
 
 
 def training_report() -> Callable[[dict[str, Any]], None]:
-    """A reporter of training steps, on stderr."""
+    """A reporter of the built-in model's training steps, on stderr."""
     return _Bar(Console(stderr=True)).show
+
+
+def sae_report() -> Callable[[dict[str, Any]], None]:
+    """A reporter of SAE training, on stderr."""
+    return _Line(Console(stderr=True, highlight=False, soft_wrap=True)).show
 
 
 def say(result: str | dict[str, Any] | list[Any]) -> None:
@@ -74,15 +115,28 @@ def say(result: str | dict[str, Any] | list[Any]) -> None:
     typer.echo(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False))
 
 
-def quality_text(table: QualityTable) -> str:
-    """The quality of each SAE, a line each."""
-    wanted = ["site", "d_sae", "k", "l0", "fvu", "ce_recovered", "ce_recovered_pre", "dead", "n_tokens"]
-    return table.df[wanted].to_string(index=False, float_format=lambda value: f"{value:.4f}")
+def checked_text(found: Checked) -> str:
+    """The figures of each SAE at each role, then what does not fit."""
+    columns = ["site", "role", "l0", "fvu", "kl", "ce_recovered", "n_tokens"]
+    frame = found.fidelity.df[columns]
+    lines = [frame.to_string(index=False, float_format=lambda value: f"{value:.4f}")]
+    for site, reasons in found.mismatches.items():
+        lines.append(f"{site.short} does not fit: {'; '.join(reasons)}")
+    if found.folder is not None:
+        lines.append(f"saes: {found.folder}")
+    return "\n".join(lines)
 
 
-def quality_records(table: QualityTable) -> list[Any]:
-    """The quality of each SAE as plain records; an undefined figure is null."""
-    return json.loads(table.df.to_json(orient="records"))
+def catalogue_text(found: Catalogue) -> str:
+    """Layouts, then releases with their model and SAEs."""
+    lines = ["layouts"]
+    lines += [f"  {name}: {files}; {origin}" for name, files, origin in found.layouts]
+    lines.append("on the hub" + ("" if found.model is None else f", for {found.model}"))
+    lines += [f"  {ref}: {model}" for ref, model in found.published]
+    for release in found.releases:
+        count = len(release.sae_ids)
+        lines.append(f"  {release.name}/{release.sae_ids[0]}: {release.model}, {count} SAE{'s'[: count > 1]}")
+    return "\n".join(lines)
 
 
 def _brief(found: Any) -> str:

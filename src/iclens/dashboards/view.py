@@ -147,6 +147,7 @@ class QualityRow:
         ce_recovered_pre: the same where the answer is predicted.
         dead: share of latents never active.
         n_tokens: tokens measured on.
+        mismatch: in what the SAE does not fit the model, stated on every page made with it; else empty.
     """
 
     site: str
@@ -159,6 +160,7 @@ class QualityRow:
     ce_recovered_pre: float
     dead: float
     n_tokens: int
+    mismatch: str = ""
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,22 @@ def run_blocks(model: Any, resid: Tensor, start: int, stop: int) -> Tensor:
         resid_post of block stop − 1, [row pos d_model].
     """
     positions = torch.arange(resid.shape[1], device=resid.device)[None]
-    rotary = model.model.rotary_emb(resid, positions)
+    rotary, mask = model.model.rotary_emb(resid, positions), causal_mask(model, resid)
     for block in model.model.layers[start:stop]:
-        resid = block(resid, attention_mask=None, position_embeddings=rotary, position_ids=positions)
+        resid = block(resid, attention_mask=mask, position_embeddings=rotary, position_ids=positions)
     return resid
+
+
+def causal_mask(model: Any, resid: Tensor) -> Tensor | None:
+    """What is added to attention scores so that no position sees a later one, [1 1 pos pos].
+
+    None under SDPA, which is causal by itself when it is given no mask; eager attention would see everything.
+    """
+    if model.config._attn_implementation != "eager":
+        return None
+    size = resid.shape[1]
+    never = torch.finfo(resid.dtype).min
+    return torch.full((size, size), never, dtype=resid.dtype, device=resid.device).triu(1)[None, None]
 
 
 def unembed(model: Any, resid: Tensor) -> Tensor:

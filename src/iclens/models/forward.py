@@ -45,6 +45,7 @@ def _hook_points(model: LanguageModel, site: Site) -> tuple[Any, str]:
         "resid_mid": (block.post_attention_layernorm, "input"),
         "resid_post": (block, "output"),
         "attn_out": (block.self_attn, "output"),
+        "mlp_in": (block.mlp, "input"),
         "mlp_out": (block.mlp, "output"),
     }[site.hook]
 
@@ -175,7 +176,7 @@ def answer_probs(
     Raises:
         ModelError: when only some blocks are loaded.
     """
-    _refuse_part(model)
+    refuse_part(model)
     answers, ids = model.answer_space(extra)
     where = torch.as_tensor(np.asarray(positions), device=model.device())
     parts = []
@@ -209,7 +210,7 @@ def record_and_answer(
     Raises:
         ModelError: when only some blocks are loaded.
     """
-    _refuse_part(model)
+    refuse_part(model)
     answers, ids = model.answer_space(extra)
     where = torch.as_tensor(np.asarray(answer_positions), device=model.device())
     for rows in _chunks(tokens, batch, ()):
@@ -220,7 +221,8 @@ def record_and_answer(
         yield {site: as_numpy(seen.values[site]) for site in sites}, probs
 
 
-def _refuse_part(model: LanguageModel) -> None:
+def refuse_part(model: LanguageModel) -> None:
+    """Raise a ModelError when only some blocks are loaded: there are no logits."""
     if not model.whole:
         raise ModelError(
             f"logits of '{model.name}'", f"only {model.n_blocks} blocks are loaded", "Load all of them."

@@ -1,27 +1,40 @@
 """Loading a model folder: whole or its first blocks, strictly.
 
 The same code loads the built-in model and llama-3-8b. 1. Read the config and tokenizer, check the
-six-token layout. 2. Load the weights of as many blocks as asked. 3. Refuse missing or mismatched weights.
+six-token layout. 2. Build the network without memory for its weights. 3. Read the weights of as many blocks
+as asked, by key (`models.weights`). Without the last block there are no final norm and no head.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from iclens.errors import ModelError, SiteError
+from iclens.models.weights import read_weights
 from iclens.names import Site
 from iclens.tables.answers import NUMBERS
 from iclens.tasks.rendering import check_tokenizer, token_id
+
+ARCHITECTURES = ("llama", "mistral")
+"""Model types whose blocks are run as `models.blocks` runs them; others scale the residual on the way."""
+_UNREADABLE = (
+    OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError,
+    StrictDataclassError,
+)  # fmt: skip
+"""What transformers and safetensors raise on a damaged folder."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +46,7 @@ class LanguageModel:
         network: the Hugging Face model, in eval mode.
         tokenizer: its tokenizer, known to give six tokens to an example.
         n_blocks: blocks loaded.
-        whole: whether these are all of its blocks, so that its logits mean something.
-        fingerprint: sha256 over config and weight files (first 16 hex digits).
+        whole: whether these are all of its blocks, so that it has logits.
     """
 
     name: str
@@ -42,7 +54,6 @@ class LanguageModel:
     tokenizer: Any
     n_blocks: int
     whole: bool
-    fingerprint: str
 
     @property
     def d_model(self) -> int:
@@ -71,21 +82,29 @@ class LanguageModel:
     def _number_ids(self) -> torch.Tensor:
         return torch.tensor([token_id(self.tokenizer, y) for y in NUMBERS])
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over config and weight files, 16 hex digits; reads every shard when first asked for."""
+        return fingerprint(Path(self.name))
+
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.network.parameters()).device
 
 
 def load_model(
-    name: str | Path, *, blocks: int | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> LanguageModel:
+    name: str | Path, *, blocks: int | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu",
+    attention: Literal["sdpa", "eager"] = "sdpa",
+) -> LanguageModel:  # fmt: skip
     """Load a model folder (or hub name), or only its first blocks.
 
     Args:
-        name: folder with config.json, safetensors and a tokenizer; or a hub name.
-        blocks: how many blocks to load; all by default. With fewer, the logits are meaningless.
+        name: folder with config.json, safetensors and a tokenizer; or a hub name. Shards that hold none
+            of the asked blocks may be absent, and are not downloaded.
+        blocks: how many blocks to load; all by default. With fewer, there are no logits.
         dtype: of the weights.
         device: torch device.
+        attention: how attention is computed.
 
     Raises:
         ModelError: when the folder is missing, a file is damaged, or weights are missing or mismatched.
@@ -96,44 +115,78 @@ def load_model(
         raise ModelError(f"model '{name}'", "no such folder", "Give a Hugging Face folder or hub name.")
     transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         total = config.num_hidden_layers
-        if blocks is not None and not 1 <= blocks <= total:
-            raise ModelError(f"{blocks} blocks of '{name}'", f"it has {total}", "Ask for fewer.")
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            num_hidden_layers=blocks or total,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported, and refused below with their names
-        )
-        network, report = loaded
-    except (OSError, ValueError, SafetensorError, RuntimeError) as cause:
-        line = str(cause).strip().splitlines()[0]
+        n_blocks = total if blocks is None else blocks
+        if not 1 <= n_blocks <= total:
+            raise ModelError(f"{n_blocks} blocks of '{name}'", f"it has {total}", "Ask for others.")
+        config.num_hidden_layers = n_blocks
+        network = _empty_network(str(name), config, dtype, attention)
+        if n_blocks < total:
+            del network.lm_head, network.model.norm
+        _fill(str(name), network, total, dtype, device)
+    except _UNREADABLE as cause:
+        line = " ".join(str(cause).split()) or type(cause).__name__
         raise ModelError(
-            f"model '{name}'", f"cannot be loaded ({line})", "Check the folder's files."
+            f"model '{name}'", f"cannot be loaded ({line[:300]})", "Check the folder's files."
         ) from cause
-    _refuse_gaps(name, report, blocks or total)
     check_tokenizer(tokenizer)
-    network.requires_grad_(False).eval().to(device)
-    return LanguageModel(
-        str(name), network, tokenizer, blocks or total, (blocks or total) == total, fingerprint(path)
+    return LanguageModel(str(name), network, tokenizer, n_blocks, n_blocks == total)
+
+
+def _empty_network(name: str, config: Any, dtype: torch.dtype, attention: str) -> Any:
+    """The network of a config, its weights on the meta device.
+
+    Raises:
+        ModelError: when its blocks are not run as Llama's are, or its weights are quantised.
+    """
+    if config.model_type not in ARCHITECTURES:
+        raise ModelError(
+            f"model '{name}'", f"its architecture is '{config.model_type}'",
+            f"Give one of {', '.join(ARCHITECTURES)}.",
+        )  # fmt: skip
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(f"model '{name}'", "its weights are quantised", "Give the unquantised model.")
+    with torch.device("meta"):
+        network: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    return network
+
+
+def _fill(name: str, network: Any, total: int, dtype: torch.dtype, device: str) -> None:
+    """Give an empty network its weights, and freeze it; `total` counts the blocks of the whole model.
+
+    Raises:
+        ModelError: when weights are missing or mismatched.
+    """
+    tied = bool(network.config.tie_word_embeddings) and hasattr(network, "lm_head")
+    shapes = {key: tuple(part.shape) for key, part in network.state_dict().items()}
+    if tied:
+        shapes.pop("lm_head.weight")
+    weights = read_weights(
+        name, shapes, lambda key: _is_left_out(key, network, total), dtype=dtype, device=device
     )
+    network.load_state_dict(weights, strict=False, assign=True)  # `read_weights` was strict
+    if tied:
+        network.tie_weights()
+    rotary = network.model.rotary_emb
+    network.model.rotary_emb = type(rotary)(config=network.config).to(device)
+    empty = [key for key, part in chain(network.named_parameters(), network.named_buffers()) if part.is_meta]
+    if empty:
+        raise ModelError(f"weights of '{name}'", f"{empty[0]} is in no file", "Give another model.")
+    network.requires_grad_(False).eval()
 
 
-def _refuse_gaps(name: str | Path, report: dict[str, Any], blocks: int) -> None:
-    missing, mismatched = report["missing_keys"], report["mismatched_keys"]
-    strange = [
-        key for key in report["unexpected_keys"]
-        if not (key.startswith("model.layers.") and int(key.split(".")[2]) >= blocks)
-    ]  # fmt: skip
-    for what, keys in (("missing", missing), ("mismatched", mismatched), ("unexpected", strange)):
-        if keys:
-            first = sorted(map(str, keys))[0]
-            raise ModelError(
-                f"weights of '{name}'", f"{len(keys)} {what}, first {first}", "The folder is not whole."
-            )
+def _is_left_out(key: str, network: Any, total: int) -> bool:
+    """Whether a stored key belongs to the model though it is not read: deeper blocks, head, old buffers."""
+    block = re.match(r"model\.layers\.(\d+)\.", key)
+    if block is not None and len(network.model.layers) <= int(block[1]) < total:
+        return True
+    if key.endswith("rotary_emb.inv_freq"):
+        return True  # older Llama folders store it; it follows from the config
+    headless = not hasattr(network, "lm_head")
+    tied = bool(network.config.tie_word_embeddings)
+    return (key == "lm_head.weight" and (headless or tied)) or (key == "model.norm.weight" and headless)
 
 
 def fingerprint(folder: Path) -> str:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from iclens.errors import EditError
-from iclens.models.forward import read_answers
+from iclens.models.blocks import causal_mask
+from iclens.models.forward import read_answers, refuse_part
 from iclens.models.load import LanguageModel
 from iclens.names import Site
 from iclens.tables.answers import AnswerProbs
@@ -54,10 +55,14 @@ class Tail:
         model: a whole model.
         tokens: [pos], the prompt up to and including the position to edit.
         extra: word answers to read besides the numbers.
+
+    Raises:
+        ModelError: when only some blocks are loaded.
     """
 
     @torch.no_grad()
     def __init__(self, model: LanguageModel, tokens: Ints, extra: tuple[str, ...] = ()) -> None:
+        refuse_part(model)
         self.model = model
         self.answers, self._ids = model.answer_space(extra)
         embedded = model.network.model.embed_tokens(torch.as_tensor(tokens, device=model.device())[None])
@@ -65,9 +70,12 @@ class Tail:
         positions = torch.arange(len(tokens), device=embedded.device)[None]
         rotary = model.network.model.rotary_emb(embedded, positions)
         self._rotary = tuple(part[:, -1:] for part in rotary)
-        resid = embedded
+        resid, mask = embedded, causal_mask(model.network, embedded)
         for block in model.network.model.layers:
-            resid = block(resid, position_embeddings=rotary, position_ids=positions, past_key_values=keep)
+            resid = block(
+                resid, attention_mask=mask, position_embeddings=rotary, position_ids=positions,
+                past_key_values=keep,
+            )  # fmt: skip
             self._last.append(resid[0, -1])
         self._prefix = _Prefix({layer: (k[:, :, :-1], v[:, :, :-1]) for layer, (k, v) in keep.kept.items()})
 

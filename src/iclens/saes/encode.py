@@ -67,8 +67,13 @@ def encode(sae: Sae, activations: Activations) -> LatentActs:
         Active latents over rows prompt·example; `total_sq` is ‖x − x̄‖² about the mean over all rows.
 
     Raises:
-        SaeError: when the activations are of another site or width.
+        SaeError: when the activations are of another site or width, or the SAE is a transcoder.
     """
+    if sae.target is not None:
+        raise SaeError(
+            f"encoding {sae.site.short}", f"it is a transcoder to {sae.target.short}",
+            "Use an SAE of that site.",
+        )  # fmt: skip
     if activations.site != sae.site:
         raise SaeError(
             f"encoding {activations.site.short}", f"the SAE is of {sae.site.short}", "Use that site's SAE."

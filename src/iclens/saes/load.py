@@ -1,27 +1,27 @@
-"""Loading SAEs strictly: one folder, or a set made for one model.
+"""Loading SAEs strictly: one, in whatever layout it was published, or a set made for one model.
 
-1. The folder's config and weights are read by sae_lens. 2. What the SAE says about itself (width, site)
-is compared with what it is to be used on. 3. Anything that disagrees is refused in one line.
+1. The files are read by the reader of their layout (`saes.formats`). 2. What the SAE says about itself
+(width, site) is compared with what it is to be used on. 3. Anything that disagrees is refused in one line.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from sae_lens import SAE
-from safetensors import SafetensorError
 from torch import Tensor
 
-from iclens.errors import SaeError, SiteError
+from iclens.errors import SaeError
 from iclens.models.load import LanguageModel
 from iclens.names import Site
+from iclens.saes.formats.detect import read_folder
+from iclens.saes.formats.native import CONFIG as CONFIG_FILE
+from iclens.saes.formats.parts import Parts, read_json, refuse_width
+from iclens.saes.formats.registry import read_hub
 
-CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "cfg.json", "sae_weights.safetensors", "card.json"
+CARD_FILE = "card.json"
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,18 @@ class Sae:
 
     Args:
         site: the activation that it reads and reconstructs.
-        sae_id: sha256 over its config and weights, 16 hex digits.
-        d_in: width of the site.
+        sae_id: sha256 over the files it was read from, 16 hex digits.
+        d_in: width of the site it reads.
         d_sae: number of latents.
         k: active latents per token of a TopK SAE; None for another architecture.
         network: the sae_lens SAE; float32, without gradients.
         folder: where it came from.
+        target: what it reconstructs, when that is another site (a transcoder).
+        layout: the layout it was read from.
+        model: name of the model it was trained on; None when it names none.
+        model_fingerprint: that model's fingerprint; None when unknown.
+        l0: mean number of active latents that its makers state; None when they do not.
+        mismatches: in what it does not fit the model it is used on, recorded when its set was made.
     """
 
     site: Site
@@ -45,6 +51,12 @@ class Sae:
     k: int | None
     network: Any
     folder: Path
+    target: Site | None = None
+    layout: str = "sae_lens"
+    model: str | None = None
+    model_fingerprint: str | None = None
+    l0: float | None = None
+    mismatches: tuple[str, ...] = ()
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
@@ -63,63 +75,88 @@ class Sae:
         """The reconstruction latents @ W_dec + b_dec of activations [row d_sae], as [row d_in]."""
         return self.network.decode(latents)
 
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, latents: Tensor) -> Tensor:
+        """What it makes of x [row d_in] with latents [row d_sae]: decoded, plus x @ W_skipᵀ if it skips."""
+        skip = getattr(self.network, "W_skip", None)
+        decoded = self.decode(latents)
+        return decoded if skip is None else decoded + x.to(skip) @ skip.T
+
+    @property
+    def output(self) -> Site:
+        """What it reconstructs: its own site, or a transcoder's target."""
+        return self.target or self.site
+
     @property
     def W_dec(self) -> Tensor:  # noqa: N802 - the formula's own name
-        """Decoder directions, [latent d_in]."""
+        """Decoder directions, [latent d_in]; of a transcoder, [latent d_out]."""
         return self.network.W_dec
 
 
 def load_sae(
-    folder: str | Path, *, site: Site | None = None, d_model: int | None = None, device: str = "cpu"
+    ref: str | Path, *, site: Site | None = None, d_model: int | None = None, device: str = "cpu"
 ) -> Sae:
-    """Load an SAE that sae_lens can open.
+    """Load an SAE of any layout in `saes.formats.detect.LAYOUTS`.
 
     Args:
-        folder: holds cfg.json and sae_weights.safetensors.
-        site: where it is to be used; the site in its config by default.
+        ref: a folder, `release/sae_id` of sae_lens' registry, or `owner/repository/folder` on the hub.
+        site: where it is to be used; the site that it names by default.
         d_model: width of the model that it is to be used on; not checked by default.
         device: torch device.
 
     Raises:
-        SaeError: when the folder or a file is missing or damaged, when it is of another width or site,
-            or when it transforms its input in a way that one encode cannot hold.
+        SaeError: when it is missing or damaged, when it is of another width or site, or when it computes
+            what one encode of single tokens cannot hold.
     """
-    path = Path(folder)
-    config = _read_config(path)
-    found = _declared_site(path, config)
-    if site is not None and found is not None and found != site:
+    parts = read_hub(str(ref), device, d_model) if _on_hub(ref) else read_folder(Path(ref), device, d_model)
+    if site is not None and parts.site is not None and parts.site != site:
         raise SaeError(
-            f"SAE for {site.short}", f"'{path}' is of {found.short}", "Choose the SAE of that site."
+            f"SAE for {site.short}", f"'{ref}' is of {parts.site.short}", "Choose the SAE of that site."
         )
-    place = site or found
+    place = site or parts.site
     if place is None:
-        raise SaeError(f"SAE '{path}'", "its config names no site", "Say which site it belongs to.")
-    width = config.get("d_in")
-    if d_model is not None and width != d_model:
-        raise SaeError(
-            f"SAE '{path}'", f"its width is {width}, the model's is {d_model}", "Use one made for it."
-        )
-    for key, plain in (("normalize_activations", "none"), ("reshape_activations", "none")):
-        if config.get(key, plain) != plain:
-            raise SaeError(f"SAE '{path}'", f"{key} is '{config[key]}'", "Fold it into the weights first.")
-    network = _open(path, device)
-    network.requires_grad_(False).eval()
-    return Sae(
-        place, sae_fingerprint(path), int(network.cfg.d_in), int(network.cfg.d_sae),
-        getattr(network.cfg, "k", None), network, path,
+        raise SaeError(f"SAE '{ref}'", "it names no site", "Say which site it belongs to (--site).")
+    return _sae(parts, place, Path(ref), d_model)
+
+
+def _on_hub(ref: str | Path) -> bool:
+    """Whether `ref` can only be a name on the hub: no folder, and like no path of this machine."""
+    text, path = str(ref), Path(ref)
+    return not (
+        isinstance(ref, Path) or path.is_dir() or path.is_absolute() or text.startswith((".", "~"))
+        or "/" not in text or path.parent.is_dir()
     )  # fmt: skip
 
 
-def load_sae_set(folder: str | Path, model: LanguageModel, device: str = "cpu") -> dict[Site, Sae]:
-    """Load every SAE of a set that `training` wrote, and check that it was made for `model`.
+def _sae(parts: Parts, site: Site, folder: Path, d_model: int | None) -> Sae:
+    network = parts.network.requires_grad_(False).eval()
+    for kind, width in (("width", network.W_enc.shape[0]), ("output width", network.W_dec.shape[1])):
+        refuse_width(str(folder), width, d_model, kind)
+    d_in, d_sae = network.W_enc.shape
+    return Sae(
+        site, parts.sae_id, int(d_in), int(d_sae), getattr(network.cfg, "k", None), network, folder,
+        target=parts.target, layout=parts.layout, model=parts.model,
+        model_fingerprint=parts.model_fingerprint, l0=parts.l0,
+    )  # fmt: skip
+
+
+Misfit = Literal["refuse", "record"]
+"""What to do with an SAE that was made for another model: raise, or note it in `Sae.mismatches`."""
+
+
+def load_sae_set(
+    folder: str | Path, model: LanguageModel, device: str = "cpu", misfit: Misfit = "refuse"
+) -> dict[Site, Sae]:
+    """Load every SAE of a set that `training` or `saes check --out` wrote, for use on `model`.
 
     Args:
-        folder: holds card.json and one folder per site.
+        folder: holds card.json and one folder per SAE.
         model: the model that the SAEs are to be used on.
         device: torch device.
+        misfit: what to do with a set that was made for another model.
 
     Returns:
-        site → SAE, in the order of layers, then hooks.
+        site → SAE, in the order of layers, then hooks; with the mismatches that the card records.
 
     Raises:
         SaeError: when the set is missing or empty, belongs to another model, has another width, or reads
@@ -127,28 +164,32 @@ def load_sae_set(folder: str | Path, model: LanguageModel, device: str = "cpu") 
     """
     path = Path(folder)
     card = read_card(path)
-    trained_on = card.get("model", {})
-    if trained_on.get("fingerprint") != model.fingerprint or (
-        model.fingerprint == "hub" and trained_on.get("name") != model.name
-    ):
+    made_for = card.get("model", {})
+    foreign = made_for.get("fingerprint") != model.fingerprint or (
+        model.fingerprint == "hub" and made_for.get("name") != model.name
+    )
+    origin = f"it was made for '{made_for.get('name')}' ({made_for.get('fingerprint')})"
+    if foreign and misfit == "refuse":
         raise SaeError(
-            f"SAE set '{path}' on model '{model.name}' ({model.fingerprint})",
-            f"it was trained on '{trained_on.get('name')}' ({trained_on.get('fingerprint')})",
+            f"SAE set '{path}' on model '{model.name}' ({model.fingerprint})", origin,
             "Use that model, or train a set on this one.",
-        )
+        )  # fmt: skip
+    recorded = card.get("mismatches", {})
     saes: dict[Site, Sae] = {}
     for member in sorted(p.parent for p in path.glob(f"*/{CONFIG_FILE}")):
         sae = load_sae(member, d_model=model.d_model, device=device)
-        if sae.site.layer >= model.n_blocks:
-            raise SaeError(
-                f"SAE '{member}'", f"it reads {sae.site.short}, the model has {model.n_blocks} blocks",
-                "Load more blocks, or use another set.",
-            )  # fmt: skip
+        for site in (sae.site, sae.output):
+            if site.layer >= model.n_blocks:
+                raise SaeError(
+                    f"SAE '{member}'", f"it reads {site.short}, the model has {model.n_blocks} blocks",
+                    "Load more blocks, or use another set.",
+                )  # fmt: skip
         if sae.site in saes:
             raise SaeError(
                 f"SAE '{member}'", f"{sae.site.short} stands twice in the set", "Keep one of them."
             )
-        saes[sae.site] = sae
+        noted = (*recorded.get(sae.site.short, ()), *([origin] if foreign else ()))
+        saes[sae.site] = replace(sae, mismatches=noted)
     if not saes:
         raise SaeError(f"SAE set '{path}'", "it holds no SAE", "Train one with `iclens train`.")
     return dict(sorted(saes.items()))
@@ -162,61 +203,4 @@ def read_card(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise SaeError(f"SAE set '{folder}'", "no such folder", "Train one with `iclens train`.")
-    return _read_json(folder / CARD_FILE, "SAE set")
-
-
-def sae_fingerprint(folder: Path) -> str:
-    """sha256 over an SAE's config and weights, 16 hex digits."""
-    digest = hashlib.sha256()
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        with (folder / name).open("rb") as stream:
-            while chunk := stream.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()[:16]
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        raise SaeError(
-            f"SAE '{path}'", "no such folder", f"Give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}."
-        )
-    if not (path / WEIGHTS_FILE).is_file():
-        raise SaeError(f"SAE '{path}'", f"{WEIGHTS_FILE} is missing", "Copy the whole folder again.")
-    return _read_json(path / CONFIG_FILE, "SAE")
-
-
-def _read_json(file: Path, what: str) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as cause:
-        raise SaeError(
-            f"{what} '{file.parent}'", f"{file.name} is missing", "Copy the whole folder again."
-        ) from cause
-    except (json.JSONDecodeError, UnicodeDecodeError) as cause:
-        raise SaeError(
-            f"{what} '{file.parent}'", f"{file.name} is damaged ({cause})", "Copy it again."
-        ) from cause
-    if not isinstance(found, dict):
-        raise SaeError(f"{what} '{file.parent}'", f"{file.name} is no mapping", "Copy it again.")
-    return found
-
-
-def _declared_site(path: Path, config: dict[str, Any]) -> Site | None:
-    """The site in an SAE's config, None where it names none; SaeError for a hook that cannot be read."""
-    name = (config.get("metadata") or {}).get("hook_name") or config.get("hook_name")
-    if name is None:
-        return None
-    try:
-        return Site.parse(str(name))
-    except SiteError as cause:
-        raise SaeError(
-            f"SAE '{path}'", f"it reads '{name}'", "Use one of a residual or MLP output."
-        ) from cause
-
-
-def _open(path: Path, device: str) -> SAE[Any]:
-    try:
-        return SAE.load_from_disk(path, device=device, dtype="float32")
-    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, OSError) as cause:
-        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise SaeError(f"SAE '{path}'", f"cannot be read ({line})", "Copy or train it again.") from cause
+    return read_json(folder / CARD_FILE, "SAE set")

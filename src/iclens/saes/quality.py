@@ -1,59 +1,36 @@
 """How faithful an SAE is, by our own definitions.
 
     L0   = mean number of latents with a_f > 0 per token
-    FVU  = Σ‖x − x̂‖² / Σ‖x − x̄‖²,  x̄ the mean over the same tokens, sums over tokens and dimensions
-    dead = fraction of latents that no measured token activates
+    FVU  = Σ‖y − ŷ‖² / Σ‖y − ȳ‖²,  ȳ the mean over the same tokens, sums over tokens and dimensions
+    dead = fraction of latents that no measured token activates;  density_f = share of tokens with a_f > 0
     CE recovered = (CE_zeroed − CE_spliced) / (CE_zeroed − CE_base)
+    KL   = mean over predictions of Σ_v P_base(v) · ln(P_base(v) / P_spliced(v)), over the whole vocabulary
 
-CE is the mean next-token cross-entropy in nats. *Spliced* replaces the site by its reconstruction, *zeroed*
-sets it to zero (the field's standard ablation), both at every measured position at once; positions in
-`excluded` (BOS) are neither measured nor changed. CE is averaged over the predictions made at measured
-positions ("all next tokens"), and separately over those made at `pre`, where the answer is predicted.
+y is what the SAE reconstructs: its own site x, or a transcoder's target. CE is the mean next-token
+cross-entropy in nats. *Spliced* replaces y by its reconstruction, *zeroed* sets it to zero (the field's
+standard ablation), both at every measured position at once; positions in `excluded` (BOS) are neither
+measured nor changed. CE and KL are averaged over the predictions made at measured positions, and
+separately over those made at a group of positions such as `pre`, where the answer is predicted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from iclens.errors import SaeError
-from iclens.models.blocks import run_blocks, unembed
-from iclens.models.forward import attached
-from iclens.models.load import LanguageModel, as_numpy
+from iclens.models.load import LanguageModel
 from iclens.names import Site
 from iclens.saes.load import Sae
+from iclens.saes.tally import ALL, Counts, ErrorShare, tally
 from iclens.tables.arrays import Floats, Ints
-from iclens.tables.edits import Edit
-from iclens.tables.quality import QualityTable
+from iclens.tables.quality import DensityTable, FidelityTable, QualityTable
 
-
-class ErrorShare:
-    """FVU accumulated over batches, in float64."""
-
-    def __init__(self) -> None:
-        self.n, self.error, self.square = 0, 0.0, 0.0
-        self.total: Floats | float = 0.0
-
-    def add(self, x: Floats, x_hat: Floats) -> None:
-        """Count rows x [row d_in] and their reconstructions x_hat [row d_in]."""
-        x, x_hat = np.asarray(x, np.float64), np.asarray(x_hat, np.float64)
-        self.n += len(x)
-        self.error += float(np.square(x - x_hat).sum())
-        self.square += float(np.square(x).sum())
-        self.total = self.total + x.sum(axis=0)
-
-    @property
-    def fvu(self) -> float:
-        """Σ‖x − x̂‖² / Σ‖x − x̄‖²; NaN without rows or variance."""
-        if self.n == 0:
-            return float("nan")
-        variance = self.square - float(np.square(self.total).sum()) / self.n
-        return self.error / variance if variance > 1e-12 * self.square else float("nan")
+DENSITY_EDGES = (0.0, *(float(10.0 ** (half / 2)) for half in range(-12, 1)))
+"""Ends of the density bins: two per factor of ten, down to one token in a million."""
 
 
 def fvu(x: Floats, x_hat: Floats) -> float:
@@ -77,25 +54,59 @@ def recovered(base: float, spliced: float, zeroed: float) -> float:
     return (zeroed - spliced) / cost if cost > 0 else float("nan")
 
 
-class _Tally:
-    """What is counted for one SAE."""
+@dataclass(frozen=True)
+class Figures:
+    """What one SAE does at one group of positions; NaN where undefined, and why.
 
-    def __init__(self, d_sae: int) -> None:
-        self.everywhere, self.at_pre = ErrorShare(), ErrorShare()
-        self.fires = torch.zeros(d_sae, dtype=torch.int64)
-        self.spliced: list[Floats] = []
-        self.zeroed: list[Floats] = []
+    Args:
+        l0, fvu, kl: as the module defines them.
+        ce_base, ce_spliced, ce_zeroed: next-token cross-entropy, nats.
+        ce_recovered: of these three.
+        n_tokens: tokens measured.
+        reason: why a figure is NaN; empty when none is.
+    """
+
+    l0: float
+    fvu: float
+    kl: float
+    ce_base: float
+    ce_spliced: float
+    ce_zeroed: float
+    ce_recovered: float
+    n_tokens: int
+    reason: str
 
 
-@torch.no_grad()
+def figures(counts: Counts, group: str = ALL) -> Figures:
+    """The figures of one SAE at the positions of `group`."""
+    there = counts.groups[group]
+    follows = ~np.isnan(counts.base) & there
+    base, spliced, zeroed = (_mean(loss, follows) for loss in (counts.base, counts.spliced, counts.zeroed))
+    n_tokens, reasons = len(counts.active) * int(there.sum()), []
+    if not n_tokens:
+        reasons.append(f"no `{group}` position was given")
+    if not follows.any():
+        reasons.append("CE and KL need all blocks of the model")
+    elif zeroed <= base:
+        reasons.append("zeroing the site costs nothing")
+    unexplained = counts.shares[group].fvu
+    if n_tokens and np.isnan(unexplained):
+        reasons.append("the site does not vary")
+    return Figures(
+        float(counts.active[:, there].sum()) / n_tokens if n_tokens else float("nan"), unexplained,
+        _mean(counts.kl, follows), base, spliced, zeroed, recovered(base, spliced, zeroed), n_tokens,
+        "; ".join(reasons),
+    )  # fmt: skip
+
+
 def measure_quality(
     model: LanguageModel, saes: Mapping[Site, Sae], tokens: Ints,
     *, pre: Sequence[int] | Ints = (), excluded: Sequence[int] = (0,), batch: int = 64,
 ) -> QualityTable:  # fmt: skip
-    """L0, FVU, dead latents and CE recovered of every SAE.
+    """L0, FVU, dead latents, KL and CE recovered of every SAE.
 
     Args:
-        model: the model; CE needs all of its blocks.
+        model: the model; CE and KL need all of its blocks.
         saes: site → SAE.
         tokens: prompts of one length that no SAE was trained on, [prompt pos].
         pre: positions of role `pre`, where the answer is predicted; empty for text.
@@ -105,98 +116,76 @@ def measure_quality(
     Raises:
         SaeError: when no position is left to measure.
     """
-    kept = np.setdiff1d(np.arange(tokens.shape[1]), np.asarray(excluded, dtype=int))
-    if not len(kept) or not len(tokens):
-        raise SaeError(
-            "SAE quality", f"{len(tokens)} prompts, {len(kept)} positions", "Give tokens to measure on."
-        )
-    at_pre = np.isin(kept, np.asarray(pre, dtype=int))
-    tallies = {site: _Tally(sae.d_sae) for site, sae in saes.items()}
-    entries = {site: Site(site.layer, "resid_pre") for site in saes}
-    base: list[Floats] = []
-    for start in range(0, len(tokens), batch):
-        rows = torch.as_tensor(tokens[start : start + batch], device=model.device())
-        seen, final = _run(model, model.network.model.embed_tokens(rows), 0, [*saes, *entries.values()], ())
-        base.append(_losses(model, rows, final, kept))
-        for site, sae in saes.items():
-            x_hat = _count(tallies[site], sae, seen[site][:, kept], at_pre)
-            for edit, losses in (
-                (Edit(site, "replace", kept, as_numpy(x_hat)), tallies[site].spliced),
-                (Edit(site, "zero", kept), tallies[site].zeroed),
-            ):
-                if model.whole:
-                    _, final = _run(model, seen[entries[site]], site.layer, (), (edit,))
-                    losses.append(_losses(model, rows, final, kept))
-    n_tokens = len(tokens) * len(kept)
-    base_loss = np.concatenate(base)
-    return QualityTable.concat(
-        [_row(saes[site], tally, base_loss, at_pre, n_tokens) for site, tally in tallies.items()]
-    )
+    counted = tally(model, saes, tokens, {"pre": pre}, excluded=excluded, batch=batch)
+    return quality_table(counted.values())
 
 
-def _count(tally: _Tally, sae: Sae, x: Tensor, at_pre: np.ndarray) -> Tensor:
-    """Count activations x [row pos d_in]; return their reconstruction."""
-    latents = sae.encode(x.flatten(0, 1))
-    x_hat = sae.decode(latents).view(x.shape)
-    before, after = as_numpy(x), as_numpy(x_hat)
-    tally.fires += (latents > 0).sum(dim=0).cpu()
-    tally.everywhere.add(before.reshape(-1, sae.d_in), after.reshape(-1, sae.d_in))
-    tally.at_pre.add(before[:, at_pre].reshape(-1, sae.d_in), after[:, at_pre].reshape(-1, sae.d_in))
-    return x_hat
+def quality_table(counted: Iterable[Counts]) -> QualityTable:
+    """One row per SAE; its counts need the group `pre`."""
+    return QualityTable.concat([_quality_row(counts) for counts in counted])
 
 
-def _run(
-    model: LanguageModel, resid: Tensor, start: int, sites: Sequence[Site], edits: Sequence[Edit]
-) -> tuple[dict[Site, Tensor], Tensor]:
-    """Run from resid_pre of block `start` [row pos d_model]; recorded sites and the last resid_post."""
-    with attached(model, sites, np.arange(resid.shape[1]), edits) as seen:
-        final = run_blocks(model.network, resid, start, model.n_blocks)
-    return seen.values, final
-
-
-def _losses(model: LanguageModel, rows: Tensor, final: Tensor, kept: Ints) -> Floats:
-    """−log P(next token) at the kept positions, [row pos]; NaN where it is unknown."""
-    losses = np.full((len(rows), len(kept)), np.nan)
-    if model.whole:
-        predicting = kept[kept < rows.shape[1] - 1]
-        logits = unembed(model.network, final[:, predicting]).float()
-        following = rows[:, predicting + 1]
-        found = F.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none")
-        losses[:, : len(predicting)] = as_numpy(found.view(following.shape))
-    return losses
-
-
-def _row(sae: Sae, tally: _Tally, base: Floats, at_pre: np.ndarray, n_tokens: int) -> QualityTable:
-    unknown = np.full_like(base, np.nan)
-    spliced = np.concatenate(tally.spliced) if tally.spliced else unknown
-    zeroed = np.concatenate(tally.zeroed) if tally.zeroed else unknown
-    follows = ~np.isnan(base)
-    everywhere = [_mean(loss, follows) for loss in (base, spliced, zeroed)]
-    there = [_mean(loss, follows & at_pre) for loss in (base, spliced, zeroed)]
-    reasons = [] if follows.any() else ["CE needs all blocks of the model"]
-    if not at_pre.any():
-        reasons.append("no `pre` position was given")
-    for name, (before, _, without) in (("ce_recovered", everywhere), ("ce_recovered_pre", there)):
-        if without <= before:
-            reasons.append(f"{name}: zeroing the site costs nothing")
+def _quality_row(counts: Counts) -> QualityTable:
+    sae, whole, at_pre = counts.sae, figures(counts), figures(counts, "pre")
+    reasons = [whole.reason] if whole.reason else []
+    if at_pre.reason and at_pre.reason != whole.reason:
+        reasons.append(f"pre: {at_pre.reason}")
     values: dict[str, Any] = {
         "site": str(sae.site),
         "sae_id": sae.sae_id,
         "d_sae": sae.d_sae,
         "k": float("nan") if sae.k is None else sae.k,
-        "l0": int(tally.fires.sum()) / n_tokens,
-        "fvu": tally.everywhere.fvu,
-        "fvu_pre": tally.at_pre.fvu,
-        "ce_base": everywhere[0],
-        "ce_spliced": everywhere[1],
-        "ce_zeroed": everywhere[2],
-        "ce_recovered": recovered(*everywhere),
-        "ce_recovered_pre": recovered(*there),
-        "dead": float((tally.fires == 0).float().mean()),
-        "n_tokens": n_tokens,
+        "l0": whole.l0,
+        "fvu": whole.fvu,
+        "fvu_pre": at_pre.fvu,
+        "ce_base": whole.ce_base,
+        "ce_spliced": whole.ce_spliced,
+        "ce_zeroed": whole.ce_zeroed,
+        "ce_recovered": whole.ce_recovered,
+        "ce_recovered_pre": at_pre.ce_recovered,
+        "kl": whole.kl,
+        "kl_pre": at_pre.kl,
+        "dead": float((counts.fires == 0).float().mean()),
+        "n_tokens": whole.n_tokens,
+        "mismatch": "; ".join(sae.mismatches),
         "reason": "; ".join(reasons),
     }
     return QualityTable({name: [value] for name, value in values.items()})
+
+
+def fidelity_table(counted: Iterable[Counts]) -> FidelityTable:
+    """One row per SAE and group of positions, `all` first."""
+    rows = [
+        {"site": str(counts.sae.site), "sae_id": counts.sae.sae_id, "role": group}
+        | vars(figures(counts, group))
+        for counts in counted for group in counts.groups
+    ]  # fmt: skip
+    return FidelityTable({name: [row[name] for row in rows] for name in FidelityTable.COLUMNS})
+
+
+def density_table(counted: Iterable[Counts]) -> DensityTable:
+    """How many latents of each SAE have a density in each bin of `DENSITY_EDGES`; dead ones apart."""
+    columns: dict[str, list[Any]] = {name: [] for name in DensityTable.COLUMNS}
+    for counts in counted:
+        for (low, high), n_latents in density_histogram(counts.fires.numpy(), counts.n_tokens).items():
+            row = (str(counts.sae.site), counts.sae.sae_id, low, high, n_latents)
+            for name, value in zip(columns, row, strict=True):
+                columns[name].append(value)
+    return DensityTable(columns)
+
+
+def density_histogram(fires: Ints, n_tokens: int) -> dict[tuple[float, float], int]:
+    """Bin (low, high] → latents whose density lies in it; (0, 0) holds the dead ones.
+
+    Args:
+        fires: tokens on which each latent is active, [latent].
+        n_tokens: tokens measured.
+    """
+    density = np.asarray(fires) / n_tokens
+    bins = {(0.0, 0.0): int((density == 0).sum())}
+    for low, high in pairwise(DENSITY_EDGES):
+        bins[low, high] = int(((density > low) & (density <= high)).sum())
+    return bins
 
 
 def _mean(losses: Floats, where: np.ndarray) -> float:

@@ -1,42 +1,159 @@
-"""Do these SAEs fit this model, and how good are they on real prompts?"""
+"""Do these SAEs fit this model, and how good are they on real prompts?
+
+1. Every reference is loaded, strictly. 2. They are measured together on prompts of the task grid, at each
+role. 3. What does not fit (`saes.fit`) is refused, or recorded when that is asked for. 4. On request the
+SAEs are written as one set for this model, whose card keeps the figures and what was recorded; a study of
+that set carries both.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from iclens.models.load import load_model
-from iclens.saes.load import CARD_FILE, load_sae, load_sae_set
-from iclens.saes.quality import measure_quality
+import torch
+
+from iclens.errors import ConfigError, SaeError, nearest
+from iclens.models.load import LanguageModel, load_model
+from iclens.names import ROLES, Site
+from iclens.saes.convert import save_native
+from iclens.saes.fit import mismatches
+from iclens.saes.load import CARD_FILE, Misfit, Sae, load_sae, load_sae_set
+from iclens.saes.quality import density_table, fidelity_table, figures, quality_table
+from iclens.saes.tally import Counts, tally
 from iclens.study.bench import locate
 from iclens.study.config import ModelSection, PromptsSection, SaesSection, StudyConfig
 from iclens.study.grid import grid_prompts
-from iclens.tables.quality import QualityTable
+from iclens.tables.quality import DensityTable, FidelityTable, QualityTable
+
+DTYPES = ("float32", "bfloat16")
 
 
-def check_saes(folder: Path, model: str) -> QualityTable:
-    """Load an SAE set (or one SAE) strictly and measure it on prompts of the task grid.
+@dataclass(frozen=True)
+class Checked:
+    """SAEs measured on a model.
 
     Args:
-        folder: a set with a card.json, or a single SAE.
+        quality: one row per SAE.
+        fidelity: one row per SAE and role.
+        density: histogram of latents by density.
+        mismatches: site → in what its SAE does not fit the model; only sites where there is something.
+        folder: the set that was written; None when none was asked for.
+    """
+
+    quality: QualityTable
+    fidelity: FidelityTable
+    density: DensityTable
+    mismatches: dict[Site, tuple[str, ...]]
+    folder: Path | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain records; an undefined figure is null."""
+        return {
+            "quality": _records(self.quality),
+            "fidelity": _records(self.fidelity),
+            "density": _records(self.density),
+            "mismatches": {site.short: list(found) for site, found in self.mismatches.items()},
+            "set": None if self.folder is None else str(self.folder),
+        }
+
+
+def check_saes(
+    refs: Sequence[str], model: str, *, site: Site | None = None, misfit: Misfit = "refuse",
+    out: Path | None = None, dtype: str = "float32", device: str = "cpu",
+) -> Checked:  # fmt: skip
+    """Load SAEs, measure them on prompts of the task grid, and refuse those that do not fit the model.
+
+    Args:
+        refs: SAE sets, or single SAEs in any layout that `load_sae` takes.
         model: folder or hub name of the model.
+        site: where a single SAE that names no site belongs.
+        misfit: "refuse" raises when an SAE does not fit, "record" goes on and keeps what does not.
+        out: folder to make with these SAEs as one set for this model.
+        dtype: of the model's weights, float32 or bfloat16; the SAEs are float32.
+        device: torch device of the model and the SAEs.
 
     Raises:
-        ModelError, SaeError: when either is missing, damaged or does not fit the other.
+        ConfigError: for another dtype.
+        ModelError, SaeError: when one is missing, damaged, or does not fit the other.
     """
-    loaded = load_model(locate(model))
-    place = locate(str(folder))
-    if (place / CARD_FILE).is_file() or not place.is_dir():
-        saes = load_sae_set(place, loaded)
-    else:
-        sae = load_sae(place, d_model=loaded.d_model)
-        saes = {loaded.check_site(sae.site): sae}
+    if out is not None and out.exists():
+        raise SaeError(f"output '{out}'", "it exists", "Name a new folder, or remove this one.")
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype '{dtype}'", "unknown", nearest(dtype, DTYPES) + ".")
+    loaded = load_model(locate(model), dtype=getattr(torch, dtype), device=device)
+    saes = _load(refs, loaded, site, misfit)
     config = StudyConfig(
         study="check",
         model=ModelSection(folder=model),
-        saes=SaesSection(folder=str(folder)),
+        saes=SaesSection(folder=refs[0]),
         prompts=PromptsSection(task="2x+3"),
     )
     prompts = grid_prompts(
         config, loaded.tokenizer, n_prompts=config.saes.quality_prompts, seed=config.saes.quality_seed
     )
-    return measure_quality(loaded, saes, prompts.tokens, pre=prompts.positions("pre"))
+    counted = tally(loaded, saes, prompts.tokens, {role: prompts.positions(role) for role in ROLES})
+    counted = {place: _judged(counts, loaded) for place, counts in counted.items()}
+    found = {place: counts.sae.mismatches for place, counts in counted.items() if counts.sae.mismatches}
+    if found and misfit == "refuse":
+        place, first = next(iter(found.items()))
+        raise SaeError(
+            f"SAE '{saes[place].folder}' on model '{loaded.name}'", "; ".join(first),
+            "Use one made for it, or go on with --force, which records this.",
+        )  # fmt: skip
+    everything = counted.values()
+    checked = Checked(quality_table(everything), fidelity_table(everything), density_table(everything), found)
+    return checked if out is None else _written(checked, counted, loaded, out)
+
+
+def _load(refs: Sequence[str], model: LanguageModel, site: Site | None, misfit: Misfit) -> dict[Site, Sae]:
+    saes: dict[Site, Sae] = {}
+    for ref in refs:
+        place = locate(ref)
+        if (place / CARD_FILE).is_file():
+            found = load_sae_set(place, model, device=str(model.device()), misfit=misfit)
+        else:
+            sae = load_sae(str(place), site=site, d_model=model.d_model, device=str(model.device()))
+            model.check_site(sae.output)
+            found = {model.check_site(sae.site): sae}
+        if twice := saes.keys() & found.keys():
+            raise SaeError(f"SAE '{ref}'", f"{min(twice).short} was given before", "Give one SAE per site.")
+        saes |= found
+    return saes
+
+
+def _judged(counts: Counts, model: LanguageModel) -> Counts:
+    """The counts with what does not fit noted in the SAE."""
+    whole = figures(counts)
+    own = mismatches(counts.sae, model, whole.l0, whole.fvu)
+    noted = tuple(dict.fromkeys((*counts.sae.mismatches, *own)))
+    return replace(counts, sae=replace(counts.sae, mismatches=noted))
+
+
+def _written(checked: Checked, counted: dict[Site, Counts], model: LanguageModel, out: Path) -> Checked:
+    card = {
+        "model": {"name": model.name, "fingerprint": model.fingerprint},
+        "sources": {
+            site.short: {"from": str(sae.folder), "layout": sae.layout, "model": sae.model}
+            for site, sae in ((site, counts.sae) for site, counts in counted.items())
+        },
+        "measured_on": "prompts of the task grid",
+    }  # fmt: skip
+    try:
+        for site, counts in counted.items():
+            save_native(counts.sae, out / site.short)
+        found = checked.as_json()
+        card |= {key: found[key] for key in ("mismatches", "quality", "fidelity")}
+        (out / CARD_FILE).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    return replace(checked, folder=out)
+
+
+def _records(table: QualityTable | FidelityTable | DensityTable) -> list[dict[str, Any]]:
+    return json.loads(table.df.to_json(orient="records"))

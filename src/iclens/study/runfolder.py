@@ -4,6 +4,7 @@
     card.json     versions, commit, hashes of model and SAEs, dtype, seeds
     NN_stage/     a stage's outputs, with stage.json: its key, inputs, output hashes, seconds, findings
     log.jsonl     one line per stage and run
+    trained.checkpoints/  where SAE training that was interrupted goes on
     DONE          written last, removed before a stage is redone
 
 Files and folders are written under a temporary name, flushed and renamed. One config has one run.
@@ -25,7 +26,7 @@ from iclens.study import digests
 from iclens.study.config import StudyConfig, load_study_config
 
 CONFIG, CARD, LOG, DONE = "config.yaml", "card.json", "log.jsonl", "DONE"
-RECORD = "stage.json"
+RECORD, TRAINED = "stage.json", "trained"
 _TEMPORARY = ".new"
 
 
@@ -109,8 +110,9 @@ class RunFolder:
         return kept if outputs == kept.get("outputs") else None
 
     def discard_if_empty(self) -> None:
-        """Remove a run in which no stage finished, and parents that this leaves empty."""
-        if any(path.is_dir() and (path / RECORD).is_file() for path in self.path.iterdir()):
+        """Remove a run without a finished stage or begun training, and parents that this leaves empty."""
+        begun = (self.path / f"{TRAINED}.checkpoints").is_dir()
+        if begun or any(path.is_dir() and (path / RECORD).is_file() for path in self.path.iterdir()):
             return
         shutil.rmtree(self.path)
         for parent in list(self.path.parents)[:2]:

@@ -72,7 +72,7 @@ def quality_rows(quality: pd.DataFrame) -> list[QualityRow]:
             site=row["site"], sae_id=row["sae_id"], d_sae=int(row["d_sae"]),
             k=None if math.isnan(row["k"]) else int(row["k"]), l0=row["l0"], fvu=row["fvu"],
             ce_recovered=row["ce_recovered"], ce_recovered_pre=row["ce_recovered_pre"], dead=row["dead"],
-            n_tokens=int(row["n_tokens"]),
+            n_tokens=int(row["n_tokens"]), mismatch=row["mismatch"],
         )
         for row in quality.to_dict("records")
     ]  # fmt: skip

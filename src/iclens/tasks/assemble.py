@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +18,13 @@ _FIXED = {"open": "(", "comma": ",", "pre": " ", "close": ")\n"}
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Token ids of everything that a mixture's contexts are made of.
+    """Token ids of everything that contexts are made of.
 
     Args:
         prefix: BOS and the newline, [PREFIX_LENGTH].
         example: ids of the roles that never change; 0 at `x` and `lab`, [role].
-        inputs: id of each of the mixture's inputs, [input].
-        answers: id of each of the mixture's answers, [answer].
+        inputs: id of each input, [input].
+        answers: id of each answer, [answer].
     """
 
     prefix: Ints
@@ -33,20 +34,24 @@ class TokenTable:
 
     @classmethod
     def of(cls, mixture: Mixture, tokenizer: Tokenizer) -> TokenTable:
+        """The table of a mixture's inputs and answers; raises as `of_words`."""
+        return cls.of_words(mixture.inputs, mixture.answers, tokenizer)
+
+    @classmethod
+    def of_words(cls, inputs: Sequence[str], answers: Sequence[str], tokenizer: Tokenizer) -> TokenTable:
         """Look every id up once.
 
         Raises:
             TokenizerError: when an input or answer is not a single token.
         """
         fixed = np.array([token_id(tokenizer, _FIXED[role]) if role in _FIXED else 0 for role in ROLES])
-        inputs = np.array([token_id(tokenizer, x) for x in mixture.inputs])
-        answers = np.array([token_id(tokenizer, y) for y in mixture.answers])
-        first = encode(tokenizer, [(mixture.inputs[0], mixture.answers[0])])
-        if not np.array_equal(first[PREFIX_LENGTH:], _fill(fixed, inputs[0], answers[0])):
+        x, y = (np.array([token_id(tokenizer, word) for word in words]) for words in (inputs, answers))
+        first = encode(tokenizer, [(inputs[0], answers[0])])
+        if not np.array_equal(first[PREFIX_LENGTH:], _fill(fixed, x[0], y[0])):
             raise TokenizerError(
                 "tokens looked up one by one", "they differ within an example", "Use `encode`."
             )
-        return cls(first[:PREFIX_LENGTH], fixed, inputs, answers)
+        return cls(first[:PREFIX_LENGTH], fixed, x, y)
 
     def assemble(self, contexts: Contexts) -> Ints:
         """Token ids of drawn contexts, equal to `rendering.encode` of each, as [context pos]."""

@@ -197,10 +197,14 @@ class Mixture:
         return Contexts(tasks, noise, xs, ys)
 
     def _draw_inputs(self, rng: np.random.Generator, tasks: Ints, n_examples: int) -> Ints:
-        allowed = [np.flatnonzero(self.likelihood[:, t].sum(axis=1) > 0) for t in range(len(self.tasks))]
-        low = np.array([a[0] for a in allowed])[tasks]
-        size = np.array([len(a) for a in allowed])[tasks]
+        low, size = (bound[tasks] for bound in self._input_ranges)
         return low[:, None] + rng.integers(0, size[:, None], (len(tasks), n_examples))
+
+    @cached_property
+    def _input_ranges(self) -> tuple[Ints, Ints]:
+        """First input of each task and how many follow each other from it, [task] each."""
+        allowed = [np.flatnonzero(self.likelihood[:, t].sum(axis=1) > 0) for t in range(len(self.tasks))]
+        return np.array([a[0] for a in allowed]), np.array([len(a) for a in allowed])
 
     @staticmethod
     def _draw(rng: np.random.Generator, probability: Floats) -> Ints:

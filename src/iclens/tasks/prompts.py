@@ -49,6 +49,21 @@ def build_prompts(
         TaskError: for an unknown arm or too few inputs.
         TokenizerError: when an example is not six tokens.
     """
+    x, y, answers = draw_examples(
+        task, arm=arm, n_prompts=n_prompts, n_examples=n_examples, seed=seed, inputs=inputs
+    )
+    tokens = np.stack([encode(tokenizer, list(zip(*pair, strict=True))) for pair in zip(x, y, strict=True)])
+    return PromptSet(np.full(n_prompts, task.name), arm, x, y, answers, tokens, seed, fingerprint(tokenizer))
+
+
+def draw_examples(
+    task: Task, *, arm: str, n_prompts: int, n_examples: int, seed: int, inputs: Sequence[str] | None = None
+) -> tuple[Strings, Strings, Strings]:
+    """x, y and the task's own answers of `build_prompts` before they are tokens, [prompt example] each.
+
+    Raises:
+        TaskError: for an unknown arm or too few inputs.
+    """
     pool = tuple(inputs) if inputs is not None else default_inputs(task.domain)
     if arm not in ARMS:
         raise TaskError(f"arm '{arm}'", "unknown", f"One of {', '.join(ARMS)}.")
@@ -62,11 +77,7 @@ def build_prompts(
         xs.append(x)
         answers.append(answer)
         ys.append(_labels(task, arm, x, pool, (seed, index)))
-    tokens = np.stack([encode(tokenizer, list(zip(x, y, strict=True))) for x, y in zip(xs, ys, strict=True)])
-    return PromptSet(
-        np.full(n_prompts, task.name), arm, np.array(xs), np.array(ys), np.array(answers), tokens, seed,
-        fingerprint(tokenizer),
-    )  # fmt: skip
+    return np.array(xs), np.array(ys), np.array(answers)
 
 
 def _labels(task: Task, arm: str, x: list[str], pool: Sequence[str], key: tuple[int, int]) -> list[str]:

@@ -1,93 +1,146 @@
-"""Activations of all sites from one forward pass, shuffled.
+"""A buffer of activations that mixes contexts: the same rows of every site, each served once.
 
-1. The buffer is filled with rows from many contexts; every site keeps the same row at the same place.
-2. Half of the rows, chosen at random, are served in batches. 3. Those are replaced by rows of fresh
-contexts, and so on.
+1. `capacity` rows are filled from the stream, at all sites at the same places. 2. A round serves a random
+half of the places in batches. 3. Before the next round these places take fresh rows; what a block of contexts
+has left over waits for the round after. Memory is taken once. Order follows from the seed and the round's
+number, so that place in the stream, round, batch and rows are the whole state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from iclens.errors import ConfigError
-from iclens.models.blocks import run_blocks
-from iclens.models.forward import attached
-from iclens.models.load import LanguageModel
 from iclens.names import Site
-from iclens.tables.arrays import Ints
+from iclens.training.activations import Record, kept_positions, kept_rows
+from iclens.training.streams import TokenStream
 
 
-def activation_blocks(
-    model: LanguageModel, blocks: Iterator[Ints], sites: Sequence[Site], excluded: Sequence[int]
-) -> Iterator[dict[Site, Tensor]]:
-    """Activations of each block of contexts, one forward pass for all sites.
+class ActivationBuffer:
+    """Serves random batches of rows; nothing is run before the first of them is asked for.
 
     Args:
-        model: run only as far as the deepest site.
-        blocks: token ids, [context pos].
+        record: gives the activations of contexts, all of one dtype and device for each site.
+        stream: contexts.
         sites: what to record.
-        excluded: positions to leave out.
-
-    Yields:
-        site → [row d_model], rows in the order of contexts, then positions.
+        excluded: position → why it is left out.
+        capacity: rows kept; at least two batches.
+        batch: rows per batch.
+        seed: decides the order.
+        device: where the rows are kept and served.
 
     Raises:
-        ConfigError: when every position is excluded.
-    """
-    stop = 1 + max(site.layer for site in sites)
-    for tokens in blocks:
-        kept = np.setdiff1d(np.arange(tokens.shape[1]), np.asarray(excluded, dtype=int))
-        if not len(kept):
-            raise ConfigError(
-                "key 'excluded_positions'", f"all {tokens.shape[1]} of a context", "Leave some."
-            )
-        with torch.no_grad(), attached(model, sites, kept) as seen:
-            ids = torch.as_tensor(tokens, device=model.device())
-            run_blocks(model.network, model.network.model.embed_tokens(ids), 0, stop)
-        yield {site: values.flatten(0, 1) for site, values in seen.values.items()}
-
-
-class ShuffleBuffer:
-    """Serves random batches of rows, the same rows of every site.
-
-    Args:
-        blocks: endless activations, site → [row d_model].
-        capacity: rows kept.
-        batch: rows per batch.
-        generator: decides the order.
+        ConfigError: when fewer than two batches fit.
     """
 
     def __init__(
-        self, blocks: Iterator[dict[Site, Tensor]], capacity: int, batch: int, generator: torch.Generator
-    ) -> None:
-        self._blocks, self._batch, self._generator = blocks, batch, generator
-        first = next(blocks)
-        self._waiting = first
-        self.values = {site: x.new_empty(capacity, x.shape[1]) for site, x in first.items()}
-        self._fill(torch.arange(capacity))
+        self, record: Record, stream: TokenStream, sites: Sequence[Site], excluded: Mapping[int, str],
+        *, capacity: int, batch: int, seed: int, device: str | torch.device = "cpu",
+    ) -> None:  # fmt: skip
+        if capacity < 2 * batch:
+            raise ConfigError("key 'buffer_tokens'", "less than two batches", "Give a larger buffer.")
+        self._record, self._stream, self._sites = record, stream, tuple(sites)
+        self._excluded, self._capacity, self._batch, self._seed = dict(excluded), capacity, batch, seed
+        self._device = torch.device(device)
+        self._rows: dict[Site, Tensor] = {}
+        self._waiting: dict[Site, Tensor] = {}
+        self._n_waiting = self._left_out = 0
+        self._filled = False
+        self._start_round(0, 0)
 
-    def batches(self) -> Iterator[dict[Site, Tensor]]:
-        """Endless batches, site → [row d_model]."""
-        capacity = len(next(iter(self.values.values())))
-        half = max(self._batch, capacity // 2 // self._batch * self._batch)
-        while True:
-            served = torch.randperm(capacity, generator=self._generator)[:half]
-            for rows in served.split(self._batch):
-                yield {site: x[rows.to(x.device)] for site, x in self.values.items()}
-            self._fill(served)
+    def next(self) -> dict[Site, Tensor]:
+        """The next batch, site → [row d_model]; the same rows at every site."""
+        self._fill_once()
+        if self._served == len(self._places):
+            self._fill(self._places)
+            self._start_round(self._round + 1, 0)
+        batch = self._places[self._served : self._served + self._batch]
+        self._served += self._batch
+        return {site: x[batch] for site, x in self._rows.items()}
+
+    def rows(self, site: Site) -> Tensor:
+        """The rows of a site that the buffer holds now, [capacity d_model]; not a copy."""
+        self._fill_once()
+        return self._rows[site]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All rows, held and waiting, by site and part; not copies, so save them before the next batch."""
+        held = {f"{site.short}.rows": x for site, x in self._rows.items()}
+        return held | {f"{site.short}.waiting": x for site, x in self._waiting.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What besides `tensors` decides the following batches, the place in the stream included."""
+        return {
+            "stream": self._stream.state(), "filled": self._filled, "round": self._round,
+            "served": self._served, "waiting": self._n_waiting, "left_out": self._left_out,
+            "shape": [self._capacity, self._batch],
+        }  # fmt: skip
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go on where `tensors` and `state` were taken; the following batches are the same, bit for bit.
+
+        The tensors become the buffer's own when they are on its device already.
+
+        Raises:
+            ConfigError: when they are of another buffer.
+        """
+        sites = self._sites if state["filled"] else ()
+        absent = {f"{site.short}.{part}" for site in sites for part in ("rows", "waiting")} - tensors.keys()
+        if list(state["shape"]) != [self._capacity, self._batch] or absent:
+            raise ConfigError(
+                "buffer of the checkpoint", "it has other sites or sizes", "Resume with the config it is of."
+            )
+        self._stream.restore(state["stream"])
+        self._start_round(state["round"], state["served"])
+        self._filled, self._n_waiting = state["filled"], state["waiting"]
+        self._left_out = state["left_out"]
+        self._rows, self._waiting = (
+            {site: tensors[f"{site.short}.{part}"].to(self._device) for site in sites}
+            for part in ("rows", "waiting")
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Positions left out and why, and how many rows that were."""
+        reasons = {str(pos): reason for pos, reason in self._excluded.items()}
+        return {"excluded_positions": reasons, "rows_left_out": self._left_out}
+
+    def _start_round(self, number: int, served: int) -> None:
+        """Draw the places that a round serves, in order: whole batches, about half of all."""
+        half = max(self._batch, self._capacity // 2 // self._batch * self._batch)
+        order = np.random.default_rng([self._seed, 3, number]).permutation(self._capacity)[:half]
+        self._places = torch.as_tensor(order, device=self._device)
+        self._round, self._served = number, served
+
+    def _fill_once(self) -> None:
+        if not self._filled:
+            self._take_block()
+            self._rows = {site: x.new_empty(self._capacity, x.shape[1]) for site, x in self._waiting.items()}
+            self._fill(torch.arange(self._capacity, device=self._device))
+            self._filled = True
 
     def _fill(self, places: Tensor) -> None:
-        """Put fresh rows at `places`; what a block has left over waits for the next filling."""
+        """Put fresh rows at `places`, in the order of the stream."""
         done = 0
         while done < len(places):
-            if not len(next(iter(self._waiting.values()))):
-                self._waiting = next(self._blocks)
-            size = min(len(places) - done, len(next(iter(self._waiting.values()))))
+            if not self._n_waiting:
+                self._take_block()
+            size = min(len(places) - done, self._n_waiting)
             for site, x in self._waiting.items():
-                self.values[site][places[done : done + size].to(x.device)] = x[:size]
-            self._waiting = {site: x[size:] for site, x in self._waiting.items()}
+                self._rows[site][places[done : done + size]] = x[:size]
+                self._waiting[site] = x[size:]
+            self._n_waiting -= size
             done += size
+
+    def _take_block(self) -> None:
+        """Let the rows of the next block of contexts wait; those of the last block are freed before."""
+        self._waiting = {}
+        tokens = self._stream.next()
+        rows = kept_rows(self._record, tokens, self._sites, self._excluded)
+        self._n_waiting = tokens.shape[0] * len(kept_positions(tokens.shape[1], self._excluded))
+        self._left_out += tokens.size - self._n_waiting
+        self._waiting = {site: x.to(self._device) for site, x in rows.items()}

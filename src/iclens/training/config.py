@@ -6,11 +6,21 @@ that a configuration that validates can be run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from iclens.errors import ConfigError, nearest
 from iclens.names import Site
@@ -19,6 +29,15 @@ from iclens.tasks.spec import parse_task
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
+Dtype = Literal["float32", "bfloat16"]
+Architecture = Literal[
+    "topk", "batchtopk", "matryoshka_batchtopk", "standard", "gated", "jumprelu",
+    "transcoder", "skip_transcoder", "jumprelu_transcoder",
+]  # fmt: skip
+WITH_K = ("topk", "batchtopk", "matryoshka_batchtopk")
+"""Architectures whose number of active latents is chosen."""
 
 
 class Strict(BaseModel):
@@ -45,8 +64,9 @@ class Model(Strict):
     """Folder or hub name."""
     load: Literal["whole", "needed"] = "whole"
     """`needed` loads only the blocks up to the deepest site: less memory, but CE recovered stays unknown."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     device: str = "cpu"
+    attention: Literal["sdpa", "eager"] = "sdpa"
 
 
 class Prompts(Strict):
@@ -70,14 +90,23 @@ class Prompts(Strict):
         return arm
 
 
+class Massive(Strict):
+    """Positions left out because their activations are far longer than the others'."""
+
+    ratio: Annotated[float, Field(gt=1)] = 10.0
+    """Left out: positions whose mean length exceeds `ratio` times what nine in ten positions stay below."""
+
+
 class Contexts(Strict):
     """What all kinds of data share."""
 
     examples: Annotated[int, Field(gt=0, le=50)] = 16
     """Examples in each in-context prompt, the last one included."""
     prompts: tuple[Prompts, ...] = ()
-    excluded_positions: tuple[int, ...] = (0,)
+    excluded_positions: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     """Positions of a context that are neither trained on nor measured; 0 is BOS."""
+    massive: Massive | None = Massive()
+    """Further positions left out, found by their length; null leaves none out."""
 
     @field_validator("prompts")
     @classmethod
@@ -103,33 +132,157 @@ class TextContexts(Contexts):
 
     kind: Literal["text"]
     dataset: str
-    """Name of a Hugging Face dataset, streamed; or the path of a local .jsonl file."""
+    """Hub name of a dataset, streamed; or path or glob of local .jsonl, .parquet or .txt files."""
     subset: str | None = None
     split: str = "train"
     text_field: str = "text"
-    context_tokens: Positive = 256
+    context_tokens: Annotated[int, Field(gt=1)] = 256
     """Length of a context, BOS included."""
+
+
+class TokenContexts(Contexts):
+    """Contexts that were tokenised before."""
+
+    kind: Literal["tokens"]
+    path: Path
+    """A .npy or .safetensors file of token ids, [context pos] or flat [token]."""
+    context_tokens: Annotated[int, Field(gt=1)] | None = None
+    """Length into which a flat array is cut; not needed for [context pos]."""
+
+
+@dataclass(frozen=True)
+class SaeSpec:
+    """One SAE to train, every default resolved.
+
+    Args:
+        site: what it reads.
+        target: what it predicts, for a transcoder; None for an SAE, which reconstructs its site.
+        d_sae: number of latents.
+        k: active latents per token; None for architectures that do not choose it.
+        lr: peak learning rate.
+        seed: of its first weights.
+        architecture: one of `Architecture`.
+        options: further settings of the architecture, by the names of its sae_lens training config.
+    """
+
+    site: Site
+    target: Site | None
+    d_sae: int
+    k: int | None
+    lr: float
+    seed: int
+    architecture: str
+    options: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of its folder: `L14.resid_post`, or `L14.mlp_in-mlp_out` for a transcoder."""
+        if self.target is None:
+            return self.site.short
+        same_layer = self.target.layer == self.site.layer
+        return f"{self.site.short}-{self.target.hook if same_layer else self.target.short}"
+
+
+class SaeEntry(Strict):
+    """One SAE as it is declared; what is left out is taken from the sections `saes` and `training`."""
+
+    site: str
+    target: str | None = None
+    """Site that a transcoder predicts from `site`."""
+    d_sae: Positive | None = None
+    k: Positive | None = None
+    lr: Rate | None = None
+    seed: Seed | None = None
+    architecture: Architecture | None = None
+    options: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        return {"site": given} if isinstance(given, str) else given
+
+    @field_validator("site", "target")
+    @classmethod
+    def _canonical(cls, site: str | None) -> str | None:
+        return None if site is None else Site.parse(site).short
 
 
 class Saes(Strict):
     """Which SAEs, and their shape."""
 
-    sites: Annotated[tuple[str, ...], Field(min_length=1)]
-    d_sae: Positive
-    k: Positive
-
-    @field_validator("sites")
-    @classmethod
-    def _canonical(cls, sites: tuple[str, ...]) -> tuple[str, ...]:
-        names = tuple(Site.parse(site).short for site in sites)
-        if len(set(names)) < len(names):
-            raise ConfigError("key 'sites'", "a site stands twice", "List each site once.")
-        return names
+    sites: Annotated[tuple[SaeEntry, ...], Field(min_length=1)]
+    """Each a site, or a mapping of a site and what differs from the keys below."""
+    d_sae: Positive | None = None
+    k: Positive | None = None
+    architecture: Architecture = "topk"
+    options: dict[str, Any] = {}
 
     @property
-    def parsed(self) -> tuple[Site, ...]:
-        """The sites, in the order given."""
-        return tuple(Site.parse(site) for site in self.sites)
+    def members(self) -> tuple[SaeSpec, ...]:
+        """The SAEs, in the order declared."""
+        return tuple(self._spec(entry) for entry in self.sites)
+
+    @property
+    def recorded(self) -> tuple[Site, ...]:
+        """Every site that is read or predicted, each once."""
+        ends = ((spec.site, spec.target) for spec in self.members)
+        return tuple(dict.fromkeys(site for pair in ends for site in pair if site is not None))
+
+    def resolved(self, lr: float, seed: int) -> Saes:
+        """The same section with every default written into its entries.
+
+        Raises:
+            ConfigError: for a width or k that is missing or cannot be, or an SAE that stands twice.
+        """
+        entries = tuple(self._entry(entry, lr, seed) for entry in self.sites)
+        whole = self.model_copy(update={"sites": entries})
+        names = [spec.name for spec in whole.members]
+        if len(set(names)) < len(names):
+            raise ConfigError("key 'sites'", "a site stands twice", "List each site once.")
+        return whole
+
+    def _entry(self, entry: SaeEntry, lr: float, seed: int) -> SaeEntry:
+        architecture = entry.architecture or self.architecture
+        given = {
+            "d_sae": entry.d_sae or self.d_sae,
+            "k": (entry.k or self.k) if architecture in WITH_K else entry.k,
+            "lr": lr if entry.lr is None else entry.lr,
+            "seed": seed if entry.seed is None else entry.seed,
+            "architecture": architecture,
+            "options": self.options if entry.options is None else entry.options,
+        }
+        _refuse_shape(entry.model_copy(update=given))
+        return entry.model_copy(update=given)
+
+    @staticmethod
+    def _spec(entry: SaeEntry) -> SaeSpec:
+        target = None if entry.target is None else Site.parse(entry.target)
+        if entry.d_sae is None or entry.lr is None or entry.seed is None or entry.architecture is None:
+            raise ConfigError(
+                f"SAE of {entry.site}", "its defaults are not resolved", "Use TrainConfig.saes."
+            )
+        return SaeSpec(
+            Site.parse(entry.site), target, entry.d_sae, entry.k, entry.lr, entry.seed, entry.architecture,
+            entry.options or {},
+        )  # fmt: skip
+
+
+def _refuse_shape(entry: SaeEntry) -> None:
+    asked = f"SAE of {entry.site}"
+    if entry.d_sae is None:
+        raise ConfigError("key 'd_sae'", f"missing for {entry.site}", "Give it in saes, or for this site.")
+    if entry.architecture in WITH_K and entry.k is None:
+        raise ConfigError("key 'k'", f"missing for {entry.site}", "Give it in saes, or for this site.")
+    if entry.architecture not in WITH_K and entry.k is not None:
+        raise ConfigError(f"{asked}: key 'k'", f"'{entry.architecture}' does not choose it", "Leave it out.")
+    if entry.k is not None and entry.k > entry.d_sae:
+        raise ConfigError("key 'k'", f"{entry.k} of {entry.d_sae} latents", "Give a smaller k.")
+    if str(entry.architecture).endswith("transcoder") and entry.target is None:
+        raise ConfigError(
+            f"{asked}: key 'target'", f"missing for a {entry.architecture}", "Name the site it predicts."
+        )
+    if entry.target == entry.site:
+        raise ConfigError(f"{asked}: key 'target'", "it is the site itself", "Leave it out.")
 
 
 class Optimisation(Strict):
@@ -142,40 +295,64 @@ class Optimisation(Strict):
     """Rows that are shuffled together; half of them are replaced at a time."""
     forward_contexts: Positive = 64
     """Contexts per forward pass of the model."""
-    lr: Annotated[float, Field(gt=0)]
+    lr: Rate
     warmup: Share = 0.02
     """Fraction of training over which the rate rises from 0."""
     decay_from: Share = 0.5
     """Fraction of training after which the rate falls linearly to 0."""
+    gradient_clip: Rate | None = None
+    """Largest length of an SAE's gradient over all its parameters; null clips nothing."""
     aux_coefficient: Annotated[float, Field(ge=0)] = 1 / 32
     """Weight of the auxiliary loss, in which dead latents explain what the live ones left (AuxK)."""
     aux_k: Positive = 256
     """Dead latents that take part in the auxiliary loss of each row."""
     dead_after_tokens: Positive = 40_000
     """A latent counts as dead in training once it has been inactive for so many tokens."""
+    scaling_tokens: Positive = 16384
+    """Rows from which the mean and size of a site's activations are estimated, before the first step."""
+    encode_dtype: Dtype = "float32"
+    """Of the encoder's matrix product; the weights themselves stay float32."""
+    moment_dtype: Dtype = "float32"
+    """Of Adam's moments; bfloat16 halves the optimiser's memory."""
+    encode_chunk: Positive | None = None
+    """Rows whose pre-activations are held at a time; null holds those of the whole batch."""
+
+
+class Checkpoints(Strict):
+    """When training is saved, so that it can be continued exactly."""
+
+    every_tokens: Positive | None = None
+    every_minutes: Rate | None = 20.0
+    keep: Positive = 2
+    """How many are kept; older ones are removed once a newer one is whole."""
 
 
 class HeldOut(Strict):
     """Contexts on which the trained SAEs are measured; none of them is trained on."""
 
     contexts: Positive = 256
-    seed: int = 1_000_003
+    seed: Seed = 1_000_003
 
 
 class TrainConfig(Strict):
     """One training run: several SAEs on one model."""
 
+    seed: Seed = 0
     model: Model
-    data: Annotated[MixtureContexts | TextContexts, Field(discriminator="kind")]
-    saes: Saes
+    data: Annotated[MixtureContexts | TextContexts | TokenContexts, Field(discriminator="kind")]
     training: Optimisation
+    saes: Saes
+    checkpoints: Checkpoints = Checkpoints()
     held_out: HeldOut = HeldOut()
-    seed: int = 0
+
+    @field_validator("saes")
+    @classmethod
+    def _defaults_written_out(cls, saes: Saes, info: ValidationInfo) -> Saes:
+        training = info.data.get("training")
+        return saes if training is None else saes.resolved(training.lr, info.data.get("seed", 0))
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
-        if self.saes.k > self.saes.d_sae:
-            raise ConfigError("key 'k'", f"{self.saes.k} of {self.saes.d_sae} latents", "Give a smaller k.")
         if self.training.buffer_tokens < 2 * self.training.batch_tokens:
             raise ConfigError("key 'buffer_tokens'", "less than two batches", "Give a larger buffer.")
         if self.held_out.seed == self.seed:

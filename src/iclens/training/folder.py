@@ -1,77 +1,138 @@
-"""Writing a set of SAEs: all of it or nothing.
+"""Where a training run is written: everything at its place only when it is whole.
 
-Everything goes to a hidden folder beside the wanted one, which gets its name when it is whole. On any
-failure, an interruption included, the hidden folder and parents made for it disappear.
+    <out>                  the set of SAEs; it appears when it is whole
+    <out>.checkpoints/     while training goes on: checkpoints, metrics, the set as far as it is written
+
+On success the second folder disappears. On failure it stays when it holds a checkpoint; otherwise it goes,
+and with it the parents made for it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_lens import TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 from iclens.errors import ConfigError
 from iclens.models.load import LanguageModel
-from iclens.names import Site
 from iclens.saes.load import CARD_FILE
-from iclens.training.config import TrainConfig
-from iclens.training.step import Weights
+from iclens.training.checkpoint import CheckpointFolder, flush
+from iclens.training.config import SaeSpec
 
 
-@contextmanager
-def folder_when_whole(out: Path) -> Iterator[Path]:
-    """A folder to write into, renamed to `out` on success and removed on failure.
+@dataclass(frozen=True)
+class Place:
+    """Where one run is written.
 
-    Raises:
-        ConfigError: when `out` exists.
+    Args:
+        out: the set's folder.
+        keep: how many checkpoints are kept.
     """
-    if out.exists():
-        raise ConfigError(f"output '{out}'", "it exists", "Name a new folder, or remove this one.")
-    made = [parent for parent in out.absolute().parents if not parent.exists()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        for file in [path for path in partial.rglob("*") if path.is_file()]:
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in made:
-            parent.rmdir()
-        raise
+
+    out: Path
+    keep: int
+
+    @property
+    def root(self) -> Path:
+        """Folder of all that is needed to go on."""
+        return self.out.with_name(f"{self.out.name}.checkpoints")
+
+    @property
+    def metrics(self) -> Path:
+        """Folder of the metrics so far."""
+        return self.root / "metrics"
+
+    @property
+    def partial(self) -> Path:
+        """The set as far as it is written."""
+        return self.root / "set.partial"
+
+    @property
+    def checkpoints(self) -> CheckpointFolder:
+        """The run's checkpoints."""
+        return CheckpointFolder(self.root, self.keep)
+
+    def refuse_if_taken(self, resume: str) -> None:
+        """Raise a ConfigError when `out` exists, or unfinished training that is not to be continued."""
+        if self.out.exists():
+            raise ConfigError(f"output '{self.out}'", "it exists", "Name a new folder, or remove this one.")
+        if resume == "no" and self.checkpoints.newest_name() is not None:
+            raise ConfigError(
+                f"output '{self.out}'",
+                f"'{self.root}' holds its unfinished training",
+                "Continue it with --resume, or remove that folder.",
+            )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder and keep other runs out of it.
+
+        Raises:
+            ConfigError: when another process trains there.
+        """
+        made = [parent for parent in self.root.absolute().parents if not parent.exists()]
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as cause:
+                raise ConfigError(
+                    f"output '{self.out}'", "another process is training it", "Wait for it, or end it."
+                ) from cause
+            self.checkpoints.tidy()
+            shutil.rmtree(self.partial, ignore_errors=True)
+            try:
+                yield
+            finally:
+                shutil.rmtree(self.partial, ignore_errors=True)
+                if self.out.exists() or self.checkpoints.newest_name() is None:
+                    shutil.rmtree(self.root)
+                    for parent in made:
+                        if not any(parent.iterdir()):
+                            parent.rmdir()
+
+    def publish(self) -> None:
+        """Give the set its name."""
+        for path in sorted(self.partial.rglob("*")):
+            flush(path)
+        flush(self.partial)
+        self.partial.rename(self.out)
+        flush(self.out.parent)
 
 
 def save_sae(
-    folder: Path, site: Site, weights: Weights, k: int, model: LanguageModel, config: TrainConfig
+    folder: Path, spec: SaeSpec, network: Any, model: LanguageModel, excluded: Iterable[int]
 ) -> None:
-    """Write one SAE as sae_lens reads it (cfg.json, sae_weights.safetensors)."""
-    d_in, d_sae = weights.W_enc.shape
-    metadata = SAEMetadata(
+    """Write one SAE as sae_lens reads it (cfg.json, sae_weights.safetensors).
+
+    Args:
+        folder: to make.
+        spec: what was trained.
+        network: the sae_lens SAE, for raw activations.
+        model: what it was trained on.
+        excluded: positions left out.
+    """
+    ends: dict[str, Any] = {"hook_name": str(spec.site), "hook_layer": spec.site.layer}
+    if spec.target is not None:
+        ends |= {"hook_name_out": str(spec.target), "hook_layer_out": spec.target.layer}
+    network.cfg.metadata = SAEMetadata(
         model_name=model.name,
         model_fingerprint=model.fingerprint,
-        hook_name=str(site),
-        hook_layer=site.layer,
+        **ends,
         prepend_bos=True,
-        exclude_positions=list(config.data.excluded_positions),
-        seed=config.seed,
+        exclude_positions=sorted(excluded),
+        seed=spec.seed,
     )
-    network = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=k, metadata=metadata))
-    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-        getattr(network, name).data.copy_(getattr(weights, name).cpu())
     network.save_model(folder)
 
 
-def save_card(folder: Path, card: dict[str, Any]) -> None:
+def save_card(folder: Path, card: Mapping[str, Any]) -> None:
     """Write the set's card."""
     (folder / CARD_FILE).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,170 +1,303 @@
-"""One TopK SAE and its training step.
+"""One TopK or BatchTopK SAE and its training step, with gradients written out by hand.
 
-Training sees u = s·(x − m): m the mean activation, s such that E‖u‖² = d_in. With W_dec rows of unit length,
+Training sees u = s·(x − m): m the mean activation, s such that E‖u‖² = d_in. With unit decoder rows,
 
-    z = u·W_enc + b_enc            a = relu(z) at the k largest z, 0 elsewhere
-    û = a·W_dec + b_dec            loss = mean over rows of ‖u − û‖² / d_in  +  c·AuxK
+    z = u·W_enc + b_enc            a = relu(z) at the k largest z of a row, 0 elsewhere
+    û = a·W_dec + b_dec            loss = mean over rows of ‖v − û‖² / d_out  +  c·AuxK
 
-AuxK lets the `aux_k` largest dead latents explain the remaining error u − û (Gao et al. 2024, arXiv
-2406.04093). `export` undoes m and s exactly in the weights: the saved SAE reads raw activations, has unit
-decoder rows, and latents in raw activation units.
+v is u itself, or the scaled target of a transcoder; BatchTopK takes the k·row largest z of the batch.
+Gradients of both matrices are sums over active entries (`kernels`); every latent then takes its step of
+dense Adam.
+
+`export` undoes the scalings in the weights: the saved SAE reads raw activations, has unit decoder rows, and
+latents in units of what it predicts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
+from sae_lens import (
+    SAE,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+    JumpReLUTranscoder,
+    JumpReLUTranscoderConfig,
+    TopKSAE,
+    TopKSAEConfig,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
-from iclens.training.config import Optimisation
+from iclens.errors import SaeError
+from iclens.training.adam import Adam, clip
+from iclens.training.auxk import auxiliary
+from iclens.training.config import Optimisation, SaeSpec
+from iclens.training.kernels import (
+    Active,
+    Encoder,
+    by_latent,
+    choose_batch_topk,
+    choose_topk,
+    decode,
+    gather,
+    total,
+)
+from iclens.training.scaling import Scaling
+
+ARCHITECTURES = ("topk", "batchtopk")
+"""What is trained here."""
+DEAD_EVERY = 16
+"""Steps between two looks at which latents are dead: a look makes the host wait for the device."""
+_THRESHOLD_RATE = 0.01
+"""Weight of one batch in the running mean of BatchTopK's least active value (sae_lens' default)."""
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """u = factor · (x − mean).
+def reconstruct(
+    weights: Mapping[str, Tensor], u: Tensor, v: Tensor, active: Active
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Loss, remaining error v − û, and the loss's gradients, for given active latents.
 
     Args:
-        mean: [d_in].
-        factor: scalar.
+        weights: encoder [d_sae d_in], b_enc [d_sae], decoder [d_sae d_out], b_dec [d_out].
+        u: what the encoder reads, [row d_in].
+        v: what is predicted, [row d_out].
+        active: of the rows of u.
     """
-
-    mean: Tensor
-    factor: float
-
-    @classmethod
-    def of(cls, x: Tensor) -> Scaling:
-        """The scaling for which rows x [row d_in] have mean 0 and mean squared length d_in."""
-        mean = x.float().mean(dim=0)
-        square = (x.float() - mean).square().sum(dim=1).mean()
-        return cls(mean, float((x.shape[1] / square.clamp_min(1e-20)).sqrt()))
-
-    def apply(self, x: Tensor) -> Tensor:
-        """Scaled rows, [row d_in]."""
-        return (x.float() - self.mean) * self.factor
-
-
-@dataclass(frozen=True)
-class Weights:
-    """An SAE in sae_lens' layout: z = (x − b_dec)·W_enc + b_enc, x̂ = a·W_dec + b_dec."""
-
-    W_enc: Tensor
-    b_enc: Tensor
-    W_dec: Tensor
-    b_dec: Tensor
+    decoder = weights["decoder"].detach()
+    a = active.value.detach().requires_grad_()
+    with torch.enable_grad():
+        u_hat = decode(replace(active, value=a), decoder)
+    error = v - u_hat.detach() - weights["b_dec"]
+    g = error * (-2 / error.numel())
+    (d_a,) = torch.autograd.grad(u_hat, a, g)
+    d_z = d_a * (active.value > 0)
+    order = by_latent(active, len(decoder))
+    gradients = {
+        "encoder": gather(order, d_z, u),
+        "b_enc": total(order, d_z),
+        "decoder": gather(order, active.value, g),
+        "b_dec": g.sum(dim=0),
+    }
+    return error.square().mean(), error, gradients
 
 
-class TopKStep:
-    """An SAE in training.
+class SparseStep:
+    """A TopK or BatchTopK SAE, or a transcoder of that kind, in training.
 
     Args:
-        scaling: of its site.
-        d_sae: number of latents.
-        k: active latents per row.
-        settings: rates and losses.
-        rows: activations that set the size of the first encoder, [row d_in].
-        generator: draws the first weights, on the CPU.
+        spec: architecture, shape, peak rate and seed.
+        settings: losses and precision.
+        scaling: of the site that is read.
+        target_scaling: of the site that is predicted; None for an SAE.
+        rows: raw activations that set the size of the first encoder, [row d_in].
+        device: where it is trained.
     """
 
     def __init__(
         self,
-        scaling: Scaling,
-        d_sae: int,
-        k: int,
+        spec: SaeSpec,
         settings: Optimisation,
+        scaling: Scaling,
+        target_scaling: Scaling | None,
         rows: Tensor,
-        generator: torch.Generator,
+        device: torch.device | str,
     ) -> None:
-        self.scaling, self.k, self.settings = scaling, k, settings
-        device, d_in = rows.device, rows.shape[1]
-        noise = torch.randn(d_sae, d_in, generator=generator).to(device)
-        self.W_dec = F.normalize(noise, dim=1).requires_grad_()
-        self.W_enc = (
-            self._encoder_scale(scaling.apply(rows[:4096])) * self.W_dec.detach().T
-        ).requires_grad_()
-        self.b_enc = torch.zeros(d_sae, device=device, requires_grad=True)
-        self.b_dec = torch.zeros(d_in, device=device, requires_grad=True)
-        self.idle = torch.zeros(d_sae, dtype=torch.int64, device=device)
-        parameters = [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
-        self.optimiser = torch.optim.Adam(parameters, lr=settings.lr, betas=(0.9, 0.99), fused=True)
+        if spec.k is None:
+            raise SaeError(f"SAE {spec.name}", "it has no k", "Give one.")
+        self.spec, self.settings, self.k = spec, settings, spec.k
+        self.scaling = on_device(scaling, device)
+        self.target_scaling = None if target_scaling is None else on_device(target_scaling, device)
+        self.encode_dtype: torch.dtype = getattr(torch, settings.encode_dtype)
+        self.threshold = torch.zeros((), dtype=torch.float64, device=device)
+        self.least = torch.zeros((), dtype=torch.float64, device=device)
+        self.weights = self._first_weights(self.scaling.apply(rows[:4096].to(device)), device)
+        self.adam = Adam(self.weights, getattr(torch, settings.moment_dtype))
+        self.idle = torch.zeros(spec.d_sae, dtype=torch.int64, device=device)
+        self.dead = torch.zeros(spec.d_sae, dtype=torch.bool, device=device)
+        self.names = self.dead.nonzero()[:, 0]
+
+    def _choose(self, u: Tensor) -> Active:
+        """The active latents of rows u [row d_in]."""
+        encoder = Encoder(
+            self.weights["encoder"],
+            self.weights["b_enc"],
+            self.settings.encode_chunk,
+            self.encode_dtype,
+        )
+        if self.spec.architecture == "topk":
+            return choose_topk(encoder, u, self.k)
+        return choose_batch_topk(encoder, u, self.k, float(self.least))
 
     @torch.no_grad()
-    def _encoder_scale(self, u: Tensor) -> float:
-        """c for which an encoder c·W_decᵀ reconstructs rows u [row d_in] best: ⟨u, û⟩ / ⟨û, û⟩ at c = 1."""
-        top, index = (u @ self.W_dec.T).topk(self.k, dim=1, sorted=False)
-        u_hat = F.embedding_bag(index, self.W_dec, per_sample_weights=top.relu(), mode="sum")
-        return float((u * u_hat).sum() / u_hat.square().sum())
+    def _first_weights(self, u: Tensor, device: torch.device | str) -> dict[str, Tensor]:
+        """Random unit decoder rows, and an encoder of the same directions in the best size for rows u.
 
-    @property
-    def dead(self) -> Tensor:
-        """Latents idle for `dead_after_tokens` tokens, [d_sae]."""
-        return self.idle >= self.settings.dead_after_tokens
+        A transcoder's encoder has directions of its own, and the size that predicts half the target's length.
+        """
+        d_in, d_sae = u.shape[1], self.spec.d_sae
+        d_out = d_in if self.target_scaling is None else len(self.target_scaling.mean)
+        generator = torch.Generator().manual_seed(self.spec.seed)
+        decoder = F.normalize(torch.randn(d_sae, d_out, generator=generator).to(device), dim=1)
+        encoder = decoder.clone()
+        if self.target_scaling is not None:
+            encoder = F.normalize(torch.randn(d_sae, d_in, generator=generator).to(device), dim=1)
+        self.weights = {
+            "encoder": encoder,
+            "b_enc": torch.zeros(d_sae, device=device),
+            "decoder": decoder,
+            "b_dec": torch.zeros(d_out, device=device),
+        }
+        u_hat = decode(self._choose(u), decoder)
+        square = u_hat.square().sum().clamp_min(1e-20)
+        if self.target_scaling is None:
+            encoder.mul_((u * u_hat).sum() / square)
+        else:
+            encoder.mul_(0.5 * (d_out * len(u) / square).sqrt())
+        return self.weights
 
-    def update(self, x: Tensor, rate: float) -> dict[str, float]:
-        """One step on raw activations x [row d_in] at `rate` times the peak learning rate.
+    @torch.no_grad()
+    def update(self, x: Tensor, target: Tensor | None, rate: float) -> dict[str, Tensor]:
+        """One step on raw activations.
+
+        Args:
+            x: [row d_in].
+            target: what a transcoder predicts, [row d_out]; None for an SAE.
+            rate: fraction of the peak learning rate.
 
         Returns:
-            fvu, l0, dead (fraction) and aux of this batch, before the step.
+            fvu, l0, dead (fraction), aux and loss of this batch before the step, 0-dimensional.
         """
         u = self.scaling.apply(x)
-        z = u @ self.W_enc + self.b_enc
-        top, index = z.topk(self.k, dim=1, sorted=False)
-        value = top.relu()
-        u_hat = F.embedding_bag(index, self.W_dec, per_sample_weights=value, mode="sum") + self.b_dec
-        error_sq = (u - u_hat).square().sum(dim=1)
-        loss = error_sq.mean() / u.shape[1]
-        dead = self.dead
-        aux = self._aux_loss(z, dead, (u - u_hat).detach())
-        (loss + self.settings.aux_coefficient * aux).backward()
-        self._step(rate)
-        self._count(index, value.detach(), len(x))
-        centred = (u - u.mean(dim=0)).square().sum().clamp_min(1e-20)
+        v = u if target is None or self.target_scaling is None else self.target_scaling.apply(target)
+        active = self._choose(u)
+        loss, error, gradients = reconstruct(self.weights, u, v, active)
+        aux = self._add_auxiliary(u, error, gradients)
+        self._descend(gradients, rate)
+        self._count(active, len(u))
+        centred = (v - v.mean(dim=0)).square().sum().clamp_min(1e-20)
         return {
-            "fvu": float(error_sq.detach().sum() / centred),
-            "l0": float((value.detach() > 0).sum() / len(x)),
-            "dead": float(dead.float().mean()),
-            "aux": float(aux.detach()),
+            "fvu": loss * v.numel() / centred,
+            "l0": (active.value > 0).sum() / len(u),
+            "dead": (self.idle >= self.settings.dead_after_tokens).float().mean(),
+            "aux": aux,
+            "loss": loss + self.settings.aux_coefficient * aux,
         }
 
-    def _aux_loss(self, z: Tensor, dead: Tensor, error: Tensor) -> Tensor:
-        """‖error − ê‖² / ‖error‖², ê the error as explained by the largest dead latents; 0 without any.
+    def _add_auxiliary(self, u: Tensor, error: Tensor, gradients: dict[str, Tensor]) -> Tensor:
+        """The auxiliary loss, its gradients added; 0 without dead latents."""
+        if self.adam.steps % DEAD_EVERY == 0:
+            self.dead = self.idle >= self.settings.dead_after_tokens
+            self.names = self.dead.nonzero()[:, 0]
+        coefficient = self.settings.aux_coefficient
+        if not len(self.names) or not coefficient:
+            return u.new_zeros(())
+        dead = {name: self.weights[name][self.names] for name in ("encoder", "b_enc", "decoder")}
+        settings = self.settings
+        aux, added = auxiliary(u, error, dead, settings.aux_k, settings.encode_chunk, self.encode_dtype)
+        for name, gradient in added.items():
+            gradients[name].index_add_(0, self.names, gradient, alpha=coefficient)
+        return aux
 
-        Their z is used as it is: after a relu, a latent whose z is never positive would get no gradient.
-        """
-        n_dead = int(dead.sum())
-        if not n_dead or not self.settings.aux_coefficient:
-            return z.new_zeros(())
-        names = dead.nonzero()[:, 0]
-        top, place = z[:, names].topk(min(self.settings.aux_k, n_dead), dim=1, sorted=False)
-        explained = F.embedding_bag(names[place], self.W_dec, per_sample_weights=top, mode="sum")
-        return (explained - error).square().sum() / error.square().sum().clamp_min(1e-20)
-
-    @torch.no_grad()
-    def _step(self, rate: float) -> None:
+    def _descend(self, gradients: dict[str, Tensor], rate: float) -> None:
         """Adam; the decoder's gradient along its own rows is dropped, and its rows are made unit again."""
-        gradient = self.W_dec.grad
-        if gradient is not None:
-            gradient -= (gradient * self.W_dec).sum(dim=1, keepdim=True) * self.W_dec
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.lr * rate
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.W_dec.copy_(F.normalize(self.W_dec, dim=1))
+        decoder, gradient = self.weights["decoder"], gradients["decoder"]
+        along = torch.bmm(gradient[:, None], decoder[:, :, None])[:, 0]
+        gradient.addcmul_(along, decoder, value=-1)
+        if self.settings.gradient_clip is not None:
+            clip(gradients, self.settings.gradient_clip)
+        self.adam.step(gradients, self.spec.lr * rate)
+        decoder.div_(torch.linalg.vector_norm(decoder, dim=1, keepdim=True).clamp_min(1e-12))
 
-    @torch.no_grad()
-    def _count(self, index: Tensor, value: Tensor, n_rows: int) -> None:
+    def _count(self, active: Active, n_rows: int) -> None:
+        """Count the rows for which each latent has been idle; follow BatchTopK's least active value."""
+        fired = active.value > 0
         self.idle += n_rows
-        self.idle[index[value > 0]] = 0
+        since = torch.where(fired, 0, torch.iinfo(self.idle.dtype).max)
+        self.idle.scatter_reduce_(0, active.latent, since, "amin")
+        if self.spec.architecture == "batchtopk" and len(active.value):
+            least = torch.where(fired, active.value, math.inf).amin().double()
+            share = _THRESHOLD_RATE if self.adam.steps > 1 else 1.0
+            self.least.copy_(torch.where(least.isfinite(), least, 0.0))
+            self.threshold.lerp_(self.least, share)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the following steps depend on, by name."""
+        steps = torch.tensor(self.adam.steps)
+        return {**self.weights, **self.adam.moments, "idle": self.idle, "dead": self.dead,
+                "threshold": self.threshold, "least": self.least, "steps": steps}  # fmt: skip
 
     @torch.no_grad()
-    def export(self) -> Weights:
-        """Weights for raw activations.
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what `tensors` gave.
 
-        z and a are divided by s: (x − b)·W_enc + b_enc/s with b = m + b_dec/s; the bias that sae_lens
-        subtracts before encoding is added back through b_enc.
+        Raises:
+            SaeError: when a tensor is missing or of another shape.
         """
-        s = self.scaling.factor
-        b_dec = self.scaling.mean + self.b_dec / s
-        b_enc = self.b_enc / s + (b_dec - self.scaling.mean) @ self.W_enc
-        return Weights(self.W_enc.detach().clone(), b_enc, self.W_dec.detach().clone(), b_dec)
+        refill(self.tensors(), tensors, self.spec.name)
+        self.adam.steps = int(tensors["steps"])
+        self.names = self.dead.nonzero()[:, 0]
+
+    @torch.no_grad()
+    def export(self) -> SAE:
+        """The SAE for raw activations, on the CPU.
+
+        z and a are divided by the scale of what is predicted: exact, as neither relu nor the choice of the
+        largest depends on a common factor. TopK gives a `TopKSAE`; as a transcoder it does not subtract b_dec
+        from its input, and needs d_out = d_in. BatchTopK gives a `JumpReLUSAE` or a `JumpReLUTranscoder`: one
+        threshold, the running mean of the least active value, stands for the choice within a batch, so that
+        rows no longer share a budget.
+
+        Raises:
+            SaeError: for a TopK transcoder between sites of unequal width.
+        """
+        weights, out = self.weights, self.target_scaling or self.scaling
+        network = self._inference_network(len(self.scaling.mean), len(out.mean))
+        parameters = dict(network.named_parameters())
+        W_enc = parameters["W_enc"].copy_(weights["encoder"].T).mul_(self.scaling.factor / out.factor)
+        b_dec = parameters["b_dec"].copy_(weights["b_dec"] / out.factor + out.mean)
+        shift = -self.scaling.mean.cpu() if self.target_scaling else b_dec - self.scaling.mean.cpu()
+        parameters["b_enc"].copy_(weights["b_enc"] / out.factor).add_(shift @ W_enc)
+        parameters["W_dec"].copy_(weights["decoder"])
+        if "threshold" in parameters:
+            parameters["threshold"].fill_(self.threshold / out.factor)
+        return network
+
+    def _inference_network(self, d_in: int, d_out: int) -> SAE:
+        d_sae, reads_own = self.spec.d_sae, self.target_scaling is None
+        if self.spec.architecture == "topk":
+            if d_in != d_out:
+                raise SaeError(
+                    f"transcoder {self.spec.name}", f"no sae_lens class is TopK from width {d_in} to {d_out}",
+                    "Train it as batchtopk.",
+                )  # fmt: skip
+            return TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=self.k, apply_b_dec_to_input=reads_own))
+        if reads_own:
+            return JumpReLUSAE(JumpReLUSAEConfig(d_in=d_in, d_sae=d_sae))
+        return JumpReLUTranscoder(
+            JumpReLUTranscoderConfig(d_in=d_in, d_sae=d_sae, d_out=d_out, apply_b_dec_to_input=False)
+        )
+
+
+def on_device(scaling: Scaling, device: torch.device | str) -> Scaling:
+    """The same scaling, its mean where the SAE is trained."""
+    return replace(scaling, mean=scaling.mean.to(device))
+
+
+@torch.no_grad()
+def refill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], name: str) -> None:
+    """Copy saved tensors into an SAE's own.
+
+    Raises:
+        SaeError: when one is missing or of another shape.
+    """
+    for key, tensor in own.items():
+        if key not in tensors or tensors[key].shape != tensor.shape:
+            found = "missing" if key not in tensors else f"of shape {tuple(tensors[key].shape)}"
+            raise SaeError(
+                f"state of {name}: '{key}'", found, "Resume with the configuration it was saved by."
+            )
+        tensor.copy_(tensors[key])

@@ -1,159 +1,257 @@
-"""Training several TopK SAEs from one forward pass per block of contexts.
+"""Training several SAEs from one forward pass per block of contexts, to the end or to a checkpoint.
 
-1. The model and the source of contexts are opened. 2. A shuffled buffer holds the same rows of every site.
-3. Each SAE takes one step per batch. 4. The SAEs are written, read back, and measured on held-out contexts.
-The set appears under its name only when it is whole.
+1. The model and the stream of contexts are opened; positions to leave out and the units of each site are
+found. 2. A shuffled buffer holds the same rows of every site, and each SAE takes one step per batch. 3. The
+SAEs are written, read back, and measured on held-out contexts. The set appears under its name when it is
+whole.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import time
-from collections.abc import Callable
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from iclens.errors import ConfigError
 from iclens.models.load import LanguageModel, load_model
-from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, Site, position
-from iclens.saes.load import load_sae
-from iclens.saes.quality import measure_quality
-from iclens.tables.quality import QualityTable
-from iclens.training.buffer import ShuffleBuffer, activation_blocks
-from iclens.training.config import MixtureContexts, TrainConfig
-from iclens.training.contexts import Source, build_source
-from iclens.training.folder import folder_when_whole, save_card, save_sae
-from iclens.training.step import Scaling, TopKStep
+from iclens.names import Site
+from iclens.training.activations import excluded_positions, recorder
+from iclens.training.buffer import ActivationBuffer
+from iclens.training.checkpoint import Checkpoint
+from iclens.training.config import SaeSpec, TrainConfig
+from iclens.training.evaluate import Measured, evaluate
+from iclens.training.folder import Place, save_card, save_sae
+from iclens.training.loop import Loop, Report, read_scaling
+from iclens.training.metrics import PACE, MetricsLog
+from iclens.training.ranks import Ranks, joined
+from iclens.training.report import write_report
+from iclens.training.scaling import Scaling, estimate_scalings
+from iclens.training.steps import build_step
+from iclens.training.stop import Stop, Stopped, stopped, watched
+from iclens.training.streams import build_stream, held_out
 
-Report = Callable[[dict[str, Any]], None]
-_EVERY = 20
-"""Steps between two lines of metrics."""
+Resume = Literal["no", "newest"]
 
 
-def train_saes(config: TrainConfig, out: Path, report: Report | None = None) -> Path:
+def train_saes(config: TrainConfig, out: Path, report: Report | None = None, resume: Resume = "no") -> Path:
     """Train every SAE of a configuration and write them as one set.
+
+    Started by torchrun, all its processes train one set together.
 
     Args:
         config: what to train.
-        out: folder to make; `<out>/<site>/` holds each SAE and its metrics.jsonl, `<out>/card.json` the rest.
-        report: called with {"step", "of", "tokens", "seconds", "sites": {site: metrics}} as training goes,
-            then once with {"quality": [...]} of the held-out contexts.
+        out: folder to make; `<out>/<SAE>/` holds each SAE and its metrics.jsonl, `<out>/card.json` the rest.
+        report: called with {"step", "of", "tokens", "seconds", "sites": {SAE: metrics}, …} as training goes,
+            then once with {"quality": [...]} of the held-out contexts; in the first process only.
+        resume: `newest` continues from the newest whole checkpoint, and begins where there is none.
 
     Returns:
         `out`.
 
     Raises:
-        ConfigError, ModelError, SiteError: when what is asked for cannot be trained; nothing is left behind.
+        ConfigError, ModelError, SiteError: when what is asked for cannot be trained, or diverged.
+        RunError: when checkpoints are damaged or cannot be written.
+        StoppedError: when a signal came, or another process is gone.
     """
-    with folder_when_whole(Path(out)) as partial:
-        model = _open_model(config)
-        source = build_source(config, model.tokenizer)
-        held_out = source.held_out(config.held_out.contexts)
-        started = time.monotonic()
-        trained = _fit(config, model, source, partial, report or (lambda _: None))
-        seconds = time.monotonic() - started
-        for site, step in trained.items():
-            save_sae(partial / site.short, site, step.export(), config.saes.k, model, config)
-        quality = _measure(config, model, partial, held_out)
-        save_card(partial, _card(config, model, quality, seconds))
-        if report is not None:
-            report({"quality": quality.df.to_dict("records")})
-    return Path(out)
+    place = Place(Path(out), config.checkpoints.keep)
+    with watched() as stop:
+        try:
+            with joined() as ranks:
+                place.refuse_if_taken(resume)
+                with _held(place, ranks):
+                    _Run(config, place, ranks, stop, report or (lambda _: None)).train()
+        except Stopped as signal:
+            raise stopped(signal.number, place.checkpoints.newest_name()) from None
+    return place.out
 
 
-def _open_model(config: TrainConfig) -> LanguageModel:
-    deepest = max(site.layer for site in config.saes.parsed)
-    blocks = deepest + 1 if config.model.load == "needed" else None
-    dtype = getattr(torch, config.model.dtype)
-    model = load_model(config.model.name, blocks=blocks, dtype=dtype, device=config.model.device)
-    for site in config.saes.parsed:
-        model.check_site(site)
-    return model
+@contextmanager
+def _held(place: Place, ranks: Ranks) -> Iterator[None]:
+    """The run's folder, made by the first process for all."""
+    if ranks.first:
+        with place.held():
+            ranks.collect(None)
+            yield
+    else:
+        ranks.collect(None)
+        yield
 
 
-def _fit(
-    config: TrainConfig, model: LanguageModel, source: Source, folder: Path, report: Report
-) -> dict[Site, TopKStep]:
-    settings, sites = config.training, config.saes.parsed
-    generator = torch.Generator().manual_seed(config.seed)
-    blocks = activation_blocks(
-        model, source.stream(settings.forward_contexts), sites, config.data.excluded_positions
-    )
-    buffer = ShuffleBuffer(blocks, settings.buffer_tokens, settings.batch_tokens, generator)
-    steps = {
-        site: TopKStep(
-            Scaling.of(buffer.values[site]),
-            config.saes.d_sae,
-            config.saes.k,
-            settings,
-            buffer.values[site],
-            generator,
+@dataclass(frozen=True)
+class _Run:
+    """One process of one training run."""
+
+    config: TrainConfig
+    place: Place
+    ranks: Ranks
+    stop: Stop
+    report: Report
+
+    def train(self) -> None:
+        checkpoint = self._newest()
+        model = self._open_model()
+        if checkpoint is not None:
+            _refuse_change(checkpoint, self._constant(model))
+            if self.ranks.first:
+                self.report({"continued_at": checkpoint.tokens})
+        contexts = held_out(self.config, model.tokenizer)
+        facts = self._fit(model, checkpoint)
+        excluded = [int(pos) for pos in facts["excluded"]]
+        measured = evaluate(self.config, model, self._specs(), self.place.partial, contexts, excluded)
+        measured = self.ranks.merged(measured)
+        if self.ranks.first:
+            self._publish(model, facts, measured)
+        self.ranks.collect(None)
+
+    def _specs(self) -> tuple[SaeSpec, ...]:
+        """The SAEs of this process."""
+        owner = self.ranks.deal(self.config.saes.members)
+        return tuple(spec for spec in self.config.saes.members if owner[spec.name] == self.ranks.rank)
+
+    def _newest(self) -> Checkpoint | None:
+        """The checkpoint to continue from; its hashes are taken by the first process."""
+        found = self.place.checkpoints.newest() if self.ranks.first else None
+        (tokens,) = self.ranks.largest(-1 if found is None else found.tokens)
+        return None if tokens < 0 else found or self.place.checkpoints.at(tokens)
+
+    def _open_model(self) -> LanguageModel:
+        settings, sites = self.config.model, self.config.saes.recorded
+        deepest = max(site.layer for site in sites)
+        model = load_model(
+            settings.name, blocks=deepest + 1 if settings.load == "needed" else None,
+            dtype=getattr(torch, settings.dtype), device=self.ranks.device(settings.device),
+            attention=settings.attention,
+        )  # fmt: skip
+        for site in sites:
+            model.check_site(site)
+        return model
+
+    def _constant(self, model: LanguageModel) -> dict[str, Any]:
+        """What a checkpoint keeps of the run, and what has to be the same when it is continued."""
+        config = self.config.model_dump(mode="json", exclude={"checkpoints"})
+        return {"config": config, "model": model.fingerprint}
+
+    def _fit(self, model: LanguageModel, checkpoint: Checkpoint | None) -> dict[str, Any]:
+        """Train this process's SAEs and write them; what the card says of it. Frees all it held."""
+        loop = self._loop(model, checkpoint)
+        with self.stop.noted():
+            loop.run()
+        excluded = loop.constant["excluded"]
+        for spec in loop.specs:
+            folder = self.place.partial / spec.name
+            save_sae(folder, spec, loop.steps[spec.name].export(), model, map(int, excluded))
+            shutil.copyfile(loop.log.file(spec.name), folder / "metrics.jsonl")
+        if self.ranks.first:
+            shutil.copyfile(loop.log.file(PACE), self.place.partial / f"{PACE}.jsonl")
+        return {"seconds": round(loop.seconds, 1), "excluded": excluded}
+
+    def _loop(self, model: LanguageModel, checkpoint: Checkpoint | None) -> Loop:
+        config, settings, specs = self.config, self.config.training, self._specs()
+        readers = self._readers()
+        mine = tuple(site for site, ranks in readers.items() if self.ranks.rank in ranks)
+        stream, alone = build_stream(config, model.tokenizer), recorder(model)
+        if checkpoint is None:
+            excluded = excluded_positions(config.data, alone, stream, config.saes.recorded)
+        else:
+            excluded = {int(pos): why for pos, why in checkpoint.state["excluded"].items()}
+        record = self.ranks.shared(alone, readers)
+        buffer = ActivationBuffer(
+            record, stream, mine, excluded,
+            capacity=settings.buffer_tokens, batch=settings.batch_tokens, seed=config.seed,
+        )  # fmt: skip
+        if checkpoint is None:
+            scalings = estimate_scalings(record, stream, mine, excluded, settings.scaling_tokens)
+        else:
+            scalings = {site: read_scaling(checkpoint, site, str(model.device())) for site in mine}
+        log = MetricsLog(
+            self.place.metrics, (*(s.name for s in specs), *([PACE] if self.ranks.first else []))
         )
-        for site in sites
-    }
-    for site in sites:
-        (folder / site.short).mkdir()
-    n_steps = math.ceil(settings.tokens / settings.batch_tokens)
-    started = time.monotonic()
-    for number, batch in zip(range(n_steps), buffer.batches(), strict=False):
-        rate = learning_rate(config, number / n_steps)
-        metrics = {site: steps[site].update(batch[site], rate) for site in sites}
-        _refuse_divergence(number, metrics)
-        if number % _EVERY == 0 or number == n_steps - 1:
-            tokens = (number + 1) * settings.batch_tokens
-            for site, found in metrics.items():
-                line = {"step": number + 1, "tokens": tokens, "lr": settings.lr * rate, **found}
-                with (folder / site.short / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-            report({
-                "step": number + 1, "of": n_steps, "tokens": tokens,
-                "seconds": round(time.monotonic() - started, 1),
-                "sites": {site.short: found for site, found in metrics.items()},
-            })  # fmt: skip
+        log.cut({} if checkpoint is None else checkpoint.state["metrics"])
+        loop = Loop(
+            config, specs, _steps(config, specs, scalings, buffer, checkpoint), buffer, scalings,
+            self.place.checkpoints, log, self.ranks, readers, str(model.device()), self.stop, self.report,
+            {**self._constant(model), "excluded": {str(pos): why for pos, why in excluded.items()}},
+        )  # fmt: skip
+        if checkpoint is not None:
+            loop.continue_from(checkpoint)
+        return loop
+
+    def _readers(self) -> dict[Site, tuple[int, ...]]:
+        """Site → the processes that train on it."""
+        members = self.config.saes.members
+        owner = self.ranks.deal(members)
+        return {
+            site: tuple(sorted({owner[s.name] for s in members if site in (s.site, s.target)}))
+            for site in self.config.saes.recorded
+        }
+
+    def _publish(self, model: LanguageModel, facts: Mapping[str, Any], measured: Measured) -> None:
+        """The card, the report page, and the set's name."""
+        names = [spec.name for spec in self.config.saes.members]
+        tables = {
+            kind: [row for name in names for row in measured[name].get(kind, [])]
+            for kind in ("quality", "quality_prompts", "density")
+        }
+        card = {
+            "model": {"name": model.name, "fingerprint": model.fingerprint},
+            "config": self.config.model_dump(mode="json"),
+            **tables,
+            "measured_on": f"{self.config.held_out.contexts} contexts not trained on, "
+            f"seed {self.config.held_out.seed}",
+            **facts,
+            "processes": self.ranks.world,
+            "threads": torch.get_num_threads(),
+            "versions": {name: _version(name) for name in ("iclens", "sae_lens", "torch", "transformers")},
+        }
+        save_card(self.place.partial, card)
+        write_report(self.place.partial)
+        self.place.publish()
+        self.report({"quality": tables["quality"]})
+
+
+def _steps(
+    config: TrainConfig, specs: tuple[SaeSpec, ...], scalings: Mapping[Site, Scaling],
+    buffer: ActivationBuffer, checkpoint: Checkpoint | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The SAEs' first states, by name."""
+    steps = {}
+    for spec in specs:
+        scaling = scalings[spec.site]
+        # What a continued SAE's first weights are made from does not matter: the checkpoint replaces them.
+        mean = scaling.mean
+        rows = buffer.rows(spec.site) if checkpoint is None else torch.stack([mean - 1, mean + 1])
+        target = None if spec.target is None else scalings[spec.target]
+        steps[spec.name] = build_step(spec, config.training, scaling, target, rows, mean.device)
     return steps
 
 
-def learning_rate(config: TrainConfig, done: float) -> float:
-    """Fraction of the peak rate when a fraction `done` of training is over: rise, plateau, linear fall."""
-    settings = config.training
-    rising = min(1.0, done / settings.warmup) if settings.warmup else 1.0
-    falling = (1 - done) / (1 - settings.decay_from) if done > settings.decay_from else 1.0
-    return min(rising, falling)
-
-
-def _refuse_divergence(number: int, metrics: dict[Site, dict[str, float]]) -> None:
-    for site, found in metrics.items():
-        if not math.isfinite(found["fvu"]):
+def _refuse_change(checkpoint: Checkpoint, constant: Mapping[str, Any]) -> None:
+    """Raise a ConfigError when the checkpoint is of another configuration or model."""
+    then, now = _flat(checkpoint.state), _flat(json.loads(json.dumps(constant)))
+    for key in now:
+        if then.get(key) != now[key]:
             raise ConfigError(
-                f"training of {site.short}", f"error not finite at step {number + 1}", "Lower lr."
+                f"continuing with key '{key.removeprefix('config.')}' = {now[key]}",
+                f"the checkpoint was made with {then.get(key)}",
+                f"Continue with the same configuration and model, or remove '{checkpoint.folder.parent}'.",
             )
 
 
-def _measure(config: TrainConfig, model: LanguageModel, folder: Path, held_out: np.ndarray) -> QualityTable:
-    saes = {site: load_sae(folder / site.short, d_model=model.d_model) for site in config.saes.parsed}
-    for sae in saes.values():
-        sae.network.to(model.device())
-    pre = np.empty(0, dtype=int)
-    if isinstance(config.data, MixtureContexts):
-        n_examples = (held_out.shape[1] - PREFIX_LENGTH) // TOKENS_PER_EXAMPLE
-        pre = np.array([position("pre", j) for j in range(n_examples)])
-    return measure_quality(model, saes, held_out, pre=pre, excluded=config.data.excluded_positions)
-
-
-def _card(config: TrainConfig, model: LanguageModel, quality: QualityTable, seconds: float) -> dict[str, Any]:
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings, by dotted key."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
     return {
-        "model": {"name": model.name, "fingerprint": model.fingerprint},
-        "config": config.model_dump(mode="json"),
-        "quality": json.loads(quality.df.to_json(orient="records")),
-        "measured_on": f"{config.held_out.contexts} contexts not trained on, seed {config.held_out.seed}",
-        "seconds": round(seconds, 1),
-        "threads": torch.get_num_threads(),
-        "versions": {name: _version(name) for name in ("iclens", "sae_lens", "torch", "transformers")},
+        key: leaf
+        for name, branch in tree.items()
+        for key, leaf in _flat(branch, f"{prefix}.{name}" if prefix else str(name)).items()
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from iclens.names import Site
 from iclens.saes.quality import measure_quality
 from iclens.study.bench import DECODER_NORMS, SAES, Bench, load_saes, locate
 from iclens.study.grid import grid_prompts
+from iclens.study.runfolder import TRAINED
 from iclens.study.store import save_arrays, save_json
 from iclens.training.config import TrainConfig, load_train_config
 from iclens.training.train import train_saes
@@ -23,7 +25,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     section = bench.config.saes
     if section.train is not None:
         config = _on_studied_model(load_train_config(locate(section.train)), bench)
-        source = train_saes(config, folder / "set", bench.progress)
+        source = _trained(config, bench, folder / "set")
     else:
         source = locate(str(section.folder))
     saes = load_saes(bench.config, bench.model, source)
@@ -44,6 +46,13 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         for title, column in (("FVU", "fvu"), ("CE recovered", "ce_recovered"))
     }
     return {"sites": list(facts)} | figures
+
+
+def _trained(config: TrainConfig, bench: Bench, out: Path) -> Path:
+    """Train the set, beside the stages so that its checkpoints outlive this one, and move it to `out`."""
+    beside = bench.run.path / TRAINED
+    shutil.rmtree(beside, ignore_errors=True)
+    return train_saes(config, beside, bench.progress, resume="newest").rename(out)
 
 
 def _on_studied_model(config: TrainConfig, bench: Bench) -> TrainConfig:

@@ -1,0 +1,68 @@
+"""Does an SAE fit a model? Every way in which it does not, in words.
+
+An SAE is refused on a model when one of these holds (`docs/saes.md` says why these values):
+
+    width     d_in or d_out is not the model's d_model; nothing can be measured then, so it cannot be forced
+    model     it was trained on another model: by fingerprint where both are known, else by name
+    L0        measured / stated outside [1/3, 3]; none stated: below 1, or more active latents than dimensions
+    FVU       above 0.8: it explains less than a fifth of the variance
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+from iclens.models.load import LanguageModel
+from iclens.saes.load import Sae
+
+L0_FACTOR = 3.0
+"""How far the measured L0 may be from the stated one, either way."""
+WORST_FVU = 0.8
+"""The largest fraction of variance unexplained with which an SAE still fits."""
+_CACHED = re.compile(r"models--.+?--(.+)")
+
+
+def mismatches(sae: Sae, model: LanguageModel, l0: float, fvu: float) -> tuple[str, ...]:
+    """In what an SAE does not fit a model; empty when it fits.
+
+    Args:
+        sae: loaded for this model's width.
+        model: what it was measured on.
+        l0: measured mean number of active latents per token.
+        fvu: measured fraction of variance unexplained, all tokens.
+    """
+    found = [other_model(sae, model), _l0(sae, l0), _fvu(fvu)]
+    return tuple(text for text in found if text)
+
+
+def other_model(sae: Sae, model: LanguageModel) -> str:
+    """Whether the SAE says that it was made for another model; empty when not, or when it names none."""
+    known = sae.model_fingerprint not in (None, "hub") and model.fingerprint != "hub"
+    if known:
+        same = sae.model_fingerprint == model.fingerprint
+    else:
+        own = getattr(model.network.config, "_name_or_path", None)
+        same = sae.model is None or plain_name(sae.model) in {plain_name(n) for n in (model.name, own) if n}
+    return "" if same else f"made for '{sae.model}', used on '{model.name}'"
+
+
+def plain_name(name: str) -> str:
+    """A model's name without its owner, folder or `Meta-`, in lower case: the same for all its spellings."""
+    parts = Path(name).parts or (name,)
+    cached = [match[1] for part in parts if (match := _CACHED.fullmatch(part))]
+    return (cached or parts)[-1].lower().replace("_", "-").removeprefix("meta-")
+
+
+def _l0(sae: Sae, l0: float) -> str:
+    if sae.l0:
+        ratio = l0 / sae.l0
+        return "" if 1 / L0_FACTOR <= ratio <= L0_FACTOR else f"L0 is {l0:.3g}, its makers state {sae.l0:.3g}"
+    return "" if 1 <= l0 <= sae.d_in else f"L0 is {l0:.3g} of {sae.d_in} dimensions"
+
+
+def _fvu(fvu: float) -> str:
+    if math.isnan(fvu):
+        return "FVU is undefined: its site does not vary over the prompts"
+    return "" if fvu <= WORST_FVU else f"FVU is {fvu:.3g}, above {WORST_FVU}"

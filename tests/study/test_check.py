@@ -1,0 +1,114 @@
+"""Checking SAEs against a model: refuse what does not fit, or go on and keep that on the record."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from iclens.errors import SaeError
+from iclens.models.load import load_model
+from iclens.names import ROLES, Site
+from iclens.saes.load import load_sae_set
+from iclens.study.bench import CHECKOUT
+from iclens.study.check import Checked, check_saes
+from iclens.study.grid import grid_prompts
+
+CHECKPOINTS = CHECKOUT / "checkpoints"
+MODEL, TWIN, SAES = (CHECKPOINTS / name for name in ("icl-tiny", "icl-tiny-twin", "icl-tiny-saes"))
+ONE = SAES / "L2.mlp_out"
+
+
+@pytest.fixture(scope="module")
+def checked() -> Checked:
+    return check_saes([str(ONE)], str(MODEL))
+
+
+def test_a_fitting_sae_is_measured_at_every_role(checked: Checked) -> None:
+    table = checked.fidelity.df.set_index("role")
+    assert list(table.index) == ["all", *ROLES]
+    assert checked.mismatches == {} and checked.folder is None
+    assert table.loc["all", "fvu"] < 0.1 and table.loc["all", "ce_recovered"] > 0.95
+    assert table.loc["pre", "n_tokens"] * len(ROLES) < table.loc["all", "n_tokens"]
+    assert list(checked.quality["mismatch"]) == [""]
+    assert json.loads(json.dumps(checked.as_json()))["mismatches"] == {}
+
+
+def test_figures_at_all_positions_are_means_over_the_roles(checked: Checked) -> None:
+    table = checked.fidelity.df.set_index("role")
+    roles = table.loc[list(ROLES)]
+    newline = table.loc["all", "n_tokens"] - roles["n_tokens"].sum()  # the one before the first example
+    l0 = (roles["l0"] * roles["n_tokens"]).sum()
+    rest = (table.loc["all", "l0"] * table.loc["all", "n_tokens"] - l0) / newline
+    assert 0 < newline < 0.02 * table.loc["all", "n_tokens"] and 0 < rest <= 32
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first dozen prompts of the grid only."""
+    monkeypatch.setattr(
+        "iclens.study.check.grid_prompts", lambda *a, **k: grid_prompts(*a, **k).select(np.arange(12))
+    )
+
+
+@pytest.mark.usefixtures("few")
+def test_bfloat16_changes_little(checked: Checked) -> None:
+    found = check_saes([str(ONE)], str(MODEL), dtype="bfloat16").fidelity.df.set_index("role")
+    whole, half = checked.fidelity.df.set_index("role").loc["all"], found.loc["all"]
+    assert half.fvu == pytest.approx(whole.fvu, abs=0.02)
+    assert half.ce_recovered == pytest.approx(whole.ce_recovered, abs=0.05)
+
+
+def spoilt(folder: Path) -> Path:
+    """An SAE whose encoder reads the wrong dimensions."""
+    shutil.copytree(ONE, folder)
+    weights = load_file(folder / "sae_weights.safetensors")
+    weights["W_dec"] = weights["W_dec"].flip(1).contiguous()
+    save_file(weights, folder / "sae_weights.safetensors")
+    return folder
+
+
+@pytest.mark.usefixtures("few")
+def test_a_misfit_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SaeError) as caught:
+        check_saes([str(spoilt(tmp_path / "spoilt"))], str(MODEL))
+    message = str(caught.value)
+    assert "FVU is" in message and "--force" in message and "\n" not in message
+    with pytest.raises(SaeError, match="made for 'checkpoints/icl-tiny'"):
+        check_saes([str(ONE)], str(TWIN))
+    with pytest.raises(SaeError, match="on model"):
+        check_saes([str(SAES)], str(TWIN))
+
+
+@pytest.mark.usefixtures("few")
+def test_a_forced_misfit_is_kept_in_the_set_and_in_every_table(tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "set"
+    bad = spoilt(tmp_path / "spoilt")
+    found = check_saes([str(bad), str(SAES / "L1.mlp_out")], str(TWIN), misfit="record", out=folder)
+    site, good = Site(2, "mlp_out"), Site(1, "mlp_out")
+    assert set(found.mismatches) == {site, good} and found.folder == folder
+    assert any("FVU" in text for text in found.mismatches[site])
+    assert any("made for" in text for text in found.mismatches[good])
+    assert all(found.quality["mismatch"] != "")
+    card: dict[str, Any] = json.loads((folder / "card.json").read_text())
+    assert card["mismatches"]["L2.mlp_out"] == list(found.mismatches[site])
+    saes = load_sae_set(folder, load_model(TWIN))
+    assert saes[site].mismatches == found.mismatches[site]
+    np.testing.assert_array_equal(saes[site].W_dec, load_file(bad / "sae_weights.safetensors")["W_dec"])
+    with pytest.raises(SaeError, match="was made for"):
+        load_sae_set(folder, load_model(MODEL))
+    again = check_saes([str(folder)], str(TWIN), misfit="record")
+    assert again.mismatches == found.mismatches
+
+
+def test_what_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SaeError, match="it exists"):
+        check_saes([str(ONE)], str(MODEL), out=tmp_path)
+    with pytest.raises(SaeError, match="was given before"):
+        check_saes([str(ONE), str(SAES)], str(MODEL), out=tmp_path / "set")
+    with pytest.raises(SaeError, match="no such folder"):
+        check_saes([str(tmp_path / "nowhere")], str(MODEL), out=tmp_path / "set")
+    assert not list(tmp_path.iterdir())

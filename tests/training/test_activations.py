@@ -1,0 +1,129 @@
+"""Recording, and the positions that are left out: found by their length, and told."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from iclens.errors import ConfigError
+from iclens.models.forward import record
+from iclens.models.load import LanguageModel, load_model
+from iclens.names import HOOKS, Site
+from iclens.tables.arrays import Ints
+from iclens.training.activations import excluded_positions, kept_rows, recorder
+from iclens.training.config import MixtureContexts, parse_train_config
+from iclens.training.streams import TokenStream, build_stream
+
+Declare = Callable[..., dict[str, Any]]
+SITE, OTHER = Site(0, "resid_post"), Site(1, "mlp_out")
+
+
+@pytest.fixture
+def stream(small: Declare, model: LanguageModel) -> TokenStream:
+    return build_stream(parse_train_config(small(training={"forward_contexts": 3})), model.tokenizer)
+
+
+def settings(**asked: Any) -> MixtureContexts:
+    return MixtureContexts.model_validate({"kind": "mixture", **asked})
+
+
+def test_recorded_sites_are_those_of_the_model(stream: TokenStream, model: LanguageModel) -> None:
+    sites = [Site(layer, hook) for layer in (0, 2) for hook in HOOKS]
+    tokens = stream.next()
+    ours = recorder(load_model(model.name, blocks=3))(tokens, sites)
+    theirs = record(model, tokens, sites, np.arange(tokens.shape[1]))
+    assert list(ours) and set(ours) == set(sites)
+    for site in sites:
+        np.testing.assert_array_equal(ours[site].numpy(), theirs[site])
+
+
+def test_kept_rows_leave_out_positions_of_every_context() -> None:
+    x = torch.arange(2 * 5 * 3.0).reshape(2, 5, 3)
+    tokens = np.zeros((2, 5), dtype=int)
+    rows = kept_rows(lambda *_: {SITE: x, OTHER: -x}, tokens, [SITE, OTHER], {0, 3, 17})
+    wanted = torch.cat([x[0, [1, 2, 4]], x[1, [1, 2, 4]]])
+    assert torch.equal(rows[SITE], wanted) and torch.equal(rows[OTHER], -wanted)
+
+
+def test_nothing_left_is_refused(stream: TokenStream, model: LanguageModel) -> None:
+    with pytest.raises(ConfigError, match="all 50 of a context"):
+        kept_rows(recorder(model), stream.next(), [SITE], range(50))
+
+
+def lengths(by_site: dict[Site, list[float]]) -> Callable[..., dict[Site, torch.Tensor]]:
+    """Activations of two contexts whose lengths average to those given; the first is half of them."""
+
+    def record(tokens: Ints, sites: object) -> dict[Site, torch.Tensor]:
+        size = tokens.shape[1]
+        x = {site: torch.zeros(2, size, 4) for site in by_site}
+        for site, values in by_site.items():
+            x[site][0, :, 1], x[site][1, :, 2] = (
+                torch.tensor(values[:size]) * share for share in (-0.5, 1.5)
+            )
+        return x
+
+    return record
+
+
+class TwoLengths:
+    """A stream with blocks of six and of four tokens."""
+
+    def next(self) -> Ints:
+        raise AssertionError("only its samples are asked for")
+
+    def samples(self) -> list[Ints]:
+        return [np.zeros((2, 6), dtype=int), np.zeros((2, 4), dtype=int)]
+
+    def state(self) -> dict[str, int]:
+        return {}
+
+    def restore(self, state: dict[str, int]) -> None:
+        raise AssertionError("it stays where it is")
+
+
+class OneLength(TwoLengths):
+    """The longer blocks alone."""
+
+    def samples(self) -> list[Ints]:
+        return super().samples()[:1]
+
+
+def test_massive_positions_are_left_out_with_the_worst_site_as_the_reason() -> None:
+    found = excluded_positions(
+        settings(excluded_positions=[5], massive={"ratio": 10}),
+        lengths({SITE: [900.0, 1, 1, 1, 1, 1], OTHER: [60.0, 60, 2, 2, 2, 2]}),
+        TwoLengths(), [SITE, OTHER],
+    )  # fmt: skip
+    assert list(found) == [0, 5]
+    assert found[0] == "massive: 900 times the usual length at L0.resid_post"
+    assert found[5] == "listed in data.excluded_positions"
+
+
+def test_a_role_that_is_long_everywhere_is_not_massive() -> None:
+    asked = settings(excluded_positions=[])
+    recorded = lengths({SITE: [500.0, 1, 20, 1, 20, 1]})
+    assert excluded_positions(asked, recorded, OneLength(), [SITE]) == {
+        0: "massive: 25 times the usual length at L0.resid_post"
+    }
+
+
+def test_null_leaves_out_only_what_is_listed() -> None:
+    asked = settings(massive=None)
+    recorded = lengths({SITE: [900.0, 1, 1, 1, 1, 1]})
+    assert list(excluded_positions(asked, recorded, TwoLengths(), [SITE])) == [0]
+
+
+def test_a_planted_position_of_the_real_model_is_found(stream: TokenStream, model: LanguageModel) -> None:
+    plain = recorder(model)
+
+    def planted(tokens: Ints, sites: Any) -> dict[Site, torch.Tensor]:
+        found = plain(tokens, sites)
+        found[SITE][:, 1] *= 200
+        return found
+
+    asked = settings()
+    assert list(excluded_positions(asked, plain, stream, [SITE, OTHER])) == [0]
+    found = excluded_positions(asked, planted, stream, [SITE, OTHER])
+    assert list(found) == [0, 1] and "L0.resid_post" in found[1]

@@ -32,8 +32,8 @@ from torch import Tensor
 
 from iclens.names import Site
 from iclens.training.config import Optimisation, SaeSpec
-from iclens.training.scaling import Scaling
-from iclens.training.steps import build_step
+from iclens.training.data.scaling import Scaling
+from iclens.training.steps.build import build_step
 
 BATCH = 1024
 DECAY = 0.5

@@ -21,9 +21,9 @@ from typing import Any
 from random_llama import write_folder
 
 from iclens.training.config import TrainConfig, parse_train_config
-from iclens.training.devices import cpu, peak_memory
-from iclens.training.plan import plan
-from iclens.training.shape import LLAMA3_8B
+from iclens.training.planning.devices import cpu, peak_memory
+from iclens.training.planning.plan import plan
+from iclens.training.planning.shape import LLAMA3_8B
 from iclens.training.train import train_saes
 
 TOLERANCE = 0.10

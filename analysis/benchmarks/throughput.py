@@ -29,14 +29,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from iclens.models.load import LanguageModel
 from iclens.names import Site
-from iclens.training.activations import recorder
-from iclens.training.buffer import ActivationBuffer
 from iclens.training.config import TrainConfig, parse_train_config
-from iclens.training.costs import Job, times
-from iclens.training.devices import Device, cpu, present_device
-from iclens.training.scaling import estimate_scalings
-from iclens.training.shape import LLAMA3_8B, ModelShape
-from iclens.training.steps import build_step
+from iclens.training.data.activations import recorder
+from iclens.training.data.buffer import ActivationBuffer
+from iclens.training.data.scaling import estimate_scalings
+from iclens.training.planning.costs import Job, times
+from iclens.training.planning.devices import Device, cpu, present_device
+from iclens.training.planning.shape import LLAMA3_8B, ModelShape
+from iclens.training.steps.build import build_step
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from sae_lens.synthetic import ActivationGenerator, FeatureDictionary
 from torch import Tensor
 
 from iclens.names import Site
-from iclens.training.adam import BETAS
 from iclens.training.config import Optimisation, SaeSpec
-from iclens.training.scaling import Scaling
-from iclens.training.step import SparseStep
+from iclens.training.data.scaling import Scaling
+from iclens.training.steps.adam import BETAS
+from iclens.training.steps.sparse import SparseStep
 
 
 def batches(d_in: int, rows: int) -> Callable[[], Tensor]:

@@ -44,8 +44,8 @@ from iclens.saes.load import load_sae
 from iclens.tasks.prompts import build_prompts
 from iclens.tasks.spec import parse_task
 from iclens.training.config import parse_train_config
-from iclens.training.devices import peak_memory
-from iclens.training.shape import LLAMA3_8B, ModelShape
+from iclens.training.planning.devices import peak_memory
+from iclens.training.planning.shape import LLAMA3_8B, ModelShape
 from iclens.training.train import train_saes
 
 GATE = 0.10

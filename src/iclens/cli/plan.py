@@ -20,8 +20,8 @@ def plan(
 ) -> None:
     """Say what a training run will take in memory, time and disk; exit 3 when it will not fit."""
     from iclens.training.config import load_train_config
-    from iclens.training.devices import find_device
-    from iclens.training.plan import plan as plan_training
+    from iclens.training.planning.devices import find_device
+    from iclens.training.planning.plan import plan as plan_training
 
     asked = load_train_config(config)
     found = plan_training(asked, find_device(device, asked.model.device))

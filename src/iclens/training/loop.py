@@ -23,13 +23,13 @@ from torch import Tensor
 
 from iclens.errors import ConfigError, RunError
 from iclens.names import Site
-from iclens.training.buffer import ActivationBuffer
 from iclens.training.checkpoint import Checkpoint, CheckpointFolder, write_part
 from iclens.training.config import SaeSpec, TrainConfig
+from iclens.training.data.buffer import ActivationBuffer
+from iclens.training.data.scaling import Scaling
 from iclens.training.metrics import PACE, MetricsLog, Pace
 from iclens.training.ranks import Ranks
-from iclens.training.scaling import Scaling
-from iclens.training.steps import SaeStep
+from iclens.training.steps.build import SaeStep
 from iclens.training.stop import Stop, stopped
 
 Report = Callable[[dict[str, Any]], None]

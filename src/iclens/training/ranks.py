@@ -27,8 +27,8 @@ from torch import Tensor
 from iclens.errors import ConfigError, StoppedError
 from iclens.names import Site
 from iclens.tables.arrays import Ints
-from iclens.training.activations import Record
 from iclens.training.config import SaeSpec
+from iclens.training.data.activations import Record
 
 _PATIENCE = timedelta(hours=2)
 """How long a process waits for another that is still there, for example while that one measures its SAEs."""

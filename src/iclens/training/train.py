@@ -22,20 +22,20 @@ import torch
 from iclens.errors import ConfigError
 from iclens.models.load import LanguageModel, load_model
 from iclens.names import Site
-from iclens.training.activations import excluded_positions, recorder
-from iclens.training.buffer import ActivationBuffer
 from iclens.training.checkpoint import Checkpoint
 from iclens.training.config import SaeSpec, TrainConfig
+from iclens.training.data.activations import excluded_positions, recorder
+from iclens.training.data.buffer import ActivationBuffer
+from iclens.training.data.scaling import Scaling, estimate_scalings
+from iclens.training.data.streams import build_stream, held_out
 from iclens.training.evaluate import Measured, evaluate
 from iclens.training.folder import Place, save_card, save_sae
 from iclens.training.loop import Loop, Report, read_scaling
 from iclens.training.metrics import PACE, MetricsLog
 from iclens.training.ranks import Ranks, joined
 from iclens.training.report import write_report
-from iclens.training.scaling import Scaling, estimate_scalings
-from iclens.training.steps import build_step
+from iclens.training.steps.build import build_step
 from iclens.training.stop import Stop, Stopped, stopped, watched
-from iclens.training.streams import build_stream, held_out
 
 Resume = Literal["no", "newest"]
 

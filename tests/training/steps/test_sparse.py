@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from iclens.errors import SaeError
 from iclens.names import Site
 from iclens.training.config import Optimisation, SaeSpec
-from iclens.training.kernels import Encoder, choose_batch_topk, choose_topk
-from iclens.training.scaling import Scaling
-from iclens.training.step import SparseStep, reconstruct
+from iclens.training.data.scaling import Scaling
+from iclens.training.steps.kernels import Encoder, choose_batch_topk, choose_topk
+from iclens.training.steps.sparse import SparseStep, reconstruct
 
 NARROW = {"encode_dtype": "bfloat16", "moment_dtype": "bfloat16"}
 
@@ -125,7 +125,7 @@ class Dense:
 def test_twenty_steps_are_those_of_a_dense_trainer(
     x: Tensor, y: Tensor, architecture: str, kind: str, longest: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iclens.training.step.DEAD_EVERY", 1)
+    monkeypatch.setattr("iclens.training.steps.sparse.DEAD_EVERY", 1)
     target = y if kind == "transcoder" else None
     step = build(
         x, target, architecture, dead_after_tokens=256, aux_k=2, aux_coefficient=1.0, gradient_clip=longest,

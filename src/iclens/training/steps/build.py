@@ -11,9 +11,9 @@ from sae_lens import SAE
 from torch import Tensor
 
 from iclens.errors import ConfigError, nearest
-from iclens.training import lens_step, step
 from iclens.training.config import Optimisation, SaeSpec
-from iclens.training.scaling import Scaling
+from iclens.training.data.scaling import Scaling
+from iclens.training.steps import lens, sparse
 
 
 class SaeStep(Protocol):
@@ -48,15 +48,15 @@ def check_spec(spec: SaeSpec) -> None:
     Raises:
         ConfigError: for an unknown architecture, an unknown or ill-typed option, or a needless target.
     """
-    known = (*step.ARCHITECTURES, *lens_step.ARCHITECTURES)
+    known = (*sparse.ARCHITECTURES, *lens.ARCHITECTURES)
     if spec.architecture not in known:
         raise ConfigError(f"architecture '{spec.architecture}'", "unknown", nearest(spec.architecture, known))
-    if spec.target is not None and spec.architecture not in (*step.ARCHITECTURES, *lens_step.TRANSCODERS):
+    if spec.target is not None and spec.architecture not in (*sparse.ARCHITECTURES, *lens.TRANSCODERS):
         raise ConfigError(
             f"SAE {spec.name}", f"'{spec.architecture}' predicts nothing but its own site",
-            f"With a target, train one of {', '.join((*step.ARCHITECTURES, *lens_step.TRANSCODERS))}.",
+            f"With a target, train one of {', '.join((*sparse.ARCHITECTURES, *lens.TRANSCODERS))}.",
         )  # fmt: skip
-    options = lens_step.option_types(spec.architecture)
+    options = lens.option_types(spec.architecture)
     for name, value in spec.options.items():
         if name not in options:
             remedy = nearest(name, options) if options else "It has none."
@@ -92,6 +92,6 @@ def build_step(
     check_spec(spec)
     if (spec.target is None) != (target_scaling is None):
         raise ConfigError(f"SAE {spec.name}", "target and its scaling do not match", "Give both or neither.")
-    if spec.architecture in step.ARCHITECTURES:
-        return step.SparseStep(spec, training, scaling, target_scaling, rows, device)
-    return lens_step.LensStep(spec, training, scaling, target_scaling, device)
+    if spec.architecture in sparse.ARCHITECTURES:
+        return sparse.SparseStep(spec, training, scaling, target_scaling, rows, device)
+    return lens.LensStep(spec, training, scaling, target_scaling, device)

@@ -17,14 +17,14 @@ from safetensors import safe_open
 
 from iclens.errors import ConfigError, IclensError, ModelError, SiteError, WontFitError
 from iclens.training.config import TrainConfig, parse_train_config
-from iclens.training.costs import INTERPRETER, Job
-from iclens.training.devices import CARDS, Device, cpu
-from iclens.training.plan import Plan, plan
-from iclens.training.remedies import CHANGES
-from iclens.training.shape import LLAMA3_8B, ModelShape, read_shape
+from iclens.training.planning.costs import INTERPRETER, Job
+from iclens.training.planning.devices import CARDS, Device, cpu
+from iclens.training.planning.plan import Plan, plan
+from iclens.training.planning.remedies import CHANGES
+from iclens.training.planning.shape import LLAMA3_8B, ModelShape, read_shape
 
 Declare = Callable[..., dict[str, Any]]
-MODEL = Path(__file__).resolve().parents[2] / "checkpoints" / "icl-tiny"
+MODEL = Path(__file__).resolve().parents[3] / "checkpoints" / "icl-tiny"
 SHAPE = ModelShape(
     d_model=8, n_blocks=4, n_heads=2, n_kv_heads=1, d_head=4, d_mlp=20, n_vocab=50, tied=False
 )  # fmt: skip

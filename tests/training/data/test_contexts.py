@@ -13,7 +13,7 @@ from iclens.names import position
 from iclens.tasks.prompts import build_prompts
 from iclens.tasks.spec import parse_task
 from iclens.training.config import MixtureContexts, Prompts
-from iclens.training.contexts import MixtureSource, PromptSource, read_mixture
+from iclens.training.data.contexts import MixtureSource, PromptSource, read_mixture
 
 Make = Callable[[], MixtureSource]
 

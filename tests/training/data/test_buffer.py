@@ -12,10 +12,10 @@ from iclens.errors import ConfigError
 from iclens.models.load import LanguageModel
 from iclens.names import Site
 from iclens.tables.arrays import Ints
-from iclens.training.activations import recorder
-from iclens.training.buffer import ActivationBuffer
 from iclens.training.config import parse_train_config
-from iclens.training.streams import build_stream
+from iclens.training.data.activations import recorder
+from iclens.training.data.buffer import ActivationBuffer
+from iclens.training.data.streams import build_stream
 
 Declare = Callable[..., dict[str, Any]]
 SITE, OTHER = Site(0, "resid_post"), Site(1, "mlp_out")

@@ -11,9 +11,9 @@ from torch import Tensor
 from iclens.errors import ConfigError, SaeError
 from iclens.names import Site
 from iclens.training.config import Optimisation, SaeSpec
-from iclens.training.lens_step import LensStep
-from iclens.training.scaling import Scaling
-from iclens.training.steps import build_step, check_spec
+from iclens.training.data.scaling import Scaling
+from iclens.training.steps.build import build_step, check_spec
+from iclens.training.steps.lens import LensStep
 
 DECLARED = {
     "standard": {"l1_coefficient": 0.1},

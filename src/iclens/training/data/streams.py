@@ -15,9 +15,9 @@ import numpy as np
 
 from iclens.tables.arrays import Ints
 from iclens.training.config import MixtureContexts, TextContexts, TrainConfig
-from iclens.training.contexts import MainSource, MixtureSource, PromptSource, Source, State, read_mixture
-from iclens.training.text import TextSource
-from iclens.training.tokens import TokenSource
+from iclens.training.data.contexts import MainSource, MixtureSource, PromptSource, Source, State, read_mixture
+from iclens.training.data.text import TextSource
+from iclens.training.data.tokens import TokenSource
 
 
 class TokenStream(Protocol):

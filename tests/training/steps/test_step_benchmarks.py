@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-FOLDER = Path(__file__).resolve().parents[2] / "analysis" / "benchmarks"
+FOLDER = Path(__file__).resolve().parents[3] / "analysis" / "benchmarks"
 
 
 @pytest.fixture

@@ -33,10 +33,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from iclens.errors import SaeError
-from iclens.training.adam import Adam, clip
-from iclens.training.auxk import auxiliary
 from iclens.training.config import Optimisation, SaeSpec
-from iclens.training.kernels import (
+from iclens.training.data.scaling import Scaling
+from iclens.training.steps.adam import Adam, clip
+from iclens.training.steps.auxk import auxiliary
+from iclens.training.steps.kernels import (
     Active,
     Encoder,
     by_latent,
@@ -46,7 +47,6 @@ from iclens.training.kernels import (
     gather,
     total,
 )
-from iclens.training.scaling import Scaling
 
 ARCHITECTURES = ("topk", "batchtopk")
 """What is trained here."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from iclens.errors import ConfigError
 from iclens.names import Site
 from iclens.tables.arrays import Ints
-from iclens.training.scaling import Scaling, StreamingScaling, estimate_scalings
+from iclens.training.data.scaling import Scaling, StreamingScaling, estimate_scalings
 
 SITE, OTHER = Site(0, "resid_post"), Site(1, "mlp_out")
 

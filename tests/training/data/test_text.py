@@ -14,8 +14,8 @@ import pytest
 from iclens.errors import ConfigError
 from iclens.models.load import LanguageModel
 from iclens.training.config import TextContexts
-from iclens.training.documents import LocalDocuments, open_documents
-from iclens.training.text import TextSource
+from iclens.training.data.documents import LocalDocuments, open_documents
+from iclens.training.data.text import TextSource
 
 Make = Callable[..., TextSource]
 TEXTS = [" ".join(map(str, range(n, n + 5 * n))) for n in (2, 8, 5, 14, 3, 11)]

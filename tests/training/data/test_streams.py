@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from iclens.models.load import LanguageModel
 from iclens.names import position
 from iclens.training.config import TrainConfig, parse_train_config
-from iclens.training.streams import build_stream, furthest_behind, held_out
+from iclens.training.data.streams import build_stream, furthest_behind, held_out
 
 Declare = Callable[..., dict[str, Any]]
 Configure = Callable[..., TrainConfig]

@@ -19,11 +19,11 @@ from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInpu
 from torch import Tensor
 
 from iclens.errors import ConfigError
-from iclens.training.adam import Adam, clip
 from iclens.training.config import Optimisation, SaeSpec
-from iclens.training.scaling import Scaling
-from iclens.training.step import on_device, refill
-from iclens.training.transcoders import OPTIONS, transcoder_loss
+from iclens.training.data.scaling import Scaling
+from iclens.training.steps.adam import Adam, clip
+from iclens.training.steps.sparse import on_device, refill
+from iclens.training.steps.transcoders import OPTIONS, transcoder_loss
 
 SAES = ("standard", "gated", "jumprelu", "matryoshka_batchtopk")
 """Trained through sae_lens' `training_forward_pass`."""

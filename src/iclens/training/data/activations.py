@@ -19,7 +19,7 @@ from iclens.models.load import LanguageModel
 from iclens.names import Site
 from iclens.tables.arrays import Ints
 from iclens.training.config import Contexts
-from iclens.training.streams import TokenStream
+from iclens.training.data.streams import TokenStream
 
 Record = Callable[[Ints, Sequence[Site]], dict[Site, Tensor]]
 """(tokens [context pos], sites) → activations of each site, [context pos d_model]."""

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from iclens.errors import ConfigError
 from iclens.tables.arrays import Ints
 from iclens.training.config import TokenContexts
-from iclens.training.contexts import State
+from iclens.training.data.contexts import State
 
 
 class TokenSource:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from iclens.errors import ConfigError
 from iclens.names import Site
-from iclens.training.activations import Record, kept_positions, kept_rows
-from iclens.training.streams import TokenStream
+from iclens.training.data.activations import Record, kept_positions, kept_rows
+from iclens.training.data.streams import TokenStream
 
 
 class ActivationBuffer:

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from iclens.errors import ConfigError
-from iclens.training.devices import CARDS, NAMES, cpu, find_device, peak_memory, present_device, recognised
+from iclens.training.planning.devices import (
+    CARDS,
+    NAMES,
+    cpu,
+    find_device,
+    peak_memory,
+    present_device,
+    recognised,
+)
 
 
 def test_named_devices_have_the_data_sheets_figures() -> None:

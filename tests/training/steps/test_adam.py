@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclens.training import adam
-from iclens.training.adam import Adam, clip
+from iclens.training.steps import adam
+from iclens.training.steps.adam import Adam, clip
 
 
 def parameters(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

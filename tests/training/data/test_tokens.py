@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from iclens.errors import ConfigError
 from iclens.models.load import LanguageModel
 from iclens.training.config import TokenContexts
-from iclens.training.tokens import TokenSource
+from iclens.training.data.tokens import TokenSource
 
 Make = Callable[..., TokenSource]
 

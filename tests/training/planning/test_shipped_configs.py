@@ -7,10 +7,10 @@ from types import ModuleType
 import pytest
 
 from iclens.training.config import load_train_config
-from iclens.training.devices import CARDS
-from iclens.training.plan import plan
+from iclens.training.planning.devices import CARDS
+from iclens.training.planning.plan import plan
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def _script() -> ModuleType:

@@ -12,9 +12,9 @@ from iclens.models.forward import record
 from iclens.models.load import LanguageModel, load_model
 from iclens.names import HOOKS, Site
 from iclens.tables.arrays import Ints
-from iclens.training.activations import excluded_positions, kept_rows, recorder
 from iclens.training.config import MixtureContexts, parse_train_config
-from iclens.training.streams import TokenStream, build_stream
+from iclens.training.data.activations import excluded_positions, kept_rows, recorder
+from iclens.training.data.streams import TokenStream, build_stream
 
 Declare = Callable[..., dict[str, Any]]
 SITE, OTHER = Site(0, "resid_post"), Site(1, "mlp_out")

@@ -14,8 +14,8 @@ import numpy as np
 from iclens.errors import ConfigError
 from iclens.tables.arrays import Ints
 from iclens.training.config import TextContexts
-from iclens.training.contexts import State
-from iclens.training.documents import Documents, Place, open_documents
+from iclens.training.data.contexts import State
+from iclens.training.data.documents import Documents, Place, open_documents
 
 
 class TextSource:

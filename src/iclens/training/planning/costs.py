@@ -20,8 +20,8 @@ import numpy as np
 from iclens.errors import ConfigError, SiteError
 from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, Site
 from iclens.training.config import SaeSpec, TextContexts, TokenContexts, TrainConfig
-from iclens.training.devices import Device
-from iclens.training.shape import ModelShape
+from iclens.training.planning.devices import Device
+from iclens.training.planning.shape import ModelShape
 
 PHASES = ("fill", "step", "save", "measure")
 SIZE = {"float32": 4, "bfloat16": 2}

@@ -33,8 +33,8 @@ EXPORT = 8
 """Bytes per parameter while an SAE is brought into units of raw activations."""
 ENTRY = 80
 """Bytes per active latent and row: value, row and latent, and their order by latent."""
-LARGE_BLOCK, KEPT = 32 << 20, 80_000_000
-"""Block from which glibc gives memory back at once; what it keeps of smaller ones at least, as measured."""
+KEPT = 180_000_000
+"""Bytes of freed small blocks that glibc does not give back, as measured; large ones go back at once."""
 DEAD = 0.1
 """Assumed fraction of latents that are dead at once."""
 SPARSE = ("topk", "batchtopk")
@@ -170,7 +170,7 @@ def memory(job: Job, device: Device) -> tuple[Part, ...]:
         Part("Python and libraries", dict.fromkeys(PHASES, INTERPRETER)),
         *found,
         Part("copy of one SAE for the disk", {"save": copied}),
-        Part("freed, kept by the allocator", dict.fromkeys(PHASES, kept_bytes(job))),
+        Part("freed, kept by the allocator", dict.fromkeys(PHASES, KEPT)),
     )
 
 
@@ -202,15 +202,6 @@ def forward_bytes(job: Job) -> float:
     recorded = len(job.config.saes.recorded) + 1
     values = 3 * job.shape.d_mlp + (3 + recorded) * job.shape.d_model
     return SIZE[job.config.model.dtype] * tokens * values
-
-
-def kept_bytes(job: Job) -> float:
-    """Small blocks that were freed, but not given back to the operating system (CPU only; fitted)."""
-    largest = (
-        SIZE[job.config.model.dtype] * job.config.training.forward_contexts * job.context * job.shape.d_mlp
-    )
-    small = largest < LARGE_BLOCK
-    return KEPT + (2 * forward_bytes(job) if small else 0)
 
 
 def gradient_bytes(job: Job, spec: SaeSpec) -> float:

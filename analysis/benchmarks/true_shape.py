@@ -69,7 +69,7 @@ class Scale:
 
 
 TRUE = Scale(
-    LLAMA3_8B, blocks_per_shard=4, blocks=15, d_sae=32_768, k=64, steps=20, batch_tokens=128, wide=131_072,
+    LLAMA3_8B, blocks_per_shard=4, blocks=15, d_sae=32_768, k=64, steps=20, batch_tokens=64, wide=131_072,
     wide_k=192,
 )  # fmt: skip
 SMALL = Scale(
@@ -77,14 +77,16 @@ SMALL = Scale(
         "hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2,
         "num_hidden_layers": 6, "vocab_size": 1078, "initializer_range": 0.15,
     },
-    blocks_per_shard=2, blocks=3, d_sae=256, k=16, steps=20, batch_tokens=128, wide=1024, wide_k=32,
+    blocks_per_shard=2, blocks=3, d_sae=256, k=16, steps=20, batch_tokens=64, wide=1024, wide_k=32,
 )  # fmt: skip
 
 
-def prompt(folder: Path) -> np.ndarray:
-    """One prompt of 2x+3 with 13 examples, [row pos]."""
+def prompts(folder: Path, n_prompts: int) -> np.ndarray:
+    """Prompts of 2x+3 with 13 examples, [row pos]."""
     tokenizer = load_model(folder, blocks=1, dtype=torch.bfloat16).tokenizer
-    return build_prompts(tokenizer, parse_task("2x+3"), arm="T", n_prompts=1, n_examples=13, seed=0).tokens
+    return build_prompts(
+        tokenizer, parse_task("2x+3"), arm="T", n_prompts=n_prompts, n_examples=13, seed=0
+    ).tokens
 
 
 def load(folder: Path, scale: Scale) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def of_another_shape(copy: Path) -> None:
 def forward(folder: Path, scale: Scale) -> dict[str, Any]:
     """Distances of the residual after the last block loaded from the reference and from its controls."""
     model = load_model(folder, blocks=scale.blocks, dtype=torch.bfloat16)
-    tokens = prompt(folder)
+    tokens = prompts(folder, 1)
     site = Site(scale.blocks - 1, "resid_post")
     begun = time.monotonic()
     found = record(model, tokens, [site], np.arange(tokens.shape[1]))[site]
@@ -160,18 +162,20 @@ def forward(folder: Path, scale: Scale) -> dict[str, Any]:
 
 
 def train(folder: Path, scale: Scale) -> dict[str, Any]:
-    """20 steps of a TopK SAE, from the configuration to the folder."""
+    """20 steps of a TopK SAE, from the configuration to the folder, on four prompts again and again."""
     site = Site(scale.blocks - 1, "resid_post")
+    place = folder.with_name(f"{folder.name}-tokens.npy")
+    np.save(place, prompts(folder, 5))
     config = parse_train_config({
         "model": {"name": str(folder), "load": "needed", "dtype": "bfloat16"},
-        "data": {"kind": "mixture", "examples": 16},
+        "data": {"kind": "tokens", "path": str(place)},
         "saes": {"sites": [site.short], "d_sae": scale.d_sae, "k": scale.k},
         "training": {
             "tokens": scale.steps * scale.batch_tokens, "batch_tokens": scale.batch_tokens,
             "buffer_tokens": 2 * scale.batch_tokens, "scaling_tokens": scale.batch_tokens,
             "forward_contexts": 2, "lr": 0.001, "warmup": 0.1, "aux_k": 64,
         },
-        "held_out": {"contexts": 2},
+        "held_out": {"contexts": 1},
     })  # fmt: skip
     out = folder.with_name(f"{folder.name}-saes")
     try:
@@ -179,6 +183,7 @@ def train(folder: Path, scale: Scale) -> dict[str, Any]:
         lines = [json.loads(line) for line in (out / site.short / "metrics.jsonl").read_text().splitlines()]
         card = json.loads((out / "card.json").read_text())
     finally:
+        place.unlink()
         shutil.rmtree(out, ignore_errors=True)
         shutil.rmtree(out.with_name(f"{out.name}.checkpoints"), ignore_errors=True)
     return {

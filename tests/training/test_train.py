@@ -19,6 +19,7 @@ from iclens.saes.load import load_sae_set
 from iclens.tasks.prompts import build_prompts
 from iclens.tasks.spec import parse_task
 from iclens.training.config import parse_train_config
+from iclens.training.data.buffer import ActivationBuffer
 from iclens.training.loop import learning_rate
 from iclens.training.train import train_saes
 
@@ -133,6 +134,32 @@ def test_a_run_that_cannot_be_leaves_nothing(
     with pytest.raises(kind, match=words):
         train_saes(parse_train_config(short(**changes)), tmp_path / "deep" / "set")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_trained_is_refused_before_the_model_is_read(
+    short: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("the model was read")
+
+    monkeypatch.setattr("iclens.training.train.load_model", read)
+    with pytest.raises(ConfigError, match="option 'widths'"):
+        train_saes(parse_train_config(short(saes={"options": {"widths": [8]}})), tmp_path / "saes")
+
+
+def test_the_buffer_is_where_the_model_is(
+    short: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Seen(ActivationBuffer):
+        def __init__(self, *args: Any, device: Any = None, **named: Any) -> None:
+            asked.append(device)
+            super().__init__(*args, device=device, **named)
+
+    monkeypatch.setattr("iclens.training.train.ActivationBuffer", Seen)
+    train_saes(parse_train_config(short()), tmp_path / "saes")
+    assert asked == [torch.device("cpu")]
 
 
 def test_an_existing_folder_is_not_overwritten(small: Declare, tmp_path: Path) -> None:

@@ -209,9 +209,8 @@ class Loop:
         states = {name: step.tensors() for name, step in self.steps.items()}
         for name, tensors in states.items():
             if not all(bool(x.isfinite().all()) for x in tensors.values() if x.is_floating_point()):
-                self.watch.see(
-                    self.done - 1, name, {"fvu": torch.tensor(math.nan), "loss": torch.tensor(0.0)}
-                )
+                lost = torch.tensor(math.nan, device=self.device)
+                self.watch.see(self.done - 1, name, {"fvu": lost, "loss": lost})
         self._refuse_divergence()
         partial = (
             self.checkpoints.root

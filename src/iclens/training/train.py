@@ -34,7 +34,7 @@ from iclens.training.loop import Loop, Report, read_scaling
 from iclens.training.metrics import PACE, MetricsLog
 from iclens.training.ranks import Ranks, joined
 from iclens.training.report import write_report
-from iclens.training.steps.build import build_step
+from iclens.training.steps.build import build_step, check_spec
 from iclens.training.stop import Stop, Stopped, stopped, watched
 
 Resume = Literal["no", "newest"]
@@ -95,6 +95,8 @@ class _Run:
     report: Report
 
     def train(self) -> None:
+        for spec in self.config.saes.members:
+            check_spec(spec)
         checkpoint = self._newest()
         model = self._open_model()
         if checkpoint is not None:
@@ -165,6 +167,7 @@ class _Run:
         buffer = ActivationBuffer(
             record, stream, mine, excluded,
             capacity=settings.buffer_tokens, batch=settings.batch_tokens, seed=config.seed,
+            device=model.device(),
         )  # fmt: skip
         if checkpoint is None:
             scalings = estimate_scalings(record, stream, mine, excluded, settings.scaling_tokens)

@@ -65,6 +65,16 @@ def test_arithmetic_of_a_block_by_hand() -> None:
     assert SHAPE.block_flops(20) == 2 * SHAPE.block_matrices + 2 * 2 * 10 * 8
 
 
+def test_embeddings_that_stay_mapped_are_counted_by_the_ids_that_occur() -> None:
+    shape = ModelShape.from_config(LLAMA3_8B)
+    bfloat16 = declared(model={"dtype": "bfloat16"})
+    unread = 2 * 4096 * (128_256 - 2048)
+    whole, mapped = plan(bfloat16, card(80e9), shape), plan(bfloat16, cpu(), shape)
+    assert part(whole, "model") - part(mapped, "model") == unread
+    converted = plan(declared(), cpu(), shape)
+    assert part(converted, "model") == 2 * part(whole, "model")
+
+
 def test_memory_by_hand() -> None:
     found = plan(declared(), card(1e9), SHAPE)
     parameters = 2 * 8 * 64 + 64 + 8

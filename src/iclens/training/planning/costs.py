@@ -19,7 +19,7 @@ import numpy as np
 
 from iclens.errors import ConfigError, SiteError
 from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, Site
-from iclens.training.config import SaeSpec, TextContexts, TokenContexts, TrainConfig
+from iclens.training.config import MixtureContexts, SaeSpec, TextContexts, TokenContexts, TrainConfig
 from iclens.training.planning.devices import Device
 from iclens.training.planning.shape import ModelShape
 
@@ -33,6 +33,8 @@ EXPORT = 8
 """Bytes per parameter while an SAE is brought into units of raw activations."""
 ENTRY = 80
 """Bytes per active latent and row: value, row and latent, and their order by latent."""
+MIXTURE_IDS = 2048
+"""Token ids that a mixture's prompts are made of, at most."""
 KEPT = 180_000_000
 """Bytes of freed small blocks that glibc does not give back, as measured; large ones go back at once."""
 DEAD = 0.1
@@ -151,7 +153,7 @@ def memory(job: Job, device: Device) -> tuple[Part, ...]:
     )
     training = ("fill", "step", "save")
     found = (
-        Part(f"model, {blocks}, {config.model.dtype}", dict.fromkeys(PHASES, model_bytes(job))),
+        Part(f"model, {blocks}, {config.model.dtype}", dict.fromkeys(PHASES, model_bytes(job, device))),
         Part(
             f"weights of {len(members)} SAE{'s' * (len(members) > 1)}, float32",
             dict.fromkeys(PHASES, weights),
@@ -179,10 +181,16 @@ def parameters(spec: SaeSpec, width: int) -> int:
     return spec.d_sae * 2 * width + spec.d_sae + width
 
 
-def model_bytes(job: Job) -> float:
-    """Weights of the model in memory."""
-    blocks = job.shape.n_blocks if job.whole else job.needed
-    return SIZE[job.config.model.dtype] * job.shape.parameters(blocks, head=int(job.whole))
+def model_bytes(job: Job, device: Device) -> float:
+    """Weights of the model in memory.
+
+    On a CPU, weights in their stored dtype stay memory-mapped: of the embeddings only the rows of token ids
+    that occur are read, which in a mixture's prompts are few.
+    """
+    blocks, dtype = job.shape.n_blocks if job.whole else job.needed, job.config.model.dtype
+    mapped = device.kind == "cpu" and job.shape.stored == dtype
+    n_ids = MIXTURE_IDS if mapped and isinstance(job.config.data, MixtureContexts) else None
+    return SIZE[dtype] * job.shape.parameters(blocks, head=int(job.whole), n_ids=n_ids)
 
 
 def buffer_bytes(job: Job) -> float:

@@ -54,6 +54,7 @@ class ModelShape:
         d_mlp: width of the MLP's hidden layer.
         n_vocab: token ids.
         tied: whether the unembedding is the embedding.
+        stored: dtype that config.json gives its weights; empty when it gives none.
     """
 
     d_model: int
@@ -64,6 +65,7 @@ class ModelShape:
     d_mlp: int
     n_vocab: int
     tied: bool
+    stored: str = ""
 
     @classmethod
     def from_config(cls, config: dict[str, Any], name: str = "model") -> ModelShape:
@@ -86,6 +88,7 @@ class ModelShape:
             d_model, size("num_hidden_layers"), n_heads, size("num_key_value_heads", n_heads),
             size("head_dim", d_model // n_heads), size("intermediate_size"), size("vocab_size"),
             bool(config.get("tie_word_embeddings", False)),
+            str(config.get("dtype", config.get("torch_dtype", ""))),
         )  # fmt: skip
 
     @property
@@ -104,10 +107,15 @@ class ModelShape:
         """Weights of the token embedding; of the unembedding too when it has its own."""
         return self.n_vocab * self.d_model
 
-    def parameters(self, blocks: int, *, head: int) -> int:
-        """Weights of the embedding, the first `blocks` blocks, the final norm, and `head` unembeddings."""
-        own_head = head * (not self.tied)
-        return (1 + own_head) * self.embedding_parameters + blocks * self.block_parameters + self.d_model
+    def parameters(self, blocks: int, *, head: int, n_ids: int | None = None) -> int:
+        """Weights of the embedding, the first `blocks` blocks, the final norm, and `head` unembeddings.
+
+        `n_ids` counts only that many rows of an embedding that is not the unembedding too.
+        """
+        shared = self.tied and bool(head)
+        embedded = self.n_vocab if n_ids is None or shared else min(n_ids, self.n_vocab)
+        unembedded = head * (not self.tied) * self.n_vocab
+        return (embedded + unembedded) * self.d_model + blocks * self.block_parameters + self.d_model
 
     def block_flops(self, context: int) -> float:
         """FLOP per token of one block, in causal contexts of `context` tokens.

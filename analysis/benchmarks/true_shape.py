@@ -44,7 +44,8 @@ from iclens.saes.load import load_sae
 from iclens.tasks.prompts import build_prompts
 from iclens.tasks.spec import parse_task
 from iclens.training.config import parse_train_config
-from iclens.training.planning.devices import peak_memory
+from iclens.training.planning.devices import cpu, peak_memory
+from iclens.training.planning.plan import plan
 from iclens.training.planning.shape import LLAMA3_8B, ModelShape
 from iclens.training.train import train_saes
 
@@ -180,6 +181,7 @@ def train(folder: Path, scale: Scale) -> dict[str, Any]:
     out = folder.with_name(f"{folder.name}-saes")
     try:
         train_saes(config, out)
+        planned = plan(config, cpu())
         lines = [json.loads(line) for line in (out / site.short / "metrics.jsonl").read_text().splitlines()]
         card = json.loads((out / "card.json").read_text())
     finally:
@@ -188,7 +190,8 @@ def train(folder: Path, scale: Scale) -> dict[str, Any]:
         shutil.rmtree(out.with_name(f"{out.name}.checkpoints"), ignore_errors=True)
     return {
         "d_sae": scale.d_sae, "steps": scale.steps, "batch_tokens": scale.batch_tokens,
-        "training_seconds": card["seconds"], "first_fvu": lines[0]["fvu"], "last_fvu": lines[-1]["fvu"],
+        "training_seconds": card["seconds"], "planned_gb": round(planned.peak / 1e9, 2),
+        "first_fvu": lines[0]["fvu"], "last_fvu": lines[-1]["fvu"],
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ B rows of a batch, C rows whose pre-activations are held at a time, k active lat
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,7 +35,7 @@ EXPORT = 8
 ENTRY = 80
 """Bytes per active latent and row: value, row and latent, and their order by latent."""
 MIXTURE_IDS = 2048
-"""Token ids that a mixture's prompts are made of, at most."""
+"""Token ids that the prompts of tasks are made of, at most."""
 KEPT = 180_000_000
 """Bytes of freed small blocks that glibc does not give back, as measured; large ones go back at once."""
 DEAD = 0.1
@@ -120,24 +121,25 @@ def _context_length(config: TrainConfig) -> int:
     if isinstance(found, TextContexts):
         return found.context_tokens
     if isinstance(found, TokenContexts):
-        return found.context_tokens or _stored_length(found)
+        if found.context_tokens:
+            return found.context_tokens
+        shape = _stored_shape(found)
+        if len(shape) != 2:
+            raise ConfigError(f"tokens '{found.path}'", "they are flat", "Give data.context_tokens.")
+        return shape[1]
     return PREFIX_LENGTH + TOKENS_PER_EXAMPLE * found.examples
 
 
-def _stored_length(found: TokenContexts) -> int:
+def _stored_shape(found: TokenContexts) -> tuple[int, ...]:
     from safetensors import SafetensorError, safe_open
 
     try:
         if found.path.suffix == ".npy":
-            shape = np.load(found.path, mmap_mode="r").shape
-        else:
-            with safe_open(found.path, "np") as file:
-                shape = tuple(file.get_slice(next(iter(file.keys()))).get_shape())
+            return tuple(np.load(found.path, mmap_mode="r").shape)
+        with safe_open(found.path, "np") as file:
+            return tuple(file.get_slice(next(iter(file.keys()))).get_shape())
     except (OSError, ValueError, SafetensorError, StopIteration) as cause:
         raise ConfigError(f"tokens '{found.path}'", "cannot be read", "Give data.context_tokens.") from cause
-    if len(shape) != 2:
-        raise ConfigError(f"tokens '{found.path}'", "they are flat", "Give data.context_tokens.")
-    return int(shape[1])
 
 
 # ----------------------------------------------------------------------------------------- memory
@@ -189,8 +191,18 @@ def model_bytes(job: Job, device: Device) -> float:
     """
     blocks, dtype = job.shape.n_blocks if job.whole else job.needed, job.config.model.dtype
     mapped = device.kind == "cpu" and job.shape.stored == dtype
-    n_ids = MIXTURE_IDS if mapped and isinstance(job.config.data, MixtureContexts) else None
+    n_ids = _ids(job.config) if mapped else None
     return SIZE[dtype] * job.shape.parameters(blocks, head=int(job.whole), n_ids=n_ids)
+
+
+def _ids(config: TrainConfig) -> int | None:
+    """Token ids that occur, at most, the prompts mixed in included; None when all of them can."""
+    found = config.data
+    if isinstance(found, MixtureContexts):
+        return MIXTURE_IDS
+    if isinstance(found, TokenContexts) and found.path.is_file():
+        return MIXTURE_IDS + math.prod(_stored_shape(found))
+    return None
 
 
 def buffer_bytes(job: Job) -> float:

@@ -102,11 +102,6 @@ class ModelShape:
         """All weights of a block, its two norms included."""
         return self.block_matrices + 2 * self.d_model
 
-    @property
-    def embedding_parameters(self) -> int:
-        """Weights of the token embedding; of the unembedding too when it has its own."""
-        return self.n_vocab * self.d_model
-
     def parameters(self, blocks: int, *, head: int, n_ids: int | None = None) -> int:
         """Weights of the embedding, the first `blocks` blocks, the final norm, and `head` unembeddings.
 

@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--l0", type=float, default=12)
     parser.add_argument("--architecture", choices=["topk", "batchtopk"], default="topk")
     parser.add_argument("--our-rates", type=float, nargs="+", default=[1e-3, 3e-3])
-    parser.add_argument("--their-rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
+    parser.add_argument("--their-rates", type=float, nargs="+", default=[3e-3, 1e-2, 2e-2])
     given = parser.parse_args()
     found: dict[str, list[dict[str, float]]] = {}
     for seed in range(given.seeds):

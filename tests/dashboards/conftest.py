@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from iclens.dashboards.additive_view import AccountRow, AdditiveView, ArmCurve, FalsifierRow, RungCount
 from iclens.dashboards.site import build_site
 from iclens.dashboards.view import (
     BeliefCurve,
@@ -32,6 +33,7 @@ from iclens.dashboards.view import (
     TokenView,
     TrajectoryView,
 )
+from iclens.tables.verdicts import LADDER
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 SITES = tuple(f"L{layer}.{hook}" for layer in (1, 2, 3) for hook in ("resid_post", "mlp_out"))
@@ -162,6 +164,26 @@ def make_rows(rng: np.random.Generator, per_site: int) -> list[LatentRow]:
     return sorted(rows, key=lambda row: row.q_value)
 
 
+def additive(rng: np.random.Generator, hostile: str) -> AdditiveView:
+    """Two arms, every rung, three accounts and two falsifiers."""
+    arms = [
+        ArmCurve("T" + hostile, "own labels" + hostile, curve(rng, -4.6, 4.1, 0.3), curve(rng, -4.6, 5, 0.0)),
+        ArmCurve(
+            "D", "one example again and again", curve(rng, -4.6, 0, 0.3), agreement="slope .91" + hostile
+        ),
+    ]
+    rungs = [RungCount(site, rung, 3 * i) for site in SITES for i, rung in enumerate(reversed(LADDER))]
+    accounts = [
+        AccountRow(name + hostile, behind, 0.8 * behind, 1.2 * behind, "what it says" + hostile)
+        for name, behind in (("exact posterior", 0.0), ("attention pooling", 3.2), ("counting", 41.0))
+    ]
+    falsifiers = [
+        FalsifierRow("F1", "Is there no paired growth?" + hostile, "did not fire", "214 latents grow."),
+        FalsifierRow("F7", "Is the closure below 25 %?", "fired", "Closure 0.11 [0.07, 0.16]." + hostile),
+    ]
+    return AdditiveView(arms, rungs, accounts, "Fitted on half of the prompts." + hostile, falsifiers)
+
+
 def make_view(per_site: int = 40, n_pages: int = 4, hostile: str = HOSTILE) -> SiteView:
     """The study; `hostile` stands in all its texts and on the first of its pages."""
     rng = np.random.default_rng(0)
@@ -226,6 +248,7 @@ def make_view(per_site: int = 40, n_pages: int = 4, hostile: str = HOSTILE) -> S
             sweep(rng, "A’s answer copied", 6),
         ],
         growth=counts,
+        additive=additive(rng, hostile),
         latents=rows,
         pages=[latent_page(rng, row, hostile if i == 0 else "") for i, row in enumerate(rows[:n_pages])],
         pages_reason="Pages are written for the latents with the lowest q at any site and role.",

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from iclens.dashboards import charts, svg
+from iclens.dashboards import additive_charts, charts, svg
+from iclens.dashboards.additive_view import AccountRow, ArmCurve, RungCount
 from iclens.dashboards.view import (
     BeliefCurve,
     Curve,
@@ -168,3 +169,29 @@ def test_rendered_charts_keep_hostile_text_as_text() -> None:
     assert "<b>&" in texts(drawing)
     assert HOSTILE in ElementTree.fromstring(drawing).attrib["aria-label"]
     assert not list(ElementTree.fromstring(drawing).iter("script"))
+
+
+def test_the_ladder_shows_every_count_above_none() -> None:
+    counts = [
+        RungCount("L1.mlp_out", "none", 900),
+        RungCount("L1.mlp_out", "grows", 17),
+        RungCount("L2.mlp_out", "grows linearly", 3),
+    ]
+    drawn = additive_charts.ladder_chart(counts, ("grows", "grows linearly"))
+    assert {"17", "3", "grows", "grows linearly", "L1.mlp_out", "L2.mlp_out"} <= set(texts(drawn))
+    assert "900" not in texts(drawn)
+    assert 'aria-label="Latents by site and rung of the ladder: L1.mlp_out grows 17; ' in drawn
+
+
+def test_accounts_are_drawn_in_the_order_given_with_their_distances() -> None:
+    rows = [AccountRow("leaky sum", 0, 0, 0, ""), AccountRow("counting", 12.5, 10, 15, HOSTILE)]
+    drawn = additive_charts.account_chart(rows)
+    found = texts(drawn)
+    assert found.index("leaky sum") < found.index("counting")
+    assert "12.5" in found and HOSTILE not in drawn
+
+
+def test_an_arm_is_drawn_with_and_without_an_exact_posterior() -> None:
+    alone, beside = (additive_charts.arm_chart(ArmCurve("D", "repeated", CURVE, e)) for e in (None, CURVE))
+    assert "exact posterior" not in alone and "exact posterior" in beside
+    assert "exact in arm D" in alone

@@ -22,9 +22,11 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from iclens.dashboards import charts, svg, text
+from iclens.dashboards import additive_charts, charts, svg, text
+from iclens.dashboards.additive_view import AdditiveView
 from iclens.dashboards.view import GrowthCount, LatentRow, LatentView, SiteView, TokenView
 from iclens.errors import RunError
+from iclens.tables.verdicts import LADDER
 
 ROWS_PER_PAGE = 50
 TASK_BARS = 16
@@ -133,11 +135,22 @@ def _index(view: SiteView, environment: Environment) -> str:
             (role, by_role[role], charts.growth_chart(role, by_role[role], reach))
             for role in charts.role_order(set(by_role))
         ],
+        additive=_additive(view.additive) if view.additive is not None else None,
         rows=view.latents[:ROWS_PER_PAGE],
         paged={(page.site, page.latent) for page in view.pages},
         sites=sorted({row.site for row in view.latents}),
         rows_per_page=ROWS_PER_PAGE,
     )
+
+
+def _additive(view: AdditiveView) -> dict[str, object]:
+    """The growth claim's charts beside its records."""
+    return {
+        "view": view,
+        "arms": [(arm, additive_charts.arm_chart(arm)) for arm in view.arms],
+        "ladder": additive_charts.ladder_chart(view.rungs, LADDER[1:]) if view.rungs else None,
+        "accounts": additive_charts.account_chart(view.accounts) if view.accounts else None,
+    }
 
 
 def table_script(view: SiteView) -> str:

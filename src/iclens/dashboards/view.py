@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from iclens.dashboards.additive_view import AdditiveView
 from iclens.dashboards.latent_view import (
     ConceptRow,
     Curve,
@@ -39,6 +40,7 @@ __all__ = [
     "SweepView",
     "GrowthCount",
     "QualityRow",
+    "AdditiveView",
     "Curve",
     "LatentRow",
     "TrajectoryView",
@@ -176,6 +178,7 @@ class SiteView:
         beliefs: one panel each.
         sweeps: heat maps, headline first.
         growth: counts per site and role.
+        additive: what bears on additive Bayesian growth; None when it was not tested.
         latents: every latent, in the order the table opens with.
         pages: the latents that get a page.
         pages_reason: how they were chosen, in a sentence.
@@ -193,6 +196,7 @@ class SiteView:
     beliefs: Sequence[BeliefCurve] = ()
     sweeps: Sequence[SweepView] = ()
     growth: Sequence[GrowthCount] = ()
+    additive: AdditiveView | None = None
     latents: Sequence[LatentRow] = ()
     pages: Sequence[LatentView] = ()
     pages_reason: str = ""

@@ -1,0 +1,90 @@
+"""What does the index show about additive Bayesian growth? Plain records; nothing is computed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from iclens.dashboards.latent_view import Curve
+
+
+@dataclass(frozen=True)
+class ArmCurve:
+    """The log-odds of the task's answer in one arm.
+
+    Args:
+        arm: its code.
+        meaning: what the arm shows, in words.
+        model: mean log-odds of the model, nats.
+        exact: the exact posterior's on the same prompts, or None where there is none.
+        agreement: how the model follows it, in a few words; "" without an exact posterior.
+    """
+
+    arm: str
+    meaning: str
+    model: Curve
+    exact: Curve | None = None
+    agreement: str = ""
+
+
+@dataclass(frozen=True)
+class RungCount:
+    """How many latent × role rows reach a rung of the ladder, and no further, at a site."""
+
+    site: str
+    rung: str
+    count: int
+
+
+@dataclass(frozen=True)
+class AccountRow:
+    """How well an account of the growth predicts held-out prompts in all arms at once.
+
+    Args:
+        account: its name.
+        behind: held-out log-likelihood behind the best account, nats per prompt; 0 for the best.
+        low, high: its 95 % interval over prompts.
+        says: what the account says, in words.
+    """
+
+    account: str
+    behind: float
+    low: float
+    high: float
+    says: str
+
+
+@dataclass(frozen=True)
+class FalsifierRow:
+    """One way in which the claim can fail, and whether it did.
+
+    Args:
+        falsifier: F1 to F8.
+        question: what was asked.
+        fired: "fired", "did not fire" or "not tested".
+        evidence: the figures it rests on.
+    """
+
+    falsifier: str
+    question: str
+    fired: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class AdditiveView:
+    """Everything that bears on the claim.
+
+    Args:
+        arms: curves, the task's own arm first.
+        rungs: counts by site and rung.
+        accounts: the best first.
+        accounts_note: on which arms they were compared, or why not.
+        falsifiers: F1 to F8.
+    """
+
+    arms: Sequence[ArmCurve] = ()
+    rungs: Sequence[RungCount] = ()
+    accounts: Sequence[AccountRow] = ()
+    accounts_note: str = ""
+    falsifiers: Sequence[FalsifierRow] = ()

@@ -67,3 +67,20 @@ class BeliefTable(Table):
         "n_prompts": Column("int", "prompts on which the belief is defined"),
         "reason": Column("str", "why a value is NaN; empty otherwise"),
     }
+
+
+class AgreementTable(Table):
+    """One row per arm and belief: the model's log-odds on the exact ones, over prompts and examples."""
+
+    COLUMNS: ClassVar[dict[str, Column]] = {
+        "arm": Column("str", "arm of the prompts"),
+        "belief": Column("str", "one of names.BELIEFS, or `task`: P(the task) fitted with guess and lapse"),
+        "slope": Column("float", "1 for an exact learner; below 1 the model moves less than it should"),
+        "slope_low": Column("float", "lower end of its 95 % prompt-bootstrap interval"),
+        "slope_high": Column("float", "upper end"),
+        "intercept": Column("float", "the model's log-odds where the exact ones are 0, nats"),
+        "r": Column("float", "correlation"),
+        "n_prompts": Column("int", "prompts with at least one finite pair"),
+        "goal_met": Column("bool", "whether slope is 1 ± .05 and r at least .98"),
+        "reason": Column("str", "why the values are NaN; empty otherwise"),
+    }

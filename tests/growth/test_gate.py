@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclens.errors import TableError
-from iclens.growth.test import check_paired
+from iclens.tables.pairing import check_pairing
 from iclens.growth.test import test_arms as judge_study
 from iclens.growth.test import test_growth as judge
 from iclens.names import Site
@@ -185,15 +185,15 @@ def test_a_study_needs_its_pairing_and_all_of_its_places(planted, pair) -> None:
 
 def test_unpaired_arms_are_refused(pair) -> None:
     treated, control = pair(12, 4)
-    check_paired(treated, control)
+    check_pairing([treated, control])
     with pytest.raises(TableError, match="task differs"):
-        check_paired(treated, control.select(np.arange(11)))
+        check_pairing([treated, control.select(np.arange(11))])
     with pytest.raises(TableError, match="x differs"):
-        check_paired(treated, replace(control, x=control.x[:, ::-1]))
+        check_pairing([treated, replace(control, x=control.x[:, ::-1])])
     with pytest.raises(TableError, match="every label is the same"):
-        check_paired(treated, treated)
+        check_pairing([treated, treated])
     with pytest.raises(TableError, match="seed differs"):
-        check_paired(treated, replace(control, seed=4))
+        check_pairing([treated, replace(control, seed=4)])
 
 
 def test_one_error_rate_covers_every_place(planted, pair) -> None:

@@ -35,11 +35,11 @@ def test_latents_and_error_add_up_to_the_activation(sae: Sae) -> None:
     assert (found.role, found.sae_id, found.d_sae) == ("pre", sae.sae_id, 24)
 
 
-def test_total_is_about_the_mean_over_rows(sae: Sae) -> None:
+def test_total_is_the_squared_length(sae: Sae) -> None:
     values = np.zeros((3, 1, 8), np.float32)
     values[:, 0, 0] = 1, 1, 4
     found = encode(sae, Activations(SITE, "pre", values))
-    np.testing.assert_allclose(found.total_sq[:, 0], [1, 1, 4])
+    np.testing.assert_allclose(found.total_sq[:, 0], [1, 1, 16])
 
 
 def test_batches_do_not_matter(sae: Sae) -> None:

@@ -1,8 +1,8 @@
 """Does what was found hold on prompts that no choice was made on?
 
 1. The claims (short list, direction, what is claimed of each) are frozen in a manifest with a hash, together
-with the prompts that may confirm them. 2. Only then are those prompts read: the paired slope of each claim, one
-test each, Holm over the list. 3. Shrinkage, confirm ÷ discovery slope, says how lucky the discovery was.
+with the prompts that may confirm them. 2. Only then are those prompts read: the paired slope of each claim,
+one test each, Holm over the list. 3. Shrinkage, confirm ÷ discovery slope, says how lucky discovery was.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def confirm(manifest: Manifest, differences: Mapping[Place, Floats], prompts: In
 
     Args:
         manifest: what was claimed.
-        differences: (site, role) → paired T − control of its claims, in the manifest's order, gated activation
+        differences: (site, role) → paired T − control of its claims in the manifest's order, activation
             × decoder norm, [claim prompt example].
         prompts: the prompts they come from, [prompt].
 

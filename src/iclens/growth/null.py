@@ -77,4 +77,5 @@ def _mixed(own: LatentActs, other: LatentActs, swapped: NDArray[np.bool_]) -> La
         value=taken.data,
         error_sq=np.where(swapped[:, None], other.error_sq, own.error_sq),
         total_sq=np.where(swapped[:, None], other.total_sq, own.total_sq),
+        by_latent=None,
     )

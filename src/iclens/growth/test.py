@@ -1,7 +1,8 @@
 """The detection gate (H1): does a latent's paired trajectory rise with the examples seen?
 
 1. Per prompt, the slope over examples of T − S: what position and content do alike in both arms cancels.
-2. One-sample one-sided t across prompts; prompts are the unit of inference.
+2. One-sample one-sided t across prompts; prompts are the unit of inference. With several controls the
+largest p counts: growth has to be beyond every one of them.
 3. Latents active in fewer than `MIN_ACTIVE` prompt pairs are not tested, and say so.
 4. Benjamini–Hochberg within each site × role × direction, with one error rate for the study (`multiplicity`).
 
@@ -22,6 +23,7 @@ from iclens.names import Site
 from iclens.tables.activations import LatentActs
 from iclens.tables.arrays import Floats
 from iclens.tables.growth import GrowthTable
+from iclens.tables.pairing import check_pairing
 from iclens.tables.prompts import PromptSet
 
 MIN_ACTIVE = 10
@@ -48,14 +50,14 @@ def test_growth(
     Raises:
         TableError: when the arms are not comparable or hold identical activations.
     """
-    return _verdicts([(treated, slope_moments(treated, control), decoder_norm)], q)
+    return _verdicts([(treated, [slope_moments(treated, control)], decoder_norm)], q)
 
 
 def test_arms(
     treated: Mapping[Place, LatentActs],
-    control: Mapping[Place, LatentActs],
+    control: Mapping[Place, LatentActs] | Sequence[Mapping[Place, LatentActs]],
     *,
-    prompts: tuple[PromptSet, PromptSet],
+    prompts: Sequence[PromptSet],
     q: float = 0.05,
     decoder_norms: Mapping[Site, Floats] | None = None,
 ) -> GrowthTable:
@@ -63,19 +65,23 @@ def test_arms(
 
     Args:
         treated: (site, role) → arm T.
-        control: (site, role) → arm S.
-        prompts: the prompts of both arms, in that order.
+        control: (site, role) → arm S; or several controls, of which the first gives the slopes shown.
+        prompts: the prompts of the arms, in that order.
         q: P(any discovery) when nothing grows, and the false discovery rate within families.
         decoder_norms: site → length of every latent's decoder row, [latent].
 
     Raises:
         TableError: when the arms are unpaired, cover different places or hold identical activations.
     """
-    check_paired(*prompts)
-    if treated.keys() != control.keys() or not treated:
-        raise TableError(
-            "paired arms", f"{len(treated)} and {len(control)} sites × roles", "Track both alike."
-        )
+    controls = [control] if isinstance(control, Mapping) else list(control)
+    if len(prompts) != 1 + len(controls) or not controls:
+        raise TableError("paired arms", f"{len(prompts)} prompt sets, {len(controls)} controls", "Pair them.")
+    check_pairing(prompts)
+    for other in controls:
+        if treated.keys() != other.keys() or not treated:
+            raise TableError(
+                "paired arms", f"{len(treated)} and {len(other)} sites × roles", "Track both alike."
+            )
     for place, acts in treated.items():
         if (acts.n_prompts, acts.n_examples) != prompts[0].x.shape:
             raise TableError(
@@ -84,35 +90,27 @@ def test_arms(
                 f"The prompts are {prompts[0].n_prompts} of {prompts[0].n_examples}.",
             )
     norms = decoder_norms or {}
-    measured = [(acts, slope_moments(acts, control[key]), norms.get(key[0])) for key, acts in treated.items()]
+    measured = [
+        (acts, [slope_moments(acts, other[key]) for other in controls], norms.get(key[0]))
+        for key, acts in treated.items()
+    ]
     return _verdicts(measured, q)
 
 
-def check_paired(treated: PromptSet, control: PromptSet) -> None:
-    """Raise unless prompt i of both arms has the same task and inputs, and the labels differ.
-
-    Raises:
-        TableError: naming what is wrong.
-    """
-    for what in ("seed", "tokenizer", "task", "x"):
-        if not np.array_equal(getattr(treated, what), getattr(control, what)):
-            raise TableError(
-                f"arms {treated.arm} and {control.arm}",
-                f"unpaired: {what} differs",
-                "Build both with one seed.",
-            )
-    if np.array_equal(treated.y, control.y):
-        raise TableError(f"arms {treated.arm} and {control.arm}", "every label is the same", "Give two arms.")
+Measured = tuple[LatentActs, list[SlopeMoments], Floats | None]
+"""Latents of a place, their slopes against every control, and their decoder rows' lengths."""
 
 
-def _verdicts(measured: Sequence[tuple[LatentActs, SlopeMoments, Floats | None]], q: float) -> GrowthTable:
+def _verdicts(measured: Sequence[Measured], q: float) -> GrowthTable:
     families: list[Floats] = []
-    for _, moments, _ in measured:
-        tested = (moments.n_active >= MIN_ACTIVE) & (moments.n_differing > 0)
-        families += [np.where(tested, p, np.nan) for p in (moments.p_rising(), moments.p_falling())]
+    for _, against, _ in measured:
+        tested = np.all([(m.n_active >= MIN_ACTIVE) & (m.n_differing > 0) for m in against], axis=0)
+        for p in ([m.p_rising() for m in against], [m.p_falling() for m in against]):
+            families.append(np.where(tested, np.max(p, axis=0), np.nan))
     q_values = study_q_values(families)
     parts = []
-    for i, (acts, moments, decoder_norm) in enumerate(measured):
+    for i, (acts, against, decoder_norm) in enumerate(measured):
+        moments = against[0]
         rises = moments.mean > 0
         q_value = np.where(rises, q_values[2 * i], q_values[2 * i + 1])
         called = q_value <= q
@@ -132,7 +130,7 @@ def _verdicts(measured: Sequence[tuple[LatentActs, SlopeMoments, Floats | None]]
             "n_prompts": np.full(acts.d_sae, moments.n_prompts),
             "n_active": moments.n_active,
             "verdict": np.where(called, np.where(rises, "grows", "falls"), "none"),
-            "reason": _reasons(moments),
+            "reason": _reasons(against),
         }
         parts.append(GrowthTable(columns))
     return GrowthTable.concat(parts)
@@ -148,16 +146,19 @@ def _check_norm(decoder_norm: Floats, acts: LatentActs) -> Floats:
     return decoder_norm
 
 
-def _reasons(moments: SlopeMoments) -> np.ndarray:
-    """Why a latent was not tested, [latent]; empty where it was."""
+def _reasons(against: Sequence[SlopeMoments]) -> np.ndarray:
+    """Why a latent was not tested, [latent], against the control it is least active with; else empty."""
+    least = np.argmin([m.n_active for m in against], axis=0)
+    n_active = np.choose(least, [m.n_active for m in against])
+    n_differing = np.min([m.n_differing for m in against], axis=0)
     few = [
-        f"active in {n} of {moments.n_prompts} prompt pairs, {MIN_ACTIVE} needed" for n in range(MIN_ACTIVE)
+        f"active in {n} of {against[0].n_prompts} prompt pairs, {MIN_ACTIVE} needed"
+        for n in range(MIN_ACTIVE)
     ]
     known = np.array(["", "never active", "the arms do not differ", *few], dtype=object)
-    n_active = moments.n_active
     code = np.where(
         n_active >= MIN_ACTIVE,
-        np.where(moments.n_differing == 0, 2, 0),
+        np.where(n_differing == 0, 2, 0),
         3 + np.minimum(n_active, MIN_ACTIVE - 1),
     )
     return known[np.where(n_active == 0, 1, code)]

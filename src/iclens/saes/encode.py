@@ -56,6 +56,15 @@ def encode_rows(sae: Sae, values: Floats, batch: int = 4096) -> EncodedRows:
     return EncodedRows(csr_array(vstack(parts, format="csr")), np.concatenate(errors))
 
 
+def refuse_transcoder(sae: Sae) -> None:
+    """Raise a SaeError when the SAE reconstructs another site than it reads."""
+    if sae.target is not None:
+        raise SaeError(
+            f"encoding {sae.site.short}", f"it is a transcoder to {sae.target.short}",
+            "Use an SAE of that site.",
+        )  # fmt: skip
+
+
 def encode(sae: Sae, activations: Activations) -> LatentActs:
     """Active latents of recorded activations at one role.
 
@@ -64,16 +73,12 @@ def encode(sae: Sae, activations: Activations) -> LatentActs:
         activations: [prompt example d_model].
 
     Returns:
-        Active latents over rows prompt·example; `total_sq` is ‖x − x̄‖² about the mean over all rows.
+        Active latents over rows prompt·example; `total_sq` is ‖x‖².
 
     Raises:
         SaeError: when the activations are of another site or width, or the SAE is a transcoder.
     """
-    if sae.target is not None:
-        raise SaeError(
-            f"encoding {sae.site.short}", f"it is a transcoder to {sae.target.short}",
-            "Use an SAE of that site.",
-        )  # fmt: skip
+    refuse_transcoder(sae)
     if activations.site != sae.site:
         raise SaeError(
             f"encoding {activations.site.short}", f"the SAE is of {sae.site.short}", "Use that site's SAE."
@@ -92,5 +97,5 @@ def encode(sae: Sae, activations: Activations) -> LatentActs:
         index=encoded.latents.indices,
         value=np.asarray(encoded.latents.data, dtype=np.float32),
         error_sq=encoded.error_sq.reshape(shape),
-        total_sq=np.square(rows - rows.mean(axis=0)).sum(axis=1).reshape(shape),
+        total_sq=np.square(rows).sum(axis=1).reshape(shape),
     )

@@ -1,17 +1,24 @@
-"""Activations and LatentActs: what a site held, dense and as active latents."""
+"""Activations and LatentActs: what a site held, dense and as active latents.
+
+A file of latents holds its entries twice, by row (CSR) and by latent (CSC). `LatentActs.open` maps the file
+into memory: a study of 131,072 latents reads what it looks at, and one latent's trajectory is one stretch of
+the disk.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
-from scipy.sparse import csr_array
+from safetensors.numpy import save_file
+from scipy.sparse import csc_array, csr_array
 
 from iclens.errors import TableError
 from iclens.names import Site, check_role
 from iclens.tables.arrays import Floats, Ints, expect_shape
+from iclens.tables.mapped import mapped_arrays
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,21 @@ class Activations:
 
 
 @dataclass(frozen=True)
+class ByLatent:
+    """The same entries in the order of their latents.
+
+    Args:
+        starts: first entry of each latent, [latent + 1].
+        rows: row of each entry, [entry].
+        values: its gated activation, [entry].
+    """
+
+    starts: Ints
+    rows: Ints
+    values: Floats
+
+
+@dataclass(frozen=True)
 class LatentActs:
     """Active latents of a site at one role, in CSR order over rows = prompt·example (example fastest).
 
@@ -52,7 +74,8 @@ class LatentActs:
         index: latent of each active entry, [entry].
         value: its gated activation, [entry].
         error_sq: squared norm of the reconstruction error, [prompt example].
-        total_sq: squared norm of the centred activation's input, [prompt example].
+        total_sq: squared norm of the activation, [prompt example].
+        by_latent: the entries by latent, of a file that was opened; None otherwise.
     """
 
     site: Site
@@ -66,6 +89,7 @@ class LatentActs:
     value: Floats
     error_sq: Floats
     total_sq: Floats
+    by_latent: ByLatent | None = None
 
     def __post_init__(self) -> None:
         expect_shape(
@@ -76,9 +100,22 @@ class LatentActs:
             error_sq=(self.error_sq, (self.n_prompts, self.n_examples)),
             total_sq=(self.total_sq, (self.n_prompts, self.n_examples)),
         )
-        if self.index.size and (self.index.min() < 0 or self.index.max() >= self.d_sae):
+        # A mapped file was checked when it was written; reading all of it here would defeat the map.
+        if self.index.size and not isinstance(self.index, np.memmap):
+            self._check_entries()
+
+    def _check_entries(self) -> None:
+        if self.index.min() < 0 or self.index.max() >= self.d_sae:
             raise TableError(
                 "LatentActs.index", "a latent outside the SAE", f"Latents run from 0 to {self.d_sae - 1}."
+            )
+        if not np.isfinite(self.value).all():
+            entry = int(np.argmin(np.isfinite(self.value)))
+            row = int(np.searchsorted(self.indptr, entry, side="right")) - 1
+            raise TableError(
+                f"activations at {self.site.short} {self.role}",
+                f"NaN or infinite in latent {int(self.index[entry])}, prompt {row // self.n_examples}",
+                "Check the model's dtype and the SAE.",
             )
 
     @property
@@ -90,34 +127,95 @@ class LatentActs:
 
     def dense(self, latents: Ints | None = None) -> Floats:
         """Gated activations of `latents` (all by default) as [latent prompt example]."""
+        if latents is not None and self.by_latent is not None:
+            found = np.stack([self.trajectory(int(latent)) for latent in latents]) if len(latents) else None
+            return np.empty((0, self.n_prompts, self.n_examples)) if found is None else found
         chosen = self.matrix if latents is None else self.matrix.tocsc()[:, latents]
         return chosen.toarray().T.reshape(-1, self.n_prompts, self.n_examples)
 
+    def trajectory(self, latent: int) -> Floats:
+        """Gated activation of one latent, [prompt example]; of an opened file, only its entries are read.
+
+        Raises:
+            TableError: for a latent outside the SAE.
+        """
+        if not 0 <= latent < self.d_sae:
+            raise TableError(f"latent {latent}", f"the SAE has {self.d_sae}", "Choose one of these.")
+        if self.by_latent is None:
+            return self.matrix[:, [latent]].toarray().reshape(self.n_prompts, self.n_examples)
+        first, last = (int(end) for end in self.by_latent.starts[latent : latent + 2])
+        out = np.zeros(self.n_prompts * self.n_examples, dtype=self.value.dtype)
+        out[self.by_latent.rows[first:last]] = self.by_latent.values[first:last]
+        return out.reshape(self.n_prompts, self.n_examples)
+
     def save(self, path: Path) -> None:
-        """Write as safetensors; names and sizes go to the metadata."""
-        arrays = {
-            k: np.ascontiguousarray(getattr(self, k))
-            for k in ("indptr", "index", "value", "error_sq", "total_sq")
+        """Write as safetensors, by row and by latent; names and sizes go to the metadata."""
+        columns = csc_array(self.matrix)
+        arrays = {k: getattr(self, k) for k in ("indptr", "index", "value", "error_sq", "total_sq")}
+        arrays |= {
+            "latent_starts": columns.indptr,
+            "latent_rows": columns.indices,
+            "latent_values": columns.data,
         }
         names = {"site": str(self.site), "role": self.role, "sae_id": self.sae_id}
         sizes = {k: str(getattr(self, k)) for k in ("d_sae", "n_prompts", "n_examples")}
-        save_file(arrays, path, metadata=names | sizes)
+        kept = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+        save_file(kept, path, metadata=names | sizes)
+
+    @classmethod
+    def open(cls, path: Path) -> LatentActs:
+        """Map what `save` wrote; entries are read when they are looked at.
+
+        Raises:
+            TableError: when the file is missing, damaged or of an older form.
+        """
+        arrays, meta = mapped_arrays(path, "Run the tracking stage again.")
+        try:
+            return _from_file(arrays, meta)
+        except (KeyError, ValueError) as cause:
+            raise TableError(
+                f"{path}", f"not latents of this version ({cause})", "Run track again."
+            ) from cause
 
     @classmethod
     def load(cls, path: Path) -> LatentActs:
-        """Read what `save` wrote.
+        """Read what `save` wrote into memory, and check every entry.
 
         Raises:
-            TableError: when the file is damaged.
+            TableError: as `open`, and for an entry that cannot be.
         """
-        from safetensors import SafetensorError, safe_open
+        held = cls.open(path)
+        copied = {k: np.array(getattr(held, k)) for k in ("indptr", "index", "value", "error_sq", "total_sq")}
+        return replace(held, by_latent=None, **copied)
 
-        try:
-            with safe_open(path, framework="numpy") as file:
-                meta = file.metadata()
-            arrays = load_file(path)
-        except (SafetensorError, OSError) as cause:
-            raise TableError(f"{path}", f"unreadable ({cause})", "Run the tracking stage again.") from cause
-        d_sae, n_prompts, n_examples = (int(meta[k]) for k in ("d_sae", "n_prompts", "n_examples"))
-        site = Site.parse(meta["site"])
-        return cls(site, meta["role"], meta["sae_id"], d_sae, n_prompts, n_examples, **arrays)
+
+def _from_file(arrays: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> LatentActs:
+    by_latent = ByLatent(*(arrays[f"latent_{name}"] for name in ("starts", "rows", "values")))
+    d_sae, n_prompts, n_examples = (int(meta[k]) for k in ("d_sae", "n_prompts", "n_examples"))
+    held = {k: arrays[k] for k in ("indptr", "index", "value", "error_sq", "total_sq")}
+    site = Site.parse(meta["site"])
+    return LatentActs(
+        site, meta["role"], meta["sae_id"], d_sae, n_prompts, n_examples, **held, by_latent=by_latent
+    )
+
+
+def select_prompts(acts: LatentActs, prompts: Ints) -> LatentActs:
+    """The same latents on some of the prompts [prompt]."""
+    return select_rows(acts, prompts, np.arange(acts.n_examples))
+
+
+def select_rows(acts: LatentActs, prompts: Ints, examples: Ints) -> LatentActs:
+    """The same latents on some of the prompts [prompt] and examples [example]."""
+    rows = (np.asarray(prompts)[:, None] * acts.n_examples + examples).ravel()
+    kept = csr_array(acts.matrix[rows])
+    return replace(
+        acts,
+        n_prompts=len(prompts),
+        n_examples=len(examples),
+        indptr=kept.indptr,
+        index=kept.indices,
+        value=kept.data,
+        error_sq=np.asarray(acts.error_sq)[np.ix_(prompts, examples)],
+        total_sq=np.asarray(acts.total_sq)[np.ix_(prompts, examples)],
+        by_latent=None,
+    )

@@ -1,9 +1,6 @@
-"""Building prompt sets: the arms of a design, paired by seed.
+"""Building prompt sets: the arms of a design (`arms`), paired by seed; and their exact posteriors.
 
-Prompts of equal (seed, index) have the same inputs in the same places in every arm; only labels differ.
-
-    T  the task's own labels                    S  the same labels, deranged within the prompt
-    R  labels drawn uniformly from the answers that the task gives anywhere
+Prompts of equal (seed, index) have the same inputs at the same examples in every arm.
 """
 
 from __future__ import annotations
@@ -13,15 +10,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from iclens.errors import TaskError
+from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE
 from iclens.tables.answers import NUMBERS, AnswerProbs
-from iclens.tables.arrays import Strings
+from iclens.tables.arrays import Floats, Strings
 from iclens.tables.prompts import PromptSet
+from iclens.tasks.arms import Arm, Shown, default_rival, parse_arm
 from iclens.tasks.mixture import Mixture
-from iclens.tasks.posterior import exact_posterior
+from iclens.tasks.posterior import Posterior, exact_posterior
 from iclens.tasks.rendering import Tokenizer, encode, fingerprint
 from iclens.tasks.rules import Task, default_inputs
+from iclens.tasks.spec import parse_task
 
-ARMS = ("T", "S", "R")
+Pairs = list[tuple[str, str]]
 
 
 def build_prompts(
@@ -33,27 +33,48 @@ def build_prompts(
     n_examples: int,
     seed: int,
     inputs: Sequence[str] | None = None,
+    rival: str | None = None,
 ) -> PromptSet:
     """Prompts of one task and arm.
 
     Args:
         tokenizer: gives six tokens to an example.
         task: the rule.
-        arm: one of `ARMS`.
+        arm: a code of `arms.ARMS`.
         n_prompts: number of prompts.
         n_examples: examples in each, the query (the last one) included; inputs within a prompt are distinct.
         seed: prompts of equal seed are paired across arms.
         inputs: allowed x; the task's default inputs when not given.
+        rival: spec of the second task of arms that show two; `default_rival` when not given.
 
     Raises:
-        TaskError: for an unknown arm or too few inputs.
+        TaskError: for an unknown arm, one that the task cannot have, or too few inputs.
         TokenizerError: when an example is not six tokens.
     """
-    x, y, answers = draw_examples(
-        task, arm=arm, n_prompts=n_prompts, n_examples=n_examples, seed=seed, inputs=inputs
-    )
-    tokens = np.stack([encode(tokenizer, list(zip(*pair, strict=True))) for pair in zip(x, y, strict=True)])
-    return PromptSet(np.full(n_prompts, task.name), arm, x, y, answers, tokens, seed, fingerprint(tokenizer))
+    made, second = _arm(task, arm, rival)
+    pool = _pool(task, inputs, n_examples)
+    shown = [_shown(task, second, made, pool, n_examples, (seed, i)) for i in range(n_prompts)]
+    x = np.array([s.x for s in shown])
+    answer = np.array([[task.answer(value) for value in s.x] for s in shown])
+    name, print_ = np.full(n_prompts, task.name), fingerprint(tokenizer)
+    beside = second.name if second is not None else ""
+    if made.contexts is None:
+        y = np.array([_labels(made, s, (seed, i)) for i, s in enumerate(shown)])
+        tokens = np.stack([encode(tokenizer, list(zip(*p, strict=True))) for p in zip(x, y, strict=True)])
+        return PromptSet(name, arm, x, y, answer, tokens, seed, print_, rival=beside)
+    contexts = [made.contexts(s, _rng(made, (seed, i))) for i, s in enumerate(shown)]
+    slots = np.array([len(context) for context in contexts[0]])
+    probes = np.stack([_probes(tokenizer, s, c) for s, c in zip(shown, contexts, strict=True)])
+    cells = np.full((2, n_prompts, n_examples, n_examples - 1), "", dtype=object)
+    for i, context in enumerate(contexts):
+        for n, pairs in enumerate(context):
+            for slot, pair in enumerate(pairs):
+                cells[:, i, n, slot] = pair
+    context_x, context_y = cells.astype(str)
+    return PromptSet(
+        name, arm, x, np.array([s.own for s in shown]), answer, probes[:, -1], seed, print_,
+        context_x, context_y, probes, slots, beside,
+    )  # fmt: skip
 
 
 def draw_examples(
@@ -62,40 +83,75 @@ def draw_examples(
     """x, y and the task's own answers of `build_prompts` before they are tokens, [prompt example] each.
 
     Raises:
-        TaskError: for an unknown arm or too few inputs.
+        TaskError: for an unknown or probed arm, or too few inputs.
     """
+    made, second = _arm(task, arm, None)
+    if made.probed:
+        raise TaskError(f"examples of arm {arm}", "each query has its own context", "Use build_prompts.")
+    pool = _pool(task, inputs, n_examples)
+    shown = [_shown(task, second, made, pool, n_examples, (seed, i)) for i in range(n_prompts)]
+    answers = [[task.answer(value) for value in s.x] for s in shown]
+    ys = [_labels(made, s, (seed, i)) for i, s in enumerate(shown)]
+    return np.array([s.x for s in shown]), np.array(ys), np.array(answers)
+
+
+def _arm(task: Task, code: str, rival: str | None) -> tuple[Arm, Task | None]:
+    made = parse_arm(code)
+    if not made.needs_rival:
+        return made, None
+    second = default_rival(task) if rival is None else parse_task(rival)
+    if second == task:
+        raise TaskError(f"rival of '{task.name}'", "the task itself", "Name another task.")
+    return made, second
+
+
+def _pool(task: Task, inputs: Sequence[str] | None, n_examples: int) -> tuple[str, ...]:
     pool = tuple(inputs) if inputs is not None else default_inputs(task.domain)
-    if arm not in ARMS:
-        raise TaskError(f"arm '{arm}'", "unknown", f"One of {', '.join(ARMS)}.")
     if len(pool) < n_examples:
         raise TaskError(f"{n_examples} distinct inputs", f"{len(pool)} allowed", "Ask for fewer examples.")
-    xs, ys, answers = [], [], []
-    for index in range(n_prompts):
-        rng = np.random.default_rng([seed, index])
-        x = [pool[i] for i in rng.permutation(len(pool))[:n_examples]]
-        answer = [task.answer(value) for value in x]
-        xs.append(x)
-        answers.append(answer)
-        ys.append(_labels(task, arm, x, pool, (seed, index)))
-    return np.array(xs), np.array(ys), np.array(answers)
+    return pool
 
 
-def _labels(task: Task, arm: str, x: list[str], pool: Sequence[str], key: tuple[int, int]) -> list[str]:
+def _shown(
+    task: Task, rival: Task | None, arm: Arm, pool: tuple[str, ...], n_examples: int, key: tuple[int, int]
+) -> Shown:
     # numpy pads seeds with zeros, so streams 1, 2, … are apart from that of the inputs, [seed, index].
-    own_rng, rng = np.random.default_rng([*key, 1]), np.random.default_rng([*key, 2 + ARMS.index(arm)])
-    if arm == "R":
-        options = sorted({y for value in pool for y in task.outcomes(value)})
-        return [options[i] for i in rng.integers(0, len(options), len(x))]
+    rng, own_rng = np.random.default_rng(list(key)), np.random.default_rng([*key, 1])
+    x = [pool[i] for i in rng.permutation(len(pool))[:n_examples]]
     own = []
     for value in x:
         outcomes = task.outcomes(value)
         own.append(str(own_rng.choice(list(outcomes), p=list(outcomes.values()))))
-    if arm == "T":
-        return own
-    order = rng.permutation(len(x))
-    while len(x) > 1 and (order == np.arange(len(x))).any():
-        order = rng.permutation(len(x))
-    return [own[i] for i in order]
+    return Shown(task, rival, x, own, pool, arm.number)
+
+
+def _rng(arm: Arm, key: tuple[int, int]) -> np.random.Generator:
+    return np.random.default_rng([*key, arm.stream])
+
+
+def _labels(arm: Arm, shown: Shown, key: tuple[int, int]) -> list[str]:
+    return [] if arm.labels is None else arm.labels(shown, _rng(arm, key))
+
+
+def _probes(tokenizer: Tokenizer, shown: Shown, contexts: list[Pairs]) -> np.ndarray:
+    """Ids of every query's sequence, padded with newlines, [example pos]."""
+    queries = list(zip(shown.x, shown.own, strict=True))
+    pairs = list(dict.fromkeys([*queries, *(p for context in contexts for p in context if p[0])]))
+    ids = encode(tokenizer, pairs)
+    prefix, cells = ids[:PREFIX_LENGTH], ids[PREFIX_LENGTH:].reshape(-1, TOKENS_PER_EXAMPLE)
+    newline = prefix[-1]
+    cell = {pair: cells[i] for i, pair in enumerate(pairs)}
+    blank = np.full(TOKENS_PER_EXAMPLE, newline)
+    rows = []
+    for query, context in zip(queries, contexts, strict=True):
+        if query[0] in {x for x, _ in context}:
+            raise TaskError(
+                f"query x={query[0]}", "it stands in its own context", "This is a defect of the arm."
+            )
+        slots = [cell.get(pair, blank) for pair in (*context, query)]
+        slots += [blank] * (len(queries) - len(slots))
+        rows.append(np.concatenate([prefix, *slots]))
+    return np.stack(rows)
 
 
 def joined(parts: Sequence[PromptSet], arm: str) -> PromptSet:
@@ -115,8 +171,7 @@ def exact_answer_probs(mixture: Mixture, prompts: PromptSet) -> AnswerProbs:
         TaskError: when a prompt holds an input or label that the mixture never gives.
     """
     x = _indices(prompts.x, mixture.input_index, "input")
-    y = _indices(prompts.y, mixture.answer_index, "label")
-    predictive = exact_posterior(mixture, x, y).predictive(x)
+    predictive = _posterior(mixture, prompts).predictive(x)
     answers = NUMBERS + tuple(a for a in mixture.answers if not a.isdigit())
     place = {a: i for i, a in enumerate(answers)}
     log_prob = np.full((*x.shape, len(answers)), -np.inf)
@@ -125,10 +180,52 @@ def exact_answer_probs(mixture: Mixture, prompts: PromptSet) -> AnswerProbs:
     return AnswerProbs(answers, log_prob)
 
 
+def task_log_odds(mixture: Mixture, prompts: PromptSet, task: Task | None = None) -> Floats:
+    """Exact log P(task | context) / P(not task | context) before each query, nats [prompt example].
+
+    Args:
+        mixture: the declared mixture.
+        prompts: of one task.
+        task: which task; the prompts' own by default.
+
+    Raises:
+        TaskError: when a prompt holds an input or label that the mixture never gives.
+        ConfigError: when the mixture does not hold the task.
+    """
+    index = mixture.index(task or parse_task(str(prompts.task[0])))
+    weights = _posterior(mixture, prompts).task
+    own = weights[..., index]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(own) - np.log(np.delete(weights, index, axis=-1).sum(axis=-1))
+
+
+def _posterior(mixture: Mixture, prompts: PromptSet) -> Posterior:
+    """The exact posterior before each query, given its own context."""
+    x = _indices(prompts.x, mixture.input_index, "input")
+    y = _indices(prompts.y, mixture.answer_index, "label")
+    if prompts.context_x is None or prompts.context_y is None:
+        return exact_posterior(mixture, x, y)
+    weights = []
+    for n in range(prompts.n_examples):
+        # What fills a slot is not of the task: the ideal learner is not shown it.
+        shown = prompts.context_x[:, n] != ""
+        counts = shown.sum(axis=1)
+        if len(np.unique(counts)) > 1:
+            raise TaskError(f"arm {prompts.arm}", "contexts of unequal length", "Its posterior is undefined.")
+        rows = [prompts.context_x[:, n][shown], prompts.context_y[:, n][shown]]
+        cx, cy = (part.reshape(prompts.n_prompts, counts[0]) for part in rows)
+        xs = np.concatenate([_indices(cx, mixture.input_index, "input"), x[:, n : n + 1]], axis=1)
+        ys = np.concatenate([_indices(cy, mixture.answer_index, "label"), y[:, n : n + 1]], axis=1)
+        weights.append(exact_posterior(mixture, xs, ys).weights[:, -1])
+    return Posterior(mixture, np.stack(weights, axis=1))
+
+
 def _indices(text: Strings, index: dict[str, int], what: str) -> np.ndarray:
     strange = sorted(set(text.ravel().tolist()) - index.keys())
     if strange:
         raise TaskError(
             f"{what} '{strange[0]}'", "the mixture never gives it", "Its exact posterior is undefined."
         )
+    if text.size == 0:
+        return np.empty(text.shape, dtype=np.int64)
     return np.vectorize(index.__getitem__, otypes=[np.int64])(text)

@@ -31,7 +31,7 @@ def belief_log_odds(probs: AnswerProbs, prompts: PromptSet, copied: Strings | No
         TaskError: when a prompt's task is not a task.
     """
     last_label = copied is None
-    wanted = np.concatenate([prompts.y[:, :1], prompts.y[:, :-1]], axis=1) if copied is None else copied
+    wanted = _last_labels(prompts) if copied is None else copied
     out = np.full((*prompts.x.shape, len(BELIEFS)), np.nan)
     for name in np.unique(prompts.task):
         rows = np.flatnonzero(prompts.task == name)
@@ -42,3 +42,11 @@ def belief_log_odds(probs: AnswerProbs, prompts: PromptSet, copied: Strings | No
     if last_label:
         out[:, 0, belief_index("copy")] = np.nan
     return out
+
+
+def _last_labels(prompts: PromptSet) -> Strings:
+    """The label that stands just before each query, [prompt example]; at example 0, where none does, its own."""
+    if prompts.context_y is None or prompts.slots is None:
+        return np.concatenate([prompts.y[:, :1], prompts.y[:, :-1]], axis=1)
+    before = [prompts.context_y[:, n, prompts.slots[n] - 1] for n in range(1, prompts.n_examples)]
+    return np.stack([prompts.y[:, 0], *before], axis=1)

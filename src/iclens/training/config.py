@@ -24,7 +24,7 @@ from pydantic import (
 
 from iclens.errors import ConfigError, nearest
 from iclens.names import Site
-from iclens.tasks.prompts import ARMS
+from iclens.tasks.arms import parse_arm
 from iclens.tasks.spec import parse_task
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -85,8 +85,10 @@ class Prompts(Strict):
     @field_validator("arm")
     @classmethod
     def _known_arm(cls, arm: str) -> str:
-        if arm not in ARMS:
-            raise ConfigError(f"arm '{arm}'", "unknown", f"One of {', '.join(ARMS)}.")
+        if parse_arm(arm).probed:
+            raise ConfigError(
+                f"arm '{arm}'", "each query has a prompt of its own", "Use an inline arm: T, S, R."
+            )
         return arm
 
 

@@ -4,7 +4,7 @@
 
 ȳ [example] is the mean over N prompts and S their covariance, so that prompt effects (random levels and
 slopes, autocorrelation) are accounted for. With k curve parameters of J examples,
-Q · (N − J + k) / ((N − 1)(J − k)) is F(J − k, N − J + k) if the curve is right (Hotelling), and the profile of
+Q · (N − J + k) / ((N − 1)(J − k)) is F(J − k, N − J + k) if the curve is right (Hotelling); the profile of
 one parameter is ν · (Λ − 1) ~ F(1, ν), Λ = (1 + Q / (N−1)) / (1 + Q_min / (N−1)), ν = N − 1 − (J − k), as in
 Rao's growth curves (1959, Biometrika 46, 49–58).
 

@@ -45,7 +45,7 @@ def belief_log_odds(probs: AnswerProbs, prompts: PromptSet, copied: Strings | No
 
 
 def _last_labels(prompts: PromptSet) -> Strings:
-    """The label that stands just before each query, [prompt example]; at example 0, where none does, its own."""
+    """The label just before each query, [prompt example]; at example 0, where none stands, its own."""
     if prompts.context_y is None or prompts.slots is None:
         return np.concatenate([prompts.y[:, :1], prompts.y[:, :-1]], axis=1)
     before = [prompts.context_y[:, n, prompts.slots[n] - 1] for n in range(1, prompts.n_examples)]

@@ -122,7 +122,7 @@ class Bench:
 
     def latents(self, arm: str, site: Site, role: str) -> LatentActs:
         """The active latents of an arm at a site and role."""
-        return LatentActs.load(self.of("track") / latents_file(arm, site, role))
+        return LatentActs.open(self.of("track") / latents_file(arm, site, role))
 
     def arrays(self, stage: str, file: str) -> dict[str, Any]:
         """The arrays of a stage's safetensors file."""

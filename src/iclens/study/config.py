@@ -14,9 +14,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from iclens.errors import ConfigError, TaskError, nearest
+from iclens.errors import ConfigError, nearest
 from iclens.names import Site, check_role
-from iclens.tasks.prompts import ARMS
+from iclens.tasks.arms import parse_arm
 from iclens.tasks.rules import Task, default_inputs
 from iclens.tasks.spec import parse_task
 
@@ -60,7 +60,11 @@ class PromptsSection(Section):
 
     task: str
     arms: list[str] = ["T", "S"]
-    """The first arm is tested against the second; further arms are followed as well."""
+    """Codes of `tasks.arms`. The first is tested against `growth.controls`; the others are followed as well,
+    and the Bayesian tests use those that they need."""
+    rival: str | None = None
+    """Task of the arms that show two (W, Wr, Q-) or tell examples apart (A-, A+); chosen from the task when
+    not given."""
     n_prompts: int = Field(default=256, ge=4)
     n_examples: int = Field(default=16, ge=3)
     seed: int = 0
@@ -76,8 +80,7 @@ class PromptsSection(Section):
     @classmethod
     def _arms_exist(cls, arms: list[str]) -> list[str]:
         for arm in arms:
-            if arm not in ARMS:
-                raise TaskError(f"arm '{arm}'", "unknown", f"One of {', '.join(ARMS)}.")
+            parse_arm(arm)
         if len(arms) < 2 or len(set(arms)) < len(arms):
             raise ValueError("give at least two different arms, the tested one first")
         return arms
@@ -116,9 +119,24 @@ class TrackSection(Section):
 
 
 class GrowthSection(Section):
-    """The growth test: Benjamini–Hochberg level within site × role."""
+    """The growth test: detection, shape, evidence, causal link and confirmation."""
 
     q: float = Field(default=0.05, gt=0, lt=1)
+    """P(any discovery) when nothing grows, and the false discovery rate within site × role."""
+    controls: list[str] | None = None
+    """Arms that growth must be beyond, every one of them; the second arm when not given."""
+    split_seed: int = 0
+    """Of the split of prompts into discovery, shape and confirm."""
+    shortlist: int = Field(default=300, ge=1)
+    """Growing latents, over all sites and roles, whose shape, evidence and confirmation are asked for."""
+    dose_latents: int = Field(default=6, ge=0)
+    """Latents of the short list, at `pre` of each site, that are pushed; 0 skips it, which the pages say."""
+    dose_examples: int | None = Field(default=None, ge=1)
+    """Examples in context when they are pushed; a quarter of the prompt's when not given."""
+    dose_prompts: int = Field(default=48, ge=4)
+    """Prompts of the confirm split, at most, in which they are pushed."""
+    n_controls: int = Field(default=100, ge=1)
+    """Matched random live latents that each pushed latent is compared with."""
 
 
 class TransformsSection(Section):
@@ -204,6 +222,24 @@ class StudyConfig(Section):
     sweep: SweepSection = SweepSection()
     patch: PatchSection = PatchSection()
     dashboard: DashboardSection = DashboardSection()
+
+    @property
+    def treated(self) -> str:
+        """The arm whose growth is tested."""
+        return self.prompts.arms[0]
+
+    @property
+    def controls(self) -> list[str]:
+        """The arms that growth must be beyond."""
+        return self.growth.controls or self.prompts.arms[1:2]
+
+    @model_validator(mode="after")
+    def _growth_can_be_tested(self) -> StudyConfig:
+        strange = [arm for arm in self.controls if arm not in self.prompts.arms[1:]]
+        if strange:
+            found = ", ".join(self.prompts.arms)
+            raise ValueError(f"growth.controls names arm {strange[0]}, prompts.arms has {found}")
+        return self
 
     def yaml(self) -> str:
         """The resolved config, every default written out."""

@@ -1,12 +1,4 @@
-"""How does a question become pages? The steps meet here, and only here.
-
-    Task → PromptSet → Activations → LatentActs → Trajectories
-         → GrowthTable → TransformTable → PatchTable → pages
-
-`FLOW` is that line, stage by stage: which config sections decide it, what it reads, and which steps' code it
-runs. The work of stage `growth` is `work` in `stages/growth.py`, imported when it is needed, so that a run
-that is up to date loads no model.
-"""
+"""How does a question become pages? The stages of `flow` are brought up to date, one by one."""
 
 from __future__ import annotations
 
@@ -18,35 +10,11 @@ from iclens.errors import RunError, nearest
 from iclens.study.bench import Bench, Hashes, check_task, outside_inputs
 from iclens.study.card import study_card
 from iclens.study.config import StudyConfig
+from iclens.study.flow import FLOW, FOLDERS, NAMES
 from iclens.study.runfolder import CARD, DONE, RunFolder, find_run, now, run_for
-from iclens.study.stage import Event, Report, Stage, bring_up_to_date
+from iclens.study.stage import Event, Report, bring_up_to_date
 
-FLOW = (
-    # the SAEs, trained on the model or loaded, and how good they are
-    Stage("saes", 1, ("model", "saes", "track", "transforms"), ("model", "SAE source"),
-          ("models", "saes", "training", "tasks", "transforms/grid", "study/grid")),
-    # Task → PromptSet, one for each arm
-    Stage("prompts", 2, ("prompts",), ("model",), ("tasks",)),
-    # PromptSet → Activations → LatentActs, and the beliefs beside them
-    Stage("track", 3, ("model", "track"), ("model", "saes", "prompts"),
-          ("models", "saes", "tracking", "tasks")),
-    # LatentActs of two arms → GrowthTable; beliefs against the exact posterior
-    Stage("growth", 4, ("prompts", "track", "growth"), ("saes", "prompts", "track"), ("growth",)),
-    # LatentActs on a grid of tasks → TransformTable
-    Stage("transforms", 5, ("model", "track", "transforms"), ("model", "saes"),
-          ("models", "saes", "tracking", "tasks", "transforms", "study/grid")),
-    # whole residuals from run A into run B → SweepTable
-    Stage("sweep", 6, ("model", "prompts", "sweep"), ("model",), ("models", "tasks", "patching")),
-    # single latents from run A into run B → PatchTable
-    Stage("patch", 7, ("model", "prompts", "track", "patch"), ("model", "saes"),
-          ("models", "saes", "tasks", "patching")),
-    # every table → pages
-    Stage("dashboard", 8, ("study", "model", "prompts", "track", "transforms", "dashboard"),
-          ("model", "saes", "prompts", "track", "growth", "transforms", "sweep", "patch"),
-          ("dashboards", "tracking", "saes", "study/results", "study/site_view", "study/latent_pages")),
-)  # fmt: skip
 INDEX = "site/index.html"
-NAMES = tuple(stage.name for stage in FLOW)
 
 
 @dataclass(frozen=True)
@@ -123,7 +91,7 @@ def _bring(run: RunFolder, names: tuple[str, ...], outside: Mapping[str, Hashes]
     def progress(found: dict[str, object]) -> None:
         report(Event("saes", "progress", found=found))
 
-    bench = Bench(run, {stage.name: stage.folder for stage in FLOW}, outside, progress)
+    bench = Bench(run, FOLDERS, outside, progress)
     events: list[Event] = []
     try:
         for stage in FLOW:

@@ -21,6 +21,7 @@ import pandas as pd
 
 from iclens.errors import SiteError, nearest
 from iclens.names import Site
+from iclens.study.flow import FOLDERS
 from iclens.study.followed import Followed
 from iclens.study.results import Results
 from iclens.study.runfolder import find_run
@@ -80,13 +81,53 @@ class Run:
     @property
     def index(self) -> Path | None:
         """The pages' index.html, when they are written."""
-        found = self.path / "08_dashboard" / "site" / "index.html"
+        found = self.path / FOLDERS["dashboard"] / "site" / "index.html"
         return found if found.is_file() else None
 
     @property
     def growth(self) -> pd.DataFrame:
-        """Growth test: a row per site, role and latent."""
+        """Verdicts: a row per site, role and latent, its rung of the ladder and why it is not higher."""
         return self.results.table("growth")
+
+    @property
+    def falsifiers(self) -> pd.DataFrame:
+        """What would refute additive Bayesian growth, and whether it happened: a row per falsifier."""
+        return self.results.table("falsifiers")
+
+    @property
+    def accounts(self) -> pd.DataFrame:
+        """Accounts of the growth, compared over all arms on held-out prompts: a row per account."""
+        return self.results.table("accounts")
+
+    @property
+    def agreement(self) -> pd.DataFrame:
+        """The model's log-odds on the exact ones: a row per arm and belief."""
+        return self.results.table("agreement")
+
+    @property
+    def tests(self) -> pd.DataFrame:
+        """Duplicates, order, reversal, prior, evidence: a row per test of the answer's log-odds."""
+        return self.results.table("tests")
+
+    @property
+    def shapes(self) -> pd.DataFrame:
+        """Trajectory models of the short list: a row per site, role and latent."""
+        return self.results.table("shapes")
+
+    @property
+    def evidence(self) -> pd.DataFrame:
+        """Evidence regressions of the short list: a row per site, role and latent."""
+        return self.results.table("evidence")
+
+    @property
+    def dose(self) -> pd.DataFrame:
+        """Dose-responses of pushed latents: a row per site, latent and belief."""
+        return self.results.table("dose")
+
+    @property
+    def closure(self) -> pd.DataFrame:
+        """How much of a belief's growth the pushed latents account for: a row per site and belief."""
+        return self.results.table("closure")
 
     @property
     def beliefs(self) -> pd.DataFrame:

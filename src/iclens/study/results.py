@@ -14,29 +14,45 @@ import pandas as pd
 
 from iclens.errors import RunError
 from iclens.names import Site
+from iclens.study.flow import FOLDERS
 from iclens.study.runfolder import CARD, RunFolder
 from iclens.study.store import load_arrays, load_json, load_prompts
 from iclens.tables.activations import LatentActs
+from iclens.tables.dose import ClosureTable, DoseTable, InteractionTable
+from iclens.tables.evidence import AccountTable, BayesTestTable, EvidenceTable
 from iclens.tables.frame import Table
-from iclens.tables.growth import BeliefTable, GrowthTable
+from iclens.tables.growth import AgreementTable, BeliefTable, GrowthTable
 from iclens.tables.patches import GradedTable, LadderTable, PatchTable, SweepTable
 from iclens.tables.prompts import PromptSet
 from iclens.tables.quality import QualityTable
+from iclens.tables.shapes import ConfirmTable, ShapeTable
 from iclens.tables.transforms import TransformTable
+from iclens.tables.verdicts import FalsifierTable, VerdictTable
 
 PATCH_Q = 0.05
 """False discovery rate at which a patch effect is called."""
-FILES: dict[str, tuple[str, type[Table]]] = {
-    "quality": ("01_saes/quality.parquet", QualityTable),
-    "growth": ("04_growth/growth.parquet", GrowthTable),
-    "beliefs": ("04_growth/beliefs.parquet", BeliefTable),
-    "transforms": ("05_transforms/transforms.parquet", TransformTable),
-    "sweep": ("06_sweep/sweep.parquet", SweepTable),
-    "graded": ("06_sweep/graded.parquet", GradedTable),
-    "patches": ("07_patch/patches.parquet", PatchTable),
-    "ladder": ("07_patch/ladder.parquet", LadderTable),
+TABLES: dict[str, tuple[str, type[Table]]] = {
+    "quality": ("saes", QualityTable),
+    "detection": ("detect", GrowthTable),
+    "shapes": ("shape", ShapeTable),
+    "evidence": ("shape", EvidenceTable),
+    "dose": ("dose", DoseTable),
+    "closure": ("dose", ClosureTable),
+    "interactions": ("dose", InteractionTable),
+    "growth": ("growth", VerdictTable),
+    "confirmed": ("growth", ConfirmTable),
+    "beliefs": ("growth", BeliefTable),
+    "agreement": ("growth", AgreementTable),
+    "tests": ("growth", BayesTestTable),
+    "accounts": ("growth", AccountTable),
+    "falsifiers": ("growth", FalsifierTable),
+    "transforms": ("transforms", TransformTable),
+    "sweep": ("sweep", SweepTable),
+    "graded": ("sweep", GradedTable),
+    "patches": ("patch", PatchTable),
+    "ladder": ("patch", LadderTable),
 }
-"""Table name → its file in a run folder, and its type."""
+"""Table name → the stage that writes `<name>.parquet`, and its type."""
 
 
 class Results:
@@ -55,8 +71,8 @@ class Results:
         Raises:
             RunError: when its stage has not run.
         """
-        file, kind = FILES[name]
-        frame = kind.load(self._file(file)).df
+        stage, kind = TABLES[name]
+        frame = kind.load(self.file(stage, f"{name}.parquet")).df
         if "site" in frame:
             frame["site"] = [Site.parse(str(site)).short for site in frame["site"]]
         return frame
@@ -79,53 +95,66 @@ class Results:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """`model` (fingerprint) and `saes` (site → id, d_sae, k)."""
-        return load_json(self._file("01_saes/saes.json"))
+        return load_json(self.file("saes", "saes.json"))
 
     @cached_property
     def card(self) -> dict[str, Any]:
         """Versions, commit, hashes, dtype and seeds."""
-        return json.loads(self._file(CARD).read_text(encoding="utf-8"))
+        return json.loads(self._there(CARD).read_text(encoding="utf-8"))
 
     @cached_property
     def bayes(self) -> dict[str, Any]:
         """Belief → fits of LO_0 + nλ for the model and the exact posterior, and their agreement."""
-        return load_json(self._file("04_growth/bayes.json"))
+        return load_json(self.file("growth", "bayes.json"))
+
+    @cached_property
+    def facts_of_growth(self) -> dict[str, Any]:
+        """What the growth stage says beside its tables: splits, manifest hash, calibration, accounts."""
+        return load_json(self.file("growth", "growth.json"))
 
     @cached_property
     def decoder_norms(self) -> dict[str, Any]:
         """Site (short) → length of every latent's decoder row, [latent]."""
-        return load_arrays(self._file("01_saes/decoder_norms.safetensors"))[0]
+        return load_arrays(self.file("saes", "decoder_norms.safetensors"))[0]
 
     def beliefs_of(self, arm: str) -> tuple[Any, Any, str]:
         """Log-odds of model and exact posterior [prompt example belief], and why the latter is NaN."""
-        arrays, about = load_arrays(self._file(f"03_track/beliefs_{arm}.safetensors"))
+        arrays, about = load_arrays(self.file("track", f"beliefs_{arm}.safetensors"))
         return arrays["model"], arrays["exact"], json.loads(about["reason"])
 
     def latents(self, arm: str, site: Site, role: str) -> LatentActs:
         """Active latents of an arm at a site and role."""
-        return LatentActs.load(self._file(f"03_track/latents_{arm}_{site.short}_{role}.safetensors"))
+        return LatentActs.open(self.file("track", f"latents_{arm}_{site.short}_{role}.safetensors"))
 
     def prompts(self, arm: str) -> PromptSet:
         """The prompts of an arm."""
-        return load_prompts(self._file("02_prompts"), arm)
+        return load_prompts(self.file("prompts"), arm)
 
     @property
     def grid_prompts(self) -> PromptSet:
         """The prompts of the task grid."""
-        return load_prompts(self._file("05_transforms"), "grid")
+        return load_prompts(self.file("transforms"), "grid")
 
     @cached_property
     def grid(self) -> dict[str, Any]:
         """Which tasks of the grid are `discovery` and which `held_out`."""
-        return load_json(self._file("05_transforms/grid.json"))
+        return load_json(self.file("transforms", "grid.json"))
 
     @cached_property
     def task_means(self) -> tuple[dict[str, Any], list[str]]:
         """Mean activation [latent task] by `<site> <role>`, and the tasks' names."""
-        arrays, about = load_arrays(self._file("05_transforms/task_means.safetensors"))
+        arrays, about = load_arrays(self.file("transforms", "task_means.safetensors"))
         return arrays, json.loads(about["tasks"])
 
-    def _file(self, name: str) -> Path:
+    def file(self, stage: str, name: str = "") -> Path:
+        """A stage's output, or its folder.
+
+        Raises:
+            RunError: when it is not there.
+        """
+        return self._there(f"{FOLDERS[stage]}/{name}".rstrip("/"))
+
+    def _there(self, name: str) -> Path:
         file = self.run.path / name
         if not file.exists():
             raise RunError(

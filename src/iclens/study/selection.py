@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from iclens.errors import SiteError, nearest
 from iclens.growth.test import test_growth
 from iclens.names import Site
 from iclens.study.results import Results
-from iclens.tables.activations import LatentActs
+from iclens.tables.activations import LatentActs, select_rows
 from iclens.tables.arrays import Ints
 
 _SMALL_IS_CLEAR = ("p_value", "q_value", "control_p")
@@ -121,14 +121,4 @@ class Selection:
 
 def _examples(acts: LatentActs, chosen: Ints) -> LatentActs:
     """The same latents at some of the examples [example] only."""
-    rows = (np.arange(acts.n_prompts)[:, None] * acts.n_examples + chosen).ravel()
-    kept = acts.matrix[rows]
-    return replace(
-        acts,
-        n_examples=len(chosen),
-        indptr=kept.indptr,
-        index=kept.indices,
-        value=kept.data,
-        error_sq=acts.error_sq[:, chosen],
-        total_sq=acts.total_sq[:, chosen],
-    )
+    return select_rows(acts, np.arange(acts.n_prompts), chosen)

@@ -21,6 +21,7 @@ from iclens.dashboards.view import (
 from iclens.names import BELIEFS
 from iclens.patching.runs import ZERO
 from iclens.study.results import PATCH_Q, Results
+from iclens.tables.verdicts import FALLS, LADDER
 from iclens.tasks.beliefs import BAND
 
 SWEPT = {
@@ -127,7 +128,7 @@ def growth_counts(growth: pd.DataFrame) -> list[GrowthCount]:
     counts = []
     for site, role in growth[["site", "role"]].drop_duplicates().itertuples(index=False):
         rows = growth[(growth["site"] == site) & (growth["role"] == role)]
-        grows, falls = (int((rows["verdict"] == verdict).sum()) for verdict in ("grows", "falls"))
+        grows, falls = int(rows["verdict"].isin(LADDER[1:]).sum()), int((rows["verdict"] == FALLS).sum())
         counts.append(GrowthCount(str(site), str(role), int(rows["q_value"].notna().sum()), grows, falls))
     return counts
 

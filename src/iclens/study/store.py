@@ -26,9 +26,22 @@ def save_prompts(prompts: PromptSet, folder: Path, name: str) -> None:
     columns |= {field: getattr(prompts, field).ravel() for field in _TEXT}
     pd.DataFrame(columns).to_parquet(folder / f"{name}.parquet", index=False)
     about = {"arm": prompts.arm, "seed": str(prompts.seed), "tokenizer": prompts.tokenizer}
-    save_file(
-        {"tokens": np.ascontiguousarray(prompts.tokens)}, folder / f"{name}.safetensors", metadata=about
-    )
+    arrays = {"tokens": prompts.tokens}
+    if prompts.probes is not None and prompts.slots is not None:
+        arrays |= {"probes": prompts.probes, "slots": prompts.slots}
+        _save_contexts(prompts, folder / f"{name}.contexts.parquet")
+    kept = {key: np.ascontiguousarray(values) for key, values in arrays.items()}
+    save_file(kept, folder / f"{name}.safetensors", metadata=about | {"rival": prompts.rival})
+
+
+def _save_contexts(prompts: PromptSet, path: Path) -> None:
+    """Write what stands before each query: one row per prompt, example and slot."""
+    if prompts.context_x is None or prompts.context_y is None:
+        raise TableError(f"contexts of arm {prompts.arm}", "there are none", "Only probed arms have them.")
+    prompt, example, slot = np.indices(prompts.context_x.shape).reshape(3, -1)
+    columns = {"prompt": prompt, "example": example, "slot": slot}
+    columns |= {"x": prompts.context_x.ravel(), "y": prompts.context_y.ravel()}
+    pd.DataFrame(columns).to_parquet(path, index=False)
 
 
 def load_prompts(folder: Path, name: str) -> PromptSet:
@@ -47,9 +60,15 @@ def load_prompts(folder: Path, name: str) -> PromptSet:
     shape = (int(frame["prompt"].max()) + 1, int(frame["example"].max()) + 1)
     x, y, answer = (frame[field].to_numpy(dtype=str).reshape(shape) for field in _TEXT)
     task = frame["task"].to_numpy(dtype=str).reshape(shape)[:, 0]
+    context_x = context_y = None
+    if "probes" in arrays:
+        contexts = pd.read_parquet(folder / f"{name}.contexts.parquet")
+        cells = (*shape, shape[1] - 1)
+        context_x, context_y = (contexts[key].to_numpy(dtype=str).reshape(cells) for key in ("x", "y"))
     return PromptSet(
-        task, about["arm"], x, y, answer, arrays["tokens"], int(about["seed"]), about["tokenizer"]
-    )
+        task, about["arm"], x, y, answer, arrays["tokens"], int(about["seed"]), about["tokenizer"],
+        context_x, context_y, arrays.get("probes"), arrays.get("slots"), about.get("rival", ""),
+    )  # fmt: skip
 
 
 def save_arrays(path: Path, arrays: dict[str, Floats], **about: object) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from iclens.errors import TaskError
 from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE
@@ -22,6 +23,8 @@ from iclens.tasks.rules import Task, default_inputs
 from iclens.tasks.spec import parse_task
 
 Pairs = list[tuple[str, str]]
+WRONG_SHARE = 0.05
+"""Share of wrong labels that nominal evidence assumes."""
 
 
 def build_prompts(
@@ -197,6 +200,35 @@ def task_log_odds(mixture: Mixture, prompts: PromptSet, task: Task | None = None
     own = weights[..., index]
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.log(own) - np.log(np.delete(weights, index, axis=-1).sum(axis=-1))
+
+
+def in_mixture(mixture: Mixture, prompts: PromptSet) -> NDArray[np.bool_]:
+    """Whether every input and label of a prompt is one that the mixture can give, [prompt]."""
+    inputs, labels = np.array(mixture.inputs), np.array(mixture.answers)
+    possible = np.isin(prompts.x, inputs).all(axis=1) & np.isin(prompts.y, labels).all(axis=1)
+    if prompts.context_x is not None and prompts.context_y is not None:
+        for cells, known in ((prompts.context_x, inputs), (prompts.context_y, labels)):
+            possible &= (np.isin(cells, known) | (cells == "")).all(axis=(1, 2))
+    return np.asarray(possible)
+
+
+def nominal_evidence(prompts: PromptSet, inputs: Sequence[str]) -> Floats:
+    """Evidence of each label where no mixture is declared, nats [prompt example]; the last example's is NaN.
+
+        log [((1 − ε)·1[the task's answer] + ε / K) / (1 / K)],   ε = `WRONG_SHARE`, K its distinct answers
+
+    A stated stand-in: it tells right from wrong labels, not surprising from expected ones; it counts repeats.
+
+    Args:
+        prompts: of one task.
+        inputs: x that the prompts may hold.
+    """
+    task = parse_task(str(prompts.task[0]))
+    n_answers = len({y for x in inputs for y in task.outcomes(x)})
+    right = prompts.y == prompts.answer if prompts.context_y is None else np.ones(prompts.x.shape, dtype=bool)
+    found = np.log((1 - WRONG_SHARE) * right * n_answers + WRONG_SHARE)
+    found[:, -1] = np.nan
+    return found
 
 
 def _posterior(mixture: Mixture, prompts: PromptSet) -> Posterior:

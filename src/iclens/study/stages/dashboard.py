@@ -12,6 +12,7 @@ from iclens.dashboards.view import LogitEffect, SiteView
 from iclens.names import Site
 from iclens.saes.readout import logit_effects
 from iclens.study import site_view
+from iclens.study.additive_view import additive
 from iclens.study.bench import Bench
 from iclens.study.latent_pages import (
     PAGES_REASON,
@@ -51,6 +52,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         beliefs=site_view.belief_curves(results),
         sweeps=site_view.sweeps(results),
         growth=site_view.growth_counts(growth),
+        additive=additive(results),
         latents=rows,
         pages=pages,
         pages_reason=PAGES_REASON.format(n=n),

@@ -1,4 +1,4 @@
-"""LatentActs of two arms → GrowthTable; and the beliefs against the exact posterior."""
+"""Confirm prompts, and everything before → verdicts, the beliefs' Bayesian tests, accounts and falsifiers."""
 
 from __future__ import annotations
 
@@ -8,42 +8,90 @@ from typing import Any
 
 import numpy as np
 
+from iclens.growth.accounts import Compared, compare
 from iclens.growth.bayes import agreement, fit_log_odds, linear_part
 from iclens.growth.beliefs import belief_table
-from iclens.growth.test import test_arms
+from iclens.growth.calibration import Calibration, task_belief
+from iclens.growth.confirm import Manifest, confirm
+from iclens.growth.design import design_of
+from iclens.growth.exchange import bayes_tests
+from iclens.growth.falsifiers import ask
+from iclens.growth.verdict import Found, judge
 from iclens.names import BELIEFS, Site
 from iclens.study.bench import Bench, beliefs_file
-from iclens.study.store import save_json
+from iclens.study.growth_figures import closures, figures
+from iclens.study.growth_inputs import exact_task, label_evidence, splits_of
+from iclens.study.stages.dose import CLOSURE, DOSE, first_examples
+from iclens.study.stages.shape import DIRECTIONS, EVIDENCE, MANIFEST, SHAPES
+from iclens.study.stages.track import CALIBRATION
+from iclens.study.store import load_json, save_json
 from iclens.tables.arrays import Floats
+from iclens.tables.dose import ClosureTable, DoseTable
+from iclens.tables.evidence import AccountTable, BayesTestTable, EvidenceTable
+from iclens.tables.growth import AgreementTable, GrowthTable
+from iclens.tables.shapes import ConfirmTable, ShapeTable
 from iclens.tables.trajectories import examples_seen
+from iclens.tables.verdicts import LADDER
+from iclens.tasks.beliefs import belief_index
 
-GROWTH, BELIEF_TABLE, BAYES = "growth.parquet", "beliefs.parquet", "bayes.json"
+EXACT = belief_index("exact")
+SLOPE_GOAL, R_GOAL = 0.05, 0.98
+"""How near to 1 the slope, and how high the correlation, of model on exact log-odds should be."""
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Write `growth.parquet`, `beliefs.parquet` and `bayes.json`."""
-    section = bench.config.prompts
-    treated, control = section.arms[:2]
-    places = [(Site.parse(site), role) for site in bench.facts["saes"] for role in bench.config.track.roles]
-    table = test_arms(
-        {place: bench.latents(treated, *place) for place in places},
-        {place: bench.latents(control, *place) for place in places},
-        prompts=(bench.prompts(treated), bench.prompts(control)),
-        q=bench.config.growth.q,
-        decoder_norms=bench.decoder_norms,
+    """Write the tables of `results.TABLES` that belong to growth, `bayes.json` and `growth.json`."""
+    model, exact = _beliefs(bench, folder)
+    _agreement(bench, model, exact).save(folder / "agreement.parquet")
+    tests = _tests(bench, model, exact)
+    tests.save(folder / "tests.parquet")
+    compared, why = _accounts(bench, model, exact)
+    (compared.table if compared else AccountTable.concat([])).save(folder / "accounts.parquet")
+    confirmed = _confirmed(bench)
+    confirmed.save(folder / "confirmed.parquet")
+    verdicts = judge(_found(bench, confirmed))
+    verdicts.save(folder / "growth.parquet")
+    asked = figures(
+        verdicts, confirmed, ShapeTable.load(bench.of("shape") / SHAPES), tests,
+        dose=DoseTable.load(bench.of("dose") / DOSE), closure=ClosureTable.load(bench.of("dose") / CLOSURE),
+        paired_belief=_paired_belief(bench, model), directions=bench.arrays("shape", DIRECTIONS),
+        n_rising=load_json(bench.of("detect") / "stage.json")["found"]["rising in their own arm"],
+        n_examples=first_examples(bench.config),
+    )  # fmt: skip
+    falsifiers = ask(asked)
+    falsifiers.save(folder / "falsifiers.parquet")
+    found = {"arms": list(compared.arms), "verdict": compared.verdict} if compared else {"arms": []}
+    save_json(
+        folder / "growth.json",
+        {
+            "accounts": found | {"reason": why},
+            "belief_exponent": asdict(asked.belief_exponent),
+            "calibration": load_json(bench.of("track") / CALIBRATION),
+            "manifest": Manifest.thaw(bench.of("shape") / MANIFEST).sha256,
+        },
     )
-    table.save(folder / GROWTH)
+    counts = {rung: int((verdicts["verdict"] == rung).sum()) for rung in (*LADDER, "falls")}
+    fired = [
+        str(f)
+        for f, state in zip(falsifiers["falsifier"], falsifiers["fired"], strict=True)
+        if state == "fired"
+    ]
+    return counts | {"falsifiers that fired": fired, "account": compared.verdict if compared else why}
+
+
+def _beliefs(bench: Bench, folder: Path) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Write the belief table and the fits of LO_0 + nλ; the log-odds of every arm, model and exact."""
+    section, treated = bench.config.prompts, bench.config.treated
     n_seen = examples_seen("pre", section.n_examples)
     kept = {arm: bench.arrays("track", beliefs_file(arm)) for arm in section.arms}
     model = {arm: arrays["model"] for arm, arrays in kept.items()}
-    exact = {arm: arrays["exact"] for arm, arrays in kept.items() if np.isfinite(arrays["exact"]).any()}
-    belief_table(n_seen, model, exact=exact, seed=section.seed).save(folder / BELIEF_TABLE)
-    own = model[treated]
-    true = exact.get(treated, np.full_like(own, np.nan))
+    exact = {arm: arrays["exact"] for arm, arrays in kept.items()}
+    known = {arm: values for arm, values in exact.items() if np.isfinite(values).any()}
+    belief_table(n_seen, model, exact=known, seed=section.seed).save(folder / "beliefs.parquet")
+    own, true = model[treated], exact[treated]
     fits = {name: _fit(n_seen, own[..., i], true[..., i], section.seed) for i, name in enumerate(BELIEFS)}
-    save_json(folder / BAYES, fits)
-    verdicts = {name: int((table["verdict"] == name).sum()) for name in ("grows", "falls")}
-    return verdicts | {"tested": int(np.isfinite(table["q_value"]).sum()), "arms": [treated, control]}
+    save_json(folder / "bayes.json", fits)
+    return model, exact
 
 
 def _fit(n_seen: np.ndarray, model: Floats, exact: Floats, seed: int) -> dict[str, Any]:
@@ -55,3 +103,86 @@ def _fit(n_seen: np.ndarray, model: Floats, exact: Floats, seed: int) -> dict[st
         "exact": asdict(fit_log_odds(n_seen, exact, over=over, seed=seed)),
         "agreement": asdict(agreement(exact, model, seed=seed)),
     }
+
+
+def _agreement(bench: Bench, model: dict[str, Floats], exact: dict[str, Floats]) -> AgreementTable:
+    """The model's log-odds on the exact ones in every arm: its beliefs, and the task behind its answers."""
+    calibration = Calibration(**load_json(bench.of("track") / CALIBRATION))
+    rows = []
+    for arm in bench.config.prompts.arms:
+        everyone = np.arange(len(model[arm]))
+        pairs = [(name, exact[arm][..., i], model[arm][..., i]) for i, name in enumerate(BELIEFS)]
+        p_correct = 1 / (1 + np.exp(-model[arm][..., EXACT]))
+        pairs.append(("task", exact_task(bench, arm, everyone), task_belief(p_correct, calibration)))
+        for name, true, own in pairs:
+            fit = agreement(true, own, seed=bench.config.prompts.seed)
+            met = abs(fit.slope - 1) <= SLOPE_GOAL and fit.r >= R_GOAL
+            rows.append({"arm": arm, "belief": name, "goal_met": bool(met)} | asdict(fit))
+    return AgreementTable({name: [row[name] for row in rows] for name in AgreementTable.COLUMNS})
+
+
+def _tests(bench: Bench, model: dict[str, Floats], exact: dict[str, Floats]) -> BayesTestTable:
+    everyone = np.arange(bench.config.prompts.n_prompts)
+    llr = {arm: label_evidence(bench, arm, everyone) for arm in model}
+    parts = [
+        bayes_tests({arm: values[..., EXACT] for arm, values in of.items()}, llr, response=name,
+                    treated=bench.config.treated, seed=bench.config.prompts.seed)
+        for name, of in (("model", model), ("exact posterior", exact))
+    ]  # fmt: skip
+    return BayesTestTable.concat(parts)
+
+
+def _accounts(
+    bench: Bench, model: dict[str, Floats], exact: dict[str, Floats]
+) -> tuple[Compared | None, str]:
+    """Accounts of the answer's log-odds over all arms whose exact posterior is known, or over all arms."""
+    exactly = [arm for arm in model if np.isfinite(exact[arm][..., EXACT]).all()]
+    arms = exactly or list(model)
+    if len(arms) < 2:
+        return None, f"{len(arms)} arm can be compared, two are needed"
+    responses = {arm: model[arm][..., EXACT] for arm in arms}
+    designs = {
+        arm: design_of(bench.prompts(arm), exact[arm][..., EXACT] if exactly else None) for arm in arms
+    }
+    return compare(responses, designs, seed=bench.config.growth.split_seed), ""
+
+
+def _confirmed(bench: Bench) -> ConfirmTable:
+    """The frozen claims on the confirm split."""
+    manifest = Manifest.thaw(bench.of("shape") / MANIFEST)
+    prompts = splits_of(bench.config).confirm
+    treated, control = bench.config.treated, bench.config.controls[0]
+    claims: dict[tuple[Site, str], list[int]] = {}
+    for claim in manifest.claims:
+        claims.setdefault((Site.parse(claim.site), claim.role), []).append(claim.latent)
+    differences = {}
+    for (site, role), latents in claims.items():
+        ids = np.array(latents)
+        one, other = (bench.latents(arm, site, role).dense(ids)[:, prompts] for arm in (treated, control))
+        scale = bench.decoder_norms[site][ids][:, None, None]
+        differences[site, role] = (one.astype(np.float64) - other) * scale
+    return confirm(manifest, differences, prompts)
+
+
+def _found(bench: Bench, confirmed: ConfirmTable) -> Found:
+    """What the earlier stages found, as the ladder takes it."""
+    shape = bench.of("shape")
+    dose = DoseTable.load(bench.of("dose") / DOSE).df
+    first = dose[(dose["belief"] == "exact") & (dose["n_examples"] == first_examples(bench.config))]
+    renamed = {"slope": "dose_effect", "slope_low": "dose_low", "slope_high": "dose_high"}
+    return Found(
+        detection=GrowthTable.load(bench.of("detect") / "detection.parquet").df,
+        shape=ShapeTable.load(shape / SHAPES).df,
+        evidence=EvidenceTable.load(shape / EVIDENCE).df,
+        dose=first.rename(columns=renamed),
+        confirm=confirmed.df,
+        closure=closures(ClosureTable.load(bench.of("dose") / CLOSURE), first_examples(bench.config)),
+    )
+
+
+def _paired_belief(bench: Bench, model: dict[str, Floats]) -> Floats:
+    """The answer's log-odds, arm T minus the first control, on the shape prompts, [1 prompt example]."""
+    prompts = splits_of(bench.config).shape
+    arms = (bench.config.treated, bench.config.controls[0])
+    treated, control = (model[arm][prompts, :, EXACT] for arm in arms)
+    return (treated - control)[None]

@@ -7,18 +7,21 @@ from typing import Any
 
 from iclens.study.bench import Bench
 from iclens.study.store import save_prompts
+from iclens.tables.pairing import check_pairing
 from iclens.tasks.prompts import build_prompts
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
     """Write `<arm>.parquet` and `<arm>.safetensors` for every arm."""
-    section = bench.config.prompts
+    section, built = bench.config.prompts, []
     for arm in section.arms:
         prompts = build_prompts(
             bench.model.tokenizer, section.rule, arm=arm, n_prompts=section.n_prompts,
-            n_examples=section.n_examples, seed=section.seed, inputs=section.inputs,
+            n_examples=section.n_examples, seed=section.seed, inputs=section.inputs, rival=section.rival,
         )  # fmt: skip
+        built.append(prompts)
         save_prompts(prompts, folder, arm)
+    check_pairing(built)
     return {
         "task": section.task,
         "arms": section.arms,

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from iclens.errors import TaskError
+from iclens.growth.calibration import Calibration, calibrate
+from iclens.models.forward import answer_probs
 from iclens.names import BELIEFS
 from iclens.study.bench import Bench, beliefs_file, latents_file
-from iclens.study.store import save_arrays
+from iclens.study.store import save_arrays, save_json
 from iclens.tables.arrays import Floats
 from iclens.tables.prompts import PromptSet
-from iclens.tasks.prompts import exact_answer_probs
+from iclens.tasks.prompts import build_prompts, exact_answer_probs, in_mixture
 from iclens.tracking.beliefs import belief_log_odds
 from iclens.tracking.track import track
+
+CALIBRATION = "calibration.json"
+CALIBRATION_SEED, CALIBRATION_PROMPTS = 1_000_003, 128
+"""Prompts of another seed than the study's: guess and lapse never come from the curve they correct."""
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
     """Write the latents of every arm, site and role, and the beliefs of every arm.
 
-    Files: `latents_<arm>_<site>_<role>.safetensors`; `beliefs_<arm>.safetensors` with log-odds in nats,
-    `model` and `exact` [prompt example belief], `exact` NaN with a reason where the posterior is unknown.
+    Files: `calibration.json` with guess and lapse; `latents_<arm>_<site>_<role>.safetensors`;
+    `beliefs_<arm>.safetensors` with log-odds in nats, `model` and `exact` [prompt example belief], `exact`
+    NaN with a reason where the posterior is unknown.
     """
     section, found = bench.config.track, {}
     for arm in bench.config.prompts.arms:
@@ -35,7 +42,28 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         save_arrays(folder / beliefs_file(arm), {"model": model, "exact": exact}, reason=reason)
         right = np.array(tracked.probs.answers)[tracked.probs.top()] == prompts.answer
         found[f"top answer is the task's, arm {arm}"] = round(float(right[:, -1].mean()), 4)
+    save_json(folder / CALIBRATION, asdict(_calibration(bench)))
+    save_json(folder / CALIBRATION, asdict(_calibration(bench)))
     return found | {"sites": [site.short for site in bench.saes], "roles": section.roles}
+
+
+def _calibration(bench: Bench) -> Calibration:
+    """Guess and lapse: P(the task's answer) after no example and after a whole prompt."""
+    section = bench.config.prompts
+    prompts = build_prompts(
+        bench.model.tokenizer, section.rule, arm="T", n_prompts=CALIBRATION_PROMPTS,
+        n_examples=section.n_examples, seed=section.seed + CALIBRATION_SEED, inputs=section.inputs,
+    )  # fmt: skip
+    words = tuple(y for y in dict.fromkeys(prompts.answer.ravel().tolist()) if not y.isdigit())
+    probs = answer_probs(
+        bench.model,
+        prompts.tokens,
+        prompts.positions("pre")[[0, -1]],
+        extra=words,
+        batch=bench.config.track.batch,
+    )
+    right = probs.of(prompts.answer[:, [0, -1]])
+    return calibrate(right[:, 0], right[:, 1])
 
 
 def _exact(bench: Bench, prompts: PromptSet) -> tuple[Floats, str]:
@@ -43,7 +71,10 @@ def _exact(bench: Bench, prompts: PromptSet) -> tuple[Floats, str]:
     unknown = np.full((*prompts.x.shape, len(BELIEFS)), np.nan)
     if bench.mixture is None:
         return unknown, "the model's folder declares no mixture"
-    try:
-        return belief_log_odds(exact_answer_probs(bench.mixture, prompts), prompts), ""
-    except TaskError as outside:
-        return unknown, str(outside)
+    possible = np.flatnonzero(in_mixture(bench.mixture, prompts))
+    if possible.size == 0:
+        return unknown, f"no prompt of arm {prompts.arm} is one that the mixture can give"
+    some = prompts.select(possible)
+    unknown[possible] = belief_log_odds(exact_answer_probs(bench.mixture, some), some)
+    left = prompts.n_prompts - len(possible)
+    return unknown, f"{left} prompts hold a label that the mixture never gives" if left else ""

@@ -1,0 +1,132 @@
+"""Does pushing a latent move a belief, linearly, and as nothing like it does?
+
+From responses r(k) − r(0) of one belief at doses k of a latent's natural growth, prompt by prompt:
+
+    r(k) − r(0) = s·k + c·k²        s: nats per natural growth; its interval is over prompts
+
+*causal*: the interval of s lies above 0 (the belief rises with the task's evidence), the k² term adds at most
+`MOST_QUADRATIC` of the variance, and no more matched random latents than q allows move it as far.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from iclens.errors import TableError
+from iclens.tables.arrays import Floats, expect_shape
+from iclens.tables.bands import resample_prompts
+
+DOSES: Floats = np.array([-1.0, -0.5, 0.5, 1.0, 1.5, 2.0])
+"""Doses in natural growths; 0 is the base."""
+MOST_QUADRATIC = 0.1
+"""Largest share of a dose-response's variance that curvature may explain for it to count as linear."""
+LEVEL = 0.05
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class DoseFit:
+    """Dose-responses of several latents, [latent] each; `slopes` is [latent prompt]."""
+
+    slope: Floats
+    low: Floats
+    high: Floats
+    quadratic_share: Floats
+    slopes: Floats
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of means over prompts with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def fit_doses(responses: Floats, doses: Floats = DOSES) -> DoseFit:
+    """Slope, interval and curvature of each latent's dose-response.
+
+    Args:
+        responses: r(k) − r(0) in nats, [latent prompt dose].
+        doses: k, [dose], without 0.
+
+    Raises:
+        TableError: when the axes do not agree, or fewer than two prompts or three doses are given.
+    """
+    sizes = expect_shape(
+        "dose-responses", responses=(responses, ("latent", "prompt", "dose")), doses=(doses, ("dose",))
+    )
+    if sizes["prompt"] < 2 or sizes["dose"] < 3:
+        raise TableError(
+            "dose-responses", f"{sizes['prompt']} prompts at {sizes['dose']} doses", "Give at least 2 and 3."
+        )
+    design = np.stack([doses, doses**2], axis=1)
+    slopes = responses @ np.linalg.pinv(design)[0]
+    mean = responses.mean(axis=1)
+    total = np.square(mean).sum(axis=1)
+    left = [
+        np.square(mean - mean @ np.linalg.pinv(part).T @ part.T).sum(axis=1)
+        for part in (design[:, :1], design)
+    ]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(total > 0, (left[0] - left[1]) / total, 0.0)
+    n = sizes["prompt"]
+    half = stats.t.ppf(0.975, n - 1) * slopes.std(axis=1, ddof=1) / np.sqrt(n)
+    middle = slopes.mean(axis=1)
+    return DoseFit(middle, middle - half, middle + half, share, slopes)
+
+
+def ratio_of_means(top: Floats, bottom: Floats, seed: int = 0) -> Ratio:
+    """Mean of `top` ÷ mean of `bottom` [prompt], resampling prompts; NaN where the bottom's sign is unclear.
+
+    Args:
+        top: [prompt].
+        bottom: [prompt].
+        seed: of the resampling.
+    """
+    draws = resample_prompts(len(top), RESAMPLES, np.random.default_rng(seed))
+    below = draws @ bottom
+    if np.quantile(below, 0.025) <= 0 <= np.quantile(below, 0.975):
+        return Ratio(float("nan"), float("nan"), float("nan"))
+    low, high = np.quantile((draws @ top) / below, [0.025, 0.975])
+    return Ratio(float(top.sum() / bottom.sum()), float(low), float(high))
+
+
+def control_p(effect: Floats, controls: Floats) -> Floats:
+    """(1 + controls at least as far from 0) / (1 + their number), [latent].
+
+    Args:
+        effect: of each latent, [latent].
+        controls: of its matched random latents, [latent control].
+    """
+    beaten = (np.abs(controls) >= np.abs(effect)[:, None]).sum(axis=1)
+    return (1 + beaten) / (1 + controls.shape[1])
+
+
+def causal_reasons(low: Floats, high: Floats, quadratic_share: Floats, q_value: Floats) -> list[str]:
+    """Why each latent is not causal, [latent]; empty where it is.
+
+    Args:
+        low: lower end of the slope's interval, [latent].
+        high: upper end, [latent].
+        quadratic_share: [latent].
+        q_value: of the comparison with matched latents, [latent]; NaN where there were none.
+    """
+    reasons = []
+    for least, most, curved, q in zip(low, high, quadratic_share, q_value, strict=True):
+        shown = f"[{least:.3g}, {most:.3g}] nats"
+        if not np.isfinite(least):
+            reasons.append("its effect is undefined")
+        elif least <= 0:
+            reasons.append(f"pushing it does not raise the belief: {shown}")
+        elif curved > MOST_QUADRATIC:
+            reasons.append(f"its dose-response is not linear: k² adds {curved:.0%}")
+        elif not q <= LEVEL:
+            reasons.append(f"matched random latents move the belief as far (q {q:.2g})")
+        else:
+            reasons.append("")
+    return reasons

@@ -1,0 +1,287 @@
+"""What does a belief do when a growing latent is pushed along its decoder direction?
+
+    h ← h + k · δ_f · d_f        at the query's `pre`, n examples in context; the SAE's error is untouched
+
+1. Each prompt of the task's arm is cut at its query and prepared in the tail engine. 2. δ_f is the latent's
+natural growth from n examples to the last, taken from other prompts, so that dose 1 is what the remaining
+examples would do. 3. Every latent is pushed at every dose; matched random latents are pushed as far (the same
+‖Δh‖); the same push is put at `comma` of the query; pairs are pushed together; and all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iclens.errors import EditError
+from iclens.growth.dose import DOSES, control_p, fit_doses, ratio_of_means
+from iclens.models.forward import answer_probs
+from iclens.models.load import LanguageModel
+from iclens.models.tail import Tail
+from iclens.names import BELIEFS, position
+from iclens.patching.latents import matched
+from iclens.saes.load import Sae
+from iclens.tables.activations import LatentActs
+from iclens.tables.answers import AnswerProbs
+from iclens.tables.arrays import Floats, Ints
+from iclens.tables.dose import ClosureTable, DoseTable, InteractionTable
+from iclens.tables.edits import Edit
+from iclens.tables.prompts import PromptSet
+from iclens.tasks.beliefs import log_odds, read_beliefs
+from iclens.tasks.spec import parse_task
+
+OFF_ROLE = "comma"
+"""Where the same push is put to see that the place matters."""
+PUSHABLE = ("resid_pre", "resid_post", "mlp_out")
+"""Hooks whose addition enters the residual stream as it is."""
+
+
+@dataclass(frozen=True)
+class Bed:
+    """Prompts ready to be pushed.
+
+    Args:
+        model: the model.
+        sae: the SAE.
+        prompts: arm T, some prompts.
+        n_examples: examples in context.
+        tails: each prompt up to its query's `pre`.
+        base: log-odds there, nats [prompt belief].
+        natural: their own growth to the last example, nats [prompt belief].
+    """
+
+    model: LanguageModel
+    sae: Sae
+    prompts: PromptSet
+    n_examples: int
+    tails: list[Tail]
+    base: Floats
+    natural: Floats
+
+    def effects(self, delta: Tensor, batch: int = 256) -> Floats:
+        """Rise of each belief when `delta` [row d_model] is added at `pre`, nats [row prompt belief]."""
+        found = []
+        for i, tail in enumerate(self.tails):
+            probs = tail.added(self.sae.site, delta, batch)
+            found.append(_beliefs(probs, self.prompts, i, self.n_examples) - self.base[i])
+        return np.stack(found, axis=1)
+
+    def directions(self, latents: Ints) -> Tensor:
+        """Decoder directions of latents, [latent d_model]."""
+        return self.sae.W_dec[torch.as_tensor(np.asarray(latents), device=self.sae.W_dec.device)]
+
+
+def prepare(model: LanguageModel, sae: Sae, prompts: PromptSet, n_examples: int, final: Floats) -> Bed:
+    """Cut every prompt at the query that has seen `n_examples`.
+
+    Args:
+        model: a whole model.
+        sae: an SAE of one of its `PUSHABLE` sites.
+        prompts: arm T, an inline arm.
+        n_examples: examples in context, fewer than the prompts' last query has.
+        final: log-odds at the last example, nats [prompt belief].
+
+    Raises:
+        EditError: for a site that cannot be pushed, or too many examples.
+    """
+    if sae.site.hook not in PUSHABLE:
+        raise EditError(
+            f"a push at {sae.site.short}", "it does not add to the residual", "Choose another site."
+        )
+    if not 0 <= n_examples < prompts.n_examples - 1:
+        raise EditError(
+            f"a push after {n_examples} examples",
+            f"prompts have {prompts.n_examples}",
+            "Choose fewer examples.",
+        )
+    end = position("pre", n_examples) + 1
+    words = tuple(y for y in dict.fromkeys(prompts.answer.ravel().tolist()) if not y.isdigit())
+    tails = [Tail(model, tokens[:end], words) for tokens in prompts.tokens]
+    entry = tails[0].entry(sae.site)
+    base = np.concatenate(
+        [
+            _beliefs(t.run(t.resid_pre(entry)[None], entry), prompts, i, n_examples)
+            for i, t in enumerate(tails)
+        ]
+    )
+    return Bed(model, sae, prompts, n_examples, tails, base, final - base)
+
+
+def dose_table(
+    bed: Bed,
+    latents: Ints,
+    growth: Floats,
+    acts: LatentActs | None,
+    *,
+    n_controls: int,
+    seed: int,
+    batch: int = 256,
+) -> tuple[DoseTable, Floats]:
+    """Dose-responses of latents, on every belief.
+
+    Args:
+        bed: the prompts.
+        latents: [latent].
+        growth: natural growth of each, gated activation [latent].
+        acts: the arm's latents at the site's `pre`, to match random ones by; None compares with none.
+        n_controls: matched random latents for each.
+        seed: of their draw.
+        batch: rows per forward pass of the tail.
+
+    Returns:
+        One row per latent and belief, `q_value` and `causal` not yet judged (the study's latents share them);
+        and per-prompt slopes, [latent prompt belief].
+    """
+    directions = bed.directions(latents)
+    reach = torch.as_tensor(growth, dtype=directions.dtype, device=directions.device)
+    doses = torch.as_tensor(DOSES, dtype=directions.dtype, device=directions.device)
+    delta = (doses[None, :, None] * (reach[:, None] * directions)[:, None]).reshape(-1, directions.shape[1])
+    shape = (len(latents), len(DOSES), bed.prompts.n_prompts, len(BELIEFS))
+    effects = bed.effects(delta, batch).reshape(shape).transpose(0, 2, 1, 3)
+    p_values = np.full((len(latents), len(BELIEFS)), np.nan)
+    n_compared = np.zeros(len(latents), dtype=int)
+    off_role = np.full((len(latents), len(BELIEFS)), np.nan)
+    fits = [fit_doses(np.nan_to_num(effects[..., b])) for b in range(len(BELIEFS))]
+    if acts is not None:
+        rng = np.random.default_rng(seed)
+        density, mean_active = activity(acts)
+        one = effects[:, :, list(DOSES).index(1.0)].mean(axis=1)
+        for i, latent in enumerate(latents):
+            others = matched(density, mean_active, int(latent), n_controls, rng)
+            units = torch.nn.functional.normalize(bed.directions(others), dim=1)
+            pushed = bed.effects(reach[i] * directions[i].norm() * units, batch).mean(axis=1)
+            p_values[i] = control_p(one[i], pushed.T[:, :]) if len(others) else np.nan
+            n_compared[i] = len(others)
+            off_role[i] = off_role_effect(bed, reach[i] * directions[i])
+    slopes = np.stack([fit.slopes for fit in fits], axis=-1)
+    slopes[..., np.isnan(bed.base).any(axis=0)] = np.nan
+    return _table(bed, latents, growth, fits, (p_values, n_compared, off_role)), slopes
+
+
+def off_role_effect(bed: Bed, delta: Tensor) -> Floats:
+    """Mean effect of `delta` [d_model] at the query's `OFF_ROLE` instead, nats [belief]."""
+    n = bed.n_examples
+    end = position("pre", n) + 1
+    where = np.array([position(OFF_ROLE, n)])
+    edit = Edit(bed.sae.site, "add", where, delta[None].cpu().numpy())
+    probs = answer_probs(
+        bed.model,
+        bed.prompts.tokens[:, :end],
+        np.array([end - 1]),
+        extra=bed.tails[0].answers[1000:],
+        edits=(edit,),
+    )
+    rows = [
+        _beliefs(AnswerProbs(probs.answers, probs.log_prob[i]), bed.prompts, i, n)
+        for i in range(bed.prompts.n_prompts)
+    ]
+    return (np.concatenate(rows) - bed.base).mean(axis=0)
+
+
+def closure_table(
+    bed: Bed, slopes: Floats, latents: Ints, growth: Floats, listed: tuple[Ints, Floats], seed: int = 0
+) -> ClosureTable:
+    """How much of each belief's own growth the latents account for, one by one and together.
+
+    Args:
+        bed: the prompts.
+        slopes: nats per natural growth, [latent prompt belief].
+        latents: pushed one by one, [latent].
+        growth: their natural growth, [latent].
+        listed: all short-listed latents of the site, and their natural growth.
+        seed: of the bootstrap.
+    """
+    together = [
+        (torch.as_tensor(g, dtype=bed.sae.W_dec.dtype, device=bed.sae.W_dec.device) @ bed.directions(ids))
+        for ids, g in ((latents, growth), listed)
+    ]
+    joint = bed.effects(torch.stack(together))
+    rows = []
+    for b, belief in enumerate(BELIEFS):
+        natural = bed.natural[:, b]
+        reason = "" if np.isfinite(natural).all() else "undefined for this task"
+        found = [ratio_of_means(np.nan_to_num(top), np.nan_to_num(natural), seed)
+                 for top in (slopes[..., b].sum(axis=0), joint[0, :, b], joint[1, :, b])]  # fmt: skip
+        if not reason and not np.isfinite(found[0].value):
+            reason = "the belief does not grow from here"
+        values = [float("nan") if reason else ratio.value for ratio in found]
+        rows.append({
+            "site": str(bed.sae.site), "belief": belief, "n_examples": bed.n_examples,
+            "n_prompts": bed.prompts.n_prompts, "growth": float(natural.mean()), "n_latents": len(latents),
+            "closure": values[0], "closure_low": found[0].low, "closure_high": found[0].high,
+            "joint": values[1], "n_listed": len(listed[0]), "listed": values[2], "reason": reason,
+        })  # fmt: skip
+    return ClosureTable({name: [row[name] for row in rows] for name in ClosureTable.COLUMNS})
+
+
+def interaction_table(bed: Bed, latents: Ints, growth: Floats) -> InteractionTable:
+    """Two-latent factorials of neighbours in the list, at dose 1, on every defined belief.
+
+    Args:
+        bed: the prompts.
+        latents: [latent].
+        growth: their natural growth, [latent].
+    """
+    directions = bed.directions(latents)
+    one = torch.as_tensor(growth, dtype=directions.dtype, device=directions.device)[:, None] * directions
+    pairs = list(pairwise(range(len(latents))))
+    both = torch.stack([one[a] + one[b] for a, b in pairs]) if pairs else one[:0]
+    effects = bed.effects(torch.cat([one, both]))
+    singles, joined = effects[: len(one)], effects[len(one) :]
+    rows = []
+    for (a, b), pair in zip(pairs, joined, strict=True):
+        for k in np.flatnonzero(np.isfinite(bed.base).all(axis=0)):
+            excess = pair[:, k] - singles[a, :, k] - singles[b, :, k]
+            fit = fit_doses(excess[None, :, None] * DOSES)
+            rows.append({
+                "site": str(bed.sae.site), "latent": int(latents[a]), "other": int(latents[b]),
+                "belief": BELIEFS[k], "effect": float(singles[a, :, k].mean()),
+                "other_effect": float(singles[b, :, k].mean()), "both": float(pair[:, k].mean()),
+                "interaction": float(fit.slope[0]), "interaction_low": float(fit.low[0]),
+                "interaction_high": float(fit.high[0]), "n_prompts": bed.prompts.n_prompts,
+            })  # fmt: skip
+    return InteractionTable({name: [row[name] for row in rows] for name in InteractionTable.COLUMNS})
+
+
+def activity(acts: LatentActs) -> tuple[Floats, Floats]:
+    """Density and mean activation where active of every latent, [latent] each."""
+    index = np.asarray(acts.index)
+    count = np.bincount(index, minlength=acts.d_sae)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.bincount(index, np.asarray(acts.value, dtype=float), minlength=acts.d_sae) / count
+    return count / (acts.n_prompts * acts.n_examples), mean
+
+
+def _table(
+    bed: Bed, latents: Ints, growth: Floats, fits: Sequence, compared: tuple[Floats, Ints, Floats]
+) -> DoseTable:
+    p_values, n_compared, off_role = compared
+    rows = []
+    for i, latent in enumerate(latents):
+        for b, belief in enumerate(BELIEFS):
+            known = bool(np.isfinite(bed.base[:, b]).all())
+            natural = float(bed.natural[:, b].mean())
+            own = {"slope": fits[b].slope[i], "slope_low": fits[b].low[i], "slope_high": fits[b].high[i],
+                   "quadratic_share": fits[b].quadratic_share[i], "share": fits[b].slope[i] / natural,
+                   "off_role": off_role[i, b], "control_p": p_values[i, b]}  # fmt: skip
+            values = {name: float(value) if known else float("nan") for name, value in own.items()}
+            rows.append({
+                "site": str(bed.sae.site), "role": "pre", "latent": int(latent), "belief": belief,
+                "n_examples": bed.n_examples, "n_prompts": bed.prompts.n_prompts, "growth": float(growth[i]),
+                "n_controls": int(n_compared[i]), "q_value": float("nan"), "causal": False,
+                "reason": "" if known else "undefined for this task", **values,
+            })  # fmt: skip
+    return DoseTable({name: [row[name] for row in rows] for name in DoseTable.COLUMNS})
+
+
+def _beliefs(probs: AnswerProbs, prompts: PromptSet, prompt: int, example: int) -> Floats:
+    """Log-odds of every belief about one prompt's query, [row belief]; `copy` has no donor and is NaN."""
+    rows = probs.log_prob.reshape(-1, probs.log_prob.shape[-1]).astype(np.float64)
+    x, answer = (np.full(len(rows), text[prompt, example]) for text in (prompts.x, prompts.answer))
+    task = parse_task(str(prompts.task[prompt]))
+    return log_odds(read_beliefs(AnswerProbs(probs.answers, rows), task, x, answer))

@@ -1,0 +1,85 @@
+"""What does the index show about the growth claim? The run's verdicts, arms, accounts and falsifiers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from iclens.dashboards.additive_view import (
+    AccountRow,
+    AdditiveView,
+    ArmCurve,
+    FalsifierRow,
+    RungCount,
+)
+from iclens.dashboards.latent_view import Curve
+from iclens.study.results import Results
+from iclens.tables.verdicts import LADDER
+from iclens.tasks.arms import parse_arm
+
+BELIEF = "exact"
+"""The belief that the claim is about: the task's own answer."""
+
+
+def additive(results: Results) -> AdditiveView:
+    """Everything of the run that bears on the claim."""
+    accounts = results.table("accounts")
+    return AdditiveView(
+        arms=arm_curves(results),
+        rungs=rung_counts(results.table("growth")),
+        accounts=[
+            AccountRow(row["account"], row["behind"], row["behind_low"], row["behind_high"], row["says"])
+            for row in accounts.sort_values("behind", kind="stable").to_dict("records")
+        ],
+        accounts_note=accounts_note(results, accounts),
+        falsifiers=[FalsifierRow(**row) for row in _records(results.table("falsifiers"))],
+    )
+
+
+def arm_curves(results: Results) -> list[ArmCurve]:
+    """The answer's log-odds by examples seen, arm by arm."""
+    beliefs, agreement = results.table("beliefs"), results.table("agreement")
+    curves = []
+    for arm in results.arms:
+        rows = beliefs[(beliefs["belief"] == BELIEF) & (beliefs["arm"] == arm) & (beliefs["n_prompts"] > 0)]
+        exact = Curve.line(rows["n_seen"].tolist(), rows["exact_mean"].tolist())
+        agree = _records(agreement[(agreement["arm"] == arm) & (agreement["belief"] == BELIEF)])[0]
+        known = bool(np.isfinite(exact.mean).any())
+        curves.append(
+            ArmCurve(
+                arm,
+                parse_arm(arm).meaning,
+                Curve(*(rows[name].tolist() for name in ("n_seen", "mean", "ci_low", "ci_high"))),
+                exact if known else None,
+                f"model on exact: slope {agree['slope']:.2f}, r {agree['r']:.2f}" if known else "",
+            )
+        )
+    return curves
+
+
+def rung_counts(growth: pd.DataFrame) -> list[RungCount]:
+    """Rows by site and rung."""
+    counts = growth.groupby(["site", "verdict"], sort=False).size()
+    return [
+        RungCount(site, rung, int(counts.get((site, rung), 0)))
+        for site in dict.fromkeys(growth["site"].tolist())
+        for rung in LADDER
+    ]
+
+
+def accounts_note(results: Results, accounts: pd.DataFrame) -> str:
+    """On which arms the accounts were compared, and whether the best stands out."""
+    found = results.facts_of_growth["accounts"]
+    if accounts.empty:
+        return f"Not compared: {found['reason']}."
+    arms = f"{len(found['arms'])} arms ({', '.join(found['arms'])})"
+    return (
+        f"Each account predicts the answer's log-odds in {arms} with shared parameters, fitted on half of "
+        f"the prompts and judged on the other half. {found['verdict']}"
+    )
+
+
+def _records(frame: pd.DataFrame) -> list[Any]:
+    return frame.to_dict("records")

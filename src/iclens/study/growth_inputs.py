@@ -1,0 +1,49 @@
+"""What do the growth stages share? The split of the prompts, and the evidence of their labels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from iclens.growth.splits import Splits, split_prompts
+from iclens.names import Site
+from iclens.study.bench import Bench
+from iclens.study.config import StudyConfig
+from iclens.tables.arrays import Floats, Ints
+from iclens.tasks.prompts import in_mixture, nominal_evidence, task_log_odds
+from iclens.tasks.spec import parse_task
+
+Place = tuple[Site, str]
+
+
+def splits_of(config: StudyConfig) -> Splits:
+    """The study's split of prompts.
+
+    Raises:
+        TableError: when a part would be too small.
+    """
+    section = config.prompts
+    return split_prompts(section.n_prompts, section.n_examples, seed=config.growth.split_seed)
+
+
+def label_evidence(bench: Bench, arm: str, prompts: Ints) -> Floats:
+    """Nats that each example carries for the task, [prompt example]; NaN where unknown.
+
+    With a declared mixture, the increment of the exact task log-odds; without one, a nominal value for right
+    and wrong labels (`tasks.prompts.nominal_evidence`).
+    """
+    chosen = bench.prompts(arm).select(prompts)
+    if bench.mixture is None:
+        return nominal_evidence(chosen, bench.config.prompts.inputs)
+    exact = exact_task(bench, arm, prompts)
+    return np.concatenate([np.diff(exact, axis=1), np.full((len(exact), 1), np.nan)], axis=1)
+
+
+def exact_task(bench: Bench, arm: str, prompts: Ints) -> Floats:
+    """Exact task log-odds before each query, nats [prompt example]; NaN where the mixture has none."""
+    chosen = bench.prompts(arm).select(prompts)
+    found = np.full(chosen.x.shape, np.nan)
+    if bench.mixture is not None and parse_task(str(chosen.task[0])) in bench.mixture.tasks:
+        possible = np.flatnonzero(in_mixture(bench.mixture, chosen))
+        if possible.size:
+            found[possible] = task_log_odds(bench.mixture, chosen.select(possible))
+    return np.where(np.isfinite(found), found, np.nan)

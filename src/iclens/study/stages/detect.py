@@ -1,0 +1,80 @@
+"""LatentActs of the arms, discovery prompts → which latents grow, and the short list."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iclens.growth.multiplicity import benjamini_hochberg
+from iclens.growth.slopes import slope_moments
+from iclens.growth.test import MIN_ACTIVE, test_arms
+from iclens.names import Site
+from iclens.study.bench import Bench
+from iclens.study.growth_inputs import splits_of
+from iclens.tables.activations import LatentActs, select_prompts
+from iclens.tables.arrays import Ints
+from iclens.tables.growth import GrowthTable
+
+DETECTION, SHORTLIST = "detection.parquet", "shortlist.parquet"
+
+
+def work(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Write `detection.parquet` (every latent) and `shortlist.parquet` (what the later gates look at)."""
+    growth = bench.config.growth
+    splits = splits_of(bench.config)
+    treated, controls = bench.config.treated, bench.config.controls
+    own = arm_latents(bench, treated, splits.discovery)
+    table = test_arms(
+        own,
+        [arm_latents(bench, arm, splits.discovery) for arm in controls],
+        prompts=[bench.prompts(arm).select(splits.discovery) for arm in (treated, *controls)],
+        q=growth.q,
+        decoder_norms=bench.decoder_norms,
+    )
+    table.save(folder / DETECTION)
+    short = shortlisted(table, growth.shortlist)
+    short.save(folder / SHORTLIST)
+    verdicts = {name: int((table["verdict"] == name).sum()) for name in ("grows", "falls")}
+    return verdicts | {
+        "tested": int(np.isfinite(table["q_value"]).sum()),
+        "short list": len(short),
+        "rising in their own arm": sum(rising(acts, growth.q) for acts in own.values()),
+        "arms": [treated, *controls],
+        "prompts": [len(splits.discovery), len(splits.shape), len(splits.confirm)],
+    }
+
+
+def rising(acts: LatentActs, q: float) -> int:
+    """Latents whose trajectory rises in their own arm, controls not subtracted."""
+    nothing = replace(
+        acts, indptr=np.zeros_like(acts.indptr), index=acts.index[:0], value=acts.value[:0], by_latent=None
+    )
+    moments = slope_moments(acts, nothing)
+    tested = np.where(moments.n_active >= MIN_ACTIVE, moments.p_rising(), np.nan)
+    return int((benjamini_hochberg(tested) <= q).sum())
+
+
+def places(bench: Bench) -> list[tuple[Site, str]]:
+    """Every site and role that is followed."""
+    return [(Site.parse(site), role) for site in bench.facts["saes"] for role in bench.config.track.roles]
+
+
+def arm_latents(bench: Bench, arm: str, prompts: Ints) -> dict[tuple[Site, str], LatentActs]:
+    """An arm's latents at every place, some prompts only."""
+    return {place: select_prompts(bench.latents(arm, *place), prompts) for place in places(bench)}
+
+
+def shortlisted(table: GrowthTable, n: int) -> GrowthTable:
+    """The `n` clearest growers: smallest p first, the longer slope first among equal ones.
+
+    The floor of p (see `growth.slopes`) makes many p equal, so the slope in standard errors decides there.
+    """
+    grows = table.growing()
+    errors = (grows["ci_high"] - grows["ci_low"]) / 2
+    order = np.lexsort((-grows["slope"] / errors, grows["p_value"]))[:n]
+    kept = np.zeros(len(grows), dtype=bool)
+    kept[order] = True
+    return grows.where(kept)

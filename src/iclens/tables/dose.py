@@ -1,0 +1,80 @@
+"""DoseTable, ClosureTable and InteractionTable: what pushing growing latents does to the beliefs."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from iclens.tables.frame import Column, Table
+
+_EFFECT = "nats of the belief per natural growth of the latent (dose 1), from all doses"
+
+
+class DoseTable(Table):
+    """One row per pushed latent, belief and number of examples in context; pushed at the query's `pre`.
+
+    A latent's natural growth is how much its paired activation rises from these examples to the last one, on
+    prompts other than those that are pushed. Doses run from −1 to 2 natural growths.
+    """
+
+    COLUMNS: ClassVar[dict[str, Column]] = {
+        "site": Column("str", "where the latent's decoder direction is added, by its TransformerLens name"),
+        "role": Column("str", "token that is pushed: `pre`"),
+        "latent": Column("int", "latent id"),
+        "belief": Column("str", "which read-out of the logits, in log-odds"),
+        "n_examples": Column("int", "examples in context"),
+        "n_prompts": Column("int", "prompts that are pushed"),
+        "growth": Column("float", "its natural growth, gated activation"),
+        "slope": Column("float", _EFFECT),
+        "slope_low": Column("float", "lower end of its 95 % t interval over prompts"),
+        "slope_high": Column("float", "upper end"),
+        "quadratic_share": Column(
+            "float", "of the dose-response's variance, what a k² term adds to the line"
+        ),
+        "share": Column("float", "slope ÷ the belief's own growth from these examples to the last one"),
+        "off_role": Column(
+            "float", "the effect of dose 1 when it is put at `comma` instead; NaN if not asked"
+        ),
+        "n_controls": Column("int", "matched random latents pushed as far; 0 when not compared"),
+        "control_p": Column("float", "(1 + controls at least as far from 0) / (1 + n_controls)"),
+        "q_value": Column("float", "Benjamini–Hochberg over the pushed latents of the study, by belief"),
+        "causal": Column("bool", "whether it moves the belief linearly, upwards and beyond its controls"),
+        "reason": Column("str", "why not, or why a value is NaN; empty otherwise"),
+    }
+
+
+class ClosureTable(Table):
+    """One row per site and belief: how much of the belief's growth the pushed latents account for."""
+
+    COLUMNS: ClassVar[dict[str, Column]] = {
+        "site": Column("str", "where, by its TransformerLens name"),
+        "belief": Column("str", "which read-out of the logits, in log-odds"),
+        "n_examples": Column("int", "examples in context"),
+        "n_prompts": Column("int", "prompts that are pushed"),
+        "growth": Column("float", "the belief's own growth from these examples to the last one, nats"),
+        "n_latents": Column("int", "latents pushed one by one"),
+        "closure": Column("float", "sum of their slopes ÷ the belief's growth"),
+        "closure_low": Column("float", "lower end of its 95 % prompt-bootstrap interval"),
+        "closure_high": Column("float", "upper end"),
+        "joint": Column("float", "the same when they are pushed together, at dose 1"),
+        "n_listed": Column("int", "short-listed latents of the site at `pre`"),
+        "listed": Column("float", "the same when all of these are pushed together"),
+        "reason": Column("str", "why a value is NaN; empty otherwise"),
+    }
+
+
+class InteractionTable(Table):
+    """One row per pair of pushed latents: does the effect of both equal the sum of their effects?"""
+
+    COLUMNS: ClassVar[dict[str, Column]] = {
+        "site": Column("str", "where, by its TransformerLens name"),
+        "latent": Column("int", "one latent"),
+        "other": Column("int", "the other"),
+        "belief": Column("str", "which read-out of the logits, in log-odds"),
+        "effect": Column("float", "effect of the one at dose 1, nats"),
+        "other_effect": Column("float", "effect of the other at dose 1, nats"),
+        "both": Column("float", "effect of both, nats"),
+        "interaction": Column("float", "both − one − other, nats"),
+        "interaction_low": Column("float", "lower end of its 95 % t interval over prompts"),
+        "interaction_high": Column("float", "upper end"),
+        "n_prompts": Column("int", "prompts that are pushed"),
+    }

@@ -106,7 +106,11 @@ def _means(values: Floats, anchored: bool) -> Means:
     weights = np.linalg.pinv(covariance, hermitian=True)
     if not anchored:
         ones = weights.sum(axis=2)
-        weights = weights - ones[:, :, None] * ones[:, None, :] / ones.sum(axis=1)[:, None, None]
+        level = ones.sum(axis=1)[:, None, None]
+        # Where every prompt's values sum to one constant, the level is known and nothing is left of it.
+        known = level <= FLAT * np.abs(weights).sum(axis=(1, 2), keepdims=True)
+        projected = ones[:, :, None] * ones[:, None, :] / np.where(known, 1.0, level)
+        weights = weights - np.where(known, 0.0, projected)
     return Means(n, used, anchored, mean, weights)
 
 

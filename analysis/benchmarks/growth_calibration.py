@@ -1,0 +1,146 @@
+"""Does the growth test keep its promises? Every demand on it, measured on planted truth and on the model.
+
+    python analysis/benchmarks/growth_calibration.py [--seed 10000] [--runs 200] [--short]
+
+1. Planted latents: nulls through the whole pipeline, false discoveries, recall, certificates, coverage. 2. A
+planted read-out: dose slopes and growers without an effect. 3. Hand-built attention heads. 4. The model:
+growth spiked along decoder directions; arms relabelled prompt by prompt; its log-odds on the exact ones.
+Each row states the demand, the figure with its Monte-Carlo error, and whether it is met, up to two of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from iclens.errors import IclensError
+from iclens.growth.bayes import agreement
+from iclens.growth.null import null_discoveries
+from iclens.growth.planted.attention import measure_attention
+from iclens.growth.planted.detection import (
+    measure_certificates,
+    measure_coverage,
+    measure_discovery,
+    measure_nulls,
+)
+from iclens.growth.planted.readout import measure_readout
+from iclens.growth.planted.rows import CalibrationRow, at_most
+from iclens.models.forward import answer_probs
+from iclens.models.load import LanguageModel, load_model
+from iclens.saes.load import load_sae_set
+from iclens.tables.answers import AnswerProbs
+from iclens.tables.prompts import PromptSet
+from iclens.tasks.beliefs import belief_index
+from iclens.tasks.mixture import Mixture
+from iclens.tasks.prompts import build_prompts, exact_answer_probs, in_mixture
+from iclens.tasks.spec import parse_task
+from iclens.tracking.beliefs import belief_log_odds
+from iclens.tracking.spike import measure_spikes
+from iclens.tracking.track import track
+
+ROOT = Path(__file__).resolve().parents[2]
+ARMS = ("T", "N1", "N2", "N5", "D", "D2", "W", "Wr", "Q-", "Q0")
+N_EXAMPLES = 16
+EXACT = belief_index("exact")
+Rows = list[CalibrationRow]
+
+
+def planted(seed: int, runs: int) -> Iterator[Rows]:
+    """Everything that needs no model; `runs` whole pipelines per null."""
+    few = max(1, runs // 50)
+    yield measure_nulls(seed, runs)
+    yield measure_discovery(seed, max(2, runs // 4))
+    yield measure_certificates(seed, few)
+    yield measure_coverage(seed, few)
+    yield measure_readout(seed, max(2, runs))
+    yield measure_attention(seed, max(2, runs // 4))
+
+
+def on_model(asked: argparse.Namespace, runs: int) -> Iterator[Rows]:
+    """Spikes, relabelled arms and agreement with the exact posterior."""
+    model = load_model(asked.model)
+    saes = load_sae_set(asked.saes, model)
+
+    def prompts(arm: str, n: int, seed: int) -> PromptSet:
+        task = parse_task(asked.task)
+        return build_prompts(model.tokenizer, task, arm=arm, n_prompts=n, n_examples=N_EXAMPLES, seed=seed)
+
+    n_prompts = 64 if asked.short else 256
+    for sae in list(saes.values())[: 1 if asked.short else None]:
+        arms = [prompts(arm, n_prompts, asked.seed) for arm in "SR"]
+        yield measure_spikes(model, sae, arms[0], arms[1], seed=asked.seed, n_runs=1 if asked.short else 4)
+    treated, control = (prompts(arm, n_prompts, asked.seed) for arm in "TS")
+    tracked = [track(model, saes, arm).latents for arm in (treated, control)]
+    counts = null_discoveries(
+        tracked[0], tracked[1], prompts=(treated, control), n_runs=runs, seed=asked.seed
+    )
+    said = f"{runs} relabellings of {len(tracked[0])} sites × roles"
+    yield [at_most("any discovery: relabelled arms of the model", 0.05, int((counts > 0).sum()), runs, said)]
+    yield fidelity(model, Path(asked.model), prompts, n_prompts, asked.seed)
+
+
+GOAL = "1 ± .05, r ≥ .98"
+
+
+def fidelity(
+    model: LanguageModel, folder: Path, prompts: Callable[[str, int, int], PromptSet], n: int, seed: int
+) -> Rows:
+    """The model's log-odds of the task's answer on the exact ones, by prompt and number of examples."""
+    file, what = folder / "mixture.yaml", "fitted on exact log-odds"
+    if not file.is_file():
+        return [CalibrationRow(what, GOAL, np.nan, np.nan, False, "the model declares no mixture")]
+    mixture, rows = Mixture.from_dict(yaml.safe_load(file.read_text())), []
+    for arm in ARMS:
+        some = prompts(arm, n, seed)
+        some = some.select(np.flatnonzero(in_mixture(mixture, some)))
+        if not some.n_prompts:
+            said = "the mixture gives none of its prompts"
+            rows.append(CalibrationRow(f"{what}, arm {arm}", GOAL, np.nan, np.nan, False, said))
+            continue
+        exact = belief_log_odds(exact_answer_probs(mixture, some), some)[..., EXACT]
+        own = belief_log_odds(answers(model, some), some)[..., EXACT]
+        fit = agreement(exact, own, seed=seed)
+        met = abs(fit.slope - 1) <= 0.05 and fit.r >= 0.98
+        said = f"r {fit.r:.3f}, {fit.n_prompts} prompts × {N_EXAMPLES}, intercept {fit.intercept:.2f}"
+        error = (fit.slope_high - fit.slope_low) / 3.92
+        rows.append(CalibrationRow(f"{what}, arm {arm}", GOAL, fit.slope, error, bool(met), said))
+    return rows
+
+
+def answers(model: LanguageModel, prompts: PromptSet) -> AnswerProbs:
+    """The model's answers before every query."""
+    parts = [answer_probs(model, one.tokens, one.positions("pre")) for one in prompts.passes()]
+    return AnswerProbs(parts[0].answers, np.concatenate([part.log_prob for part in parts], axis=1))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="The growth test's operating characteristics.")
+    parser.add_argument("--seed", type=int, default=10_000)
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--short", action="store_true", help="few runs, to see that it works")
+    parser.add_argument("--model", type=Path, default=ROOT / "checkpoints" / "icl-tiny")
+    parser.add_argument("--saes", type=Path, default=ROOT / "checkpoints" / "icl-tiny-saes")
+    parser.add_argument("--task", default="2x+3")
+    asked = parser.parse_args()
+    runs = 4 if asked.short else asked.runs
+    print(f"{'quantity':46s} {'demand':16s} {'figure':>8s} {'± error':>8s}  met  on")
+    missed = 0
+    try:
+        for rows in chain(planted(asked.seed, runs), on_model(asked, runs)):
+            for row in rows:
+                missed += not row.met
+                print(f"{row.quantity:46s} {row.demand:16s} {row.figure:8.3f} {row.mc_error:8.3f}  "
+                      f"{'yes' if row.met else 'NO '}  {row.detail}", flush=True)  # fmt: skip
+    except IclensError as problem:
+        parser.exit(problem.exit_code, f"{problem}\n")
+    print(f"{missed} demands not met" if missed else "every demand met")
+
+
+if __name__ == "__main__":
+    main()

@@ -72,8 +72,8 @@ def on_model(asked: argparse.Namespace, runs: int) -> Iterator[Rows]:
 
     n_prompts = 64 if asked.short else 256
     for sae in list(saes.values())[: 1 if asked.short else None]:
-        arms = [prompts(arm, n_prompts, asked.seed) for arm in "SR"]
-        yield measure_spikes(model, sae, arms[0], arms[1], seed=asked.seed, n_runs=1 if asked.short else 4)
+        arm = prompts("S", 2 * n_prompts, asked.seed)
+        yield measure_spikes(model, sae, arm, seed=asked.seed, n_runs=1 if asked.short else 8)
     treated, control = (prompts(arm, n_prompts, asked.seed) for arm in "TS")
     tracked = [track(model, saes, arm).latents for arm in (treated, control)]
     counts = null_discoveries(

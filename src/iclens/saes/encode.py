@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from sae_lens import TopKSAE
 from scipy.sparse import csr_array, vstack
+from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from iclens.errors import SaeError
 from iclens.saes.load import Sae
@@ -32,6 +35,7 @@ class EncodedRows:
     error_sq: Floats
 
 
+@torch.no_grad()
 def encode_rows(sae: Sae, values: Floats, batch: int = 4096) -> EncodedRows:
     """Encode activations row by row.
 
@@ -48,12 +52,49 @@ def encode_rows(sae: Sae, values: Floats, batch: int = 4096) -> EncodedRows:
             f"encoding at {sae.site.short}", f"rows of shape {values.shape}", f"The SAE reads {sae.d_in}."
         )
     parts, errors = [csr_array((0, sae.d_sae), dtype=np.float32)], [np.empty(0, np.float32)]
+    plain = _plain(sae)
     for start in range(0, len(values), batch):
         x = torch.as_tensor(values[start : start + batch]).to(sae.W_dec)
-        latents = sae.encode(x)
-        errors.append((x - sae.decode(latents)).square().sum(dim=1).cpu().numpy())
-        parts.append(csr_array(latents.cpu().numpy()))
+        if plain and type(sae.network) is TopKSAE:
+            active, strength = _top_k(sae, x)
+        else:
+            latents = sae.encode(x)
+            active = latents.nonzero()
+            strength = latents[active[:, 0], active[:, 1]]
+        ends = torch.bincount(active[:, 0], minlength=len(x)).cumsum(0)
+        starts = torch.cat([ends.new_zeros(1), ends])
+        if plain:
+            decoded = sae.network.b_dec + embedding_bag(
+                active[:, 1], sae.W_dec, starts[:-1], mode="sum", per_sample_weights=strength
+            )
+        else:
+            decoded = sae.decode(latents)
+        errors.append((x - decoded).square().sum(dim=1).cpu().numpy())
+        held = (strength.cpu().numpy(), active[:, 1].cpu().numpy().astype(np.int32), starts.cpu().numpy())
+        parts.append(csr_array(held, shape=(len(x), sae.d_sae)))
     return EncodedRows(csr_array(vstack(parts, format="csr")), np.concatenate(errors))
+
+
+def _plain(sae: Sae) -> bool:
+    """Whether the reconstruction is latents @ W_dec + b_dec, nothing more, so that only active rows count."""
+    settings = sae.network.cfg
+    return (
+        getattr(settings, "normalize_activations", "none") == "none"
+        and not getattr(settings, "rescale_acts_by_decoder_norm", False)
+        and not getattr(settings, "reshape_activations", "none") == "hook_z"
+    )
+
+
+def _top_k(sae: Sae, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Active (row, latent) pairs of a TopK SAE, [entry 2], and their strength, [entry]; no dense latents."""
+    network = sae.network
+    pre = network.process_sae_in(x) @ network.W_enc + network.b_enc
+    strength, latent = pre.topk(int(network.cfg.k), dim=1, sorted=False)
+    latent, order = latent.sort(dim=1)
+    strength = strength.gather(1, order)
+    kept = strength > 0
+    row = torch.arange(len(x), device=x.device)[:, None].expand_as(latent)
+    return torch.stack([row[kept], latent[kept]], dim=1), strength[kept]
 
 
 def refuse_transcoder(sae: Sae) -> None:

@@ -2,8 +2,8 @@
 
     h ← h + g(n) · a_f · d_f        at `pre` of every example, in one arm's forward pass
 
-1. An arm that holds no task (S) is recorded at a site, once as it is and once with chosen latents spiked.
-2. Both go through the SAE. 3. The growth test compares the spiked arm with another that holds no task (R).
+1. Prompts that hold no task (S) are recorded at a site with chosen latents spiked, others as they are.
+2. Both go through the SAE. 3. The growth test compares them.
 Runs on any model and SAE; what answers beside the spiked latents is superposition, and is counted.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from iclens.errors import TableError
-from iclens.growth.planted.rows import CalibrationRow, at_least
+from iclens.growth.planted.rows import CalibrationRow, at_least, stated
 from iclens.growth.shape.certificate import fit_shapes
 from iclens.growth.test import test_growth
 from iclens.models.forward import record
@@ -83,7 +83,7 @@ def spike(
 
 
 def measure_spikes(
-    model: LanguageModel, sae: Sae, arm: PromptSet, control: PromptSet, *,
+    model: LanguageModel, sae: Sae, arm: PromptSet, *,
     n_latents: int = 5, n_runs: int = 4, snr: float = 3.0, seed: int = 0,
 ) -> list[CalibrationRow]:  # fmt: skip
     """Are spiked latents found, is their shape seen, and what else answers?
@@ -94,13 +94,15 @@ def measure_spikes(
     Args:
         model: the model.
         sae: an SAE of it.
-        arm: prompts without a task, arm S.
-        control: others without it, arm R, paired.
+        arm: prompts without a task, arm S; one half is spiked, the other is its control. Two arms with other
+            labels would differ by their labels' order as well.
         n_latents: spiked at once.
         n_runs: draws of latents.
         snr: size of the spike.
         seed: of the draws.
     """
+    half = arm.n_prompts // 2
+    arm, control = arm.select(np.arange(half)), arm.select(np.arange(half, 2 * half))
     n = np.arange(arm.n_examples, dtype=float)
     curves = {"linear": n / n[-1], "mid step": (n >= n[-1] / 2).astype(float)}
     plain = spike(
@@ -124,7 +126,7 @@ def measure_spikes(
             beside.append(float((~np.isin(grows, latents)).sum()) / sae.d_sae)
     total, on = n_latents * n_runs, f"{sae.site.short}, {arm.n_prompts} prompts, snr {snr:g}"
     return [
-        at_least("spiked growth found", 0.95, found["linear"], total, f"{on}; linear"),
+        stated("spiked growth found, gated", found["linear"], total, f"{on}; linear"),
         at_least("linear spikes certified", 0.80, certified["linear"], total, on),
         at_least("step spikes not certified", 0.95, total - certified["mid step"], total, on),
         CalibrationRow("latents that answer beside the spiked", "stated", float(np.mean(beside)),

@@ -44,6 +44,12 @@ def at_least(quantity: str, bound: float, hits: int, n: int, detail: str = "") -
     )
 
 
+def stated(quantity: str, hits: int, n: int, detail: str = "") -> CalibrationRow:
+    """A share of hits that no demand is made of."""
+    share = hits / n
+    return CalibrationRow(quantity, "stated", share, binomial_error(share, n), True, detail)
+
+
 def coverage(quantity: str, hits: int, n: int, detail: str = "") -> CalibrationRow:
     """Share of 95 % intervals that hold the truth; .93 to .97, up to two binomial errors."""
     share, slack = hits / n, 2 * binomial_error(0.95, n)

@@ -142,5 +142,5 @@ def as_latent_acts(values: Floats, *, role: str = "pre", threshold: float = -1.0
     zeros = np.zeros((n_prompts, n_examples))
     return LatentActs(
         Site(0, "resid_post"), role, "planted", d_sae, n_prompts, n_examples,
-        rows.indptr, rows.indices, rows.data, zeros, zeros,
+        rows.indptr, rows.indices, np.asarray(rows.data, dtype=float), zeros, zeros,
     )  # fmt: skip

@@ -126,7 +126,7 @@ def causal_reasons(low: Floats, high: Floats, quadratic_share: Floats, q_value: 
         elif curved > MOST_QUADRATIC:
             reasons.append(f"its dose-response is not linear: k² adds {curved:.0%}")
         elif not q <= LEVEL:
-            reasons.append(f"matched random latents move the belief as far (q {q:.2g})")
+            reasons.append(f"not beyond matched random latents (q {q:.2g})")
         else:
             reasons.append("")
     return reasons

@@ -18,18 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclens.errors import EditError
+from iclens.errors import EditError, SaeError
 from iclens.growth.dose import DOSES, control_p, fit_doses, ratio_of_means
-from iclens.models.forward import answer_probs
+from iclens.models.forward import answer_probs, record
 from iclens.models.load import LanguageModel
 from iclens.models.tail import Tail
 from iclens.names import BELIEFS, position
+from iclens.patching.latent_runs import check_decoder, decoder_directions
 from iclens.patching.latents import matched
+from iclens.saes.encode import refuse_transcoder
 from iclens.saes.load import Sae
 from iclens.tables.activations import LatentActs
 from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Floats, Ints
-from iclens.tables.dose import ClosureTable, DoseTable, InteractionTable
+from iclens.tables.bands import prompt_band
+from iclens.tables.dose import ClosureTable, DoseCurveTable, DoseTable, InteractionTable
 from iclens.tables.edits import Edit
 from iclens.tables.prompts import PromptSet
 from iclens.tasks.beliefs import log_odds, read_beliefs
@@ -72,8 +75,8 @@ class Bed:
         return np.stack(found, axis=1)
 
     def directions(self, latents: Ints) -> Tensor:
-        """Decoder directions of latents, [latent d_model]."""
-        return self.sae.W_dec[torch.as_tensor(np.asarray(latents), device=self.sae.W_dec.device)]
+        """What one unit of each latent adds at the site, [latent d_model]."""
+        return decoder_directions(self.sae, latents)
 
 
 def prepare(model: LanguageModel, sae: Sae, prompts: PromptSet, n_examples: int, final: Floats) -> Bed:
@@ -88,6 +91,8 @@ def prepare(model: LanguageModel, sae: Sae, prompts: PromptSet, n_examples: int,
 
     Raises:
         EditError: for a site that cannot be pushed, or too many examples.
+        SaeError: for a transcoder, another width, or latents that cannot be moved alone.
+        TableError: for a probed arm.
     """
     if sae.site.hook not in PUSHABLE:
         raise EditError(
@@ -99,8 +104,10 @@ def prepare(model: LanguageModel, sae: Sae, prompts: PromptSet, n_examples: int,
             f"prompts have {prompts.n_examples}",
             "Choose fewer examples.",
         )
-    end = position("pre", n_examples) + 1
-    words = tuple(y for y in dict.fromkeys(prompts.answer.ravel().tolist()) if not y.isdigit())
+    end = int(prompts.positions("pre")[n_examples]) + 1
+    _check_sae(model, sae, prompts.tokens[:1, :end])
+    shown = [*prompts.answer.ravel().tolist(), *prompts.y.ravel().tolist()]
+    words = tuple(y for y in dict.fromkeys(shown) if not y.isdigit())
     tails = [Tail(model, tokens[:end], words) for tokens in prompts.tokens]
     entry = tails[0].entry(sae.site)
     base = np.concatenate(
@@ -110,6 +117,43 @@ def prepare(model: LanguageModel, sae: Sae, prompts: PromptSet, n_examples: int,
         ]
     )
     return Bed(model, sae, prompts, n_examples, tails, base, final - base)
+
+
+def _check_sae(model: LanguageModel, sae: Sae, tokens: Ints) -> None:
+    """Refuse an SAE whose latents cannot be pushed along fixed directions; tried on `tokens` [1 pos]."""
+    refuse_transcoder(sae)
+    if sae.d_in != model.d_model:
+        raise SaeError(
+            f"SAE at {sae.site.short}", f"width {sae.d_in}, not {model.d_model}", "Use this model's SAEs."
+        )
+    where = np.array([tokens.shape[1] - 2, tokens.shape[1] - 1])
+    held = sae.encode(torch.as_tensor(record(model, tokens, [sae.site], where)[sae.site][0]))
+    check_decoder(sae, held[:1], held[1:])
+
+
+def responses(bed: Bed, latents: Ints, growth: Floats, doses: Floats = DOSES, batch: int = 256) -> Floats:
+    """Rise of every belief at every dose, nats [latent prompt dose belief].
+
+    Args:
+        bed: the prompts.
+        latents: [latent].
+        growth: natural growth of each, gated activation [latent].
+        doses: k in natural growths, [dose].
+        batch: rows per forward pass of the tail.
+    """
+    delta = (_pushes(bed, latents, growth)[:, None] * _like(bed, doses)[:, None]).flatten(0, 1)
+    shape = (len(latents), len(doses), bed.prompts.n_prompts, len(BELIEFS))
+    return bed.effects(delta, batch).reshape(shape).transpose(0, 2, 1, 3)
+
+
+def _pushes(bed: Bed, latents: Ints, growth: Floats) -> Tensor:
+    """δ_f · d_f, [latent d_model]."""
+    return _like(bed, growth)[:, None] * bed.directions(latents)
+
+
+def _like(bed: Bed, values: Floats) -> Tensor:
+    """Values as a tensor of the SAE's type, on its device."""
+    return torch.as_tensor(np.asarray(values)).to(bed.sae.W_dec)
 
 
 def dose_table(
@@ -137,12 +181,7 @@ def dose_table(
         One row per latent and belief, `q_value` and `causal` not yet judged (the study's latents share them);
         and per-prompt slopes, [latent prompt belief].
     """
-    directions = bed.directions(latents)
-    reach = torch.as_tensor(growth, dtype=directions.dtype, device=directions.device)
-    doses = torch.as_tensor(DOSES, dtype=directions.dtype, device=directions.device)
-    delta = (doses[None, :, None] * (reach[:, None] * directions)[:, None]).reshape(-1, directions.shape[1])
-    shape = (len(latents), len(DOSES), bed.prompts.n_prompts, len(BELIEFS))
-    effects = bed.effects(delta, batch).reshape(shape).transpose(0, 2, 1, 3)
+    effects = responses(bed, latents, growth, DOSES, batch)
     p_values = np.full((len(latents), len(BELIEFS)), np.nan)
     n_compared = np.zeros(len(latents), dtype=int)
     off_role = np.full((len(latents), len(BELIEFS)), np.nan)
@@ -151,16 +190,41 @@ def dose_table(
         rng = np.random.default_rng(seed)
         density, mean_active = activity(acts)
         one = effects[:, :, list(DOSES).index(1.0)].mean(axis=1)
-        for i, latent in enumerate(latents):
+        for i, (latent, push) in enumerate(zip(latents, _pushes(bed, latents, growth), strict=True)):
             others = matched(density, mean_active, int(latent), n_controls, rng)
             units = torch.nn.functional.normalize(bed.directions(others), dim=1)
-            pushed = bed.effects(reach[i] * directions[i].norm() * units, batch).mean(axis=1)
-            p_values[i] = control_p(one[i], pushed.T[:, :]) if len(others) else np.nan
+            pushed = bed.effects(push.norm() * units, batch).mean(axis=1)
+            p_values[i] = control_p(one[i], pushed.T) if len(others) else np.nan
             n_compared[i] = len(others)
-            off_role[i] = off_role_effect(bed, reach[i] * directions[i])
+            off_role[i] = off_role_effect(bed, push)
     slopes = np.stack([fit.slopes for fit in fits], axis=-1)
     slopes[..., np.isnan(bed.base).any(axis=0)] = np.nan
     return _table(bed, latents, growth, fits, (p_values, n_compared, off_role)), slopes
+
+
+def curve_table(
+    bed: Bed, latents: Ints, effects: Floats, doses: Floats = DOSES, seed: int = 0
+) -> DoseCurveTable:
+    """Mean effect at every dose, the base included.
+
+    Args:
+        bed: the prompts.
+        latents: [latent].
+        effects: their `responses`, nats [latent prompt dose belief].
+        doses: k, [dose].
+        seed: of the bootstrap.
+    """
+    order = np.argsort([*doses, 0.0], kind="stable")
+    whole = np.concatenate([effects, 0 * effects[:, :, :1]], axis=2)[:, :, order]
+    band = prompt_band(whole.transpose(1, 0, 3, 2), np.random.default_rng(seed))
+    ids, names, shown = np.meshgrid(latents, BELIEFS, np.array([*doses, 0.0])[order], indexing="ij")
+    return DoseCurveTable({
+        "site": np.full(ids.size, str(bed.sae.site)), "latent": ids.ravel(), "belief": names.ravel(),
+        "n_examples": np.full(ids.size, bed.n_examples), "dose": shown.ravel(), "effect": band.mean.ravel(),
+        "ci_low": band.low.ravel(), "ci_high": band.high.ravel(),
+        "n_prompts": np.full(ids.size, bed.prompts.n_prompts),
+        "reason": np.where(np.isfinite(band.mean.ravel()), "", "undefined for this task"),
+    })  # fmt: skip
 
 
 def off_role_effect(bed: Bed, delta: Tensor) -> Floats:
@@ -196,10 +260,7 @@ def closure_table(
         listed: all short-listed latents of the site, and their natural growth.
         seed: of the bootstrap.
     """
-    together = [
-        (torch.as_tensor(g, dtype=bed.sae.W_dec.dtype, device=bed.sae.W_dec.device) @ bed.directions(ids))
-        for ids, g in ((latents, growth), listed)
-    ]
+    together = [_pushes(bed, ids, g).sum(dim=0) for ids, g in ((latents, growth), listed)]
     joint = bed.effects(torch.stack(together))
     rows = []
     for b, belief in enumerate(BELIEFS):
@@ -227,8 +288,7 @@ def interaction_table(bed: Bed, latents: Ints, growth: Floats) -> InteractionTab
         latents: [latent].
         growth: their natural growth, [latent].
     """
-    directions = bed.directions(latents)
-    one = torch.as_tensor(growth, dtype=directions.dtype, device=directions.device)[:, None] * directions
+    one = _pushes(bed, latents, growth)
     pairs = list(pairwise(range(len(latents))))
     both = torch.stack([one[a] + one[b] for a, b in pairs]) if pairs else one[:0]
     effects = bed.effects(torch.cat([one, both]))
@@ -265,9 +325,10 @@ def _table(
     for i, latent in enumerate(latents):
         for b, belief in enumerate(BELIEFS):
             known = bool(np.isfinite(bed.base[:, b]).all())
-            natural = float(bed.natural[:, b].mean())
+            share = ratio_of_means(fits[b].slopes[i], np.nan_to_num(bed.natural[:, b]))
             own = {"slope": fits[b].slope[i], "slope_low": fits[b].low[i], "slope_high": fits[b].high[i],
-                   "quadratic_share": fits[b].quadratic_share[i], "share": fits[b].slope[i] / natural,
+                   "quadratic_share": fits[b].quadratic_share[i], "share": share.value,
+                   "share_low": share.low, "share_high": share.high,
                    "off_role": off_role[i, b], "control_p": p_values[i, b]}  # fmt: skip
             values = {name: float(value) if known else float("nan") for name, value in own.items()}
             rows.append({
@@ -280,8 +341,12 @@ def _table(
 
 
 def _beliefs(probs: AnswerProbs, prompts: PromptSet, prompt: int, example: int) -> Floats:
-    """Log-odds of every belief about one prompt's query, [row belief]; `copy` has no donor and is NaN."""
+    """Log-odds of every belief about one prompt's query, nats [row belief].
+
+    As in tracking, `copy` asks for the label just before, and is NaN where there is none.
+    """
     rows = probs.log_prob.reshape(-1, probs.log_prob.shape[-1]).astype(np.float64)
     x, answer = (np.full(len(rows), text[prompt, example]) for text in (prompts.x, prompts.answer))
+    before = np.full(len(rows), prompts.y[prompt, example - 1]) if example else None
     task = parse_task(str(prompts.task[prompt]))
-    return log_odds(read_beliefs(AnswerProbs(probs.answers, rows), task, x, answer))
+    return log_odds(read_beliefs(AnswerProbs(probs.answers, rows), task, x, answer, before))

@@ -80,14 +80,19 @@ class LatentRuns:
 
     def directions(self, latents: Ints) -> Tensor:
         """What one unit of each latent adds to the reconstruction, decode(e_f) − decode(0), [latent d_in]."""
-        ids = torch.as_tensor(latents, device=self.recipient_latents.device)
-        nothing = self.sae.decode(torch.zeros_like(self.recipient_latents[:1]))
-        parts = [nothing[:0]]
-        for some in ids.split(_ONE_HOT_ROWS):
-            one_hot = self.recipient_latents.new_zeros(len(some), self.sae.d_sae)
-            one_hot[torch.arange(len(some)), some] = 1.0
-            parts.append(self.sae.decode(one_hot) - nothing)
-        return torch.cat(parts)
+        return decoder_directions(self.sae, latents)
+
+
+def decoder_directions(sae: Sae, latents: Ints) -> Tensor:
+    """What one unit of each latent adds to the reconstruction, decode(e_f) − decode(0), [latent d_in]."""
+    ids = torch.as_tensor(np.asarray(latents), device=sae.W_dec.device)
+    nothing = sae.decode(sae.W_dec.new_zeros(1, sae.d_sae))
+    parts = [nothing[:0]]
+    for some in ids.split(_ONE_HOT_ROWS):
+        one_hot = sae.W_dec.new_zeros(len(some), sae.d_sae)
+        one_hot[torch.arange(len(some)), some] = 1.0
+        parts.append(sae.decode(one_hot) - nothing)
+    return torch.cat(parts)
 
 
 def gather(
@@ -119,7 +124,7 @@ def gather(
     tails[0].entry(sae.site)
     held = [_recorded(model, sae, prompts, batch) for prompts in (runs.donor, runs.recipient)]
     latents = [sae.encode(rows[:, -1]) for rows in held]
-    _check_decoder(sae, latents[0], latents[1])
+    check_decoder(sae, latents[0], latents[1])
     weights = _donor_weights(runs, (screen, test), donor_value)
     mix = torch.as_tensor(weights, dtype=latents[0].dtype, device=latents[0].device)
     density, mean_active = _activity(sae, held)
@@ -186,8 +191,17 @@ def _donor_weights(runs: Runs, halves: tuple[Ints, Ints], donor_value: str) -> F
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _check_decoder(sae: Sae, first: Tensor, second: Tensor) -> None:
-    """Refuse an SAE for which adding Δa · d_f is not the same as changing the latent by Δa."""
+def check_decoder(sae: Sae, first: Tensor, second: Tensor) -> None:
+    """Refuse an SAE for which adding Δa · d_f is not the same as changing the latent by Δa.
+
+    Args:
+        sae: the SAE.
+        first: gated activations on which this is tried, [row d_sae].
+        second: others.
+
+    Raises:
+        SaeError: when it normalises its input, or its decoder is not affine.
+    """
     settings: Any = getattr(sae.network, "cfg", None)
     normalises = getattr(settings, "normalize_activations", "none")
     if normalises != "none":

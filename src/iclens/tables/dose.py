@@ -1,4 +1,8 @@
-"""DoseTable, ClosureTable and InteractionTable: what pushing growing latents does to the beliefs."""
+"""What pushing growing latents does to the beliefs.
+
+DoseTable judges each latent, DoseCurveTable holds the curves behind it, ClosureTable and InjectionTable say
+how much of the beliefs' growth is accounted for, InteractionTable whether two latents add.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,13 @@ class DoseTable(Table):
         "quadratic_share": Column(
             "float", "of the dose-response's variance, what a k² term adds to the line"
         ),
-        "share": Column("float", "slope ÷ the belief's own growth from these examples to the last one"),
+        "share": Column(
+            "float",
+            "exchange rate: slope ÷ the belief's own growth from these examples to the last one, a ratio of "
+            "means; NaN where that growth's interval includes 0",
+        ),
+        "share_low": Column("float", "lower end of its 95 % prompt-bootstrap interval"),
+        "share_high": Column("float", "upper end"),
         "off_role": Column(
             "float", "the effect of dose 1 when it is put at `comma` instead; NaN if not asked"
         ),
@@ -39,6 +49,49 @@ class DoseTable(Table):
         "q_value": Column("float", "Benjamini–Hochberg over the pushed latents of the study, by belief"),
         "causal": Column("bool", "whether it moves the belief linearly, upwards and beyond its controls"),
         "reason": Column("str", "why not, or why a value is NaN; empty otherwise"),
+    }
+
+
+class DoseCurveTable(Table):
+    """One row per pushed latent, belief, number of examples in context and dose: context × dose."""
+
+    COLUMNS: ClassVar[dict[str, Column]] = {
+        "site": Column("str", "where, by its TransformerLens name"),
+        "latent": Column("int", "latent id"),
+        "belief": Column("str", "which read-out of the logits, in log-odds"),
+        "n_examples": Column("int", "examples in context"),
+        "dose": Column("float", "natural growths added; 0 is the base"),
+        "effect": Column("float", "pushed − base, mean over prompts, nats"),
+        "ci_low": Column("float", "lower end of its 95 % prompt-bootstrap interval"),
+        "ci_high": Column("float", "upper end"),
+        "n_prompts": Column("int", "prompts that are pushed"),
+        "reason": Column("str", "why a value is NaN; empty otherwise"),
+    }
+
+
+class InjectionTable(Table):
+    """One row per site, belief and what is injected at `pre`: does the site's own growth move the belief?
+
+    Everything injected is a mean over prompts that are not pushed, so it carries the task and no answer.
+    """
+
+    COLUMNS: ClassVar[dict[str, Column]] = {
+        "site": Column("str", "where, by its TransformerLens name"),
+        "injected": Column(
+            "str", 'for example "short-listed latents", "all latents", "error only" or "full activation"'
+        ),
+        "belief": Column("str", "which read-out of the logits, in log-odds"),
+        "n_examples": Column("int", "examples in context"),
+        "n_prompts": Column("int", "prompts that are pushed"),
+        "effect": Column("float", "pushed − base, mean over prompts, nats"),
+        "ci_low": Column("float", "lower end of its 95 % prompt-bootstrap interval"),
+        "ci_high": Column("float", "upper end"),
+        "share": Column(
+            "float", "effect ÷ the belief's own growth; NaN where that is below 1 nat or unclear"
+        ),
+        "share_low": Column("float", "lower end of its 95 % prompt-bootstrap interval"),
+        "share_high": Column("float", "upper end"),
+        "reason": Column("str", "why a value is NaN; empty otherwise"),
     }
 
 

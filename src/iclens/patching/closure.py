@@ -1,0 +1,113 @@
+"""Does a site's whole growth move the belief as the examples do, and which part of it?
+
+    Δh = mean over other prompts of (T − S at the last example) − (T − S after n examples)        at `pre`
+       = decoded change of all latents + change of the SAE's error
+
+1. The parts are taken from prompts that are not pushed. 2. Each is added at the query's `pre` of the prepared
+prompts. 3. Its effect is set against the belief's own growth there. If the full activation's mean growth
+does not move the belief, no sum over its latents can, and a closure below 1 is no finding about latents.
+Enter two paired arms and prepared prompts; leaves an InjectionTable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from iclens.errors import EditError
+from iclens.models.forward import record
+from iclens.models.load import LanguageModel
+from iclens.names import BELIEFS
+from iclens.patching.dose import Bed
+from iclens.patching.effects import means, normalised_effects, resamples
+from iclens.saes.load import Sae
+from iclens.tables.arrays import Floats, Ints
+from iclens.tables.dose import InjectionTable
+from iclens.tables.prompts import PromptSet
+
+
+def natural_parts(
+    model: LanguageModel, sae: Sae, treated: PromptSet, control: PromptSet, n_examples: int, batch: int = 128
+) -> dict[str, Floats]:
+    """A site's mean paired growth from `n_examples` to the last example, and its two parts.
+
+    Args:
+        model: the model.
+        sae: the SAE of the site.
+        treated: arm T, inline; prompts other than those to be pushed.
+        control: its paired arm.
+        n_examples: examples in context where the push will be.
+        batch: prompts per forward pass.
+
+    Returns:
+        "all latents", "error only" and "full activation", the sum of the two, each [d_model].
+
+    Raises:
+        EditError: when the prompts have no later example.
+        TableError: for a probed arm.
+    """
+    if not 0 <= n_examples < treated.n_examples - 1:
+        raise EditError(
+            f"growth from {n_examples} examples on",
+            f"prompts have {treated.n_examples}",
+            "Choose fewer examples.",
+        )
+    whole, decoded = np.zeros(model.d_model), np.zeros(model.d_model)
+    for arm, sign in ((treated, 1), (control, -1)):
+        where = arm.positions("pre")[[n_examples, -1]]
+        held = torch.as_tensor(record(model, arm.tokens, [sae.site], where, batch=batch)[sae.site])
+        for example, towards in ((0, -sign), (1, sign)):
+            for rows in held[:, example].split(batch):
+                share = towards / len(held)
+                whole += share * rows.double().sum(dim=0).numpy()
+                decoded += share * sae.decode(sae.encode(rows)).double().sum(dim=0).cpu().numpy()
+    return {"all latents": decoded, "error only": whole - decoded, "full activation": whole}
+
+
+def joint_push(bed: Bed, latents: Ints, growth: Floats) -> Floats:
+    """All latents pushed by their natural growth at once, Σ_f δ_f · d_f, [d_model].
+
+    Args:
+        bed: the prompts.
+        latents: [latent].
+        growth: natural growth of each, gated activation [latent].
+    """
+    return np.asarray(growth) @ bed.directions(latents).double().cpu().numpy()
+
+
+def injection_table(
+    bed: Bed, parts: Mapping[str, Floats], *, seed: int = 0, draws: int = 1000
+) -> InjectionTable:
+    """Effect of every part on every belief.
+
+    Args:
+        bed: the prompts.
+        parts: name → what is added at `pre`, [d_model].
+        seed: of the bootstrap.
+        draws: bootstrap resamples.
+
+    Returns:
+        A row per part and belief.
+    """
+    delta = torch.as_tensor(np.stack(list(parts.values()))).to(bed.sae.W_dec)
+    effects = bed.effects(delta)
+    weights = resamples(bed.prompts.n_prompts, draws, np.random.default_rng(seed))
+    tables = []
+    for name, found in zip(parts, effects, strict=True):
+        effect, share = means(found, weights), normalised_effects(found, bed.natural, weights)
+        tables.append(InjectionTable({
+            "site": [str(bed.sae.site)] * len(BELIEFS), "injected": [name] * len(BELIEFS),
+            "belief": np.array(BELIEFS), "n_examples": [bed.n_examples] * len(BELIEFS),
+            "n_prompts": [len(found)] * len(BELIEFS), "effect": effect.value, "ci_low": effect.low,
+            "ci_high": effect.high, "share": share.value, "share_low": share.low, "share_high": share.high,
+            "reason": [_reason(*why) for why in zip(effect.reason, share.reason, strict=True)],
+        }))  # fmt: skip
+    return InjectionTable.concat(tables)
+
+
+def _reason(effect: str, share: str) -> str:
+    """Why a value is NaN, where `normalised_effects` speaks of A* and B in place of the belief's growth."""
+    why = effect or share
+    return why.replace("A* and B differ", "the belief grows").replace("A* − B", "the belief's growth")

@@ -1,6 +1,6 @@
 """Is tracking and testing fast and lean enough for llama-3-8b's SAEs?
 
-1. 131,072 latents × 256 prompts × 16 examples in two arms, 3,000 of them rising: detection, shapes and tables,
+1. 131,072 latents × 256 prompts × 16 examples in two arms, 3,000 of them rising: detection, shapes, tables,
 with the process's peak memory. 2. One latent's trajectory from a store of 25 million entries, its pages
 dropped from the cache before each read. 3. Tracking against the bare forward pass of the same batch, side by
 side, on the built-in model and on a wider random one.

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclens.errors import TableError
-from iclens.tables.pairing import check_pairing
 from iclens.growth.test import test_arms as judge_study
 from iclens.growth.test import test_growth as judge
 from iclens.names import Site
+from iclens.tables.pairing import check_pairing
 
 N, J = 128, 16
 RAMP = np.arange(J) / J

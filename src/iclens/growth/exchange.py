@@ -52,13 +52,16 @@ def bayes_tests(
     rows = []
     for name, arms, test in tests:
         missing = [arm for arm in arms if arm not in known] or ([] if len(arms) > 1 else ["E1"])
-        row = _undefined(f"needs arm {missing[0]}") if missing else test()
+        row = _undefined(f"arm {missing[0]} is not followed, or undefined on a prompt") if missing else test()
         rows.append({"test": name, "response": response, "arms": ", ".join(arms)} | row)
     return BayesTestTable({key: [row[key] for row in rows] for key in BayesTestTable.COLUMNS})
 
 
 def duplicates(distinct: Floats, repeated: Floats, seed: int = 0) -> Row:
-    """Growth per repeated example ÷ growth per distinct one, after the first; 0 for an ideal learner.
+    """Growth per repeated example ÷ growth per distinct one, after the first.
+
+    0 for a learner that is sure of its labels; where labels may be noise, a repeat still says that this one
+    is not, and the exact posterior's own ratio is the one to compare with.
 
     Args:
         distinct: log-odds with a new example each time, [prompt example].
@@ -72,7 +75,7 @@ def duplicates(distinct: Floats, repeated: Floats, seed: int = 0) -> Row:
     verdict = "as much as new ones" if high >= 1 else "less than new ones"
     if low <= 0 <= high:
         verdict = "nothing"
-    return _row(estimate, low, high, "growth per repeated ÷ per new example; Bayes 0, counting 1",
+    return _row(estimate, low, high, "growth per repeated ÷ per new example; counting 1, sure of its labels 0",
                 f"repeated examples add {verdict}")  # fmt: skip
 
 
@@ -98,7 +101,7 @@ def order(orders: Floats, seed: int = 0) -> Row:
     verdict = (
         "order matters more than the examples" if low > 1 else "the examples matter more than their order"
     )
-    return _row(ratio[0], low, high, "variance over orders ÷ over sets of examples; Bayes 0", verdict)
+    return _row(ratio[0], low, high, "variance over orders ÷ over sets of examples; exchangeable 0", verdict)
 
 
 def reversal(kept: Floats, switched: Floats, seed: int = 0) -> Row:
@@ -149,7 +152,7 @@ def increments(log_odds: Arms, llr: Arms) -> Row:
     }  # fmt: skip
     return _row(
         fit.evidence[0], fit.evidence_low[0], fit.evidence_high[0],
-        f"Δ log-odds per nat of evidence; Bayes 1; per example beside it {fit.count[0]:.3f} "
+        f"Δ log-odds per nat of task evidence; per example beside it {fit.count[0]:.3f} "
         f"[{fit.count_low[0]:.3f}, {fit.count_high[0]:.3f}]",
         words[fit.weighting[0]],
     )  # fmt: skip

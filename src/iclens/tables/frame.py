@@ -89,6 +89,10 @@ class Table:
         """The rows where `mask` [row] holds."""
         return type(self)({name: values[mask] for name, values in self._columns.items()})
 
+    def take(self, rows: NDArray[np.integer[Any]]) -> Self:
+        """The rows of these numbers [row], in this order."""
+        return type(self)({name: values[rows] for name, values in self._columns.items()})
+
     @property
     def df(self) -> pd.DataFrame:
         """The table as a new pandas frame."""

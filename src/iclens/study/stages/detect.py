@@ -68,13 +68,16 @@ def arm_latents(bench: Bench, arm: str, prompts: Ints) -> dict[tuple[Site, str],
 
 
 def shortlisted(table: GrowthTable, n: int) -> GrowthTable:
-    """The `n` clearest growers: smallest p first, the longer slope first among equal ones.
+    """The clearest growers of every site and role in turn, until `n` are listed; clearest first.
 
-    The floor of p (see `growth.slopes`) makes many p equal, so the slope in standard errors decides there.
+    Clear is a slope many standard errors above 0: the floor of p (see `growth.slopes`) makes many p equal.
     """
     grows = table.growing()
-    errors = (grows["ci_high"] - grows["ci_low"]) / 2
-    order = np.lexsort((-grows["slope"] / errors, grows["p_value"]))[:n]
-    kept = np.zeros(len(grows), dtype=bool)
-    kept[order] = True
-    return grows.where(kept)
+    clear = grows["slope"] / (grows["ci_high"] - grows["ci_low"])
+    order = np.argsort(-clear, kind="stable")
+    turn = np.empty(len(grows), dtype=int)
+    seen: dict[tuple[str, str], int] = {}
+    for row in order:
+        place = (grows["site"][row], grows["role"][row])
+        turn[row] = seen[place] = seen.get(place, -1) + 1
+    return grows.take(np.lexsort((-clear, turn))[:n])

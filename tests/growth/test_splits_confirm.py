@@ -1,0 +1,82 @@
+"""Prompts are split once; claims are frozen before the confirm split is read, and cannot be changed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iclens.errors import TableError
+from iclens.growth.confirm import Claim, Manifest, confirm, holm
+from iclens.growth.splits import split_prompts
+from iclens.names import Site
+
+PLACE = (Site(2, "mlp_out"), "pre")
+PROMPTS = np.arange(20, 60)
+
+
+def manifest(n: int = 2) -> Manifest:
+    claims = tuple(Claim("L2.mlp_out", "pre", latent, 0.2, "grows") for latent in range(n))
+    return Manifest(claims, tuple(PROMPTS.tolist()), "a study")
+
+
+def rising(slopes: list[float], noise: float = 0.5) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    n = np.arange(8)
+    return np.array(slopes)[:, None, None] * n + noise * rng.standard_normal((len(slopes), 40, 8))
+
+
+def test_parts_are_disjoint_complete_and_the_same_again() -> None:
+    one, again = (split_prompts(101, 8, seed=3) for _ in range(2))
+    parts = [one.discovery, one.shape, one.confirm]
+    assert [len(part) for part in parts] == [30, 40, 31]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(101))
+    assert np.array_equal(one.shape, again.shape)
+    assert not np.array_equal(one.shape, split_prompts(101, 8, seed=4).shape)
+
+
+@pytest.mark.parametrize(("n_prompts", "n_examples", "needed"), [(33, 4, 34), (79, 16, 80)])
+def test_too_few_prompts_are_refused_with_the_number_needed(
+    n_prompts: int, n_examples: int, needed: int
+) -> None:
+    with pytest.raises(TableError, match=f"Give at least {needed} prompts"):
+        split_prompts(n_prompts, n_examples, seed=0)
+    split_prompts(needed, n_examples, seed=0)
+
+
+def test_holm_by_hand() -> None:
+    found = holm(np.array([0.01, np.nan, 0.04, 0.03]))
+    np.testing.assert_allclose(found, [0.03, np.nan, 0.06, 0.06])
+
+
+def test_what_grows_is_confirmed_and_shrinkage_is_a_ratio_of_slopes() -> None:
+    table = confirm(manifest(), {PLACE: rising([0.1, 0.0])}, PROMPTS)
+    assert table["confirm_p"][0] < 0.001 < 0.05 < table["confirm_p"][1]
+    assert table["confirm_slope"][0] == pytest.approx(0.1, abs=0.02)
+    assert table["shrinkage"][0] == pytest.approx(table["confirm_slope"][0] / 0.2)
+    assert table["confirm_low"][0] < 0.1 < table["confirm_high"][0]
+
+
+def test_equal_arms_are_undefined_with_a_reason() -> None:
+    table = confirm(manifest(1), {PLACE: np.zeros((1, 40, 8))}, PROMPTS)
+    assert np.isnan(table["confirm_p"][0]) and "do not differ" in table["reason"][0]
+
+
+def test_other_prompts_or_missing_claims_are_refused() -> None:
+    with pytest.raises(TableError, match="other prompts"):
+        confirm(manifest(), {PLACE: rising([0.1, 0.0])}, PROMPTS + 1)
+    with pytest.raises(TableError, match="claims are missing"):
+        confirm(manifest(), {PLACE: rising([0.1])}, PROMPTS)
+
+
+def test_a_frozen_manifest_comes_back_and_an_edited_one_does_not(tmp_path: Path) -> None:
+    file, one = tmp_path / "manifest.json", manifest()
+    assert one.freeze(file) == one.sha256
+    assert Manifest.thaw(file) == one
+    assert replace(one, study="another").sha256 != one.sha256
+    file.write_text(file.read_text().replace('"pre",1', '"pre",7'))
+    with pytest.raises(TableError, match="changed after it was frozen"):
+        Manifest.thaw(file)
+    file.write_text("nothing\n")
+    with pytest.raises(TableError, match="unreadable"):
+        Manifest.thaw(file)

@@ -4,8 +4,11 @@ From responses r(k) − r(0) of one belief at doses k of a latent's natural grow
 
     r(k) − r(0) = s·k + c·k²        s: nats per natural growth; its interval is over prompts
 
-*causal*: the interval of s lies above 0 (the belief rises with the task's evidence), the k² term adds at most
-`MOST_QUADRATIC` of the variance, and no more matched random latents than q allows move it as far.
+*causal*: the interval of s lies above 0 (the belief rises with the task's evidence), the k² term makes up at
+most `MOST_QUADRATIC` of the variance over −1..1, and no more matched random latents than q allows move it as
+far. The share is taken over −1..1, where it does not depend on the sign of c. Over the doses themselves,
+which reach further up than down, a line takes up most of an upward curve: k + k²/2 would share .08, k − k²/2
+would share .65.
 """
 
 from __future__ import annotations
@@ -22,7 +25,10 @@ from iclens.tables.bands import resample_prompts
 DOSES: Floats = np.array([-1.0, -0.5, 0.5, 1.0, 1.5, 2.0])
 """Doses in natural growths; 0 is the base."""
 MOST_QUADRATIC = 0.1
-"""Largest share of a dose-response's variance that curvature may explain for it to count as linear."""
+"""Largest share of a dose-response's variance that curvature may make up for it to count as linear: the k²
+term is then at most .43 of the line at one natural growth."""
+NATURAL_SQUARE, NATURAL_FOURTH = 1 / 3, 1 / 5
+"""Means of k² and k⁴ over the natural range −1..1, on which k and k² are orthogonal."""
 LEVEL = 0.05
 RESAMPLES = 1000
 
@@ -66,14 +72,10 @@ def fit_doses(responses: Floats, doses: Floats = DOSES) -> DoseFit:
         )
     design = np.stack([doses, doses**2], axis=1)
     slopes = responses @ np.linalg.pinv(design)[0]
-    mean = responses.mean(axis=1)
-    total = np.square(mean).sum(axis=1)
-    left = [
-        np.square(mean - mean @ np.linalg.pinv(part).T @ part.T).sum(axis=1)
-        for part in (design[:, :1], design)
-    ]
+    mean = responses.mean(axis=1) @ np.linalg.pinv(design).T
+    linear, quadratic = np.square(mean * np.sqrt([NATURAL_SQUARE, NATURAL_FOURTH])).T
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(total > 0, (left[0] - left[1]) / total, 0.0)
+        share = np.where(linear + quadratic > 0, quadratic / (linear + quadratic), 0.0)
     n = sizes["prompt"]
     half = stats.t.ppf(0.975, n - 1) * slopes.std(axis=1, ddof=1) / np.sqrt(n)
     middle = slopes.mean(axis=1)
@@ -124,7 +126,7 @@ def causal_reasons(low: Floats, high: Floats, quadratic_share: Floats, q_value: 
         elif least <= 0:
             reasons.append(f"pushing it does not raise the belief: {shown}")
         elif curved > MOST_QUADRATIC:
-            reasons.append(f"its dose-response is not linear: k² adds {curved:.0%}")
+            reasons.append(f"its dose-response is not linear: k² makes up {curved:.0%}")
         elif not q <= LEVEL:
             reasons.append(f"not beyond matched random latents (q {q:.2g})")
         else:

@@ -32,7 +32,7 @@ class DoseTable(Table):
         "slope_low": Column("float", "lower end of its 95 % t interval over prompts"),
         "slope_high": Column("float", "upper end"),
         "quadratic_share": Column(
-            "float", "of the dose-response's variance, what a k² term adds to the line"
+            "float", "share of the dose-response's variance over doses −1 to 1 that is its k² term's"
         ),
         "share": Column(
             "float",

@@ -2,9 +2,12 @@
 
     LO_i = b_i + Σ_f w_f · z_fi + e_i
 
-Some latents grow and are read (w > 0), some grow and are not (w = 0), some are read and do not grow. A push
-by k natural growths moves LO_i by k·δ_f·w_f·(1 + u_i), u a prompt's own gain. A method should recover the
-slopes, flag growers that are not read, and not be misled by growth.
+Some latents grow and are read (w > 0), some grow and are not (w = 0), some are read and do not grow.
+Directions of a model are not orthogonal to its read-out, so a push along any of them, a random one too, moves
+LO a little: an unread grower has a slope, its interval may exclude 0, and only the matched random latents
+tell it from one that is read. A push by k natural growths moves LO_i by k·s_f·(1 + u_i), s_f = δ_f·w_f + what
+any direction does, u a prompt's own gain. A method should recover s, flag growers that are not read, and
+close the sum.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from iclens.tables.arrays import Floats
 N_PROMPTS, N_CONTROLS = 48, 100
 N_EACH = 10
 GAIN_SD, NOISE_SD = 0.3, 0.3
+ANY_DIRECTION_SD = 0.05
+"""What a push along any direction does to the belief, nats, standard deviation over directions."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +53,19 @@ def plant_readout(seed: int, *, n_prompts: int = N_PROMPTS, curvature: float = 0
     Args:
         seed: of everything.
         n_prompts: prompts pushed.
-        curvature: k² term relative to the linear one.
+        curvature: k² term relative to the linear one; the slope at dose 0 stays the truth.
     """
     rng = np.random.default_rng(seed)
     kind = np.repeat(["read grower", "unread grower", "read, no growth"], N_EACH)
     growth = np.where(kind == "read, no growth", 0.0, rng.uniform(0.5, 2.0, len(kind)))
     weight = np.where(kind == "unread grower", 0.0, rng.uniform(0.3, 1.5, len(kind)))
-    truth = growth * weight
+    any_direction = ANY_DIRECTION_SD * rng.standard_normal(len(kind))
+    truth = growth * weight + np.where(growth > 0, any_direction, 0.0)
     gain = 1 + GAIN_SD * rng.standard_normal((len(kind), n_prompts, 1))
     noise = NOISE_SD * rng.standard_normal((len(kind), n_prompts, len(DOSES)))
     responses = gain * truth[:, None, None] * (DOSES + curvature * DOSES**2) + noise
-    controls = 0.05 * rng.standard_normal((len(kind), N_CONTROLS))
+    spread = np.hypot(ANY_DIRECTION_SD, NOISE_SD / np.sqrt(n_prompts))
+    controls = spread * rng.standard_normal((len(kind), N_CONTROLS))
     own = 1 + GAIN_SD * rng.standard_normal(n_prompts)
     return Readout(kind, truth, responses, controls, truth.sum() * own)
 

@@ -75,7 +75,7 @@ def duplicates(distinct: Floats, repeated: Floats, seed: int = 0) -> Row:
     verdict = "as much as new ones" if high >= 1 else "less than new ones"
     if low <= 0 <= high:
         verdict = "nothing"
-    return _row(estimate, low, high, "growth per repeated ÷ per new example; counting 1, sure of its labels 0",
+    return _row(estimate, low, high, "growth per repeated ÷ per new example; counting 1, sure labels 0",
                 f"repeated examples add {verdict}")  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def _plain(sae: Sae) -> bool:
     return (
         getattr(settings, "normalize_activations", "none") == "none"
         and not getattr(settings, "rescale_acts_by_decoder_norm", False)
-        and not getattr(settings, "reshape_activations", "none") == "hook_z"
+        and getattr(settings, "reshape_activations", "none") != "hook_z"
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from iclens.errors import EditError, SaeError, TableError
-from iclens.growth.dose import DOSES
+from iclens.growth.dose import DOSES, control_p
 from iclens.models.blocks import unembed
 from iclens.models.forward import answer_probs, record
 from iclens.models.load import LanguageModel, load_model
@@ -167,6 +167,20 @@ def test_the_table_states_shares_controls_and_every_belief(
     assert again.df.equals(table.df)
 
 
+def test_controls_are_pushed_as_far_and_the_same_way(tiny_model: LanguageModel, make_sae: MakeSae) -> None:
+    sae = make_sae()
+    sae.network.W_dec.mul_(torch.linspace(0.5, 3, D_SAE)[:, None])
+    bed, acts = bed_of(tiny_model, sae), tracked(tiny_model, sae)
+    live = np.unique(acts.index)
+    for growth in (40.0, -40.0):
+        table, _ = dose_table(bed, live[:1], np.array([growth]), acts, n_controls=D_SAE, seed=0)
+        own = bed.effects(growth * sae.W_dec[live[:1]])[0].mean(axis=0)
+        units = torch.nn.functional.normalize(sae.W_dec[live[1:]], dim=1)
+        others = bed.effects(growth * sae.W_dec[live[0]].norm() * units).mean(axis=1)
+        assert set(table["n_controls"]) == {len(live) - 1}
+        np.testing.assert_allclose(table["control_p"], control_p(own, others.T))
+
+
 def test_curves_hold_the_base_and_every_dose(tiny_model: LanguageModel, make_sae: MakeSae) -> None:
     beds = [bed_of(tiny_model, make_sae(), shown=shown) for shown in (2, 5)]
     parts = [(bed, responses(bed, LATENTS, GROWTH)) for bed in beds]
@@ -244,15 +258,14 @@ def test_small_pushes_do_not_interact(exact_model: LanguageModel, make_sae: Make
     assert relative[1] < 0.02 < relative[0]
 
 
-def test_the_parts_of_the_natural_growth_add_up_and_leave_the_pushed_prompts_out(
+def test_the_parts_of_the_natural_growth_add_up_and_are_injected_as_they_are(
     tiny_model: LanguageModel, make_sae: MakeSae
 ) -> None:
-    sae, arms = make_sae(), [arm_of(tiny_model, arm) for arm in "TS"]
-    parts = natural_parts(tiny_model, sae, *arms, SHOWN, batch=4)
+    sae, others = make_sae(), arm_of(tiny_model, n=2 * N).select(np.arange(N, 2 * N))
+    parts = natural_parts(tiny_model, sae, others, SHOWN, batch=4)
     np.testing.assert_allclose(parts["all latents"] + parts["error only"], parts["full activation"])
-    held = [record(tiny_model, arm.tokens, [sae.site], arm.positions("pre"))[sae.site] for arm in arms]
-    paired = (held[0] - held[1]).astype(float)
-    wanted = (paired[:, -1] - paired[:, SHOWN]).mean(axis=0)
+    held = record(tiny_model, others.tokens, [sae.site], others.positions("pre"))[sae.site].astype(float)
+    wanted = (held[:, -1] - held[:, SHOWN]).mean(axis=0)
     np.testing.assert_allclose(parts["full activation"], wanted, atol=1e-4)
     bed = bed_of(tiny_model, sae)
     table = injection_table(bed, {"nothing": np.zeros(tiny_model.d_model), **parts})
@@ -275,7 +288,7 @@ def test_pushes_that_cannot_be_made_are_refused(tiny_model: LanguageModel, make_
         with pytest.raises(EditError, match="Choose fewer"):
             bed_of(tiny_model, make_sae(), shown=shown)
     with pytest.raises(EditError, match="Choose fewer"):
-        natural_parts(tiny_model, make_sae(), arm_of(tiny_model), arm_of(tiny_model, "S"), 8)
+        natural_parts(tiny_model, make_sae(), arm_of(tiny_model), 8)
     with pytest.raises(SaeError, match="normalises inputs"):
         bed_of(tiny_model, make_sae(normalize_activations="layer_norm"))
     with pytest.raises(SaeError, match="transcoder"):

@@ -1,12 +1,14 @@
 """Does a site's whole growth move the belief as the examples do, and which part of it?
 
-    Δh = mean over other prompts of (T − S at the last example) − (T − S after n examples)        at `pre`
+    Δh = mean over other prompts of h after the last example − h after n examples        at `pre`
        = decoded change of all latents + change of the SAE's error
 
-1. The parts are taken from prompts that are not pushed. 2. Each is added at the query's `pre` of the prepared
-prompts. 3. Its effect is set against the belief's own growth there. If the full activation's mean growth
-does not move the belief, no sum over its latents can, and a closure below 1 is no finding about latents.
-Enter two paired arms and prepared prompts; leaves an InjectionTable.
+1. The parts are taken from prompts of the same arm that are not pushed. 2. Each is added at the query's `pre`
+of the prepared prompts. 3. Its effect is set against the belief's own growth there: what the full
+activation's mean growth does not do, no sum over latents can. The growth is the arm's own, as the belief's is.
+Its paired difference to a control arm is another thing: the control moves as well, towards "no task", often
+further, and taking that away from a prompt that has a task breaks its answer.
+Enter an arm and prepared prompts; leaves an InjectionTable.
 """
 
 from __future__ import annotations
@@ -29,15 +31,14 @@ from iclens.tables.prompts import PromptSet
 
 
 def natural_parts(
-    model: LanguageModel, sae: Sae, treated: PromptSet, control: PromptSet, n_examples: int, batch: int = 128
+    model: LanguageModel, sae: Sae, prompts: PromptSet, n_examples: int, batch: int = 128
 ) -> dict[str, Floats]:
-    """A site's mean paired growth from `n_examples` to the last example, and its two parts.
+    """A site's mean growth from `n_examples` to the last example, and its two parts.
 
     Args:
         model: the model.
         sae: the SAE of the site.
-        treated: arm T, inline; prompts other than those to be pushed.
-        control: its paired arm.
+        prompts: the arm, inline; prompts other than those to be pushed.
         n_examples: examples in context where the push will be.
         batch: prompts per forward pass.
 
@@ -48,21 +49,20 @@ def natural_parts(
         EditError: when the prompts have no later example.
         TableError: for a probed arm.
     """
-    if not 0 <= n_examples < treated.n_examples - 1:
+    if not 0 <= n_examples < prompts.n_examples - 1:
         raise EditError(
             f"growth from {n_examples} examples on",
-            f"prompts have {treated.n_examples}",
+            f"prompts have {prompts.n_examples}",
             "Choose fewer examples.",
         )
+    where = prompts.positions("pre")[[n_examples, -1]]
+    held = torch.as_tensor(record(model, prompts.tokens, [sae.site], where, batch=batch)[sae.site])
     whole, decoded = np.zeros(model.d_model), np.zeros(model.d_model)
-    for arm, sign in ((treated, 1), (control, -1)):
-        where = arm.positions("pre")[[n_examples, -1]]
-        held = torch.as_tensor(record(model, arm.tokens, [sae.site], where, batch=batch)[sae.site])
-        for example, towards in ((0, -sign), (1, sign)):
-            for rows in held[:, example].split(batch):
-                share = towards / len(held)
-                whole += share * rows.double().sum(dim=0).numpy()
-                decoded += share * sae.decode(sae.encode(rows)).double().sum(dim=0).cpu().numpy()
+    for rows in held.split(batch):
+        before, after = rows.unbind(dim=1)
+        whole += (after.double() - before).sum(dim=0).numpy() / len(held)
+        change = sae.decode(sae.encode(after)) - sae.decode(sae.encode(before))
+        decoded += change.double().sum(dim=0).cpu().numpy() / len(held)
     return {"all latents": decoded, "error only": whole - decoded, "full activation": whole}
 
 

@@ -193,7 +193,7 @@ def dose_table(
         for i, (latent, push) in enumerate(zip(latents, _pushes(bed, latents, growth), strict=True)):
             others = matched(density, mean_active, int(latent), n_controls, rng)
             units = torch.nn.functional.normalize(bed.directions(others), dim=1)
-            pushed = bed.effects(push.norm() * units, batch).mean(axis=1)
+            pushed = bed.effects(np.sign(growth[i]) * push.norm() * units, batch).mean(axis=1)
             p_values[i] = control_p(one[i], pushed.T) if len(others) else np.nan
             n_compared[i] = len(others)
             off_role[i] = off_role_effect(bed, push)

@@ -5,9 +5,9 @@
 
 1. The parts are taken from prompts of the same arm that are not pushed. 2. Each is added at the query's `pre`
 of the prepared prompts. 3. Its effect is set against the belief's own growth there: what the full
-activation's mean growth does not do, no sum over latents can. The growth is the arm's own, as the belief's is.
-Its paired difference to a control arm is another thing: the control moves as well, towards "no task", often
-further, and taking that away from a prompt that has a task breaks its answer.
+activation's mean growth does not do, no sum over latents can. The growth is the arm's own, as the belief's
+is. Its paired difference to a control arm is another thing: the control moves as well, towards "no task",
+often further, and taking that away from a prompt that has a task breaks its answer.
 Enter an arm and prepared prompts; leaves an InjectionTable.
 """
 

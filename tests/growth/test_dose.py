@@ -80,10 +80,10 @@ def test_falling_beliefs_have_ratios_too() -> None:
     assert ratio_of_means(-2 * bottom, bottom).value == pytest.approx(-2)
 
 
-def test_control_p_counts_controls_at_least_as_far() -> None:
+def test_control_p_counts_controls_that_raise_the_belief_as_much() -> None:
     controls = np.array([[0.1, -0.5, 0.2], [0.1, -0.5, 0.2]])
-    np.testing.assert_allclose(control_p(np.array([0.3, -9.0]), controls), [2 / 4, 1 / 4])
-    np.testing.assert_allclose(control_p(np.array([0.5]), controls[:1]), [2 / 4])
+    np.testing.assert_allclose(control_p(np.array([0.3, -9.0]), controls), [1 / 4, 4 / 4])
+    np.testing.assert_allclose(control_p(np.array([0.1]), controls[:1]), [3 / 4])
 
 
 def test_the_first_demand_that_fails_is_the_reason() -> None:

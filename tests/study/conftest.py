@@ -22,8 +22,9 @@ STUDY = """
 study: small
 model: {{folder: {model}}}
 saes: {{train: {training}}}
-prompts: {{task: 2x+3, n_prompts: 16, n_examples: 6}}
+prompts: {{task: 2x+3, arms: [T, S, D, W], n_prompts: 40, n_examples: 6}}
 track: {{roles: [pre, lab]}}
+growth: {{shortlist: 12, dose_latents: 2, dose_prompts: 6, n_controls: 8}}
 transforms:
   {{n_prompts: 2, n_examples: 6, roles: [pre], tasks: [2x, 2x+1, 2x+3, x+1, x+2, 3x, 3x+1, word:parity]}}
 sweep: {{donor_examples: 3, n_prompts: 4, roles: [pre, lab]}}

@@ -8,17 +8,17 @@ import iclens.errors
 from iclens.errors import IclensError
 from iclens.study.bench import CHECKOUT
 from iclens.study.config import StudyConfig
-from iclens.study.pipeline import FLOW
-from iclens.study.results import FILES
+from iclens.study.flow import FLOW, FOLDERS
+from iclens.study.results import TABLES
 
 SCHEMAS = (CHECKOUT / "docs" / "schemas.md").read_text(encoding="utf-8")
 ERRORS = (CHECKOUT / "docs" / "errors.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", TABLES)
 def test_columns_are_documented_as_they_are(name: str) -> None:
-    file, kind = FILES[name]
-    section = SCHEMAS.split(f"### `{name}`: `{file}`")[1].split("\n#")[0]
+    stage, kind = TABLES[name]
+    section = SCHEMAS.split(f"### `{name}`: `{FOLDERS[stage]}/{name}.parquet`")[1].split("\n#")[0]
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.+) \|$", section, flags=re.MULTILINE)
     documented = {column: (kind_, meaning.replace("\\|", "|")) for column, kind_, meaning in rows}
     assert documented == {key: (column.kind, column.meaning) for key, column in kind.COLUMNS.items()}

@@ -12,10 +12,13 @@ import pytest
 from iclens.dashboards.view import SiteView
 from iclens.errors import RunError, SaeError, StoppedError
 from iclens.names import Site
-from iclens.study.pipeline import INDEX, NAMES, Outcome, run_stage, run_study
-from iclens.study.results import FILES, Results
+from iclens.study.flow import FOLDERS, NAMES
+from iclens.study.growth_inputs import splits_of
+from iclens.study.pipeline import INDEX, Outcome, run_stage, run_study
+from iclens.study.results import TABLES, Results
 from iclens.study.runfolder import find_run
 from iclens.study.stage import Event
+from iclens.tables.verdicts import LADDER
 
 from .conftest import Small
 
@@ -26,12 +29,14 @@ def states(outcome: Outcome) -> dict[str, str]:
 
 def test_every_stage_runs_and_leaves_a_whole_run(first: Outcome) -> None:
     assert states(first) == dict.fromkeys(NAMES, "done")
-    assert first.index == first.run / "08_dashboard" / INDEX
+    assert first.index == first.run / FOLDERS["dashboard"] / INDEX
     assert first.index.is_file()
     names = {path.name for path in first.run.iterdir()}
     assert {"config.yaml", "card.json", "log.jsonl", "DONE"} < names
     assert not [name for name in names if name.endswith((".new", ".old"))]
-    assert all((first.run / file).is_file() for file, _ in FILES.values())
+    assert all(
+        (first.run / FOLDERS[stage] / f"{name}.parquet").is_file() for name, (stage, _) in TABLES.items()
+    )
     assert not [path for path in first.run.rglob("*") if path.suffix in (".pkl", ".pt", ".pickle")]
 
 
@@ -76,7 +81,7 @@ def test_tables_are_of_this_run(first: Outcome) -> None:
     assert len(growth) == 2 * 2 * 192
     assert set(growth["site"]) == {"L1.mlp_out", "L2.resid_post"}
     assert set(growth["role"]) == {"pre", "lab"}
-    assert (growth["n_prompts"] == 16).all()
+    assert (growth["n_prompts"] == 12).all(), "the discovery split"
     patches = results.table("patches")
     assert set(patches["site"]) == {"L2.resid_post"}
     beliefs = results.table("beliefs")
@@ -93,7 +98,8 @@ def test_tracked_latents_match_the_table_of_growth(first: Outcome) -> None:
     values = [results.latents(arm, site, role).dense() for arm in ("T", "S")]
     norms = results.decoder_norms[site.short]
     n = np.arange(6) - 2.5
-    slope = (((values[0] - values[1]) * n).sum(axis=2) / (n**2).sum()).mean(axis=1) * norms
+    found = splits_of(results.config).discovery
+    slope = (((values[0] - values[1]) * n).sum(axis=2) / (n**2).sum())[:, found].mean(axis=1) * norms
     growth = results.table("growth")
     rows = growth[(growth["site"] == site.short) & (growth["role"] == role)].sort_values("latent")
     np.testing.assert_allclose(rows["slope"].fillna(0.0), slope, rtol=1e-4, atol=1e-4)
@@ -106,7 +112,7 @@ def test_a_second_run_is_up_to_date_and_loads_no_model(
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr("iclens.models.load.load_model", refuse)
-    index = first.run / "08_dashboard" / INDEX
+    index = first.run / FOLDERS["dashboard"] / INDEX
     written = index.stat().st_mtime_ns
     again = small.run()
     assert again.run == first.run
@@ -130,7 +136,7 @@ def test_a_changed_value_redoes_only_what_depends_on_it(small: Small, first: Out
 def test_a_damaged_output_is_done_again_and_what_read_it_is_not(small: Small, first: Outcome) -> None:
     copy = first.run.with_name("29990101T000000Z-" + first.run.name.split("-")[1])
     shutil.copytree(first.run, copy)
-    file = copy / "06_sweep" / "sweep.parquet"
+    file = copy / FOLDERS["sweep"] / "sweep.parquet"
     file.write_bytes(file.read_bytes()[:-100])
     for other in first.run.parent.iterdir():
         if other != copy:
@@ -147,7 +153,7 @@ def test_a_damaged_output_is_done_again_and_what_read_it_is_not(small: Small, fi
 
 def test_one_stage_brings_what_it_reads_up_to_date(first: Outcome, small: Small) -> None:
     outcome = run_stage(first.run, "growth", small.events.append)
-    assert list(states(outcome)) == ["saes", "prompts", "track", "growth"]
+    assert list(states(outcome)) == ["saes", "prompts", "track", "detect", "shape", "dose", "growth"]
     with pytest.raises(RunError, match="Nearest: growth"):
         run_stage(first.run, "grow", small.events.append)
 
@@ -173,16 +179,19 @@ def test_the_index_shows_the_runs_own_figures(first: Outcome, monkeypatch: pytes
     seen: list[SiteView] = []
     monkeypatch.setattr("iclens.study.stages.dashboard.build_site", lambda view, out: seen.append(view))
     from iclens.study.bench import Bench
-    from iclens.study.pipeline import FLOW
     from iclens.study.stages.dashboard import work
 
     run = find_run(first.run)
-    work(Bench(run, {stage.name: stage.folder for stage in FLOW}, {}, print), run.path)
+    work(Bench(run, FOLDERS, {}, print), run.path)
     view, results = seen[0], Results(run)
     growth = results.table("growth")
     assert len(view.latents) == 2 * 192
     assert len(view.pages) == 6
-    assert sum(count.n_grows for count in view.growth) == int((growth["verdict"] == "grows").sum())
+    assert sum(count.n_grows for count in view.growth) == int(growth["verdict"].isin(LADDER[1:]).sum())
+    assert view.additive is not None
+    assert sum(c.count for c in view.additive.rungs) == int((growth["verdict"] != "falls").sum())
+    assert [row.falsifier for row in view.additive.falsifiers] == [f"F{i}" for i in range(1, 9)]
+    assert [arm.arm for arm in view.additive.arms] == ["T", "S", "D", "W"]
     exact = next(panel for panel in view.beliefs if panel.belief == "exact")
     beliefs = results.table("beliefs").query("belief == 'exact' and arm == 'T'")
     assert list(exact.model.mean) == beliefs["mean"].tolist()

@@ -17,11 +17,13 @@ def run(first: Outcome) -> iclens.Run:
 def test_frames_have_the_documented_columns(run: iclens.Run) -> None:
     found = run.growth.query("q_value < .05 and verdict == 'grows'")
     assert (found["slope"] > 0).all()
-    assert list(run.growth.columns[:4]) == ["site", "role", "latent", "slope"]
+    assert list(run.growth.columns[:5]) == ["site", "role", "latent", "verdict", "reason"]
     assert {"concept", "auroc", "label"} <= set(run.transforms.columns)
     assert {"latent", "belief", "effect"} <= set(run.patches.columns)
     assert set(run.bayes["source"]) == {"model", "exact"}
-    for name in ("beliefs", "sweep", "graded", "ladder", "quality"):
+    for name in ("beliefs", "agreement", "tests", "accounts", "falsifiers", "shapes", "evidence"):
+        assert len(getattr(run, name)) > 0
+    for name in ("dose", "closure", "sweep", "graded", "ladder", "quality"):
         assert len(getattr(run, name)) > 0
 
 
@@ -30,7 +32,7 @@ def test_a_trajectory_is_the_saved_activation(run: iclens.Run) -> None:
     one = run.trajectory("blocks.2.hook_resid_post", latent=busy)
     short = run.trajectory("L2.resid_post", latent=[busy], role="pre", arm="T")
     assert one.df.equals(short.df)
-    assert len(one.df) == 16 * 6
+    assert len(one.df) == 40 * 6
     assert set(one.df["site"]) == {"L2.resid_post"}
     saved = run.results.latents("T", run.site("L2.resid_post"), "pre").dense(np.array([busy]))
     np.testing.assert_allclose(

@@ -33,7 +33,7 @@ def test_shipped_configurations_validate(path: Path) -> None:
         ({"data": {"kind": "txt"}}, ConfigError, ("key 'data'", "text")),
         ({"data": {"prompts": [{"task": "2x+3", "wieght": 0.1}]}}, ConfigError, ("key 'wieght'", "weight")),
         ({"data": {"prompts": [{"task": "2y", "weight": 0.1}]}}, TaskError, ("2y",)),
-        ({"data": {"prompts": [{"task": "2x", "weight": 0.1, "arm": "Q"}]}}, ConfigError, ("arm 'Q'",)),
+        ({"data": {"prompts": [{"task": "2x", "weight": 0.1, "arm": "Q"}]}}, TaskError, ("arm 'Q'",)),
         ({"data": {"prompts": [{"task": "2x", "weight": 0.7}] * 2}}, ConfigError, ("weights sum to 1.4",)),
         ({"saes": {"sites": ["L1.mlp"]}}, SiteError, ("mlp_out",)),
         ({"saes": {"sites": []}}, ConfigError, ("saes.sites",)),

@@ -99,13 +99,16 @@ def ratio_of_means(top: Floats, bottom: Floats, seed: int = 0) -> Ratio:
 
 
 def control_p(effect: Floats, controls: Floats) -> Floats:
-    """(1 + controls at least as far from 0) / (1 + their number), [latent].
+    """(1 + controls that raise the belief at least as much) / (1 + their number), [latent].
+
+    One-sided, as the claim is: a long push in a random direction mostly breaks the answer, and lowers the
+    belief by more than any latent raises it.
 
     Args:
         effect: of each latent, [latent].
         controls: of its matched random latents, [latent control].
     """
-    beaten = (np.abs(controls) >= np.abs(effect)[:, None]).sum(axis=1)
+    beaten = (controls >= effect[:, None]).sum(axis=1)
     return (1 + beaten) / (1 + controls.shape[1])
 
 

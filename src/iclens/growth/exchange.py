@@ -51,7 +51,9 @@ def bayes_tests(
     ]  # fmt: skip
     rows = []
     for name, arms, test in tests:
-        missing = [arm for arm in arms if arm not in known] or ([] if len(arms) > 1 else ["E1"])
+        missing = [arm for arm in arms if arm not in known]
+        if name == "order" and len(orders) < 2:
+            missing = ["E1"]
         row = _undefined(f"arm {missing[0]} is not followed, or undefined on a prompt") if missing else test()
         rows.append({"test": name, "response": response, "arms": ", ".join(arms)} | row)
     return BayesTestTable({key: [row[key] for row in rows] for key in BayesTestTable.COLUMNS})

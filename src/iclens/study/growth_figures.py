@@ -53,6 +53,8 @@ def figures(
     grows = verdicts.growing()
     held = confirmed["confirm_p"] <= LEVEL
     pushed = (dose["belief"] == BELIEF) & (dose["n_examples"] == n_examples) & (dose["n_controls"] > 0)
+    shaped = np.isfinite(shapes["exponent"])
+    sublinear = (shapes["exponent_high"] < ADDITIVE[0]) | (shapes["step_margin"] <= 0)
     best, site = _best_closure(closure, n_examples)
     grown = {name: _grows(values) for name, values in directions.items()}
     latents = {Site.parse(str(site)).short for site in confirmed["site"][held & (confirmed["role"] == ROLE)]}
@@ -62,8 +64,8 @@ def figures(
         n_confirmed=int(held.sum()),
         n_shortlisted=len(confirmed),
         n_rising=n_rising,
-        n_sublinear=int(((shapes["exponent_high"] < ADDITIVE[0]) | (shapes["step_margin"] <= 0)).sum()),
-        n_shaped=int(np.isfinite(shapes["exponent"]).sum()),
+        n_sublinear=int((shaped & sublinear).sum()),
+        n_shaped=int(shaped.sum()),
         belief_exponent=_exponent(paired_belief),
         duplicates=_test(tests, "duplicates"),
         evidence=_test(tests, "evidence"),

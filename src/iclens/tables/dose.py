@@ -45,7 +45,7 @@ class DoseTable(Table):
             "float", "the effect of dose 1 when it is put at `comma` instead; NaN if not asked"
         ),
         "n_controls": Column("int", "matched random latents pushed as far; 0 when not compared"),
-        "control_p": Column("float", "(1 + controls at least as far from 0) / (1 + n_controls)"),
+        "control_p": Column("float", "(1 + controls that raise the belief as much) / (1 + n_controls)"),
         "q_value": Column("float", "Benjamini–Hochberg over the pushed latents of the study, by belief"),
         "causal": Column("bool", "whether it moves the belief linearly, upwards and beyond its controls"),
         "reason": Column("str", "why not, or why a value is NaN; empty otherwise"),

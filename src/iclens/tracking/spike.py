@@ -82,14 +82,22 @@ def spike(
     return Spiked(encoded[0], encoded[1], one - other, np.asarray(latents))
 
 
+def own_gain(sae: Sae, latents: Ints) -> Floats:
+    """Rise of each latent's pre-activation per unit of its own decoder direction, [latent]."""
+    directions = sae.W_dec[np.asarray(latents)].float().cpu().numpy()
+    raised = latent_inputs(sae, directions, latents) - latent_inputs(sae, 0 * directions, latents)
+    return np.diag(raised)
+
+
 def measure_spikes(
     model: LanguageModel, sae: Sae, arm: PromptSet, *,
     n_latents: int = 5, n_runs: int = 4, snr: float = 3.0, seed: int = 0,
 ) -> list[CalibrationRow]:  # fmt: skip
     """Are spiked latents found, is their shape seen, and what else answers?
 
-    Random live latents are spiked linearly by `snr` standard deviations of their paired pre-activation; and,
-    to see that not everything is called additive, as a step in the middle.
+    Random live latents are spiked linearly, so that each one's pre-activation rises by `snr` standard
+    deviations of itself, what it hears of the other spiked ones left aside; and, to see that not all is
+    called additive, as a step in the middle.
 
     Args:
         model: the model.
@@ -116,7 +124,7 @@ def measure_spikes(
         base = spike(
             model, sae, arm, control, latents=latents, amplitude=np.zeros(n_latents), curve=curves["linear"]
         )
-        amplitude = snr * base.paired.std(axis=(1, 2))
+        amplitude = snr * base.paired.std(axis=(1, 2)) / own_gain(sae, latents)
         for name, curve in curves.items():
             made = spike(model, sae, arm, control, latents=latents, amplitude=amplitude, curve=curve)
             grows = test_growth(made.acts, made.control).growing()["latent"]

@@ -7,7 +7,8 @@ import pytest
 from iclens.growth.falsifiers import FALSIFIERS, Figures, Interval, ask
 
 SOUND = Figures(
-    n_tested=900, n_grows=80, n_confirmed=60, n_shortlisted=70, n_rising=200, n_sublinear=5, n_shaped=70,
+    n_tested=900, n_grows=80, n_confirmed=60, n_shortlisted=70, n_rising=200, n_own=40,
+    n_sublinear=5, n_shaped=70,
     belief_exponent=Interval(1.0, 0.9, 1.1), duplicates=Interval(0.2, 0.1, 0.3),
     evidence=Interval(0.9, 0.8, 1.0), order=Interval(0.1, 0.05, 0.2), n_dosed=12, n_causal=9,
     closure=Interval(0.6, 0.5, 0.7), closure_site="L2.mlp_out", n_directions=6, n_directions_grow=6,
@@ -15,7 +16,7 @@ SOUND = Figures(
 BROKEN = {
     "F1": replace(SOUND, n_confirmed=0),
     "F2": replace(SOUND, belief_exponent=Interval(0.5, 0.4, 0.7)),
-    "F3": replace(SOUND, n_grows=0),
+    "F3": replace(SOUND, n_own=0),
     "F4": replace(SOUND, duplicates=Interval(1.0, 0.9, 1.1), evidence=Interval(0.0, -0.1, 0.1)),
     "F5": replace(SOUND, order=Interval(2.0, 1.5, 2.6)),
     "F6": replace(SOUND, n_causal=0),

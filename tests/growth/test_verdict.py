@@ -9,7 +9,7 @@ from iclens.tables.verdicts import LADDER
 
 SITE = "blocks.2.hook_mlp_out"
 TOP = {
-    "certified": True, "confirm_p": 0.001, "evidence_low": 0.1, "causal": True,
+    "certified": True, "confirm_p": 0.001, "own_low": 0.05, "evidence_low": 0.1, "causal": True,
 }  # fmt: skip
 
 
@@ -36,7 +36,8 @@ def found(
         "causal": facts["causal"], "reason": "no stronger than matched latents",
     }  # fmt: skip
     confirm = {
-        **key, "confirm_slope": 0.18, "confirm_p": facts["confirm_p"], "shrinkage": 0.9, "reason": "",
+        **key, "confirm_slope": 0.18, "confirm_p": facts["confirm_p"], "shrinkage": 0.9, "own_slope": 0.1,
+        "own_low": facts["own_low"], "reason": "",
     }  # fmt: skip
     frames = [pd.DataFrame([row] if shortlisted else []) for row in (shape, evidence, dose, confirm)]
     columns = [list(row) for row in (shape, evidence, dose, confirm)]
@@ -57,6 +58,7 @@ def test_a_latent_that_passes_every_gate_stands_on_the_top_rung() -> None:
     ("changes", "rung", "why"),
     [
         ({"confirm_p": 0.2}, "grows", "not confirmed on held-out prompts (Holm p 0.2)"),
+        ({"own_low": -0.1}, "grows", "it rises only against its control"),
         ({"certified": False}, "grows", "the interval of p reaches 0.5"),
         ({"evidence_low": -0.1}, "grows linearly", "its increments do not follow the evidence"),
         ({"causal": False}, "grows with evidence", "no stronger than matched latents"),

@@ -7,6 +7,7 @@ here imports torch; a command imports what it needs when it runs.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -62,8 +63,13 @@ def _stage(name: str, run: Path, json: bool) -> None:
 
 @app.command()
 def track(run: RunPath, json: Json = False) -> None:
-    """Follow every latent over the examples of a prompt."""
-    _stage("track", run, json)
+    """Follow every latent over the examples of a prompt; under torchrun, this rank's share of the prompts."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return _stage("track", run, json)
+    from iclens.study.pipeline import run_track_shard
+
+    return say(f"{run_track_shard(run, int(os.environ['RANK']), world)}")
 
 
 @app.command()

@@ -102,7 +102,12 @@ class Manifest:
         return manifest
 
 
-def confirm(manifest: Manifest, differences: Mapping[Place, Floats], prompts: Ints) -> ConfirmTable:
+def confirm(
+    manifest: Manifest,
+    differences: Mapping[Place, Floats],
+    prompts: Ints,
+    own: Mapping[Place, Floats] | None = None,
+) -> ConfirmTable:
     """The paired slope of every claim on the confirm split.
 
     Args:
@@ -110,20 +115,23 @@ def confirm(manifest: Manifest, differences: Mapping[Place, Floats], prompts: In
         differences: (site, role) → paired T − control of its claims in the manifest's order, activation
             × decoder norm, [claim prompt example].
         prompts: the prompts they come from, [prompt].
+        own: (site, role) → the same of the task's arm alone; its slope is NaN when not given.
 
     Raises:
         TableError: when they are not the manifest's prompts, or claims are missing.
     """
     if tuple(int(p) for p in prompts) != manifest.prompts:
         raise TableError("confirmation", "other prompts than the manifest's", "Use its confirm split.")
-    slopes = np.full((len(manifest.claims), len(prompts)), np.nan)
+    slopes, alone = (np.full((len(manifest.claims), len(prompts)), np.nan) for _ in range(2))
     for place, rows in _by_place(manifest.claims).items():
         if place not in differences or len(differences[place]) != len(rows):
             raise TableError(
                 f"confirmation at {place[0].short} {place[1]}", "claims are missing", "Give them all."
             )
         slopes[rows] = _slopes(differences[place])
-    return _table(manifest.claims, slopes)
+        if own is not None:
+            alone[rows] = _slopes(own[place])
+    return _table(manifest.claims, slopes, alone)
 
 
 def holm(p_values: Floats) -> Floats:
@@ -149,7 +157,7 @@ def _slopes(values: Floats) -> Floats:
     return values.astype(np.float64) @ (centred / (centred**2).sum())
 
 
-def _table(claims: Sequence[Claim], slopes: Floats) -> ConfirmTable:
+def _table(claims: Sequence[Claim], slopes: Floats, alone: Floats) -> ConfirmTable:
     n = slopes.shape[1]
     mean, error = slopes.mean(axis=1), slopes.std(axis=1, ddof=1) / np.sqrt(n)
     differing = (slopes != 0).sum(axis=1)
@@ -158,6 +166,7 @@ def _table(claims: Sequence[Claim], slopes: Floats) -> ConfirmTable:
     # As in detection: no sign test of so many prompts could go lower.
     p = np.where(differing > 0, np.maximum(tail, 0.5 ** differing.astype(float)), np.nan)
     half = stats.t.ppf(0.975, n - 1) * error
+    own_half = stats.t.ppf(0.975, n - 1) * alone.std(axis=1, ddof=1) / np.sqrt(n)
     discovery = np.array([claim.slope for claim in claims], dtype=float)
     return ConfirmTable(
         {
@@ -171,6 +180,8 @@ def _table(claims: Sequence[Claim], slopes: Floats) -> ConfirmTable:
             "confirm_high": mean + half,
             "confirm_p": holm(p),
             "shrinkage": mean / discovery,
+            "own_slope": alone.mean(axis=1),
+            "own_low": alone.mean(axis=1) - own_half,
             "reason": np.where(differing > 0, "", "the arms do not differ on the confirm split"),
         }
     )

@@ -42,6 +42,7 @@ class Figures:
         n_tested, n_grows: detection tests made, and latents called growing beyond every control.
         n_confirmed, n_shortlisted: short-listed latents, and those that held on the confirm split.
         n_rising: latents whose own arm rises, controls not subtracted; -1 when not measured.
+        n_own: confirmed latents of the short list that rise in their own arm as well.
         n_sublinear: short-listed latents whose exponent's upper bound is below .8, or where a step wins.
         n_shaped: short-listed latents whose shape could be judged.
         belief_exponent: exponent of the answer's paired log-odds, with its 90 % interval.
@@ -61,6 +62,7 @@ class Figures:
     n_confirmed: int = 0
     n_shortlisted: int = 0
     n_rising: int = -1
+    n_own: int = 0
     n_sublinear: int = 0
     n_shaped: int = 0
     belief_exponent: Interval = Interval()
@@ -115,8 +117,9 @@ def _not_additive(f: Figures) -> Outcome:
 def _in_controls(f: Figures) -> Outcome:
     if f.n_rising < 0:
         return None, "Trajectories without their controls were not measured."
-    found = f"{f.n_rising} latents rise in the task's own arm, {f.n_grows} beyond every control"
-    return f.n_rising > 0 and f.n_grows == 0, _sentence(found)
+    found = f"{f.n_grows} latents rise beyond every control, {f.n_rising} in the task's own arm; of the "
+    found += f"{f.n_confirmed} confirmed, {f.n_own} do both, the others rise because a control falls"
+    return f.n_rising > 0 and f.n_own == 0, _sentence(found)
 
 
 def _counting(f: Figures) -> Outcome:

@@ -3,10 +3,11 @@
     none < grows < grows linearly < grows with evidence < causally additive < accounts for belief
 
 1. Detection says what grows. 2. A latent of the short list climbs while its gates hold: confirmed on held-out
-prompts and certified additive (H2); increments follow the label evidence (H3); pushing it moves the belief
-linearly, as no matched random latent does (H4); and the latents of its site that do so account for a stated
-share of the belief's growth (H5). 3. The first gate that fails gives the reason. What a latent would have
-passed further up stays in its columns: a gate is never asked to excuse another.
+prompts, rising in its own arm and not only against a control that falls, and certified additive (H2);
+increments follow the label evidence (H3); pushing it moves the belief linearly, as no matched random latent
+does (H4); and its site's pushed latents account for a stated share of the belief's growth (H5).
+3. The first gate that fails gives the reason. What it would have passed further up stays in its columns: a
+gate is never asked to excuse another.
 Enter the tables of each step; leaves a VerdictTable with one row per detected-for latent.
 """
 
@@ -62,7 +63,7 @@ def judge(found: Found) -> VerdictTable:
         "shape": ["exponent", "exponent_low", "exponent_high", "best_curve", "certified", "shape_reason"],
         "evidence": ["evidence", "evidence_low", "evidence_high", "count", "evidence_reason"],
         "dose": ["dose_effect", "dose_low", "dose_high", "control_p", "share", "causal", "dose_reason"],
-        "confirm": ["confirm_slope", "confirm_p", "shrinkage", "confirm_reason"],
+        "confirm": ["confirm_slope", "confirm_p", "shrinkage", "own_slope", "own_low", "confirm_reason"],
     }
     rows = found.detection.rename(columns={"verdict": "detected", "reason": "untested"})
     for name, columns in steps.items():
@@ -93,6 +94,8 @@ def _climb(row: dict[str, Any], found: Found) -> tuple[str, str]:
 def _linear(row: dict[str, Any], _: Found) -> str:
     if not row["confirm_p"] <= LEVEL:
         return row["confirm_reason"] or f"not confirmed on held-out prompts (Holm p {row['confirm_p']:.2g})"
+    if row["own_low"] <= 0:
+        return f"it rises only against its control; its own slope is {row['own_slope']:.2g}"
     return "" if row["certified"] is True else str(row["shape_reason"])
 
 

@@ -55,6 +55,7 @@ def encode_rows(sae: Sae, values: Floats, batch: int = 4096) -> EncodedRows:
     plain = _plain(sae)
     for start in range(0, len(values), batch):
         x = torch.as_tensor(values[start : start + batch]).to(sae.W_dec)
+        latents = x.new_zeros(0)
         if plain and type(sae.network) is TopKSAE:
             active, strength = _top_k(sae, x)
         else:

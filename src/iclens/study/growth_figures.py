@@ -64,6 +64,7 @@ def figures(
         n_confirmed=int(held.sum()),
         n_shortlisted=len(confirmed),
         n_rising=n_rising,
+        n_own=int((held & (confirmed["own_low"] > 0)).sum()),
         n_sublinear=int((shaped & sublinear).sum()),
         n_shaped=int(shaped.sum()),
         belief_exponent=_exponent(paired_belief),

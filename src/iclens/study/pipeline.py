@@ -12,6 +12,7 @@ from iclens.study.card import study_card
 from iclens.study.config import StudyConfig
 from iclens.study.flow import FLOW, FOLDERS, NAMES
 from iclens.study.runfolder import CARD, DONE, RunFolder, find_run, now, run_for
+from iclens.study.shards import write_shard
 from iclens.study.stage import Event, Report, bring_up_to_date
 
 INDEX = "site/index.html"
@@ -79,6 +80,22 @@ def run_stage(path: Path, name: str, report: Report) -> Outcome:
         raise RunError(f"stage '{name}'", "unknown", nearest(name, NAMES) + ".")
     run = find_run(path)
     return _bring(run, _reached_from(name), _checked(run.config), report)
+
+
+def run_track_shard(path: Path, rank: int, world: int) -> Path:
+    """Track one rank's slice of a run's prompts; `run_stage(path, "track", …)` joins the parts of all ranks.
+
+    Args:
+        path: a run folder, or a study folder with a finished run.
+        rank: from 0.
+        world: number of ranks.
+
+    Raises:
+        RunError: when the run's SAEs or prompts are not there yet, or there are too many ranks.
+    """
+    run = find_run(path)
+    bench = Bench(run, FOLDERS, _checked(run.config), lambda found: None)
+    return write_shard(bench, rank, world)
 
 
 def _checked(config: StudyConfig) -> Mapping[str, Hashes]:

@@ -7,13 +7,13 @@ the disk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csc_array, csr_array, vstack
 
 from iclens.errors import TableError
 from iclens.names import Site, check_role
@@ -217,5 +217,31 @@ def select_rows(acts: LatentActs, prompts: Ints, examples: Ints) -> LatentActs:
         value=kept.data,
         error_sq=np.asarray(acts.error_sq)[np.ix_(prompts, examples)],
         total_sq=np.asarray(acts.total_sq)[np.ix_(prompts, examples)],
+        by_latent=None,
+    )
+
+
+def join_prompts(parts: Sequence[LatentActs]) -> LatentActs:
+    """The same latents on the prompts of several tables, in order.
+
+    Raises:
+        TableError: when they are of other sites, roles, SAEs or numbers of examples.
+    """
+    first = parts[0]
+    for part in parts:
+        for what in ("site", "role", "sae_id", "d_sae", "n_examples"):
+            if getattr(part, what) != getattr(first, what):
+                raise TableError(
+                    f"parts at {first.site.short}", f"{what} differs", "Track all of them alike."
+                )
+    rows = csr_array(vstack([part.matrix for part in parts], format="csr"))
+    return replace(
+        first,
+        n_prompts=sum(part.n_prompts for part in parts),
+        indptr=rows.indptr,
+        index=rows.indices,
+        value=rows.data,
+        error_sq=np.concatenate([part.error_sq for part in parts]),
+        total_sq=np.concatenate([part.total_sq for part in parts]),
         by_latent=None,
     )

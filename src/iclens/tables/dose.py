@@ -16,8 +16,8 @@ _EFFECT = "nats of the belief per natural growth of the latent (dose 1), from al
 class DoseTable(Table):
     """One row per pushed latent, belief and number of examples in context; pushed at the query's `pre`.
 
-    A latent's natural growth is how much its paired activation rises from these examples to the last one, on
-    prompts other than those that are pushed. Doses run from −1 to 2 natural growths.
+    A latent's natural growth is how much its activation in the task's arm rises from these examples to the
+    last one, on prompts other than those that are pushed. Doses run from −1 to 2 natural growths.
     """
 
     COLUMNS: ClassVar[dict[str, Column]] = {

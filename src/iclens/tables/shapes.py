@@ -43,5 +43,7 @@ class ConfirmTable(Table):
         "confirm_high": Column("float", "upper end"),
         "confirm_p": Column("float", "one-sided p of growth, Holm over the short list"),
         "shrinkage": Column("float", "confirm ÷ discovery slope"),
+        "own_slope": Column("float", "slope of the task's arm alone, no control subtracted"),
+        "own_low": Column("float", "lower end of its 95 % t interval over prompts"),
         "reason": Column("str", "why a value is NaN; empty otherwise"),
     }

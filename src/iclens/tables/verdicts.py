@@ -61,6 +61,7 @@ class VerdictTable(Table):
         "confirm_slope": Column("float", "the paired slope on the confirm split"),
         "confirm_p": Column("float", "its p in the discovered direction, Holm over the short list"),
         "shrinkage": Column("float", "confirm ÷ discovery slope; below 1 the discovery was lucky"),
+        "own_slope": Column("float", "confirm: slope of the task's arm alone, no control subtracted"),
     }
 
     def growing(self) -> VerdictTable:

@@ -78,6 +78,6 @@ def shortlisted(table: GrowthTable, n: int) -> GrowthTable:
     turn = np.empty(len(grows), dtype=int)
     seen: dict[tuple[str, str], int] = {}
     for row in order:
-        place = (grows["site"][row], grows["role"][row])
+        place = (str(grows["site"][row]), str(grows["role"][row]))
         turn[row] = seen[place] = seen.get(place, -1) + 1
     return grows.take(np.lexsort((-clear, turn))[:n])

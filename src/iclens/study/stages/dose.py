@@ -84,13 +84,12 @@ def _pushed(
 
 
 def natural_growth(bench: Bench, site: Site, latents: Ints, prompts: Ints, n_examples: int) -> Floats:
-    """Mean rise of the paired activation from `n_examples` to the last example, [latent]."""
-    treated, control = (
-        bench.latents(arm, site, ROLE).dense(latents)[:, prompts]
-        for arm in (bench.config.treated, bench.config.controls[0])
-    )
-    paired = treated.astype(np.float64) - control
-    return (paired[:, :, -1] - paired[:, :, n_examples]).mean(axis=1)
+    """Mean rise of the task arm's activation from `n_examples` to the last example, [latent].
+
+    The control's own movement is not subtracted: the belief to be explained is the task arm's.
+    """
+    own = bench.latents(bench.config.treated, site, ROLE).dense(latents)[:, prompts].astype(np.float64)
+    return (own[:, :, -1] - own[:, :, n_examples]).mean(axis=1)
 
 
 def judged(table: DoseTable, n_examples: int) -> DoseTable:

@@ -155,13 +155,14 @@ def _confirmed(bench: Bench) -> ConfirmTable:
     claims: dict[tuple[Site, str], list[int]] = {}
     for claim in manifest.claims:
         claims.setdefault((Site.parse(claim.site), claim.role), []).append(claim.latent)
-    differences = {}
+    differences, own = {}, {}
     for (site, role), latents in claims.items():
         ids = np.array(latents)
         one, other = (bench.latents(arm, site, role).dense(ids)[:, prompts] for arm in (treated, control))
         scale = bench.decoder_norms[site][ids][:, None, None]
-        differences[site, role] = (one.astype(np.float64) - other) * scale
-    return confirm(manifest, differences, prompts)
+        own[site, role] = one.astype(np.float64) * scale
+        differences[site, role] = own[site, role] - other * scale
+    return confirm(manifest, differences, prompts, own)
 
 
 def _found(bench: Bench, confirmed: ConfirmTable) -> Found:

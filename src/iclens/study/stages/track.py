@@ -11,13 +11,13 @@ import numpy as np
 from iclens.growth.calibration import Calibration, calibrate
 from iclens.models.forward import answer_probs
 from iclens.names import BELIEFS
+from iclens.study import shards
 from iclens.study.bench import Bench, beliefs_file, latents_file
 from iclens.study.store import save_arrays, save_json
 from iclens.tables.arrays import Floats
 from iclens.tables.prompts import PromptSet
 from iclens.tasks.prompts import build_prompts, exact_answer_probs, in_mixture
 from iclens.tracking.beliefs import belief_log_odds
-from iclens.tracking.track import track
 
 CALIBRATION = "calibration.json"
 CALIBRATION_SEED, CALIBRATION_PROMPTS = 1_000_003, 128
@@ -27,24 +27,24 @@ CALIBRATION_SEED, CALIBRATION_PROMPTS = 1_000_003, 128
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
     """Write the latents of every arm, site and role, and the beliefs of every arm.
 
-    Files: `calibration.json` with guess and lapse; `latents_<arm>_<site>_<role>.safetensors`;
-    `beliefs_<arm>.safetensors` with log-odds in nats, `model` and `exact` [prompt example belief], `exact`
-    NaN with a reason where the posterior is unknown.
+    Where every rank has tracked its share of the prompts (`study.shards`), the parts are joined; otherwise
+    all prompts are tracked here. Files: `calibration.json` with guess and lapse;
+    `latents_<arm>_<site>_<role>.safetensors`; `beliefs_<arm>.safetensors` with log-odds in nats, `model` and
+    `exact` [prompt example belief], `exact` NaN with a reason where the posterior is unknown.
     """
     section, found = bench.config.track, {}
+    parts = shards.complete(bench)
     for arm in bench.config.prompts.arms:
         prompts = bench.prompts(arm)
-        tracked = track(bench.model, bench.saes, prompts, roles=tuple(section.roles), batch=section.batch)
+        tracked = shards.joined(parts, arm) if parts else shards.track_prompts(bench, prompts)
         for (site, role), latents in tracked.latents.items():
             latents.save(folder / latents_file(arm, site, role))
-        model = belief_log_odds(tracked.probs, prompts)
         exact, reason = _exact(bench, prompts)
-        save_arrays(folder / beliefs_file(arm), {"model": model, "exact": exact}, reason=reason)
-        right = np.array(tracked.probs.answers)[tracked.probs.top()] == prompts.answer
-        found[f"top answer is the task's, arm {arm}"] = round(float(right[:, -1].mean()), 4)
+        save_arrays(folder / beliefs_file(arm), {"model": tracked.model, "exact": exact}, reason=reason)
+        found[f"top answer is the task's, arm {arm}"] = round(float(tracked.right[:, -1].mean()), 4)
     save_json(folder / CALIBRATION, asdict(_calibration(bench)))
-    save_json(folder / CALIBRATION, asdict(_calibration(bench)))
-    return found | {"sites": [site.short for site in bench.saes], "roles": section.roles}
+    shared = {"joined from ranks": len(parts)} if parts else {}
+    return found | {"sites": [site.short for site in bench.saes], "roles": section.roles} | shared
 
 
 def _calibration(bench: Bench) -> Calibration:

@@ -17,6 +17,8 @@ from iclens.tables.arrays import Floats
 from iclens.tables.prompts import PromptSet
 
 _TEXT = ("x", "y", "answer")
+_ABOUT = "prompts"
+"""Metadata key of a prompt set's names and numbers."""
 
 
 def save_prompts(prompts: PromptSet, folder: Path, name: str) -> None:
@@ -25,13 +27,14 @@ def save_prompts(prompts: PromptSet, folder: Path, name: str) -> None:
     columns = {"prompt": prompt.ravel(), "example": example.ravel(), "task": prompts.task[prompt.ravel()]}
     columns |= {field: getattr(prompts, field).ravel() for field in _TEXT}
     pd.DataFrame(columns).to_parquet(folder / f"{name}.parquet", index=False)
-    about = {"arm": prompts.arm, "seed": str(prompts.seed), "tokenizer": prompts.tokenizer}
+    about = {"arm": prompts.arm, "seed": prompts.seed, "tokenizer": prompts.tokenizer, "rival": prompts.rival}
     arrays = {"tokens": prompts.tokens}
     if prompts.probes is not None and prompts.slots is not None:
         arrays |= {"probes": prompts.probes, "slots": prompts.slots}
         _save_contexts(prompts, folder / f"{name}.contexts.parquet")
     kept = {key: np.ascontiguousarray(values) for key, values in arrays.items()}
-    save_file(kept, folder / f"{name}.safetensors", metadata=about | {"rival": prompts.rival})
+    # One key: safetensors writes several in an order that changes from file to file.
+    save_file(kept, folder / f"{name}.safetensors", metadata={_ABOUT: json.dumps(about)})
 
 
 def _save_contexts(prompts: PromptSet, path: Path) -> None:
@@ -56,7 +59,8 @@ def load_prompts(folder: Path, name: str) -> PromptSet:
         raise TableError(
             f"{folder / name}.parquet", _unreadable(cause), "Run the prompts stage again."
         ) from cause
-    arrays, about = load_arrays(folder / f"{name}.safetensors")
+    arrays, held = load_arrays(folder / f"{name}.safetensors")
+    about = json.loads(held[_ABOUT])
     shape = (int(frame["prompt"].max()) + 1, int(frame["example"].max()) + 1)
     x, y, answer = (frame[field].to_numpy(dtype=str).reshape(shape) for field in _TEXT)
     task = frame["task"].to_numpy(dtype=str).reshape(shape)[:, 0]
@@ -66,8 +70,8 @@ def load_prompts(folder: Path, name: str) -> PromptSet:
         cells = (*shape, shape[1] - 1)
         context_x, context_y = (contexts[key].to_numpy(dtype=str).reshape(cells) for key in ("x", "y"))
     return PromptSet(
-        task, about["arm"], x, y, answer, arrays["tokens"], int(about["seed"]), about["tokenizer"],
-        context_x, context_y, arrays.get("probes"), arrays.get("slots"), about.get("rival", ""),
+        task, about["arm"], x, y, answer, arrays["tokens"], about["seed"], about["tokenizer"],
+        context_x, context_y, arrays.get("probes"), arrays.get("slots"), about["rival"],
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ the disk.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,16 @@ class Activations:
     def rows(self) -> Floats:
         """[prompt·example d_model], example fastest."""
         return self.values.reshape(-1, self.values.shape[-1])
+
+
+_DTYPES = {
+    "indptr": np.int64, "index": np.int32, "value": np.float32,
+    "error_sq": np.float32, "total_sq": np.float32,
+    "latent_starts": np.int64, "latent_rows": np.int32, "latent_values": np.float32,
+}  # fmt: skip
+"""As what each array is kept, however it came about."""
+_ABOUT = "latents"
+"""Metadata key of names and sizes."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +169,10 @@ class LatentActs:
             "latent_values": columns.data,
         }
         names = {"site": str(self.site), "role": self.role, "sae_id": self.sae_id}
-        sizes = {k: str(getattr(self, k)) for k in ("d_sae", "n_prompts", "n_examples")}
-        kept = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
-        save_file(kept, path, metadata=names | sizes)
+        sizes = {k: getattr(self, k) for k in ("d_sae", "n_prompts", "n_examples")}
+        kept = {name: np.ascontiguousarray(values, dtype=_DTYPES[name]) for name, values in arrays.items()}
+        # One key: safetensors writes several in an order that changes from file to file.
+        save_file(kept, path, metadata={_ABOUT: json.dumps(names | sizes)})
 
     @classmethod
     def open(cls, path: Path) -> LatentActs:
@@ -191,11 +203,12 @@ class LatentActs:
 
 def _from_file(arrays: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> LatentActs:
     by_latent = ByLatent(*(arrays[f"latent_{name}"] for name in ("starts", "rows", "values")))
-    d_sae, n_prompts, n_examples = (int(meta[k]) for k in ("d_sae", "n_prompts", "n_examples"))
+    about = json.loads(meta[_ABOUT])
+    d_sae, n_prompts, n_examples = (int(about[k]) for k in ("d_sae", "n_prompts", "n_examples"))
     held = {k: arrays[k] for k in ("indptr", "index", "value", "error_sq", "total_sq")}
-    site = Site.parse(meta["site"])
+    site = Site.parse(about["site"])
     return LatentActs(
-        site, meta["role"], meta["sae_id"], d_sae, n_prompts, n_examples, **held, by_latent=by_latent
+        site, about["role"], about["sae_id"], d_sae, n_prompts, n_examples, **held, by_latent=by_latent
     )
 
 

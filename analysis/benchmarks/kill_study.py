@@ -22,6 +22,7 @@ from pathlib import Path
 import pandas as pd
 from safetensors import safe_open
 
+KEPT = (".parquet", ".safetensors", ".json")
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
 study: killed
@@ -39,11 +40,11 @@ dashboard: {{pages_per_site: 3, search_prompts: 8}}
 
 
 def outputs(runs: Path) -> dict[str, str]:
-    """Hash of every output of the finished stages; the records with their times are left out."""
+    """Hash of every table and array of the finished stages; pages name their run, and are left out."""
     (run,) = runs.glob("killed/*Z-*")
     found = {}
     for file in sorted(run.glob("[0-9][0-9]_*/**/*")):
-        if file.is_file() and file.name != "stage.json" and ".new/" not in str(file):
+        if file.suffix in KEPT and file.name != "stage.json" and ".new/" not in str(file):
             name = str(file.relative_to(run))
             found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
             if file.suffix == ".parquet":

@@ -18,6 +18,7 @@ from iclens.dashboards.view import (
     SweepCell,
     SweepView,
 )
+from iclens.growth.verdict import LEVEL
 from iclens.names import BELIEFS
 from iclens.patching.runs import ZERO
 from iclens.study.results import PATCH_Q, Results
@@ -135,9 +136,9 @@ def growth_counts(growth: pd.DataFrame) -> list[GrowthCount]:
 
 def notes(results: Results) -> list[str]:
     """Limits that a reader should know."""
-    treated, control = results.arms[:2]
+    treated = results.arms[0]
     found = [
-        f"Growth is the paired slope of arm {treated} minus arm {control}; it does not certify a shape.",
+        f"Growth is the slope of arm {treated} minus its controls; what rises as a control falls says so.",
         "Logit effects read the direct path from the latent to the unembedding only.",
         "Density, top prompts and histograms come from prompts of the task grid, BOS left out.",
     ]
@@ -148,7 +149,14 @@ def notes(results: Results) -> list[str]:
 
 def findings(results: Results) -> list[Finding]:
     """The verdicts in words, with the figures they rest on."""
-    return [_grown(results), _additive(results), _labelled(results), _placed(results), _moved(results)]
+    return [
+        _grown(results),
+        _climbed(results),
+        _additive(results),
+        _labelled(results),
+        _placed(results),
+        _moved(results),
+    ]
 
 
 def _grown(results: Results) -> Finding:
@@ -165,6 +173,22 @@ def _grown(results: Results) -> Finding:
         f"Paired slope {treated} − {control} over prompts, q ≤ {q} with one error rate for the study. "
         + (f"Most: {where}." if where else "None at any site.")
         + " Growth says nothing about its shape.",
+    )
+
+
+def _climbed(results: Results) -> Finding:
+    growth, falsifiers = results.table("growth"), results.table("falsifiers")
+    counts = [int((growth["verdict"] == rung).sum()) for rung in LADDER[2:]]
+    listed = growth[growth["shortlisted"]]
+    confirmed = int((listed["confirm_p"] <= LEVEL).sum())
+    fired = falsifiers[falsifiers["fired"] == "fired"]["falsifier"].tolist()
+    verdict = results.facts_of_growth["accounts"].get("verdict", "")
+    reached = ", ".join(f"{n} {rung}" for n, rung in zip(counts, LADDER[2:], strict=True) if n)
+    return Finding(
+        "Is the growth additive, one Bayesian update per example?",
+        f"{sum(counts)} of {len(listed)} short-listed latents get beyond growing",
+        f"{confirmed} are confirmed on held-out prompts{'; ' + reached if reached else ''}. Falsifiers that "
+        f"fired: {', '.join(fired) or 'none'}. {verdict}".strip(),
     )
 
 

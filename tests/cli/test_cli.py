@@ -19,7 +19,7 @@ STUDY = """
 study: wrong
 model: {{folder: {model}}}
 saes: {{folder: {saes}}}
-prompts: {{task: {task}, n_prompts: 8, n_examples: 4}}
+prompts: {{task: {task}, n_prompts: 40, n_examples: 4}}
 """
 COMMANDS = ("demo", "train", "study", "track", "growth", "transforms", "sweep", "patch", "dashboard")
 

@@ -1,9 +1,14 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
-from iclens.errors import ConfigError, SiteError, TaskError
+from iclens.errors import ConfigError, IclensError, SiteError, TableError, TaskError
 from iclens.study.bench import CHECKOUT, check_task
 from iclens.study.config import GrowthSection, StudyConfig, demo_config, load_study_config, parse_study_config
+from iclens.study.pipeline import run_study
+
+from .conftest import Small
 
 SMALL = "study: s\nmodel: {folder: m}\nsaes: {folder: f}\nprompts: {task: 2x+3}\n"
 
@@ -88,3 +93,29 @@ def test_a_task_undefined_on_its_inputs_is_refused_before_anything_is_loaded() -
         check_task(config(**{"2x+3": "40-x"}))
     with pytest.raises(TaskError, match="distinct inputs"):
         check_task(config(**{"{task: 2x+3}": "{task: 2x+3, numbers: [0, 9]}"}))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("arms: [T, S, D, W]", "arms: [T]", "at least two different arms"),
+        ("arms: [T, S, D, W]", "arms: [T, Q]", "arm 'Q': unknown. Nearest: Q"),
+        (
+            "shortlist: 12",
+            "controls: [R]",
+            "growth.controls: arm R: prompts.arms has T, S, D, W.",
+        ),
+        ("task: 2x+3", "task: 2x+3, rival: 2x+3", "rival '2x+3': the task itself"),
+        ("shortlist: 12", "shortlst: 12", "Nearest: shortlist"),
+    ],
+)
+def test_growth_that_cannot_be_tested_is_one_line(small: Small, old: str, new: str, said: str) -> None:
+    with pytest.raises(IclensError) as caught:
+        small.config((old, new))
+    assert said in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 250
+
+
+def test_too_few_prompts_are_refused_before_anything_runs(small: Small, tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="Give at least 34 prompts"):
+        run_study(small.config(("n_prompts: 40", "n_prompts: 20")), tmp_path, lambda event: None)
+    assert not list(tmp_path.rglob("*.yaml"))

@@ -14,6 +14,7 @@ import yaml
 
 import iclens
 from iclens.errors import ConfigError, ModelError, RunError, SaeError, TaskError
+from iclens.growth.splits import split_prompts
 from iclens.names import Site
 from iclens.study import digests
 from iclens.study.config import StudyConfig
@@ -210,10 +211,11 @@ def sae_files(config: StudyConfig) -> Hashes:
 
 
 def check_task(config: StudyConfig) -> None:
-    """Refuse a task that has no answer on its inputs before anything is loaded.
+    """Refuse a task without an answer on its inputs, or too few prompts, before anything is loaded.
 
     Raises:
         TaskError: naming the task and the input.
+        TableError: saying how many prompts are needed.
     """
     section = config.prompts
     if len(section.inputs) < section.n_examples:
@@ -224,3 +226,4 @@ def check_task(config: StudyConfig) -> None:
         )
     for x in section.inputs:
         section.rule.outcomes(x)
+    split_prompts(section.n_prompts, section.n_examples, seed=config.growth.split_seed)

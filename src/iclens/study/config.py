@@ -85,6 +85,17 @@ class PromptsSection(Section):
             raise ValueError("give at least two different arms, the tested one first")
         return arms
 
+    @field_validator("rival")
+    @classmethod
+    def _rival_exists(cls, spec: str | None) -> str | None:
+        return None if spec is None else parse_task(spec).name
+
+    @model_validator(mode="after")
+    def _rival_is_another(self) -> PromptsSection:
+        if self.rival == self.task:
+            raise ConfigError(f"rival '{self.rival}'", "the task itself", "Name another task.")
+        return self
+
     @property
     def rule(self) -> Task:
         """The task that the prompts show."""
@@ -238,7 +249,9 @@ class StudyConfig(Section):
         strange = [arm for arm in self.controls if arm not in self.prompts.arms[1:]]
         if strange:
             found = ", ".join(self.prompts.arms)
-            raise ValueError(f"growth.controls names arm {strange[0]}, prompts.arms has {found}")
+            raise ConfigError(
+                f"growth.controls: arm {strange[0]}", f"prompts.arms has {found}", "Add it there."
+            )
         return self
 
     def yaml(self) -> str:

@@ -1,6 +1,8 @@
 """The detection gate on planted trajectories: what must be found, and what must not."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclens.errors import TableError
+from iclens.growth.test import Place
 from iclens.growth.test import test_arms as judge_study
 from iclens.growth.test import test_growth as judge
 from iclens.names import Site
+from iclens.tables.activations import LatentActs
 from iclens.tables.pairing import check_pairing
 
 N, J = 128, 16
@@ -212,3 +216,53 @@ def test_one_error_rate_covers_every_place(planted, pair) -> None:
     assert table["p_value"][0] == alone["p_value"][0]
     assert table["q_value"][0] > alone["q_value"][0]
     assert table["verdict"][0] == "none"
+
+
+HERE: Place = (Site(2, "resid_post"), "pre")
+
+
+def test_growth_has_to_be_beyond_every_control(planted, pair) -> None:
+    """Twenty latents rise beyond both controls, twenty beyond the first alone, twenty beyond the second."""
+    rng = np.random.default_rng(11)
+    treated, first = arms(rng, 60)
+    second = noise(rng, 60)
+    treated += 2 * RAMP
+    second[20:40] += 2 * RAMP
+    first[40:] += 2 * RAMP
+    one, *others = (planted(gated(values)) for values in (treated, first, second))
+    labels, other_labels = pair(N, J)
+    third = replace(other_labels, arm="R", y=np.roll(other_labels.y, 1, axis=1))
+    controls: list[Mapping[Place, LatentActs]] = [{HERE: other} for other in others]
+    table = judge_study({HERE: one}, controls, prompts=[labels, other_labels, third])
+    singly = [judge(one, other) for other in others]
+    assert (table["verdict"][:20] == "grows").all() and (table["verdict"][20:] == "grows").mean() <= 0.1
+    assert (singly[0]["verdict"][:40] == "grows").all() and (singly[1]["verdict"][40:] == "grows").all()
+    assert (table["p_value"] == np.maximum(singly[0]["p_value"], singly[1]["p_value"])).all()
+    assert (table["slope"] == singly[0]["slope"]).all()
+
+
+def test_one_control_in_a_list_is_that_control(planted, pair) -> None:
+    one, other = (planted(gated(values)) for values in arms(np.random.default_rng(12), 6))
+    plain = judge_study({HERE: one}, {HERE: other}, prompts=pair(N, J))
+    assert judge_study({HERE: one}, [{HERE: other}], prompts=pair(N, J)).df.equals(plain.df)
+
+
+def test_two_arms_of_the_same_activations_are_refused(planted, pair) -> None:
+    one, other = (planted(gated(values)) for values in arms(np.random.default_rng(13), 3))
+    labels, other_labels = pair(N, J)
+    third = replace(other_labels, arm="R", y=np.roll(other_labels.y, 1, axis=1))
+    same: list[list[Mapping[Place, LatentActs]]] = [
+        [{HERE: other}, {HERE: other}],
+        [{HERE: other}, {HERE: one}],
+    ]
+    for controls in same:
+        with pytest.raises(TableError, match="identical activations"):
+            judge_study({HERE: one}, controls, prompts=[labels, other_labels, third])
+
+
+def test_the_same_study_twice_is_the_same_file(planted, tmp_path: Path) -> None:
+    files = [tmp_path / f"{run}.parquet" for run in range(2)]
+    for file in files:
+        one, other = (planted(gated(values)) for values in arms(np.random.default_rng(14), 6))
+        judge(one, other).save(file)
+    assert files[0].read_bytes() == files[1].read_bytes()

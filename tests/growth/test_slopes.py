@@ -1,11 +1,14 @@
 """Per-prompt slopes of the paired difference, from active entries only."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from iclens.errors import TableError
 from iclens.growth.slopes import slope_moments
 from iclens.names import Site
+from iclens.tables.activations import LatentActs
 
 
 def sparse_values(seed: int, shape: tuple[int, ...], share: float = 0.2) -> np.ndarray:
@@ -70,3 +73,17 @@ def test_a_slope_needs_two_examples(planted) -> None:
     values = sparse_values(3, (4, 12, 1), share=1)
     with pytest.raises(TableError, match="12 prompts of 1 examples"):
         slope_moments(planted(values), planted(values + 1))
+
+
+def test_a_stored_nan_is_refused_before_anything_is_tested(planted, tmp_path: Path) -> None:
+    """A mapped store is not read when it is opened, so this is where what is wrong in it has to show."""
+    treated, control = (planted(sparse_values(seed, (4, 12, 5))) for seed in (3, 4))
+    entry = treated.value.size // 2
+    row = int(np.searchsorted(treated.indptr, entry, side="right")) - 1
+    treated.value[entry] = np.nan
+    treated.save(tmp_path / "T.safetensors")
+    stored = LatentActs.open(tmp_path / "T.safetensors")
+    said = f"latent {treated.index[entry]}, prompt {row // 5}"
+    for arms in ((stored, control), (control, stored)):
+        with pytest.raises(TableError, match=f"L2.resid_post pre: NaN or infinite in {said}"):
+            slope_moments(*arms)

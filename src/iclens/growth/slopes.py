@@ -78,7 +78,24 @@ def check_comparable(treated: LatentActs, control: LatentActs) -> None:
         raise TableError(
             f"paired arms at {treated.site.short} {treated.role}",
             "both hold identical activations",
-            "Give the treated arm and another one.",
+            "Give two arms that were tracked each on its own prompts.",
+        )
+
+
+def check_finite(acts: LatentActs) -> None:
+    """Raise if an activation is NaN or infinite; of a mapped store, this is the first look at all of them.
+
+    Raises:
+        TableError: naming the first such latent and its prompt.
+    """
+    finite = np.isfinite(acts.value)
+    if not finite.all():
+        entry = int(np.argmin(finite))
+        prompt = (int(np.searchsorted(acts.indptr, entry, side="right")) - 1) // acts.n_examples
+        raise TableError(
+            f"activations at {acts.site.short} {acts.role}",
+            f"NaN or infinite in latent {int(acts.index[entry])}, prompt {prompt}",
+            "Check the model's dtype and the SAE, and track again.",
         )
 
 
@@ -90,8 +107,11 @@ def slope_moments(treated: LatentActs, control: LatentActs) -> SlopeMoments:
         control: its paired arm, usually S.
 
     Raises:
-        TableError: when the arms are not comparable, or slopes undefined (fewer than 2 examples or prompts).
+        TableError: when activations are not finite, the arms are not comparable, or slopes undefined (fewer
+            than 2 examples or prompts).
     """
+    for acts in (treated, control):
+        check_finite(acts)
     check_comparable(treated, control)
     if treated.n_examples < 2 or treated.n_prompts < 2:
         raise TableError(

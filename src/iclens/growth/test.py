@@ -13,12 +13,13 @@ charged for. The verdict says nothing about the shape of the growth.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 
 from iclens.errors import TableError
 from iclens.growth.multiplicity import study_q_values
-from iclens.growth.slopes import SlopeMoments, slope_moments
+from iclens.growth.slopes import SlopeMoments, check_comparable, slope_moments
 from iclens.names import Site
 from iclens.tables.activations import LatentActs
 from iclens.tables.arrays import Floats
@@ -71,7 +72,8 @@ def test_arms(
         decoder_norms: site → length of every latent's decoder row, [latent].
 
     Raises:
-        TableError: when the arms are unpaired, cover different places or hold identical activations.
+        TableError: when the arms are unpaired, cover different places, or two of them hold identical
+            activations.
     """
     controls = [control] if isinstance(control, Mapping) else list(control)
     if len(prompts) != 1 + len(controls) or not controls:
@@ -89,6 +91,9 @@ def test_arms(
                 f"{acts.n_prompts} prompts of {acts.n_examples} examples",
                 f"The prompts are {prompts[0].n_prompts} of {prompts[0].n_examples}.",
             )
+    for first, second in combinations(controls, 2):
+        for place, acts in first.items():
+            check_comparable(acts, second[place])
     norms = decoder_norms or {}
     measured = [
         (acts, [slope_moments(acts, other[key]) for other in controls], norms.get(key[0]))

@@ -1,6 +1,6 @@
 """Does the growth test keep its promises? Every demand on it, measured on planted truth and on the model.
 
-    python analysis/benchmarks/growth_calibration.py [--seed 10000] [--runs 200] [--short]
+    python analysis/benchmarks/growth_calibration.py [--seed 10000] [--runs 200] [--short] [--workers 2]
 
 1. Planted latents: nulls through the whole pipeline, false discoveries, recall, certificates, coverage. 2. A
 planted read-out: dose slopes and growers without an effect. 3. Hand-built attention heads. 4. The model:
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -50,15 +52,23 @@ EXACT = belief_index("exact")
 Rows = list[CalibrationRow]
 
 
-def planted(seed: int, runs: int) -> Iterator[Rows]:
-    """Everything that needs no model; `runs` whole pipelines per null."""
-    few = max(1, runs // 50)
-    yield measure_nulls(seed, runs)
-    yield measure_discovery(seed, max(2, runs // 4))
-    yield measure_certificates(seed, few)
-    yield measure_coverage(seed, few)
-    yield measure_readout(seed, max(2, runs))
-    yield measure_attention(seed, max(2, runs // 4))
+def planted(seed: int, runs: int, workers: int = 1) -> Iterator[Rows]:
+    """Everything that needs no model; `runs` whole pipelines per null. `workers` processes share it."""
+    few, some = max(1, runs // 50), max(2, runs // 4)
+    asked: tuple[tuple[Callable[[int, int], Rows], int], ...] = (
+        (measure_nulls, runs),
+        (measure_discovery, some),
+        (measure_certificates, few),
+        (measure_coverage, few),
+        (measure_readout, max(2, runs)),
+        (measure_attention, some),
+    )
+    if workers == 1:
+        yield from (measure(seed, n) for measure, n in asked)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = [pool.submit(measure, seed, n) for measure, n in asked]
+        yield from (part.result() for part in waiting)
 
 
 def on_model(asked: argparse.Namespace, runs: int) -> Iterator[Rows]:
@@ -123,16 +133,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The growth test's operating characteristics.")
     parser.add_argument("--seed", type=int, default=10_000)
     parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=1, help="processes; the table is the same")
     parser.add_argument("--short", action="store_true", help="few runs, to see that it works")
     parser.add_argument("--model", type=Path, default=ROOT / "checkpoints" / "icl-tiny")
     parser.add_argument("--saes", type=Path, default=ROOT / "checkpoints" / "icl-tiny-saes")
     parser.add_argument("--task", default="2x+3")
     asked = parser.parse_args()
+    if min(asked.runs, asked.workers) < 1:
+        parser.error("--runs and --workers are at least 1")
     runs = 4 if asked.short else asked.runs
     print(f"{'quantity':46s} {'demand':16s} {'figure':>8s} {'± error':>8s}  met  on")
     missed = 0
     try:
-        for rows in chain(planted(asked.seed, runs), on_model(asked, runs)):
+        for rows in chain(planted(asked.seed, runs, asked.workers), on_model(asked, runs)):
             for row in rows:
                 missed += not row.met
                 print(f"{row.quantity:46s} {row.demand:16s} {row.figure:8.3f} {row.mc_error:8.3f}  "

@@ -62,3 +62,14 @@ def test_planted_means_are_the_curves(shape: str) -> None:
 def test_gated_latents_show_what_lies_above_the_threshold() -> None:
     values = np.array([[[-2.0, -0.5, 1.0]]])
     assert as_latent_acts(values).dense().tolist() == [[[0.0, 0.5, 2.0]]]
+
+
+def test_steps_at_each_prompts_own_place_have_a_straight_mean() -> None:
+    treated, _ = plant("own step", n_latents=1, n_prompts=20_000, n_examples=8, snr=2.0, seed=0)
+    np.testing.assert_allclose(treated.mean(axis=(0, 1)), 2 * curve("linear", 8), atol=0.06)
+
+
+def test_noise_is_as_autocorrelated_as_asked() -> None:
+    values, _ = plant("null", n_latents=1, n_prompts=20_000, n_examples=8, snr=0, seed=0, rho=0.8)
+    steps = np.corrcoef(values[0, :, 3], values[0, :, 4])[0, 1]
+    assert steps == pytest.approx(0.8, abs=0.02) and values.std() == pytest.approx(1, abs=0.02)

@@ -1,10 +1,11 @@
 """G1: latents whose trajectory is known, with the noise of real ones, to check a growth test against.
 
-    z_ij = snr · g(n_j) · (1 + s_i) + c_i + e_ij        e: autocorrelated with ρ; s, c: a prompt's own
+    z_ij = snr · g(n_j) · (1 + s_i) + e_ij        e: autocorrelated with ρ, variance 1; s_i: a prompt's own
 
 g rises by 1 in all, so that `snr` is the total growth in standard deviations of one value. Latents may share
 a common factor. The control arm has the noise without the growth; `drift` has the growth in both arms,
-`content` moves with the labels wherever they stand. Enter a shape's name; leave arms as arrays or LatentActs.
+`content` moves with the labels wherever they stand, `own step` steps at another place in every prompt, so
+that only the mean is straight. Enter a shape's name; leave arms as arrays or LatentActs.
 """
 
 from __future__ import annotations
@@ -61,7 +62,12 @@ def curve(shape: str, n_examples: int) -> Floats:
 
 
 def noise(
-    rng: np.random.Generator, n_latents: int, n_prompts: int, n_examples: int, common: float = 0.0
+    rng: np.random.Generator,
+    n_latents: int,
+    n_prompts: int,
+    n_examples: int,
+    common: float = 0.0,
+    rho: float = RHO,
 ) -> Floats:
     """Autocorrelated noise of unit spread, [latent prompt example].
 
@@ -71,24 +77,34 @@ def noise(
         n_prompts: prompts.
         n_examples: examples of each.
         common: share of the variance that all latents have in common.
+        rho: correlation of one example's noise with the next.
     """
-    shared = _autocorrelated(rng, 1, n_prompts, n_examples)
-    own = _autocorrelated(rng, n_latents, n_prompts, n_examples)
+    shared = _autocorrelated(rng, rho, 1, n_prompts, n_examples)
+    own = _autocorrelated(rng, rho, n_latents, n_prompts, n_examples)
     return np.sqrt(common) * shared + np.sqrt(1 - common) * own
 
 
-def _autocorrelated(rng: np.random.Generator, *shape: int) -> Floats:
+def _autocorrelated(rng: np.random.Generator, rho: float, *shape: int) -> Floats:
     out = rng.standard_normal(shape)
     for j in range(1, shape[-1]):
-        out[..., j] = RHO * out[..., j - 1] + np.sqrt(1 - RHO**2) * out[..., j]
+        out[..., j] = rho * out[..., j - 1] + np.sqrt(1 - rho**2) * out[..., j]
     return out
 
 
 def growth(
-    rng: np.random.Generator, shape: str, n_latents: int, n_prompts: int, n_examples: int, snr: float
+    rng: np.random.Generator,
+    shape: str,
+    n_latents: int,
+    n_prompts: int,
+    n_examples: int,
+    snr: float,
+    slope_sd: float = SLOPE_SD,
 ) -> Floats:
-    """The planted rise of each prompt, [latent prompt example]."""
-    own = 1 + SLOPE_SD * rng.standard_normal((n_latents, n_prompts, 1))
+    """The planted rise of each prompt, [latent prompt example]; `slope_sd` is its spread over prompts."""
+    own = 1 + slope_sd * rng.standard_normal((n_latents, n_prompts, 1))
+    if shape == "own step":
+        place = rng.integers(1, n_examples, (n_latents, n_prompts, 1))
+        return snr * own * (np.arange(n_examples) >= place)
     return snr * own * curve(shape, n_examples)
 
 
@@ -101,24 +117,29 @@ def plant(
     snr: float,
     seed: int,
     common: float = 0.0,
+    rho: float = RHO,
+    slope_sd: float = SLOPE_SD,
 ) -> tuple[Floats, Floats]:
     """Treated and control arm, [latent prompt example] each.
 
     Args:
-        shape: a key of `SHAPES`, "drift" (both arms rise) or "content" (labels in another order).
+        shape: a key of `SHAPES`, "drift" (both arms rise), "content" (labels in another order) or "own step"
+            (a step at another place in every prompt).
         n_latents: latents.
         n_prompts: prompts.
         n_examples: examples of each.
         snr: total growth ÷ standard deviation of one value.
         seed: of everything.
         common: share of the noise that all latents have in common.
+        rho: correlation of one example's noise with the next.
+        slope_sd: spread over prompts of a latent's growth, as a share of it.
 
     Raises:
         TableError: for an unknown shape.
     """
     rng = np.random.default_rng(seed)
     sizes = (n_latents, n_prompts, n_examples)
-    one, other = (noise(rng, *sizes, common=common) for _ in range(2))
+    one, other = (noise(rng, *sizes, common=common, rho=rho) for _ in range(2))
     if shape == "drift":
         rise = snr * curve("linear", n_examples)
         return one + rise, other + rise
@@ -126,7 +147,7 @@ def plant(
         moved = snr * rng.standard_normal(sizes)
         order = np.argsort(rng.random(sizes[1:]), axis=1)
         return moved, np.take_along_axis(moved, np.broadcast_to(order, sizes), axis=2)
-    return one + growth(rng, shape, *sizes, snr), other
+    return one + growth(rng, shape, *sizes, snr, slope_sd), other
 
 
 def as_latent_acts(values: Floats, *, role: str = "pre", threshold: float = -1.0) -> LatentActs:

@@ -166,7 +166,7 @@ def _grown(results: Results) -> Finding:
     )
     most = sorted((c for c in counts if c.n_grows), key=lambda c: -c.n_grows)[:3]
     where = ", ".join(f"{c.n_grows} at {c.site} {c.role}" for c in most)
-    treated, control = results.arms[:2]
+    treated, control = results.config.treated, " and ".join(results.config.controls)
     return Finding(
         "Do latents grow with the examples seen?",
         f"{grows} of {tested} tests grow, {falls} fall" if tested else "not tested",

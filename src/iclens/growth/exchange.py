@@ -169,16 +169,18 @@ def _with_evidence(known: Arms, llr: Arms) -> list[str]:
 
 
 def _ratio(top: Floats, bottom: Floats, seed: int) -> tuple[float, float, float]:
-    """Ratio of means over prompts with its percentile interval."""
+    """Ratio of means over prompts with its percentile interval; NaN where the bottom's sign is unclear."""
     draws = resample_prompts(len(top), RESAMPLES, np.random.default_rng(seed))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = (draws @ top) / (draws @ bottom)
-        estimate = top.sum() / bottom.sum()
-    low, high = np.nanquantile(ratios, [0.025, 0.975])
-    return float(estimate), float(low), float(high)
+    below = draws @ bottom
+    if np.quantile(below, 0.025) <= 0 <= np.quantile(below, 0.975):
+        return float("nan"), float("nan"), float("nan")
+    low, high = np.quantile((draws @ top) / below, [0.025, 0.975])
+    return float(top.sum() / bottom.sum()), float(low), float(high)
 
 
 def _row(estimate: float, low: float, high: float, meaning: str, verdict: str) -> Row:
+    if not np.isfinite(estimate):
+        return _undefined("what it is measured against is not clearly different from 0")
     return {
         "estimate": float(estimate), "low": float(low), "high": float(high), "meaning": meaning,
         "verdict": verdict, "reason": "",

@@ -120,6 +120,11 @@ class Run:
         return self.results.table("evidence")
 
     @property
+    def latent_tests(self) -> pd.DataFrame:
+        """The same tests on each short-listed latent; `response` names site, role and latent."""
+        return self.results.table("latent_tests")
+
+    @property
     def dose(self) -> pd.DataFrame:
         """Dose-responses of pushed latents: a row per site, latent and belief."""
         return self.results.table("dose")

@@ -36,6 +36,7 @@ TABLES: dict[str, tuple[str, type[Table]]] = {
     "detection": ("detect", GrowthTable),
     "shapes": ("shape", ShapeTable),
     "evidence": ("shape", EvidenceTable),
+    "latent_tests": ("shape", BayesTestTable),
     "dose": ("dose", DoseTable),
     "closure": ("dose", ClosureTable),
     "interactions": ("dose", InteractionTable),

@@ -32,7 +32,10 @@ class BayesTestTable(Table):
 
     COLUMNS: ClassVar[dict[str, Column]] = {
         "test": Column("str", "what was tested"),
-        "response": Column("str", '"model" or "exact posterior": whose log-odds of the task\'s answer'),
+        "response": Column(
+            "str",
+            '"model" or "exact posterior" (log-odds of the task\'s answer), or a latent: site, role and id',
+        ),
         "arms": Column("str", "arms compared"),
         "estimate": Column("float", "the quantity that `meaning` names"),
         "low": Column("float", "lower end of its 95 % interval over prompts"),

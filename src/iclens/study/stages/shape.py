@@ -9,6 +9,7 @@ import numpy as np
 
 from iclens.growth.confirm import Claim, Manifest
 from iclens.growth.evidence import evidence_regression
+from iclens.growth.exchange import bayes_tests
 from iclens.growth.shape.certificate import fit_shapes
 from iclens.names import Site
 from iclens.study import digests
@@ -17,7 +18,7 @@ from iclens.study.growth_inputs import Place, label_evidence, splits_of
 from iclens.study.stages.detect import SHORTLIST
 from iclens.study.store import save_arrays
 from iclens.tables.arrays import Floats, Ints
-from iclens.tables.evidence import EvidenceTable
+from iclens.tables.evidence import BayesTestTable, EvidenceTable
 from iclens.tables.growth import GrowthTable
 from iclens.tables.shapes import ShapeTable
 from iclens.tables.trajectories import examples_seen
@@ -25,11 +26,12 @@ from iclens.tracking.directions import direction_growth
 from iclens.tracking.pre_activations import pre_activations
 
 SHAPES, EVIDENCE, MANIFEST = "shapes.parquet", "evidence.parquet", "manifest.json"
+TESTS = "latent_tests.parquet"
 DIRECTIONS, PRE = "directions.safetensors", "pre_{arm}.safetensors"
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Write shapes, evidence, `pre_<arm>.safetensors`, `directions.safetensors` and the manifest."""
+    """Write the tables of shapes, evidence and latents' tests, pre-activations, directions, manifest."""
     config = bench.config
     splits = splits_of(config)
     short = GrowthTable.load(bench.of("detect") / SHORTLIST)
@@ -38,16 +40,25 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     for arm, places in held.items():
         arrays = {f"{site.short} {role}": values for (site, role), values in places.items()}
         save_arrays(folder / PRE.format(arm=arm), arrays)
-    shapes, evidence = [], []
+    shapes, evidence, tests = [], [], []
     known = {arm: label_evidence(bench, arm, splits.shape) for arm in config.prompts.arms}
     for place, latents in chosen.items():
         paired = held[config.treated][place] - held[config.controls[0]][place]
         n_seen = examples_seen(place[1], config.prompts.n_examples)
         shapes.append(fit_shapes(n_seen, paired, place=place, latent_ids=latents))
-        evidence.append(_evidence(place, latents, {arm: held[arm][place] for arm in held}, known))
+        responses = {arm: held[arm][place] for arm in held}
+        evidence.append(_evidence(place, latents, responses, known))
+        tests += [
+            bayes_tests(
+                {arm: values[i] for arm, values in responses.items()}, known,
+                response=f"{place[0].short} {place[1]} {latent}", treated=config.treated,
+            )
+            for i, latent in enumerate(latents)
+        ]  # fmt: skip
     table = ShapeTable.concat(shapes)
     table.save(folder / SHAPES)
     EvidenceTable.concat(evidence).save(folder / EVIDENCE)
+    BayesTestTable.concat(tests).save(folder / TESTS)
     _directions(bench, folder)
     manifest = _claims(short, table, splits.confirm, digests.of_json(config.model_dump(mode="json")))
     return {

@@ -157,3 +157,16 @@ def test_designs_read_labels_and_repeats(pair) -> None:
     design = design_of(treated)
     assert design.right[0].tolist() == np.tri(5, 4, -1).tolist()
     assert (design_of(control).right.sum(axis=2) < design.right.sum(axis=2))[:, 1:].all()
+
+
+def test_without_an_exact_posterior_every_test_of_it_has_a_reason() -> None:
+    unknown = np.full((N, J), np.nan)
+    table = bayes_tests({"T": unknown, "D": unknown}, {"T": llr()}, response="exact posterior")
+    assert set(table["verdict"]) == {"not tested"} and all(table["reason"])
+
+
+def test_a_ratio_to_nothing_is_undefined() -> None:
+    rng = np.random.default_rng(0)
+    still = rng.standard_normal((N, J))
+    found = duplicates(still, still + 1)
+    assert np.isnan(float(found["estimate"])) and "not clearly different from 0" in str(found["reason"])  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ def bayes_tests(
     ]  # fmt: skip
     rows = []
     for name, arms, test in tests:
-        missing = [arm for arm in arms if arm not in known]
+        missing = [arm for arm in arms if arm not in known] or ([] if arms else [treated])
         if name == "order" and len(orders) < 2:
             missing = ["E1"]
         row = _undefined(f"arm {missing[0]} is not followed, or undefined on a prompt") if missing else test()

@@ -4,7 +4,8 @@
 
 1. Planted latents: nulls through the whole pipeline, false discoveries, recall, certificates, coverage. 2. A
 planted read-out: dose slopes and growers without an effect. 3. Hand-built attention heads. 4. The model:
-growth spiked along decoder directions; arms relabelled prompt by prompt; its log-odds on the exact ones.
+growth of every shape spiked along decoder directions; arms relabelled prompt by prompt; its log-odds on the
+exact ones.
 Each row states the demand, the figure with its Monte-Carlo error, and whether it is met, up to two of them.
 """
 
@@ -82,8 +83,10 @@ def on_model(asked: argparse.Namespace, runs: int) -> Iterator[Rows]:
 
     n_prompts = 64 if asked.short else 256
     for sae in list(saes.values())[: 1 if asked.short else None]:
-        arm = prompts("S", 2 * n_prompts, asked.seed)
-        yield measure_spikes(model, sae, arm, seed=asked.seed, n_runs=1 if asked.short else 8)
+        arm = prompts("S", 8 * n_prompts, asked.seed)
+        yield measure_spikes(
+            model, sae, arm, n_prompts=n_prompts, seed=asked.seed, n_runs=1 if asked.short else 16
+        )
     treated, control = (prompts(arm, n_prompts, asked.seed) for arm in "TS")
     tracked = [track(model, saes, arm).latents for arm in (treated, control)]
     counts = null_discoveries(

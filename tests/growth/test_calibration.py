@@ -26,6 +26,7 @@ def test_the_short_table_prints_every_demand() -> None:
         "false discovery rate", "recall of growth", "false additive certificate", "power of the certificate",
         "coverage of p", "coverage of λ", "coverage of the dose slope", "bias of the normalised effect",
         "growers without an effect flagged", "mechanism named: latch", "spiked growth found",
+        "certified, though each prompt steps", "certified, though prompts bend", "false certificate, spiked",
         "any discovery: relabelled arms of the model", "fitted on exact log-odds, arm Q0",
     ):  # fmt: skip
         assert any(line.startswith(quantity) for line in lines), quantity
@@ -64,8 +65,9 @@ def test_gated_latents_show_what_lies_above_the_threshold() -> None:
     assert as_latent_acts(values).dense().tolist() == [[[0.0, 0.5, 2.0]]]
 
 
-def test_steps_at_each_prompts_own_place_have_a_straight_mean() -> None:
-    treated, _ = plant("own step", n_latents=1, n_prompts=20_000, n_examples=8, snr=2.0, seed=0)
+@pytest.mark.parametrize("shape", ["own step", "own bend"])
+def test_prompts_that_climb_their_own_way_have_a_straight_mean(shape: str) -> None:
+    treated, _ = plant(shape, n_latents=1, n_prompts=20_000, n_examples=8, snr=2.0, seed=0)
     np.testing.assert_allclose(treated.mean(axis=(0, 1)), 2 * curve("linear", 8), atol=0.06)
 
 

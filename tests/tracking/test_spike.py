@@ -1,17 +1,24 @@
 """Planted growth in the shipped model: it is what was asked, it is found, and little else is."""
 
+from copy import deepcopy
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from iclens.errors import TableError
+from iclens.growth.planted.trajectories import WRONG
 from iclens.growth.shape.certificate import fit_shapes
 from iclens.growth.test import test_growth as judge
+from iclens.models.forward import record
 from iclens.models.load import LanguageModel
 from iclens.names import Site
 from iclens.saes.load import Sae
+from iclens.tables.edits import Edit
 from iclens.tables.prompts import PromptSet
-from iclens.tracking.pre_activations import pre_activations
-from iclens.tracking.spike import ROLE, measure_spikes, spike
+from iclens.tracking.pre_activations import latent_inputs, pre_activations
+from iclens.tracking.spike import OWN, ROLE, SIZES, measure_spikes, raised, spike
 from iclens.tracking.track import track
 
 from .conftest import Build
@@ -84,15 +91,61 @@ def test_spiked_latents_are_found_and_few_others(
     assert certified[0] > certified[1] == 0
 
 
-def test_spikes_are_measured_the_same_way_twice(
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("site", [SITE, Site(1, "mlp_out")])
+def test_a_spike_added_to_the_recording_is_the_spike_in_the_model(
+    tiny_model: LanguageModel, saes: dict[Site, Sae], halves: tuple[PromptSet, PromptSet],
+    dtype: torch.dtype, site: Site,
+) -> None:  # fmt: skip
+    """To the last bit, so that one pass of the model serves every shape."""
+    model = replace(tiny_model, network=deepcopy(tiny_model.network).to(dtype))
+    arm, where = halves[0].select(np.arange(40)), halves[0].positions(ROLE)
+    latents, amplitude = np.array([4, 90]), np.array([30.0, 10.0])
+    directions = saes[site].W_dec[latents].numpy()
+    added = (RAMP**2)[:, None] * (amplitude @ directions)
+    edit = Edit(site, "add", where, added.astype(np.float32))
+    wanted = record(model, arm.tokens, [site], where, edits=(edit,))[site]
+    plain = record(model, arm.tokens, [site], where)[site]
+    how = {"latents": latents, "amplitude": amplitude, "dtype": dtype}
+    found = raised(plain, saes[site], curve=RAMP**2, **how)
+    assert np.array_equal(found, wanted) and not np.array_equal(found, plain)
+    each = raised(plain, saes[site], curve=np.tile(RAMP**2, (40, 1)), **how)
+    assert np.array_equal(each, wanted)
+    if dtype == torch.float32:
+        made = spike(
+            model, saes[site], arm, halves[1].select(np.arange(40)),
+            latents=latents, amplitude=amplitude, curve=RAMP**2,
+        )  # fmt: skip
+        other = pre_activations(model, saes, halves[1].select(np.arange(40)), {(site, ROLE): latents})
+        z = latent_inputs(saes[site], found.reshape(-1, found.shape[2]), latents).reshape(40, J, 2)
+        np.testing.assert_allclose(z.transpose(2, 0, 1) - other[site, ROLE], made.paired, atol=1e-4)
+
+
+def test_spikes_of_every_shape_are_measured_the_same_way_twice(
     tiny_model: LanguageModel, saes: dict[Site, Sae], build: Build
 ) -> None:
-    prompts = build("S", n_prompts=128, seed=8)
-    rows = measure_spikes(tiny_model, saes[SITE], prompts, n_latents=3, n_runs=2, seed=1)
-    assert rows == measure_spikes(tiny_model, saes[SITE], prompts, n_latents=3, n_runs=2, seed=1)
-    steps = next(row for row in rows if row.quantity == "step spikes not certified")
-    assert steps.met and steps.figure == 1
+    prompts = build("S", n_prompts=256, seed=8)
+    how = {"n_prompts": 64, "n_latents": 3, "n_runs": 2, "seed": 1, "snr": 6.0}
+    rows = measure_spikes(tiny_model, saes[SITE], prompts, **how)  # type: ignore[arg-type]
+    assert rows == measure_spikes(tiny_model, saes[SITE], prompts, **how)  # type: ignore[arg-type]
+    found = {row.quantity: row for row in rows}
+    assert found["linear spikes certified"].figure >= 0.7
+    assert found["step spikes not certified"].figure == 1
+    assert found["spikes certified, each prompt steps by itself"].figure == 0
+    worst = found["false certificate, spiked"]
+    assert worst.figure <= 0.2 and "on 24 other spikes" in worst.detail
+    assert f"worst of {(len(WRONG) + 1) * len(SIZES)}" in worst.detail
+    assert any(f": {shape}, snr·√N" in worst.detail for shape in (*WRONG, OWN))
     assert all(0 <= row.figure <= 1 for row in rows)
+
+
+def test_too_few_prompts_or_live_latents_are_refused(
+    tiny_model: LanguageModel, saes: dict[Site, Sae], halves: tuple[PromptSet, PromptSet]
+) -> None:
+    with pytest.raises(TableError, match="spikes on 100 prompts and as many others: the arm has 128"):
+        measure_spikes(tiny_model, saes[SITE], halves[0], n_prompts=100)
+    with pytest.raises(TableError, match=r"500 spikes at once .* live latents"):
+        measure_spikes(tiny_model, saes[SITE], halves[0], n_prompts=64, n_latents=500)
 
 
 def test_spikes_whose_axes_do_not_agree_are_refused(

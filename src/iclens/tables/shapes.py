@@ -24,6 +24,7 @@ class ShapeTable(Table):
         "curve_parameter": Column("str", "its parameter"),
         "step_margin": Column("float", "BIC of the best step − BIC of the line; above 0 the step loses"),
         "lack_of_fit_p": Column("float", "Hotelling's p that the power curve is right"),
+        "own_steps_p": Column("float", "p that prompts climb straight, against steps at places of their own"),
         "certified": Column("bool", "whether the additive certificate is granted"),
         "reason": Column("str", "why it is not; empty otherwise"),
     }

@@ -4,8 +4,9 @@
 
 g rises by 1 in all, so that `snr` is the total growth in standard deviations of one value. Latents may share
 a common factor. The control arm has the noise without the growth; `drift` has the growth in both arms,
-`content` moves with the labels wherever they stand, `own step` steps at another place in every prompt, so
-that only the mean is straight. Enter a shape's name; leave arms as arrays or LatentActs.
+`content` moves with the labels wherever they stand. Where only the mean is straight: `own step` steps at
+another place in every prompt, `own bend` rises early in some prompts, 2n − n², and late in others, n². Enter
+a shape's name; leave arms as arrays or LatentActs.
 """
 
 from __future__ import annotations
@@ -105,6 +106,10 @@ def growth(
     if shape == "own step":
         place = rng.integers(1, n_examples, (n_latents, n_prompts, 1))
         return snr * own * (np.arange(n_examples) >= place)
+    if shape == "own bend":
+        ramp = curve("linear", n_examples)
+        late = rng.random((n_latents, n_prompts, 1)) < 0.5
+        return snr * own * np.where(late, ramp**2, 2 * ramp - ramp**2)
     return snr * own * curve(shape, n_examples)
 
 
@@ -123,8 +128,8 @@ def plant(
     """Treated and control arm, [latent prompt example] each.
 
     Args:
-        shape: a key of `SHAPES`, "drift" (both arms rise), "content" (labels in another order) or "own step"
-            (a step at another place in every prompt).
+        shape: a key of `SHAPES`, "drift" (both arms rise), "content" (labels in another order), "own step"
+            (a step at another place in every prompt) or "own bend" (early in some prompts, late in others).
         n_latents: latents.
         n_prompts: prompts.
         n_examples: examples of each.

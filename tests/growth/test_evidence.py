@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from iclens.errors import TableError
-from iclens.growth.accounts import compare
+from iclens.growth.account_models import ACCOUNTS, BEHAVIOUR, EXACT
+from iclens.growth.accounts import compare, compare_all
 from iclens.growth.design import Design, design_of
 from iclens.growth.evidence import evidence_regression
 from iclens.growth.exchange import bayes_tests, duplicates, order, reversal, separability
@@ -56,6 +57,31 @@ def test_many_read_outs_are_what_each_is_alone() -> None:
     together = evidence_regression({"T": held}, {"T": given})
     alone = [evidence_regression({"T": row[None]}, {"T": given}).evidence[0] for row in held]
     np.testing.assert_allclose(together.evidence, alone)
+
+
+def test_a_copier_from_near_examples_is_told_from_who_weighs_evidence() -> None:
+    given, rng = llr(), np.random.default_rng(5)
+    near = {"T": rng.random((N, J))}
+    copier = learner(given, 0.0, 0.4) + np.pad(near["T"][:, :-1], ((0, 0), (1, 0))).cumsum(axis=1)
+    fit = evidence_regression({"T": np.stack([copier, learner(given, 0.8, 0.0)])}, {"T": given}, near)
+    assert fit.similarity_low[0] <= 1.0 <= fit.similarity_high[0] and fit.similarity_low[0] > 0.5
+    assert fit.similarity_low[1] <= 0.0 <= fit.similarity_high[1]
+    assert fit.weighting == ["count", "evidence"]
+    alone = evidence_regression({"T": copier[None]}, {"T": given})
+    assert np.isnan(alone.similarity[0]) and np.isfinite(alone.evidence[0])
+    even = evidence_regression({"T": copier[None]}, {"T": given}, {"T": np.full((N, J), 0.3)})
+    np.testing.assert_allclose(even.evidence, alone.evidence)
+
+
+def test_nearness_stands_in_the_row_of_the_evidence_test() -> None:
+    given = llr()
+    near = {"T": np.random.default_rng(5).random((N, J))}
+    rows = [
+        bayes_tests({"T": learner(given, 1.0, 0.0)}, {"T": given}, response="model", similarity=known)
+        for known in (near, None)
+    ]
+    said = [str(row["meaning"][row["test"] == "evidence"][0]) for row in rows]
+    assert "nearest example" in said[0] and "nearest example" not in said[1]
 
 
 def test_what_cannot_be_told_apart_has_a_reason() -> None:
@@ -134,6 +160,69 @@ def test_the_exact_curve_wins_only_when_it_is_given_and_true() -> None:
     assert found.table["behind"][0] == 0 and (found.table["behind"][1:] > 0).all()
     hidden = {arm: Design(d.right, d.new) for arm, d in designs.items()}
     assert "exact posterior" not in compare(responses, hidden).table["account"]
+
+
+def test_many_read_outs_are_each_compared_as_alone() -> None:
+    designs = {arm: contexts(arm, N) for arm in ARMS}
+    heads = [noisy_outputs(head, n_prompts=N, seed=s) for s, head in enumerate(NAMES)]
+    together = compare_all({arm: np.stack([head[arm] for head in heads]) for arm in ARMS}, designs)
+    for head, found in zip(heads, together, strict=True):
+        alone = compare(head, designs)
+        assert (found.best, found.tied) == (alone.best, alone.tied)
+        assert found.table["account"].tolist() == alone.table["account"].tolist()
+        for column in ("behind", "behind_low", "behind_high", "r2"):
+            np.testing.assert_allclose(found.table[column], alone.table[column], rtol=1e-9, atol=1e-9)
+
+
+def test_the_fit_is_generalised_least_squares_with_a_slope_that_is_not_negative() -> None:
+    """Against the normal equations written out, on the fitted half; a fall is fitted as a constant."""
+    rng = np.random.default_rng(3)
+    designs = {arm: contexts(arm, N) for arm in ARMS}
+    counting = tuple(a for a in ACCOUNTS if a.name == "counting")
+    rising = {arm: 0.3 * designs[arm].right.sum(axis=2) + rng.standard_normal((N, 16)) for arm in ARMS}
+    halves = np.array_split(np.random.default_rng(0).permutation(N), 2)
+    xtx, xty, weights = np.zeros((2, 2)), np.zeros(2), {}
+    for arm in ARMS:
+        y = rising[arm][halves[0]]
+        c = np.cov(y.T)
+        own = np.diag(np.diag(c)) + 1e-6 * np.trace(c) * np.eye(16)
+        weights[arm] = np.linalg.inv(0.9 * c + 0.1 * own)
+        for row, phi in zip(y, designs[arm].right.sum(axis=2)[halves[0]], strict=True):
+            x = np.stack([np.ones(16), phi], axis=1)
+            xtx += x.T @ weights[arm] @ x
+            xty += x.T @ weights[arm] @ row
+    a, b = np.linalg.solve(xtx, xty)
+    held = {arm: rising[arm][halves[1]] - a - b * designs[arm].right.sum(axis=2)[halves[1]] for arm in ARMS}
+    grand = np.mean([rising[arm][halves[1]].mean() for arm in ARMS])
+    missed = sum(np.square(held[arm].mean(axis=0)).sum() for arm in ARMS)
+    spread = sum(np.square(rising[arm][halves[1]].mean(axis=0) - grand).sum() for arm in ARMS)
+    found = compare(rising, designs, accounts=counting)
+    assert found.table["r2"][0] == pytest.approx(1 - missed / spread)
+    falling = {arm: -values for arm, values in rising.items()}
+    assert compare(falling, designs).best == "nothing"
+
+
+def test_a_latent_that_follows_the_models_belief_is_told_from_one_that_follows_bayes() -> None:
+    rng = np.random.default_rng(0)
+    exact = {arm: rng.standard_normal((N, 16)).cumsum(axis=1) for arm in ARMS}
+    own = {arm: np.tanh(exact[arm]) + 0.5 * rng.standard_normal((N, 16)) for arm in ARMS}
+    shown = {arm: contexts(arm, N) for arm in ARMS}
+    designs = {arm: Design(shown[arm].right, shown[arm].new, exact[arm], own[arm]) for arm in ARMS}
+    noise = {arm: 0.2 * rng.standard_normal((2, N, 16)) for arm in ARMS}
+    latents = {arm: np.stack([2 * own[arm], exact[arm]]) + noise[arm] for arm in ARMS}
+    assert [found.best for found in compare_all(latents, designs)] == [BEHAVIOUR, EXACT]
+    blind = {arm: Design(d.right, d.new, d.exact) for arm, d in designs.items()}
+    assert BEHAVIOUR not in compare_all(latents, blind)[0].table["account"]
+
+
+def test_after_a_label_the_design_is_that_of_the_next_query() -> None:
+    exact = np.arange(N * 16.0).reshape(N, 16)
+    before = Design(contexts("C3", N).right, contexts("C3", N).new, exact)
+    after = before.after_labels()
+    assert after.right.shape == (N, 15, 15) and after.behaviour is None
+    np.testing.assert_array_equal(after.right[0, 0], [1] + [0] * 14)
+    np.testing.assert_array_equal(after.exact, exact[:, 1:])
+    np.testing.assert_array_equal(before.select(np.array([3])).exact, exact[[3]])
 
 
 def test_noise_alone_names_nothing() -> None:

@@ -1,14 +1,16 @@
 """The forward pass: equal to plain Hugging Face, hooks always removed, edits proved to have fired."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 from iclens.errors import EditError, SiteError
-from iclens.models.forward import answer_probs, attached, record
-from iclens.models.load import LanguageModel
+from iclens.models.forward import answer_probs, attached, record, record_and_answer
+from iclens.models.load import LanguageModel, load_model
 from iclens.names import HOOKS, Site
 from iclens.tables.edits import Edit
 from iclens.tables.prompts import PromptSet
@@ -148,3 +150,21 @@ def test_an_unknown_site_name_raises(name: str) -> None:
 def test_an_unknown_kind_of_edit_raises() -> None:
     with pytest.raises(EditError, match="unknown"):
         Edit(Site(0, "mlp_out"), "swap", np.array([0]), np.zeros(3))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_answers_do_not_depend_on_what_is_recorded(
+    tiny_folder: Path, prompts: PromptSet, attention: Literal["sdpa", "eager"]
+) -> None:
+    """Where no site of the last block is recorded, its MLP runs at the answers' positions alone."""
+    model = load_model(tiny_folder, attention=attention)
+    where, read = prompts.positions("lab"), prompts.positions("pre")
+    expected = answer_probs(model, prompts.tokens, read).log_prob
+    last = model.n_blocks - 1
+    for sites in ([], [Site(last - 1, "resid_post")], [Site(0, "mlp_out"), Site(last, "mlp_out")]):
+        runs = list(record_and_answer(model, prompts.tokens, sites, where, read, batch=4))
+        found = np.concatenate([probs.log_prob for _, probs in runs])
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        for site, values in (record(model, prompts.tokens, sites, where) if sites else {}).items():
+            together = torch.cat([recorded[site] for recorded, _ in runs]).numpy()
+            np.testing.assert_allclose(together, values, atol=1e-4)

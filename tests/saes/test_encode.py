@@ -10,7 +10,7 @@ import torch
 
 from iclens.errors import SaeError
 from iclens.names import Site
-from iclens.saes.encode import encode, encode_rows
+from iclens.saes.encode import encode, encode_rows, largest_entries, largest_on_cpu
 from iclens.saes.load import Sae, load_sae
 from iclens.tables.activations import Activations
 
@@ -57,3 +57,35 @@ def test_another_site_or_width_or_a_transcoder_is_refused(sae: Sae) -> None:
         encode(sae, Activations(Site(2, "mlp_out"), "pre", np.zeros((1, 1, 8))))
     with pytest.raises(SaeError, match="The SAE reads 8"):
         encode(sae, Activations(SITE, "pre", np.zeros((1, 1, 9))))
+
+
+@pytest.mark.parametrize(("width", "k"), [(24, 4), (30, 8), (257, 8), (1024, 24), (5, 5)])
+@pytest.mark.parametrize("shift", [0.0, -1.5, -9.0])
+def test_the_largest_on_the_cpu_are_those_of_topk(width: int, k: int, shift: float) -> None:
+    """Also where groups are of one latent, do not come out even, or where few or none are positive."""
+    pre = torch.randn(40, width, generator=torch.Generator().manual_seed(0)) + shift
+    for found, expected in zip(largest_on_cpu(pre, k), largest_entries(pre, k), strict=True):
+        assert torch.equal(found, expected)
+    dense = torch.zeros_like(pre)
+    count, latent, strength = largest_on_cpu(pre, k)
+    dense[torch.arange(40).repeat_interleave(count), latent] = strength
+    kth = pre.sort(dim=1).values[:, -k, None]
+    assert torch.equal(dense, torch.where(pre >= kth, pre, 0).relu())
+
+
+def test_equal_entries_do_not_make_more_than_k() -> None:
+    pre = torch.tensor([[3.0, 1, 1, 1, 0, 0, 0, 0], [8, 7, 6, 5, 4, 3, 2, 1], [2, 2, 0, 0, -1, -1, -1, -1]])
+    count, latent, strength = largest_on_cpu(pre, 2)
+    assert count.tolist() == [2, 2, 2]
+    assert strength.reshape(3, 2).sort(dim=1).values.tolist() == [[1, 3], [7, 8], [2, 2]]
+    assert latent[2:].tolist() == [0, 1, 0, 1]
+
+
+def test_topk_entries_are_those_of_the_saes_own_encoder(sae: Sae) -> None:
+    values = np.random.default_rng(2).normal(size=(50, 8)).astype(np.float32)
+    expected = sae.encode(torch.from_numpy(values)).numpy()
+    for given in (values, torch.from_numpy(values)):
+        found = encode_rows(sae, given)
+        np.testing.assert_allclose(found.latents.toarray(), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.total_sq, np.square(values).sum(axis=1), rtol=1e-5)
+        assert found.latents.has_sorted_indices

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import iclens
 from iclens.dashboards.view import SiteView
 from iclens.errors import RunError, SaeError, StoppedError
 from iclens.names import Site
@@ -89,6 +90,43 @@ def test_tables_are_of_this_run(first: Outcome) -> None:
     assert exact["n_seen"].tolist() == [0, 1, 2, 3, 4, 5]
     assert np.isfinite(exact["exact_mean"]).all()
     assert exact["exact_mean"].iloc[-1] > exact["exact_mean"].iloc[0]
+
+
+def test_declared_beliefs_stand_in_every_table_of_beliefs(first: Outcome) -> None:
+    results = Results(find_run(first.run))
+    names = results.config.belief_names
+    assert names[-2:] == ("against:word:size", "y>=50")
+    for table in ("beliefs", "agreement", "dose", "dose_curves", "closure", "injections"):
+        assert set(names) <= set(results.table(table)["belief"]), table
+    beliefs = results.table("beliefs").query("arm == 'T' and belief == 'against:word:size'")
+    assert beliefs["mean"].iloc[-1] > beliefs["mean"].iloc[0] > -3, "the task's own answer against a word"
+    assert np.isfinite(beliefs["exact_mean"]).all()
+    trajectory = iclens.open(first.run).trajectory("L2.resid_post", latent=3)
+    assert set(names) <= set(trajectory.df.columns)
+
+
+def test_every_short_listed_latent_has_one_named_account(first: Outcome) -> None:
+    results = Results(find_run(first.run))
+    accounts, key = results.table("latent_accounts"), ["site", "role", "latent"]
+    short = results.table("shapes")[key]
+    assert (accounts.groupby(key)["named"].sum() == 1).all()
+    assert set(map(tuple, accounts[key].to_numpy())) == set(map(tuple, short.to_numpy()))
+    assert (accounts.groupby(key)["behind"].min() == 0).all()
+    assert "the model's belief" in set(accounts["account"])
+    at_label = set(accounts.loc[accounts["role"] == "lab", "arms"])
+    assert all("D" not in arms.split(", ") for arms in at_label), "its next query has another context"
+
+
+def test_doses_have_curves_and_the_whole_growth_is_the_sum_of_its_parts(first: Outcome) -> None:
+    results = Results(find_run(first.run))
+    curves, dose = results.table("dose_curves"), results.table("dose")
+    key = ["site", "latent", "belief", "n_examples"]
+    assert set(map(tuple, curves[key].to_numpy())) == set(map(tuple, dose[key].to_numpy()))
+    assert (curves.loc[curves["dose"] == 0, "effect"].dropna() == 0).all()
+    assert set(results.table("injections")["injected"]) == {
+        "short-listed latents",
+        "all latents", "error only", "full activation",
+    }  # fmt: skip
 
 
 def test_tracked_latents_match_the_table_of_growth(first: Outcome) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from iclens.errors import ModelError, SaeError, SiteError
+from iclens.errors import ModelError, SaeError, SiteError, TableError
 from iclens.models.forward import answer_probs, record
 from iclens.names import BELIEFS, ROLES, Site
 from iclens.saes.encode import encode
@@ -161,3 +161,40 @@ def test_display_agrees_with_tracking_at_the_roles(tiny_model, saes, build) -> N
     for (site, role), latents in tracked.latents.items():
         tokens = shown[site].toarray().reshape(3, -1, saes[site].d_sae)
         assert np.allclose(tokens[:, prompts.positions(role)], latents.dense().transpose(1, 2, 0), atol=1e-4)
+
+
+def test_two_runs_give_the_same_bytes(tiny_model, saes, build) -> None:
+    prompts = build("T", n_prompts=5, n_examples=4)
+    one, other = (track(tiny_model, saes, prompts, batch=3).latents for _ in range(2))
+    for place, latents in one.items():
+        for name in ("indptr", "index", "value", "error_sq", "total_sq"):
+            assert getattr(latents, name).tobytes() == getattr(other[place], name).tobytes()
+
+
+def test_roles_and_examples_of_a_probed_arm_stay_apart(tiny_model, saes, build) -> None:
+    """Each query's own pass, over several batches, fills the cells of its example at every role."""
+    prompts = build("D", n_prompts=5, n_examples=4)
+    assert prompts.probed
+    tracked = track(tiny_model, {SITE: saes[SITE]}, prompts, batch=2)
+    for one in prompts.passes():
+        for role in TRACKED_ROLES:
+            values = record(tiny_model, one.tokens, [SITE], one.positions(role))[SITE]
+            expected = encode(saes[SITE], Activations(SITE, role, values))
+            found = tracked.latents[SITE, role]
+            assert np.allclose(found.dense()[..., one.examples], expected.dense(), atol=1e-4)
+            assert np.allclose(found.error_sq[:, one.examples], expected.error_sq, rtol=1e-3)
+
+
+def test_an_activation_that_is_not_finite_is_refused(tiny_model, saes, build) -> None:
+    def spoil(_module, _args, output):
+        if len(output) == 1:  # the last prompt stands in a batch of its own
+            output = output.clone()
+            output[0, 5] = torch.nan
+        return output
+
+    handle = tiny_model.network.model.layers[0].register_forward_hook(spoil)
+    try:
+        with pytest.raises(TableError, match="arm T: NaN or infinite in prompt 4"):
+            track(tiny_model, saes, build("T", n_prompts=5, n_examples=4), batch=2)
+    finally:
+        handle.remove()

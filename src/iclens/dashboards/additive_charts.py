@@ -1,4 +1,4 @@
-"""How is the growth claim drawn? The arms' beliefs, the ladder and the accounts, by altair as inline SVG."""
+"""How is the growth claim drawn? Arms, ladder, accounts and injected growth, by altair as inline SVG."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 from markupsafe import Markup
 
-from iclens.dashboards.additive_view import AccountRow, ArmCurve, RungCount
+from iclens.dashboards.additive_view import AccountRow, ArmCurve, InjectionRow, RungCount
 from iclens.dashboards.charts import belief_chart, inline
 from iclens.dashboards.text import number
 from iclens.dashboards.view import BeliefCurve
@@ -81,3 +81,35 @@ def account_chart(rows: Sequence[AccountRow]) -> Markup:
     said = "; ".join(f"{r.account} {number(r.behind)}" for r in rows)
     chart = alt.LayerChart(layer=[bars, spans, words], width=360, height=alt.Step(24))
     return inline(chart, f"Accounts of the growth, nats per prompt behind the best: {said}.")
+
+
+def injection_chart(rows: Sequence[InjectionRow]) -> Markup:
+    """Effect of each part of a site's growth on the answer's log-odds, with intervals, site by site."""
+    frame = pd.DataFrame(
+        {
+            "site": [r.site for r in rows],
+            "part": [r.injected for r in rows],
+            "effect": [r.effect for r in rows],
+            "low": [r.low for r in rows],
+            "high": [r.high for r in rows],
+            "text": [number(r.effect) for r in rows],
+        }
+    )
+    parts, sites = (list(dict.fromkeys(frame[name].tolist())) for name in ("part", "site"))
+    base = alt.Chart(frame).encode(
+        y=alt.Y("site:N", sort=sites, title=None),
+        yOffset=alt.YOffset("part:N", sort=parts),
+    )
+    opacity = alt.Opacity("part:N", sort=parts, legend=None, scale=alt.Scale(range=[0.9, 0.65, 0.4, 0.2]))
+    x = alt.X("effect:Q", title="nats of the answer’s log-odds")
+    bars = base.mark_bar(color="var(--task)").encode(x=x, opacity=opacity)
+    spans = base.mark_rule(color=_QUIET).encode(x="low:Q", x2="high:Q")
+    words = base.transform_calculate(label="datum.part + '  ' + datum.text").mark_text(
+        align="left", dx=5, fontSize=10, color=_INK
+    )
+    chart = alt.LayerChart(
+        layer=[bars, spans, words.encode(x="high:Q", text="label:N")], width=420,
+        height=alt.Step(15),
+    )  # fmt: skip
+    said = "; ".join(f"{r.site} {r.injected} {number(r.effect)}" for r in rows)
+    return inline(chart, f"Effect of injected growth on the answer's log-odds, nats: {said}.")

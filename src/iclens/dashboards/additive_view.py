@@ -72,6 +72,41 @@ class FalsifierRow:
 
 
 @dataclass(frozen=True)
+class FollowRow:
+    """How many short-listed latents an account of growth is named for.
+
+    Args:
+        account: its name.
+        count: latent × role rows.
+        says: what the account says, in words.
+    """
+
+    account: str
+    count: int
+    says: str
+
+
+@dataclass(frozen=True)
+class InjectionRow:
+    """What a site's own mean growth does to the answer's log-odds when it is added at `pre`.
+
+    Args:
+        site: short form.
+        injected: which part of the growth.
+        effect: nats.
+        low, high: its 95 % interval over prompts.
+        share: of the answer's own growth; NaN where that is too small.
+    """
+
+    site: str
+    injected: str
+    effect: float
+    low: float
+    high: float
+    share: float
+
+
+@dataclass(frozen=True)
 class AdditiveView:
     """Everything that bears on the claim.
 
@@ -81,6 +116,9 @@ class AdditiveView:
         accounts: the best first.
         accounts_note: on which arms they were compared, or why not.
         falsifiers: F1 to F8.
+        follows: accounts of the short-listed latents, the most frequent first.
+        injections: parts of each site's growth, in order.
+        injections_note: after how many examples, and how far the answer's log-odds grow by themselves.
     """
 
     arms: Sequence[ArmCurve] = ()
@@ -88,3 +126,6 @@ class AdditiveView:
     accounts: Sequence[AccountRow] = ()
     accounts_note: str = ""
     falsifiers: Sequence[FalsifierRow] = ()
+    follows: Sequence[FollowRow] = ()
+    injections: Sequence[InjectionRow] = ()
+    injections_note: str = ""

@@ -103,7 +103,7 @@ def belief_chart(panel: BeliefCurve) -> Markup:
 
 
 def _examples(panel: BeliefCurve) -> alt.X:
-    last = max(panel.model.n_seen, default=1)
+    last = int(max(panel.model.n_seen, default=1))
     axis = alt.Axis(values=list(range(0, last + 1, max(1, round(last / 5)))), grid=False, format="d")
     return alt.X("n:Q", title="examples seen", axis=axis, scale=alt.Scale(domain=[0, last], nice=False))
 

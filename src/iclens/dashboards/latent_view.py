@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from iclens.errors import TableError
 
 _FILE_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-SECTIONS = ("trajectories", "tasks", "concepts", "patches", "prompts", "logits", "histogram")
+SECTIONS = ("trajectories", "doses", "tasks", "concepts", "patches", "prompts", "logits", "histogram")
 """Parts of a latent page that may be empty; `LatentView.reasons` says why by these names."""
 
 
@@ -33,7 +33,7 @@ class Curve:
         low, high: 95 % interval of the mean, [point]; NaN draws no band.
     """
 
-    n_seen: Sequence[int]
+    n_seen: Sequence[float]
     mean: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
@@ -41,12 +41,12 @@ class Curve:
     def __post_init__(self) -> None:
         _expect_lengths("Curve", n_seen=self.n_seen, mean=self.mean, low=self.low, high=self.high)
 
-    def at(self, n: int) -> float:
+    def at(self, n: float) -> float:
         """The mean after `n` examples; NaN where it was not measured."""
         return dict(zip(self.n_seen, self.mean, strict=True)).get(n, math.nan)
 
     @classmethod
-    def line(cls, n_seen: Sequence[int], mean: Sequence[float]) -> Curve:
+    def line(cls, n_seen: Sequence[float], mean: Sequence[float]) -> Curve:
         """A curve without an interval, for example the exact posterior."""
         unknown = [math.nan] * len(mean)
         return cls(n_seen, mean, unknown, unknown)
@@ -121,6 +121,21 @@ class TrajectoryView:
     q_value: float = math.nan
     verdict: str = ""
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class DoseView:
+    """What pushing the latent along its decoder direction does to the answer's log-odds.
+
+    Args:
+        n_examples: examples in context.
+        curve: effect in nats by dose; its `n_seen` are doses, in natural growths.
+        verdict: "causal", or why not.
+    """
+
+    n_examples: int
+    curve: Curve
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
@@ -249,6 +264,8 @@ class LatentView:
         promotes, suppresses: tokens whose logit rises or falls most, strongest first.
         histogram: of its activations, or None.
         reasons: section (one of `SECTIONS`) → why it is empty, in a sentence.
+        doses: one for each number of examples in context at which it was pushed.
+        follows: which account of growth predicts it in all arms, role by role, in words.
     """
 
     site: str
@@ -263,6 +280,8 @@ class LatentView:
     suppresses: Sequence[LogitEffect] = ()
     histogram: Histogram | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
+    doses: Sequence[DoseView] = ()
+    follows: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if strange := set(self.reasons) - set(SECTIONS):

@@ -150,6 +150,7 @@ def _additive(view: AdditiveView) -> dict[str, object]:
         "arms": [(arm, additive_charts.arm_chart(arm)) for arm in view.arms],
         "ladder": additive_charts.ladder_chart(view.rungs, LADDER[1:]) if view.rungs else None,
         "accounts": additive_charts.account_chart(view.accounts) if view.accounts else None,
+        "injections": additive_charts.injection_chart(view.injections) if view.injections else None,
     }
 
 

@@ -54,7 +54,7 @@ def ends(curve: Curve) -> str:
     if not known:
         return "undefined"
     (first, start), (last, stop) = known[0], known[-1]
-    return f"{number(start)} at {first}, {number(stop)} at {last}"
+    return f"{number(start)} at {tick_text(first)}, {number(stop)} at {tick_text(last)}"
 
 
 def ticks(low: float, high: float, n: int = 4) -> list[float]:
@@ -133,12 +133,13 @@ def _bottom_axis(x: Scale, y: float, values: Sequence[float], title: str) -> lis
     return [_words("tick mid", [*entries, (title, middle, y + 30)])]
 
 
-def line_chart(curves: Sequence[tuple[str, Curve]], label: str) -> Markup:
-    """Curves with bands over the number of examples seen; zero is always on the axis.
+def line_chart(curves: Sequence[tuple[str, Curve]], label: str, axis: str = "examples seen") -> Markup:
+    """Curves with bands over the number of examples seen, or another quantity; zero is on the upright axis.
 
     Args:
         curves: (CSS class, curve), drawn in this order.
         label: text alternative.
+        axis: what the curves run over.
     """
     left, right, top, bottom = 34, NARROW - 4, 8, 132
     shown = finite(v for _, c in curves for v in (*c.mean, *c.low, *c.high))
@@ -146,7 +147,7 @@ def line_chart(curves: Sequence[tuple[str, Curve]], label: str) -> Markup:
     x = Scale(min(seen, default=0), max(seen, default=1), left + 5, right - 4)
     y = Scale(*_bounds(shown or [0.0, 1.0]), bottom, top)
     parts = _left_axis(y, left, right, ticks(y.low, y.high))
-    parts += _bottom_axis(x, bottom, [v for v in ticks(x.low, x.high, 5) if v == int(v)], "examples seen")
+    parts += _bottom_axis(x, bottom, [v for v in ticks(x.low, x.high, 5) if v == int(v)], axis)
     for class_, curve in curves:
         parts.append(tag("path", d=_band(curve, x, y), class_=f"band {class_}"))
         parts.append(tag("path", d=_line(curve, x, y), class_=f"line {class_}"))

@@ -19,6 +19,7 @@ from iclens.dashboards.additive_view import AdditiveView
 from iclens.dashboards.latent_view import (
     ConceptRow,
     Curve,
+    DoseView,
     Histogram,
     LatentRow,
     LatentView,
@@ -42,6 +43,7 @@ __all__ = [
     "QualityRow",
     "AdditiveView",
     "Curve",
+    "DoseView",
     "LatentRow",
     "TrajectoryView",
     "TaskActivation",

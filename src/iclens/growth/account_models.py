@@ -6,7 +6,7 @@ whether the slot's example is new. φ is linear in the read-out's scale (log-odd
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -88,12 +88,23 @@ def _change_point(design: Design, theta: tuple[float, ...]) -> Floats:
     return belief
 
 
-def _exact(design: Design, _: tuple[float, ...]) -> Floats:
-    return _nothing(design, ()) if design.exact is None else design.exact
+EXACT, BEHAVIOUR = "exact posterior", "the model's belief"
+"""Accounts that take log-odds which were not fitted here: the ideal learner's, the model's own."""
+FROZEN: Mapping[str, Callable[[Design], Floats | None]] = {
+    EXACT: lambda design: design.exact,
+    BEHAVIOUR: lambda design: design.behaviour,
+}
+"""Account → its curve in a design, [prompt example], or None where there is none."""
 
 
-EXACT = "exact posterior"
-"""Name of the account that takes the ideal learner's own log-odds."""
+def _frozen(name: str) -> Callable[[Design, tuple[float, ...]], Floats]:
+    def predict(design: Design, _: tuple[float, ...]) -> Floats:
+        curve = FROZEN[name](design)
+        return _nothing(design, ()) if curve is None else curve
+
+    return predict
+
+
 NONE: Grid = ((),)
 RATES: Grid = tuple((float(rate),) for rate in np.linspace(0.1, 0.9, 9))
 SINKS: Grid = tuple((kappa,) for kappa in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0))
@@ -101,7 +112,7 @@ SWITCHES: Grid = ((1.0,), (2.0,), (3.0,))
 HAZARDS: Grid = tuple(product((0.02, 0.05, 0.1, 0.2, 0.4), (0.3, 0.6, 1.0, 1.5, 2.5)))
 ALTERNATIVES: Grid = tuple(product((0.01, 0.05, 0.2, 0.5), (0.0, 0.1, 0.3), (0.8, 1.5, 3.0)))
 ACCOUNTS = (
-    Account("nothing", "no arm changes the belief", NONE, (), _nothing),
+    Account("nothing", "no arm changes it", NONE, (), _nothing),
     Account("counting", "every example adds the same, repeated or not: a sum pool", NONE, (), _counting),
     Account("ideal Bayes", "two distinct examples settle it, repeats add nothing", NONE, (), _two_distinct),
     Account("latch", "it switches at the s-th right label and stays", SWITCHES, ("s",), _latch),
@@ -122,6 +133,7 @@ ACCOUNTS = (
         ("h", "λ"),
         _change_point,
     ),
-    Account(EXACT, "the declared mixture's own posterior, frozen", NONE, (), _exact),
+    Account(EXACT, "the declared mixture's own posterior, frozen", NONE, (), _frozen(EXACT)),
+    Account(BEHAVIOUR, "the model's own log-odds of the answer, frozen", NONE, (), _frozen(BEHAVIOUR)),
 )
 """Every account that is compared."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from iclens.errors import TableError
-from iclens.growth.account_models import ACCOUNTS, EXACT, Account
+from iclens.growth.account_models import ACCOUNTS, FROZEN, Account
 from iclens.growth.design import Design
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.bands import resample_prompts
@@ -23,6 +23,8 @@ from iclens.tables.evidence import AccountTable
 SHRINK = 0.1
 """Weight of the diagonal in each arm's covariance."""
 RESAMPLES = 1000
+FLAT = 1e-12
+"""Share of a curve's square that has to be left beside a constant for it to have a slope."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,31 @@ def compare(
     responses: Mapping[str, Floats], designs: Mapping[str, Design], *, seed: int = 0,
     accounts: tuple[Account, ...] | None = None,
 ) -> Compared:  # fmt: skip
-    """Every account on all arms.
+    """Every account of one read-out on all arms.
 
-    The exact posterior takes part only where every arm's design holds its log-odds.
+    Accounts that are frozen curves (`account_models.FROZEN`) take part where every arm's design holds them.
 
     Args:
         responses: arm → read-out before each example, [prompt example], finite.
+        designs: arm → what was shown, for the same prompts.
+        seed: of the split into halves and of the bootstrap.
+        accounts: which; `ACCOUNTS` by default.
+
+    Raises:
+        TableError: for fewer than two arms, eight prompts, or a read-out that is not finite.
+    """
+    one = {arm: values[None] for arm, values in responses.items()}
+    return compare_all(one, designs, seed=seed, accounts=accounts)[0]
+
+
+def compare_all(
+    responses: Mapping[str, Floats], designs: Mapping[str, Design], *, seed: int = 0,
+    accounts: tuple[Account, ...] | None = None,
+) -> list[Compared]:  # fmt: skip
+    """Every account of every read-out, each by itself, [readout].
+
+    Args:
+        responses: arm → read-outs before each example, [readout prompt example], finite.
         designs: arm → what was shown, for the same prompts.
         seed: of the split into halves and of the bootstrap.
         accounts: which; `ACCOUNTS` by default.
@@ -80,98 +101,142 @@ def compare(
         )
     if not all(np.isfinite(values).all() for values in responses.values()):
         raise TableError("accounts of growth", "a read-out is not finite", "Leave that arm out.")
-    n_prompts = len(responses[arms[0]])
+    n_readouts, n_prompts = responses[arms[0]].shape[:2]
     if n_prompts < 8:
         raise TableError("accounts of growth", f"{n_prompts} prompts", "Give at least 8.")
     halves = np.array_split(np.random.default_rng(seed).permutation(n_prompts), 2)
-    whiteners = {arm: _whitener(responses[arm][halves[0]]) for arm in arms}
-    chosen = [a for a in accounts or ACCOUNTS if a.name != EXACT or _all_exact(designs)]
-    fitted = [_fit(account, responses, designs, whiteners, halves) for account in chosen]
-    return _ranked(chosen, fitted, arms, seed)
+    parts = [_part(responses[arm], designs[arm], halves) for arm in arms]
+    chosen = [a for a in accounts or ACCOUNTS if a.name not in FROZEN or _everywhere(a.name, designs)]
+    fitted = [_fit(account, parts) for account in chosen]
+    n_held = len(halves[1])
+    draws = resample_prompts(n_held, RESAMPLES, np.random.default_rng(seed)) / n_held
+    return [_ranked(chosen, fitted, r, arms, draws) for r in range(n_readouts)]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One arm: what was shown, and the read-outs' halves in the metric of their own covariance.
+
+    Args:
+        design, held_design: of the fitted and of the held-out prompts.
+        precision: inverse of the covariance over prompts, [readout example example].
+        fitted: precision · read-outs of the fitted half, [readout prompt example].
+        total: Σ over the fitted half of y · precision · y, [readout].
+        held: read-outs of the other half, [readout prompt example].
+    """
+
+    design: Design
+    held_design: Design
+    precision: Floats
+    fitted: Floats
+    total: Floats
+    held: Floats
+
+
+def _part(values: Floats, design: Design, halves: Sequence[Ints]) -> _Part:
+    y, held = (values[:, half].astype(np.float64) for half in halves)
+    precision = _precision(y)
+    weighted = y @ precision
+    total = (weighted * y).sum(axis=(1, 2))
+    return _Part(design.select(halves[0]), design.select(halves[1]), precision, weighted, total, held)
+
+
+def _precision(values: Floats) -> Floats:
+    """Inverse of the covariance over prompts, shrunk to its diagonal, [readout example example]."""
+    centred = values - values.mean(axis=1, keepdims=True)
+    covariance = centred.transpose(0, 2, 1) @ centred / (values.shape[1] - 1)
+    own = np.diagonal(covariance, axis1=1, axis2=2)
+    eye = np.eye(values.shape[2])
+    floor = 1e-6 * np.maximum(own.sum(axis=1), 1e-12)[:, None, None]
+    return np.linalg.inv((1 - SHRINK) * covariance + SHRINK * (own[:, :, None] * eye + floor * eye))
 
 
 @dataclass(frozen=True)
 class _Fitted:
-    """θ, log-likelihood of each held-out prompt [prompt], and R² of the held-out means."""
+    """Which θ [readout], log-likelihood [readout held-out prompt] and R² of the held-out means [readout]."""
 
-    theta: tuple[float, ...]
+    theta: Ints
     log_likelihood: Floats
-    r2: float
+    r2: Floats
 
 
-def _whitener(values: Floats) -> Floats:
-    """L⁻¹ with L Lᵀ the arm's shrunk covariance over prompts, [example example]."""
-    covariance = np.cov(values.T)
-    diagonal = np.diag(np.diag(covariance)) + 1e-6 * np.eye(len(covariance)) * max(
-        np.trace(covariance), 1e-12
-    )
-    return np.linalg.inv(np.linalg.cholesky((1 - SHRINK) * covariance + SHRINK * diagonal))
-
-
-def _fit(
-    account: Account, responses: Mapping[str, Floats], designs: Mapping[str, Design],
-    whiteners: Mapping[str, Floats], halves: Sequence[Ints],
-) -> _Fitted:  # fmt: skip
-    best: tuple[float, Floats, tuple[float, ...], list[Floats]] | None = None
-    for theta in account.grid:
-        features = [account.predict(designs[arm], theta) for arm in responses]
-        sums = np.zeros((2, 2))
-        cross, total = np.zeros(2), 0.0
-        for arm, phi in zip(responses, features, strict=True):
-            w = whiteners[arm]
-            y, one = responses[arm][halves[0]] @ w.T, w.sum(axis=1)
-            x = np.stack([np.broadcast_to(one, y.shape), phi[halves[0]] @ w.T], axis=-1).reshape(-1, 2)
-            sums += x.T @ x
-            cross += x.T @ y.ravel()
-            total += float((y**2).sum())
-        beta = np.linalg.lstsq(sums, cross, rcond=None)[0]
-        if beta[1] < 0:
-            beta = np.array([cross[0] / sums[0, 0], 0.0])
-        loss = total - 2 * float(beta @ cross) + float(beta @ sums @ beta)
-        if best is None or loss < best[0]:
-            best = (loss, beta, theta, features)
-    if best is None:
+def _fit(account: Account, parts: Sequence[_Part]) -> _Fitted:
+    if not account.grid:
         raise TableError(f"account '{account.name}'", "an empty grid", "Give its parameters.")
-    _, beta, theta, features = best
-    score = np.zeros(len(halves[1]))
-    missed, spread = 0.0, 0.0
-    grand = np.mean([responses[arm][halves[1]].mean() for arm in responses])
-    for arm, phi in zip(responses, features, strict=True):
-        held, predicted = responses[arm][halves[1]], beta[0] + beta[1] * phi[halves[1]]
-        score -= 0.5 * np.square((held - predicted) @ whiteners[arm].T).sum(axis=1)
-        missed += float(np.square(held.mean(axis=0) - predicted.mean(axis=0)).sum())
-        spread += float(np.square(held.mean(axis=0) - grand).sum())
-    return _Fitted(theta, score, 1 - missed / spread if spread > 0 else float("nan"))
+    found = [
+        _least_squares([account.predict(p.design, theta) for p in parts], parts) for theta in account.grid
+    ]
+    losses = np.array([loss for _, loss in found])
+    theta = losses.argmin(axis=0)
+    betas = np.stack([beta for beta, _ in found])[theta, np.arange(len(theta))]
+    score, missed, spread = 0.0, np.zeros(len(theta)), np.zeros(len(theta))
+    grand = np.mean([part.held.mean(axis=(1, 2)) for part in parts], axis=0)
+    curves = {
+        t: [account.predict(p.held_design, account.grid[t]) for p in parts] for t in set(theta.tolist())
+    }
+    for k, part in enumerate(parts):
+        phi = np.stack([curves[t][k] for t in theta.tolist()])
+        predicted = betas[:, 0, None, None] + betas[:, 1, None, None] * phi
+        residual = part.held - predicted
+        score = score - 0.5 * ((residual @ part.precision) * residual).sum(axis=2)
+        missed += np.square(part.held.mean(axis=1) - predicted.mean(axis=1)).sum(axis=1)
+        spread += np.square(part.held.mean(axis=1) - grand[:, None]).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _Fitted(theta, np.asarray(score), np.where(spread > 0, 1 - missed / spread, np.nan))
 
 
-def _ranked(chosen: list[Account], fitted: list[_Fitted], arms: tuple[str, ...], seed: int) -> Compared:
-    means = np.array([fit.log_likelihood.mean() for fit in fitted])
-    ranking = np.argsort(-means, kind="stable")
-    likeliest = fitted[ranking[0]].log_likelihood
-    n = len(likeliest)
-    draws = resample_prompts(n, RESAMPLES, np.random.default_rng(seed)) / n
-    behind = [likeliest - fitted[i].log_likelihood for i in ranking]
-    ends = [np.quantile(draws @ values, [0.025, 0.975]) for values in behind]
+def _least_squares(curves: Sequence[Floats], parts: Sequence[_Part]) -> tuple[Floats, Floats]:
+    """(a, b) with b ≥ 0 of every read-out, [readout 2], and the loss [readout], over all arms at once."""
+    one_one = one_phi = phi_phi = one_y = phi_y = total = 0.0
+    for phi, part in zip(curves, parts, strict=True):
+        ones = part.precision.sum(axis=1)
+        one_one = one_one + len(phi) * ones.sum(axis=1)
+        one_phi = one_phi + ones @ phi.sum(axis=0)
+        phi_phi = phi_phi + np.einsum("ref,ef->r", part.precision, phi.T @ phi)
+        one_y = one_y + part.fitted.sum(axis=(1, 2))
+        phi_y = phi_y + np.einsum("rpe,pe->r", part.fitted, phi)
+        total = total + part.total
+    level = one_y / one_one
+    left = phi_phi - one_phi**2 / one_one
+    flat = left <= FLAT * np.maximum(phi_phi, FLAT)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope = np.where(flat, 0.0, np.maximum((phi_y - one_phi * level) / left, 0.0))
+    start = level - slope * one_phi / one_one
+    explained = (2 * one_y - start * one_one - 2 * slope * one_phi) * start
+    loss = total - explained - slope * (2 * phi_y - slope * phi_phi)
+    return np.stack([start, slope], axis=1), loss
+
+
+def _ranked(
+    chosen: list[Account], fitted: list[_Fitted], readout: int, arms: tuple[str, ...], draws: Floats
+) -> Compared:
+    scores = np.array([fit.log_likelihood[readout] for fit in fitted])
+    ranking = np.argsort(-scores.mean(axis=1), kind="stable")
+    behind = scores[ranking[0]] - scores[ranking]
+    low, high = np.quantile(behind @ draws.T, [0.025, 0.975], axis=1)
+    thetas = [chosen[i].grid[int(fitted[i].theta[readout])] for i in ranking]
     words = [
-        ", ".join(f"{s} {t:.3g}" for s, t in zip(chosen[i].symbols, fitted[i].theta, strict=True))
-        for i in ranking
+        ", ".join(f"{s} {t:.3g}" for s, t in zip(chosen[i].symbols, theta, strict=True))
+        for i, theta in zip(ranking, thetas, strict=True)
     ]
     table = AccountTable(
         {
             "account": [chosen[i].name for i in ranking],
-            "behind": [float(values.mean()) for values in behind],
-            "behind_low": [float(low) for low, _ in ends],
-            "behind_high": [float(high) for _, high in ends],
+            "behind": behind.mean(axis=1),
+            "behind_low": low,
+            "behind_high": high,
             "parameter": words,
-            "r2": [fitted[i].r2 for i in ranking],
+            "r2": [float(fitted[i].r2[readout]) for i in ranking],
             "says": [chosen[i].says for i in ranking],
         }
     )
-    close = [i for i, (low, _) in zip(ranking, ends, strict=True) if low <= 0]
+    close = [i for i, least in zip(ranking, low, strict=True) if least <= 0]
     best = min(close, key=lambda i: len(chosen[i].symbols))
     tied = tuple(chosen[i].name for i in close if i != best)
     return Compared(table, arms, chosen[best].name, tied)
 
 
-def _all_exact(designs: Mapping[str, Design]) -> bool:
-    return all(d.exact is not None and np.isfinite(d.exact).all() for d in designs.values())
+def _everywhere(frozen: str, designs: Mapping[str, Design]) -> bool:
+    """Whether every arm's design holds a frozen curve, finite throughout."""
+    curves = [FROZEN[frozen](design) for design in designs.values()]
+    return all(curve is not None and np.isfinite(curve).all() for curve in curves)

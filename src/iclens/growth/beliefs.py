@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.special import expit
@@ -18,6 +18,7 @@ def belief_table(
     log_odds: Mapping[str, Floats],
     *,
     exact: Mapping[str, Floats] | None = None,
+    names: Sequence[str] = BELIEFS,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> BeliefTable:
@@ -29,6 +30,7 @@ def belief_table(
         n_seen: examples seen at `pre`, [example].
         log_odds: arm → the model's log-odds in nats, [prompt example belief], NaN where undefined.
         exact: arm → the exact posterior's, in the same shape; arms without one get NaN and a reason.
+        names: of the beliefs, [belief].
         n_resamples: prompt-bootstrap resamples.
         seed: of the resampling.
 
@@ -39,20 +41,21 @@ def belief_table(
     for arm, model in log_odds.items():
         true = (exact or {}).get(arm)
         expected = np.full(model.shape, np.nan) if true is None else true
-        axes = ("prompt", "example", len(BELIEFS))
+        axes = ("prompt", "example", len(names))
         expect_shape(
             f"beliefs of arm {arm}",
             n_seen=(n_seen, ("example",)),
             model=(model, axes),
             exact=(expected, axes),
         )
-        parts.append(_arm_rows(arm, n_seen, model, expected, n_resamples, seed))
+        parts.append(_arm_rows(arm, n_seen, names, (model, expected), (n_resamples, seed)))
     return BeliefTable.concat(parts)
 
 
 def _arm_rows(
-    arm: str, n_seen: Ints, model: Floats, expected: Floats, n_resamples: int, seed: int
+    arm: str, n_seen: Ints, names: Sequence[str], both: tuple[Floats, Floats], drawn: tuple[int, int]
 ) -> BeliefTable:
+    (model, expected), (n_resamples, seed) = both, drawn
     nats = prompt_band(model, np.random.default_rng(seed), n_resamples)
     probability = prompt_band(expit(model), np.random.default_rng(seed), n_resamples)
     # The exact mean runs over the prompts that the model's mean runs over.
@@ -64,9 +67,9 @@ def _arm_rows(
         np.where(np.isnan(exact_mean), "no exact posterior", ""),
     )
     columns = {
-        "belief": np.tile(np.array(BELIEFS), len(n_seen)),
-        "arm": np.full(len(n_seen) * len(BELIEFS), arm),
-        "n_seen": np.repeat(n_seen, len(BELIEFS)),
+        "belief": np.tile(np.array(names), len(n_seen)),
+        "arm": np.full(len(n_seen) * len(names), arm),
+        "n_seen": np.repeat(n_seen, len(names)),
         "mean": nats.mean,
         "ci_low": nats.low,
         "ci_high": nats.high,

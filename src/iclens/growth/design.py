@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,13 @@ class Design:
             the task, [prompt example slot]; slots at and after the query hold 0.
         new: whether the slot's example is the first of its kind in this context, same axes.
         exact: the ideal learner's log-odds before each query, nats [prompt example]; None if unknown.
+        behaviour: the model's own log-odds there, which a latent may follow; None for the model itself.
     """
 
     right: Floats
     new: Floats
     exact: Floats | None = None
+    behaviour: Floats | None = None
 
     def __post_init__(self) -> None:
         if self.right.shape != self.new.shape or self.right.ndim != 3:
@@ -32,11 +35,21 @@ class Design:
 
     def select(self, prompts: np.ndarray) -> Design:
         """Some of the prompts [prompt]."""
-        exact = None if self.exact is None else self.exact[prompts]
-        return Design(self.right[prompts], self.new[prompts], exact)
+        return self._at(lambda values: values[prompts])
+
+    def after_labels(self) -> Design:
+        """What was shown when a label had been read, instead of before its query; of an inline arm.
+
+        The last example's is not known: one example fewer.
+        """
+        return self._at(lambda values: values[:, 1:])
+
+    def _at(self, part: Callable[[np.ndarray], np.ndarray]) -> Design:
+        curves = (None if curve is None else part(curve) for curve in (self.exact, self.behaviour))
+        return Design(part(self.right), part(self.new), *curves)
 
 
-def design_of(prompts: PromptSet, exact: Floats | None = None) -> Design:
+def design_of(prompts: PromptSet, exact: Floats | None = None, behaviour: Floats | None = None) -> Design:
     """The design of an arm.
 
     A probed arm shows the task's own labels; an inline one is right where the label is the task's answer.
@@ -44,6 +57,7 @@ def design_of(prompts: PromptSet, exact: Floats | None = None) -> Design:
     Args:
         prompts: the arm.
         exact: the ideal learner's log-odds, [prompt example].
+        behaviour: the model's own, [prompt example].
     """
     n_prompts, n_examples = prompts.x.shape
     if prompts.context_x is not None:
@@ -54,7 +68,7 @@ def design_of(prompts: PromptSet, exact: Floats | None = None) -> Design:
         before = np.tri(n_examples, n_examples - 1, -1)
         right = label * before
         new = np.broadcast_to(before, (n_prompts, n_examples, n_examples - 1))
-    return Design(right, new * (right != 0), exact)
+    return Design(right, new * (right != 0), exact, behaviour)
 
 
 def _first_of_its_kind(context_x: np.ndarray) -> Floats:

@@ -1,9 +1,10 @@
 """Do increments follow the evidence of the example just read, or only that there was one?
 
-    Δr_ij = λ · LLR_ij + δ + ρ · (age_j − mean age) [+ η · similarity_ij] + noise
+    Δr_ij = λ · LLR_ij + δ + ρ · (age_j − mean age) + η · (similarity_ij − mean similarity) + noise
 
 r is a read-out before example j, Δr its change to before example j + 1, LLR the log-likelihood ratio (nats)
-that example j carries. A Bayesian weighs evidence (λ > 0, δ = 0); a counter does not (λ = 0, δ > 0). Least
+that example j carries, similarity how near it is to the query after it. A Bayesian weighs evidence (λ > 0,
+δ = 0); a counter does not (λ = 0, δ > 0); who copies from near examples has η > 0. Least
 squares over all arms at once, with standard errors clustered by prompt: a prompt's arms share its queries.
 Source of the errors: Liang & Zeger (1986), Biometrika 73, 13–22; t with clusters − 1 degrees of freedom.
 """
@@ -32,6 +33,7 @@ class EvidenceFit:
     Args:
         evidence, evidence_low, evidence_high: λ and its 95 % interval.
         count, count_low, count_high: δ and its interval.
+        similarity, similarity_low, similarity_high: η and its interval; NaN where similarity was not given.
         n_prompts: prompts.
         n_increments: increments used.
         reason: why all is NaN; empty otherwise.
@@ -43,6 +45,9 @@ class EvidenceFit:
     count: Floats
     count_low: Floats
     count_high: Floats
+    similarity: Floats
+    similarity_low: Floats
+    similarity_high: Floats
     n_prompts: int
     n_increments: int
     reason: str
@@ -65,13 +70,14 @@ class EvidenceFit:
 def evidence_regression(
     responses: Mapping[str, Floats], llr: Mapping[str, Floats], similarity: Mapping[str, Floats] | None = None
 ) -> EvidenceFit:
-    """λ and δ of every read-out.
+    """λ, δ and η of every read-out.
 
     Args:
         responses: arm → read-outs before each example, [readout prompt example].
         llr: arm → evidence of each example, nats [prompt example]; NaN where unknown, whose increments are
             left out. The last example's is not used.
-        similarity: arm → how alike an example is to the next query, [prompt example]; left out if None.
+        similarity: arm → how alike the example is to the query after it, [prompt example], finite where `llr`
+            is; left out if None, or if it is the same everywhere.
 
     Raises:
         TableError: when the axes do not agree, or a used response is not finite.
@@ -98,13 +104,15 @@ def evidence_regression(
         raise TableError("evidence regression", "a read-out is not finite", "Leave out what is undefined.")
     if reason := _unidentified(design, cluster):
         nan = np.full(len(y), np.nan)
-        return EvidenceFit(nan, nan, nan, nan, nan, nan, n_prompts, len(design), reason)
-    design[:, 2] -= design[:, 2].mean()
+        return EvidenceFit(nan, nan, nan, nan, nan, nan, nan, nan, nan, n_prompts, len(design), reason)
+    design[:, 2:] -= design[:, 2:].mean(axis=0)
+    if design.shape[1] > 3 and np.ptp(design[:, 3]) < 1e-9:
+        design = design[:, :3]
     return _fit(design, y, cluster)
 
 
 def _unidentified(design: Floats, cluster: Ints) -> str:
-    """Why λ cannot be told apart, or empty."""
+    """Why λ cannot be told apart, or empty; columns are evidence, 1, age and perhaps similarity."""
     if len(np.unique(cluster)) < MIN_PROMPTS:
         return f"evidence is known in {len(np.unique(cluster))} prompts, {MIN_PROMPTS} needed"
     llr, others = design[:, 0], design[:, 1:]
@@ -130,6 +138,9 @@ def _fit(design: Floats, y: Floats, cluster: Ints) -> EvidenceFit:
     errors = np.sqrt(np.einsum("jk,rkl,lj->rj", bread, meat, bread, optimize=True))
     half = stats.t.ppf(0.975, g - 1) * errors
     low, high = beta - half, beta + half
+    nan = np.full(len(y), np.nan)
+    similarity = [part[:, 3] if part.shape[1] > 3 else nan for part in (beta, low, high)]
     return EvidenceFit(
-        beta[:, 0], low[:, 0], high[:, 0], beta[:, 1], low[:, 1], high[:, 1], g, len(design), ""
-    )
+        beta[:, 0], low[:, 0], high[:, 0], beta[:, 1], low[:, 1], high[:, 1],
+        similarity[0], similarity[1], similarity[2], g, len(design), "",
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from iclens.growth.evidence import evidence_regression
+from iclens.growth.evidence import EvidenceFit, evidence_regression
 from iclens.tables.arrays import Floats
 from iclens.tables.bands import resample_prompts
 from iclens.tables.evidence import BayesTestTable
@@ -24,14 +24,16 @@ FIRST_DIFFERENT = 2
 
 
 def bayes_tests(
-    log_odds: Arms, llr: Arms, *, response: str, hinted: int = 2, treated: str = "T", seed: int = 0
-) -> BayesTestTable:
+    log_odds: Arms, llr: Arms, *, response: str, similarity: Arms | None = None, hinted: int = 2,
+    treated: str = "T", seed: int = 0,
+) -> BayesTestTable:  # fmt: skip
     """Every test that the arms allow; the others are rows with a reason.
 
     Args:
         log_odds: arm → the read-out before each example, nats [prompt example].
         llr: arm → evidence of each example, nats [prompt example].
         response: whose read-out, for the table.
+        similarity: arm → how near each example is to the query after it, [prompt example], if that is known.
         hinted: examples of the hint in arms Q- and Q0.
         treated: the task's own arm.
         seed: of the resampling.
@@ -47,7 +49,7 @@ def bayes_tests(
          lambda: separability(known[treated], known["Q-"], hinted, seed)),
         ("prior against evidence, neutral hint", [treated, "Q0"],
          lambda: separability(known[treated], known["Q0"], hinted, seed)),
-        ("evidence", _with_evidence(known, llr), lambda: increments(known, llr)),
+        ("evidence", _with_evidence(known, llr), lambda: increments(known, llr, similarity)),
     ]  # fmt: skip
     rows = []
     for name, arms, test in tests:
@@ -142,10 +144,10 @@ def separability(plain: Floats, hinted: Floats, n_hinted: int, seed: int = 0) ->
     )
 
 
-def increments(log_odds: Arms, llr: Arms) -> Row:
-    """Nats of belief per nat of label evidence, beyond a count of examples."""
+def increments(log_odds: Arms, llr: Arms, similarity: Arms | None = None) -> Row:
+    """Nats of belief per nat of label evidence, beyond a count of examples and their nearness."""
     arms = _with_evidence(log_odds, llr)
-    fit = evidence_regression({arm: log_odds[arm][None] for arm in arms}, {arm: llr[arm] for arm in arms})
+    fit = evidence_regression({arm: log_odds[arm][None] for arm in arms}, llr, similarity)
     if fit.reason:
         return _undefined(fit.reason)
     words = {
@@ -155,9 +157,16 @@ def increments(log_odds: Arms, llr: Arms) -> Row:
     return _row(
         fit.evidence[0], fit.evidence_low[0], fit.evidence_high[0],
         f"Δ log-odds per nat of task evidence; per example beside it {fit.count[0]:.3f} "
-        f"[{fit.count_low[0]:.3f}, {fit.count_high[0]:.3f}]",
+        f"[{fit.count_low[0]:.3f}, {fit.count_high[0]:.3f}]" + _near(fit),
         words[fit.weighting[0]],
     )  # fmt: skip
+
+
+def _near(fit: EvidenceFit) -> str:
+    if not np.isfinite(fit.similarity[0]):
+        return ""
+    shown = f"{fit.similarity[0]:.3f} [{fit.similarity_low[0]:.3f}, {fit.similarity_high[0]:.3f}]"
+    return f"; from the farthest to the nearest example {shown}"
 
 
 def _orders(known: Arms, treated: str) -> list[str]:

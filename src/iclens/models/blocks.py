@@ -24,11 +24,39 @@ def run_blocks(model: Any, resid: Tensor, start: int, stop: int) -> Tensor:
     Returns:
         resid_post of block stop − 1, [row pos d_model].
     """
-    positions = torch.arange(resid.shape[1], device=resid.device)[None]
-    rotary, mask = model.model.rotary_emb(resid, positions), causal_mask(model, resid)
+    context = _context(model, resid)
     for block in model.model.layers[start:stop]:
-        resid = block(resid, attention_mask=mask, position_embeddings=rotary, position_ids=positions)
+        resid = block(resid, **context)
     return resid
+
+
+def run_to_end(model: Any, resid: Tensor, where: Tensor) -> Tensor:
+    """Run all blocks causally, and the last one's MLP at the positions `where` alone.
+
+    Hooks on the last block itself do not fire, and those on its MLP see these positions only.
+
+    Args:
+        model: a whole Hugging Face causal language model.
+        resid: resid_pre of block 0, [row pos d_model].
+        where: positions that are read, [read].
+
+    Returns:
+        resid_post of the last block there, [row read d_model].
+    """
+    last = model.model.layers[-1]
+    resid = run_blocks(model, resid, 0, len(model.model.layers) - 1)
+    attended, _ = last.self_attn(last.input_layernorm(resid), **_context(model, resid))
+    mid = (resid + attended)[:, where]
+    return mid + last.mlp(last.post_attention_layernorm(mid))
+
+
+def _context(model: Any, resid: Tensor) -> dict[str, Tensor | None]:
+    """What a block is told besides the residual [row pos d_model]: positions, their rotation, the mask."""
+    positions = torch.arange(resid.shape[1], device=resid.device)[None]
+    rotary = model.model.rotary_emb(resid, positions)
+    return {
+        "attention_mask": causal_mask(model, resid), "position_embeddings": rotary, "position_ids": positions,
+    }  # fmt: skip
 
 
 def causal_mask(model: Any, resid: Tensor) -> Tensor | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from iclens.errors import EditError, ModelError
-from iclens.models.blocks import run_blocks, unembed
+from iclens.models.blocks import run_blocks, run_to_end, unembed
 from iclens.models.load import LanguageModel, as_numpy
 from iclens.names import Site
 from iclens.tables.answers import AnswerProbs
@@ -192,7 +192,7 @@ def answer_probs(
 def record_and_answer(
     model: LanguageModel, tokens: Ints, sites: Sequence[Site], positions: Ints, answer_positions: Ints,
     *, extra: tuple[str, ...] = (), batch: int = 128,
-) -> Iterator[tuple[dict[Site, Floats], AnswerProbs]]:  # fmt: skip
+) -> Iterator[tuple[dict[Site, Tensor], AnswerProbs]]:  # fmt: skip
     """Activations and answers from the same forward pass, batch by batch.
 
     Args:
@@ -205,7 +205,8 @@ def record_and_answer(
         batch: rows per forward pass.
 
     Yields:
-        For each batch: site → float32 [row pos d_model], and log_prob as [row answer pos, answer].
+        For each batch: site → float32 [row pos d_model] on the model's device, and log_prob as
+            [row answer pos, answer].
 
     Raises:
         ModelError: when only some blocks are loaded.
@@ -213,12 +214,16 @@ def record_and_answer(
     refuse_part(model)
     answers, ids = model.answer_space(extra)
     where = torch.as_tensor(np.asarray(answer_positions), device=model.device())
+    last_is_recorded = any(site.layer == model.n_blocks - 1 for site in sites)
     for rows in _chunks(tokens, batch, ()):
         with attached(model, sites, positions) as seen:
             embedded = model.network.model.embed_tokens(torch.as_tensor(rows, device=model.device()))
-            resid = run_blocks(model.network, embedded, 0, model.n_blocks)
-        probs = AnswerProbs(answers, as_numpy(read_answers(model, resid[:, where], ids)))
-        yield {site: as_numpy(seen.values[site]) for site in sites}, probs
+            if last_is_recorded:
+                read = run_blocks(model.network, embedded, 0, model.n_blocks)[:, where]
+            else:
+                read = run_to_end(model.network, embedded, where)
+        probs = AnswerProbs(answers, as_numpy(read_answers(model, read, ids)))
+        yield {site: seen.values[site].float() for site in sites}, probs
 
 
 def refuse_part(model: LanguageModel) -> None:

@@ -21,7 +21,6 @@ import torch
 from iclens.errors import EditError
 from iclens.models.forward import record
 from iclens.models.load import LanguageModel
-from iclens.names import BELIEFS
 from iclens.patching.dose import Bed
 from iclens.patching.effects import means, normalised_effects, resamples
 from iclens.saes.load import Sae
@@ -98,9 +97,9 @@ def injection_table(
     for name, found in zip(parts, effects, strict=True):
         effect, share = means(found, weights), normalised_effects(found, bed.natural, weights)
         tables.append(InjectionTable({
-            "site": [str(bed.sae.site)] * len(BELIEFS), "injected": [name] * len(BELIEFS),
-            "belief": np.array(BELIEFS), "n_examples": [bed.n_examples] * len(BELIEFS),
-            "n_prompts": [len(found)] * len(BELIEFS), "effect": effect.value, "ci_low": effect.low,
+            "site": [str(bed.sae.site)] * len(bed.names), "injected": [name] * len(bed.names),
+            "belief": np.array(bed.names), "n_examples": [bed.n_examples] * len(bed.names),
+            "n_prompts": [len(found)] * len(bed.names), "effect": effect.value, "ci_low": effect.low,
             "ci_high": effect.high, "share": share.value, "share_low": share.low, "share_high": share.high,
             "reason": [_reason(*why) for why in zip(effect.reason, share.reason, strict=True)],
         }))  # fmt: skip

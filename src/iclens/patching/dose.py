@@ -23,7 +23,7 @@ from iclens.growth.dose import DOSES, control_p, fit_doses, ratio_of_means
 from iclens.models.forward import answer_probs, record
 from iclens.models.load import LanguageModel
 from iclens.models.tail import Tail
-from iclens.names import BELIEFS, position
+from iclens.names import position
 from iclens.patching.latent_runs import check_decoder, decoder_directions
 from iclens.patching.latents import matched
 from iclens.saes.encode import refuse_transcoder
@@ -36,6 +36,7 @@ from iclens.tables.dose import ClosureTable, DoseCurveTable, DoseTable, Interact
 from iclens.tables.edits import Edit
 from iclens.tables.prompts import PromptSet
 from iclens.tasks.beliefs import log_odds, read_beliefs
+from iclens.tasks.declared import DeclaredBelief, belief_names
 from iclens.tasks.spec import parse_task
 
 OFF_ROLE = "comma"
@@ -56,6 +57,7 @@ class Bed:
         tails: each prompt up to its query's `pre`.
         base: log-odds there, nats [prompt belief].
         natural: their own growth to the last example, nats [prompt belief].
+        declared: beliefs that are read beside the five of every study.
     """
 
     model: LanguageModel
@@ -65,13 +67,19 @@ class Bed:
     tails: list[Tail]
     base: Floats
     natural: Floats
+    declared: tuple[DeclaredBelief, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names along the belief axis."""
+        return belief_names(self.declared)
 
     def effects(self, delta: Tensor, batch: int = 256) -> Floats:
         """Rise of each belief when `delta` [row d_model] is added at `pre`, nats [row prompt belief]."""
         found = []
         for i, tail in enumerate(self.tails):
             probs = tail.added(self.sae.site, delta, batch)
-            found.append(_beliefs(probs, self.prompts, i, self.n_examples) - self.base[i])
+            found.append(read(probs, self.prompts, (i, self.n_examples), self.declared) - self.base[i])
         return np.stack(found, axis=1)
 
     def directions(self, latents: Ints) -> Tensor:
@@ -79,7 +87,10 @@ class Bed:
         return decoder_directions(self.sae, latents)
 
 
-def prepare(model: LanguageModel, sae: Sae, prompts: PromptSet, n_examples: int, final: Floats) -> Bed:
+def prepare(
+    model: LanguageModel, sae: Sae, prompts: PromptSet, n_examples: int, final: Floats,
+    declared: tuple[DeclaredBelief, ...] = (),
+) -> Bed:  # fmt: skip
     """Cut every prompt at the query that has seen `n_examples`.
 
     Args:
@@ -88,6 +99,7 @@ def prepare(model: LanguageModel, sae: Sae, prompts: PromptSet, n_examples: int,
         prompts: arm T, an inline arm.
         n_examples: examples in context, fewer than the prompts' last query has.
         final: log-odds at the last example, nats [prompt belief].
+        declared: beliefs that are read beside the five of every study; `final` holds them too.
 
     Raises:
         EditError: for a site that cannot be pushed, or too many examples.
@@ -107,16 +119,18 @@ def prepare(model: LanguageModel, sae: Sae, prompts: PromptSet, n_examples: int,
     end = int(prompts.positions("pre")[n_examples]) + 1
     _check_sae(model, sae, prompts.tokens[:1, :end])
     shown = [*prompts.answer.ravel().tolist(), *prompts.y.ravel().tolist()]
+    inputs = np.unique(prompts.x).tolist()
+    shown += [word for belief in declared for word in belief.words(inputs)]
     words = tuple(y for y in dict.fromkeys(shown) if not y.isdigit())
     tails = [Tail(model, tokens[:end], words) for tokens in prompts.tokens]
     entry = tails[0].entry(sae.site)
     base = np.concatenate(
         [
-            _beliefs(t.run(t.resid_pre(entry)[None], entry), prompts, i, n_examples)
+            read(t.run(t.resid_pre(entry)[None], entry), prompts, (i, n_examples), declared)
             for i, t in enumerate(tails)
         ]
     )
-    return Bed(model, sae, prompts, n_examples, tails, base, final - base)
+    return Bed(model, sae, prompts, n_examples, tails, base, final - base, declared)
 
 
 def _check_sae(model: LanguageModel, sae: Sae, tokens: Ints) -> None:
@@ -142,7 +156,7 @@ def responses(bed: Bed, latents: Ints, growth: Floats, doses: Floats = DOSES, ba
         batch: rows per forward pass of the tail.
     """
     delta = (_pushes(bed, latents, growth)[:, None] * _like(bed, doses)[:, None]).flatten(0, 1)
-    shape = (len(latents), len(doses), bed.prompts.n_prompts, len(BELIEFS))
+    shape = (len(latents), len(doses), bed.prompts.n_prompts, len(bed.names))
     return bed.effects(delta, batch).reshape(shape).transpose(0, 2, 1, 3)
 
 
@@ -164,6 +178,7 @@ def dose_table(
     *,
     n_controls: int,
     seed: int,
+    effects: Floats | None = None,
     batch: int = 256,
 ) -> tuple[DoseTable, Floats]:
     """Dose-responses of latents, on every belief.
@@ -175,17 +190,19 @@ def dose_table(
         acts: the arm's latents at the site's `pre`, to match random ones by; None compares with none.
         n_controls: matched random latents for each.
         seed: of their draw.
+        effects: the latents' `responses` at `DOSES`; measured here when not given.
         batch: rows per forward pass of the tail.
 
     Returns:
         One row per latent and belief, `q_value` and `causal` not yet judged (the study's latents share them);
         and per-prompt slopes, [latent prompt belief].
     """
-    effects = responses(bed, latents, growth, DOSES, batch)
-    p_values = np.full((len(latents), len(BELIEFS)), np.nan)
+    if effects is None:
+        effects = responses(bed, latents, growth, DOSES, batch)
+    p_values = np.full((len(latents), len(bed.names)), np.nan)
     n_compared = np.zeros(len(latents), dtype=int)
-    off_role = np.full((len(latents), len(BELIEFS)), np.nan)
-    fits = [fit_doses(np.nan_to_num(effects[..., b])) for b in range(len(BELIEFS))]
+    off_role = np.full((len(latents), len(bed.names)), np.nan)
+    fits = [fit_doses(np.nan_to_num(effects[..., b])) for b in range(len(bed.names))]
     if acts is not None:
         rng = np.random.default_rng(seed)
         density, mean_active = activity(acts)
@@ -217,7 +234,7 @@ def curve_table(
     order = np.argsort([*doses, 0.0], kind="stable")
     whole = np.concatenate([effects, 0 * effects[:, :, :1]], axis=2)[:, :, order]
     band = prompt_band(whole.transpose(1, 0, 3, 2), np.random.default_rng(seed))
-    ids, names, shown = np.meshgrid(latents, BELIEFS, np.array([*doses, 0.0])[order], indexing="ij")
+    ids, names, shown = np.meshgrid(latents, bed.names, np.array([*doses, 0.0])[order], indexing="ij")
     return DoseCurveTable({
         "site": np.full(ids.size, str(bed.sae.site)), "latent": ids.ravel(), "belief": names.ravel(),
         "n_examples": np.full(ids.size, bed.n_examples), "dose": shown.ravel(), "effect": band.mean.ravel(),
@@ -241,7 +258,7 @@ def off_role_effect(bed: Bed, delta: Tensor) -> Floats:
         edits=(edit,),
     )
     rows = [
-        _beliefs(AnswerProbs(probs.answers, probs.log_prob[i]), bed.prompts, i, n)
+        read(AnswerProbs(probs.answers, probs.log_prob[i]), bed.prompts, (i, n), bed.declared)
         for i in range(bed.prompts.n_prompts)
     ]
     return (np.concatenate(rows) - bed.base).mean(axis=0)
@@ -263,7 +280,7 @@ def closure_table(
     together = [_pushes(bed, ids, g).sum(dim=0) for ids, g in ((latents, growth), listed)]
     joint = bed.effects(torch.stack(together))
     rows = []
-    for b, belief in enumerate(BELIEFS):
+    for b, belief in enumerate(bed.names):
         natural = bed.natural[:, b]
         reason = "" if np.isfinite(natural).all() else "undefined for this task"
         found = [ratio_of_means(np.nan_to_num(top), np.nan_to_num(natural), seed)
@@ -300,7 +317,7 @@ def interaction_table(bed: Bed, latents: Ints, growth: Floats) -> InteractionTab
             fit = fit_doses(excess[None, :, None] * DOSES)
             rows.append({
                 "site": str(bed.sae.site), "latent": int(latents[a]), "other": int(latents[b]),
-                "belief": BELIEFS[k], "effect": float(singles[a, :, k].mean()),
+                "belief": bed.names[k], "effect": float(singles[a, :, k].mean()),
                 "other_effect": float(singles[b, :, k].mean()), "both": float(pair[:, k].mean()),
                 "interaction": float(fit.slope[0]), "interaction_low": float(fit.low[0]),
                 "interaction_high": float(fit.high[0]), "n_prompts": bed.prompts.n_prompts,
@@ -323,7 +340,7 @@ def _table(
     p_values, n_compared, off_role = compared
     rows = []
     for i, latent in enumerate(latents):
-        for b, belief in enumerate(BELIEFS):
+        for b, belief in enumerate(bed.names):
             known = bool(np.isfinite(bed.base[:, b]).all())
             share = ratio_of_means(fits[b].slopes[i], np.nan_to_num(bed.natural[:, b]))
             own = {"slope": fits[b].slope[i], "slope_low": fits[b].low[i], "slope_high": fits[b].high[i],
@@ -340,13 +357,18 @@ def _table(
     return DoseTable({name: [row[name] for row in rows] for name in DoseTable.COLUMNS})
 
 
-def _beliefs(probs: AnswerProbs, prompts: PromptSet, prompt: int, example: int) -> Floats:
-    """Log-odds of every belief about one prompt's query, nats [row belief].
+def read(
+    probs: AnswerProbs, prompts: PromptSet, query: tuple[int, int], declared: tuple[DeclaredBelief, ...]
+) -> Floats:
+    """Log-odds of every belief about one query (prompt, example), nats [row belief].
 
     As in tracking, `copy` asks for the label just before, and is NaN where there is none.
     """
+    prompt, example = query
     rows = probs.log_prob.reshape(-1, probs.log_prob.shape[-1]).astype(np.float64)
     x, answer = (np.full(len(rows), text[prompt, example]) for text in (prompts.x, prompts.answer))
     before = np.full(len(rows), prompts.y[prompt, example - 1]) if example else None
     task = parse_task(str(prompts.task[prompt]))
-    return log_odds(read_beliefs(AnswerProbs(probs.answers, rows), task, x, answer, before))
+    held = AnswerProbs(probs.answers, rows)
+    beside = [belief.read(held, x, answer)[:, None] for belief in declared]
+    return log_odds(np.concatenate([read_beliefs(held, task, x, answer, before), *beside], axis=1))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from sae_lens import TopKSAE
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -20,6 +20,11 @@ from iclens.errors import SaeError
 from iclens.saes.load import Sae
 from iclens.tables.activations import Activations, LatentActs
 from iclens.tables.arrays import Floats
+
+DENSE = 2**22
+"""Entries of the dense [row latent] array that is held at a time: 16 MiB."""
+ROWS = 512
+"""Rows that are encoded at a time at least: with fewer, reading W_enc would take longer than multiplying."""
 
 
 @dataclass(frozen=True)
@@ -29,51 +34,68 @@ class EncodedRows:
     Args:
         latents: gated activations, CSR [row latent], float32.
         error_sq: ‖x − x̂‖², [row].
+        total_sq: ‖x‖², [row].
     """
 
     latents: csr_array
     error_sq: Floats
+    total_sq: Floats
+
+
+Entries = tuple[Tensor, Tensor, Tensor]
+"""Entries of each row [row], and their latents and strengths, both [entry], by row and then by latent."""
 
 
 @torch.no_grad()
-def encode_rows(sae: Sae, values: Floats, batch: int = 4096) -> EncodedRows:
-    """Encode activations row by row.
+def encode_rows(sae: Sae, values: Floats | Tensor, batch: int | None = None) -> EncodedRows:
+    """Encode activations row by row, on the device of the SAE; only what is active leaves it.
 
     Args:
         sae: the SAE of the site that `values` come from.
         values: raw activations, [row d_in].
-        batch: rows encoded at a time; bounds the dense [row latent] array.
+        batch: rows encoded at a time; by default `DENSE` entries of the dense [row latent] array, or `ROWS`.
 
     Raises:
         SaeError: when the width differs.
     """
     if values.ndim != 2 or values.shape[1] != sae.d_in:
         raise SaeError(
-            f"encoding at {sae.site.short}", f"rows of shape {values.shape}", f"The SAE reads {sae.d_in}."
+            f"encoding at {sae.site.short}", f"rows of shape {tuple(values.shape)}",
+            f"The SAE reads {sae.d_in}.",
+        )  # fmt: skip
+    rows = torch.as_tensor(values)
+    parts = [_encode_some(sae, some.to(sae.W_dec)) for some in rows.split(batch or _rows_at_once(sae))]
+    count, latent, strength, error_sq, total_sq = (
+        np.concatenate([part.cpu().numpy() for part in same]) for same in zip(*parts, strict=True)
+    )
+    starts = np.concatenate([[0], count.cumsum()])
+    latents = csr_array((strength, latent.astype(np.int32), starts), shape=(len(rows), sae.d_sae))
+    return EncodedRows(latents, error_sq, total_sq)
+
+
+def _rows_at_once(sae: Sae) -> int:
+    return max(ROWS, DENSE // sae.d_sae)
+
+
+def _encode_some(sae: Sae, x: Tensor) -> tuple[Tensor, ...]:
+    """Entries of rows x [row d_in], then ‖x − x̂‖² and ‖x‖², both [row]."""
+    network, plain = sae.network, _plain(sae)
+    dense = x.new_empty(0)
+    if plain and type(network) is TopKSAE:
+        pre = torch.addmm(network.b_enc, network.process_sae_in(x), network.W_enc)
+        largest = largest_on_cpu if x.device.type == "cpu" else largest_entries
+        count, latent, strength = largest(pre, int(network.cfg.k))
+    else:
+        dense = sae.encode(x)
+        row, latent = dense.nonzero(as_tuple=True)
+        count, strength = torch.bincount(row, minlength=len(x)), dense[row, latent]
+    if plain:
+        decoded = network.b_dec + embedding_bag(
+            latent, sae.W_dec, count.cumsum(0) - count, mode="sum", per_sample_weights=strength
         )
-    parts, errors = [csr_array((0, sae.d_sae), dtype=np.float32)], [np.empty(0, np.float32)]
-    plain = _plain(sae)
-    for start in range(0, len(values), batch):
-        x = torch.as_tensor(values[start : start + batch]).to(sae.W_dec)
-        latents = x.new_zeros(0)
-        if plain and type(sae.network) is TopKSAE:
-            active, strength = _top_k(sae, x)
-        else:
-            latents = sae.encode(x)
-            active = latents.nonzero()
-            strength = latents[active[:, 0], active[:, 1]]
-        ends = torch.bincount(active[:, 0], minlength=len(x)).cumsum(0)
-        starts = torch.cat([ends.new_zeros(1), ends])
-        if plain:
-            decoded = sae.network.b_dec + embedding_bag(
-                active[:, 1], sae.W_dec, starts[:-1], mode="sum", per_sample_weights=strength
-            )
-        else:
-            decoded = sae.decode(latents)
-        errors.append((x - decoded).square().sum(dim=1).cpu().numpy())
-        held = (strength.cpu().numpy(), active[:, 1].cpu().numpy().astype(np.int32), starts.cpu().numpy())
-        parts.append(csr_array(held, shape=(len(x), sae.d_sae)))
-    return EncodedRows(csr_array(vstack(parts, format="csr")), np.concatenate(errors))
+    else:
+        decoded = sae.decode(dense)
+    return count, latent, strength, (x - decoded).square().sum(dim=1), x.square().sum(dim=1)
 
 
 def _plain(sae: Sae) -> bool:
@@ -86,16 +108,41 @@ def _plain(sae: Sae) -> bool:
     )
 
 
-def _top_k(sae: Sae, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Active (row, latent) pairs of a TopK SAE, [entry 2], and their strength, [entry]; no dense latents."""
-    network = sae.network
-    pre = network.process_sae_in(x) @ network.W_enc + network.b_enc
-    strength, latent = pre.topk(int(network.cfg.k), dim=1, sorted=False)
+def largest_entries(pre: Tensor, k: int) -> Entries:
+    """The k largest pre-activations of each row of `pre` [row latent], where they are positive."""
+    strength, latent = pre.topk(k, dim=1, sorted=False)
     latent, order = latent.sort(dim=1)
     strength = strength.gather(1, order)
     kept = strength > 0
-    row = torch.arange(len(x), device=x.device)[:, None].expand_as(latent)
-    return torch.stack([row[kept], latent[kept]], dim=1), strength[kept]
+    return kept.sum(dim=1), latent[kept], strength[kept]
+
+
+def largest_on_cpu(pre: Tensor, k: int) -> Entries:
+    """The same entries of a tensor on the CPU, where `topk` takes longer than the encoder of a narrow SAE.
+
+    1. Split the latents into 4k groups: the k-th largest of the groups' maxima is a bar that k entries at
+    least reach, and few more do. 2. Take what reaches it, and sort these few for the k-th largest itself.
+    """
+    n_groups = min(4 * k, pre.shape[1])
+    size = pre.shape[1] // n_groups
+    best = pre[:, : size * n_groups].unflatten(1, (size, n_groups)).amax(dim=1).numpy()
+    bar = np.sort(best, axis=1)[:, -k]
+    values = pre.numpy()
+    reached = values >= np.maximum(bar, np.nextafter(np.float32(0), np.float32(1)))[:, None]
+    entry = np.flatnonzero(reached)
+    count = np.diff(np.searchsorted(entry, np.arange(len(values) + 1) * pre.shape[1]))
+    strength = values.ravel()[entry]
+
+    few = np.full((len(values), count.max(initial=k) + 1), -np.inf, np.float32)
+    few[np.arange(few.shape[1]) < count[:, None]] = strength
+    few.sort(axis=1)
+    last, next_one = few[:, -k], few[:, -k - 1]
+    if ((last == next_one) & (last > 0)).any():
+        return largest_entries(pre, k)  # equal entries compete for the last place: `topk` chooses
+    kept = strength >= np.repeat(last, count)
+    latent = entry - np.repeat(np.arange(len(values)) * pre.shape[1], count)
+    found = np.minimum(count, k), latent[kept], strength[kept]
+    return torch.from_numpy(found[0]), torch.from_numpy(found[1]), torch.from_numpy(found[2])
 
 
 def refuse_transcoder(sae: Sae) -> None:
@@ -125,8 +172,7 @@ def encode(sae: Sae, activations: Activations) -> LatentActs:
         raise SaeError(
             f"encoding {activations.site.short}", f"the SAE is of {sae.site.short}", "Use that site's SAE."
         )
-    rows = activations.rows
-    encoded = encode_rows(sae, rows)
+    encoded = encode_rows(sae, activations.rows)
     shape = activations.values.shape[:2]
     return LatentActs(
         site=activations.site,
@@ -139,5 +185,5 @@ def encode(sae: Sae, activations: Activations) -> LatentActs:
         index=encoded.latents.indices,
         value=np.asarray(encoded.latents.data, dtype=np.float32),
         error_sq=encoded.error_sq.reshape(shape),
-        total_sq=np.square(rows).sum(axis=1).reshape(shape),
+        total_sq=encoded.total_sq.reshape(shape),
     )

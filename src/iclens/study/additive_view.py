@@ -12,9 +12,12 @@ from iclens.dashboards.additive_view import (
     AdditiveView,
     ArmCurve,
     FalsifierRow,
+    FollowRow,
+    InjectionRow,
     RungCount,
 )
 from iclens.dashboards.latent_view import Curve
+from iclens.growth.account_models import ACCOUNTS
 from iclens.study.results import Results
 from iclens.tables.verdicts import LADDER
 from iclens.tasks.arms import parse_arm
@@ -35,6 +38,9 @@ def additive(results: Results) -> AdditiveView:
         ],
         accounts_note=accounts_note(results, accounts),
         falsifiers=[FalsifierRow(**row) for row in _records(results.table("falsifiers"))],
+        follows=follow_rows(results.table("latent_accounts")),
+        injections=injection_rows(results),
+        injections_note=injections_note(results),
     )
 
 
@@ -67,6 +73,39 @@ def rung_counts(growth: pd.DataFrame) -> list[RungCount]:
         for site in dict.fromkeys(growth["site"].tolist())
         for rung in LADDER
     ]
+
+
+def follow_rows(accounts: pd.DataFrame) -> list[FollowRow]:
+    """How many short-listed latents each account is named for, the most frequent first."""
+    says = {account.name: account.says for account in ACCOUNTS}
+    counts = accounts.loc[accounts["named"], "account"].value_counts()
+    return [FollowRow(str(name), int(n), says[str(name)]) for name, n in counts.items()]
+
+
+def injection_rows(results: Results) -> list[InjectionRow]:
+    """Every part of a site's growth, added after the first number of examples at which latents are pushed."""
+    rows = _answer_rows(results, "injections")
+    names = ("site", "injected", "effect", "ci_low", "ci_high", "share")
+    return [InjectionRow(*(row[name] for name in names)) for row in _records(rows)]
+
+
+def injections_note(results: Results) -> str:
+    """After how many examples growth is added, what it is, and what the answer gains by itself."""
+    closure = _answer_rows(results, "closure")
+    if closure.empty:
+        return ""
+    first = closure.iloc[0]
+    return (
+        f"After {first['n_examples']} examples, what a site gains on other prompts up to the last example is "
+        f"added at pre, whole and in parts. The examples themselves raise the answer's log-odds by "
+        f"{first['growth']:.2f} nats: what the whole gain does not do there, no sum over its latents can."
+    )
+
+
+def _answer_rows(results: Results, table: str) -> pd.DataFrame:
+    found = results.table(table)
+    found = found[found["belief"] == BELIEF]
+    return found[found["n_examples"] == found["n_examples"].min()]
 
 
 def accounts_note(results: Results, accounts: pd.DataFrame) -> str:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from iclens.errors import ConfigError, nearest
 from iclens.names import Site, check_role
 from iclens.tasks.arms import parse_arm
+from iclens.tasks.declared import DeclaredBelief, belief_names, check_declared, parse_belief
 from iclens.tasks.rules import Task, default_inputs
 from iclens.tasks.spec import parse_task
 
@@ -115,6 +116,8 @@ class TrackSection(Section):
     """Sites such as L2.mlp_out; all of the SAE set when not given."""
     roles: list[str] = ["pre", "lab", "close", "x"]
     batch: int = Field(default=128, ge=1)
+    beliefs: list[str] = []
+    """Beliefs followed beside `names.BELIEFS`: logit contrasts and concepts of the task, `tasks.declared`."""
 
     @field_validator("sites")
     @classmethod
@@ -127,6 +130,11 @@ class TrackSection(Section):
         if "pre" not in roles:
             raise ValueError("the roles must hold 'pre', where the answer is predicted")
         return [check_role(role) for role in dict.fromkeys(roles)]
+
+    @field_validator("beliefs")
+    @classmethod
+    def _beliefs_exist(cls, specs: list[str]) -> list[str]:
+        return [parse_belief(spec).name for spec in specs]
 
 
 class GrowthSection(Section):
@@ -240,9 +248,24 @@ class StudyConfig(Section):
         return self.prompts.arms[0]
 
     @property
+    def declared(self) -> tuple[DeclaredBelief, ...]:
+        """The beliefs that are followed beside the five of every study."""
+        return check_declared(self.track.beliefs, self.prompts.rule)
+
+    @property
+    def belief_names(self) -> tuple[str, ...]:
+        """Names along the belief axis."""
+        return belief_names(self.declared)
+
+    @property
     def controls(self) -> list[str]:
         """The arms that growth must be beyond."""
         return self.growth.controls or self.prompts.arms[1:2]
+
+    @model_validator(mode="after")
+    def _beliefs_can_be_read(self) -> StudyConfig:
+        check_declared(self.track.beliefs, self.prompts.rule)
+        return self
 
     @model_validator(mode="after")
     def _growth_can_be_tested(self) -> StudyConfig:

@@ -26,10 +26,10 @@ FLOW = (
     # the short list's pre-activations in every arm, shape prompts → ShapeTable, EvidenceTable
     Stage("shape", 5, ("model", "prompts", "track", "growth"),
           ("model", "saes", "prompts", "track", "detect"),
-          ("models", "saes", "tracking", "tasks", "growth")),
+          ("models", "saes", "tracking", "tasks", "growth", "study/growth_inputs", "study/latent_accounts")),
     # the short list's effect on the beliefs when it is pushed → DoseTable, ClosureTable
     Stage("dose", 6, ("model", "prompts", "track", "growth"), ("model", "saes", "prompts", "track", "shape"),
-          ("models", "saes", "tracking", "tasks", "growth", "patching")),
+          ("models", "saes", "tracking", "tasks", "growth", "patching", "study/growth_inputs")),
     # confirm prompts, and everything above → a rung of the ladder per latent, falsifiers, accounts
     Stage("growth", 7, ("prompts", "track", "growth"),
           ("saes", "prompts", "track", "detect", "shape", "dose"),

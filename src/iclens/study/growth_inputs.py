@@ -10,6 +10,7 @@ from iclens.study.bench import Bench
 from iclens.study.config import StudyConfig
 from iclens.tables.arrays import Floats, Ints
 from iclens.tasks.prompts import in_mixture, nominal_evidence, task_log_odds
+from iclens.tasks.similarity import closeness
 from iclens.tasks.spec import parse_task
 
 Place = tuple[Site, str]
@@ -36,6 +37,13 @@ def label_evidence(bench: Bench, arm: str, prompts: Ints) -> Floats:
         return nominal_evidence(chosen, bench.config.prompts.inputs)
     exact = exact_task(bench, arm, prompts)
     return np.concatenate([np.diff(exact, axis=1), np.full((len(exact), 1), np.nan)], axis=1)
+
+
+def example_closeness(bench: Bench, prompts: Ints) -> dict[str, Floats] | None:
+    """Arm → how near each example is to the query after it, [prompt example]; None where that is unknown."""
+    found = {arm: closeness(bench.prompts(arm).select(prompts)) for arm in bench.config.prompts.arms}
+    known = {arm: values for arm, values in found.items() if values is not None}
+    return known if len(known) == len(found) else None
 
 
 def exact_task(bench: Bench, arm: str, prompts: Ints) -> Floats:

@@ -13,6 +13,7 @@ import pandas as pd
 from iclens.dashboards.view import (
     ConceptRow,
     Curve,
+    DoseView,
     Histogram,
     LatentRow,
     LatentView,
@@ -27,6 +28,9 @@ from iclens.names import Site
 from iclens.study.results import Results
 from iclens.tables.trajectories import Trajectories
 
+ANSWER = "exact"
+"""The belief that pushes are shown for."""
+UNPUSHED = "Pushed are the first of the short list at pre of each site."
 PAGES_REASON = (
     "Of each site, in turn: the clearest growth, the best concept, the largest tested patch effect, "
     "until {n} latents are chosen."
@@ -111,13 +115,16 @@ def latent_views(results: Results, site: Site, latents: list[int], seen: Seen) -
     trajectories = _trajectories(results, site, latents)
     transforms, patches = (results.table(name) for name in ("transforms", "patches"))
     transforms, patches = (t[t["site"] == site.short] for t in (transforms, patches))
+    dose, curves, accounts = (results.table(name) for name in ("dose", "dose_curves", "latent_accounts"))
+    dose, curves, accounts = (t[t["site"] == site.short] for t in (dose, curves, accounts))
     patched = set(patches["latent"])
     views = []
     for latent in latents:
         concepts = transforms[transforms["latent"] == latent]
         role = _best_role(concepts, results.config.transforms.roles[0])
         own = patches[patches["latent"] == latent]
-        reasons = {}
+        doses = _doses(dose[dose["latent"] == latent], curves[curves["latent"] == latent])
+        reasons = {} if doses else {"doses": UNPUSHED}
         if latent not in patched:
             reasons["patches"] = (
                 "Its activation is the same in run A and run B."
@@ -140,6 +147,8 @@ def latent_views(results: Results, site: Site, latents: list[int], seen: Seen) -
                 suppresses=seen.suppresses.get(latent, []),
                 histogram=seen.histograms.get(latent),
                 reasons=reasons,
+                doses=doses,
+                follows=_follows(accounts[accounts["latent"] == latent]),
             )
         )
     return views
@@ -190,7 +199,12 @@ def _trajectories(results: Results, site: Site, latents: list[int]) -> dict[int,
         for arm in (treated, control):
             beliefs, _, _ = results.beliefs_of(arm)
             of = Trajectories.of(
-                results.latents(arm, site, role), ids, arm=arm, beliefs=beliefs, decoder_norm=norms
+                results.latents(arm, site, role),
+                ids,
+                arm=arm,
+                beliefs=beliefs,
+                belief_names=results.config.belief_names,
+                decoder_norm=norms,
             )
             summary = of.summary(seed=results.config.prompts.seed)
             curves.append({latent: _curve(summary[summary["latent"] == latent]) for latent in latents})
@@ -229,6 +243,30 @@ def _patch(row: Mapping[Any, Any]) -> PatchRow:
     effect = {name: row[name] for name in ("base", "patched", "donor", "effect", "ci_low", "ci_high")}
     tests = {name: row[name] for name in ("control_p", "normalised", "q_value")}
     return PatchRow(row["belief"], **effect, **tests, **counts, reason=row["reason"])
+
+
+def _doses(dose: pd.DataFrame, curves: pd.DataFrame) -> list[DoseView]:
+    """Effects on the answer's log-odds, for each number of examples in context."""
+    views = []
+    for row in dose[dose["belief"] == ANSWER].to_dict("records"):
+        at = curves[(curves["belief"] == ANSWER) & (curves["n_examples"] == row["n_examples"])]
+        curve = Curve(*(at[name].tolist() for name in ("dose", "effect", "ci_low", "ci_high")))
+        judged = "causal" if row["causal"] else str(row["reason"]) or "not compared with matched latents"
+        slope = (
+            f"{row['slope']:.3g} nats per natural growth [{row['slope_low']:.3g}, {row['slope_high']:.3g}]"
+        )
+        views.append(DoseView(int(row["n_examples"]), curve, f"{slope}; {judged}"))
+    return views
+
+
+def _follows(accounts: pd.DataFrame) -> list[str]:
+    """The account that is named at each role, and how far the next one is behind."""
+    found = []
+    for role, rows in accounts.groupby("role", sort=False):
+        best = rows[rows["named"]].iloc[0]
+        at = f", {best['parameter']}" if best["parameter"] else ""
+        found.append(f"At {role} it follows, over arms {best['arms']}: {best['account']}{at}.")
+    return found
 
 
 def _curve(rows: pd.DataFrame) -> Curve:

@@ -125,9 +125,24 @@ class Run:
         return self.results.table("latent_tests")
 
     @property
+    def latent_accounts(self) -> pd.DataFrame:
+        """The same accounts of each short-listed latent; `named` marks the one that is named for it."""
+        return self.results.table("latent_accounts")
+
+    @property
     def dose(self) -> pd.DataFrame:
         """Dose-responses of pushed latents: a row per site, latent and belief."""
         return self.results.table("dose")
+
+    @property
+    def dose_curves(self) -> pd.DataFrame:
+        """The curves behind them, context × dose: a row per site, latent, belief, n_examples and dose."""
+        return self.results.table("dose_curves")
+
+    @property
+    def injections(self) -> pd.DataFrame:
+        """What a site's own mean growth does to the beliefs, whole and in parts."""
+        return self.results.table("injections")
 
     @property
     def closure(self) -> pd.DataFrame:
@@ -234,7 +249,12 @@ class Run:
         beliefs, _, _ = self.results.beliefs_of(arm)
         norms = self.results.decoder_norms[site.short]
         return Trajectories.of(
-            self.results.latents(arm, site, role), latents, arm=arm, beliefs=beliefs, decoder_norm=norms
+            self.results.latents(arm, site, role),
+            latents,
+            arm=arm,
+            beliefs=beliefs,
+            belief_names=self.results.config.belief_names,
+            decoder_norm=norms,
         )
 
     @cached_property

@@ -18,8 +18,14 @@ from iclens.study.flow import FOLDERS
 from iclens.study.runfolder import CARD, RunFolder
 from iclens.study.store import load_arrays, load_json, load_prompts
 from iclens.tables.activations import LatentActs
-from iclens.tables.dose import ClosureTable, DoseTable, InteractionTable
-from iclens.tables.evidence import AccountTable, BayesTestTable, EvidenceTable
+from iclens.tables.dose import (
+    ClosureTable,
+    DoseCurveTable,
+    DoseTable,
+    InjectionTable,
+    InteractionTable,
+)
+from iclens.tables.evidence import AccountTable, BayesTestTable, EvidenceTable, LatentAccountTable
 from iclens.tables.frame import Table
 from iclens.tables.growth import AgreementTable, BeliefTable, GrowthTable
 from iclens.tables.patches import GradedTable, LadderTable, PatchTable, SweepTable
@@ -37,8 +43,11 @@ TABLES: dict[str, tuple[str, type[Table]]] = {
     "shapes": ("shape", ShapeTable),
     "evidence": ("shape", EvidenceTable),
     "latent_tests": ("shape", BayesTestTable),
+    "latent_accounts": ("shape", LatentAccountTable),
     "dose": ("dose", DoseTable),
+    "dose_curves": ("dose", DoseCurveTable),
     "closure": ("dose", ClosureTable),
+    "injections": ("dose", InjectionTable),
     "interactions": ("dose", InteractionTable),
     "growth": ("growth", VerdictTable),
     "confirmed": ("growth", ConfirmTable),

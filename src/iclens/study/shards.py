@@ -48,10 +48,14 @@ class ArmTracked:
 
 def track_prompts(bench: Bench, prompts: PromptSet) -> ArmTracked:
     """Latents and beliefs of prompts, from one pass of the model."""
-    section = bench.config.track
-    tracked = track(bench.model, bench.saes, prompts, roles=tuple(section.roles), batch=section.batch)
+    section, declared = bench.config.track, bench.config.declared
+    words = [word for belief in declared for word in belief.words(bench.config.prompts.inputs)]
+    tracked = track(
+        bench.model, bench.saes, prompts, roles=tuple(section.roles), batch=section.batch, words=words
+    )
     right = np.array(tracked.probs.answers)[tracked.probs.top()] == prompts.answer
-    return ArmTracked(tracked.latents, belief_log_odds(tracked.probs, prompts), right)
+    model = belief_log_odds(tracked.probs, prompts, declared=declared)
+    return ArmTracked(tracked.latents, model, right)
 
 
 def write_shard(bench: Bench, rank: int, world: int) -> Path:

@@ -19,7 +19,6 @@ from iclens.dashboards.view import (
     SweepView,
 )
 from iclens.growth.verdict import LEVEL
-from iclens.names import BELIEFS
 from iclens.patching.runs import ZERO
 from iclens.study.results import PATCH_Q, Results
 from iclens.tables.verdicts import FALLS, LADDER
@@ -34,8 +33,9 @@ MOVED = 0.5
 """Least P(task on B's own x) after a patch for which the task counts as moved."""
 
 
-def meanings(task: str, slope: int | None) -> dict[str, str]:
-    """Every belief's definition in words."""
+def meanings(results: Results) -> dict[str, str]:
+    """Every belief's definition in words, the declared ones after the five of every study."""
+    task, slope = results.config.prompts.task, results.config.prompts.rule.slope
     band = f"P(|y − {slope}x| ≤ {BAND} | number)" if slope is not None else "undefined: the task has no slope"
     return {
         "numeric": "P(any number)",
@@ -43,7 +43,7 @@ def meanings(task: str, slope: int | None) -> dict[str, str]:
         "double": band,
         "exact": f"P({task} applied to x)",
         "copy": "P(the label of the example just before)",
-    }
+    } | {belief.name: belief.meaning for belief in results.config.declared}
 
 
 def provenance(results: Results) -> list[Fact]:
@@ -83,9 +83,8 @@ def quality_rows(quality: pd.DataFrame) -> list[QualityRow]:
 def belief_curves(results: Results) -> list[BeliefCurve]:
     """One panel per belief that is defined."""
     table, (treated, control) = results.table("beliefs"), results.arms[:2]
-    words = meanings(results.config.prompts.task, results.config.prompts.rule.slope)
-    panels = []
-    for belief in BELIEFS:
+    words, panels = meanings(results), []
+    for belief in results.config.belief_names:
         own, other = (
             table[(table["belief"] == belief) & (table["arm"] == arm)] for arm in (treated, control)
         )

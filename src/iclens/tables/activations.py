@@ -19,7 +19,7 @@ from scipy.sparse import csc_array, csr_array, vstack
 from iclens.errors import TableError
 from iclens.names import Site, check_role
 from iclens.tables.arrays import Floats, Ints, expect_shape
-from iclens.tables.mapped import mapped_arrays
+from iclens.tables.mapped import mapped_arrays, stretch
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,9 @@ class LatentActs:
             raise TableError(f"latent {latent}", f"the SAE has {self.d_sae}", "Choose one of these.")
         if self.by_latent is None:
             return self.matrix[:, [latent]].toarray().reshape(self.n_prompts, self.n_examples)
-        first, last = (int(end) for end in self.by_latent.starts[latent : latent + 2])
+        first, last = (int(end) for end in stretch(self.by_latent.starts, latent, latent + 2))
         out = np.zeros(self.n_prompts * self.n_examples, dtype=self.value.dtype)
-        out[self.by_latent.rows[first:last]] = self.by_latent.values[first:last]
+        out[stretch(self.by_latent.rows, first, last)] = stretch(self.by_latent.values, first, last)
         return out.reshape(self.n_prompts, self.n_examples)
 
     def save(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""EvidenceTable, BayesTestTable and AccountTable: is growth weighted by evidence, and what predicts it?"""
+"""Is growth weighted by evidence, and what predicts it? Tables of regressions, tests and accounts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ class EvidenceTable(Table):
         "evidence": Column("float", "Δ pre-activation × decoder norm per nat of label evidence"),
         "evidence_low": Column("float", "lower end of its 95 % interval, clustered by prompt"),
         "evidence_high": Column("float", "upper end"),
-        "count": Column("float", "Δ per example at no evidence, at the mean age"),
+        "count": Column("float", "Δ per example at no evidence, at the mean age and nearness"),
         "count_low": Column("float", "lower end of its 95 % interval"),
         "count_high": Column("float", "upper end"),
+        "similarity": Column(
+            "float",
+            "Δ from the farthest to the nearest example before a query; NaN for inputs that are no numbers",
+        ),
+        "similarity_low": Column("float", "lower end of its 95 % interval"),
+        "similarity_high": Column("float", "upper end"),
         "n_prompts": Column("int", "prompts"),
         "n_increments": Column("int", "increments, over all arms"),
         "weighting": Column("str", '"evidence", "count", "both" or "neither"; empty when undefined'),
@@ -43,6 +49,26 @@ class BayesTestTable(Table):
         "meaning": Column("str", "what the estimate is, with the value that Bayes predicts"),
         "verdict": Column("str", "the answer in words"),
         "reason": Column("str", "why it is undefined; empty otherwise"),
+    }
+
+
+class LatentAccountTable(Table):
+    """One row per short-listed latent and account, fitted to all arms at once; see AccountTable."""
+
+    COLUMNS: ClassVar[dict[str, Column]] = {
+        "site": Column("str", "site, by its TransformerLens name"),
+        "role": Column("str", "token of each example"),
+        "latent": Column("int", "latent id"),
+        "account": Column("str", "its name"),
+        "behind": Column("float", "held-out log-likelihood behind the best account, nats per prompt"),
+        "behind_low": Column("float", "lower end of its 95 % interval over prompts"),
+        "behind_high": Column("float", "upper end"),
+        "parameter": Column("str", "its fitted parameters"),
+        "r2": Column("float", "share of the arms' mean pre-activations that it explains, held-out prompts"),
+        "named": Column(
+            "bool", "whether it is the simplest of those that the data do not separate from the best"
+        ),
+        "arms": Column("str", "arms compared"),
     }
 
 

@@ -40,8 +40,9 @@ class Trajectories:
         latent_ids: [latent].
         values: gated activation × decoder norm, [latent prompt example].
         n_seen: labels read at this role, [example].
-        beliefs: log-odds in nats at `pre` of the same example, [prompt example belief], in the order of
-            `names.BELIEFS`; NaN where a belief is undefined.
+        beliefs: log-odds in nats at `pre` of the same example, [prompt example belief]; NaN where a belief is
+            undefined.
+        belief_names: [belief].
     """
 
     site: Site
@@ -51,6 +52,7 @@ class Trajectories:
     values: Floats
     n_seen: Ints
     beliefs: Floats
+    belief_names: tuple[str, ...] = BELIEFS
 
     def __post_init__(self) -> None:
         check_role(self.role)
@@ -59,7 +61,7 @@ class Trajectories:
             latent_ids=(self.latent_ids, ("latent",)),
             values=(self.values, ("latent", "prompt", "example")),
             n_seen=(self.n_seen, ("example",)),
-            beliefs=(self.beliefs, ("prompt", "example", len(BELIEFS))),
+            beliefs=(self.beliefs, ("prompt", "example", len(self.belief_names))),
         )
         if len(np.unique(self.latent_ids)) != len(self.latent_ids):
             raise TableError("Trajectories.latent_ids", "a latent stands twice", "List each latent once.")
@@ -72,6 +74,7 @@ class Trajectories:
         *,
         arm: str,
         beliefs: Floats,
+        belief_names: tuple[str, ...] = BELIEFS,
         decoder_norm: Floats | None = None,
     ) -> Trajectories:
         """The trajectories of some of a site's latents.
@@ -81,6 +84,7 @@ class Trajectories:
             latent_ids: [latent] which to follow.
             arm: their arm.
             beliefs: log-odds in nats, [prompt example belief].
+            belief_names: [belief].
             decoder_norm: length of every latent's decoder row, [d_sae]; 1 when not given.
 
         Raises:
@@ -98,7 +102,7 @@ class Trajectories:
         if decoder_norm is not None:
             values = values * decoder_norm[chosen][:, None, None]
         n_seen = examples_seen(latents.role, latents.n_examples)
-        return cls(latents.site, latents.role, arm, chosen, values, n_seen, beliefs)
+        return cls(latents.site, latents.role, arm, chosen, values, n_seen, beliefs, belief_names)
 
     @property
     def df(self) -> pd.DataFrame:
@@ -118,8 +122,9 @@ class Trajectories:
                 "activation": self.values.reshape(-1),
             }
         )
-        beliefs = np.broadcast_to(self.beliefs, (n_latents, n_prompts, n_examples, len(BELIEFS)))
-        return frame.assign(**{name: beliefs[..., i].reshape(-1) for i, name in enumerate(BELIEFS)})
+        names = self.belief_names
+        beliefs = np.broadcast_to(self.beliefs, (n_latents, n_prompts, n_examples, len(names)))
+        return frame.assign(**{name: beliefs[..., i].reshape(-1) for i, name in enumerate(names)})
 
     def summary(self, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Mean activation by examples seen, with a 95 % band that bootstraps prompts.

@@ -5,17 +5,24 @@ The same function reads the model's answers and the exact posterior's, so the tw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from iclens.names import BELIEFS
 from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Floats, Strings
 from iclens.tables.prompts import PromptSet
 from iclens.tasks.beliefs import belief_index, log_odds, read_beliefs
+from iclens.tasks.declared import DeclaredBelief, belief_names
 from iclens.tasks.spec import parse_task
 
 
-def belief_log_odds(probs: AnswerProbs, prompts: PromptSet, copied: Strings | None = None) -> Floats:
+def belief_log_odds(
+    probs: AnswerProbs,
+    prompts: PromptSet,
+    copied: Strings | None = None,
+    declared: Sequence[DeclaredBelief] = (),
+) -> Floats:
     """Log-odds of every belief before each example, in nats.
 
     Args:
@@ -23,22 +30,26 @@ def belief_log_odds(probs: AnswerProbs, prompts: PromptSet, copied: Strings | No
         prompts: what was asked; its tasks say what each belief means.
         copied: the answer whose copying is asked about, [prompt example]. By default the label of the example
             just before, so that `copy` tells a repeated last label from a learnt task; NaN at example 0.
+        declared: further beliefs, read from the same answers.
 
     Returns:
-        [prompt example belief], in the order of `names.BELIEFS`; NaN where a belief is undefined.
+        [prompt example belief], in the order of `belief_names(declared)`; NaN where a belief is undefined.
 
     Raises:
         TaskError: when a prompt's task is not a task.
     """
     last_label = copied is None
     wanted = _last_labels(prompts) if copied is None else copied
-    out = np.full((*prompts.x.shape, len(BELIEFS)), np.nan)
+    out = np.full((*prompts.x.shape, len(belief_names(declared))), np.nan)
     for name in np.unique(prompts.task):
         rows = np.flatnonzero(prompts.task == name)
         # In float32, 1 − p is lost well before the log-odds that a sure model reaches.
         part = AnswerProbs(probs.answers, probs.log_prob[rows].astype(np.float64))
         task = parse_task(str(name))
-        out[rows] = log_odds(read_beliefs(part, task, prompts.x[rows], prompts.answer[rows], wanted[rows]))
+        x, answer = prompts.x[rows], prompts.answer[rows]
+        standard = read_beliefs(part, task, x, answer, wanted[rows])
+        beside = [belief.read(part, x, answer)[..., None] for belief in declared]
+        out[rows] = log_odds(np.concatenate([standard, *beside], axis=-1))
     if last_label:
         out[:, 0, belief_index("copy")] = np.nan
     return out

@@ -2,7 +2,8 @@
 
 1. Each batch of prompts goes through the model once; all sites are recorded at all roles, and the answers at
 `pre`. A probed arm has a pass for each example, because each query has a sequence of its own. 2. Each site's
-SAE encodes the batch at once, and only the active latents are kept: memory holds one batch of activations.
+SAE encodes the batch at once, all roles together, and only the active latents are kept: memory holds one
+batch of activations. 3. In the end a site's entries are put in order and cut into its roles.
 Enter a model, SAEs and a PromptSet; leave LatentActs by site and role, and the answers' probabilities.
 """
 
@@ -49,34 +50,29 @@ class Tracked:
 
 @dataclass
 class _Gathered:
-    """Encoded batches of one place, with the row of the table that each of their rows is."""
+    """Encoded batches of one site, with the row [role prompt example] that each of their rows is."""
 
     parts: list[EncodedRows] = field(default_factory=list)
-    total_sq: list[Floats] = field(default_factory=list)
     rows: list[Ints] = field(default_factory=list)
 
-    def add(self, sae: Sae, values: Floats, rows: Ints) -> None:
-        """Encode activations [row d_model] that belong to rows [row] of the table."""
-        self.parts.append(encode_rows(sae, values))
-        self.total_sq.append(np.square(values).sum(axis=1))
-        self.rows.append(rows)
-
-    def finish(self, sae: Sae, role: str, n_prompts: int, n_examples: int) -> LatentActs:
-        """All of them as one table, in the order of its rows."""
-        order = np.argsort(np.concatenate(self.rows), kind="stable")
-        entries = csr_array(vstack([part.latents for part in self.parts], format="csr"))
-        if not np.array_equal(order, np.arange(len(order))):
-            entries = csr_array(entries[order])
-        shape = (n_prompts, n_examples)
+    def finish(self, sae: Sae, roles: Sequence[str], n_prompts: int, n_examples: int) -> list[LatentActs]:
+        """All of them as one table for each role, in the order of its rows."""
+        order = np.argsort(np.concatenate(self.rows))
+        entries = csr_array(vstack([part.latents for part in self.parts], format="csr"))[order]
+        shape = (len(roles), n_prompts, n_examples)
         error_sq, total_sq = (
             np.concatenate(parts)[order].reshape(shape)
-            for parts in ([part.error_sq for part in self.parts], self.total_sq)
+            for parts in ([p.error_sq for p in self.parts], [p.total_sq for p in self.parts])
         )
-        value = np.asarray(entries.data, dtype=np.float32)
-        return LatentActs(
-            sae.site, role, sae.sae_id, sae.d_sae, *shape, entries.indptr, entries.indices, value,
-            error_sq, total_sq,
-        )  # fmt: skip
+        tables = []
+        for r, role in enumerate(roles):
+            ends = entries.indptr[r * n_prompts * n_examples :][: n_prompts * n_examples + 1]
+            own = slice(ends[0], ends[-1])
+            tables.append(LatentActs(
+                sae.site, role, sae.sae_id, sae.d_sae, n_prompts, n_examples,
+                ends - ends[0], entries.indices[own], entries.data[own], error_sq[r], total_sq[r],
+            ))  # fmt: skip
+        return tables
 
 
 def track(
@@ -85,6 +81,7 @@ def track(
     prompts: PromptSet,
     roles: Sequence[str] = TRACKED_ROLES,
     batch: int = 128,
+    words: Sequence[str] = (),
 ) -> Tracked:
     """Follow every latent of `saes` over the examples of `prompts`.
 
@@ -96,6 +93,7 @@ def track(
         prompts: one arm's prompts.
         roles: which tokens of each example.
         batch: prompts per forward pass.
+        words: answers to read beside the numbers and the prompts' own words.
 
     Raises:
         SaeError: when there is no SAE, or one is a transcoder or of another site.
@@ -114,33 +112,35 @@ def track(
                 f"tracking {site.short}", f"the SAE is of {sae.site.short}", "Use that site's SAE."
             )
     roles = [check_role(role) for role in dict.fromkeys(roles)]
-    gathered = {(site, role): _Gathered() for site in saes for role in roles}
-    words, _ = model.answer_space(_words(prompts))
-    answers = AnswerProbs(words, np.empty((*prompts.x.shape, len(words)), np.float32))
+    gathered = {site: _Gathered() for site in saes}
+    extra = tuple(dict.fromkeys((*_words(prompts), *words)))
+    read, _ = model.answer_space(extra)
+    answers = AnswerProbs(read, np.empty((*prompts.x.shape, len(read)), np.float32))
     for one in prompts.passes():
         where = np.concatenate([one.positions(role) for role in roles])
         passes = record_and_answer(
-            model, one.tokens, list(saes), where, one.positions("pre"), extra=_words(prompts), batch=batch
+            model, one.tokens, list(saes), where, one.positions("pre"), extra=extra, batch=batch
         )
         for i, (recorded, probs) in enumerate(passes):
             some = np.arange(i * batch, i * batch + len(probs.log_prob))
             answers.log_prob[some[:, None], one.examples] = probs.log_prob
-            rows = (some[:, None] * prompts.n_examples + one.examples).ravel()
+            row = np.arange(len(roles)) * prompts.n_prompts + some[:, None]
+            rows = (row[..., None] * prompts.n_examples + one.examples).ravel()
             for site, values in recorded.items():
-                _refuse_nan(values, site, prompts.arm, int(some[0]))
-                by_role = values.reshape(len(some), len(roles), len(one.examples), model.d_model)
-                for r, role in enumerate(roles):
-                    gathered[site, role].add(saes[site], by_role[:, r].reshape(-1, model.d_model), rows)
+                encoded = encode_rows(saes[site], values.flatten(0, 1))
+                _refuse_nan(encoded.total_sq.reshape(len(some), -1), site, prompts.arm, int(some[0]))
+                gathered[site].parts.append(encoded)
+                gathered[site].rows.append(rows)
     latents = {
-        (site, role): gathered.pop((site, role)).finish(saes[site], role, *prompts.x.shape)
-        for site in saes for role in roles
+        (site, table.role): table
+        for site in saes for table in gathered.pop(site).finish(saes[site], roles, *prompts.x.shape)
     }  # fmt: skip
     return Tracked(prompts, latents, answers)
 
 
-def _refuse_nan(values: Floats, site: Site, arm: str, first: int) -> None:
-    """Raise where an activation [prompt pos d_model] is not finite."""
-    bad = ~np.isfinite(values).all(axis=(1, 2))
+def _refuse_nan(total_sq: Floats, site: Site, arm: str, first: int) -> None:
+    """Raise where an activation is not finite, by its squared length [prompt pos]."""
+    bad = ~np.isfinite(total_sq).all(axis=1)
     if bad.any():
         raise TableError(
             f"activations at {site.short}, arm {arm}",

@@ -10,7 +10,16 @@ from scipy.stats import false_discovery_control
 
 from iclens.growth.dose import causal_reasons
 from iclens.names import Site
-from iclens.patching.dose import PUSHABLE, closure_table, dose_table, interaction_table, prepare
+from iclens.patching.closure import injection_table, joint_push, natural_parts
+from iclens.patching.dose import (
+    PUSHABLE,
+    closure_table,
+    curve_table,
+    dose_table,
+    interaction_table,
+    prepare,
+    responses,
+)
 from iclens.study.bench import Bench, beliefs_file
 from iclens.study.config import StudyConfig
 from iclens.study.growth_inputs import splits_of
@@ -18,28 +27,41 @@ from iclens.study.stages.detect import SHORTLIST
 from iclens.study.stages.shape import by_place
 from iclens.tables.activations import select_prompts
 from iclens.tables.arrays import Floats, Ints
-from iclens.tables.dose import ClosureTable, DoseTable, InteractionTable
+from iclens.tables.dose import (
+    ClosureTable,
+    DoseCurveTable,
+    DoseTable,
+    InjectionTable,
+    InteractionTable,
+)
+from iclens.tables.frame import Table
 from iclens.tables.growth import GrowthTable
 
 DOSE, CLOSURE, INTERACTIONS = "dose.parquet", "closure.parquet", "interactions.parquet"
+CURVES, INJECTIONS = "dose_curves.parquet", "injections.parquet"
+WRITTEN: dict[str, type[Table]] = {
+    DOSE: DoseTable, CURVES: DoseCurveTable, CLOSURE: ClosureTable, INJECTIONS: InjectionTable,
+    INTERACTIONS: InteractionTable,
+}  # fmt: skip
+"""File → its table."""
 ROLE = "pre"
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Write `dose.parquet`, `closure.parquet` and `interactions.parquet`."""
+    """Write the tables of `WRITTEN`."""
     chosen = by_place(GrowthTable.load(bench.of("detect") / SHORTLIST))
     listed = {site: ids for (site, role), ids in chosen.items() if role == ROLE and site.hook in PUSHABLE}
     skipped = sorted({site.short for site, role in chosen if role != ROLE or site.hook not in PUSHABLE})
     section = bench.config.growth
-    doses, closures, pairs = [], [], []
+    parts: dict[str, list[Any]] = {file: [] for file in WRITTEN}
     for site, ids in listed.items() if section.dose_latents else ():
-        found = _pushed(bench, site, ids, section.dose_latents)
-        for part, kept in zip(found, (doses, closures, pairs), strict=True):
-            kept += part
-    table = judged(DoseTable.concat(doses), first_examples(bench.config))
-    table.save(folder / DOSE)
-    ClosureTable.concat(closures).save(folder / CLOSURE)
-    InteractionTable.concat(pairs).save(folder / INTERACTIONS)
+        for n_examples in context_sizes(bench.config):
+            for file, part in _pushed(bench, site, ids, n_examples).items():
+                parts[file].append(part)
+    tables: dict[str, Any] = {file: kind.concat(parts[file]) for file, kind in WRITTEN.items()}
+    tables[DOSE] = table = judged(tables[DOSE], first_examples(bench.config))
+    for file, found in tables.items():
+        found.save(folder / file)
     return {
         "latents pushed": len(set(zip(table["site"], table["latent"], strict=True))),
         "causal for the task's answer": int(table["causal"][table["belief"] == "exact"].sum()),
@@ -52,35 +74,40 @@ def first_examples(config: StudyConfig) -> int:
     return config.growth.dose_examples or max(1, config.prompts.n_examples // 4)
 
 
-def _pushed(
-    bench: Bench, site: Site, listed: Ints, n: int
-) -> tuple[list[DoseTable], list[ClosureTable], list[InteractionTable]]:
+def context_sizes(config: StudyConfig) -> list[int]:
+    """Numbers of examples in context at which latents are pushed: context × dose."""
+    return sorted({first_examples(config), config.prompts.n_examples // 2})
+
+
+def _pushed(bench: Bench, site: Site, listed: Ints, n_examples: int) -> dict[str, Table]:
+    """What pushing a site's short-listed latents does after `n_examples`; file → table.
+
+    Controls and pairs are asked for at the first number of examples only.
+    """
     config, splits = bench.config, splits_of(bench.config)
-    prompts = splits.confirm[: config.growth.dose_prompts]
-    arm = bench.prompts(config.treated).select(prompts)
+    section, first = config.growth, n_examples == first_examples(config)
+    prompts = splits.confirm[: section.dose_prompts]
+    arm = bench.prompts(config.treated)
     final = bench.arrays("track", beliefs_file(config.treated))["model"][prompts, -1]
     others = np.concatenate([splits.discovery, splits.shape])
-    doses, closures, pairs = [], [], []
-    first = first_examples(config)
-    for n_examples in sorted({first, config.prompts.n_examples // 2}):
-        growth = natural_growth(bench, site, listed, others, n_examples)
-        bed = prepare(bench.model, bench.saes[site], arm, n_examples, final)
-        acts = (
-            select_prompts(bench.latents(config.treated, site, ROLE), others) if n_examples == first else None
-        )
-        table, slopes = dose_table(
-            bed,
-            listed[:n],
-            growth[:n],
-            acts,
-            n_controls=config.growth.n_controls,
-            seed=config.growth.split_seed,
-        )
-        doses.append(table)
-        closures.append(closure_table(bed, slopes, listed[:n], growth[:n], (listed, growth)))
-        if n_examples == first:
-            pairs.append(interaction_table(bed, listed[:n], growth[:n]))
-    return doses, closures, pairs
+    growth = natural_growth(bench, site, listed, others, n_examples)
+    bed = prepare(bench.model, bench.saes[site], arm.select(prompts), n_examples, final, config.declared)
+    acts = select_prompts(bench.latents(config.treated, site, ROLE), others) if first else None
+    ids, own = listed[: section.dose_latents], growth[: section.dose_latents]
+    effects = responses(bed, ids, own)
+    table, slopes = dose_table(
+        bed, ids, own, acts, n_controls=section.n_controls, seed=section.split_seed, effects=effects
+    )
+    injected = {"short-listed latents": joint_push(bed, listed, growth)} | natural_parts(
+        bench.model, bench.saes[site], arm.select(others), n_examples, config.track.batch
+    )
+    found: dict[str, Table] = {
+        DOSE: table,
+        CURVES: curve_table(bed, ids, effects, seed=section.split_seed),
+        CLOSURE: closure_table(bed, slopes, ids, own, (listed, growth)),
+        INJECTIONS: injection_table(bed, injected, seed=section.split_seed),
+    }
+    return found | {INTERACTIONS: interaction_table(bed, ids, own)} if first else found
 
 
 def natural_growth(bench: Bench, site: Site, latents: Ints, prompts: Ints, n_examples: int) -> Floats:

@@ -17,10 +17,10 @@ from iclens.growth.design import design_of
 from iclens.growth.exchange import bayes_tests
 from iclens.growth.falsifiers import ask
 from iclens.growth.verdict import Found, judge
-from iclens.names import BELIEFS, Site
+from iclens.names import Site
 from iclens.study.bench import Bench, beliefs_file
 from iclens.study.growth_figures import closures, figures
-from iclens.study.growth_inputs import exact_task, label_evidence, splits_of
+from iclens.study.growth_inputs import exact_task, example_closeness, label_evidence, splits_of
 from iclens.study.stages.dose import CLOSURE, DOSE, first_examples
 from iclens.study.stages.shape import DIRECTIONS, EVIDENCE, MANIFEST, SHAPES
 from iclens.study.stages.track import CALIBRATION
@@ -81,15 +81,15 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
 
 def _beliefs(bench: Bench, folder: Path) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """Write the belief table and the fits of LO_0 + nλ; the log-odds of every arm, model and exact."""
-    section, treated = bench.config.prompts, bench.config.treated
+    section, treated, names = bench.config.prompts, bench.config.treated, bench.config.belief_names
     n_seen = examples_seen("pre", section.n_examples)
     kept = {arm: bench.arrays("track", beliefs_file(arm)) for arm in section.arms}
     model = {arm: arrays["model"] for arm, arrays in kept.items()}
     exact = {arm: arrays["exact"] for arm, arrays in kept.items()}
     known = {arm: values for arm, values in exact.items() if np.isfinite(values).any()}
-    belief_table(n_seen, model, exact=known, seed=section.seed).save(folder / "beliefs.parquet")
+    belief_table(n_seen, model, exact=known, names=names, seed=section.seed).save(folder / "beliefs.parquet")
     own, true = model[treated], exact[treated]
-    fits = {name: _fit(n_seen, own[..., i], true[..., i], section.seed) for i, name in enumerate(BELIEFS)}
+    fits = {name: _fit(n_seen, own[..., i], true[..., i], section.seed) for i, name in enumerate(names)}
     save_json(folder / "bayes.json", fits)
     return model, exact
 
@@ -108,10 +108,10 @@ def _fit(n_seen: np.ndarray, model: Floats, exact: Floats, seed: int) -> dict[st
 def _agreement(bench: Bench, model: dict[str, Floats], exact: dict[str, Floats]) -> AgreementTable:
     """The model's log-odds on the exact ones in every arm: its beliefs, and the task behind its answers."""
     calibration = Calibration(**load_json(bench.of("track") / CALIBRATION))
-    rows = []
+    rows, names = [], bench.config.belief_names
     for arm in bench.config.prompts.arms:
         everyone = np.arange(len(model[arm]))
-        pairs = [(name, exact[arm][..., i], model[arm][..., i]) for i, name in enumerate(BELIEFS)]
+        pairs = [(name, exact[arm][..., i], model[arm][..., i]) for i, name in enumerate(names)]
         p_correct = 1 / (1 + np.exp(-model[arm][..., EXACT]))
         pairs.append(("task", exact_task(bench, arm, everyone), task_belief(p_correct, calibration)))
         for name, true, own in pairs:
@@ -124,9 +124,10 @@ def _agreement(bench: Bench, model: dict[str, Floats], exact: dict[str, Floats])
 def _tests(bench: Bench, model: dict[str, Floats], exact: dict[str, Floats]) -> BayesTestTable:
     everyone = np.arange(bench.config.prompts.n_prompts)
     llr = {arm: label_evidence(bench, arm, everyone) for arm in model}
+    similarity = example_closeness(bench, everyone)
     parts = [
         bayes_tests({arm: values[..., EXACT] for arm, values in of.items()}, llr, response=name,
-                    treated=bench.config.treated, seed=bench.config.prompts.seed)
+                    similarity=similarity, treated=bench.config.treated, seed=bench.config.prompts.seed)
         for name, of in (("model", model), ("exact posterior", exact))
     ]  # fmt: skip
     return BayesTestTable.concat(parts)

@@ -7,31 +7,34 @@ from typing import Any
 
 import numpy as np
 
+from iclens.growth.account_models import BEHAVIOUR
 from iclens.growth.confirm import Claim, Manifest
-from iclens.growth.evidence import evidence_regression
+from iclens.growth.evidence import EvidenceFit, evidence_regression
 from iclens.growth.exchange import bayes_tests
 from iclens.growth.shape.certificate import fit_shapes
 from iclens.names import Site
 from iclens.study import digests
-from iclens.study.bench import Bench
-from iclens.study.growth_inputs import Place, label_evidence, splits_of
+from iclens.study.bench import Bench, beliefs_file
+from iclens.study.growth_inputs import Place, example_closeness, label_evidence, splits_of
+from iclens.study.latent_accounts import account_designs, latent_accounts
 from iclens.study.stages.detect import SHORTLIST
 from iclens.study.store import save_arrays
 from iclens.tables.arrays import Floats, Ints
-from iclens.tables.evidence import BayesTestTable, EvidenceTable
+from iclens.tables.evidence import BayesTestTable, EvidenceTable, LatentAccountTable
 from iclens.tables.growth import GrowthTable
 from iclens.tables.shapes import ShapeTable
 from iclens.tables.trajectories import examples_seen
+from iclens.tasks.beliefs import belief_index
 from iclens.tracking.directions import direction_growth
 from iclens.tracking.pre_activations import pre_activations
 
 SHAPES, EVIDENCE, MANIFEST = "shapes.parquet", "evidence.parquet", "manifest.json"
-TESTS = "latent_tests.parquet"
+TESTS, ACCOUNTS = "latent_tests.parquet", "latent_accounts.parquet"
 DIRECTIONS, PRE = "directions.safetensors", "pre_{arm}.safetensors"
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Write the tables of shapes, evidence and latents' tests, pre-activations, directions, manifest."""
+    """Write the short list's shapes, evidence, tests and accounts, pre-activations, directions, manifest."""
     config = bench.config
     splits = splits_of(config)
     short = GrowthTable.load(bench.of("detect") / SHORTLIST)
@@ -40,18 +43,23 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     for arm, places in held.items():
         arrays = {f"{site.short} {role}": values for (site, role), values in places.items()}
         save_arrays(folder / PRE.format(arm=arm), arrays)
-    shapes, evidence, tests = [], [], []
+    shapes, evidence, tests, accounts = [], [], [], []
     known = {arm: label_evidence(bench, arm, splits.shape) for arm in config.prompts.arms}
+    similarity, designs = example_closeness(bench, splits.shape), account_designs(bench, splits.shape)
+    belief = {BEHAVIOUR: _paired_belief(bench, splits.discovery)}
     for place, latents in chosen.items():
         paired = held[config.treated][place] - held[config.controls[0]][place]
         n_seen = examples_seen(place[1], config.prompts.n_examples)
-        shapes.append(fit_shapes(n_seen, paired, place=place, latent_ids=latents))
+        fixed = belief if n_seen[0] == 0 else None
+        shapes.append(fit_shapes(n_seen, paired, place=place, latent_ids=latents, fixed=fixed))
         responses = {arm: held[arm][place] for arm in held}
-        evidence.append(_evidence(place, latents, responses, known))
+        evidence.append(_evidence(place, latents, evidence_regression(responses, known, similarity)))
+        accounts.append(latent_accounts(bench, place, latents, responses, designs))
         tests += [
             bayes_tests(
                 {arm: values[i] for arm, values in responses.items()}, known,
-                response=f"{place[0].short} {place[1]} {latent}", treated=config.treated,
+                response=f"{place[0].short} {place[1]} {latent}", similarity=similarity,
+                treated=config.treated,
             )
             for i, latent in enumerate(latents)
         ]  # fmt: skip
@@ -59,6 +67,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     table.save(folder / SHAPES)
     EvidenceTable.concat(evidence).save(folder / EVIDENCE)
     BayesTestTable.concat(tests).save(folder / TESTS)
+    LatentAccountTable.concat(accounts).save(folder / ACCOUNTS)
     _directions(bench, folder)
     manifest = _claims(short, table, splits.confirm, digests.of_json(config.model_dump(mode="json")))
     return {
@@ -88,10 +97,17 @@ def _scaled(bench: Bench, arm: str, chosen: dict[Place, Ints], prompts: Ints) ->
     }
 
 
-def _evidence(
-    place: Place, latents: Ints, responses: dict[str, Floats], known: dict[str, Floats]
-) -> EvidenceTable:
-    fit = evidence_regression(responses, known)
+def _paired_belief(bench: Bench, prompts: Ints) -> Floats:
+    """The answer's log-odds, arm T minus the first control, mean over prompts, nats [example].
+
+    From prompts on which no shape is judged: a curve that behaviour fixed, which a latent may follow.
+    """
+    arms = (bench.config.treated, bench.config.controls[0])
+    treated, control = (bench.arrays("track", beliefs_file(arm))["model"][prompts] for arm in arms)
+    return (treated - control)[..., belief_index("exact")].mean(axis=0)
+
+
+def _evidence(place: Place, latents: Ints, fit: EvidenceFit) -> EvidenceTable:
     n = len(latents)
     return EvidenceTable(
         {
@@ -104,6 +120,9 @@ def _evidence(
             "count": fit.count,
             "count_low": fit.count_low,
             "count_high": fit.count_high,
+            "similarity": fit.similarity,
+            "similarity_low": fit.similarity_low,
+            "similarity_high": fit.similarity_high,
             "n_prompts": np.full(n, fit.n_prompts),
             "n_increments": np.full(n, fit.n_increments),
             "weighting": fit.weighting,

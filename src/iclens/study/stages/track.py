@@ -10,7 +10,6 @@ import numpy as np
 
 from iclens.growth.calibration import Calibration, calibrate
 from iclens.models.forward import answer_probs
-from iclens.names import BELIEFS
 from iclens.study import shards
 from iclens.study.bench import Bench, beliefs_file, latents_file
 from iclens.study.store import save_arrays, save_json
@@ -68,13 +67,14 @@ def _calibration(bench: Bench) -> Calibration:
 
 def _exact(bench: Bench, prompts: PromptSet) -> tuple[Floats, str]:
     """The exact posterior's beliefs in log-odds [prompt example belief], or NaN and the reason."""
-    unknown = np.full((*prompts.x.shape, len(BELIEFS)), np.nan)
+    declared = bench.config.declared
+    unknown = np.full((*prompts.x.shape, len(bench.config.belief_names)), np.nan)
     if bench.mixture is None:
         return unknown, "the model's folder declares no mixture"
     possible = np.flatnonzero(in_mixture(bench.mixture, prompts))
     if possible.size == 0:
         return unknown, f"no prompt of arm {prompts.arm} is one that the mixture can give"
     some = prompts.select(possible)
-    unknown[possible] = belief_log_odds(exact_answer_probs(bench.mixture, some), some)
+    unknown[possible] = belief_log_odds(exact_answer_probs(bench.mixture, some), some, declared=declared)
     left = prompts.n_prompts - len(possible)
     return unknown, f"{left} prompts hold a label that the mixture never gives" if left else ""

@@ -3,9 +3,10 @@
     python analysis/02_additive_growth.py [RUN]
 
 RUN is a run folder or study folder; without one, a study of the built-in model in all arms is run first.
-1. What Bayes predicts. 2. What the beliefs do, arm by arm. 3. Which latents grow, and how far each gets on
-the ladder. 4. Which account predicts all arms. 5. What would refute the claim, and whether it did. Charts of
-2 and 4 are written into the run folder as SVG; the run's pages show the same.
+1. What Bayes predicts. 2. What the beliefs do, arm by arm. 3. Which latents grow, how far each gets on the
+ladder, and what pushing them does. 4. Which account predicts all arms, for the belief and for each latent.
+5. What would refute the claim, and whether it did. Charts of 2 and 4 are written into the run folder as SVG;
+the run's pages show the same.
 """
 
 from __future__ import annotations
@@ -59,6 +60,10 @@ def beliefs(run: iclens.Run) -> None:
     )
     agree = run.agreement.query("belief == 'exact'").set_index("arm")[["slope", "r", "goal_met"]]
     print(shown.reindex(run.arms).join(agree).round(2).to_string())
+    task = run.beliefs[(run.beliefs["arm"] == run.arms[0]) & run.beliefs["n_seen"].isin([0, 4, last])]
+    both = task.pivot(index="belief", columns="n_seen", values=["mean", "exact_mean"])
+    print("\nEvery belief in the task's own arm, model and exact, after so many examples:")
+    print(both.round(2).to_string())
     tests = run.tests[run.tests["estimate"].notna()]
     print()
     print(tests[["test", "response", "estimate", "low", "high", "verdict"]].round(3).to_string(index=False))
@@ -85,10 +90,14 @@ def latents(run: iclens.Run) -> None:
         .round(3)
         .to_string(index=False)
     )
+    injected = run.injections.query("belief == 'exact'")
+    effects = injected.pivot(index=["n_examples", "site"], columns="injected", values="effect")
+    print("\nWhat a site's own growth, injected whole and in parts, does to the answer (nats):")
+    print(effects.round(3).to_string())
 
 
 def accounts(run: iclens.Run) -> None:
-    """Accounts over all arms."""
+    """Accounts over all arms, for the belief and for the short-listed latents."""
     title("4. Which account predicts all arms at once")
     print(
         run.accounts[["account", "behind", "behind_low", "behind_high", "r2", "parameter"]]
@@ -96,6 +105,12 @@ def accounts(run: iclens.Run) -> None:
         .to_string(index=False)
     )
     print(run.results.facts_of_growth["accounts"]["verdict"])
+    named = run.latent_accounts.query("named")
+    print("\nNamed for short-listed latents, by role (the model's own belief stands beside the accounts):")
+    print(named.groupby(["account", "role"]).size().unstack(fill_value=0).to_string())
+    weights = run.evidence["weighting"].value_counts().to_dict()
+    near = (run.evidence["similarity_low"] > 0).sum()
+    print(f"Their increments follow: {weights}; {near} gain more from near examples than from far ones.")
 
 
 def falsifiers(run: iclens.Run) -> None:

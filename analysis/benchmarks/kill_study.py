@@ -1,8 +1,8 @@
 """Does a study killed at any moment end in the same tables, to the byte, and is none ever half there?
 
 1. A small study of the built-in model runs without interruption; then again in another folder. 2. Each trial
-kills a study with SIGKILL at a random moment, reads every table and array of the finished stages that
-it left, and runs it again. 3. The outputs of all stages are compared by hash.
+kills a study with SIGKILL at a random moment of its part of the run, reads every table and array of the
+finished stages that it left, and runs it again. 3. The outputs of all stages are compared by hash.
 
     OMP_NUM_THREADS=1 python analysis/benchmarks/kill_study.py [--kills 10] [--seed 0]
 """
@@ -29,7 +29,7 @@ study: killed
 model: {{folder: {model}}}
 saes: {{folder: {saes}}}
 prompts: {{task: 2x+3, arms: [T, S, D, W, Wr, N5], n_prompts: 80, n_examples: 6}}
-track: {{sites: [L2.resid_post, L2.mlp_out], roles: [pre, lab]}}
+track: {{sites: [L2.resid_post, L2.mlp_out], roles: [pre, lab], beliefs: ["against:3x+1"]}}
 growth: {{shortlist: 20, dose_latents: 2, dose_prompts: 8, n_controls: 10}}
 transforms:
   {{n_prompts: 2, n_examples: 6, roles: [pre], tasks: [2x, 2x+1, 2x+3, x+1, x+2, 3x, 3x+1, word:parity]}}
@@ -89,7 +89,9 @@ def main() -> None:
         print(f"uninterrupted: {len(wanted)} files in {seconds:.0f} s; again: {again == wanted}")
         same = 0
         for trial in range(asked.kills):
-            runs, moment = Path(place) / f"trial{trial}", rng.uniform(0.1, 1.0) * seconds
+            # One moment in each part of the run, so that the late stages have their turn.
+            moment = rng.uniform(trial, trial + 1) / asked.kills * seconds
+            runs = Path(place) / f"trial{trial}"
             process = start(config, runs)
             time.sleep(moment)
             process.send_signal(signal.SIGKILL)

@@ -10,12 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iclens.dashboards.additive_view import AccountRow, AdditiveView, ArmCurve, FalsifierRow, RungCount
+from iclens.dashboards.additive_view import (
+    AccountRow,
+    AdditiveView,
+    ArmCurve,
+    FalsifierRow,
+    FollowRow,
+    InjectionRow,
+    RungCount,
+)
 from iclens.dashboards.site import build_site
 from iclens.dashboards.view import (
     BeliefCurve,
     ConceptRow,
     Curve,
+    DoseView,
     Fact,
     Finding,
     GrowthCount,
@@ -122,6 +131,8 @@ def latent_page(rng: np.random.Generator, row: LatentRow, hostile: str) -> Laten
         prompts.append(
             PromptView("hostile", [TokenView(hostile, 2.0), TokenView(f'" onfocus={hostile}', 1.0)])
         )
+    doses = np.array([-1, -0.5, 0, 0.5, 1, 1.5, 2])
+    pushed = Curve(doses.tolist(), (0.4 * doses).tolist(), (0.3 * doses).tolist(), (0.5 * doses).tolist())
     bins = Histogram(np.linspace(0, 3, 25).tolist(), (900 * np.exp(-np.arange(24) / 6)).astype(int).tolist())
     return LatentView(
         row.site,
@@ -135,6 +146,10 @@ def latent_page(rng: np.random.Generator, row: LatentRow, hostile: str) -> Laten
         effects,
         [LogitEffect(e.text, -e.value) for e in effects],
         bins,
+        doses=[
+            DoseView(n, pushed, "causal" + hostile) for n in ((4, 8) if hostile else ())
+        ],  # few are pushed
+        follows=["At pre it follows the model's belief." + hostile],
     )
 
 
@@ -181,7 +196,17 @@ def additive(rng: np.random.Generator, hostile: str) -> AdditiveView:
         FalsifierRow("F1", "Is there no paired growth?" + hostile, "did not fire", "214 latents grow."),
         FalsifierRow("F7", "Is the closure below 25 %?", "fired", "Closure 0.11 [0.07, 0.16]." + hostile),
     ]
-    return AdditiveView(arms, rungs, accounts, "Fitted on half of the prompts." + hostile, falsifiers)
+    follows = [FollowRow("the model's belief" + hostile, 1234, "as the model believes" + hostile)]
+    parts = ("short-listed latents", "all latents", "error only", "full activation" + hostile)
+    injections = [
+        InjectionRow(site, part, 0.4 * i - 0.1, 0.4 * i - 0.3, 0.4 * i + 0.1, math.nan)
+        for site in SITES[:3]
+        for i, part in enumerate(parts)
+    ]
+    said = "Fitted on half of the prompts." + hostile
+    return AdditiveView(
+        arms, rungs, accounts, said, falsifiers, follows, injections, "After 4 examples." + hostile
+    )
 
 
 def make_view(per_site: int = 40, n_pages: int = 4, hostile: str = HOSTILE) -> SiteView:

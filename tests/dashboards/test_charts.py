@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from iclens.dashboards import additive_charts, charts, svg
-from iclens.dashboards.additive_view import AccountRow, ArmCurve, RungCount
+from iclens.dashboards.additive_view import AccountRow, ArmCurve, InjectionRow, RungCount
 from iclens.dashboards.view import (
     BeliefCurve,
     Curve,
@@ -189,6 +189,24 @@ def test_accounts_are_drawn_in_the_order_given_with_their_distances() -> None:
     found = texts(drawn)
     assert found.index("leaky sum") < found.index("counting")
     assert "12.5" in found and HOSTILE not in drawn
+
+
+def test_injected_growth_is_drawn_part_by_part_with_its_effect() -> None:
+    rows = [
+        InjectionRow(site, part, effect, effect - 0.1, effect + 0.1, math.nan)
+        for site in ("L1.mlp_out", "L2.resid_post")
+        for part, effect in (("all latents", 0.75), ("error only", -0.25))
+    ]
+    drawn = additive_charts.injection_chart(rows)
+    assert drawn.count("all latents  0.75") == 2 and drawn.count("error only  −0.25") == 2
+    assert "L2.resid_post error only −0.25" in drawn, "the text alternative"
+
+
+def test_doses_run_over_their_own_axis() -> None:
+    doses = Curve([-1, 0, 0.5, 2], [-0.3, 0.0, 0.1, 0.7], [-0.4, 0, 0, 0.5], [-0.2, 0, 0.2, 0.9])
+    drawn = svg.line_chart([("task", doses)], "Effect by dose: " + svg.ends(doses) + ".", "natural growths")
+    assert "natural growths" in drawn and "examples seen" not in drawn
+    assert "−0.300 at −1, 0.700 at 2" in drawn
 
 
 def test_an_arm_is_drawn_with_and_without_an_exact_posterior() -> None:

@@ -225,6 +225,17 @@ def test_after_a_label_the_design_is_that_of_the_next_query() -> None:
     np.testing.assert_array_equal(before.select(np.array([3])).exact, exact[[3]])
 
 
+def test_an_example_at_which_all_prompts_agree_has_no_say() -> None:
+    designs = {arm: contexts(arm, N) for arm in ARMS}
+    outputs = noisy_outputs("recency", n_prompts=N, seed=2)
+    moved = {arm: values.copy() for arm, values in outputs.items()}
+    for values in moved.values():
+        values[:, 0] = 7.0
+    found = compare(moved, designs)
+    assert found.best == compare(outputs, designs).best == "recency"
+    assert found.table["behind"][1] < 3 * compare(outputs, designs).table["behind"][1]
+
+
 def test_noise_alone_names_nothing() -> None:
     rng = np.random.default_rng(0)
     designs = {arm: contexts(arm, N) for arm in ARMS}

@@ -206,6 +206,31 @@ def test_before_the_first_label_copy_is_undefined_and_says_so(
     assert (np.isnan(curves["effect"]) == (curves["belief"] == "copy")).all()
 
 
+def test_a_belief_that_some_prompts_lack_is_undefined_in_every_table(
+    tiny_model: LanguageModel, make_sae: MakeSae
+) -> None:
+    whole = bed_of(tiny_model, make_sae())
+    natural = whole.natural.copy()
+    natural[:3, EXACT] = np.nan
+    bed = replace(whole, natural=natural)
+    effects = responses(bed, LATENTS, GROWTH)
+    table, slopes = dose_table(bed, LATENTS, GROWTH, None, n_controls=0, seed=0, effects=effects)
+    closure = closure_table(bed, slopes, LATENTS, GROWTH, (LATENTS, GROWTH))
+    curves = curve_table(bed, LATENTS, effects)
+    for found, columns in (
+        (table, ("slope", "slope_low", "share", "share_high")),
+        (closure, ("closure", "closure_low", "closure_high", "joint", "listed")),
+        (curves, ("effect", "ci_low", "ci_high")),
+    ):
+        rows = found.where(found["belief"] == "exact")
+        assert all(np.isnan(rows[column]).all() for column in columns)
+        assert set(rows["reason"]) == {f"undefined on 3 of {N} prompts"}
+        others = found.where(found["belief"] == "numeric")
+        assert np.isfinite(others[columns[0]]).all()
+    assert np.isnan(slopes[..., EXACT]).all()
+    assert "exact" not in interaction_table(bed, LATENTS, GROWTH)["belief"]
+
+
 def test_a_share_is_not_stated_where_the_belief_does_not_grow(
     tiny_model: LanguageModel, make_sae: MakeSae
 ) -> None:

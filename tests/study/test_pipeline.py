@@ -117,7 +117,7 @@ def test_every_short_listed_latent_has_one_named_account(first: Outcome) -> None
     assert all("D" not in arms.split(", ") for arms in at_label), "its next query has another context"
 
 
-def test_doses_have_curves_and_the_whole_growth_is_the_sum_of_its_parts(first: Outcome) -> None:
+def test_doses_have_curves_and_growth_is_injected_whole_and_in_parts(first: Outcome) -> None:
     results = Results(find_run(first.run))
     curves, dose = results.table("dose_curves"), results.table("dose")
     key = ["site", "latent", "belief", "n_examples"]

@@ -66,9 +66,18 @@ def test_where_answers_agree_the_odds_are_even_and_without_an_answer_undefined()
 
 
 def test_words_are_read_from_word_tasks_only() -> None:
-    assert set(parse_belief("against:word:size").words(["3", "30"])) == set(WORDS)
-    assert set(parse_belief("among:word:size").words([])) == set(WORDS)
-    assert parse_belief("against:3x+1").words(["3"]) == ()
+    assert set(parse_belief("against:word:size", ["3", "30"]).words) == set(WORDS)
+    assert parse_belief("against:word:size", ["3"]).words == ("small",)
+    assert set(parse_belief("among:word:size").words) == set(WORDS)
+    assert parse_belief("against:3x+1").words == ()
+
+
+def test_the_answers_of_a_task_are_those_on_the_studys_inputs() -> None:
+    held = probs(n203=0.5, n23=0.25)
+    assert read("among:2x+3", held) == pytest.approx(0.25)
+    wide = parse_belief("among:2x+3", [str(x) for x in range(120)])
+    assert float(wide.read(held, X, OWN)[0]) == pytest.approx(0.75)
+    assert 0 < read("among:40-x", HELD) < 1, "where it has no answer, it adds none"
 
 
 @given(st.integers(1, 12), st.integers(0, 999), st.integers(0, 2**32 - 1))
@@ -94,6 +103,19 @@ def test_every_example_is_a_belief_and_its_own_name() -> None:
         (["y<<5"], "no such belief"),
         (["against:3y"], "no such task"),
         (["y<50", "y < 50"], "stands twice"),
+        (["near:3x", "near:3x~5"], "stands twice"),
+        (["against:x", "against:1x"], "stands twice"),
+        (["against:y=2x+3"], "the studied task itself"),
+        (["against:odd"], "several answers"),
+        (["near:2x+1~4~2"], "no such belief"),
+        (["near:random"], "several answers"),
+        (["near:word:same"], "no value on any input"),
+        (["against:letter:next"], "no value on any input"),
+        (["y<0"], "always 0"),
+        (["y>=1000"], "always 0"),
+        (["y<99999999999999999999"], "always 1"),
+        (["y%2000=1500"], "always 0"),
+        (["near:2x~99999999999999999999"], "always 1"),
         (["against:2x+3"], "the studied task itself"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 from iclens.reference.tokenizer import build_tokenizer
 from iclens.tables.prompts import PromptSet
 from iclens.tasks.prompts import build_prompts
-from iclens.tasks.similarity import closeness
+from iclens.tasks.similarity import example_similarity
 from iclens.tasks.spec import parse_task
 
 TOKENIZER = build_tokenizer()
@@ -17,7 +17,7 @@ def arm(code: str, task: str = "2x+3") -> PromptSet:
 
 
 def near(prompts: PromptSet) -> np.ndarray:
-    found = closeness(prompts)
+    found = example_similarity(prompts)
     assert found is not None
     return found
 
@@ -41,4 +41,4 @@ def test_a_probed_arm_asks_what_stands_last_in_the_querys_own_context() -> None:
 
 
 def test_words_have_no_distance() -> None:
-    assert closeness(arm("T", "word:opposite")) is None
+    assert example_similarity(arm("T", "word:opposite")) is None

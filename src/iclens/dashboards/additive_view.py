@@ -73,7 +73,7 @@ class FalsifierRow:
 
 @dataclass(frozen=True)
 class FollowRow:
-    """How many short-listed latents an account of growth is named for.
+    """How many rows of the short list, latent × role, an account of growth is named for.
 
     Args:
         account: its name.

@@ -134,6 +134,6 @@ ACCOUNTS = (
         _change_point,
     ),
     Account(EXACT, "the declared mixture's own posterior, frozen", NONE, (), _frozen(EXACT)),
-    Account(BEHAVIOUR, "the model's own log-odds of the answer, frozen", NONE, (), _frozen(BEHAVIOUR)),
+    Account(BEHAVIOUR, "the model's own log-odds of the answer in each prompt", NONE, (), _frozen(BEHAVIOUR)),
 )
 """Every account that is compared."""

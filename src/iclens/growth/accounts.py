@@ -24,7 +24,7 @@ SHRINK = 0.1
 """Weight of the diagonal in each arm's covariance."""
 RESAMPLES = 1000
 FLAT = 1e-12
-"""Share of a curve's square that has to be left beside a constant for it to have a slope."""
+"""Least share: of a curve's square beside a constant for it to have a slope; of the largest variance."""
 
 
 @dataclass(frozen=True)
@@ -142,13 +142,19 @@ def _part(values: Floats, design: Design, halves: Sequence[Ints]) -> _Part:
 
 
 def _precision(values: Floats) -> Floats:
-    """Inverse of the covariance over prompts, shrunk to its diagonal, [readout example example]."""
+    """Inverse of the covariance over prompts, shrunk to its diagonal, [readout example example].
+
+    An example at which the prompts agree, as at the first token, says nothing about them: it weighs 0.
+    """
     centred = values - values.mean(axis=1, keepdims=True)
     covariance = centred.transpose(0, 2, 1) @ centred / (values.shape[1] - 1)
     own = np.diagonal(covariance, axis1=1, axis2=2)
     eye = np.eye(values.shape[2])
     floor = 1e-6 * np.maximum(own.sum(axis=1), 1e-12)[:, None, None]
-    return np.linalg.inv((1 - SHRINK) * covariance + SHRINK * (own[:, :, None] * eye + floor * eye))
+    flat = own <= FLAT * own.max(axis=1, keepdims=True)
+    shrunk = (1 - SHRINK) * covariance + SHRINK * (own[:, :, None] * eye + floor * eye)
+    inverse = np.linalg.inv(shrunk + flat[:, :, None] * eye)
+    return np.where(flat[:, :, None] | flat[:, None, :], 0.0, inverse)
 
 
 @dataclass(frozen=True)

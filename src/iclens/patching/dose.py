@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from iclens.errors import EditError, SaeError
-from iclens.growth.dose import DOSES, control_p, fit_doses, ratio_of_means
+from iclens.growth.dose import DOSES, Ratio, control_p, fit_doses, ratio_of_means
 from iclens.models.forward import answer_probs, record
 from iclens.models.load import LanguageModel
 from iclens.models.tail import Tail
@@ -43,6 +43,10 @@ OFF_ROLE = "comma"
 """Where the same push is put to see that the place matters."""
 PUSHABLE = ("resid_pre", "resid_post", "mlp_out")
 """Hooks whose addition enters the residual stream as it is."""
+
+
+UNDEFINED = "undefined for this task"
+NO_RATIO = Ratio(float("nan"), float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,15 @@ class Bed:
     def names(self) -> tuple[str, ...]:
         """Names along the belief axis."""
         return belief_names(self.declared)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why a belief is undefined here, [belief]; empty where base and growth are known on every prompt."""
+        found = []
+        for missing in (~np.isfinite(self.base + self.natural)).sum(axis=0).tolist():
+            some = f"undefined on {missing} of {len(self.base)} prompts"
+            found.append("" if not missing else UNDEFINED if missing == len(self.base) else some)
+        return found
 
     def effects(self, delta: Tensor, batch: int = 256) -> Floats:
         """Rise of each belief when `delta` [row d_model] is added at `pre`, nats [row prompt belief]."""
@@ -119,8 +132,7 @@ def prepare(
     end = int(prompts.positions("pre")[n_examples]) + 1
     _check_sae(model, sae, prompts.tokens[:1, :end])
     shown = [*prompts.answer.ravel().tolist(), *prompts.y.ravel().tolist()]
-    inputs = np.unique(prompts.x).tolist()
-    shown += [word for belief in declared for word in belief.words(inputs)]
+    shown += [word for belief in declared for word in belief.words]
     words = tuple(y for y in dict.fromkeys(shown) if not y.isdigit())
     tails = [Tail(model, tokens[:end], words) for tokens in prompts.tokens]
     entry = tails[0].entry(sae.site)
@@ -215,32 +227,31 @@ def dose_table(
             n_compared[i] = len(others)
             off_role[i] = off_role_effect(bed, push)
     slopes = np.stack([fit.slopes for fit in fits], axis=-1)
-    slopes[..., np.isnan(bed.base).any(axis=0)] = np.nan
+    slopes[..., [reason != "" for reason in bed.reasons]] = np.nan
     return _table(bed, latents, growth, fits, (p_values, n_compared, off_role)), slopes
 
 
-def curve_table(
-    bed: Bed, latents: Ints, effects: Floats, doses: Floats = DOSES, seed: int = 0
-) -> DoseCurveTable:
+def curve_table(bed: Bed, latents: Ints, effects: Floats, seed: int = 0) -> DoseCurveTable:
     """Mean effect at every dose, the base included.
 
     Args:
         bed: the prompts.
         latents: [latent].
-        effects: their `responses`, nats [latent prompt dose belief].
-        doses: k, [dose].
+        effects: their `responses` at `DOSES`, nats [latent prompt dose belief].
         seed: of the bootstrap.
     """
-    order = np.argsort([*doses, 0.0], kind="stable")
+    order = np.argsort([*DOSES, 0.0], kind="stable")
     whole = np.concatenate([effects, 0 * effects[:, :, :1]], axis=2)[:, :, order]
+    undefined = np.array([reason != "" for reason in bed.reasons])
+    whole = np.where(undefined, np.nan, whole)
     band = prompt_band(whole.transpose(1, 0, 3, 2), np.random.default_rng(seed))
-    ids, names, shown = np.meshgrid(latents, bed.names, np.array([*doses, 0.0])[order], indexing="ij")
+    ids, names, shown = np.meshgrid(latents, bed.names, np.array([*DOSES, 0.0])[order], indexing="ij")
     return DoseCurveTable({
         "site": np.full(ids.size, str(bed.sae.site)), "latent": ids.ravel(), "belief": names.ravel(),
         "n_examples": np.full(ids.size, bed.n_examples), "dose": shown.ravel(), "effect": band.mean.ravel(),
         "ci_low": band.low.ravel(), "ci_high": band.high.ravel(),
         "n_prompts": np.full(ids.size, bed.prompts.n_prompts),
-        "reason": np.where(np.isfinite(band.mean.ravel()), "", "undefined for this task"),
+        "reason": np.broadcast_to(np.array(bed.reasons)[:, None], shown.shape).ravel(),
     })  # fmt: skip
 
 
@@ -281,18 +292,17 @@ def closure_table(
     joint = bed.effects(torch.stack(together))
     rows = []
     for b, belief in enumerate(bed.names):
-        natural = bed.natural[:, b]
-        reason = "" if np.isfinite(natural).all() else "undefined for this task"
-        found = [ratio_of_means(np.nan_to_num(top), np.nan_to_num(natural), seed)
-                 for top in (slopes[..., b].sum(axis=0), joint[0, :, b], joint[1, :, b])]  # fmt: skip
-        if not reason and not np.isfinite(found[0].value):
-            reason = "the belief does not grow from here"
-        values = [float("nan") if reason else ratio.value for ratio in found]
+        natural, reason = bed.natural[:, b], bed.reasons[b]
+        found = [NO_RATIO] * 3
+        if not reason:
+            tops = (slopes[..., b].sum(axis=0), joint[0, :, b], joint[1, :, b])
+            found = [ratio_of_means(top, natural, seed) for top in tops]
+            reason = "" if np.isfinite(found[0].value) else "the belief does not grow from here"
         rows.append({
             "site": str(bed.sae.site), "belief": belief, "n_examples": bed.n_examples,
             "n_prompts": bed.prompts.n_prompts, "growth": float(natural.mean()), "n_latents": len(latents),
-            "closure": values[0], "closure_low": found[0].low, "closure_high": found[0].high,
-            "joint": values[1], "n_listed": len(listed[0]), "listed": values[2], "reason": reason,
+            "closure": found[0].value, "closure_low": found[0].low, "closure_high": found[0].high,
+            "joint": found[1].value, "n_listed": len(listed[0]), "listed": found[2].value, "reason": reason,
         })  # fmt: skip
     return ClosureTable({name: [row[name] for row in rows] for name in ClosureTable.COLUMNS})
 
@@ -312,7 +322,7 @@ def interaction_table(bed: Bed, latents: Ints, growth: Floats) -> InteractionTab
     singles, joined = effects[: len(one)], effects[len(one) :]
     rows = []
     for (a, b), pair in zip(pairs, joined, strict=True):
-        for k in np.flatnonzero(np.isfinite(bed.base).all(axis=0)):
+        for k in (k for k, reason in enumerate(bed.reasons) if not reason):
             excess = pair[:, k] - singles[a, :, k] - singles[b, :, k]
             fit = fit_doses(excess[None, :, None] * DOSES)
             rows.append({
@@ -341,18 +351,18 @@ def _table(
     rows = []
     for i, latent in enumerate(latents):
         for b, belief in enumerate(bed.names):
-            known = bool(np.isfinite(bed.base[:, b]).all())
-            share = ratio_of_means(fits[b].slopes[i], np.nan_to_num(bed.natural[:, b]))
+            reason = bed.reasons[b]
+            share = NO_RATIO if reason else ratio_of_means(fits[b].slopes[i], bed.natural[:, b])
             own = {"slope": fits[b].slope[i], "slope_low": fits[b].low[i], "slope_high": fits[b].high[i],
                    "quadratic_share": fits[b].quadratic_share[i], "share": share.value,
                    "share_low": share.low, "share_high": share.high,
                    "off_role": off_role[i, b], "control_p": p_values[i, b]}  # fmt: skip
-            values = {name: float(value) if known else float("nan") for name, value in own.items()}
+            values = {name: float("nan") if reason else float(value) for name, value in own.items()}
             rows.append({
                 "site": str(bed.sae.site), "role": "pre", "latent": int(latent), "belief": belief,
                 "n_examples": bed.n_examples, "n_prompts": bed.prompts.n_prompts, "growth": float(growth[i]),
                 "n_controls": int(n_compared[i]), "q_value": float("nan"), "causal": False,
-                "reason": "" if known else "undefined for this task", **values,
+                "reason": reason, **values,
             })  # fmt: skip
     return DoseTable({name: [row[name] for row in rows] for name in DoseTable.COLUMNS})
 

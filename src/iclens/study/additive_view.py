@@ -36,7 +36,7 @@ def additive(results: Results) -> AdditiveView:
             AccountRow(row["account"], row["behind"], row["behind_low"], row["behind_high"], row["says"])
             for row in accounts.sort_values("behind", kind="stable").to_dict("records")
         ],
-        accounts_note=accounts_note(results, accounts),
+        accounts_note=accounts_note(results),
         falsifiers=[FalsifierRow(**row) for row in _records(results.table("falsifiers"))],
         follows=follow_rows(results.table("latent_accounts")),
         injections=injection_rows(results),
@@ -76,7 +76,7 @@ def rung_counts(growth: pd.DataFrame) -> list[RungCount]:
 
 
 def follow_rows(accounts: pd.DataFrame) -> list[FollowRow]:
-    """How many short-listed latents each account is named for, the most frequent first."""
+    """How many short-listed rows, latent × role, each account is named for, the most frequent first."""
     says = {account.name: account.says for account in ACCOUNTS}
     counts = accounts.loc[accounts["named"], "account"].value_counts()
     return [FollowRow(str(name), int(n), says[str(name)]) for name, n in counts.items()]
@@ -105,14 +105,12 @@ def injections_note(results: Results) -> str:
 def _answer_rows(results: Results, table: str) -> pd.DataFrame:
     found = results.table(table)
     found = found[found["belief"] == BELIEF]
-    return found[found["n_examples"] == found["n_examples"].min()]
+    return found[found["n_examples"] == results.config.pushed_after]
 
 
-def accounts_note(results: Results, accounts: pd.DataFrame) -> str:
+def accounts_note(results: Results) -> str:
     """On which arms the accounts were compared, and whether the best stands out."""
     found = results.facts_of_growth["accounts"]
-    if accounts.empty:
-        return f"Not compared: {found['reason']}."
     arms = f"{len(found['arms'])} arms ({', '.join(found['arms'])})"
     return (
         f"Each account predicts the answer's log-odds in {arms} with shared parameters, fitted on half of "

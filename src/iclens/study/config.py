@@ -67,7 +67,7 @@ class PromptsSection(Section):
     """Task of the arms that show two (W, Wr, Q-) or tell examples apart (A-, A+); chosen from the task when
     not given."""
     n_prompts: int = Field(default=256, ge=4)
-    n_examples: int = Field(default=16, ge=3)
+    n_examples: int = Field(default=16, ge=4)
     seed: int = 0
     numbers: tuple[int, int] = (0, 49)
     """First and last x of number tasks."""
@@ -250,12 +250,17 @@ class StudyConfig(Section):
     @property
     def declared(self) -> tuple[DeclaredBelief, ...]:
         """The beliefs that are followed beside the five of every study."""
-        return check_declared(self.track.beliefs, self.prompts.rule)
+        return check_declared(self.track.beliefs, self.prompts.rule, self.prompts.inputs)
 
     @property
     def belief_names(self) -> tuple[str, ...]:
         """Names along the belief axis."""
         return belief_names(self.declared)
+
+    @property
+    def pushed_after(self) -> int:
+        """Examples in context at which latents are pushed and compared with matched ones."""
+        return self.growth.dose_examples or max(1, self.prompts.n_examples // 4)
 
     @property
     def controls(self) -> list[str]:
@@ -264,7 +269,7 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _beliefs_can_be_read(self) -> StudyConfig:
-        check_declared(self.track.beliefs, self.prompts.rule)
+        check_declared(self.track.beliefs, self.prompts.rule, self.prompts.inputs)
         return self
 
     @model_validator(mode="after")
@@ -274,6 +279,13 @@ class StudyConfig(Section):
             found = ", ".join(self.prompts.arms)
             raise ConfigError(
                 f"growth.controls: arm {strange[0]}", f"prompts.arms has {found}", "Add it there."
+            )
+        most = self.prompts.n_examples - 2
+        if self.pushed_after > most:
+            raise ConfigError(
+                f"growth.dose_examples: {self.pushed_after}",
+                f"prompts have {self.prompts.n_examples} examples",
+                f"Push after {most} at most: the last ones are what a dose stands for.",
             )
         return self
 

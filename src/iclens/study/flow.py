@@ -22,11 +22,13 @@ FLOW = (
     Stage("track", 3, ("model", "track"), ("model", "saes", "prompts"),
           ("models", "saes", "tracking", "tasks")),
     # LatentActs of the arms, discovery prompts → DetectionTable and the short list
-    Stage("detect", 4, ("prompts", "track", "growth"), ("saes", "prompts", "track"), ("growth",)),
+    Stage("detect", 4, ("prompts", "track", "growth"), ("saes", "prompts", "track"),
+          ("growth", "study/growth_inputs")),
     # the short list's pre-activations in every arm, shape prompts → ShapeTable, EvidenceTable
     Stage("shape", 5, ("model", "prompts", "track", "growth"),
           ("model", "saes", "prompts", "track", "detect"),
-          ("models", "saes", "tracking", "tasks", "growth", "study/growth_inputs", "study/latent_accounts")),
+          ("models", "saes", "tracking", "tasks", "growth", "study/growth_inputs", "study/shown",
+           "study/latent_accounts")),
     # the short list's effect on the beliefs when it is pushed → DoseTable, ClosureTable
     Stage("dose", 6, ("model", "prompts", "track", "growth"), ("model", "saes", "prompts", "track", "shape"),
           ("models", "saes", "tracking", "tasks", "growth", "patching", "study/growth_inputs")),

@@ -1,16 +1,18 @@
-"""What do the growth stages share? The split of the prompts, and the evidence of their labels."""
+"""What do the growth stages share? The split of the prompts, their labels' evidence, the paired belief."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
 from iclens.growth.splits import Splits, split_prompts
 from iclens.names import Site
-from iclens.study.bench import Bench
+from iclens.study.bench import Bench, beliefs_file
 from iclens.study.config import StudyConfig
 from iclens.tables.arrays import Floats, Ints
+from iclens.tasks.beliefs import belief_index
 from iclens.tasks.prompts import in_mixture, nominal_evidence, task_log_odds
-from iclens.tasks.similarity import closeness
 from iclens.tasks.spec import parse_task
 
 Place = tuple[Site, str]
@@ -39,11 +41,21 @@ def label_evidence(bench: Bench, arm: str, prompts: Ints) -> Floats:
     return np.concatenate([np.diff(exact, axis=1), np.full((len(exact), 1), np.nan)], axis=1)
 
 
-def example_closeness(bench: Bench, prompts: Ints) -> dict[str, Floats] | None:
-    """Arm → how near each example is to the query after it, [prompt example]; None where that is unknown."""
-    found = {arm: closeness(bench.prompts(arm).select(prompts)) for arm in bench.config.prompts.arms}
-    known = {arm: values for arm, values in found.items() if values is not None}
-    return known if len(known) == len(found) else None
+def comparable(exact: Mapping[str, Floats]) -> list[str]:
+    """Arms whose accounts are compared: those whose exact log-odds are known throughout, or else all.
+
+    Args:
+        exact: arm → exact log-odds, [prompt example], NaN where unknown.
+    """
+    known = [arm for arm, values in exact.items() if np.isfinite(values).all()]
+    return known if len(known) > 1 else list(exact)
+
+
+def paired_belief(bench: Bench, prompts: Ints) -> Floats:
+    """The answer's log-odds, the treated arm minus the first control, nats [prompt example]."""
+    arms = (bench.config.treated, bench.config.controls[0])
+    treated, control = (bench.arrays("track", beliefs_file(arm))["model"][prompts] for arm in arms)
+    return (treated - control)[..., belief_index("exact")]
 
 
 def exact_task(bench: Bench, arm: str, prompts: Ints) -> Floats:

@@ -260,7 +260,7 @@ def _doses(dose: pd.DataFrame, curves: pd.DataFrame) -> list[DoseView]:
 
 
 def _follows(accounts: pd.DataFrame) -> list[str]:
-    """The account that is named at each role, and how far the next one is behind."""
+    """The account that is named at each role, and over which arms."""
     found = []
     for role, rows in accounts.groupby("role", sort=False):
         best = rows[rows["named"]].iloc[0]

@@ -49,7 +49,7 @@ class ArmTracked:
 def track_prompts(bench: Bench, prompts: PromptSet) -> ArmTracked:
     """Latents and beliefs of prompts, from one pass of the model."""
     section, declared = bench.config.track, bench.config.declared
-    words = [word for belief in declared for word in belief.words(bench.config.prompts.inputs)]
+    words = [word for belief in declared for word in belief.words]
     tracked = track(
         bench.model, bench.saes, prompts, roles=tuple(section.roles), batch=section.batch, words=words
     )

@@ -78,7 +78,8 @@ def load_prompts(folder: Path, name: str) -> PromptSet:
 def save_arrays(path: Path, arrays: dict[str, Floats], **about: object) -> None:
     """Write named arrays as safetensors; `about` goes to the metadata as JSON."""
     kept = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
-    save_file(kept, path, metadata={name: json.dumps(value) for name, value in about.items()})
+    # Empty metadata would leave a header that cannot be read.
+    save_file(kept, path, metadata={name: json.dumps(value) for name, value in about.items()} or None)
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

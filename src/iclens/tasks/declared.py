@@ -13,7 +13,7 @@ The model's answers and the exact posterior's go through the same `read`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +22,12 @@ from iclens.errors import TaskError, nearest
 from iclens.names import BELIEFS
 from iclens.tables.answers import NUMBERS, AnswerProbs
 from iclens.tables.arrays import Floats, Strings
+from iclens.tasks.beliefs import BAND
 from iclens.tasks.rules import Task, default_inputs
 from iclens.tasks.spec import parse_task
 
 EXAMPLES = ("against:3x+1", "near:3x", "near:3x~2", "among:word:size", "y%5=3", "y<50", "y>=50")
 """One valid spec of every kind."""
-BAND = 5
-"""Half-width of a band around a task's answer, when none is given; that of `double`."""
 Read = Callable[[AnswerProbs, Strings, Strings], Floats]
 _N = np.arange(len(NUMBERS))
 
@@ -42,53 +41,94 @@ class DeclaredBelief:
         meaning: what it is, in words.
         read: (answers [... answer], x [...], the task's own answer [...]) → its probability [...], NaN where
             it is undefined.
-        words: given the inputs, the answers that are no numbers which it has to see.
+        words: answers that are no numbers which it has to see.
     """
 
     name: str
     meaning: str
     read: Read
-    words: Callable[[Sequence[str]], tuple[str, ...]] = lambda _: ()
+    words: tuple[str, ...] = ()
 
 
-def parse_belief(spec: str) -> DeclaredBelief:
-    """The belief that `spec` declares.
+def parse_belief(spec: str, inputs: Sequence[str] | None = None) -> DeclaredBelief:
+    """The belief that `spec` declares; its name is the canonical spec.
+
+    Args:
+        spec: one of the forms above.
+        inputs: x that the prompts may hold; the defaults of each task's domain when not given.
 
     Raises:
-        TaskError: naming the nearest valid form.
+        TaskError: naming the nearest valid form, or for a task without one answer at an x.
     """
     text = spec.replace(" ", "")
     kind, _, rest = text.partition(":")
     if kind == "against" and rest:
-        return _against(text, parse_task(rest))
+        return _against(_single(spec, rest), inputs)
     if kind == "among" and rest:
-        return _among(text, parse_task(rest))
+        return _among(parse_task(rest), inputs)
     if kind == "near" and (match := re.fullmatch(r"([^~]+)(?:~(\d+))?", rest)):
-        return _near(text, parse_task(match[1]), int(match[2] or BAND))
+        return _near(_single(spec, match[1]), int(match[2] or BAND))
     if (match := re.fullmatch(r"y%([1-9]\d*)=(\d+)", text)) and int(match[2]) < int(match[1]):
-        modulus, rest_ = int(match[1]), int(match[2])
-        return _numbers(text, f"P(y mod {modulus} = {rest_} | number)", _N % modulus == rest_)
+        modulus, left = int(match[1]), int(match[2])
+        meaning = f"P(y mod {modulus} = {left} | number)"
+        return _numbers(text, meaning, np.array([n % modulus == left for n in range(len(NUMBERS))]))
     if match := re.fullmatch(r"y(<|>=)(\d+)", text):
-        below = match[1] == "<"
-        said = f"P(y {'<' if below else '≥'} {match[2]} | number)"
-        return _numbers(text, said, (int(match[2]) > _N) == below)
+        below, cut = match[1] == "<", int(match[2])
+        meaning = f"P(y {'<' if below else '≥'} {cut} | number)"
+        return _numbers(text, meaning, np.array([(n < cut) == below for n in range(len(NUMBERS))]))
     raise TaskError(f"belief '{spec}'", "no such belief", nearest(text, (*EXAMPLES, *BELIEFS)) + ".")
 
 
-def check_declared(specs: Sequence[str], task: Task) -> tuple[DeclaredBelief, ...]:
+def check_declared(
+    specs: Sequence[str], task: Task, inputs: Sequence[str] | None = None
+) -> tuple[DeclaredBelief, ...]:
     """The declared beliefs of a study of `task`.
 
+    Args:
+        specs: as they were declared.
+        task: the studied task.
+        inputs: x that the prompts may hold; the defaults of the task's domain when not given.
+
     Raises:
-        TaskError: for an unknown spec, a name that stands twice, or a contrast of the task with itself.
+        TaskError: for an unknown spec, a name that stands twice, a contrast of the task with itself, or a
+            belief that has no value, or always the same one, on these inputs.
     """
-    found = tuple(parse_belief(spec) for spec in specs)
+    asked = tuple(default_inputs(task.domain)) if inputs is None else tuple(inputs)
+    found = tuple(parse_belief(spec, asked) for spec in specs)
     names = [*BELIEFS, *(belief.name for belief in found)]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise TaskError(f"belief '{twice[0]}'", "it stands twice", "List each belief once.")
     if f"against:{task.name}" in names:
         raise TaskError(f"belief 'against:{task.name}'", "the studied task itself", "Name another task.")
+    for belief in found:
+        _expect_to_vary(belief, task, asked)
     return found
+
+
+def _expect_to_vary(belief: DeclaredBelief, task: Task, inputs: Sequence[str]) -> None:
+    """Refuse a belief that no answer could move, tried on all numbers and words at even odds."""
+    own = _answers(task, np.array(inputs))
+    answers = (*NUMBERS, *dict.fromkeys([y for y in own.tolist() if not y.isdigit()]), *belief.words)
+    even = AnswerProbs(answers, np.full((len(inputs), len(answers)), -np.log(len(answers))))
+    value = belief.read(even, np.array(inputs), own)
+    if np.isnan(value).all():
+        raise TaskError(f"belief '{belief.name}'", "it has no value on any input", "Leave it out.")
+    known = value[np.isfinite(value)]
+    if (known <= 0).all() or (known >= 1).all():
+        raise TaskError(
+            f"belief '{belief.name}'", f"always {known[0]:g}, whatever the answer", "Answers are 0 to 999."
+        )
+
+
+def _single(spec: str, other: str) -> Task:
+    """The task `other` of a belief that needs one answer at every x."""
+    task = parse_task(other)
+    if not task.deterministic:
+        raise TaskError(
+            f"belief '{spec}'", f"'{task.name}' has several answers at an x", "Name a task that has one."
+        )
+    return task
 
 
 def belief_names(declared: Sequence[DeclaredBelief]) -> tuple[str, ...]:
@@ -96,35 +136,43 @@ def belief_names(declared: Sequence[DeclaredBelief]) -> tuple[str, ...]:
     return (*BELIEFS, *(belief.name for belief in declared))
 
 
-def _against(name: str, other: Task) -> DeclaredBelief:
+def _against(other: Task, inputs: Sequence[str] | None) -> DeclaredBelief:
     def read(probs: AnswerProbs, x: Strings, answer: Strings) -> Floats:
         rival = _answers(other, x)
         own, beside = probs.of(answer), probs.of(rival)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(rival == "", np.nan, own / (own + beside))
 
-    said = f"P(own answer) against P({other.name}'s answer), of these two; even odds where they agree"
-    return DeclaredBelief(name, said, read, lambda inputs: _words(other, inputs))
+    meaning = f"P(own answer) against P({other.name}'s answer), of these two; even odds where they agree"
+    given = _answers(other, np.array(default_inputs(other.domain) if inputs is None else inputs))
+    return DeclaredBelief(f"against:{other.name}", meaning, read, _words(given.tolist()))
 
 
-def _among(name: str, other: Task) -> DeclaredBelief:
-    domain = default_inputs(other.domain)
+def _among(other: Task, inputs: Sequence[str] | None) -> DeclaredBelief:
+    numbers = [x for x in inputs or () if x.isdigit()] if other.domain == "number" else []
+    domain = numbers or default_inputs(other.domain)
+    given: dict[str, None] = {}
+    for value in domain:
+        try:
+            given |= dict.fromkeys(other.outcomes(value))
+        except TaskError:
+            continue
 
     def read(probs: AnswerProbs, x: Strings, answer: Strings) -> Floats:
-        given = dict.fromkeys(y for value in domain for y in other.outcomes(value))
-        return np.sum([probs.of(np.full(x.shape, y)) for y in given], axis=0)
+        return np.sum([np.zeros(x.shape), *(probs.of(np.full(x.shape, y)) for y in given)], axis=0)
 
-    return DeclaredBelief(name, f"P(an answer of {other.name})", read, lambda _: _words(other, domain))
+    return DeclaredBelief(f"among:{other.name}", f"P(an answer of {other.name})", read, _words(given))
 
 
-def _near(name: str, centre: Task, width: int) -> DeclaredBelief:
+def _near(centre: Task, width: int) -> DeclaredBelief:
     def read(probs: AnswerProbs, x: Strings, answer: Strings) -> Floats:
         text = _answers(centre, x)
         known = np.char.isdigit(text)
         middle = np.where(known, text, "0").astype(int)
-        band = np.abs(_N - middle[..., None]) <= width
+        band = np.abs(_N - middle[..., None]) <= min(width, len(NUMBERS))
         return np.where(known, _share(probs, band), np.nan)
 
+    name = f"near:{centre.name}" + (f"~{width}" if width != BAND else "")
     return DeclaredBelief(name, f"P(|y − ({centre.name})| ≤ {width} | number)", read)
 
 
@@ -149,6 +197,5 @@ def _answers(task: Task, x: Strings) -> Strings:
     return np.array([found[value] for value in x.ravel().tolist()], dtype=str).reshape(x.shape)
 
 
-def _words(task: Task, inputs: Sequence[str]) -> tuple[str, ...]:
-    given = dict.fromkeys(_answers(task, np.array(inputs)).tolist())
-    return tuple(y for y in given if y and not y.isdigit())
+def _words(given: Iterable[str]) -> tuple[str, ...]:
+    return tuple(y for y in dict.fromkeys(given) if y and not y.isdigit())

@@ -1,9 +1,9 @@
 """How near is the example just read to the query that follows it?
 
-    closeness_ij = 1 − |x_ij − x_i,j+1| / (largest difference among the prompts' inputs)
+    similarity_ij = 1 − |x_ij − x_i,j+1| / (largest difference among the prompts' inputs)
 
 A learner that copies from near neighbours gains more from a near example than from a far one, whatever the
-label says about the task; evidence regressions take closeness as a regressor beside evidence and count. Only
+label says about the task; evidence regressions take it as a regressor beside evidence and count. Only
 numbers have a distance here.
 """
 
@@ -15,8 +15,8 @@ from iclens.tables.arrays import Floats
 from iclens.tables.prompts import PromptSet
 
 
-def closeness(prompts: PromptSet) -> Floats | None:
-    """Nearness of the last example before query j + 1 to that query, [prompt example]; the last is NaN.
+def example_similarity(prompts: PromptSet) -> Floats | None:
+    """Similarity of the last example before query j + 1 to that query, [prompt example]; the last is NaN.
 
     In an inline arm that example is example j; in a probed arm it stands last in the query's own context.
 

@@ -59,7 +59,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
             for file, part in _pushed(bench, site, ids, n_examples).items():
                 parts[file].append(part)
     tables: dict[str, Any] = {file: kind.concat(parts[file]) for file, kind in WRITTEN.items()}
-    tables[DOSE] = table = judged(tables[DOSE], first_examples(bench.config))
+    tables[DOSE] = table = judged(tables[DOSE], bench.config.pushed_after)
     for file, found in tables.items():
         found.save(folder / file)
     return {
@@ -69,14 +69,9 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     }
 
 
-def first_examples(config: StudyConfig) -> int:
-    """Examples in context at which latents are pushed and compared with matched ones."""
-    return config.growth.dose_examples or max(1, config.prompts.n_examples // 4)
-
-
 def context_sizes(config: StudyConfig) -> list[int]:
     """Numbers of examples in context at which latents are pushed: context × dose."""
-    return sorted({first_examples(config), config.prompts.n_examples // 2})
+    return sorted({config.pushed_after, config.prompts.n_examples // 2})
 
 
 def _pushed(bench: Bench, site: Site, listed: Ints, n_examples: int) -> dict[str, Table]:
@@ -85,7 +80,7 @@ def _pushed(bench: Bench, site: Site, listed: Ints, n_examples: int) -> dict[str
     Controls and pairs are asked for at the first number of examples only.
     """
     config, splits = bench.config, splits_of(bench.config)
-    section, first = config.growth, n_examples == first_examples(config)
+    section, first = config.growth, n_examples == config.pushed_after
     prompts = splits.confirm[: section.dose_prompts]
     arm = bench.prompts(config.treated)
     final = bench.arrays("track", beliefs_file(config.treated))["model"][prompts, -1]

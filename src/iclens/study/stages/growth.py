@@ -20,19 +20,20 @@ from iclens.growth.verdict import Found, judge
 from iclens.names import Site
 from iclens.study.bench import Bench, beliefs_file
 from iclens.study.growth_figures import closures, figures
-from iclens.study.growth_inputs import exact_task, example_closeness, label_evidence, splits_of
-from iclens.study.stages.dose import CLOSURE, DOSE, first_examples
+from iclens.study.growth_inputs import comparable, exact_task, label_evidence, paired_belief, splits_of
+from iclens.study.stages.dose import CLOSURE, DOSE
 from iclens.study.stages.shape import DIRECTIONS, EVIDENCE, MANIFEST, SHAPES
 from iclens.study.stages.track import CALIBRATION
 from iclens.study.store import load_json, save_json
 from iclens.tables.arrays import Floats
 from iclens.tables.dose import ClosureTable, DoseTable
-from iclens.tables.evidence import AccountTable, BayesTestTable, EvidenceTable
+from iclens.tables.evidence import BayesTestTable, EvidenceTable
 from iclens.tables.growth import AgreementTable, GrowthTable
 from iclens.tables.shapes import ConfirmTable, ShapeTable
 from iclens.tables.trajectories import examples_seen
 from iclens.tables.verdicts import LADDER
 from iclens.tasks.beliefs import belief_index
+from iclens.tasks.similarity import example_similarity
 
 EXACT = belief_index("exact")
 SLOPE_GOAL, R_GOAL = 0.05, 0.98
@@ -45,8 +46,8 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     _agreement(bench, model, exact).save(folder / "agreement.parquet")
     tests = _tests(bench, model, exact)
     tests.save(folder / "tests.parquet")
-    compared, why = _accounts(bench, model, exact)
-    (compared.table if compared else AccountTable.concat([])).save(folder / "accounts.parquet")
+    compared = _accounts(bench, model, exact)
+    compared.table.save(folder / "accounts.parquet")
     confirmed = _confirmed(bench)
     confirmed.save(folder / "confirmed.parquet")
     verdicts = judge(_found(bench, confirmed))
@@ -54,17 +55,17 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     asked = figures(
         verdicts, confirmed, ShapeTable.load(bench.of("shape") / SHAPES), tests,
         dose=DoseTable.load(bench.of("dose") / DOSE), closure=ClosureTable.load(bench.of("dose") / CLOSURE),
-        paired_belief=_paired_belief(bench, model), directions=bench.arrays("shape", DIRECTIONS),
+        paired_belief=paired_belief(bench, splits_of(bench.config).shape)[None],
+        directions=bench.arrays("shape", DIRECTIONS),
         n_rising=load_json(bench.of("detect") / "stage.json")["found"]["rising in their own arm"],
-        n_examples=first_examples(bench.config),
+        n_examples=bench.config.pushed_after,
     )  # fmt: skip
     falsifiers = ask(asked)
     falsifiers.save(folder / "falsifiers.parquet")
-    found = {"arms": list(compared.arms), "verdict": compared.verdict} if compared else {"arms": []}
     save_json(
         folder / "growth.json",
         {
-            "accounts": found | {"reason": why},
+            "accounts": {"arms": list(compared.arms), "verdict": compared.verdict},
             "belief_exponent": asdict(asked.belief_exponent),
             "calibration": load_json(bench.of("track") / CALIBRATION),
             "manifest": Manifest.thaw(bench.of("shape") / MANIFEST).sha256,
@@ -76,7 +77,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         for f, state in zip(falsifiers["falsifier"], falsifiers["fired"], strict=True)
         if state == "fired"
     ]
-    return counts | {"falsifiers that fired": fired, "account": compared.verdict if compared else why}
+    return counts | {"falsifiers that fired": fired, "account": compared.verdict}
 
 
 def _beliefs(bench: Bench, folder: Path) -> tuple[dict[str, Floats], dict[str, Floats]]:
@@ -124,7 +125,8 @@ def _agreement(bench: Bench, model: dict[str, Floats], exact: dict[str, Floats])
 def _tests(bench: Bench, model: dict[str, Floats], exact: dict[str, Floats]) -> BayesTestTable:
     everyone = np.arange(bench.config.prompts.n_prompts)
     llr = {arm: label_evidence(bench, arm, everyone) for arm in model}
-    similarity = example_closeness(bench, everyone)
+    near = {arm: example_similarity(bench.prompts(arm)) for arm in model}
+    similarity = {arm: values for arm, values in near.items() if values is not None} or None
     parts = [
         bayes_tests({arm: values[..., EXACT] for arm, values in of.items()}, llr, response=name,
                     similarity=similarity, treated=bench.config.treated, seed=bench.config.prompts.seed)
@@ -133,19 +135,12 @@ def _tests(bench: Bench, model: dict[str, Floats], exact: dict[str, Floats]) -> 
     return BayesTestTable.concat(parts)
 
 
-def _accounts(
-    bench: Bench, model: dict[str, Floats], exact: dict[str, Floats]
-) -> tuple[Compared | None, str]:
+def _accounts(bench: Bench, model: dict[str, Floats], exact: dict[str, Floats]) -> Compared:
     """Accounts of the answer's log-odds over all arms whose exact posterior is known, or over all arms."""
-    exactly = [arm for arm in model if np.isfinite(exact[arm][..., EXACT]).all()]
-    arms = exactly or list(model)
-    if len(arms) < 2:
-        return None, f"{len(arms)} arm can be compared, two are needed"
-    responses = {arm: model[arm][..., EXACT] for arm in arms}
-    designs = {
-        arm: design_of(bench.prompts(arm), exact[arm][..., EXACT] if exactly else None) for arm in arms
-    }
-    return compare(responses, designs, seed=bench.config.growth.split_seed), ""
+    known = {arm: values[..., EXACT] for arm, values in exact.items()}
+    responses = {arm: model[arm][..., EXACT] for arm in comparable(known)}
+    designs = {arm: design_of(bench.prompts(arm), known[arm]) for arm in responses}
+    return compare(responses, designs, seed=bench.config.growth.split_seed)
 
 
 def _confirmed(bench: Bench) -> ConfirmTable:
@@ -170,7 +165,7 @@ def _found(bench: Bench, confirmed: ConfirmTable) -> Found:
     """What the earlier stages found, as the ladder takes it."""
     shape = bench.of("shape")
     dose = DoseTable.load(bench.of("dose") / DOSE).df
-    first = dose[(dose["belief"] == "exact") & (dose["n_examples"] == first_examples(bench.config))]
+    first = dose[(dose["belief"] == "exact") & (dose["n_examples"] == bench.config.pushed_after)]
     renamed = {"slope": "dose_effect", "slope_low": "dose_low", "slope_high": "dose_high"}
     return Found(
         detection=GrowthTable.load(bench.of("detect") / "detection.parquet").df,
@@ -178,13 +173,5 @@ def _found(bench: Bench, confirmed: ConfirmTable) -> Found:
         evidence=EvidenceTable.load(shape / EVIDENCE).df,
         dose=first.rename(columns=renamed),
         confirm=confirmed.df,
-        closure=closures(ClosureTable.load(bench.of("dose") / CLOSURE), first_examples(bench.config)),
+        closure=closures(ClosureTable.load(bench.of("dose") / CLOSURE), bench.config.pushed_after),
     )
-
-
-def _paired_belief(bench: Bench, model: dict[str, Floats]) -> Floats:
-    """The answer's log-odds, arm T minus the first control, on the shape prompts, [1 prompt example]."""
-    prompts = splits_of(bench.config).shape
-    arms = (bench.config.treated, bench.config.controls[0])
-    treated, control = (model[arm][prompts, :, EXACT] for arm in arms)
-    return (treated - control)[None]

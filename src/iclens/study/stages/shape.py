@@ -14,9 +14,10 @@ from iclens.growth.exchange import bayes_tests
 from iclens.growth.shape.certificate import fit_shapes
 from iclens.names import Site
 from iclens.study import digests
-from iclens.study.bench import Bench, beliefs_file
-from iclens.study.growth_inputs import Place, example_closeness, label_evidence, splits_of
-from iclens.study.latent_accounts import account_designs, latent_accounts
+from iclens.study.bench import Bench
+from iclens.study.growth_inputs import Place, paired_belief, splits_of
+from iclens.study.latent_accounts import latent_accounts
+from iclens.study.shown import seen_at, shown_in
 from iclens.study.stages.detect import SHORTLIST
 from iclens.study.store import save_arrays
 from iclens.tables.arrays import Floats, Ints
@@ -24,7 +25,6 @@ from iclens.tables.evidence import BayesTestTable, EvidenceTable, LatentAccountT
 from iclens.tables.growth import GrowthTable
 from iclens.tables.shapes import ShapeTable
 from iclens.tables.trajectories import examples_seen
-from iclens.tasks.beliefs import belief_index
 from iclens.tracking.directions import direction_growth
 from iclens.tracking.pre_activations import pre_activations
 
@@ -44,22 +44,23 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         arrays = {f"{site.short} {role}": values for (site, role), values in places.items()}
         save_arrays(folder / PRE.format(arm=arm), arrays)
     shapes, evidence, tests, accounts = [], [], [], []
-    known = {arm: label_evidence(bench, arm, splits.shape) for arm in config.prompts.arms}
-    similarity, designs = example_closeness(bench, splits.shape), account_designs(bench, splits.shape)
-    belief = {BEHAVIOUR: _paired_belief(bench, splits.discovery)}
+    shown = shown_in(bench, splits.shape)
+    # From prompts on which no shape is judged: a curve that behaviour fixed, which a latent may follow.
+    belief = {BEHAVIOUR: paired_belief(bench, splits.discovery).mean(axis=0)}
     for place, latents in chosen.items():
         paired = held[config.treated][place] - held[config.controls[0]][place]
         n_seen = examples_seen(place[1], config.prompts.n_examples)
-        fixed = belief if n_seen[0] == 0 else None
+        fixed = belief if place[1] == "pre" else None
         shapes.append(fit_shapes(n_seen, paired, place=place, latent_ids=latents, fixed=fixed))
-        responses = {arm: held[arm][place] for arm in held}
-        evidence.append(_evidence(place, latents, evidence_regression(responses, known, similarity)))
-        accounts.append(latent_accounts(bench, place, latents, responses, designs))
+        seen, known = seen_at(bench, place[1], shown, {arm: held[arm][place] for arm in held})
+        fit = evidence_regression(known, seen.llr, seen.similarity)
+        evidence.append(_evidence(place, latents, fit))
+        accounts.append(latent_accounts(place, latents, known, seen.designs, seed=config.growth.split_seed))
         tests += [
             bayes_tests(
-                {arm: values[i] for arm, values in responses.items()}, known,
-                response=f"{place[0].short} {place[1]} {latent}", similarity=similarity,
-                treated=config.treated,
+                {arm: values[i] for arm, values in known.items()}, seen.llr,
+                response=f"{place[0].short} {place[1]} {latent}", similarity=seen.similarity,
+                hinted=seen.hinted, treated=config.treated,
             )
             for i, latent in enumerate(latents)
         ]  # fmt: skip
@@ -95,16 +96,6 @@ def _scaled(bench: Bench, arm: str, chosen: dict[Place, Ints], prompts: Ints) ->
         place: values * norms[place[0]][chosen[place]][:, None, None].astype(np.float32)
         for place, values in held.items()
     }
-
-
-def _paired_belief(bench: Bench, prompts: Ints) -> Floats:
-    """The answer's log-odds, arm T minus the first control, mean over prompts, nats [example].
-
-    From prompts on which no shape is judged: a curve that behaviour fixed, which a latent may follow.
-    """
-    arms = (bench.config.treated, bench.config.controls[0])
-    treated, control = (bench.arrays("track", beliefs_file(arm))["model"][prompts] for arm in arms)
-    return (treated - control)[..., belief_index("exact")].mean(axis=0)
 
 
 def _evidence(place: Place, latents: Ints, fit: EvidenceFit) -> EvidenceTable:

@@ -21,8 +21,11 @@ import pandas as pd
 import iclens
 from iclens.errors import IclensError
 from iclens.growth.bayes import predicted_shapes
+from iclens.growth.shape.certificate import fit_shapes
 from iclens.study.config import StudyConfig, demo_config
 from iclens.study.pipeline import run_study
+from iclens.study.store import load_arrays
+from iclens.tables.trajectories import examples_seen
 from iclens.tables.verdicts import LADDER
 
 ARMS = ["T", "S", "R", "O", "D", "D2", "W", "Wr", "E1", "E2", "P", "Q-", "Q0", "A-", "A+", "N2", "C4"]
@@ -79,6 +82,11 @@ def latents(run: iclens.Run) -> None:
     print(f"\nThe short list: {len(listed)}, confirmed {(listed['confirm_p'] <= 0.05).sum()}, "
           f"median shrinkage {listed['shrinkage'].median():.2f}. Best curves:")  # fmt: skip
     print(listed["best_curve"].value_counts().to_string())
+    own = own_shapes(run)
+    saturating = own["reason"].str.startswith("it saturates").sum()
+    print(f"\nJudged in arm {run.arms[0]} alone, the control left aside: {own['certified'].sum()} of "
+          f"{len(own)} certified additive, {saturating} saturate; at pre with p inside (.8, 1.25): "
+          f"{between(own)}.")  # fmt: skip
     causal = run.dose.query("belief == 'exact' and n_controls > 0")
     print(f"\nPushed: {len(causal)}; causal: {causal['causal'].sum()}. Largest effects on the answer:")
     shown = ["site", "latent", "slope", "slope_low", "slope_high", "share", "control_p", "q_value", "reason"]
@@ -94,6 +102,26 @@ def latents(run: iclens.Run) -> None:
     effects = injected.pivot(index=["n_examples", "site"], columns="injected", values="effect")
     print("\nWhat a site's own growth, injected whole and in parts, does to the answer (nats):")
     print(effects.round(3).to_string())
+
+
+def own_shapes(run: iclens.Run) -> pd.DataFrame:
+    """Shapes of the short list in its own arm: would the certificate fail only because the control moves?"""
+    tables = []
+    arrays, _ = load_arrays(run.results.file("shape", f"pre_{run.arms[0]}.safetensors"))
+    for (site, role), rows in run.shapes.groupby(["site", "role"], sort=False):
+        values = arrays[f"{site} {role}"]
+        n_seen = examples_seen(role, values.shape[2])
+        latents = rows["latent"].to_numpy()
+        found = fit_shapes(n_seen, values, place=(run.site(site), role), latent_ids=latents)
+        tables.append(found.df.assign(site=site))
+    return pd.concat(tables, ignore_index=True)
+
+
+def between(shapes: pd.DataFrame) -> str:
+    """Latents at `pre` whose exponent would count as additive, with it and its 90 % interval."""
+    rows = shapes[(shapes["role"] == "pre") & shapes["exponent"].between(0.8, 1.25)].to_dict("records")
+    said = "{site} {latent} (p {exponent:.2f} [{exponent_low:.2f}, {exponent_high:.2f}])"
+    return ", ".join(said.format(**row) for row in rows) or "none"
 
 
 def accounts(run: iclens.Run) -> None:

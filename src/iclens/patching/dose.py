@@ -22,7 +22,7 @@ from iclens.errors import EditError, SaeError
 from iclens.growth.dose import DOSES, Ratio, control_p, fit_doses, ratio_of_means
 from iclens.models.forward import answer_probs, record
 from iclens.models.load import LanguageModel
-from iclens.models.tail import Tail
+from iclens.models.tail import Tail, tails_of
 from iclens.names import position
 from iclens.patching.latent_runs import check_decoder, decoder_directions
 from iclens.patching.latents import matched
@@ -134,7 +134,7 @@ def prepare(
     shown = [*prompts.answer.ravel().tolist(), *prompts.y.ravel().tolist()]
     shown += [word for belief in declared for word in belief.words]
     words = tuple(y for y in dict.fromkeys(shown) if not y.isdigit())
-    tails = [Tail(model, tokens[:end], words) for tokens in prompts.tokens]
+    tails = tails_of(model, prompts.tokens[:, :end], words)
     entry = tails[0].entry(sae.site)
     base = np.concatenate(
         [

@@ -19,7 +19,7 @@ from torch import Tensor
 from iclens.errors import EditError, SaeError
 from iclens.models.forward import record
 from iclens.models.load import LanguageModel
-from iclens.models.tail import Tail
+from iclens.models.tail import Tail, tails_of
 from iclens.patching.effects import belief_log_odds
 from iclens.patching.residual import query_answers, up_to_query
 from iclens.patching.runs import Runs
@@ -120,7 +120,7 @@ def gather(
         )
     order = np.random.default_rng(seed).permutation(runs.donor.n_prompts)
     screen, test = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
-    tails = [Tail(model, tokens, runs.words) for tokens in up_to_query(runs.recipient)]
+    tails = tails_of(model, up_to_query(runs.recipient), runs.words)
     tails[0].entry(sae.site)
     held = [_recorded(model, sae, prompts, batch) for prompts in (runs.donor, runs.recipient)]
     latents = [sae.encode(rows[:, -1]) for rows in held]

@@ -75,7 +75,7 @@ def patch_latents(
     """
     held = gather(model, sae, runs, donor_value=donor_value, seed=seed)
     latents = np.flatnonzero((held.change[held.test] != 0).any(axis=0))
-    effects = _single_effects(held, latents, batch)
+    effects = single_effects(held, latents, batch)
     chosen = _screened(effects[held.screen], n_tested)
     tested = _test(
         held, latents[chosen], effects[held.test][:, chosen], n_controls, np.random.default_rng(seed), batch
@@ -84,8 +84,14 @@ def patch_latents(
     return _table(held, latents, effects, tested, weights)
 
 
-def _single_effects(held: LatentRuns, latents: Ints, batch: int) -> Floats:
-    """Effect of each latent's own patch, [prompt latent belief]."""
+def single_effects(held: LatentRuns, latents: Ints, batch: int) -> Floats:
+    """Effect of each latent's own patch on every belief, nats [prompt latent belief]; 0 where none differs.
+
+    Args:
+        held: runs A and B.
+        latents: [latent].
+        batch: rows per forward pass of the tail.
+    """
     directions = held.directions(latents)
     change = (held.donor_latents - held.recipient_latents)[:, torch.as_tensor(latents)]
     return np.stack([held.effects(i, row[:, None] * directions, batch) for i, row in enumerate(change)])

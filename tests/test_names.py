@@ -20,10 +20,19 @@ def test_what_an_mlp_reads_has_the_name_of_its_own_hook() -> None:
     assert Site.parse(str(site)) == Site.parse("L3.mlp_in") == site
 
 
+def test_what_heads_write_has_the_name_of_its_own_hook() -> None:
+    site = Site(3, "z")
+    assert (str(site), site.short) == ("blocks.3.attn.hook_z", "L3.z")
+    assert Site.parse(str(site)) == Site.parse("L3.z") == site
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "blocks.3.hook_mlp_in",
+        "blocks.3.hook_z",
+        "blocks.3.attn.hook_q",
+        "blocks.3.mlp.hook_z",
         "",
         "L4",
         "blocks.4",

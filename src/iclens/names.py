@@ -23,15 +23,18 @@ TOKENS_PER_EXAMPLE = len(ROLES)
 BELIEFS = ("numeric", "odd", "double", "exact", "copy")
 """Beliefs read from the logits at `pre`; `tasks.beliefs` defines each."""
 
-HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out")
+HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out", "z")
 """Activations that can be recorded or edited, by their TransformerLens names.
 
 `mlp_in` is what the MLP reads, after its norm: `blocks.N.mlp.hook_in`. TransformerLens' own `hook_mlp_in` is
-the residual before that norm, here `resid_mid`.
+the residual before that norm, here `resid_mid`. `z` is the heads' outputs side by side, before their output
+projection: `blocks.N.attn.hook_z`.
 """
 
-_LONG = re.compile(r"blocks\.(\d+)\.hook_(?!mlp_in$)(\w+)")
-_MLP_IN = re.compile(r"blocks\.(\d+)\.mlp\.hook_in")
+_INNER = {"mlp_in": "mlp.hook_in", "z": "attn.hook_z"}
+"""Hooks whose TransformerLens name stands inside a part of the block."""
+_LONG = re.compile(r"blocks\.(\d+)\.hook_(?!(?:mlp_in|z)$)(\w+)")
+_WITHIN = re.compile(r"blocks\.(\d+)\.((?:mlp|attn)\.hook_\w+)")
 _SHORT = re.compile(r"L(\d+)\.(\w+)")
 
 
@@ -57,9 +60,7 @@ class Site:
             raise SiteError(f"site layer {self.layer}", "negative", "Layers count from 0.")
 
     def __str__(self) -> str:
-        if self.hook == "mlp_in":
-            return f"blocks.{self.layer}.mlp.hook_in"
-        return f"blocks.{self.layer}.hook_{self.hook}"
+        return f"blocks.{self.layer}.{_INNER.get(self.hook, f'hook_{self.hook}')}"
 
     @property
     def short(self) -> str:
@@ -73,8 +74,10 @@ class Site:
         Raises:
             SiteError: for any other form.
         """
-        if mlp_in := _MLP_IN.fullmatch(text):
-            return cls(int(mlp_in[1]), "mlp_in")
+        if within := _WITHIN.fullmatch(text):
+            for hook, name in _INNER.items():
+                if within[2] == name:
+                    return cls(int(within[1]), hook)
         match = _LONG.fullmatch(text) or _SHORT.fullmatch(text)
         if match is None:
             raise SiteError(

@@ -272,6 +272,19 @@ def make_view(per_site: int = 40, n_pages: int = 4, hostile: str = HOSTILE) -> S
             sweep(rng, "The same, in the plain twin", 9),
             sweep(rng, "A’s answer copied", 6),
         ],
+        heads=[
+            SweepView(
+                "Heads set to zero, pre" + hostile,
+                "unablated .98" + hostile,
+                [
+                    SweepCell(head, layer, 0.1 * layer)
+                    for head in ("0", "2", "10", "all")
+                    for layer in range(6)
+                ],
+                "block",
+                "head",
+            )
+        ],
         growth=counts,
         additive=additive(rng, hostile),
         latents=rows,

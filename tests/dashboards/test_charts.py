@@ -202,6 +202,17 @@ def test_injected_growth_is_drawn_part_by_part_with_its_effect() -> None:
     assert "L2.resid_post error only −0.25" in drawn, "the text alternative"
 
 
+def test_roles_stand_in_their_order_and_heads_by_number() -> None:
+    assert charts.role_order({"all", "10", "2", "0"}) == ["0", "2", "10", "all"]
+    assert charts.role_order({"lab", "x", "pre"}) == ["x", "pre", "lab"]
+
+
+def test_a_map_of_heads_says_head_and_block() -> None:
+    cells = [SweepCell(str(head), layer, 0.2 * head) for head in range(3) for layer in range(2)]
+    label = ElementTree.fromstring(charts.sweep_chart(SweepView("Zeroed", "", cells, "block", "head"))).attrib
+    assert label["aria-label"] == "Zeroed, layers by heads. Largest: 0.400 at head 2, block 0."
+
+
 def test_doses_run_over_their_own_axis() -> None:
     doses = Curve([-1, 0, 0.5, 2], [-0.3, 0.0, 0.1, 0.7], [-0.4, 0, 0, 0.5], [-0.2, 0, 0.2, 0.9])
     drawn = svg.line_chart([("task", doses)], "Effect by dose: " + svg.ends(doses) + ".", "natural growths")

@@ -45,7 +45,9 @@ def test_sites_equal_plain_hugging_face(tiny_model: LanguageModel, prompts: Prom
 
 def test_a_block_adds_its_attention_and_its_mlp(tiny_model: LanguageModel, prompts: PromptSet) -> None:
     found = record(tiny_model, prompts.tokens, [Site(1, hook) for hook in HOOKS], prompts.positions("lab"))
-    pre, mid, post, attention, _, mlp = (found[Site(1, hook)] for hook in HOOKS)
+    pre, mid, post, attention, _, mlp, z = (found[Site(1, hook)] for hook in HOOKS)
+    projection = tiny_model.network.model.layers[1].self_attn.o_proj.weight
+    np.testing.assert_allclose(z @ projection.detach().numpy().T, attention, atol=1e-5)
     np.testing.assert_allclose(pre + attention, mid, atol=1e-5)
     np.testing.assert_allclose(mid + mlp, post, atol=1e-5)
 

@@ -27,7 +27,8 @@ track: {{roles: [pre, lab], batch: 8, beliefs: ["against:word:size", "y>=50"]}}
 growth: {{shortlist: 12, dose_latents: 2, dose_prompts: 6, n_controls: 8}}
 transforms:
   {{n_prompts: 2, n_examples: 6, roles: [pre], tasks: [2x, 2x+1, 2x+3, x+1, x+2, 3x, 3x+1, word:parity]}}
-sweep: {{donor_examples: 3, n_prompts: 4, roles: [pre, lab]}}
+sweep:
+  {{donor_examples: 3, n_prompts: 4, roles: [pre, lab], ablations: [[zero, pre], [resample, all positions]]}}
 patch: {{donor_examples: 3, n_prompts: 8, n_tested: 2, n_controls: 4, sites: [L2.resid_post]}}
 dashboard: {{pages_per_site: 3, search_prompts: 8}}
 """

@@ -105,6 +105,16 @@ def test_declared_beliefs_stand_in_every_table_of_beliefs(first: Outcome) -> Non
     assert set(names) <= set(trajectory.df.columns)
 
 
+def test_every_head_and_layer_is_ablated_as_declared(first: Outcome) -> None:
+    heads = Results(find_run(first.run)).table("heads")
+    assert set(zip(heads["kind"], heads["place"], strict=True)) == {
+        ("zero", "pre"), ("resample", "all positions"),
+    }  # fmt: skip
+    assert len(heads) == 2 * 6 * (4 + 1) * heads["metric"].nunique()
+    index = (first.run / FOLDERS["dashboard"] / INDEX).read_text(encoding="utf-8")
+    assert "Heads set to zero, pre" in index and "Heads set to run B&#39;s, all positions" in index
+
+
 def test_every_short_listed_latent_has_one_named_account(first: Outcome) -> None:
     results = Results(find_run(first.run))
     accounts, key = results.table("latent_accounts"), ["site", "role", "latent"]

@@ -114,12 +114,17 @@ def _log_odds(column: str) -> alt.Y:
 
 
 def role_order(roles: set[str]) -> list[str]:
-    """Roles in their order in an example, unknown ones last."""
-    return sorted(roles, key=lambda role: (ROLES.index(role) if role in ROLES else len(ROLES), role))
+    """Roles in their order in an example; then numbers, as heads have, by size; others last."""
+
+    def rank(role: str) -> tuple[int, int, str]:
+        known = ROLES.index(role) if role in ROLES else len(ROLES) + (not role.isdigit())
+        return known, int(role) if role.isdigit() else 0, role
+
+    return sorted(roles, key=rank)
 
 
 def sweep_chart(sweep: SweepView) -> Markup:
-    """Heat map of layers (rows, last on top) × roles (columns), every cell with its value as text."""
+    """Heat map of layers (rows, last on top) × roles or heads (columns), every value as text."""
     frame = pd.DataFrame(
         {
             "role": [c.role for c in sweep.cells],
@@ -132,7 +137,7 @@ def sweep_chart(sweep: SweepView) -> Markup:
     layers = sorted({c.layer for c in sweep.cells})
     base = alt.Chart(frame).encode(
         x=alt.X("role:N", sort=roles, title=None, axis=alt.Axis(orient="top", labelAngle=0)),
-        y=alt.Y("layer:O", sort="descending", title="patched before block"),
+        y=alt.Y("layer:O", sort="descending", title=sweep.down),
     )
     cells = base.mark_rect(color="var(--task)", stroke=_PAPER, strokeWidth=2).encode(
         fillOpacity=alt.FillOpacity("value:Q", scale=alt.Scale(domain=[0, 1], range=[0.04, 1]), legend=None)
@@ -142,8 +147,10 @@ def sweep_chart(sweep: SweepView) -> Markup:
     )
     defined = [c for c in sweep.cells if math.isfinite(c.value)]
     best = max(defined, key=lambda c: c.value, default=None)
-    label = f"{sweep.title}, layers by roles. " + (
-        f"Largest: {number(best.value)} at {best.role}, before block {best.layer}." if best else "Undefined."
+    label = f"{sweep.title}, layers by {sweep.across}s. " + (
+        f"Largest: {number(best.value)} at {sweep.across} {best.role}, {sweep.down} {best.layer}."
+        if best
+        else "Undefined."
     )
     height = alt.Step(26 if len(layers) <= 16 else 18)
     return inline(alt.LayerChart(layer=[cells, words], width=alt.Step(56), height=height), label)

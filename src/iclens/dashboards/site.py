@@ -131,6 +131,7 @@ def _index(view: SiteView, environment: Environment) -> str:
         root="",
         beliefs=[(panel, charts.belief_chart(panel)) for panel in view.beliefs],
         sweeps=[(sweep, charts.sweep_chart(sweep)) for sweep in view.sweeps],
+        heads=[(sweep, charts.sweep_chart(sweep)) for sweep in view.heads],
         growth=[
             (role, by_role[role], charts.growth_chart(role, by_role[role], reach))
             for role in charts.role_order(set(by_role))

@@ -101,7 +101,7 @@ class BeliefCurve:
 
 @dataclass(frozen=True)
 class SweepCell:
-    """One cell of a sweep: the metric after patching `role` before block `layer`, with its interval."""
+    """One cell of a sweep: the metric at a role (or head) and layer, with its interval."""
 
     role: str
     layer: int
@@ -112,17 +112,21 @@ class SweepCell:
 
 @dataclass(frozen=True)
 class SweepView:
-    """One heat map, layers × roles.
+    """One heat map, layers × roles or heads.
 
     Args:
         title: metric and recipient, for example "Task applied to B's own x (zero-example recipient)".
         caption: how it was measured: donor, number of examples, prompts.
-        cells: any order; a missing (role, layer) is left empty. Values are probabilities, 0 to 1.
+        cells: any order; a missing (role, layer) is left empty. Values are shares of 1.
+        down: what a layer is, beside the chart.
+        across: what the columns are.
     """
 
     title: str
     caption: str
     cells: Sequence[SweepCell]
+    down: str = "patched before block"
+    across: str = "role"
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,7 @@ class SiteView:
         quality: one row per SAE.
         beliefs: one panel each.
         sweeps: heat maps, headline first.
+        heads: heat maps of ablated heads, one for each kind and place.
         growth: counts per site and role.
         additive: what bears on additive Bayesian growth; None when it was not tested.
         latents: every latent, in the order the table opens with.
@@ -197,6 +202,7 @@ class SiteView:
     quality: Sequence[QualityRow] = ()
     beliefs: Sequence[BeliefCurve] = ()
     sweeps: Sequence[SweepView] = ()
+    heads: Sequence[SweepView] = ()
     growth: Sequence[GrowthCount] = ()
     additive: AdditiveView | None = None
     latents: Sequence[LatentRow] = ()

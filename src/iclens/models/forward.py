@@ -47,14 +47,20 @@ def _hook_points(model: LanguageModel, site: Site) -> tuple[Any, str]:
         "attn_out": (block.self_attn, "output"),
         "mlp_in": (block.mlp, "input"),
         "mlp_out": (block.mlp, "output"),
+        "z": (block.self_attn.o_proj, "input"),
     }[site.hook]
 
 
-def apply_edit(edit: Edit, held: Tensor) -> Tensor:
+def apply_edit(edit: Edit, held: Tensor, d_head: int = 1) -> Tensor:
     """The activation [row pos d_model] after the edit.
 
+    Args:
+        edit: what changes.
+        held: the activation before.
+        d_head: width of a head, by which an edit of heads finds its part; not used by others.
+
     Raises:
-        EditError: when a position lies outside the prompt.
+        EditError: when a position lies outside the prompt, or a head outside the site.
     """
     where = torch.as_tensor(np.asarray(edit.recipient_pos), device=held.device)
     if int(where.max()) >= held.shape[1] or int(where.min()) < 0:
@@ -62,12 +68,25 @@ def apply_edit(edit: Edit, held: Tensor) -> Tensor:
             f"edit at {edit.site}", f"position {int(where.max())} of {held.shape[1]}", "Mend recipient_pos."
         )
     before = held[:, where]
+    if edit.heads is not None:
+        parts = before.unflatten(-1, (-1, d_head))
+        heads = torch.as_tensor(np.asarray(edit.heads), device=held.device)
+        if int(heads.max()) >= parts.shape[2] or int(heads.min()) < 0:
+            raise EditError(
+                f"edit of head {int(heads.max())} at {edit.site.short}", f"it has {parts.shape[2]} heads",
+                "Choose one of these.",
+            )  # fmt: skip
+        after = parts.index_copy(2, heads, _changed(edit, parts[:, :, heads])).flatten(2)
+        return held.index_copy(1, where, after)
+    return held.index_copy(1, where, _changed(edit, before))
+
+
+def _changed(edit: Edit, before: Tensor) -> Tensor:
+    """What stands at the edit's positions (and heads) after it, from what stood there."""
     if edit.value is None:
-        after = torch.zeros_like(before)
-    else:
-        value = torch.as_tensor(np.asarray(edit.value), dtype=held.dtype, device=held.device)
-        after = (value + before) if edit.kind == "add" else value.expand_as(before)
-    return held.index_copy(1, where, after)
+        return torch.zeros_like(before)
+    value = torch.as_tensor(np.asarray(edit.value), dtype=before.dtype, device=before.device)
+    return (value + before) if edit.kind == "add" else value.expand_as(before)
 
 
 @contextmanager
@@ -88,7 +107,7 @@ def attached(
     def seen(site: Site, held: Tensor) -> Tensor:
         for i, edit in enumerate(edits):
             if edit.site == site:
-                held = apply_edit(edit, held)
+                held = apply_edit(edit, held, model.d_head)
                 recording.fired[i] += 1
         if site in sites:
             recording.values[site] = held[:, where]
@@ -240,8 +259,13 @@ def read_answers(model: LanguageModel, resid: Tensor, ids: Tensor) -> Tensor:
     return logits[..., ids.to(logits.device)] - logits.logsumexp(dim=-1, keepdim=True)
 
 
+def _axes(edit: Edit) -> int:
+    """Axes of a value that has one for the rows."""
+    return 3 if edit.heads is None else 4
+
+
 def _chunks(tokens: Ints, batch: int, edits: Sequence[Edit]) -> Iterator[Ints]:
-    per_row = [e for e in edits if e.value is not None and np.ndim(e.value) == 3 and np.shape(e.value)[0] > 1]
+    per_row = [e for e in edits if e.value is not None and np.ndim(e.value) == _axes(e) and len(e.value) > 1]
     if per_row and len(tokens) > batch:
         raise EditError(
             f"edit at {per_row[0].site}", f"{len(tokens)} rows, batch {batch}", "Give a batch that holds all."

@@ -60,6 +60,16 @@ class LanguageModel:
         """Width of the residual stream."""
         return int(self.network.config.hidden_size)
 
+    @property
+    def n_heads(self) -> int:
+        """Attention heads of each block."""
+        return int(self.network.config.num_attention_heads)
+
+    @property
+    def d_head(self) -> int:
+        """Width of one head's output."""
+        return int(getattr(self.network.config, "head_dim", None) or self.d_model // self.n_heads)
+
     def check_site(self, site: Site) -> Site:
         """Return `site`, or raise a SiteError when the model has no such block."""
         if site.layer >= self.n_blocks:

@@ -189,6 +189,11 @@ class SweepSection(Section):
     donor_examples: int = Field(default=12, ge=1)
     n_prompts: int = Field(default=64, ge=4)
     seed: int = 2
+    ablations: list[tuple[Literal["zero", "mean", "resample"], Literal["pre", "all positions"]]] = [
+        ("zero", "pre"),
+        ("mean", "all positions"),
+    ]
+    """Ablations of every head and of every layer's heads: what replaces them, and where; none when empty."""
 
     @field_validator("roles")
     @classmethod

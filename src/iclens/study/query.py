@@ -177,6 +177,11 @@ class Run:
         return self.results.table("graded")
 
     @property
+    def heads(self) -> pd.DataFrame:
+        """Heads of A* ablated: a row per kind, place, layer, head (-1: the whole layer) and metric."""
+        return self.results.table("heads")
+
+    @property
     def patches(self) -> pd.DataFrame:
         """Single-latent patches: a row per site, latent and belief."""
         return self.results.table("patches")

@@ -28,7 +28,7 @@ from iclens.tables.dose import (
 from iclens.tables.evidence import AccountTable, BayesTestTable, EvidenceTable, LatentAccountTable
 from iclens.tables.frame import Table
 from iclens.tables.growth import AgreementTable, BeliefTable, GrowthTable
-from iclens.tables.patches import GradedTable, LadderTable, PatchTable, SweepTable
+from iclens.tables.patches import GradedTable, HeadTable, LadderTable, PatchTable, SweepTable
 from iclens.tables.prompts import PromptSet
 from iclens.tables.quality import QualityTable
 from iclens.tables.shapes import ConfirmTable, ShapeTable
@@ -59,6 +59,7 @@ TABLES: dict[str, tuple[str, type[Table]]] = {
     "transforms": ("transforms", TransformTable),
     "sweep": ("sweep", SweepTable),
     "graded": ("sweep", GradedTable),
+    "heads": ("sweep", HeadTable),
     "patches": ("patch", PatchTable),
     "ladder": ("patch", LadderTable),
 }

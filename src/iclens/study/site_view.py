@@ -19,6 +19,7 @@ from iclens.dashboards.view import (
     SweepView,
 )
 from iclens.growth.verdict import LEVEL
+from iclens.patching.heads import WHOLE_LAYER
 from iclens.patching.runs import ZERO
 from iclens.study.results import PATCH_Q, Results
 from iclens.tables.verdicts import FALLS, LADDER
@@ -29,6 +30,13 @@ SWEPT = {
     "copy": "A's own answer copied",
 }
 """Sweep metrics that get a heat map."""
+HEADLINE = "task on own x"
+REPLACED = {
+    "zero": "Heads set to zero",
+    "mean": "Heads set to their mean without a task",
+    "resample": "Heads set to run B's",
+}
+"""Kinds of ablation in words."""
 MOVED = 0.5
 """Least P(task on B's own x) after a patch for which the task counts as moved."""
 
@@ -120,6 +128,28 @@ def sweeps(results: Results) -> list[SweepView]:
             ]
             unpatched = f"mean over {section.n_prompts} prompts; without the patch {rows['base'].mean():.3f}"
             views.append(SweepView(f"{title} (run B: {recipient})", f"{what}, {unpatched}. {where}", cells))
+    return views
+
+
+def heads(results: Results) -> list[SweepView]:
+    """A heat map of how far the task's answer falls without each head, for each kind and place."""
+    table = results.table("heads")
+    table = table[table["metric"] == HEADLINE]
+    views = []
+    for (kind, place), rows in table.groupby(["kind", "place"], sort=False):
+        cells = [
+            SweepCell(
+                "all" if row["head"] == WHOLE_LAYER else str(row["head"]), row["layer"],
+                -row["effect"], -row["ci_high"], -row["ci_low"],
+            )
+            for row in rows.to_dict("records")
+        ]  # fmt: skip
+        first = rows.iloc[0]
+        caption = (
+            f"Mean over {first['n_prompts']} prompts with {first['n_seen']} examples; unablated "
+            f"{first['base']:.3f}."
+        )
+        views.append(SweepView(f"{REPLACED[str(kind)]}, {place}", caption, cells, "block", "head"))
     return views
 
 

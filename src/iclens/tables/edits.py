@@ -21,8 +21,10 @@ class Edit:
         site: where.
         kind: "replace" the activation by `value`, "add" `value` to it, or set it to "zero".
         recipient_pos: positions that change, [pos] (the same in every row).
-        value: broadcastable to [row pos d_model]; None for "zero". For a mean edit, replace by the mean.
+        value: broadcastable to [row pos d_model], with `heads` to [row pos head d_head]; None for "zero". For
+            a mean edit, replace by the mean.
         donor_pos: where the value came from, [pos]; a record, not used to apply the edit.
+        heads: which heads of a `z` site change, [head]; the whole site when not given.
     """
 
     site: Site
@@ -30,6 +32,7 @@ class Edit:
     recipient_pos: Ints
     value: Floats | None = None
     donor_pos: Ints | None = None
+    heads: Ints | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -42,3 +45,5 @@ class Edit:
             raise EditError(
                 f"edit at {self.site}", "recipient_pos is not a list", "Give one position per entry."
             )
+        if self.heads is not None and self.site.hook != "z":
+            raise EditError(f"edit of heads at {self.site.short}", "it has no heads", "Heads are at z.")

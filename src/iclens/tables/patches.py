@@ -37,6 +37,26 @@ class SweepTable(Table):
     }
 
 
+class HeadTable(Table):
+    """Heads of A* ablated: one row per kind, place, layer, head and metric."""
+
+    COLUMNS: ClassVar[dict[str, Column]] = {
+        "kind": Column("str", "what replaces the head's output: zero, its mean over recipients, or resample"),
+        "place": Column("str", "where: the query's `pre`, or all positions"),
+        "layer": Column("int", "block"),
+        "head": Column("int", "head; -1 stands for all heads of the layer at once"),
+        "n_seen": Column("int", "examples in the context"),
+        "metric": Column("str", _METRIC),
+        "scale": Column("str", '"probability" or "nats"'),
+        "base": Column("float", "the metric (for an effect: the log-odds) without the ablation, mean"),
+        "ablated": Column("float", "the same with it"),
+        "effect": Column("float", "ablated − base, mean over prompts"),
+        "ci_low": Column("float", "lower end of its 95 % prompt-bootstrap interval"),
+        "ci_high": Column("float", "upper end"),
+        "n_prompts": Column("int", "prompts averaged"),
+    }
+
+
 class GradedTable(Table):
     """One site's patch by the donor's number of examples, beside the unpatched curve."""
 

@@ -51,6 +51,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         quality=site_view.quality_rows(quality),
         beliefs=site_view.belief_curves(results),
         sweeps=site_view.sweeps(results),
+        heads=site_view.heads(results),
         growth=site_view.growth_counts(growth),
         additive=additive(results),
         latents=rows,

@@ -207,6 +207,11 @@ def test_roles_stand_in_their_order_and_heads_by_number() -> None:
     assert charts.role_order({"lab", "x", "pre"}) == ["x", "pre", "lab"]
 
 
+def test_a_map_writes_no_negative_zero() -> None:
+    drawn = charts.sweep_chart(SweepView("Zeroed", "", [SweepCell("0", 0, -0.001)], "block", "head"))
+    assert "0.00" in texts(drawn) and "-0.00" not in texts(drawn)
+
+
 def test_a_map_of_heads_says_head_and_block() -> None:
     cells = [SweepCell(str(head), layer, 0.2 * head) for head in range(3) for layer in range(2)]
     label = ElementTree.fromstring(charts.sweep_chart(SweepView("Zeroed", "", cells, "block", "head"))).attrib

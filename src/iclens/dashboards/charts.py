@@ -130,7 +130,9 @@ def sweep_chart(sweep: SweepView) -> Markup:
             "role": [c.role for c in sweep.cells],
             "layer": [c.layer for c in sweep.cells],
             "value": [min(1.0, max(0.0, c.value)) if math.isfinite(c.value) else None for c in sweep.cells],
-            "text": [f"{c.value:.2f}" if math.isfinite(c.value) else "–" for c in sweep.cells],
+            "text": [
+                f"{round(c.value, 2) + 0.0:.2f}" if math.isfinite(c.value) else "–" for c in sweep.cells
+            ],
         }
     )
     roles = role_order({c.role for c in sweep.cells})

@@ -191,3 +191,20 @@ def test_prompts_that_tell_nothing_of_steps_refuse_nothing() -> None:
     assert (own_steps_p(np.arange(8), straight) == 1).all()
     assert (own_steps_p(np.arange(3), rng.standard_normal((4, 30, 3))) == 1).all()
     assert len(own_steps_p(np.arange(8), np.empty((0, 30, 8)))) == 0
+
+
+@pytest.mark.parametrize("n_examples", [16, 48, 64])
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("p", [0.15, 0.3, 1.0])
+def test_the_exponent_is_found_with_many_examples_and_after_a_label(
+    n_examples: int, first: int, p: float
+) -> None:
+    """Beside n^5 of many examples a flat power weighs next to nothing, and was left out as a constant."""
+    n, rng = np.arange(n_examples) + first, np.random.default_rng(0)
+    grown = (n**p - n[0] ** p) / (n[-1] ** p - n[0] ** p)
+    values = noise(rng, 20, 150, n_examples) + 6 * grown * (1 + 0.3 * rng.standard_normal((20, 150, 1)))
+    table = fit_shapes(n, values, place=(Site(0, "resid_post"), "close"), latent_ids=np.arange(20))
+    assert table["exponent"].mean() == pytest.approx(p, abs=0.05)
+    inside = (table["exponent_low"] <= p) & (p <= table["exponent_high"])
+    assert inside.sum() >= 15 and (table["exponent_low"] < table["exponent"] - 1e-6).all()
+    assert table["certified"].sum() >= 17 if p == 1 else not table["certified"].any()

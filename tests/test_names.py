@@ -3,7 +3,7 @@
 import pytest
 
 from iclens.errors import IclensError, SiteError, nearest
-from iclens.names import ROLES, Site, check_role, position
+from iclens.names import ROLES, Site, check_role, position, sae_site
 
 
 @pytest.mark.parametrize("text", ["blocks.14.hook_resid_post", "L14.resid_post"])
@@ -24,6 +24,12 @@ def test_what_heads_write_has_the_name_of_its_own_hook() -> None:
     site = Site(3, "z")
     assert (str(site), site.short) == ("blocks.3.attn.hook_z", "L3.z")
     assert Site.parse(str(site)) == Site.parse("L3.z") == site
+
+
+def test_an_sae_reads_any_site_but_the_heads_outputs() -> None:
+    assert sae_site("blocks.3.hook_attn_out") == Site(3, "attn_out")
+    with pytest.raises(SiteError, match="hook_z"):
+        sae_site("L3.z")
 
 
 @pytest.mark.parametrize(

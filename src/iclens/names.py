@@ -86,6 +86,20 @@ class Site:
         return cls(int(match[1]), match[2])
 
 
+def sae_site(text: str) -> Site:
+    """A site that an SAE may read or write: any but the heads' outputs, which no layout keeps as one row.
+
+    Raises:
+        SiteError: for hook_z, or what is no site.
+    """
+    site = Site.parse(text)
+    if site.hook == "z":
+        raise SiteError(
+            f"an SAE of '{text}'", "heads' outputs (hook_z)", "Choose a residual, attn_out or MLP."
+        )
+    return site
+
+
 def check_role(role: str) -> str:
     """Return `role`, or raise a SiteError that names the nearest one."""
     if role not in ROLES:

@@ -149,7 +149,7 @@ def latent_page(rng: np.random.Generator, row: LatentRow, hostile: str) -> Laten
         doses=[
             DoseView(n, pushed, "causal" + hostile) for n in ((4, 8) if hostile else ())
         ],  # few are pushed
-        follows=["At pre it follows the model's belief." + hostile],
+        follows=["At pre it follows the model's belief." + hostile] if hostile else [],
     )
 
 
@@ -196,7 +196,7 @@ def additive(rng: np.random.Generator, hostile: str) -> AdditiveView:
         FalsifierRow("F1", "Is there no paired growth?" + hostile, "did not fire", "214 latents grow."),
         FalsifierRow("F7", "Is the closure below 25 %?", "fired", "Closure 0.11 [0.07, 0.16]." + hostile),
     ]
-    follows = [FollowRow("the model's belief" + hostile, 1234, "as the model believes" + hostile)]
+    follows = [FollowRow("the model's belief" + hostile, 1234, "as the model believes" + hostile, 0.4)]
     parts = ("short-listed latents", "all latents", "error only", "full activation" + hostile)
     injections = [
         InjectionRow(site, part, 0.4 * i - 0.1, 0.4 * i - 0.3, 0.4 * i + 0.1, math.nan)

@@ -58,7 +58,7 @@ def test_a_latent_that_passes_every_gate_stands_on_the_top_rung() -> None:
     ("changes", "rung", "why"),
     [
         ({"confirm_p": 0.2}, "grows", "not confirmed on held-out prompts (Holm p 0.2)"),
-        ({"own_low": -0.1}, "grows", "it rises only against its control"),
+        ({"own_low": -0.1}, "grows", "only against its control does it clearly rise"),
         ({"certified": False}, "grows", "the interval of p reaches 0.5"),
         ({"evidence_low": -0.1}, "grows linearly", "its increments do not follow the evidence"),
         ({"causal": False}, "grows with evidence", "no stronger than matched latents"),

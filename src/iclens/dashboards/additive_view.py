@@ -79,11 +79,13 @@ class FollowRow:
         account: its name.
         count: latent × role rows.
         says: what the account says, in words.
+        r2: median share of the arms' means that it explains in them; below 0, less than one constant does.
     """
 
     account: str
     count: int
     says: str
+    r2: float
 
 
 @dataclass(frozen=True)

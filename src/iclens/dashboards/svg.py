@@ -57,6 +57,10 @@ def ends(curve: Curve) -> str:
     return f"{number(start)} at {tick_text(first)}, {number(stop)} at {tick_text(last)}"
 
 
+FINEST = 16
+"""Steps that an axis may be cut into to show two of its values at least."""
+
+
 def ticks(low: float, high: float, n: int = 4) -> list[float]:
     """About `n` round numbers inside [low, high]."""
     if high <= low:
@@ -65,6 +69,8 @@ def ticks(low: float, high: float, n: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    if last - first < 1 and n < FINEST:
+        return ticks(low, high, 2 * n)
     return [k * step for k in range(first, last + 1)]
 
 

@@ -30,6 +30,8 @@ term is then at most .43 of the line at one natural growth."""
 NATURAL_SQUARE, NATURAL_FOURTH = 1 / 3, 1 / 5
 """Means of k² and k⁴ over the natural range −1..1, on which k and k² are orthogonal."""
 LEVEL = 0.05
+UNDECIDED = "beyond all its matched random latents, which are too few for so many pushed ones"
+"""Why a latent whose p is as small as its controls allow is not called."""
 RESAMPLES = 1000
 
 
@@ -112,7 +114,9 @@ def control_p(effect: Floats, controls: Floats) -> Floats:
     return (1 + beaten) / (1 + controls.shape[1])
 
 
-def causal_reasons(low: Floats, high: Floats, quadratic_share: Floats, q_value: Floats) -> list[str]:
+def causal_reasons(
+    low: Floats, high: Floats, quadratic_share: Floats, q_value: Floats, unbeaten: np.ndarray | None = None
+) -> list[str]:
     """Why each latent is not causal, [latent]; empty where it is.
 
     Args:
@@ -120,9 +124,10 @@ def causal_reasons(low: Floats, high: Floats, quadratic_share: Floats, q_value: 
         high: upper end, [latent].
         quadratic_share: [latent].
         q_value: of the comparison with matched latents, [latent]; NaN where there were none.
+        unbeaten: whether no matched latent raises the belief as much, [latent]; nobody when not given.
     """
-    reasons = []
-    for least, most, curved, q in zip(low, high, quadratic_share, q_value, strict=True):
+    reasons, first = [], np.zeros(len(low), dtype=bool) if unbeaten is None else unbeaten
+    for least, most, curved, q, best in zip(low, high, quadratic_share, q_value, first, strict=True):
         shown = f"[{least:.3g}, {most:.3g}] nats"
         if not np.isfinite(least):
             reasons.append("its effect is undefined")
@@ -130,6 +135,8 @@ def causal_reasons(low: Floats, high: Floats, quadratic_share: Floats, q_value: 
             reasons.append(f"pushing it does not raise the belief: {shown}")
         elif curved > MOST_QUADRATIC:
             reasons.append(f"its dose-response is not linear: k² makes up {curved:.0%}")
+        elif not q <= LEVEL and best:
+            reasons.append(f"{UNDECIDED} (q {q:.2g}): more controls would tell")
         elif not q <= LEVEL:
             reasons.append(f"not beyond matched random latents (q {q:.2g})")
         else:

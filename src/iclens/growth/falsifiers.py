@@ -50,6 +50,7 @@ class Figures:
         evidence: nats of belief per nat of label evidence, beyond a count of examples.
         order: variance over orders ÷ variance over sets of examples, on the answer's log-odds.
         n_dosed, n_causal: latents pushed, and those that move the belief as no matched latent does.
+        n_undecided: latents that no matched one beats, whose controls are too few for that to count.
         closure: share of the belief's growth that the pushed latents of the best site account for.
         closure_site: that site.
         n_directions, n_directions_grow: sites whose direction was tested, and where it grows.
@@ -71,6 +72,7 @@ class Figures:
     order: Interval = Interval()
     n_dosed: int = 0
     n_causal: int = 0
+    n_undecided: int = 0
     closure: Interval = Interval()
     closure_site: str = ""
     n_directions: int = 0
@@ -142,6 +144,9 @@ def _like_controls(f: Figures) -> Outcome:
     if f.n_dosed == 0:
         return None, "No latent was pushed."
     found = f"{f.n_causal} of {f.n_dosed} pushed latents move the answer beyond matched random ones"
+    if f.n_causal == 0 and f.n_undecided:
+        found += f", but {f.n_undecided} exceed every control they have: more controls are needed"
+        return None, _sentence(found)
     return f.n_causal == 0, _sentence(found)
 
 

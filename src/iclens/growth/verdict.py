@@ -95,7 +95,8 @@ def _linear(row: dict[str, Any], _: Found) -> str:
     if not row["confirm_p"] <= LEVEL:
         return row["confirm_reason"] or f"not confirmed on held-out prompts (Holm p {row['confirm_p']:.2g})"
     if row["own_low"] <= 0:
-        return f"it rises only against its control; its own slope is {row['own_slope']:.2g}"
+        own = f"{row['own_slope']:.2g}, at least {row['own_low']:.2g}"
+        return f"only against its control does it clearly rise: its own slope is {own}"
     return "" if row["certified"] is True else str(row["shape_reason"])
 
 

@@ -78,8 +78,10 @@ def rung_counts(growth: pd.DataFrame) -> list[RungCount]:
 def follow_rows(accounts: pd.DataFrame) -> list[FollowRow]:
     """How many short-listed rows, latent × role, each account is named for, the most frequent first."""
     says = {account.name: account.says for account in ACCOUNTS}
-    counts = accounts.loc[accounts["named"], "account"].value_counts()
-    return [FollowRow(str(name), int(n), says[str(name)]) for name, n in counts.items()]
+    named = accounts[accounts["named"]]
+    shares = {str(name): rows["r2"].median() for name, rows in named.groupby("account")}
+    counts = named["account"].value_counts()
+    return [FollowRow(str(name), int(n), says[str(name)], shares[str(name)]) for name, n in counts.items()]
 
 
 def injection_rows(results: Results) -> list[InjectionRow]:

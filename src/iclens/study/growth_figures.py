@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import stats
 
+from iclens.growth.dose import UNDECIDED
 from iclens.growth.falsifiers import ADDITIVE, Figures, Interval
 from iclens.growth.shape.certificate import fit_shapes
 from iclens.growth.test import MIN_ACTIVE
@@ -73,6 +74,7 @@ def figures(
         order=_test(tests, "order"),
         n_dosed=int(pushed.sum()),
         n_causal=int(dose["causal"][pushed].sum()),
+        n_undecided=sum(str(reason).startswith(UNDECIDED) for reason in dose["reason"][pushed]),
         closure=best,
         closure_site=site,
         n_directions=len(grown),

@@ -251,7 +251,7 @@ def _doses(dose: pd.DataFrame, curves: pd.DataFrame) -> list[DoseView]:
     for row in dose[dose["belief"] == ANSWER].to_dict("records"):
         at = curves[(curves["belief"] == ANSWER) & (curves["n_examples"] == row["n_examples"])]
         curve = Curve(*(at[name].tolist() for name in ("dose", "effect", "ci_low", "ci_high")))
-        judged = "causal" if row["causal"] else str(row["reason"]) or "not compared with matched latents"
+        judged = "causal" if row["causal"] else str(row["reason"])
         slope = (
             f"{row['slope']:.3g} nats per natural growth [{row['slope_low']:.3g}, {row['slope_high']:.3g}]"
         )
@@ -265,7 +265,8 @@ def _follows(accounts: pd.DataFrame) -> list[str]:
     for role, rows in accounts.groupby("role", sort=False):
         best = rows[rows["named"]].iloc[0]
         at = f", {best['parameter']}" if best["parameter"] else ""
-        found.append(f"At {role} it follows, over arms {best['arms']}: {best['account']}{at}.")
+        named = f"{best['account']}{at} (R² {best['r2']:.2f})"
+        found.append(f"At {role} it follows best, over arms {best['arms']}: {named}.")
     return found
 
 

@@ -150,6 +150,21 @@ class Run:
         return self.results.table("closure")
 
     @property
+    def interactions(self) -> pd.DataFrame:
+        """Two pushed latents at once: a row per pair and belief."""
+        return self.results.table("interactions")
+
+    @property
+    def confirmed(self) -> pd.DataFrame:
+        """The frozen claims on the confirm prompts, with each latent's own slope: a row per claim."""
+        return self.results.table("confirmed")
+
+    @property
+    def detection(self) -> pd.DataFrame:
+        """The growth test alone, on the discovery prompts: a row per site, role and latent."""
+        return self.results.table("detection")
+
+    @property
     def beliefs(self) -> pd.DataFrame:
         """Beliefs over the examples, model beside exact: a row per belief, arm and n_seen."""
         return self.results.table("beliefs")
@@ -275,8 +290,13 @@ class Run:
         prompts = self.results.config.prompts
         shown = f"{prompts.n_prompts} prompts of {prompts.n_examples} examples"
         title = f"{self.results.config.study}: {prompts.task}, {shown}"
-        pages = "" if self.index is None else f"<p>pages: <code>{escape(str(self.index))}</code></p>"
-        return f"<p><b>{escape(title)}</b></p>{pages}{self._summary.to_html(index=False)}"
+        head = f"<p><b>{escape(title)}</b></p>"
+        missing = [name for name, folder in FOLDERS.items() if not (self.path / folder).is_dir()]
+        if missing:
+            head += f"<p>unfinished: it lacks {', '.join(missing)}; run `iclens study` on its config.yaml</p>"
+        if self.index is not None:
+            head += f"<p>pages: <code>{escape(str(self.index))}</code></p>"
+        return head if "growth" in missing else head + self._summary.to_html(index=False)
 
 
 def known(what: str, name: str, options: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from iclens.study.results import Results
 from iclens.tables.activations import LatentActs, select_rows
 from iclens.tables.arrays import Ints
 
-_SMALL_IS_CLEAR = ("p_value", "q_value", "control_p")
+_SMALL_IS_CLEAR = ("p_value", "q_value", "control_p", "patch_control_p")
 _KEY = ["site", "latent"]
 
 
@@ -65,7 +65,8 @@ class Selection:
     def df(self) -> pd.DataFrame:
         """The growth rows, with each latent's best concept and largest patch effect beside them.
 
-        Columns are those of the growth table, then label, concept, auroc, belief, effect and control_p.
+        Columns are those of the growth table, then label, concept, auroc, and of the largest patch effect its
+        belief, effect and patch_control_p.
         """
         found = self._growth()
         if self.latents is not None:
@@ -75,7 +76,7 @@ class Selection:
     def top(self, n: int = 20, by: str = "slope") -> pd.DataFrame:
         """The `n` first rows by a column.
 
-        Smallest first for p_value, q_value and control_p; by size for effect; largest first otherwise.
+        Smallest first for p and q values (control_p too); by size for effect; largest first otherwise.
 
         Raises:
             SiteError: for a column that is not a number or does not exist, naming the nearest.
@@ -112,7 +113,8 @@ class Selection:
     def _effects(self) -> pd.DataFrame:
         table = self.results.table("patches").dropna(subset=["effect"])
         best = table.assign(size=table["effect"].abs()).sort_values("size", ascending=False)
-        return best.drop_duplicates(_KEY)[[*_KEY, "belief", "effect", "control_p"]]
+        best = best.rename(columns={"control_p": "patch_control_p"})
+        return best.drop_duplicates(_KEY)[[*_KEY, "belief", "effect", "patch_control_p"]]
 
     def _repr_html_(self) -> str:
         """The first rows by slope."""

@@ -62,6 +62,7 @@ class VerdictTable(Table):
         "confirm_p": Column("float", "its p in the discovered direction, Holm over the short list"),
         "shrinkage": Column("float", "confirm ÷ discovery slope; below 1 the discovery was lucky"),
         "own_slope": Column("float", "confirm: slope of the task's arm alone, no control subtracted"),
+        "own_low": Column("float", "lower end of its 95 % t interval over prompts"),
     }
 
     def growing(self) -> VerdictTable:

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from iclens.errors import ConfigError, nearest
-from iclens.names import Site
+from iclens.names import Site, sae_site
 from iclens.tasks.arms import parse_arm
 from iclens.tasks.spec import parse_task
 
@@ -206,7 +206,7 @@ class SaeEntry(Strict):
     @field_validator("site", "target")
     @classmethod
     def _canonical(cls, site: str | None) -> str | None:
-        return None if site is None else Site.parse(site).short
+        return None if site is None else sae_site(site).short
 
 
 class Saes(Strict):

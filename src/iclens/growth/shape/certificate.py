@@ -176,7 +176,7 @@ def _reasons(columns: dict[str, np.ndarray], rises: np.ndarray, wide: Profile) -
     reasons = []
     for i, rising in enumerate(rises):
         p, low, high = (float(columns[name][i]) for name in ("exponent", "exponent_low", "exponent_high"))
-        shown = f"p {p:.2f} [{low:.2f}, {high:.2f}]"
+        shown = f"exponent {p:.2f} [{low:.2f}, {high:.2f}]"
         fit_p = float(columns["lack_of_fit_p"][i])
         if not rising or not np.isfinite(p):
             reasons.append("it does not rise on the shape prompts")
@@ -187,7 +187,7 @@ def _reasons(columns: dict[str, np.ndarray], rises: np.ndarray, wide: Profile) -
         elif columns["step_margin"][i] <= 0:
             reasons.append(f"a step fits as well as a line; {shown}")
         elif not (wide.low[i] > ADDITIVE[0] and wide.high[i] < ADDITIVE[1]):
-            shown = f"p {p:.2f}, {100 * GRANTED:g} % interval [{wide.low[i]:.2f}, {wide.high[i]:.2f}]"
+            shown = f"exponent {p:.2f}, {100 * GRANTED:g} % interval [{wide.low[i]:.2f}, {wide.high[i]:.2f}]"
             reasons.append(f"shape undetermined: {shown} is not inside (0.8, 1.25)")
         elif fit_p < FIT_LEVEL:
             reasons.append(f"no power of n fits (lack of fit p {fit_p:.1g}); best {columns['best_curve'][i]}")

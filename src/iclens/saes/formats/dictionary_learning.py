@@ -93,7 +93,7 @@ def _site(trainer: dict[str, Any], config: dict[str, Any]) -> Site | None:
     buffer = config.get("buffer")
     took = buffer.get("io", "out") if isinstance(buffer, dict) else "out"
     match = _SUBMODULE.fullmatch(str(trainer.get("submodule_name")))
-    if match is None or took != "out" or match[1] not in HOOKS:
+    if match is None or took != "out" or match[1] not in HOOKS or match[1] == "z":
         return None
     return Site(int(match[2]), match[1])
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from iclens.errors import SaeError, SiteError
-from iclens.names import Site
+from iclens.names import Site, sae_site
 from iclens.saes.formats.parts import (
     Parts,
     build,
@@ -77,7 +77,7 @@ def _site(config: dict[str, Any], folder: Path) -> Site:
             "It reads a norm's output before its gain, which is no site here.",
         )  # fmt: skip
     try:
-        return Site.parse(str(reads))
+        return sae_site(str(reads))
     except SiteError as cause:
         raise SaeError(f"SAE '{folder}'", f"it reads '{reads}'", "Use one of another site.") from cause
 

@@ -14,7 +14,7 @@ from sae_lens import SAE
 from safetensors import SafetensorError
 
 from iclens.errors import SaeError, SiteError
-from iclens.names import Site
+from iclens.names import Site, sae_site
 from iclens.saes.formats.parts import ARCHITECTURES, Parts, fingerprint, read_json, refuse_width, unreadable
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -58,7 +58,7 @@ def declared_site(what: str, name: Any) -> Site | None:
     if name is None:
         return None
     try:
-        return Site.parse(str(name))
+        return sae_site(str(name))
     except SiteError as cause:
         raise SaeError(
             f"SAE '{what}'", f"it reads '{name}'", "Use one of a residual or MLP output."

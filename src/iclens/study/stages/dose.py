@@ -50,8 +50,9 @@ ROLE = "pre"
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
     """Write the tables of `WRITTEN`."""
     chosen = by_place(GrowthTable.load(bench.of("detect") / SHORTLIST))
-    listed = {site: ids for (site, role), ids in chosen.items() if role == ROLE and site.hook in PUSHABLE}
-    skipped = sorted({site.short for site, role in chosen if role != ROLE or site.hook not in PUSHABLE})
+    pushable = [(site, role) for site, role in chosen if role == ROLE and site.hook in PUSHABLE]
+    listed = {place[0]: chosen[place] for place in pushable}
+    skipped = [f"{site.short} {role}" for site, role in chosen if (site, role) not in pushable]
     section = bench.config.growth
     parts: dict[str, list[Any]] = {file: [] for file in WRITTEN}
     for site, ids in listed.items() if section.dose_latents else ():
@@ -131,7 +132,10 @@ def judged(table: DoseTable, n_examples: int) -> DoseTable:
             table["slope_high"][rows],
             table["quadratic_share"][rows],
             columns["q_value"][rows],
+            table["control_p"][rows] <= (1 + 1e-9) / (1 + table["n_controls"][rows]),
         )
         columns["reason"][rows] = reasons
         columns["causal"][rows] = [reason == "" for reason in reasons]
+    alone = np.isnan(table["control_p"]) & (columns["reason"] == "")
+    columns["reason"][alone] = "not compared with matched latents"
     return DoseTable(columns)

@@ -51,13 +51,11 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     table = PatchTable.concat(patches)
     table.save(folder / PATCHES)
     LadderTable.concat(ladders).save(folder / LADDER)
-    called = table.where(table["q_value"] <= PATCH_Q)
+    called, tested = table.where(table["q_value"] <= PATCH_Q), table.where(table["n_controls"] > 0)
     return {
         "latents patched": len(set(zip(table["site"], table["latent"], strict=True))),
-        "tested": len(
-            set(zip(*(table.where(table["n_controls"] > 0)[c] for c in ("site", "latent")), strict=True))
-        ),
+        "tested": len(set(zip(tested["site"], tested["latent"], strict=True))),
         f"with an effect at q ≤ {PATCH_Q}": len(set(zip(called["site"], called["latent"], strict=True))),
-        "largest effect, nats": round(float(np.abs(called["effect"]).max(initial=0.0)), 3),
-        "sites not patched": skipped,
+        "largest tested effect, nats": round(float(np.abs(tested["effect"]).max(initial=0.0)), 3),
+        "sites not patched": skipped or "none",
     }

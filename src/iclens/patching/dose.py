@@ -35,8 +35,8 @@ from iclens.tables.bands import prompt_band
 from iclens.tables.dose import ClosureTable, DoseCurveTable, DoseTable, InteractionTable
 from iclens.tables.edits import Edit
 from iclens.tables.prompts import PromptSet
-from iclens.tasks.beliefs import log_odds, read_beliefs
-from iclens.tasks.declared import DeclaredBelief, belief_names
+from iclens.tasks.beliefs import log_odds
+from iclens.tasks.declared import DeclaredBelief, belief_names, read_all
 from iclens.tasks.spec import parse_task
 
 OFF_ROLE = "comma"
@@ -380,5 +380,4 @@ def read(
     before = np.full(len(rows), prompts.y[prompt, example - 1]) if example else None
     task = parse_task(str(prompts.task[prompt]))
     held = AnswerProbs(probs.answers, rows)
-    beside = [belief.read(held, x, answer)[:, None] for belief in declared]
-    return log_odds(np.concatenate([read_beliefs(held, task, x, answer, before), *beside], axis=1))
+    return log_odds(read_all(held, task, x, answer, before, declared))

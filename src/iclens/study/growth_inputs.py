@@ -13,6 +13,7 @@ from iclens.study.config import StudyConfig
 from iclens.tables.arrays import Floats, Ints
 from iclens.tasks.beliefs import belief_index
 from iclens.tasks.prompts import in_mixture, nominal_evidence, task_log_odds
+from iclens.tasks.similarity import example_similarity
 from iclens.tasks.spec import parse_task
 
 Place = tuple[Site, str]
@@ -39,6 +40,13 @@ def label_evidence(bench: Bench, arm: str, prompts: Ints) -> Floats:
         return nominal_evidence(chosen, bench.config.prompts.inputs)
     exact = exact_task(bench, arm, prompts)
     return np.concatenate([np.diff(exact, axis=1), np.full((len(exact), 1), np.nan)], axis=1)
+
+
+def similarities(bench: Bench, prompts: Ints) -> dict[str, Floats] | None:
+    """Arm → similarity of each example to the query after it, [prompt example]; None for inputs in words."""
+    arms = bench.config.prompts.arms
+    found = {arm: example_similarity(bench.prompts(arm).select(prompts)) for arm in arms}
+    return {arm: values for arm, values in found.items() if values is not None} or None
 
 
 def comparable(exact: Mapping[str, Floats]) -> list[str]:

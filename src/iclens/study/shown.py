@@ -15,12 +15,11 @@ import numpy as np
 
 from iclens.growth.design import Design, design_of
 from iclens.study.bench import Bench, beliefs_file
-from iclens.study.growth_inputs import comparable, exact_task, label_evidence
+from iclens.study.growth_inputs import comparable, exact_task, label_evidence, similarities
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.trajectories import examples_seen
 from iclens.tasks.arms import HINTED
 from iclens.tasks.beliefs import belief_index
-from iclens.tasks.similarity import example_similarity
 
 QUERY_READ = ("x", "comma", "pre")
 """Roles before the label at which the query is known, so that an example's similarity to it can count."""
@@ -46,7 +45,6 @@ class Shown:
 def shown_in(bench: Bench, prompts: Ints) -> Shown:
     """What every arm shows before each query; designs hold the exact task log-odds and the model's own."""
     arms = {arm: bench.prompts(arm).select(prompts) for arm in bench.config.prompts.arms}
-    near = {arm: example_similarity(some) for arm, some in arms.items()}
     exact = {arm: exact_task(bench, arm, prompts) for arm in arms}
     designs = {}
     for arm in comparable(exact):
@@ -55,7 +53,7 @@ def shown_in(bench: Bench, prompts: Ints) -> Shown:
         designs[arm] = design_of(arms[arm], known, own)
     return Shown(
         {arm: label_evidence(bench, arm, prompts) for arm in arms},
-        {arm: values for arm, values in near.items() if values is not None} or None,
+        similarities(bench, prompts),
         designs,
     )
 

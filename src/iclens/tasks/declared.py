@@ -22,7 +22,7 @@ from iclens.errors import TaskError, nearest
 from iclens.names import BELIEFS
 from iclens.tables.answers import NUMBERS, AnswerProbs
 from iclens.tables.arrays import Floats, Strings
-from iclens.tasks.beliefs import BAND
+from iclens.tasks.beliefs import BAND, read_beliefs
 from iclens.tasks.rules import Task, default_inputs
 from iclens.tasks.spec import parse_task
 
@@ -134,6 +134,28 @@ def _single(spec: str, other: str) -> Task:
 def belief_names(declared: Sequence[DeclaredBelief]) -> tuple[str, ...]:
     """Names along the belief axis: the five of every study, then the declared ones."""
     return (*BELIEFS, *(belief.name for belief in declared))
+
+
+def read_all(
+    probs: AnswerProbs,
+    task: Task,
+    x: Strings,
+    answer: Strings,
+    copied: Strings | None,
+    declared: Sequence[DeclaredBelief],
+) -> Floats:
+    """Probability of the five beliefs and the declared ones, [... belief] in the order of `belief_names`.
+
+    Args:
+        probs: distribution over answers, [... answer].
+        task: gives the slope of the `double` band.
+        x: query input, [...].
+        answer: the task's own answer, [...].
+        copied: the answer whose copying is asked about, [...]; without it `copy` is NaN.
+        declared: further beliefs.
+    """
+    beside = [belief.read(probs, x, answer)[..., None] for belief in declared]
+    return np.concatenate([read_beliefs(probs, task, x, answer, copied), *beside], axis=-1)
 
 
 def _against(other: Task, inputs: Sequence[str] | None) -> DeclaredBelief:

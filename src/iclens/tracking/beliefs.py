@@ -12,8 +12,8 @@ import numpy as np
 from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Floats, Strings
 from iclens.tables.prompts import PromptSet
-from iclens.tasks.beliefs import belief_index, log_odds, read_beliefs
-from iclens.tasks.declared import DeclaredBelief, belief_names
+from iclens.tasks.beliefs import belief_index, log_odds
+from iclens.tasks.declared import DeclaredBelief, belief_names, read_all
 from iclens.tasks.spec import parse_task
 
 
@@ -47,9 +47,7 @@ def belief_log_odds(
         part = AnswerProbs(probs.answers, probs.log_prob[rows].astype(np.float64))
         task = parse_task(str(name))
         x, answer = prompts.x[rows], prompts.answer[rows]
-        standard = read_beliefs(part, task, x, answer, wanted[rows])
-        beside = [belief.read(part, x, answer)[..., None] for belief in declared]
-        out[rows] = log_odds(np.concatenate([standard, *beside], axis=-1))
+        out[rows] = log_odds(read_all(part, task, x, answer, wanted[rows], declared))
     if last_label:
         out[:, 0, belief_index("copy")] = np.nan
     return out

@@ -20,7 +20,14 @@ from iclens.growth.verdict import Found, judge
 from iclens.names import Site
 from iclens.study.bench import Bench, beliefs_file
 from iclens.study.growth_figures import closures, figures
-from iclens.study.growth_inputs import comparable, exact_task, label_evidence, paired_belief, splits_of
+from iclens.study.growth_inputs import (
+    comparable,
+    exact_task,
+    label_evidence,
+    paired_belief,
+    similarities,
+    splits_of,
+)
 from iclens.study.stages.dose import CLOSURE, DOSE
 from iclens.study.stages.shape import DIRECTIONS, EVIDENCE, MANIFEST, SHAPES
 from iclens.study.stages.track import CALIBRATION
@@ -33,7 +40,6 @@ from iclens.tables.shapes import ConfirmTable, ShapeTable
 from iclens.tables.trajectories import examples_seen
 from iclens.tables.verdicts import LADDER
 from iclens.tasks.beliefs import belief_index
-from iclens.tasks.similarity import example_similarity
 
 EXACT = belief_index("exact")
 SLOPE_GOAL, R_GOAL = 0.05, 0.98
@@ -125,8 +131,7 @@ def _agreement(bench: Bench, model: dict[str, Floats], exact: dict[str, Floats])
 def _tests(bench: Bench, model: dict[str, Floats], exact: dict[str, Floats]) -> BayesTestTable:
     everyone = np.arange(bench.config.prompts.n_prompts)
     llr = {arm: label_evidence(bench, arm, everyone) for arm in model}
-    near = {arm: example_similarity(bench.prompts(arm)) for arm in model}
-    similarity = {arm: values for arm, values in near.items() if values is not None} or None
+    similarity = similarities(bench, everyone)
     parts = [
         bayes_tests({arm: values[..., EXACT] for arm, values in of.items()}, llr, response=name,
                     similarity=similarity, treated=bench.config.treated, seed=bench.config.prompts.seed)

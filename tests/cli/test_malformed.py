@@ -125,7 +125,11 @@ NATIVE: list[Case] = [
     ("k of zero", config(k=0), "k is 0"),
     ("k above the latents", config(k=25), "k is 25 of 24"),
     ("k in words", config(k="four"), "k is 'four'"),
-    ("activations normalised at run time", config(normalize_activations="layer_norm"), "layer_norm"),
+    (
+        "activations normalised by a constant",
+        config(normalize_activations="expected_average_only_in"),
+        "expected_average",
+    ),
     ("heads apart", config(reshape_activations="hook_z"), "hook_z"),
     ("metadata that are a list", config(metadata=[1]), "metadata"),
     ("no site", config(metadata={}), "names no site"),

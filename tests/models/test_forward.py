@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from iclens.errors import EditError, SiteError
-from iclens.models.forward import answer_probs, attached, record, record_and_answer
+from iclens.models.forward import answer_probs, attached, edited_answers, record, record_and_answer
 from iclens.models.load import LanguageModel, load_model
 from iclens.names import HOOKS, Site
 from iclens.tables.edits import Edit
@@ -136,11 +136,50 @@ def test_an_edit_that_does_not_fire_once_raises(tiny_model: LanguageModel, promp
     assert n_hooks(tiny_model) == before
 
 
-def test_values_by_row_need_one_batch(tiny_model: LanguageModel, prompts: PromptSet) -> None:
-    value = np.zeros((prompts.n_prompts, 1, tiny_model.d_model), dtype=np.float32)
+def test_values_by_row_follow_their_rows_through_batches(
+    tiny_model: LanguageModel, prompts: PromptSet, rng: np.random.Generator
+) -> None:
+    value = rng.normal(size=(prompts.n_prompts, 1, tiny_model.d_model)).astype(np.float32)
     edit = Edit(Site(1, "resid_pre"), "add", np.array([3]), value)
-    with pytest.raises(EditError, match="batch 4"):
-        run(tiny_model, prompts, [edit], batch=4)
+    whole, parts = (run(tiny_model, prompts, [edit], batch=batch) for batch in (64, 4))
+    np.testing.assert_allclose(whole, parts, atol=1e-5)
+    few = Edit(Site(1, "resid_pre"), "add", np.array([3]), value[:4])
+    with pytest.raises(EditError, match="4 rows of values for 6 of tokens"):
+        run(tiny_model, prompts, [few])
+
+
+def test_each_edit_reports_the_rows_in_which_it_fired(
+    tiny_model: LanguageModel, prompts: PromptSet, rng: np.random.Generator
+) -> None:
+    """Several at once, of every kind; mean and resample replace."""
+    d_model, n = tiny_model.d_model, prompts.n_prompts
+    own = rng.normal(size=(n, 1, d_model)).astype(np.float32)
+    site, where = Site(1, "resid_post"), prompts.positions("lab")[:1]
+    edits = [
+        Edit.at(site, "resample", "lab", [0], own),
+        Edit.at(Site(2, "mlp_out"), "mean", "pre", [1], own.mean(axis=0, keepdims=True)),
+        Edit.at(Site(2, "mlp_out"), "zero", "comma", [1, 2]),
+        Edit.at(Site(0, "z"), "zero", "x", [1], heads=[0, 2]),
+    ]
+    last = prompts.positions("pre")[-1:]
+    found = edited_answers(tiny_model, prompts.tokens, last, edits, batch=4)
+    assert found.fired == (n, n, n, n)
+    same = [Edit(site, "replace", where, own), *edits[1:]]
+    same[1] = Edit(Site(2, "mlp_out"), "replace", edits[1].recipient_pos, own.mean(axis=0))
+    np.testing.assert_array_equal(
+        found.answers.log_prob, answer_probs(tiny_model, prompts.tokens, last, edits=same, batch=4).log_prob
+    )
+    assert edited_answers(tiny_model, prompts.tokens, last, []).fired == ()
+
+
+def test_a_mean_is_one_row_and_a_resample_one_for_each(rng: np.random.Generator) -> None:
+    rows = rng.normal(size=(3, 1, 8))
+    with pytest.raises(EditError, match="A mean is one row"):
+        Edit(Site(1, "mlp_out"), "mean", np.array([3]), rows)
+    with pytest.raises(EditError, match="no axis of rows"):
+        Edit(Site(1, "mlp_out"), "resample", np.array([3]), rows[0])
+    with pytest.raises(SiteError, match="Nearest: pre"):
+        Edit.at(Site(1, "mlp_out"), "zero", "pree", [0])
 
 
 @pytest.mark.parametrize("name", ["blocks.1.hook_resid_past", "L1.mlp", "blocks.x.hook_mlp_out", "layer 3"])
@@ -170,3 +209,27 @@ def test_answers_do_not_depend_on_what_is_recorded(
         for site, values in (record(model, prompts.tokens, sites, where) if sites else {}).items():
             together = torch.cat([recorded[site] for recorded, _ in runs]).numpy()
             np.testing.assert_allclose(together, values, atol=1e-4)
+
+
+def test_an_edit_of_resid_mid_reaches_the_mlp_and_the_stream_beside_it(
+    tiny_model: LanguageModel, prompts: PromptSet, rng: np.random.Generator
+) -> None:
+    """An addition at attn_out of the same block is the same; one after it adds to it."""
+    where, site, before = prompts.positions("pre")[-1:], Site(2, "resid_mid"), n_hooks(tiny_model)
+    value = rng.normal(size=tiny_model.d_model).astype(np.float32)
+    mid, out = (Edit(Site(2, hook), "add", where, value) for hook in ("resid_mid", "attn_out"))
+    last = where
+    one, other = (
+        answer_probs(tiny_model, prompts.tokens, last, edits=[edit]).log_prob for edit in (mid, out)
+    )
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    assert np.abs(one - answer_probs(tiny_model, prompts.tokens, last).log_prob).max() > 0.1
+    both = Edit(Site(2, "attn_out"), "add", where, 2 * value)
+    np.testing.assert_allclose(
+        answer_probs(tiny_model, prompts.tokens, last, edits=[mid, out]).log_prob,
+        answer_probs(tiny_model, prompts.tokens, last, edits=[both]).log_prob, atol=1e-5,
+    )  # fmt: skip
+    seen = record(tiny_model, prompts.tokens, [site], where, edits=[mid])[site]
+    base = record(tiny_model, prompts.tokens, [site], where)[site]
+    np.testing.assert_allclose(seen - base, np.broadcast_to(value, base.shape), atol=1e-5)
+    assert n_hooks(tiny_model) == before

@@ -7,7 +7,7 @@ import torch
 from iclens.errors import EditError, SiteError
 from iclens.models.forward import answer_probs
 from iclens.models.load import LanguageModel, load_model
-from iclens.models.tail import Tail
+from iclens.models.tail import Tail, rows_at_once, tails_of
 from iclens.names import Site
 from iclens.tables.edits import Edit
 from iclens.tables.prompts import PromptSet
@@ -54,7 +54,7 @@ def test_a_replaced_residual_equals_the_full_forward(
             np.testing.assert_allclose(log_prob, wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("hook", ["resid_pre", "resid_post", "mlp_out"])
+@pytest.mark.parametrize("hook", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"])
 @pytest.mark.parametrize("layer", [0, 2, 5])
 def test_an_addition_equals_the_full_forward(
     exact_model: LanguageModel, query: np.ndarray, rng: np.random.Generator, hook: str, layer: int
@@ -66,12 +66,39 @@ def test_an_addition_equals_the_full_forward(
         np.testing.assert_allclose(log_prob, wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("hook", ["attn_out", "resid_mid"])
-def test_an_addition_that_its_own_mlp_would_see_is_refused(
+@pytest.mark.parametrize("hook", ["mlp_in", "z"])
+def test_an_addition_that_does_not_enter_the_residual_is_refused(
     exact_model: LanguageModel, query: np.ndarray, hook: str
 ) -> None:
-    with pytest.raises(EditError, match="MLP of its own block"):
+    with pytest.raises(EditError, match="no addition to the residual"):
         Tail(exact_model, query[0]).added(Site(1, hook), np.zeros((1, exact_model.d_model)))
+
+
+def test_positions_that_the_rows_do_not_hold_are_refused(
+    exact_model: LanguageModel, query: np.ndarray
+) -> None:
+    end = query.shape[1] - 1
+    (tail,) = tails_of(exact_model, query, first=end - 3)
+    delta = np.zeros((1, exact_model.d_model))
+    for where in ([end - 4], [end + 1], []):
+        with pytest.raises(EditError, match=f"rows hold positions {end - 3} to {end}"):
+            tail.added(Site(1, "mlp_out"), delta, positions=np.array(where, dtype=int))
+    with pytest.raises(EditError, match="the suffix has 4"):
+        tail.run(torch.zeros(1, exact_model.d_model), 1)
+    with pytest.raises(EditError, match=f"{end + 1} positions"):
+        tails_of(exact_model, query, first=end + 1)
+
+
+def test_rows_are_taken_in_batches_that_fit_the_memory(exact_model: LanguageModel, query: np.ndarray) -> None:
+    delta = np.random.default_rng(0).normal(size=(40, exact_model.d_model))
+    wide, narrow = (Tail(exact_model, query[0], memory=memory) for memory in (2**30, 2**20))
+    assert 1 <= rows_at_once(exact_model, 1, 30, 2**20) < 40 < rows_at_once(exact_model, 1, 30)
+    assert rows_at_once(exact_model, 1, 30, 1) == 1
+    assert rows_at_once(exact_model, 12, 30, 2**24) < rows_at_once(exact_model, 1, 30, 2**24)
+    site = Site(2, "resid_post")
+    np.testing.assert_allclose(
+        wide.added(site, delta).log_prob, narrow.added(site, delta).log_prob, atol=1e-6
+    )
 
 
 def test_a_site_the_model_lacks_is_refused(exact_model: LanguageModel, query: np.ndarray) -> None:

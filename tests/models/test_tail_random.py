@@ -1,5 +1,8 @@
 """The tail engine on random models of many shapes: equal to one full forward pass per edit, row by row."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,7 @@ from iclens.names import Site
 from iclens.tables.edits import Edit
 
 LOGITS = 1e-5
+ADDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 
 def random_model(like: LanguageModel, seed: int, blocks: int, heads: int, kv_heads: int, kind: str):
@@ -42,19 +46,58 @@ def test_rows_equal_full_forward_passes(
     seed, blocks, (heads, kv_heads), kind = shape
     model, rng = random_model(tiny_model, seed, blocks, heads, kv_heads, kind), np.random.default_rng(seed)
     tokens = rng.integers(0, model.network.config.vocab_size, length)
-    layer = data.draw(st.integers(0, blocks - 1))
-    hook = data.draw(st.sampled_from(["resid_pre", "resid_post", "mlp_out"]))
+    layer, hook = data.draw(st.integers(0, blocks - 1)), data.draw(st.sampled_from(ADDS))
     delta = rng.normal(size=(n_rows, model.d_model)).astype(np.float32)
     delta[0] = 0
-    tail = Tail(model, tokens)
+    tail, last = Tail(model, tokens), np.array([length - 1])
     found = tail.added(Site(layer, hook), delta).log_prob
-    entry, last = tail.entry(Site(layer, hook)), np.array([length - 1])
-    base = tail.run(tail.resid_pre(entry)[None], entry).log_prob[0]
-    np.testing.assert_allclose(found[0], base, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found[0], tail.base(Site(layer, hook)).log_prob[0], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        found[0], answer_probs(model, tokens[None], last).log_prob[0, 0], rtol=0, atol=LOGITS
+    )
     for row in {0, n_rows // 2, n_rows - 1}:
         edit = Edit(Site(layer, hook), "add", last, delta[row : row + 1])
         wanted = answer_probs(model, tokens[None], last, edits=[edit]).log_prob[0, 0]
         np.testing.assert_allclose(found[row], wanted, rtol=0, atol=LOGITS)
+
+
+@settings(max_examples=25)
+@given(shapes, st.integers(2, 30), st.integers(1, WIDTH // 3), st.data())
+def test_rows_that_change_earlier_positions_equal_full_forward_passes(
+    tiny_model: LanguageModel, shape: tuple, length: int, n_rows: int, data: st.DataObject
+) -> None:
+    """Any positions of any suffix, from the whole prompt to its last token, each with its own value."""
+    seed, blocks, (heads, kv_heads), kind = shape
+    model, rng = random_model(tiny_model, seed, blocks, heads, kv_heads, kind), np.random.default_rng(seed)
+    tokens = rng.integers(0, model.network.config.vocab_size, (2, length))
+    first = data.draw(st.integers(0, length - 1))
+    where = np.array(sorted(data.draw(st.sets(st.integers(first, length - 1), min_size=1, max_size=4))))
+    site = Site(data.draw(st.integers(0, blocks - 1)), data.draw(st.sampled_from(ADDS)))
+    delta = rng.normal(size=(n_rows, len(where), model.d_model)).astype(np.float32)
+    last = np.array([length - 1])
+    for prompt, tail in zip(tokens, tails_of(model, tokens, first=first), strict=True):
+        found = tail.added(site, delta, positions=where).log_prob
+        assert found.shape == (n_rows, 1000)
+        for row in {0, n_rows - 1}:
+            edit = Edit(site, "add", where, delta[row])
+            wanted = answer_probs(model, prompt[None], last, edits=[edit]).log_prob[0, 0]
+            np.testing.assert_allclose(found[row], wanted, rtol=0, atol=LOGITS)
+    same = tail.added(site, np.repeat(delta[:, :1], len(where), axis=1), positions=where).log_prob
+    np.testing.assert_allclose(tail.added(site, delta[:, 0], positions=where).log_prob, same, atol=LOGITS)
+
+
+def test_in_bfloat16_a_row_is_as_far_from_float32_as_the_full_forward(tiny_model: LanguageModel) -> None:
+    model, rng = random_model(tiny_model, 3, 3, 4, 2, "sdpa"), np.random.default_rng(3)
+    tokens, site, last = rng.integers(0, 1000, 20), Site(1, "resid_post"), np.array([19])
+    delta = rng.normal(size=(9, model.d_model)).astype(np.float32)
+    exact = Tail(model, tokens).added(site, delta).log_prob
+    half = replace(model, network=copy.deepcopy(model.network).to(torch.bfloat16))
+    ours = Tail(half, tokens).added(site, delta).log_prob
+    edits = [Edit(site, "add", last, row[None]) for row in delta]
+    full = np.stack([answer_probs(half, tokens[None], last, edits=[e]).log_prob[0, 0] for e in edits])
+    rms = np.sqrt(np.square(full - exact).mean())
+    assert 0 < rms < 0.2
+    assert np.sqrt(np.square(ours - exact).mean()) < 1.5 * rms
 
 
 @settings(max_examples=15)

@@ -102,10 +102,34 @@ def test_another_width_site_or_architecture_is_refused(write_sae: Write) -> None
     refused(lambda: load_sae(folder), "perceptron")
 
 
-def test_input_normalisation_that_needs_state_is_refused(write_sae: Write) -> None:
+def test_input_normalisation_by_constants_of_the_training_data_is_refused(write_sae: Write) -> None:
     folder = write_sae(hook=HOOK)
-    change(folder, normalize_activations="layer_norm")
-    refused(lambda: load_sae(folder), "normalize_activations", "layer_norm")
+    change(folder, normalize_activations="expected_average_only_in")
+    refused(lambda: load_sae(folder), "normalize_activations", "expected_average_only_in")
+
+
+@pytest.mark.parametrize("kind", ["none", "layer_norm", "constant_norm_rescale"])
+def test_input_normalisation_is_undone_as_sae_lens_does_and_leaves_nothing(
+    write_sae: Write, kind: str
+) -> None:
+    folder = write_sae(hook=HOOK)
+    change(folder, normalize_activations=kind)
+    sae, theirs = load_sae(folder), SAE.load_from_disk(folder)
+    assert sae.normalisation == kind
+    x = 3 + 7 * torch.randn(5, sae.d_in, generator=torch.Generator().manual_seed(0))
+    before = set(sae.network.__dict__)
+    latents = sae.encode(x)
+    assert set(sae.network.__dict__) == before
+    torch.testing.assert_close(latents, theirs.encode(x))
+    torch.testing.assert_close(sae.reconstruct(x, latents), theirs.decode(latents))
+    one = latents.clone()
+    one[:, 3] += 2.0
+    theirs.encode(x)
+    change_of_3 = 2.0 * sae.scale(x)[:, None] * sae.W_dec[3]
+    torch.testing.assert_close(
+        theirs.decode(one) - sae.reconstruct(x, latents), change_of_3, atol=1e-4, rtol=1e-4
+    )
+    assert set(sae.network.__dict__) == before
 
 
 def card(folder: Path, model: LanguageModel, **keys: str) -> None:

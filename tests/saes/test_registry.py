@@ -68,9 +68,9 @@ def test_another_release_is_converted_by_sae_lens(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_normalisation_that_stays_unfolded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = TopKSAE(TopKSAEConfig(d_in=8, d_sae=24, k=4, normalize_activations="layer_norm"))
+    network = TopKSAE(TopKSAEConfig(d_in=8, d_sae=24, k=4, normalize_activations="expected_average_only_in"))
     monkeypatch.setattr(registry.SAE, "from_pretrained", lambda *_, **__: network)
-    with pytest.raises(SaeError, match="normalize_activations is 'layer_norm'"):
+    with pytest.raises(SaeError, match="normalize_activations is 'expected_average_only_in'"):
         load_sae("llama-3-8b-it-res-jh/blocks.25.hook_resid_post")
 
 

@@ -6,6 +6,7 @@ Every forward of ours goes through `run_blocks`: a residual enters block `start`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,9 +46,24 @@ def run_to_end(model: Any, resid: Tensor, where: Tensor) -> Tensor:
     """
     last = model.model.layers[-1]
     resid = run_blocks(model, resid, 0, len(model.model.layers) - 1)
-    attended, _ = last.self_attn(last.input_layernorm(resid), **_context(model, resid))
-    mid = (resid + attended)[:, where]
-    return mid + last.mlp(last.post_attention_layernorm(mid))
+    return feed(last, attend(last, resid, _context(model, resid))[:, where])
+
+
+def attend(block: Any, resid: Tensor, context: Mapping[str, Any]) -> Tensor:
+    """A block's resid_mid from its resid_pre [row pos d_model].
+
+    Args:
+        block: a Llama block.
+        resid: resid_pre.
+        context: what its attention is told besides: positions, their rotation, the mask, a cache.
+    """
+    attended, _ = block.self_attn(block.input_layernorm(resid), **context)
+    return resid + attended
+
+
+def feed(block: Any, mid: Tensor) -> Tensor:
+    """A block's resid_post from its resid_mid [... d_model]."""
+    return mid + block.mlp(block.post_attention_layernorm(mid))
 
 
 def _context(model: Any, resid: Tensor) -> dict[str, Tensor | None]:

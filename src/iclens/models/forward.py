@@ -23,6 +23,9 @@ from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.edits import Edit
 
+LOGITS = 2**26
+"""Logits that are held at a time when answers are read: 256 MiB of float32."""
+
 
 @dataclass
 class Recording:
@@ -30,7 +33,7 @@ class Recording:
 
     Args:
         values: site → activations at the asked positions, [row pos d_model].
-        fired: how often each edit was applied.
+        fired: how often each edit was applied, in forward passes.
     """
 
     values: dict[Site, Tensor] = field(default_factory=dict)
@@ -42,7 +45,6 @@ def _hook_points(model: LanguageModel, site: Site) -> tuple[Any, str]:
     block = model.network.model.layers[model.check_site(site).layer]
     return {
         "resid_pre": (block, "input"),
-        "resid_mid": (block.post_attention_layernorm, "input"),
         "resid_post": (block, "output"),
         "attn_out": (block.self_attn, "output"),
         "mlp_in": (block.mlp, "input"),
@@ -115,7 +117,11 @@ def attached(
 
     handles = []
     try:
-        for site in dict.fromkeys([*sites, *(edit.site for edit in edits)]):
+        asked = dict.fromkeys([*sites, *(edit.site for edit in edits)])
+        for site in sorted(asked, key=lambda site: site.hook == "resid_mid"):  # after an edit of attn_out
+            if site.hook == "resid_mid":
+                handles += _on_mid(model, site, seen)
+                continue
             module, side = _hook_points(model, site)
             if side == "input":
                 handles.append(module.register_forward_pre_hook(_on_input(site, seen)))
@@ -130,6 +136,28 @@ def attached(
             raise EditError(
                 f"edit '{edit.kind}' at {edit.site}", f"it fired {count} times", "It must fire once."
             )
+
+
+def _on_mid(model: LanguageModel, site: Site, seen: Callable[[Site, Tensor], Tensor]) -> list[Any]:
+    """Hooks for the residual between attention and MLP, which no module of the block returns.
+
+    It is the block's input plus attn_out, and a change of it is put into attn_out, so that both the MLP and
+    the stream that passes it by go on with the change.
+    """
+    block, entered = model.network.model.layers[model.check_site(site).layer], {}
+
+    def enter(_module: Any, args: Any) -> None:
+        entered["resid"] = args[0]
+
+    def changed(_site: Site, attended: Tensor) -> Tensor:
+        mid = entered["resid"] + attended
+        after = seen(site, mid)
+        return attended if after is mid else attended + (after - mid)
+
+    return [
+        block.register_forward_pre_hook(enter),
+        block.self_attn.register_forward_hook(_on_output(site, changed)),
+    ]
 
 
 def _on_input(site: Site, seen: Callable[[Site, Tensor], Tensor]) -> Callable[..., Any]:
@@ -157,16 +185,19 @@ def record(
         tokens: [row pos].
         sites: what to record.
         positions: [pos].
-        edits: applied to every row; values with a row axis need `batch` ≥ rows.
+        edits: applied to every row.
         batch: rows per forward pass.
 
     Returns:
         site → float32 [row pos d_model].
+
+    Raises:
+        EditError: when an edit has values for another number of rows, or did not fire.
     """
     stop = 1 + max(site.layer for site in [*sites, *(e.site for e in edits)])
     parts: dict[Site, list[np.ndarray]] = {site: [] for site in sites}
-    for rows in _chunks(tokens, batch, edits):
-        with attached(model, sites, positions, edits) as seen:
+    for rows, some in _chunks(tokens, batch, edits):
+        with attached(model, sites, positions, some) as seen:
             ids = torch.as_tensor(rows, device=model.device())
             run_blocks(model.network, model.network.model.embed_tokens(ids), 0, stop)
         for site in sites:
@@ -179,32 +210,69 @@ def answer_probs(
     model: LanguageModel, tokens: Ints, positions: Ints,
     *, extra: tuple[str, ...] = (), edits: Sequence[Edit] = (), batch: int = 128,
 ) -> AnswerProbs:  # fmt: skip
-    """log P(answer) read at `positions`, normalised over the full vocabulary.
+    """log P(answer) read at `positions`, normalised over the full vocabulary: `edited_answers`' answers.
 
     Args:
         model: a whole model.
         tokens: [row pos].
         positions: [pos], usually those of `pre`.
         extra: word answers to read besides the numbers 0–999.
-        edits: applied to every row; values with a row axis need `batch` ≥ rows.
+        edits: applied to every row.
         batch: rows per forward pass.
 
     Returns:
         log_prob as [row pos answer].
 
     Raises:
+        ModelError, EditError: as in `edited_answers`.
+    """
+    return edited_answers(model, tokens, positions, edits, extra=extra, batch=batch).answers
+
+
+@dataclass(frozen=True)
+class EditedAnswers:
+    """What a model answers under edits, and proof that they happened.
+
+    Args:
+        answers: log_prob as [row pos answer].
+        fired: rows in which each edit was applied, [edit]; all of them, or the run would have failed.
+    """
+
+    answers: AnswerProbs
+    fired: tuple[int, ...]
+
+
+@torch.no_grad()
+def edited_answers(
+    model: LanguageModel, tokens: Ints, positions: Ints, edits: Sequence[Edit],
+    *, extra: tuple[str, ...] = (), batch: int = 128,
+) -> EditedAnswers:  # fmt: skip
+    """log P(answer) read at `positions` under `edits`, and how often each fired.
+
+    Args:
+        model: a whole model.
+        tokens: [row pos].
+        positions: [pos], usually those of `pre`.
+        edits: applied to every row, those of one site in their order.
+        extra: word answers to read besides the numbers 0–999.
+        batch: rows per forward pass.
+
+    Raises:
         ModelError: when only some blocks are loaded.
+        EditError: when an edit did not fire once in every row, lies outside the prompt, or has values for
+            another number of rows.
     """
     refuse_part(model)
     answers, ids = model.answer_space(extra)
     where = torch.as_tensor(np.asarray(positions), device=model.device())
-    parts = []
-    for rows in _chunks(tokens, batch, edits):
-        with attached(model, (), positions, edits):
+    parts, fired = [], np.zeros(len(edits), dtype=int)
+    for rows, some in _chunks(tokens, batch, edits):
+        with attached(model, (), positions, some) as seen:
             embedded = model.network.model.embed_tokens(torch.as_tensor(rows, device=model.device()))
             resid = run_blocks(model.network, embedded, 0, model.n_blocks)
+        fired += len(rows) * np.array(seen.fired, dtype=int)
         parts.append(as_numpy(read_answers(model, resid[:, where], ids)))
-    return AnswerProbs(answers, np.concatenate(parts))
+    return EditedAnswers(AnswerProbs(answers, np.concatenate(parts)), tuple(fired.tolist()))
 
 
 @torch.no_grad()
@@ -234,7 +302,7 @@ def record_and_answer(
     answers, ids = model.answer_space(extra)
     where = torch.as_tensor(np.asarray(answer_positions), device=model.device())
     last_is_recorded = any(site.layer == model.n_blocks - 1 for site in sites)
-    for rows in _chunks(tokens, batch, ()):
+    for rows, _ in _chunks(tokens, batch, ()):
         with attached(model, sites, positions) as seen:
             embedded = model.network.model.embed_tokens(torch.as_tensor(rows, device=model.device()))
             if last_is_recorded:
@@ -254,21 +322,26 @@ def refuse_part(model: LanguageModel) -> None:
 
 
 def read_answers(model: LanguageModel, resid: Tensor, ids: Tensor) -> Tensor:
-    """log P of the answers `ids` [answer] from the last block's resid_post [... d_model], as [... answer]."""
-    logits = unembed(model.network, resid).float()
-    return logits[..., ids.to(logits.device)] - logits.logsumexp(dim=-1, keepdim=True)
+    """log P of the answers `ids` [answer] from the last block's resid_post [... d_model], as [... answer].
+
+    Logits over the whole vocabulary, which the normaliser needs, exist for `LOGITS` entries at a time.
+    """
+    rows, chosen = resid.flatten(0, -2), ids.to(resid.device)
+    parts = []
+    for some in rows.split(max(1, LOGITS // model.network.config.vocab_size)):
+        logits = unembed(model.network, some).float()
+        parts.append(logits[:, chosen] - logits.logsumexp(dim=-1, keepdim=True))
+    return torch.cat(parts).unflatten(0, resid.shape[:-1])
 
 
-def _axes(edit: Edit) -> int:
-    """Axes of a value that has one for the rows."""
-    return 3 if edit.heads is None else 4
-
-
-def _chunks(tokens: Ints, batch: int, edits: Sequence[Edit]) -> Iterator[Ints]:
-    per_row = [e for e in edits if e.value is not None and np.ndim(e.value) == _axes(e) and len(e.value) > 1]
-    if per_row and len(tokens) > batch:
-        raise EditError(
-            f"edit at {per_row[0].site}", f"{len(tokens)} rows, batch {batch}", "Give a batch that holds all."
-        )
+def _chunks(tokens: Ints, batch: int, edits: Sequence[Edit]) -> Iterator[tuple[Ints, tuple[Edit, ...]]]:
+    """Rows and the edits of these rows, `batch` at a time."""
+    for edit in edits:
+        if edit.value is not None and edit.per_row and len(edit.value) != len(tokens):
+            raise EditError(
+                f"edit at {edit.site}", f"{len(edit.value)} rows of values for {len(tokens)} of tokens",
+                "Give one row per prompt.",
+            )  # fmt: skip
     for start in range(0, len(tokens), batch):
-        yield tokens[start : start + batch]
+        rows = slice(start, start + batch)
+        yield tokens[rows], tuple(edit.of_rows(rows) for edit in edits)

@@ -1,9 +1,10 @@
-"""The tail engine: many edits of one position, each run through only the blocks above it.
+"""The tail engine: many edits of one prompt, each run through only the positions and blocks after it.
 
-1. A prompt is run once; the keys and values of every block are kept. 2. A row is a changed residual at
-the prompt's last position. 3. Rows run through the blocks above the edit, `WIDTH` of them side by side as
-one sequence: each sees the kept keys and values of the earlier positions, and of the others only itself, so
-the prefix is read once for all of them. Exact, because earlier positions cannot see a later one.
+1. A prompt is run once; the keys and values of the positions before the first edited one are kept, and the
+residuals from there on. 2. A row is that suffix with something changed: usually one position, the prompt's
+last. 3. Rows run through the blocks above the edit, about `WIDTH` positions side by side as one sequence:
+each row sees the kept keys and values and itself, so the prefix is read once for all of them. Exact, because
+earlier positions cannot see a later one. Rows are taken in batches that fit a memory budget.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from iclens.errors import EditError
-from iclens.models.blocks import causal_mask
+from iclens.models.blocks import attend, causal_mask, feed
 from iclens.models.forward import read_answers, refuse_part
 from iclens.models.load import LanguageModel
 from iclens.names import Site
@@ -24,7 +25,12 @@ from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Floats, Ints
 
 WIDTH = 64
-"""Rows that stand side by side in one sequence."""
+"""Positions that stand side by side in one sequence."""
+MEMORY = 2**30
+"""Bytes that one batch of rows may need beside the model, unless told otherwise."""
+MOST_ROWS = 4096
+MID = ("resid_mid", "attn_out")
+"""Hooks whose addition passes through the MLP of its own block."""
 
 
 class _Keep:
@@ -58,47 +64,66 @@ class Held:
     """What one prompt's run leaves for the rows.
 
     Args:
-        last: resid_pre of every block and the last resid_post, at the last position, [d_model] each.
-        kept: block → keys and values of the earlier positions, [1 head pos d_head] each.
-        rotary: rotation of the last position, cosines and sines.
+        first: the first position that a row may change.
+        resid: resid_pre of every block and the last resid_post, from `first` on, [suffix d_model] each.
+        mid: resid_mid of every block, likewise.
+        kept: block → keys and values of the positions before `first`, [1 head pos d_head] each.
+        rotary: rotation of the positions from `first` on, cosines and sines, [1 suffix d_head].
     """
 
-    last: tuple[Tensor, ...]
+    first: int
+    resid: tuple[Tensor, ...]
+    mid: tuple[Tensor, ...]
     kept: dict[int, tuple[Tensor, Tensor]]
     rotary: tuple[Tensor, ...]
 
 
 @torch.no_grad()
-def hold(model: LanguageModel, tokens: Ints) -> list[Held]:
+def hold(model: LanguageModel, tokens: Ints, first: int | None = None) -> list[Held]:
     """Run prompts [prompt pos] of one length together; what each leaves, [prompt].
+
+    Args:
+        model: a whole model.
+        tokens: [prompt pos].
+        first: the first position that rows may change; the last of the prompt when not given.
 
     Raises:
         ModelError: when only some blocks are loaded.
+        EditError: for a position outside the prompt.
     """
     refuse_part(model)
-    embedded = model.network.model.embed_tokens(torch.as_tensor(tokens, device=model.device()))
-    positions = torch.arange(embedded.shape[1], device=embedded.device)[None]
-    rotary = model.network.model.rotary_emb(embedded, positions)
-    keep, last, resid, mask = _Keep(), [embedded[:, -1]], embedded, causal_mask(model.network, embedded)
+    length = tokens.shape[1]
+    start = length - 1 if first is None else first
+    if not 0 <= start < length:
+        raise EditError(f"rows from position {start}", f"{length} positions", "Choose one of these.")
+    resid = model.network.model.embed_tokens(torch.as_tensor(tokens, device=model.device()))
+    positions = torch.arange(length, device=resid.device)[None]
+    rotary, keep = model.network.model.rotary_emb(resid, positions), _Keep()
+    context = {
+        "attention_mask": causal_mask(model.network, resid), "position_embeddings": rotary,
+        "position_ids": positions, "past_key_values": keep,
+    }  # fmt: skip
+    pre, mids = [resid[:, start:]], []
     for block in model.network.model.layers:
-        resid = block(
-            resid, attention_mask=mask, position_embeddings=rotary, position_ids=positions,
-            past_key_values=keep,
-        )  # fmt: skip
-        last.append(resid[:, -1])
-    ends = tuple(part[:, -1:] for part in rotary)
+        mid = attend(block, resid, context)
+        resid = feed(block, mid)
+        mids.append(mid[:, start:])
+        pre.append(resid[:, start:])
+    kept = {layer: (k[:, :, :start], v[:, :, :start]) for layer, (k, v) in keep.kept.items()}
     return [
         Held(
-            tuple(rows[i] for rows in last),
-            {layer: (k[i : i + 1, :, :-1], v[i : i + 1, :, :-1]) for layer, (k, v) in keep.kept.items()},
-            ends,
+            start, tuple(rows[i] for rows in pre), tuple(rows[i] for rows in mids),
+            {layer: (k[i : i + 1], v[i : i + 1]) for layer, (k, v) in kept.items()},
+            tuple(part[:, start:] for part in rotary),
         )
         for i in range(len(tokens))
-    ]
+    ]  # fmt: skip
 
 
-def tails_of(model: LanguageModel, tokens: Ints, extra: tuple[str, ...] = (), batch: int = 32) -> list[Tail]:
-    """Prompts of one length, each prepared for edits of its last position.
+def tails_of(
+    model: LanguageModel, tokens: Ints, extra: tuple[str, ...] = (), batch: int = 32, first: int | None = None
+) -> list[Tail]:
+    """Prompts of one length, each prepared for edits from position `first` on.
 
     Held are 2 × blocks × key width numbers for every token of every prompt.
 
@@ -107,102 +132,190 @@ def tails_of(model: LanguageModel, tokens: Ints, extra: tuple[str, ...] = (), ba
         tokens: [prompt pos].
         extra: word answers to read besides the numbers.
         batch: prompts run together.
+        first: the first position that rows may change; the last of the prompt when not given.
 
     Raises:
         ModelError: when only some blocks are loaded.
+        EditError: for a position outside the prompt.
     """
     starts = range(0, len(tokens), batch)
-    held = [one for start in starts for one in hold(model, tokens[start : start + batch])]
+    held = [one for start in starts for one in hold(model, tokens[start : start + batch], first)]
     return [Tail(model, row, extra, one) for row, one in zip(tokens, held, strict=True)]
 
 
 class Tail:
-    """One prompt, prepared for edits of its last position.
+    """One prompt, prepared for edits of its last position, or of its last few.
 
     Args:
         model: a whole model.
-        tokens: [pos], the prompt up to and including the position to edit.
+        tokens: [pos], the prompt up to and including the position that is read.
         extra: word answers to read besides the numbers.
         held: what `hold` kept of it, where several prompts were run together; run here when not given.
+        memory: bytes that a batch of rows may need.
 
     Raises:
         ModelError: when only some blocks are loaded.
     """
 
     def __init__(
-        self, model: LanguageModel, tokens: Ints, extra: tuple[str, ...] = (), held: Held | None = None
+        self,
+        model: LanguageModel,
+        tokens: Ints,
+        extra: tuple[str, ...] = (),
+        held: Held | None = None,
+        memory: int = MEMORY,
     ) -> None:
-        self.model = model
+        self.model, self.memory = model, memory
         self.answers, self.ids = model.answer_space(extra)
         self._held = hold(model, np.asarray(tokens)[None])[0] if held is None else held
         self._prefix = _Prefix(self._held.kept)
 
+    @property
+    def n_suffix(self) -> int:
+        """Positions from the first that may change to the last."""
+        return len(self._held.resid[0])
+
     def resid_pre(self, layer: int) -> Tensor:
         """The unedited residual entering block `layer` at the last position, [d_model]."""
-        return self._held.last[layer]
+        return self._held.resid[layer][-1]
+
+    def base(self, site: Site) -> AnswerProbs:
+        """Answers without an edit, through the blocks that an addition at `site` passes, [1 answer]."""
+        return self.added(site, np.zeros((1, self.model.d_model)))
 
     @torch.no_grad()
-    def run(self, resid: Tensor, layer: int, batch: int = 1024) -> AnswerProbs:
-        """Answers after replacing resid_pre of block `layer` at the last position.
+    def run(self, resid: Tensor, layer: int, batch: int | None = None) -> AnswerProbs:
+        """Answers after replacing resid_pre of block `layer` from the first position on.
 
         Args:
-            resid: [row d_model].
+            resid: [row suffix d_model], or [row d_model] where the suffix is the last position alone.
             layer: block entered next; n_blocks goes straight to the unembedding.
-            batch: rows per forward pass.
+            batch: rows per forward pass; as many as fit the memory when not given.
 
         Returns:
             log_prob as [row answer].
+
+        Raises:
+            EditError: when the rows do not cover the suffix.
         """
-        like = self._held.last[0].dtype
-        parts = [read_answers(self.model, resid[:0].to(like), self.ids)]
-        for rows in resid.split(batch) if len(resid) else ():
+        whole = resid[:, None] if resid.ndim == 2 else resid
+        if whole.shape[1] != self.n_suffix:
+            raise EditError(
+                f"rows of {whole.shape[1]} positions", f"the suffix has {self.n_suffix}", "Give all of it."
+            )
+        like = self._held.resid[0].dtype
+        parts = [read_answers(self.model, whole[:0, -1].to(like), self.ids)]
+        size = batch or rows_at_once(self.model, self.n_suffix, self._held.first, self.memory)
+        for rows in whole.split(size) if len(whole) else ():
             held = rows.to(like)
-            if layer < self.model.n_blocks:
-                held = self._side_by_side(held, layer)
-            parts.append(read_answers(self.model, held, self.ids))
+            last = self._side_by_side(held, layer) if layer < self.model.n_blocks else held[:, -1]
+            parts.append(read_answers(self.model, last, self.ids))
         return AnswerProbs(self.answers, torch.cat(parts).float().cpu().numpy())
 
     def _side_by_side(self, rows: Tensor, layer: int) -> Tensor:
-        """The last resid_post of rows [row d_model], in sequences of one width, zeros at their end."""
-        sequences = -(-len(rows) // WIDTH)
-        width = -(-len(rows) // sequences)
-        held = rows.new_zeros(sequences * width, rows.shape[1])
-        held[: len(rows)] = rows
-        held, mask = held.unflatten(0, (sequences, width)), self._only_itself(rows, width)
+        """The last position's last resid_post of rows [row suffix d_model], as [row d_model].
+
+        Rows stand in sequences of one width, zeros at their end.
+        """
+        n, suffix, d_model = rows.shape
+        sequences = -(-n // max(1, WIDTH // suffix))
+        width = -(-n // sequences)
+        held = rows.new_zeros(sequences * width, suffix, d_model)
+        held[:n] = rows
+        held, mask = held.reshape(sequences, width * suffix, d_model), self._only_itself(rows, width)
+        rotary = tuple(part.repeat(1, width, 1) if suffix > 1 else part for part in self._held.rotary)
         for block in self.model.network.model.layers[layer:]:
             held = block(
-                held, attention_mask=mask, position_embeddings=self._held.rotary,
-                past_key_values=self._prefix,
+                held, attention_mask=mask, position_embeddings=rotary, past_key_values=self._prefix
             )  # fmt: skip
-        return held.flatten(0, 1)[: len(rows)]
+        return held.reshape(-1, suffix, d_model)[:n, -1]
 
     def _only_itself(self, rows: Tensor, width: int) -> Tensor:
-        """What is added to attention scores: 0 for the prefix and a row itself, [1 1 width pos + width]."""
-        prefix = self._held.kept[0][0].shape[2]
-        mask = rows.new_full((width, prefix + width), torch.finfo(rows.dtype).min)
+        """What is added to attention scores, [1 1 width·suffix pos + width·suffix].
+
+        0 for the prefix and for a row's own earlier positions, a number that no score outweighs elsewhere.
+        """
+        prefix, suffix = self._held.first, self.n_suffix
+        size = width * suffix
+        mask = rows.new_full((size, prefix + size), torch.finfo(rows.dtype).min)
         mask[:, :prefix] = 0
-        mask[:, prefix:].fill_diagonal_(0)
+        own = mask[:, prefix:].view(width, suffix, width, suffix).diagonal(dim1=0, dim2=2)
+        own.masked_fill_(torch.ones_like(own[..., 0], dtype=torch.bool).tril()[..., None], 0)
         return mask[None, None]
 
     def entry(self, site: Site) -> int:
         """The block whose resid_pre carries an addition at `site` onwards.
 
-        resid_post and mlp_out of layer L both enter block L + 1; resid_pre enters block L.
+        resid_post and mlp_out of layer L both enter block L + 1; resid_pre enters block L. An addition at
+        resid_mid or attn_out goes through its own block's MLP first, and then enters block L + 1.
 
         Raises:
-            EditError: for a hook whose addition passes through an MLP first.
+            EditError: for a hook whose addition does not enter the residual stream.
+            SiteError: when the model has no such block.
         """
         self.model.check_site(site)
-        if site.hook in ("resid_post", "mlp_out"):
+        if site.hook in ("resid_post", "mlp_out", *MID):
             return site.layer + 1
         if site.hook == "resid_pre":
             return site.layer
         raise EditError(
-            f"tail from {site}", "its addition passes through the MLP of its own block", "Use `answer_probs`."
+            f"tail from {site}", "an addition there is no addition to the residual", "Use `answer_probs`."
         )
 
-    def added(self, site: Site, delta: Tensor | Floats, batch: int = 1024) -> AnswerProbs:
-        """Answers after adding `delta` [row d_model] at `site`, last position."""
+    @torch.no_grad()
+    def added(
+        self, site: Site, delta: Tensor | Floats, batch: int | None = None, positions: Ints | None = None
+    ) -> AnswerProbs:
+        """Answers after adding `delta` at `site`.
+
+        Args:
+            site: any residual, attn_out or mlp_out.
+            delta: [row d_model], the same at every position; or [row pos d_model].
+            batch: rows per forward pass; as many as fit the memory when not given.
+            positions: where it is added, indices into the prompt [pos]; the last when not given.
+
+        Raises:
+            EditError: for a hook that adds nothing to the residual, or a position before the suffix.
+        """
         layer = self.entry(site)
-        base = self.resid_pre(layer)
-        return self.run(base + torch.as_tensor(delta, dtype=base.dtype, device=base.device), layer, batch)
+        base = self._held.mid[site.layer] if site.hook in MID else self._held.resid[layer]
+        added = torch.as_tensor(delta, dtype=base.dtype, device=base.device)
+        where = self._places(positions, base.device)
+        rows = base.expand(len(added), -1, -1).index_add(
+            1, where, (added[:, None] if added.ndim == 2 else added).expand(-1, len(where), -1)
+        )
+        if site.hook in MID:
+            rows = feed(self.model.network.model.layers[site.layer], rows)
+        return self.run(rows, layer, batch)
+
+    def _places(self, positions: Ints | None, device: torch.device) -> Tensor:
+        """Positions as indices into the suffix."""
+        if positions is None:
+            return torch.tensor([self.n_suffix - 1], device=device)
+        where = torch.as_tensor(np.asarray(positions) - self._held.first, device=device)
+        if not len(where) or int(where.min()) < 0 or int(where.max()) >= self.n_suffix:
+            first, last = self._held.first, self._held.first + self.n_suffix - 1
+            raise EditError(
+                f"an addition at positions {list(np.asarray(positions))}",
+                f"rows hold positions {first} to {last}", "Prepare the tail with an earlier `first`.",
+            )  # fmt: skip
+        return where
+
+
+def rows_at_once(model: LanguageModel, suffix: int, prefix: int, memory: int = MEMORY) -> int:
+    """Rows whose widest intermediate values fit `memory`, at least 1.
+
+    Args:
+        model: a whole model.
+        suffix: positions of a row.
+        prefix: positions before it, shared by all rows.
+        memory: bytes.
+    """
+    config = model.network.config
+    item = model.network.lm_head.weight.element_size()
+    side = max(WIDTH, suffix)
+    a_position = item * (
+        6 * model.d_model + 3 * config.intermediate_size + 2 * model.n_heads * (prefix + side)
+    )
+    logits = config.vocab_size * (item + 8)
+    return max(1, min(MOST_ROWS, memory // (suffix * a_position + logits)))

@@ -60,7 +60,7 @@ def natural_parts(
     for rows in held.split(batch):
         before, after = rows.unbind(dim=1)
         whole += (after.double() - before).sum(dim=0).numpy() / len(held)
-        change = sae.decode(sae.encode(after)) - sae.decode(sae.encode(before))
+        change = sae.reconstruct(after, sae.encode(after)) - sae.reconstruct(before, sae.encode(before))
         decoded += change.double().sum(dim=0).cpu().numpy() / len(held)
     return {"all latents": decoded, "error only": whole - decoded, "full activation": whole}
 

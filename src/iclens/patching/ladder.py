@@ -70,8 +70,7 @@ def best_single(patches: PatchTable, belief: str) -> int | None:
 
 def _rungs(held: LatentRuns, singles: list[int]) -> Iterator[tuple[str, int | None, Tensor]]:
     """Name, latent and addition [prompt d_in] of every rung; one single rung per latent of `singles`."""
-    everything = held.donor_held - held.recipient_held
-    carried = held.sae.decode(held.donor_latents) - held.sae.decode(held.recipient_latents)
+    everything, carried = held.everything, held.all_latents
     for latent in singles:
         change = (held.donor_latents - held.recipient_latents)[:, latent, None]
         yield "best single latent", latent, change * held.directions(np.array([latent]))

@@ -68,6 +68,16 @@ class LatentRuns:
         """Donor value minus B's own activation of each latent, [prompt d_sae]."""
         return (self.donor_latents - self.recipient_latents).cpu().numpy()
 
+    @property
+    def everything(self) -> Tensor:
+        """What stands between the donor's activation and B's, h^A − h^B, [prompt d_in]."""
+        return self.donor_held - self.recipient_held
+
+    @property
+    def all_latents(self) -> Tensor:
+        """The part of it that the latents carry, decode(a^A) − decode(a^B), [prompt d_in]."""
+        return self.sae.decode(self.donor_latents) - self.sae.decode(self.recipient_latents)
+
     def effects(self, prompt: int, delta: Tensor, batch: int = 256) -> Floats:
         """Rise of each belief's log-odds when `delta` [row d_in] is added, [row belief]; 0 for a zero row."""
         found = np.tile(0 * self.base[prompt], (len(delta), 1))

@@ -94,7 +94,7 @@ def _encode_some(sae: Sae, x: Tensor) -> tuple[Tensor, ...]:
             latent, sae.W_dec, count.cumsum(0) - count, mode="sum", per_sample_weights=strength
         )
     else:
-        decoded = sae.decode(dense)
+        decoded = sae.reconstruct(x, dense)
     return count, latent, strength, (x - decoded).square().sum(dim=1), x.square().sum(dim=1)
 
 

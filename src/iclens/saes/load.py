@@ -22,6 +22,8 @@ from iclens.saes.formats.parts import Parts, read_json, refuse_width
 from iclens.saes.formats.registry import read_hub
 
 CARD_FILE = "card.json"
+_LEFT_BY_ENCODE = ("ln_mu", "ln_std", "x_norm_coeff")
+"""What sae_lens' encode leaves on an SAE that normalises its input, for the decode that follows."""
 
 
 @dataclass(frozen=True)
@@ -66,21 +68,70 @@ class Sae:
             x: raw activations of the site, [row d_in].
 
         Returns:
-            [row d_sae], non-negative; in raw activation units when decoder rows have unit length.
+            [row d_sae], non-negative; in raw activation units when decoder rows have unit length and the SAE
+                does not normalise its input.
         """
-        return self.network.encode(x.to(self.W_dec))
+        try:
+            return self.network.encode(x.to(self.W_dec))
+        finally:
+            self._forget()
+
+    @torch.no_grad()
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """What multiplies W_enc for x [row d_in]: normalised, and less b_dec, where the SAE does so."""
+        try:
+            return self.network.process_sae_in(x.to(self.W_dec))
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop what an encode left for a decode."""
+        for left in _LEFT_BY_ENCODE:
+            self.network.__dict__.pop(left, None)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """The reconstruction latents @ W_dec + b_dec of activations [row d_sae], as [row d_in]."""
+        """latents @ W_dec + b_dec of activations [row d_sae], as [row d_in], in the SAE's own units.
+
+        These are the site's, unless the SAE normalises its input: then x̂ = scale(x) · decode(a) + shift(x).
+        """
+        if self.normalisation == "layer_norm":
+            self.network.ln_mu, self.network.ln_std = 0.0, 1.0
+        elif self.normalisation == "constant_norm_rescale":
+            self.network.x_norm_coeff = 1.0
         return self.network.decode(latents)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, latents: Tensor) -> Tensor:
-        """What it makes of x [row d_in] with latents [row d_sae]: decoded, plus x @ W_skipᵀ if it skips."""
+        """What it makes of x [row d_in] with latents [row d_sae]: decoded, its input's normalisation undone.
+
+        Plus x @ W_skipᵀ if it skips.
+        """
         skip = getattr(self.network, "W_skip", None)
         decoded = self.decode(latents)
+        if self.normalisation != "none":
+            x = x.to(decoded)
+            centre = x.mean(dim=1, keepdim=True) if self.normalisation == "layer_norm" else 0.0
+            decoded = self.scale(x)[:, None] * decoded + centre
         return decoded if skip is None else decoded + x.to(skip) @ skip.T
+
+    @torch.no_grad()
+    def scale(self, x: Tensor) -> Tensor:
+        """By how much one unit of decode is longer in the site's units, for x [row d_in], as [row].
+
+        layer_norm: the standard deviation of x over d_in (n − 1); constant_norm_rescale: ‖x‖ / √d_in; else 1.
+        """
+        x = x.to(self.W_dec)
+        if self.normalisation == "layer_norm":
+            return x.std(dim=1)
+        if self.normalisation == "constant_norm_rescale":
+            return x.norm(dim=1) / self.d_in**0.5
+        return x.new_ones(len(x))
+
+    @property
+    def normalisation(self) -> str:
+        """What it does to its input, `normalize_activations` of sae_lens; "none" for most."""
+        return getattr(getattr(self.network, "cfg", None), "normalize_activations", "none")
 
     @property
     def output(self) -> Site:

@@ -52,7 +52,7 @@ def latent_inputs(sae: Sae, values: Floats, latents: Ints) -> Floats:
             f"pre-activations at {sae.site.short}", f"rows of {values.shape[-1]}", f"Give {sae.d_in}."
         )
     chosen = torch.as_tensor(np.asarray(latents), device=sae.W_dec.device)
-    taken = network.process_sae_in(torch.as_tensor(values).to(sae.W_dec))
+    taken = sae.encoder_input(torch.as_tensor(values))
     z = taken @ network.W_enc[:, chosen] + network.b_enc[chosen]
     if getattr(network.cfg, "rescale_acts_by_decoder_norm", False):
         z = z * sae.W_dec[chosen].norm(dim=-1)

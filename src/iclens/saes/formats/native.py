@@ -1,8 +1,8 @@
 """sae_lens' own folders: `cfg.json` and `sae_weights.safetensors`; also what `iclens train` writes.
 
 sae_lens reads them, its older configs included. Refused is what one encode of single tokens cannot hold:
-normalisation at run time (fold it into the weights first), reshaped inputs, and architectures whose latents
-are signed or read whole sequences.
+normalisation by constants of the training data (fold it into the weights first), reshaped inputs, and
+architectures whose latents are signed or read whole sequences.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from safetensors import SafetensorError
 
 from iclens.errors import SaeError, SiteError
 from iclens.names import Site, sae_site
-from iclens.saes.formats.parts import ARCHITECTURES, Parts, fingerprint, read_json, refuse_width, unreadable
+from iclens.saes.formats.parts import (
+    ARCHITECTURES,
+    NORMALISATIONS,
+    Parts,
+    fingerprint,
+    read_json,
+    refuse_width,
+    unreadable,
+)
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
@@ -34,8 +42,8 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     if not isinstance(metadata, dict):
         raise SaeError(f"SAE '{folder}'", "its metadata is no mapping", "Copy it again.")
     _refuse_architecture(str(folder), config.get("architecture", "standard"))
-    for key, plain in (("normalize_activations", "none"), ("reshape_activations", "none")):
-        if config.get(key, plain) not in (plain, None, False):
+    for key, plain in (("normalize_activations", NORMALISATIONS), ("reshape_activations", ("none",))):
+        if config.get(key, "none") not in (*plain, None, False):
             raise SaeError(f"SAE '{folder}'", f"{key} is '{config[key]}'", "Fold it into the weights first.")
     site = declared_site(str(folder), metadata.get("hook_name") or config.get("hook_name"))
     target = declared_site(str(folder), metadata.get("hook_name_out") or config.get("hook_name_out"))

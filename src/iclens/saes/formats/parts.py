@@ -31,6 +31,8 @@ ARCHITECTURES = (
     "transcoder", "jumprelu_transcoder", "skip_transcoder", "jumprelu_skip_transcoder",
 )  # fmt: skip
 """sae_lens architectures that are used: non-negative latents that are read from one token at a time."""
+NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
+"""What an SAE may do to its input; the others of sae_lens have to be folded into the weights."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_direc
 from iclens.errors import SaeError, nearest
 from iclens.saes.formats.detect import read_folder
 from iclens.saes.formats.native import checked, declared_site
-from iclens.saes.formats.parts import Parts
+from iclens.saes.formats.parts import NORMALISATIONS, Parts
 
 _OURS = ("llama_scope", "dictionary_learning_1")
 """Conversion functions whose releases are read by our own readers."""
@@ -102,8 +102,8 @@ def _converted(ref: str, release: str, sae_id: str, device: str) -> Parts:
     except (HTTPError, OSError, ValueError, KeyError, RuntimeError) as cause:
         line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise SaeError(f"SAE '{ref}'", f"sae_lens cannot load it ({line})", "Use another.") from cause
-    for key in ("normalize_activations", "reshape_activations"):
-        if getattr(network.cfg, key) != "none":
+    for key, plain in (("normalize_activations", NORMALISATIONS), ("reshape_activations", ("none",))):
+        if getattr(network.cfg, key) not in plain:
             raise SaeError(f"SAE '{ref}'", f"{key} is '{getattr(network.cfg, key)}'", "Use another.")
     metadata = checked(ref, network).cfg.metadata
     site, target = (declared_site(ref, metadata.get(key)) for key in ("hook_name", "hook_name_out"))

@@ -8,69 +8,120 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sae_lens.registry import get_sae_class
 from torch import Tensor
 
-from iclens.errors import EditError, SaeError
+from iclens.errors import EditError, SaeError, SiteError
 from iclens.models.blocks import unembed
 from iclens.models.forward import answer_probs, record
 from iclens.models.load import LanguageModel
-from iclens.names import BELIEFS, Site, position
+from iclens.names import BELIEFS, ROLES, Site
 from iclens.patching.effects import belief_log_odds
 from iclens.patching.ladder import best_single, patch_ladder
-from iclens.patching.latent_runs import gather
+from iclens.patching.latent_runs import DIRECTIONS, Direction, LatentRuns, gather
 from iclens.patching.latents import matched, patch_latents
 from iclens.patching.residual import up_to_query
-from iclens.patching.runs import Runs
+from iclens.patching.runs import Runs, build_runs
 from iclens.patching.sweep import sweep
 from iclens.saes.load import Sae
 from iclens.tables.answers import AnswerProbs
 from iclens.tables.edits import Edit
+from iclens.tasks.spec import parse_task
 
-from .conftest import D_SAE, MakeRuns, MakeSae, same
+from .conftest import D_SAE, K, MakeRuns, MakeSae, same
 
-HOOKS = ("L2.resid_post", "L2.mlp_out", "L3.resid_pre")
+HOOKS = ("L2.resid_post", "L2.mlp_out", "L3.resid_pre", "L2.resid_mid", "L1.attn_out")
+SETTINGS = (
+    {}, {"rescale_acts_by_decoder_norm": True}, {"normalize_activations": "layer_norm"},
+    {"normalize_activations": "constant_norm_rescale"},
+)  # fmt: skip
 
 
-def naive_splice(model: LanguageModel, sae: Sae, runs: Runs, latent: int, donor: Tensor) -> AnswerProbs:
-    """Answers when the site is decode(latents with one set to `donor` [prompt]) plus the SAE's error."""
-    here = np.array([position("pre", runs.recipient.n_examples - 1)])
-    held = torch.as_tensor(record(model, up_to_query(runs.recipient), [sae.site], here)[sae.site][:, 0])
-    latents = sae.encode(held)
-    error = held - sae.decode(latents)
-    latents[:, latent] = donor
-    value = (sae.decode(latents) + error)[:, None].numpy()
-    found = answer_probs(
-        model, up_to_query(runs.recipient), here, edits=[Edit(sae.site, "replace", here, value)]
-    )
+def naive_splice(held: LatentRuns, latent: int) -> AnswerProbs:
+    """Answers of the receiver when sae_lens decodes its latents, one set to its donor value."""
+    tokens, here = up_to_query(held.receiver), held.place
+    x = torch.as_tensor(record(held.model, tokens, [held.sae.site], here)[held.sae.site][:, 0])
+    network = held.sae.network
+    latents = network.encode(x)
+    error = x - network.decode(latents)
+    patched = network.encode(x)
+    patched[:, latent] = held.donor_latents[:, latent]
+    value = (network.decode(patched) + error)[:, None].numpy()
+    end = np.array([tokens.shape[1] - 1])
+    edit = Edit(held.sae.site, "resample", here, value)
+    found = answer_probs(held.model, tokens, end, edits=[edit])
     return AnswerProbs(found.answers, found.log_prob[:, 0])
 
 
-@pytest.mark.parametrize("settings", [{}, {"rescale_acts_by_decoder_norm": True}])
+def compare_with_splices(held: LatentRuns, every: int = 9, least: int = 3) -> None:
+    """Hold our patches of some latents to sae_lens' decoding, in every prompt."""
+    latents = np.flatnonzero((held.change != 0).any(axis=0))[::every]
+    assert len(latents) >= least
+    for latent in latents:
+        spliced = naive_splice(held, int(latent))
+        for prompt, tail in enumerate(held.tails):
+            delta = held.pushes(prompt, np.array([latent]))
+            ours = tail.added(held.sae.site, delta, positions=held.place).log_prob[0]
+            np.testing.assert_allclose(ours, spliced.log_prob[prompt], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("site", HOOKS)
 def test_a_latent_patch_equals_the_naive_splice(
     tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae, site: str, settings: dict[str, Any]
 ) -> None:
-    sae, runs = make_sae(site, **settings), make_runs()
+    sae = make_sae(site, **settings)
     sae.network.W_dec.mul_(1.7)
-    held = gather(tiny_model, sae, runs, donor_value="task mean", seed=0)
-    latents = np.flatnonzero((held.change != 0).any(axis=0))[::9]
-    assert len(latents) >= 3
-    for latent in latents:
-        spliced = naive_splice(tiny_model, sae, runs, int(latent), held.donor_latents[:, latent])
-        for prompt, tail in enumerate(held.tails):
-            delta = held.change[prompt, latent] * held.directions(np.array([latent]))
-            ours = tail.added(sae.site, delta).log_prob[0]
-            np.testing.assert_allclose(ours, spliced.log_prob[prompt], rtol=1e-5, atol=1e-5)
+    compare_with_splices(gather(tiny_model, sae, make_runs()))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("role", ROLES)
+def test_it_does_so_at_every_role_and_both_ways(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae, role: str, direction: Direction
+) -> None:
+    """The donor has two examples more than the recipient."""
+    runs = build_runs(
+        tiny_model.tokenizer, parse_task("2x+3"), recipient="R arm", n_prompts=8, donor_examples=5,
+        recipient_examples=3, seed=1,
+    )  # fmt: skip
+    held = gather(tiny_model, make_sae("L3.mlp_out"), runs, role=role, direction=direction)
+    where = ROLES.index(role) + (0 if role in ROLES[:4] else -6)
+    assert held.place[0] == up_to_query(held.receiver).shape[1] - 1 - ROLES.index("pre") + where
+    compare_with_splices(held, every=12, least=1)
+
+
+@pytest.mark.parametrize("kind", ["standard", "gated", "jumprelu", "topk", "matching_pursuit", "abstopk"])
+@pytest.mark.parametrize("normalised", ["none", "layer_norm", "constant_norm_rescale"])
+def test_every_architecture_with_an_affine_decoder_can_be_patched(
+    tiny_model: LanguageModel, make_runs: MakeRuns, kind: str, normalised: str
+) -> None:
+    compare_with_splices(gather(tiny_model, any_sae(tiny_model, kind, normalised), make_runs()), every=8)
+
+
+def any_sae(model: LanguageModel, kind: str, normalised: str) -> Sae:
+    """An SAE of one of sae_lens' architectures, random weights."""
+    torch.manual_seed(1)
+    network_class, config_class = get_sae_class(kind)
+    more = {"k": K} if "topk" in kind else {"max_iterations": 6} if kind == "matching_pursuit" else {}
+    network: Any = network_class(
+        config_class(d_in=model.d_model, d_sae=D_SAE, normalize_activations=normalised, **more)
+    )
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            weight.copy_(torch.randn_like(weight) * (0.1 if name.startswith("b") else 0.3))
+    network.requires_grad_(False).eval()
+    return Sae(Site.parse("L2.resid_post"), "0" * 16, model.d_model, D_SAE, None, network, Path("."))
 
 
 def test_the_table_holds_the_naive_splices_effects(
     tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
 ) -> None:
     sae, runs = make_sae(), make_runs()
-    table = patch_latents(tiny_model, sae, runs, n_tested=1, n_controls=3)
-    held = gather(tiny_model, sae, runs, donor_value="task mean", seed=0)
+    held = gather(tiny_model, sae, runs)
+    table = patch_latents(held, n_tested=1, n_controls=3)
     latent = int(table["latent"][0])
-    spliced = naive_splice(tiny_model, sae, runs, latent, held.donor_latents[:, latent])
+    spliced = naive_splice(held, latent)
     wanted = belief_log_odds(spliced, runs, np.arange(8))[held.test].mean(axis=0)
     rows = table.where(table["latent"] == latent)
     assert tuple(rows["belief"]) == BELIEFS
@@ -82,9 +133,10 @@ def test_a_donor_that_is_the_recipient_leaves_no_row_and_no_effect(
     tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
 ) -> None:
     sae, runs = make_sae(), same(make_runs())
-    table = patch_latents(tiny_model, sae, runs, donor_value="instance")
+    held = gather(tiny_model, sae, runs, donor_value="instance")
+    table = patch_latents(held)
     assert len(table) == 0
-    ladder = patch_ladder(tiny_model, sae, runs, table, donor_value="instance")
+    ladder = patch_ladder(held, table)
     assert set(ladder["rung"]) == {"all latents", "error only", "full activation"}
     assert (ladder["effect"] == 0).all()
 
@@ -93,9 +145,9 @@ def test_the_ladders_top_is_the_sweeps_patch(
     tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
 ) -> None:
     sae, runs = make_sae(), make_runs()
-    table = patch_latents(tiny_model, sae, runs, donor_value="instance", n_tested=2, n_controls=5)
-    ladder = patch_ladder(tiny_model, sae, runs, table, donor_value="instance")
-    held = gather(tiny_model, sae, runs, donor_value="instance", seed=0)
+    held = gather(tiny_model, sae, runs, donor_value="instance")
+    table = patch_latents(held, n_tested=2, n_controls=5)
+    ladder = patch_ladder(held, table)
     parts = (runs.donor, runs.recipient, runs.target)
     half = Runs(runs.task, *(part.select(held.test) for part in parts))
     whole = sweep(tiny_model, half, roles=["pre"], layers=[sae.site.layer + 1])
@@ -113,8 +165,8 @@ def test_only_latents_that_differ_get_rows_and_only_screened_ones_a_p_value(
     tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
 ) -> None:
     sae, runs = make_sae(), make_runs(n_prompts=16)
-    table = patch_latents(tiny_model, sae, runs, n_tested=3, n_controls=7, seed=2)
-    held = gather(tiny_model, sae, runs, donor_value="task mean", seed=2)
+    held = gather(tiny_model, sae, runs, seed=2)
+    table = patch_latents(held, n_tested=3, n_controls=7, seed=2)
     differs = held.change[held.test] != 0
     assert set(table["latent"]) == set(np.flatnonzero(differs.any(axis=0)))
     np.testing.assert_array_equal(table["n_changed"], differs.sum(axis=0)[table["latent"]])
@@ -147,9 +199,8 @@ def test_halves_share_no_prompt_and_donor_means_hold_no_query(
 def test_a_belief_the_task_does_not_define_is_nan_with_a_reason(
     tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
 ) -> None:
-    table = patch_latents(
-        tiny_model, make_sae(), make_runs("zero examples", "word:opposite"), n_tested=2, n_controls=4
-    )
+    held = gather(tiny_model, make_sae(), make_runs("zero examples", "word:opposite"))
+    table = patch_latents(held, n_tested=2, n_controls=4)
     double = table.where(table["belief"] == "double")
     assert len(double)
     for name in ("effect", "normalised", "control_p", "q_value"):
@@ -188,7 +239,7 @@ def test_a_planted_read_out_beats_every_control(tiny_model: LanguageModel, make_
     assert resid.grad is not None
     network = Planted(resid.grad.mean(0), reads, float(middle @ reads), d_sae)
     sae = Sae(site, "0" * 16, tiny_model.d_model, d_sae, None, network, Path("."))
-    table = patch_latents(tiny_model, sae, runs, n_controls=1000)
+    table = patch_latents(gather(tiny_model, sae, runs), n_controls=1000)
     assert set(table["latent"]) == {0}
     numeric = table.where(table["belief"] == "numeric")
     assert numeric["n_controls"][0] == d_sae - 1
@@ -209,32 +260,46 @@ def test_saes_whose_latents_cannot_be_moved_alone_are_refused(
     tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
 ) -> None:
     sae, runs = make_sae(), make_runs()
-    for kind in ("layer_norm", "constant_norm_rescale", "expected_average_only_in"):
+    for kind in ("covariance_whitening", "expected_average_only_in"):
         with pytest.raises(SaeError, match=kind):
-            patch_latents(tiny_model, make_sae(normalize_activations=kind), runs)
+            gather(tiny_model, make_sae(normalize_activations=kind), runs)
     curved = SimpleNamespace(encode=sae.encode, decode=lambda a: (a @ sae.W_dec).relu(), W_dec=sae.W_dec)
     with pytest.raises(SaeError, match="not affine"):
-        patch_latents(tiny_model, replace(sae, network=curved), runs)
+        gather(tiny_model, replace(sae, network=curved), runs)
     with pytest.raises(SaeError, match="width 64"):
-        patch_latents(tiny_model, replace(sae, d_in=64), runs)
+        gather(tiny_model, replace(sae, d_in=64), runs)
+    with pytest.raises(SaeError, match=r"transcoder to L2\.mlp_out"):
+        gather(tiny_model, replace(sae, target=Site(2, "mlp_out")), runs)
 
 
 def test_patches_that_cannot_be_made_are_refused(
     tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
 ) -> None:
-    with pytest.raises(EditError, match="MLP of its own block"):
-        patch_latents(tiny_model, make_sae("L2.resid_mid"), make_runs())
-    with pytest.raises(EditError, match="donor value"):
-        patch_latents(tiny_model, make_sae(), make_runs(), donor_value="median")
+    sae, runs = make_sae(), make_runs()
+    for settings, error, said in (
+        ({"donor_value": "median"}, EditError, "One of task mean, instance"),
+        ({"direction": "both"}, EditError, "One of sufficiency, necessity"),
+        ({"role": "label"}, SiteError, "Nearest: lab"),
+    ):
+        with pytest.raises(error, match=said):
+            gather(tiny_model, sae, runs, **settings)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(EditError, match="no addition to the residual"):
+        gather(tiny_model, make_sae("L2.mlp_in"), runs)
+    with pytest.raises(SiteError, match="blocks 0 to 5"):
+        gather(tiny_model, make_sae("L7.mlp_out"), runs)
+    with pytest.raises(EditError, match="length-matched S arm"):
+        gather(tiny_model, sae, make_runs("zero examples"), role="lab")
     with pytest.raises(EditError, match="no other prompt"):
-        patch_latents(tiny_model, make_sae(), make_runs(n_prompts=2))
+        gather(tiny_model, sae, make_runs(n_prompts=2))
 
 
 def test_the_same_seed_gives_the_same_table(
     tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
 ) -> None:
     one, other = (
-        patch_latents(tiny_model, make_sae(), make_runs(), n_tested=2, n_controls=5, seed=4).df
+        patch_latents(
+            gather(tiny_model, make_sae(), make_runs(), seed=4), n_tested=2, n_controls=5, seed=4
+        ).df
         for _ in range(2)
     )
     assert one.equals(other)

@@ -87,7 +87,7 @@ class Bed:
             found.append("" if not missing else UNDEFINED if missing == len(self.base) else some)
         return found
 
-    def effects(self, delta: Tensor, batch: int = 256) -> Floats:
+    def effects(self, delta: Tensor, batch: int | None = None) -> Floats:
         """Rise of each belief when `delta` [row d_model] is added at `pre`, nats [row prompt belief]."""
         found = []
         for i, tail in enumerate(self.tails):
@@ -135,12 +135,8 @@ def prepare(
     shown += [word for belief in declared for word in belief.words]
     words = tuple(y for y in dict.fromkeys(shown) if not y.isdigit())
     tails = tails_of(model, prompts.tokens[:, :end], words)
-    entry = tails[0].entry(sae.site)
     base = np.concatenate(
-        [
-            read(t.run(t.resid_pre(entry)[None], entry), prompts, (i, n_examples), declared)
-            for i, t in enumerate(tails)
-        ]
+        [read(tail.base(sae.site), prompts, (i, n_examples), declared) for i, tail in enumerate(tails)]
     )
     return Bed(model, sae, prompts, n_examples, tails, base, final - base, declared)
 
@@ -148,6 +144,11 @@ def prepare(
 def _check_sae(model: LanguageModel, sae: Sae, tokens: Ints) -> None:
     """Refuse an SAE whose latents cannot be pushed along fixed directions; tried on `tokens` [1 pos]."""
     refuse_transcoder(sae)
+    if sae.normalisation != "none":
+        raise SaeError(
+            f"a push with the SAE at {sae.site.short}", f"it normalises inputs ({sae.normalisation})",
+            "Doses need fixed directions: use another SAE.",
+        )  # fmt: skip
     if sae.d_in != model.d_model:
         raise SaeError(
             f"SAE at {sae.site.short}", f"width {sae.d_in}, not {model.d_model}", "Use this model's SAEs."
@@ -157,7 +158,9 @@ def _check_sae(model: LanguageModel, sae: Sae, tokens: Ints) -> None:
     check_decoder(sae, held[:1], held[1:])
 
 
-def responses(bed: Bed, latents: Ints, growth: Floats, doses: Floats = DOSES, batch: int = 256) -> Floats:
+def responses(
+    bed: Bed, latents: Ints, growth: Floats, doses: Floats = DOSES, batch: int | None = None
+) -> Floats:
     """Rise of every belief at every dose, nats [latent prompt dose belief].
 
     Args:
@@ -191,7 +194,7 @@ def dose_table(
     n_controls: int,
     seed: int,
     effects: Floats | None = None,
-    batch: int = 256,
+    batch: int | None = None,
 ) -> tuple[DoseTable, Floats]:
     """Dose-responses of latents, on every belief.
 

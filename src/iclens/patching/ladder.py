@@ -1,7 +1,7 @@
 """How much of run A must a patch carry: one latent, all latents, the SAE's error, or everything?
 
-    best single latent   (a_f^A − a_f^B) · d_f, f chosen on the screening half
-    all latents          decode(a^A) − decode(a^B): B keeps its own error
+    best single latent   (a_f^A − a_f^B) · scale_B · d_f, f chosen on the screening half
+    all latents          scale_B · (decode(a^A) − decode(a^B)): B keeps its own error
     error only           error^A − error^B
     full activation      h^A − h^B, the sum of the two above
 
@@ -16,47 +16,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclens.models.load import LanguageModel
-from iclens.names import BELIEFS
 from iclens.patching.effects import means, normalised_effects, resamples
-from iclens.patching.latent_runs import LatentRuns, gather
+from iclens.patching.latent_runs import LatentRuns
 from iclens.patching.latents import reasons
-from iclens.patching.runs import Runs
-from iclens.saes.load import Sae
 from iclens.tables.arrays import Floats
 from iclens.tables.patches import LadderTable, PatchTable
 
 
-def patch_ladder(
-    model: LanguageModel, sae: Sae, runs: Runs, patches: PatchTable, *, donor_value: str = "task mean",
-    seed: int = 0, draws: int = 1000,
-) -> LadderTable:  # fmt: skip
+def patch_ladder(held: LatentRuns, patches: PatchTable, *, seed: int = 0, draws: int = 1000) -> LadderTable:
     """Every rung's effect on every belief.
 
     Args:
-        model: as given to `patch_latents`.
-        sae: likewise.
-        runs: likewise.
+        held: the runs, as given to `patch_latents`.
         patches: its result, which names the best single latent of each belief.
-        donor_value: as given to `patch_latents`.
-        seed: likewise, so that the halves are the same.
+        seed: of the bootstrap.
         draws: bootstrap resamples.
 
     Returns:
         A row per (rung, belief); the single rung is left out where no latent differs.
-
-    Raises:
-        EditError, SaeError: as in `gather`.
     """
-    held = gather(model, sae, runs, donor_value=donor_value, seed=seed)
     weights = resamples(len(held.test), draws, np.random.default_rng(seed))
-    best = [best_single(patches, belief) for belief in BELIEFS]
+    best = [best_single(patches, belief) for belief in held.beliefs]
     rungs = list(_rungs(held, sorted({latent for latent in best if latent is not None})))
     additions = torch.stack([delta for _, _, delta in rungs], dim=1)
     effects = np.stack([held.effects(int(i), additions[int(i)]) for i in held.test])
     return LadderTable.concat([
         _row(held, rung, latent, b, effects[:, r, b], weights)
-        for b in range(len(BELIEFS))
+        for b in range(len(held.beliefs))
         for r, (rung, latent, _) in enumerate(rungs)
         if latent is None or latent == best[b]
     ])  # fmt: skip
@@ -72,8 +58,8 @@ def _rungs(held: LatentRuns, singles: list[int]) -> Iterator[tuple[str, int | No
     """Name, latent and addition [prompt d_in] of every rung; one single rung per latent of `singles`."""
     everything, carried = held.everything, held.all_latents
     for latent in singles:
-        change = (held.donor_latents - held.recipient_latents)[:, latent, None]
-        yield "best single latent", latent, change * held.directions(np.array([latent]))
+        alone = np.array([latent])
+        yield "best single latent", latent, torch.cat([held.pushes(i, alone) for i in range(len(held.tails))])
     yield "all latents", None, carried
     yield "error only", None, everything - carried
     yield "full activation", None, everything
@@ -88,7 +74,7 @@ def _row(
     share = normalised_effects(effects[:, None], (target - base)[:, None], weights)
     return LadderTable({
         "site": [str(held.sae.site)], "rung": [rung], "latent": ["" if latent is None else str(latent)],
-        "belief": [BELIEFS[b]], "n_prompts": [len(effects)], "base": [base.mean()],
+        "role": [held.role], "belief": [held.beliefs[b]], "n_prompts": [len(effects)], "base": [base.mean()],
         "patched": base.mean() + effect.value, "donor": [target.mean()], "effect": effect.value,
         "ci_low": effect.low, "ci_high": effect.high, "normalised": share.value, "normalised_low": share.low,
         "normalised_high": share.high, "reason": [reasons([effect.reason[0], share.reason[0]])],

@@ -1,16 +1,20 @@
 """What a latent patch needs of run A and run B, gathered once per SAE.
 
-1. The site is recorded at every `pre` of A and B, and encoded; at the query this gives a^A and a^B, over all
-examples how often and how strongly each latent is active. 2. The donor value of each prompt is the mean over
-*other* A prompts (never one that asks about x_A or x_B, so neither query leaks), or the prompt's own.
-3. Prompts are halved: one half screens latents, the other tests them, and donor means stay within a half.
-4. The tail engine gives every belief after any addition at the site.
+1. The site is recorded at a role of A and B, and encoded: a^A and a^B, and over all examples how often and
+how strongly each latent is active. 2. The donor value of each prompt is the mean over *other* prompts (never
+one that asks about its own x or x_B, so neither leaks), or the prompt's own. 3. Prompts are halved: one half
+screens latents, the other tests them, and donor means stay within a half. 4. The tail engine gives every
+belief after any addition at the site.
+
+*Sufficiency* puts A's values into B. *Necessity* puts B's into A* (A's context, B's query), by default their
+mean: what A* loses when a latent is as it would be without the examples.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,42 +24,61 @@ from iclens.errors import EditError, SaeError
 from iclens.models.forward import record
 from iclens.models.load import LanguageModel
 from iclens.models.tail import Tail, tails_of
+from iclens.names import ROLES, check_role, position
 from iclens.patching.effects import belief_log_odds
 from iclens.patching.residual import query_answers, up_to_query
 from iclens.patching.runs import Runs
+from iclens.saes.encode import refuse_transcoder
+from iclens.saes.formats.parts import NORMALISATIONS
 from iclens.saes.load import Sae
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.prompts import PromptSet
+from iclens.tasks.declared import DeclaredBelief, belief_names
 
 DONOR_VALUES = ("task mean", "instance")
+Direction = Literal["sufficiency", "necessity"]
+DIRECTIONS: tuple[Direction, ...] = ("sufficiency", "necessity")
 _ONE_HOT_ROWS = 256
 
 
 @dataclass(frozen=True)
 class LatentRuns:
-    """Runs A and B as one SAE sees them at the query's `pre`.
+    """Two runs as one SAE sees them at one role: a source of values, and the run that receives them.
+
+    For sufficiency the source is run A and the receiver run B, for necessity B and A*.
 
     Args:
+        model: the model.
         sae: the SAE.
         runs: the prompts.
-        tails: run B of each prompt, ready for additions at its `pre`.
-        recipient_held: the site's activation in B, [prompt d_in].
+        direction: one of `DIRECTIONS`.
+        role: where values are put: of the query, for `lab` and `close` of the last example before it.
+        declared: beliefs that are read beside the five of every study.
+        tails: the receiver's prompts, ready for additions from that position on.
+        recipient_held: the site's activation in the receiver, [prompt d_in].
         donor_held: its donor value, [prompt d_in].
-        recipient_latents: gated activations in B, [prompt d_sae].
+        recipient_latents: gated activations in the receiver, [prompt d_sae].
         donor_latents: their donor values, [prompt d_sae].
-        density: share of `pre` positions of A and B at which a latent is active, [d_sae].
-        mean_active: its mean activation there, NaN where never active, [d_sae].
+        scale: length that the SAE's input normalisation gives to one unit in the receiver, [prompt].
+        density: share of the role's positions of source and receiver at which a latent is active, [d_sae].
+        mean_active: mean size of its activation there, NaN where never active, [d_sae].
         screen, test: the two halves of the prompts.
-        base, target: every belief's log-odds in B and in A*, [prompt belief].
+        base, target: every belief's log-odds in the receiver, and in A* (for necessity, in B),
+            [prompt belief].
     """
 
+    model: LanguageModel
     sae: Sae
     runs: Runs
+    direction: Direction
+    role: str
+    declared: tuple[DeclaredBelief, ...]
     tails: list[Tail]
     recipient_held: Tensor
     donor_held: Tensor
     recipient_latents: Tensor
     donor_latents: Tensor
+    scale: Tensor
     density: Floats
     mean_active: Floats
     screen: Ints
@@ -64,37 +87,72 @@ class LatentRuns:
     target: Floats
 
     @property
+    def beliefs(self) -> tuple[str, ...]:
+        """Names along the belief axis."""
+        return belief_names(self.declared)
+
+    @property
+    def receiver(self) -> PromptSet:
+        """The prompts that values are put into."""
+        return self.runs.recipient if self.direction == "sufficiency" else self.runs.target
+
+    @property
+    def place(self) -> Ints:
+        """Where they are put, [1]."""
+        return np.array([_place(self.receiver, self.role)])
+
+    @property
     def change(self) -> Floats:
-        """Donor value minus B's own activation of each latent, [prompt d_sae]."""
+        """Donor value minus the receiver's own activation of each latent, [prompt d_sae]."""
         return (self.donor_latents - self.recipient_latents).cpu().numpy()
 
     @property
+    def differing(self) -> Ints:
+        """Latents that differ in some prompt of the test half, [latent]."""
+        return np.flatnonzero((self.change[self.test] != 0).any(axis=0))
+
+    @property
     def everything(self) -> Tensor:
-        """What stands between the donor's activation and B's, h^A − h^B, [prompt d_in]."""
+        """What stands between the donor's activation and the receiver's, h^A − h^B, [prompt d_in]."""
         return self.donor_held - self.recipient_held
 
     @property
     def all_latents(self) -> Tensor:
-        """The part of it that the latents carry, decode(a^A) − decode(a^B), [prompt d_in]."""
-        return self.sae.decode(self.donor_latents) - self.sae.decode(self.recipient_latents)
+        """The part of it that the latents carry, scale · (decode(a^A) − decode(a^B)), [prompt d_in]."""
+        decoded = self.sae.decode(self.donor_latents) - self.sae.decode(self.recipient_latents)
+        return self.scale[:, None] * decoded
 
-    def effects(self, prompt: int, delta: Tensor, batch: int = 256) -> Floats:
+    def effects(self, prompt: int, delta: Tensor, batch: int | None = None) -> Floats:
         """Rise of each belief's log-odds when `delta` [row d_in] is added, [row belief]; 0 for a zero row."""
         found = np.tile(0 * self.base[prompt], (len(delta), 1))
         rows = (delta != 0).any(dim=1)
         if rows.any():
-            probs = self.tails[prompt].added(self.sae.site, delta[rows], batch)
-            held = belief_log_odds(probs, self.runs, np.full(int(rows.sum()), prompt))
+            probs = self.tails[prompt].added(self.sae.site, delta[rows], batch, self.place)
+            asked = np.full(int(rows.sum()), prompt)
+            held = belief_log_odds(probs, self.runs, asked, self.declared)
             found[rows.cpu().numpy()] = held - self.base[prompt]
         return found
 
     def directions(self, latents: Ints) -> Tensor:
-        """What one unit of each latent adds to the reconstruction, decode(e_f) − decode(0), [latent d_in]."""
+        """What one unit of each latent adds to the decoded, decode(e_f) − decode(0), [latent d_in]."""
         return decoder_directions(self.sae, latents)
+
+    def pushes(self, prompt: int, latents: Ints, directions: Tensor | None = None) -> Tensor:
+        """What each latent's own patch adds in a prompt, scale · (a_f^A − a_f^B) · d_f, [latent d_in].
+
+        Args:
+            prompt: the prompt.
+            latents: [latent].
+            directions: along other directions [latent d_in] than the latents' own.
+        """
+        chosen = torch.as_tensor(np.asarray(latents), device=self.scale.device)
+        change = (self.donor_latents[prompt] - self.recipient_latents[prompt])[chosen]
+        along = self.directions(latents) if directions is None else directions
+        return (self.scale[prompt] * change)[:, None] * along
 
 
 def decoder_directions(sae: Sae, latents: Ints) -> Tensor:
-    """What one unit of each latent adds to the reconstruction, decode(e_f) − decode(0), [latent d_in]."""
+    """What one unit of each latent adds to the decoded, decode(e_f) − decode(0), [latent d_in]."""
     ids = torch.as_tensor(np.asarray(latents), device=sae.W_dec.device)
     nothing = sae.decode(sae.W_dec.new_zeros(1, sae.d_sae))
     parts = [nothing[:0]]
@@ -106,55 +164,91 @@ def decoder_directions(sae: Sae, latents: Ints) -> Tensor:
 
 
 def gather(
-    model: LanguageModel, sae: Sae, runs: Runs, *, donor_value: str, seed: int, batch: int = 128
-) -> LatentRuns:
+    model: LanguageModel, sae: Sae, runs: Runs, *, donor_value: str = "task mean", role: str = "pre",
+    direction: Direction = "sufficiency", declared: Sequence[DeclaredBelief] = (), seed: int = 0,
+    batch: int = 128,
+) -> LatentRuns:  # fmt: skip
     """Record, encode and split; see the module's steps.
 
     Args:
         model: a whole model.
-        sae: an SAE of one of its resid_pre, resid_post or mlp_out sites.
-        runs: donor and recipient prompts.
+        sae: an SAE of one of its residual, attn_out or mlp_out sites.
+        runs: the prompts.
         donor_value: one of `DONOR_VALUES`.
+        role: where values are put, as in `LatentRuns`.
+        direction: one of `DIRECTIONS`.
+        declared: beliefs that are read beside the five of every study.
         seed: of the split into halves.
         batch: rows per forward pass.
 
     Raises:
-        EditError: for an unknown donor value, too few prompts, or a site that the tail cannot add to.
-        SaeError: when the SAE has another width, normalises its input, or its decoder is not affine.
+        EditError: for an unknown donor value, direction or place, too few prompts, or a site that adds
+            nothing to the residual.
+        SiteError: for an unknown role, or a layer that the model does not have.
+        SaeError: when the SAE has another width, is a transcoder, or its latents cannot be moved alone.
     """
-    if donor_value not in DONOR_VALUES:
-        raise EditError(f"donor value '{donor_value}'", "unknown", f"One of {', '.join(DONOR_VALUES)}.")
+    _refuse(model, sae, donor_value, direction)
+    source, sink = (
+        (runs.donor, runs.recipient) if direction == "sufficiency" else (runs.recipient, runs.target)
+    )
+    order = np.random.default_rng(seed).permutation(runs.donor.n_prompts)
+    screen, test = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+    words = (*runs.words, *(word for belief in declared for word in belief.words))
+    where = _place(sink, role)
+    tails = tails_of(model, up_to_query(sink), words, first=where)
+    tails[0].entry(sae.site)
+    held = [_recorded(model, sae, prompts, role, batch) for prompts in (source, sink)]
+    latents = [sae.encode(rows[:, -1]) for rows in held]
+    check_decoder(sae, latents[0], latents[1])
+    weights = _donor_weights(_asked_x(source, role), runs.x_B, (screen, test), donor_value)
+    mix = torch.as_tensor(weights, dtype=latents[0].dtype, device=latents[0].device)
+    density, mean_active = _activity(sae, held)
+    everyone, read = np.arange(runs.donor.n_prompts), tuple(declared)
+    base = [tail.base(sae.site) for tail in tails]
+    other = runs.target if direction == "sufficiency" else runs.recipient
+    return LatentRuns(
+        model, sae, runs, direction, role, read, tails,
+        recipient_held=held[1][:, -1], donor_held=_mixed(mix, held[0][:, -1]),
+        recipient_latents=latents[1], donor_latents=_mixed(mix, latents[0]),
+        scale=sae.scale(held[1][:, -1]), density=density, mean_active=mean_active, screen=screen, test=test,
+        base=np.concatenate([belief_log_odds(found, runs, [i], read) for i, found in enumerate(base)]),
+        target=belief_log_odds(query_answers(model, other, words), runs, everyone, read),
+    )  # fmt: skip
+
+
+def _refuse(model: LanguageModel, sae: Sae, donor_value: str, direction: str) -> None:
+    """Refuse what was misspelt, and an SAE that does not fit the model."""
+    for name, asked, known in (
+        ("donor value", donor_value, DONOR_VALUES), ("direction", direction, DIRECTIONS),
+    ):  # fmt: skip
+        if asked not in known:
+            raise EditError(f"{name} '{asked}'", "unknown", f"One of {', '.join(known)}.")
+    refuse_transcoder(sae)
     if sae.d_in != model.d_model:
         raise SaeError(
             f"SAE at {sae.site.short}", f"width {sae.d_in}, not {model.d_model}", "Use this model's SAEs."
         )
-    order = np.random.default_rng(seed).permutation(runs.donor.n_prompts)
-    screen, test = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
-    tails = tails_of(model, up_to_query(runs.recipient), runs.words)
-    tails[0].entry(sae.site)
-    held = [_recorded(model, sae, prompts, batch) for prompts in (runs.donor, runs.recipient)]
-    latents = [sae.encode(rows[:, -1]) for rows in held]
-    check_decoder(sae, latents[0], latents[1])
-    weights = _donor_weights(runs, (screen, test), donor_value)
-    mix = torch.as_tensor(weights, dtype=latents[0].dtype, device=latents[0].device)
-    density, mean_active = _activity(sae, held)
-    everyone = np.arange(runs.donor.n_prompts)
-    base = [tail.run(tail.resid_pre(tail.entry(sae.site))[None], tail.entry(sae.site)) for tail in tails]
-    return LatentRuns(
-        sae,
-        runs,
-        tails,
-        recipient_held=held[1][:, -1],
-        donor_held=_mixed(mix, held[0][:, -1]),
-        recipient_latents=latents[1],
-        donor_latents=_mixed(mix, latents[0]),
-        density=density,
-        mean_active=mean_active,
-        screen=screen,
-        test=test,
-        base=np.concatenate([belief_log_odds(found, runs, [i]) for i, found in enumerate(base)]),
-        target=belief_log_odds(query_answers(model, runs.target, runs.words), runs, everyone),
-    )
+
+
+def _example(prompts: PromptSet, role: str) -> int:
+    """Which example a role is taken of: the query, or the one before it for a token that the query lacks."""
+    in_query = ROLES.index(check_role(role)) <= ROLES.index("pre")
+    example = prompts.n_examples - (1 if in_query else 2)
+    if example < 0:
+        raise EditError(
+            f"a patch at `{role}`", "the run shows no example before its query", "Use a length-matched S arm."
+        )
+    return example
+
+
+def _place(prompts: PromptSet, role: str) -> int:
+    """Token index of a role, as `LatentRuns` places it."""
+    return position(role, _example(prompts, role))
+
+
+def _asked_x(prompts: PromptSet, role: str) -> np.ndarray:
+    """The x of the example that a role is taken of, [prompt]."""
+    return prompts.x[:, _example(prompts, role)]
 
 
 def _mixed(mix: Tensor, rows: Tensor) -> Tensor:
@@ -162,9 +256,10 @@ def _mixed(mix: Tensor, rows: Tensor) -> Tensor:
     return rows if torch.equal(mix, torch.eye(len(mix), dtype=mix.dtype, device=mix.device)) else mix @ rows
 
 
-def _recorded(model: LanguageModel, sae: Sae, prompts: PromptSet, batch: int) -> Tensor:
-    """The site at every `pre`, [prompt example d_in]."""
-    found = record(model, up_to_query(prompts), [sae.site], prompts.positions("pre"), batch=batch)[sae.site]
+def _recorded(model: LanguageModel, sae: Sae, prompts: PromptSet, role: str, batch: int) -> Tensor:
+    """The site at a role of every example up to where it is patched, [prompt example d_in]."""
+    where = prompts.positions(role)[: _example(prompts, role) + 1]
+    found = record(model, up_to_query(prompts), [sae.site], where, batch=batch)[sae.site]
     return torch.as_tensor(found, dtype=sae.W_dec.dtype, device=sae.W_dec.device)
 
 
@@ -174,22 +269,26 @@ def _activity(sae: Sae, held: list[Tensor]) -> tuple[Floats, Floats]:
     for part in held:
         for example in part.unbind(dim=1):
             values = sae.encode(example).cpu().numpy()
-            count, total, rows = (
-                count + (values > 0).sum(axis=0),
-                total + values.sum(axis=0),
-                rows + len(values),
-            )
+            count += (values != 0).sum(axis=0)
+            total += np.abs(values).sum(axis=0)
+            rows += len(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         return count / rows, total / count
 
 
-def _donor_weights(runs: Runs, halves: tuple[Ints, Ints], donor_value: str) -> Floats:
-    """Weight of each A prompt in each prompt's donor value, [prompt prompt]; rows sum to 1."""
-    n = runs.donor.n_prompts
+def _donor_weights(own: np.ndarray, x_B: np.ndarray, halves: tuple[Ints, Ints], donor_value: str) -> Floats:
+    """Weight of each source prompt in each prompt's donor value, [prompt prompt]; rows sum to 1.
+
+    Args:
+        own: x of the example that values are taken of, in the source [prompt].
+        x_B: the receiver's query, [prompt].
+        halves: prompts that may lend to each other.
+        donor_value: one of `DONOR_VALUES`.
+    """
+    n = len(own)
     if donor_value == "instance":
         return np.eye(n)
-    x_A = runs.donor.x[:, -1]
-    allowed = (x_A[None] != x_A[:, None]) & (x_A[None] != runs.x_B[:, None])
+    allowed = (own[None] != own[:, None]) & (own[None] != x_B[:, None])
     same_half = np.zeros((n, n), dtype=bool)
     for half in halves:
         same_half[np.ix_(half, half)] = True
@@ -210,16 +309,14 @@ def check_decoder(sae: Sae, first: Tensor, second: Tensor) -> None:
         second: others.
 
     Raises:
-        SaeError: when it normalises its input, or its decoder is not affine.
+        SaeError: when its decoder is not affine, or it normalises its input by constants that were never
+            folded into its weights.
     """
-    settings: Any = getattr(sae.network, "cfg", None)
-    normalises = getattr(settings, "normalize_activations", "none")
-    if normalises != "none":
+    if sae.normalisation not in NORMALISATIONS:
         raise SaeError(
-            f"patching with the SAE at {sae.site.short}",
-            f"it normalises inputs ({normalises})",
+            f"patching with the SAE at {sae.site.short}", f"it normalises inputs ({sae.normalisation})",
             "Fold it first.",
-        )
+        )  # fmt: skip
     nothing = sae.decode(torch.zeros_like(first))
     one, other, both = sae.decode(first), sae.decode(second), sae.decode(first + second)
     excess = (both - one - other + nothing).abs().max()

@@ -1,6 +1,6 @@
 """Which single latents carry a belief from run A to run B?
 
-    h_B' = h_B + (a_f^A − a_f^B) · d_f        at the query's `pre`; B's SAE error is untouched
+    h_B' = h_B + (a_f^A − a_f^B) · scale_B · d_f        at a role; B's SAE error is untouched
 
 1. Every latent whose activation differs is patched alone, on both halves of the prompts. 2. Those with a
 clear effect on the screening half are tested on the other half: each is compared with random live latents
@@ -20,12 +20,8 @@ import numpy as np
 import torch
 from scipy.stats import false_discovery_control
 
-from iclens.models.load import LanguageModel
-from iclens.names import BELIEFS
 from iclens.patching.effects import control_p_value, means, normalised_effects, resamples
-from iclens.patching.latent_runs import LatentRuns, gather
-from iclens.patching.runs import Runs
-from iclens.saes.load import Sae
+from iclens.patching.latent_runs import LatentRuns
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.patches import PatchTable
 
@@ -51,30 +47,23 @@ class Tested:
 
 
 def patch_latents(
-    model: LanguageModel, sae: Sae, runs: Runs, *, donor_value: str = "task mean", n_tested: int = 12,
-    n_controls: int = 200, seed: int = 0, draws: int = 1000, batch: int = 256,
+    held: LatentRuns, *, n_tested: int = 12, n_controls: int = 200, seed: int = 0, draws: int = 1000,
+    batch: int | None = None,
 ) -> PatchTable:  # fmt: skip
     """Patch every latent that differs between A and B, and test the largest effects against matched latents.
 
     Args:
-        model: a whole model.
-        sae: an SAE of one of its resid_pre, resid_post or mlp_out sites.
-        runs: donor and recipient prompts.
-        donor_value: "task mean" over other prompts, or "instance".
+        held: the runs, from `gather`.
         n_tested: at most so many latents are tested, by screened effect.
         n_controls: matched latents per tested latent, or as many as are live.
-        seed: of the halves, the controls and the bootstrap.
+        seed: of the controls and the bootstrap.
         draws: bootstrap resamples.
-        batch: rows per forward pass of the tail.
+        batch: rows per forward pass of the tail; as many as fit its memory when not given.
 
     Returns:
         A row per latent that differs in the test half, and belief; by latent.
-
-    Raises:
-        EditError, SaeError: as in `gather`.
     """
-    held = gather(model, sae, runs, donor_value=donor_value, seed=seed)
-    latents = np.flatnonzero((held.change[held.test] != 0).any(axis=0))
+    latents = held.differing
     effects = single_effects(held, latents, batch)
     chosen = _screened(effects[held.screen], n_tested)
     tested = _test(
@@ -84,7 +73,7 @@ def patch_latents(
     return _table(held, latents, effects, tested, weights)
 
 
-def single_effects(held: LatentRuns, latents: Ints, batch: int) -> Floats:
+def single_effects(held: LatentRuns, latents: Ints, batch: int | None = None) -> Floats:
     """Effect of each latent's own patch on every belief, nats [prompt latent belief]; 0 where none differs.
 
     Args:
@@ -92,9 +81,8 @@ def single_effects(held: LatentRuns, latents: Ints, batch: int) -> Floats:
         latents: [latent].
         batch: rows per forward pass of the tail.
     """
-    directions = held.directions(latents)
-    change = (held.donor_latents - held.recipient_latents)[:, torch.as_tensor(latents)]
-    return np.stack([held.effects(i, row[:, None] * directions, batch) for i, row in enumerate(change)])
+    along = held.directions(latents)
+    return np.stack([held.effects(i, held.pushes(i, latents, along), batch) for i in range(len(held.tails))])
 
 
 def _screened(effects: Floats, n_tested: int) -> Ints:
@@ -108,11 +96,12 @@ def _screened(effects: Floats, n_tested: int) -> Ints:
 
 
 def _test(
-    held: LatentRuns, latents: Ints, effects: Floats, n_controls: int, rng: np.random.Generator, batch: int
-) -> Tested:
+    held: LatentRuns, latents: Ints, effects: Floats, n_controls: int, rng: np.random.Generator,
+    batch: int | None,
+) -> Tested:  # fmt: skip
     """Compare effects on the test half [prompt tested belief] with those of matched live latents."""
     controls = [matched(held.density, held.mean_active, int(f), n_controls, rng) for f in latents]
-    p_value = np.full((len(latents), len(BELIEFS)), np.nan)
+    p_value = np.full((len(latents), len(held.beliefs)), np.nan)
     for t, (latent, others) in enumerate(zip(latents, controls, strict=True)):
         pushed = _control_effects(held, int(latent), others, batch)
         own = effects[:, t].mean(axis=0)
@@ -148,17 +137,17 @@ def matched(density: Floats, mean_active: Floats, latent: int, n: int, rng: np.r
     return np.sort(rng.choice(nearest, n, replace=False))
 
 
-def _control_effects(held: LatentRuns, latent: int, others: Ints, batch: int) -> Floats:
+def _control_effects(held: LatentRuns, latent: int, others: Ints, batch: int | None) -> Floats:
     """Mean effects of controls over the test half, each pushed as far as `latent` is, [control belief]."""
     length = held.directions(np.array([latent])).norm()
-    units = torch.nn.functional.normalize(held.directions(others), dim=1)
-    change = (held.donor_latents - held.recipient_latents)[:, latent] * length
-    return np.mean([held.effects(int(i), change[i] * units, batch) for i in held.test], axis=0)
+    along = length * torch.nn.functional.normalize(held.directions(others), dim=1)
+    own = np.full(len(others), latent)
+    return np.mean([held.effects(int(i), held.pushes(int(i), own, along), batch) for i in held.test], axis=0)
 
 
 def _table(held: LatentRuns, latents: Ints, effects: Floats, tested: Tested, weights: Floats) -> PatchTable:
     """A row per latent and belief, from effects [prompt latent belief] on all prompts."""
-    width = len(BELIEFS)
+    width, n = len(held.beliefs), len(latents) * len(held.beliefs)
 
     def spread(values: Floats) -> Floats:
         """[… belief] repeated for every latent, as [… latent·belief]."""
@@ -176,8 +165,8 @@ def _table(held: LatentRuns, latents: Ints, effects: Floats, tested: Tested, wei
     untested = np.where(np.isnan(n_controls), "not tested: not among the screened", "no live control")
     why = zip(effect.reason, share.reason, np.where(np.isnan(p_value), untested, ""), strict=True)
     return PatchTable({
-        "site": [str(held.sae.site)] * effect.value.size, "latent": np.repeat(latents, width),
-        "belief": spread(np.array(BELIEFS)), "n_prompts": [len(held.test)] * effect.value.size,
+        "site": [str(held.sae.site)] * n, "role": [held.role] * n, "latent": np.repeat(latents, width),
+        "belief": spread(np.array(held.beliefs)), "n_prompts": [len(held.test)] * n,
         "n_changed": np.repeat((held.change[held.test][:, latents] != 0).sum(axis=0), width),
         "base": spread(base.mean(axis=0)), "patched": spread(base.mean(axis=0)) + effect.value,
         "donor": spread(target.mean(axis=0)), "effect": effect.value,

@@ -46,10 +46,8 @@ class Edit:
                 f"edit '{self.kind}' at {self.site}", "value missing or not wanted", "Only zero has none."
             )
         if self.kind == "mean" and self.per_row:
-            raise EditError(
-                f"edit 'mean' at {self.site}", f"{np.shape(self.value)[0]} rows", "A mean is one row."
-            )
-        if self.kind == "resample" and np.ndim(self.value) != self._axes:
+            raise EditError(f"edit 'mean' at {self.site}", f"{self._shape[0]} rows", "A mean is one row.")
+        if self.kind == "resample" and len(self._shape) != self._axes:
             raise EditError(
                 f"edit 'resample' at {self.site}", "its value has no axis of rows", "Give one row per prompt."
             )
@@ -90,9 +88,14 @@ class Edit:
         return 3 if self.heads is None else 4
 
     @property
+    def _shape(self) -> tuple[int, ...]:
+        """Shape of the value."""
+        return () if self.value is None else np.shape(self.value)
+
+    @property
     def per_row(self) -> bool:
         """Whether every row of a forward pass has a value of its own."""
-        return self.value is not None and np.ndim(self.value) == self._axes and len(self.value) > 1
+        return len(self._shape) == self._axes and self._shape[0] > 1
 
     def of_rows(self, rows: slice) -> Edit:
         """The same edit for some rows of those that it was made for."""

@@ -14,6 +14,7 @@ _METRIC = (
     '"task on own x" = P(f(x_B)), "copy" = P(f(x_A)), "top-1 task on own x" and "top-1 copy" = share of '
     'prompts whose most probable answer that is, "effect on <belief>" = mean rise of the belief\'s log-odds'
 )
+_ROLE = "at which token: of the query; for `lab` and `close`, of the last example before it"
 _EFFECT = "mean of patched − base over prompts, nats"
 
 
@@ -78,10 +79,11 @@ class GradedTable(Table):
 
 
 class PatchTable(Table):
-    """Single-latent patches A→B at `pre`: one row per latent whose activation differs and belief."""
+    """Single-latent patches A→B: one row per latent whose activation differs and belief."""
 
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "where the latent's decoder direction is added"),
+        "role": Column("str", _ROLE),
         "latent": Column("int", "latent id"),
         "belief": Column("str", "which read-out of the logits, in log-odds"),
         "n_prompts": Column("int", "prompts of the test half, over which effects are averaged"),
@@ -112,6 +114,7 @@ class LadderTable(Table):
 
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "where"),
+        "role": Column("str", _ROLE),
         "rung": Column(
             "str",
             '"best single latent" (of the screening half), "all latents" (B\'s error kept), "error only", '

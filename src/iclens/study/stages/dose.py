@@ -50,7 +50,11 @@ ROLE = "pre"
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
     """Write the tables of `WRITTEN`."""
     chosen = by_place(GrowthTable.load(bench.of("detect") / SHORTLIST))
-    pushable = [(site, role) for site, role in chosen if role == ROLE and site.hook in PUSHABLE]
+    pushable = [
+        (site, role)
+        for site, role in chosen
+        if role == ROLE and site.hook in PUSHABLE and bench.saes[site].normalisation == "none"
+    ]
     listed = {place[0]: chosen[place] for place in pushable}
     skipped = [f"{site.short} {role}" for site, role in chosen if (site, role) not in pushable]
     section = bench.config.growth
@@ -66,7 +70,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     return {
         "latents pushed": len(set(zip(table["site"], table["latent"], strict=True))),
         "causal for the task's answer": int(table["causal"][table["belief"] == "exact"].sum()),
-        "short-listed, not pushed (another role, or no residual)": skipped,
+        "short-listed, not pushed (another role, no residual, or an SAE that normalises its input)": skipped,
     }
 
 

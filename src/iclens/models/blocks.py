@@ -66,6 +66,12 @@ def feed(block: Any, mid: Tensor) -> Tensor:
     return mid + block.mlp(block.post_attention_layernorm(mid))
 
 
+def neurons(block: Any, mlp_in: Tensor) -> Tensor:
+    """Activations of a block's MLP neurons, act(gate) · up, [... d_mlp], from what it reads [... d_model]."""
+    mlp = block.mlp
+    return mlp.act_fn(mlp.gate_proj(mlp_in)) * mlp.up_proj(mlp_in)
+
+
 def _context(model: Any, resid: Tensor) -> dict[str, Tensor | None]:
     """What a block is told besides the residual [row pos d_model]: positions, their rotation, the mask."""
     positions = torch.arange(resid.shape[1], device=resid.device)[None]

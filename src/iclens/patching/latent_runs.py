@@ -54,6 +54,7 @@ class LatentRuns:
         direction: one of `DIRECTIONS`.
         role: where values are put: of the query, for `lab` and `close` of the last example before it.
         declared: beliefs that are read beside the five of every study.
+        mix: weight of each source prompt in each prompt's donor values, [prompt prompt]; rows sum to 1.
         tails: the receiver's prompts, ready for additions from that position on.
         recipient_held: the site's activation in the receiver, [prompt d_in].
         donor_held: its donor value, [prompt d_in].
@@ -73,6 +74,7 @@ class LatentRuns:
     direction: Direction
     role: str
     declared: tuple[DeclaredBelief, ...]
+    mix: Tensor
     tails: list[Tail]
     recipient_held: Tensor
     donor_held: Tensor
@@ -92,6 +94,11 @@ class LatentRuns:
         return belief_names(self.declared)
 
     @property
+    def source(self) -> PromptSet:
+        """The prompts that values are taken from."""
+        return self.runs.donor if self.direction == "sufficiency" else self.runs.recipient
+
+    @property
     def receiver(self) -> PromptSet:
         """The prompts that values are put into."""
         return self.runs.recipient if self.direction == "sufficiency" else self.runs.target
@@ -99,7 +106,7 @@ class LatentRuns:
     @property
     def place(self) -> Ints:
         """Where they are put, [1]."""
-        return np.array([_place(self.receiver, self.role)])
+        return np.array([place_of(self.receiver, self.role)])
 
     @property
     def change(self) -> Floats:
@@ -194,7 +201,7 @@ def gather(
     order = np.random.default_rng(seed).permutation(runs.donor.n_prompts)
     screen, test = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
     words = (*runs.words, *(word for belief in declared for word in belief.words))
-    where = _place(sink, role)
+    where = place_of(sink, role)
     tails = tails_of(model, up_to_query(sink), words, first=where)
     tails[0].entry(sae.site)
     held = [_recorded(model, sae, prompts, role, batch) for prompts in (source, sink)]
@@ -207,9 +214,9 @@ def gather(
     base = [tail.base(sae.site) for tail in tails]
     other = runs.target if direction == "sufficiency" else runs.recipient
     return LatentRuns(
-        model, sae, runs, direction, role, read, tails,
-        recipient_held=held[1][:, -1], donor_held=_mixed(mix, held[0][:, -1]),
-        recipient_latents=latents[1], donor_latents=_mixed(mix, latents[0]),
+        model, sae, runs, direction, role, read, mix, tails,
+        recipient_held=held[1][:, -1], donor_held=mixed(mix, held[0][:, -1]),
+        recipient_latents=latents[1], donor_latents=mixed(mix, latents[0]),
         scale=sae.scale(held[1][:, -1]), density=density, mean_active=mean_active, screen=screen, test=test,
         base=np.concatenate([belief_log_odds(found, runs, [i], read) for i, found in enumerate(base)]),
         target=belief_log_odds(query_answers(model, other, words), runs, everyone, read),
@@ -241,7 +248,7 @@ def _example(prompts: PromptSet, role: str) -> int:
     return example
 
 
-def _place(prompts: PromptSet, role: str) -> int:
+def place_of(prompts: PromptSet, role: str) -> int:
     """Token index of a role, as `LatentRuns` places it."""
     return position(role, _example(prompts, role))
 
@@ -251,7 +258,7 @@ def _asked_x(prompts: PromptSet, role: str) -> np.ndarray:
     return prompts.x[:, _example(prompts, role)]
 
 
-def _mixed(mix: Tensor, rows: Tensor) -> Tensor:
+def mixed(mix: Tensor, rows: Tensor) -> Tensor:
     """mix @ rows, or the rows themselves, untouched by rounding, when each prompt is its own donor."""
     return rows if torch.equal(mix, torch.eye(len(mix), dtype=mix.dtype, device=mix.device)) else mix @ rows
 

@@ -1,0 +1,113 @@
+"""Is it these latents, here, with this task's values? The same patch elsewhere, from elsewhere, backwards.
+
+    own          Σ_f (a_f^A − a_f^B) · scale_B · d_f    at its role
+    wrong role   the same addition at another token of the same prompt
+    wrong task   a_f^A taken from runs that show another task
+    sign flip    the addition subtracted
+
+An effect that a wrong role or a wrong task has as well is not about this task at this place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iclens.errors import EditError
+from iclens.models.tail import tails_of
+from iclens.patching.effects import belief_log_odds, means, resamples
+from iclens.patching.latent_runs import LatentRuns, gather, place_of
+from iclens.patching.residual import up_to_query
+from iclens.patching.runs import Runs
+from iclens.patching.sets import joint
+from iclens.tables.arrays import Floats, Ints
+from iclens.tables.sets import ControlTable
+
+WRONG_ROLES = ("comma", "x")
+"""Tokens of the query at which the same addition is tried."""
+
+
+def patch_controls(
+    held: LatentRuns, groups: Sequence[Ints], *, wrong: Runs | None = None,
+    roles: Sequence[str] = WRONG_ROLES, seed: int = 0, draws: int = 1000,
+) -> ControlTable:  # fmt: skip
+    """Effects of groups of latents, and of their controls, on every belief.
+
+    Args:
+        held: the runs.
+        groups: latents that are moved together, [latent] each; one for a single latent.
+        wrong: runs of another task with the same queries x_B; left out when not given.
+        roles: other tokens, before the place of the patch or at it.
+        seed: of the split of the other task's prompts, as given to `gather`, and of the bootstrap.
+        draws: bootstrap resamples.
+
+    Raises:
+        EditError: when the other runs ask other queries, or a role comes after the place of the patch.
+    """
+    own = [joint(held, ids) for ids in groups]
+    found: dict[str, Floats] = {"own": _at_place(held, own), "sign flip": _at_place(held, [-d for d in own])}
+    found |= {f"wrong role {role}": effects for role, effects in _elsewhere(held, own, roles).items()}
+    if wrong is not None:
+        lent = _lent(held, wrong, seed)
+        found[f"wrong task {wrong.task.name}"] = _at_place(held, [joint(lent, ids) for ids in groups])
+    weights = resamples(len(held.test), draws, np.random.default_rng(seed))
+    return ControlTable.concat([
+        _rows(held, " ".join(str(f) for f in ids), control, effects[:, g], weights)
+        for g, ids in enumerate(groups) for control, effects in found.items()
+    ])  # fmt: skip
+
+
+def _at_place(held: LatentRuns, deltas: Sequence[Tensor]) -> Floats:
+    """Effects of additions [prompt d_in] at the runs' own place, [test prompt, addition, belief]."""
+    return np.stack([held.effects(i, torch.stack([d[i] for d in deltas])) for i in held.test.tolist()])
+
+
+def _elsewhere(held: LatentRuns, deltas: Sequence[Tensor], roles: Sequence[str]) -> Mapping[str, Floats]:
+    """Effects of the same additions at other roles, role → [test prompt, addition, belief]."""
+    tokens, own = up_to_query(held.receiver), int(held.place[0])
+    places = {role: place_of(held.receiver, role) for role in roles if role != held.role}
+    if not places:
+        return {}
+    late = [role for role, place in places.items() if place >= tokens.shape[1]]
+    if late:
+        raise EditError(f"a control at `{late[0]}`", "it comes after the query", "Choose an earlier role.")
+    words = held.tails[0].answers[1000:]
+    tails = tails_of(held.model, tokens[held.test], tuple(words), first=min(min(places.values()), own))
+    found = {}
+    for role, place in places.items():
+        rows = []
+        for tail, i in zip(tails, held.test.tolist(), strict=True):
+            delta = torch.stack([d[i] for d in deltas])
+            probs = tail.added(held.sae.site, delta, positions=np.array([place]))
+            asked = np.full(len(delta), i)
+            rows.append(belief_log_odds(probs, held.runs, asked, held.declared) - held.base[i])
+        found[role] = np.stack(rows)
+    return found
+
+
+def _lent(held: LatentRuns, wrong: Runs, seed: int) -> LatentRuns:
+    """The runs with donor values of another task."""
+    if held.direction != "sufficiency":
+        raise EditError("donor values of another task", "B's values are put into A*", "Use sufficiency.")
+    if len(wrong.x_B) != len(held.runs.x_B) or (wrong.x_B != held.runs.x_B).any():
+        raise EditError(
+            f"donor values of '{wrong.task.name}'", "its runs ask other queries",
+            "Build them with the same seed and inputs.",
+        )  # fmt: skip
+    value = "instance" if torch.equal(held.mix, torch.eye(len(held.mix)).to(held.mix)) else "task mean"
+    other = gather(held.model, held.sae, wrong, donor_value=value, role=held.role, seed=seed)
+    return replace(held, donor_latents=other.donor_latents, donor_held=other.donor_held)
+
+
+def _rows(held: LatentRuns, latents: str, control: str, effects: Floats, weights: Floats) -> ControlTable:
+    """A row per belief, from effects [test prompt, belief]."""
+    n, effect = len(held.beliefs), means(effects, weights)
+    return ControlTable({
+        "site": [str(held.sae.site)] * n, "role": [held.role] * n, "latents": [latents] * n,
+        "control": [control] * n, "belief": list(held.beliefs), "n_prompts": [len(effects)] * n,
+        "effect": effect.value, "ci_low": effect.low, "ci_high": effect.high, "reason": list(effect.reason),
+    })  # fmt: skip

@@ -1,0 +1,256 @@
+"""Which latents carry the task together, and how few of them?
+
+1. On the screening half, latents are put in order: by their own effect, and greedily, each adding most to
+those before it. 2. On the test half the first 1, 2, 4, … are moved together: a cumulative curve, with A's
+values put into B (sufficiency) or B's into A* (necessity). 3. Beside it: all latents, the full activation, as
+many MLP neurons, and the difference of means; and sets of as many matched random latents, pushed as far.
+Enter runs and single effects; leaves a SetTable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iclens.models.blocks import neurons
+from iclens.models.forward import record
+from iclens.names import Site
+from iclens.patching.effects import control_p_value, means, normalised_effects, resamples
+from iclens.patching.latent_runs import LatentRuns, mixed, place_of
+from iclens.patching.latents import matched, reasons
+from iclens.patching.residual import up_to_query
+from iclens.tables.arrays import Floats, Ints
+from iclens.tables.prompts import PromptSet
+from iclens.tables.sets import SetTable
+
+OWN, GREEDY, ALL, NEURONS, MEANS, FULL = (
+    "by own effect", "greedy", "all latents", "neurons", "difference of means", "full activation",
+)  # fmt: skip
+CANDIDATES = 48
+"""Latents of largest own effect among which the greedy order is sought."""
+ENOUGH = 0.9
+"""Share of the full activation's effect, on the screening half, at which the greedy order stops."""
+POOL = 100
+"""Matched latents from which a member of a random set is drawn."""
+LISTED = 64
+
+
+@dataclass(frozen=True)
+class Members:
+    """A set that is moved as one.
+
+    Args:
+        kind: as in `SetTable`.
+        ids: latents or neurons in the order they were chosen, [member].
+        size: how many members, as the table reports it.
+        delta: what is added, [prompt d_in].
+    """
+
+    kind: str
+    ids: Ints
+    size: int
+    delta: Tensor
+
+
+def patch_sets(
+    held: LatentRuns, effects: Floats, *, chosen_for: str = "exact", largest: int = 32, n_controls: int = 50,
+    seed: int = 0, draws: int = 1000,
+) -> SetTable:  # fmt: skip
+    """Effects of sets of latents on every belief.
+
+    Args:
+        held: the runs.
+        effects: single effects of `held.differing` on every prompt, nats [prompt latent belief].
+        chosen_for: the belief by whose effects members are chosen.
+        largest: members of the largest chosen set.
+        n_controls: random sets for each chosen set.
+        seed: of the random sets and the bootstrap.
+        draws: bootstrap resamples.
+
+    Raises:
+        ValueError: when `chosen_for` is no belief of the runs.
+    """
+    b = held.beliefs.index(chosen_for)
+    order = own_order(held, effects, b)
+    greedy = greedy_order(held, order[:CANDIDATES], b, largest)
+    sets = list(_sets(held, order, greedy, b, largest))
+    found = _effects(held, [one.delta for one in sets])
+    rng, weights = np.random.default_rng(seed), resamples(len(held.test), draws, np.random.default_rng(seed))
+    full = found[:, [one.kind for one in sets].index(FULL)]
+    tables = []
+    for i, one in enumerate(sets):
+        drawn = None
+        if one.kind in (OWN, GREEDY) and len(one.ids):
+            drawn = random_sets(held, one, n_controls, rng)
+        tables.append(_rows(held, one, chosen_for, (found[:, i], full, drawn), weights))
+    return SetTable.concat(tables)
+
+
+def own_order(held: LatentRuns, effects: Floats, b: int) -> Ints:
+    """Latents whose own effect on belief `b` goes the other run's way (screening half), largest first."""
+    gain = _way(held, b) * effects[held.screen][..., b].mean(axis=0)
+    order = np.argsort(-np.nan_to_num(gain, nan=-np.inf), kind="stable")
+    return held.differing[order[np.nan_to_num(gain)[order] > 0]]
+
+
+def _way(held: LatentRuns, b: int) -> float:
+    """1 when the other run holds more of belief `b` than the receiver, −1 when less (screening half)."""
+    return float(np.sign((held.target - held.base)[held.screen, b].mean()))
+
+
+def greedy_order(held: LatentRuns, candidates: Ints, b: int, largest: int) -> Ints:
+    """Candidates in the order in which each adds most to belief `b` beside those before it.
+
+    Stops when none adds anything, at `largest`, or when the set has `ENOUGH` of the full activation's effect
+    on the screening half.
+    """
+    way, chosen, left = _way(held, b), [], list(range(len(candidates)))
+    along = held.directions(candidates)
+    pushes = {int(i): held.pushes(int(i), candidates, along) for i in held.screen}
+    so_far = {i: torch.zeros_like(held.recipient_held[i]) for i in pushes}
+    full = np.mean([held.effects(i, held.everything[i : i + 1])[0, b] for i in pushes])
+    reached = 0.0
+    while left and len(chosen) < largest and reached < ENOUGH * way * full:
+        gains = np.mean([held.effects(i, so_far[i] + push[left])[:, b] for i, push in pushes.items()], axis=0)
+        best = int(np.argmax(way * gains))
+        if way * gains[best] <= reached:
+            break
+        reached = float(way * gains[best])
+        member = left.pop(best)
+        chosen.append(member)
+        for i, push in pushes.items():
+            so_far[i] = so_far[i] + push[member]
+    return candidates[chosen]
+
+
+def _sets(held: LatentRuns, order: Ints, greedy: Ints, b: int, largest: int) -> Iterator[Members]:
+    """Every set whose effect is reported."""
+    for kind, ids in ((OWN, order), (GREEDY, greedy)):
+        for size in _sizes(len(ids), largest):
+            yield Members(kind, ids[:size], size, joint(held, ids[:size]))
+    yield Members(ALL, held.differing, len(held.differing), held.all_latents)
+    written = writer(held.sae.site)
+    if written is not None:
+        pushes, ids = _neurons_by_effect(held, written, b, largest)
+        for size in _sizes(len(ids), largest):
+            yield Members(NEURONS, ids[:size], size, pushes[:, :size].sum(dim=1))
+    shift = held.everything[torch.as_tensor(held.screen)].mean(dim=0)
+    yield Members(MEANS, np.zeros(0, dtype=int), 1, shift.expand_as(held.everything))
+    yield Members(FULL, np.zeros(0, dtype=int), 0, held.everything)
+
+
+def _sizes(n: int, largest: int) -> list[int]:
+    """1, 2, 4, … and the whole of what there is, up to `largest`."""
+    most = min(n, largest)
+    return sorted({2**k for k in range(32) if 2**k <= most} | ({most} if most else set()))
+
+
+def joint(held: LatentRuns, latents: Ints) -> Tensor:
+    """What moving latents together adds in every prompt, [prompt d_in]."""
+    along = held.directions(latents)
+    return torch.stack([held.pushes(i, latents, along).sum(dim=0) for i in range(len(held.tails))])
+
+
+def _effects(held: LatentRuns, deltas: list[Tensor]) -> Floats:
+    """Effects of additions [prompt d_in] on the test half, [test prompt, addition, belief]."""
+    rows = torch.stack(deltas, dim=1)
+    return np.stack([held.effects(int(i), rows[int(i)]) for i in held.test])
+
+
+def random_sets(held: LatentRuns, members: Members, n: int, rng: np.random.Generator) -> Floats:
+    """Mean effects of n sets of as many random live latents over the test half, [set belief].
+
+    Each member is exchanged for a matched one that is no member, moved by the member's change; the sum is
+    stretched to the length of the set's own addition, prompt by prompt.
+    """
+    among = np.ones(held.sae.d_sae)
+    among[members.ids] = 0
+    density = held.density * among
+    pools = [matched(density, held.mean_active, int(f), POOL, rng) for f in members.ids]
+    if not all(len(pool) for pool in pools):
+        return np.zeros((0, len(held.beliefs)))
+    drawn = np.stack([rng.choice(pool, n) for pool in pools])
+    lengths = held.directions(members.ids).norm(dim=1)
+    known, where = np.unique(drawn, return_inverse=True)
+    units = torch.nn.functional.normalize(held.directions(known), dim=1)
+    along = units[torch.as_tensor(where.reshape(drawn.shape))]
+    found = []
+    for i in held.test.tolist():
+        change = torch.as_tensor(held.change[i, members.ids]).to(lengths) * lengths
+        sums = torch.einsum("m,mnd->nd", change, along)
+        wanted = members.delta[i].norm()
+        found.append(held.effects(i, sums * (wanted / sums.norm(dim=1, keepdim=True).clamp_min(1e-12))))
+    return np.mean(found, axis=0)
+
+
+def writer(site: Site) -> int | None:
+    """The block whose MLP writes last into a site; None where none does."""
+    if site.hook in ("resid_post", "mlp_out"):
+        return site.layer
+    return site.layer - 1 if site.hook in ("resid_pre", "resid_mid") and site.layer else None
+
+
+def _neurons_by_effect(held: LatentRuns, layer: int, b: int, largest: int) -> tuple[Tensor, Ints]:
+    """Neurons of largest own effect on the screening half: what each adds [prompt neuron d_in], and ids."""
+    block = held.model.network.model.layers[layer]
+    donor, own = (_neurons(held, prompts, layer) for prompts in (held.source, held.receiver))
+    change, directions = (mixed(held.mix, donor) - own), block.mlp.down_proj.weight.T.to(own)
+    gains = np.mean(
+        [held.effects(int(i), change[int(i), :, None] * directions)[:, b] for i in held.screen], axis=0
+    )
+    best = np.argsort(-_way(held, b) * gains, kind="stable")[:largest]
+    chosen = torch.as_tensor(best.copy())
+    return change[:, chosen, None] * directions[chosen], best
+
+
+def _neurons(held: LatentRuns, prompts: PromptSet, layer: int) -> Tensor:
+    """Activations of a block's neurons where the prompts are patched, [prompt neuron]."""
+    where, site = np.array([place_of(prompts, held.role)]), Site(layer, "mlp_in")
+    block = held.model.network.model.layers[layer]
+    read = record(held.model, up_to_query(prompts), [site], where)[site][:, 0]
+    weight = block.mlp.gate_proj.weight
+    return neurons(block, torch.as_tensor(read).to(weight)).to(held.mix)
+
+
+def _rows(
+    held: LatentRuns, one: Members, chosen_for: str, found: tuple[Floats, Floats, Floats | None],
+    weights: Floats,
+) -> SetTable:  # fmt: skip
+    """One set's rows from its effects and the full activation's, [test prompt, belief], and its controls'."""
+    own, full, drawn = found
+    n, base = len(held.beliefs), held.base[held.test]
+    effect = means(own, weights)
+    against = normalised_effects(own, held.target[held.test] - base, weights)
+    share = normalised_effects(own, full, weights)
+    compared = np.full((4, n), np.nan)
+    if drawn is not None and len(drawn):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = drawn / np.where(np.isnan(share.value), np.nan, full.mean(axis=0))
+        compared = np.stack([shares.mean(axis=0), *np.percentile(shares, (2.5, 97.5), axis=0), [
+            control_p_value(effect.value[k], drawn[:, k]) for k in range(n)
+        ]])  # fmt: skip
+        compared[3, np.isnan(effect.value)] = np.nan
+    listed = " ".join(str(i) for i in one.ids) if len(one.ids) <= LISTED else ""
+    why = zip(effect.reason, against.reason, (_of_full(reason) for reason in share.reason), strict=True)
+    return SetTable({
+        "site": [str(held.sae.site)] * n, "role": [held.role] * n, "direction": [held.direction] * n,
+        "kind": [one.kind] * n, "size": [one.size] * n, "members": [listed] * n,
+        "chosen_for": [chosen_for] * n, "belief": list(held.beliefs), "n_prompts": [len(own)] * n,
+        "base": base.mean(axis=0), "effect": effect.value, "ci_low": effect.low, "ci_high": effect.high,
+        "normalised": against.value, "normalised_low": against.low, "normalised_high": against.high,
+        "share_of_full": share.value, "share_low": share.low, "share_high": share.high,
+        "n_controls": [0 if drawn is None else len(drawn)] * n, "control_share": compared[0],
+        "control_low": compared[1], "control_high": compared[2], "control_p": compared[3],
+        "reason": [reasons(found) for found in why],
+    })  # fmt: skip
+
+
+def _of_full(reason: str) -> str:
+    """Why a share is NaN, where `normalised_effects` speaks of A* and B in place of the full activation."""
+    return reason.replace("A* and B differ", "the full activation moves the belief").replace(
+        "A* − B", "the full activation's effect"
+    )

@@ -57,17 +57,16 @@ def test_the_greedy_order_never_loses_and_starts_with_the_best(
     greedy = sets.greedy_order(held, order[:20], 3, 5)
     assert greedy[0] == order[0] and len(set(greedy.tolist())) == len(greedy) <= 5
     way = np.sign((held.target - held.base)[held.screen, 3].mean())
-    reached = [
-        way
-        * np.mean([held.effects(int(i), joint(held, greedy[:k])[int(i)][None])[0, 3] for i in held.screen])
-        for k in range(1, len(greedy) + 1)
-    ]
+
+    def together(ids: np.ndarray) -> float:
+        moved = joint(held, ids)
+        return way * float(np.mean([held.effects(i, moved[i][None])[0, 3] for i in held.screen.tolist()]))
+
+    reached = [together(greedy[:k]) for k in range(1, len(greedy) + 1)]
     assert (np.diff(reached) > 0).all()
     for other in order[:20]:
-        pair = joint(held, np.array([greedy[0], other]))
-        found = np.mean([held.effects(int(i), pair[int(i)][None])[0, 3] for i in held.screen])
         if other != greedy[0] and len(greedy) > 1:
-            assert way * found <= reached[1] + 1e-4
+            assert together(np.array([greedy[0], other])) <= reached[1] + 1e-4
 
 
 @pytest.mark.parametrize("role", ["pre", "comma"])
@@ -84,11 +83,8 @@ def test_all_neurons_together_are_the_mlps_output(
 
 
 def test_which_mlp_writes_last_into_a_site() -> None:
-    found = {
-        hook: writer(Site(3, hook))
-        for hook in ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")
-    }
-    assert found == {"resid_pre": 2, "resid_mid": 2, "resid_post": 3, "mlp_out": 3, "attn_out": None}
+    expected = {"resid_pre": 2, "resid_mid": 2, "resid_post": 3, "mlp_out": 3, "attn_out": None}
+    assert {hook: writer(Site(3, hook)) for hook in expected} == expected
     assert writer(Site(0, "resid_pre")) is None
 
 

@@ -33,7 +33,7 @@ def linear_screen(held: LatentRuns, latents: Ints, effects: Floats) -> ScreenTab
     linear = []
     for i in held.test.tolist():
         step = STEP * held.pushes(i, latents, along)
-        up, down = held.effects(i, torch.cat([step, -step])).reshape(2, len(latents), -1)
+        up, down = held.effects(i, torch.cat([step, -step])).reshape(2, len(latents), len(held.beliefs))
         linear.append((up - down) / (2 * STEP))
     exact = effects[held.test]
     rows = [_row(held, latents, b, exact[..., b], np.stack(linear)[..., b]) for b in range(len(held.beliefs))]

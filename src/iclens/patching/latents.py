@@ -47,13 +47,15 @@ class Tested:
 
 
 def patch_latents(
-    held: LatentRuns, *, n_tested: int = 12, n_controls: int = 200, seed: int = 0, draws: int = 1000,
-    batch: int | None = None,
+    held: LatentRuns, *, effects: Floats | None = None, n_tested: int = 12, n_controls: int = 200,
+    seed: int = 0, draws: int = 1000, batch: int | None = None,
 ) -> PatchTable:  # fmt: skip
     """Patch every latent that differs between A and B, and test the largest effects against matched latents.
 
     Args:
         held: the runs, from `gather`.
+        effects: single effects of `held.differing` on every prompt, nats [prompt latent belief]; measured
+            here when not given.
         n_tested: at most so many latents are tested, by screened effect.
         n_controls: matched latents per tested latent, or as many as are live.
         seed: of the controls and the bootstrap.
@@ -64,7 +66,7 @@ def patch_latents(
         A row per latent that differs in the test half, and belief; by latent.
     """
     latents = held.differing
-    effects = single_effects(held, latents, batch)
+    effects = single_effects(held, latents, batch) if effects is None else effects
     chosen = _screened(effects[held.screen], n_tested)
     tested = _test(
         held, latents[chosen], effects[held.test][:, chosen], n_controls, np.random.default_rng(seed), batch

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from iclens.errors import EditError, TaskError
 from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE
 from iclens.tables.arrays import Ints, Strings
 from iclens.tables.prompts import PromptSet
-from iclens.tasks.prompts import build_prompts
+from iclens.tasks.prompts import build_prompts, joined
 from iclens.tasks.rendering import Tokenizer
 from iclens.tasks.rules import Task, default_inputs
 
@@ -103,21 +104,8 @@ def build_runs(
         EditError: for an unknown recipient, or one that cannot be deranged.
         TaskError: for a stochastic task, too few inputs, or a task whose answer never changes.
     """
-    if recipient not in RECIPIENTS:
-        raise EditError(f"recipient '{recipient}'", "unknown", f"One of {', '.join(RECIPIENTS)}.")
-    if not task.deterministic:
-        raise TaskError(f"patching '{task.name}'", "it has no single answer", "Choose a deterministic task.")
-    shown = 0 if recipient == ZERO else donor_examples if recipient_examples is None else recipient_examples
-    if recipient == "S arm" and shown < 2:
-        raise EditError(
-            f"an S arm of {shown} examples", "its labels cannot be deranged", "Give it 2 or more."
-        )
     pool = tuple(inputs) if inputs is not None else default_inputs(task.domain)
-    longest = max(donor_examples, shown)
-    if len(pool) < longest + 2:
-        raise TaskError(
-            f"{longest} examples and two queries", f"{len(pool)} inputs", "Ask for fewer examples."
-        )
+    shown = _shown(task, recipient, donor_examples, recipient_examples, len(pool))
     every = build_prompts(
         tokenizer, task, arm="T", n_prompts=n_prompts, n_examples=len(pool), seed=seed, inputs=pool
     )
@@ -131,15 +119,93 @@ def build_runs(
         )
     return Runs(
         task,
-        donor=_columns(every, np.hstack([seen, _donor_query(every, donor_examples)])),
+        donor=_columns(every, np.hstack([seen, _donor_query(every, donor_examples, every.answer[:, -1])])),
         recipient=_with_query(context, shown, _columns(every, last)),
         target=_columns(every, np.hstack([seen, last])),
     )
 
 
-def _donor_query(every: PromptSet, first: int) -> Ints:
-    """The first column from `first` on whose answer differs from the last column's, [prompt 1]."""
-    differs = every.answer[:, first:-1] != every.answer[:, -1:]
+def runs_by_query(
+    tokenizer: Tokenizer, task: Task, xs: Sequence[str | int], *, recipient: str = ZERO, donors: int = 8,
+    donor_examples: int = 12, recipient_examples: int | None = None, seed: int = 0,
+    inputs: Sequence[str] | None = None,
+) -> Runs:  # fmt: skip
+    """Run A, run B and A* of one task for every query x of a list, with several donors each.
+
+    B asks about x, which the donors of its pairs neither show nor ask about. Contexts are drawn anew for
+    every x and donor.
+
+    Args:
+        tokenizer: gives six tokens to an example.
+        task: the donor's rule; it must have one answer per x.
+        xs: the recipient's queries, each once.
+        recipient: one of `RECIPIENTS`.
+        donors: pairs of runs for each x.
+        donor_examples: examples before the donor's query.
+        recipient_examples: examples before the query of an S or R recipient; the donor's by default.
+        seed: of the draw.
+        inputs: allowed x of contexts and donors' queries; `xs` when not given.
+
+    Returns:
+        The pairs, by x in the order of `xs` and then by donor.
+
+    Raises:
+        EditError: for no x, an unknown recipient, or one that cannot be deranged.
+        TaskError: for a stochastic task, too few inputs, or a task whose answer never changes.
+    """
+    asked = list(dict.fromkeys(str(x) for x in xs))
+    if not asked or donors < 1:
+        raise EditError(f"{len(asked)} queries and {donors} donors", "nothing to run", "Give one or more.")
+    pool = tuple(inputs) if inputs is not None else tuple(asked)
+    n_inputs = len(pool) if {*pool} & {*asked} else len(pool) + 1
+    shown = _shown(task, recipient, donor_examples, recipient_examples, n_inputs)
+    parts = []
+    for i, x in enumerate(asked):
+        others = tuple(value for value in pool if value != x)
+        drawn = int(np.random.default_rng([seed, i]).integers(2**31))
+        draw = partial(build_prompts, tokenizer, task, n_prompts=donors, seed=drawn)
+        every = draw(arm="T", n_examples=len(others), inputs=others)
+        query = draw(arm="T", n_examples=1, inputs=(x,))
+        context = draw(arm=recipient.split()[0], n_examples=shown, inputs=others) if shown else every
+        seen = np.tile(np.arange(donor_examples), (donors, 1))
+        parts.append((
+            _columns(every, np.hstack([seen, _donor_query(every, donor_examples, query.answer[:, 0])])),
+            _with_query(context, shown, query),
+            _with_query(every, donor_examples, query),
+        ))  # fmt: skip
+    donor, recipient_prompts, target = (joined(part, part[0].arm) for part in zip(*parts, strict=True))
+    return Runs(task, donor, recipient_prompts, target)
+
+
+def _shown(
+    task: Task, recipient: str, donor_examples: int, recipient_examples: int | None, n_inputs: int
+) -> int:
+    """Examples before the recipient's query.
+
+    Raises:
+        EditError: for an unknown recipient, or one that cannot be deranged.
+        TaskError: for a stochastic task, or too few inputs for the contexts and two queries.
+    """
+    if recipient not in RECIPIENTS:
+        raise EditError(f"recipient '{recipient}'", "unknown", f"One of {', '.join(RECIPIENTS)}.")
+    if not task.deterministic:
+        raise TaskError(f"patching '{task.name}'", "it has no single answer", "Choose a deterministic task.")
+    shown = 0 if recipient == ZERO else donor_examples if recipient_examples is None else recipient_examples
+    if recipient == "S arm" and shown < 2:
+        raise EditError(
+            f"an S arm of {shown} examples", "its labels cannot be deranged", "Give it 2 or more."
+        )
+    longest = max(donor_examples, shown)
+    if n_inputs < longest + 2:
+        raise TaskError(
+            f"{longest} examples and two queries", f"{n_inputs} inputs", "Ask for fewer examples."
+        )
+    return shown
+
+
+def _donor_query(every: PromptSet, first: int, own: Strings) -> Ints:
+    """The first column from `first` on whose answer is not f(x_B), `own` [prompt], as [prompt 1]."""
+    differs = every.answer[:, first:] != own[:, None]
     if not differs.any(axis=1).all():
         found = "f(x_A) = f(x_B) whatever x_A"
         raise TaskError(f"patching '{every.task[0]}'", found, "Choose a task whose answer depends on x.")

@@ -202,7 +202,7 @@ class SweepSection(Section):
 
 
 class PatchSection(Section):
-    """Single-latent patches from run A into run B."""
+    """Latents from run A into run B: one by one, in sets, and back."""
 
     sites: list[str] | None = None
     """Sites to patch at; all that are followed when not given."""
@@ -215,7 +215,28 @@ class PatchSection(Section):
     """Latents of each site that are compared with matched random ones; q has to pay for each."""
     n_controls: int = Field(default=200, ge=1)
     """Matched random latents; no p-value can be below 1 / (n_controls + 1)."""
+    roles: list[str] = ["pre"]
+    """Tokens at which latents are patched: of the query; `lab` and `close` of the last example before it."""
+    chosen_for: str = "exact"
+    """The belief by whose effects sets of latents are chosen."""
+    largest_set: int = Field(default=32, ge=1)
+    n_random_sets: int = Field(default=50, ge=0)
+    """Sets of matched random latents for every chosen set."""
+    wrong_task: str | None = None
+    """The other task whose values serve as a control; a rival of the task when not given."""
+    response_donors: int = Field(default=4, ge=0)
+    """Donors of every x in the response curve of the site that carries most; no curve with 0."""
     seed: int = 3
+
+    @field_validator("roles")
+    @classmethod
+    def _roles_exist(cls, roles: list[str]) -> list[str]:
+        return [check_role(role) for role in dict.fromkeys(roles)]
+
+    @field_validator("wrong_task")
+    @classmethod
+    def _task_exists(cls, spec: str | None) -> str | None:
+        return None if spec is None else parse_task(spec).name
 
     @field_validator("sites")
     @classmethod
@@ -274,7 +295,11 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _beliefs_can_be_read(self) -> StudyConfig:
-        check_declared(self.track.beliefs, self.prompts.rule, self.prompts.inputs)
+        if self.patch.chosen_for not in self.belief_names:
+            raise ConfigError(
+                f"patch.chosen_for: belief '{self.patch.chosen_for}'", "not followed",
+                nearest(self.patch.chosen_for, self.belief_names),
+            )  # fmt: skip
         return self
 
     @model_validator(mode="after")

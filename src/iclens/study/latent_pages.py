@@ -115,6 +115,7 @@ def latent_views(results: Results, site: Site, latents: list[int], seen: Seen) -
     trajectories = _trajectories(results, site, latents)
     transforms, patches = (results.table(name) for name in ("transforms", "patches"))
     transforms, patches = (t[t["site"] == site.short] for t in (transforms, patches))
+    patches = patches[patches["role"] == results.config.patch.roles[0]]
     dose, curves, accounts = (results.table(name) for name in ("dose", "dose_curves", "latent_accounts"))
     dose, curves, accounts = (t[t["site"] == site.short] for t in (dose, curves, accounts))
     patched = set(patches["latent"])

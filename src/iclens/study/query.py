@@ -207,6 +207,31 @@ class Run:
         return self.results.table("ladder")
 
     @property
+    def sets(self) -> pd.DataFrame:
+        """Latents moved together, both ways, beside neurons and random sets: a row per set and belief."""
+        return self.results.table("sets")
+
+    @property
+    def patch_controls(self) -> pd.DataFrame:
+        """The same patches at a wrong role, from a wrong task, backwards: a row per control and belief."""
+        return self.results.table("patch_controls")
+
+    @property
+    def screens(self) -> pd.DataFrame:
+        """How far a linear screen is from the exact effects: a row per site and belief."""
+        return self.results.table("screens")
+
+    @property
+    def responses(self) -> pd.DataFrame:
+        """E[y | x] before and after patches at the site that carries most: a row per patch and x."""
+        return self.results.table("responses")
+
+    @property
+    def response_fits(self) -> pd.DataFrame:
+        """Lines through these curves: a row per patch."""
+        return self.results.table("response_fits")
+
+    @property
     def quality(self) -> pd.DataFrame:
         """Quality of the SAEs: a row per site."""
         return self.results.table("quality")

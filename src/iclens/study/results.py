@@ -31,6 +31,8 @@ from iclens.tables.growth import AgreementTable, BeliefTable, GrowthTable
 from iclens.tables.patches import GradedTable, HeadTable, LadderTable, PatchTable, SweepTable
 from iclens.tables.prompts import PromptSet
 from iclens.tables.quality import QualityTable
+from iclens.tables.responses import ResponseFitTable, ResponseTable
+from iclens.tables.sets import ControlTable, ScreenTable, SetTable
 from iclens.tables.shapes import ConfirmTable, ShapeTable
 from iclens.tables.transforms import TransformTable
 from iclens.tables.verdicts import FalsifierTable, VerdictTable
@@ -62,6 +64,11 @@ TABLES: dict[str, tuple[str, type[Table]]] = {
     "heads": ("sweep", HeadTable),
     "patches": ("patch", PatchTable),
     "ladder": ("patch", LadderTable),
+    "sets": ("patch", SetTable),
+    "patch_controls": ("patch", ControlTable),
+    "screens": ("patch", ScreenTable),
+    "responses": ("patch", ResponseTable),
+    "response_fits": ("patch", ResponseFitTable),
 }
 """Table name → the stage that writes `<name>.parquet`, and its type."""
 

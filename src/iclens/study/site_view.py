@@ -21,6 +21,7 @@ from iclens.dashboards.view import (
 from iclens.growth.verdict import LEVEL
 from iclens.patching.heads import WHOLE_LAYER
 from iclens.patching.runs import ZERO
+from iclens.patching.sets import FULL, GREEDY
 from iclens.study.results import PATCH_Q, Results
 from iclens.tables.verdicts import FALLS, LADDER
 from iclens.tasks.beliefs import BAND
@@ -37,6 +38,8 @@ REPLACED = {
     "resample": "Heads set to run B's",
 }
 """Kinds of ablation in words."""
+HALF = 0.5
+"""Share of the whole activation's effect that a set of latents is asked for."""
 MOVED = 0.5
 """Least P(task on B's own x) after a patch for which the task counts as moved."""
 
@@ -185,6 +188,7 @@ def findings(results: Results) -> list[Finding]:
         _labelled(results),
         _placed(results),
         _moved(results),
+        _carried(results),
     ]
 
 
@@ -292,14 +296,39 @@ def _moved(results: Results) -> Finding:
     if best is not None:
         moved = f"{best['site']} latent {best['latent']} on {best['belief']}, {best['effect']:+.2f} nats"
         strongest = f"Largest: {moved}. "
-    ladder = results.table("ladder")
-    whole = ladder[(ladder["rung"] == "full activation") & (ladder["belief"] == "exact")]
-    full = ", ".join(f"{record['site']} {record['effect']:+.2f}" for record in whole.to_dict("records"))
+    n_tests = int(table["control_p"].notna().sum())
+    least = math.ceil(n_tests / (PATCH_Q * (n_controls + 1)))
+    floor = (
+        f"With {n_controls} controls no q of {n_tests} tests can be that small unless {least} of them beat "
+        "every control. "
+        if not n_called and least > 1
+        else ""
+    )
     return Finding(
         question,
         f"{n_called} of {len(tested)} tested latents",
-        f"{strongest}Against {n_controls} matched random latents pushed as far, q ≤ {PATCH_Q}. Run B: "
-        f"{results.config.patch.recipient}. The whole activation moves exact by (nats): {full}.",
+        f"{strongest}Against {n_controls} matched random latents pushed as far, q ≤ {PATCH_Q}. {floor}Run B: "
+        f"{results.config.patch.recipient}.",
+    )
+
+
+def _carried(results: Results) -> Finding:
+    sets, belief = results.table("sets"), results.config.patch.chosen_for
+    question = f"How few latents, moved together, bring half of what the whole activation brings ({belief})?"
+    sets = sets[(sets["direction"] == "sufficiency") & (sets["belief"] == belief)]
+    full = sets[sets["kind"] == FULL]
+    whole = "; ".join(f"{r['site']} {r['role']} {r['effect']:+.2f}" for r in full.to_dict("records"))
+    said = f"The whole activation moves it by (nats): {whole}."
+    greedy = sets[(sets["kind"] == GREEDY) & (sets["share_of_full"] >= HALF)]
+    if greedy.empty:
+        return Finding(question, f"no set of up to {results.config.patch.largest_set}", said)
+    best = greedy.sort_values(["size", "share_of_full"], ascending=[True, False]).to_dict("records")[0]
+    return Finding(
+        question,
+        f"{best['size']} at {best['site']} {best['role']}",
+        f"Their share is {best['share_of_full']:.2f} [{best['share_low']:.2f}, {best['share_high']:.2f}], that "
+        f"of {best['n_controls']} sets of matched random latents pushed as far {best['control_share']:.2f} "
+        f"[{best['control_low']:.2f}, {best['control_high']:.2f}]. {said}",
     )
 
 

@@ -1,61 +1,179 @@
-"""Single latents from run A into run B → PatchTable; and how much of A a patch must carry."""
+"""Latents from run A into run B → PatchTable, SetTable and their controls; and how the answer follows x."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from iclens.names import Site
+from iclens.patching.controls import patch_controls
 from iclens.patching.ladder import patch_ladder
-from iclens.patching.latents import patch_latents
-from iclens.patching.runs import build_runs
+from iclens.patching.latent_runs import gather
+from iclens.patching.latents import patch_latents, single_effects
+from iclens.patching.responses import response_curve, response_fits
+from iclens.patching.runs import Runs, build_runs, runs_by_query
+from iclens.patching.screen import linear_screen
+from iclens.patching.sets import FULL, GREEDY, patch_sets
+from iclens.saes.load import Sae
 from iclens.study.bench import Bench
 from iclens.study.results import PATCH_Q
+from iclens.tables.frame import Table
 from iclens.tables.patches import LadderTable, PatchTable
+from iclens.tables.responses import ResponseFitTable, ResponseTable
+from iclens.tables.sets import ControlTable, ScreenTable, SetTable
+from iclens.tasks.arms import default_rival
+from iclens.tasks.rules import Task
+from iclens.tasks.spec import parse_task
 
-PATCHES, LADDER = "patches.parquet", "ladder.parquet"
-TAIL_HOOKS = ("resid_pre", "resid_post", "mlp_out")
-"""Hooks at which an addition enters the residual stream as it is."""
+PATCHES, LADDER, SETS = "patches.parquet", "ladder.parquet", "sets.parquet"
+CONTROLS, SCREENS = "patch_controls.parquet", "screens.parquet"
+RESPONSES, FITS = "responses.parquet", "response_fits.parquet"
+WRITTEN: dict[str, type[Table]] = {
+    PATCHES: PatchTable, LADDER: LadderTable, SETS: SetTable, CONTROLS: ControlTable, SCREENS: ScreenTable,
+}  # fmt: skip
+"""File → its table, each gathered over sites and roles."""
+TAIL_HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+"""Hooks at which an addition enters the residual stream."""
+HALF = 0.5
+"""Share of the full activation's effect that makes a set worth naming."""
+
+
+@dataclass
+class Found:
+    """The tables of the places patched so far."""
+
+    parts: dict[str, list[Any]] = field(default_factory=lambda: {file: [] for file in WRITTEN})
+
+    def add(self, **tables: Table) -> None:
+        """Keep the tables of one more place, by the name of their file."""
+        for name, table in tables.items():
+            self.parts[f"{name}.parquet"].append(table)
+
+    def whole(self, file: str) -> Any:
+        """One table of all places."""
+        return WRITTEN[file].concat(self.parts[file])
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Write `patches.parquet` and `ladder.parquet` of every patched site."""
-    section, prompts = bench.config.patch, bench.config.prompts
-    runs = build_runs(
-        bench.model.tokenizer,
-        prompts.rule,
-        recipient=section.recipient,
-        n_prompts=section.n_prompts,
-        donor_examples=section.donor_examples,
-        seed=section.seed,
-        inputs=prompts.inputs,
-    )
+    """Write the tables of `WRITTEN`, and the response curve of the site that carries most."""
+    section = bench.config.patch
     wanted = None if section.sites is None else {Site.parse(site) for site in section.sites}
-    patches, ladders, skipped = [], [], []
+    skipped = [
+        site.short for site, sae in bench.saes.items()
+        if not _patchable(site, sae) or (wanted is not None and site not in wanted)
+    ]  # fmt: skip
+    runs, wrong = _runs(bench, bench.config.prompts.rule), _runs(bench, wrong_task(bench))
+    found = Found()
     for site, sae in bench.saes.items():
-        if site.hook not in TAIL_HOOKS or (wanted is not None and site not in wanted):
-            skipped.append(site.short)
-            continue
-        found = patch_latents(
-            bench.model,
-            sae,
-            runs,
-            n_tested=section.n_tested,
-            n_controls=section.n_controls,
-            seed=section.seed,
-        )
-        patches.append(found)
-        ladders.append(patch_ladder(bench.model, sae, runs, found, seed=section.seed))
-    table = PatchTable.concat(patches)
-    table.save(folder / PATCHES)
-    LadderTable.concat(ladders).save(folder / LADDER)
+        if site.short not in skipped:
+            for role in section.roles:
+                _place(bench, sae, role, (runs, wrong), found)
+    for file in WRITTEN:
+        found.whole(file).save(folder / file)
+    sets = found.whole(SETS)
+    responses = _responses(bench, sets)
+    responses.save(folder / RESPONSES)
+    fits = response_fits(responses, seed=section.seed) if len(responses) else ResponseFitTable.concat([])
+    fits.save(folder / FITS)
+    return _summary(found.whole(PATCHES), sets) | {"sites not patched": skipped or "none"}
+
+
+def _patchable(site: Site, sae: Sae) -> bool:
+    return site.hook in TAIL_HOOKS and sae.target is None
+
+
+def wrong_task(bench: Bench) -> Task:
+    """The task whose values serve as a control."""
+    named = bench.config.patch.wrong_task or bench.config.prompts.rival
+    return default_rival(bench.config.prompts.rule) if named is None else parse_task(named)
+
+
+def _runs(bench: Bench, task: Task) -> Runs:
+    section = bench.config.patch
+    return build_runs(
+        bench.model.tokenizer, task, recipient=section.recipient, n_prompts=section.n_prompts,
+        donor_examples=section.donor_examples, seed=section.seed, inputs=bench.config.prompts.inputs,
+    )  # fmt: skip
+
+
+def _place(bench: Bench, sae: Sae, role: str, runs: tuple[Runs, Runs], found: Found) -> None:
+    """Everything that is asked at one site and role."""
+    section, seed = bench.config.patch, bench.config.patch.seed
+    of_sets = {
+        "chosen_for": section.chosen_for, "largest": section.largest_set,
+        "n_controls": section.n_random_sets, "seed": seed,
+    }  # fmt: skip
+    asked = {"role": role, "declared": bench.config.declared, "seed": seed}
+    held = gather(bench.model, sae, runs[0], **asked)
+    effects = single_effects(held, held.differing)
+    patches = patch_latents(
+        held, effects=effects, n_tested=section.n_tested, n_controls=section.n_controls, seed=seed
+    )
+    sets = patch_sets(held, effects, **of_sets)
+    needed = gather(bench.model, sae, runs[0], direction="necessity", **asked)
+    back = patch_sets(needed, single_effects(needed, needed.differing), **of_sets)
+    tested = np.unique(patches["latent"][patches["n_controls"] > 0])
+    groups = [np.array([latent]) for latent in tested]
+    whole = greedy_members(sets)
+    groups += [np.array(whole)] if len(whole) > 1 else []
+    found.add(patches=patches, ladder=patch_ladder(held, patches, seed=seed), sets=sets)
+    found.add(sets=back, screens=linear_screen(held, held.differing, effects))
+    if groups:
+        found.add(patch_controls=patch_controls(held, groups, wrong=runs[1], seed=seed))
+
+
+def greedy_members(sets: SetTable) -> list[int]:
+    """The fewest latents of a greedy order with `HALF` of the full activation's effect; else all of them.
+
+    Args:
+        sets: one place, sufficiency.
+    """
+    rows = sets.where((sets["kind"] == GREEDY) & (sets["belief"] == sets["chosen_for"]))
+    if not len(rows):
+        return []
+    order = np.argsort(rows["size"])
+    enough = [i for i in order if rows["share_of_full"][i] >= HALF]
+    return [int(member) for member in str(rows["members"][enough[0] if enough else order[-1]]).split()]
+
+
+def _responses(bench: Bench, sets: SetTable) -> ResponseTable:
+    """Curve at the site whose full activation at `pre` moves the belief most; empty where x is no number."""
+    section, prompts = bench.config.patch, bench.config.prompts
+    at = (sets["role"] == "pre") & (sets["direction"] == "sufficiency")
+    full = sets.where(at & (sets["kind"] == FULL) & (sets["belief"] == section.chosen_for))
+    if not section.response_donors or not len(full) or not all(x.isdigit() for x in prompts.inputs):
+        return ResponseTable.concat([])
+    site = full["site"][int(np.nanargmax(np.nan_to_num(full["effect"], nan=-np.inf)))]
+    members = greedy_members(sets.where(at & (sets["site"] == site)))
+    runs = runs_by_query(
+        bench.model.tokenizer, prompts.rule, prompts.inputs, recipient=section.recipient,
+        donors=section.response_donors, donor_examples=section.donor_examples, seed=section.seed,
+    )  # fmt: skip
+    sae = bench.saes[Site.parse(site)]
+    return response_curve(bench.model, sae, runs, sets=[members] if members else [], seed=section.seed)
+
+
+def _summary(table: PatchTable, sets: SetTable) -> dict[str, Any]:
+    """What the stage says when it is done."""
     called, tested = table.where(table["q_value"] <= PATCH_Q), table.where(table["n_controls"] > 0)
+    greedy = sets.where(
+        (sets["kind"] == GREEDY) & (sets["direction"] == "sufficiency")
+        & (sets["belief"] == sets["chosen_for"]) & (sets["share_of_full"] >= HALF)
+    )  # fmt: skip
+    few = "none of those tried"
+    if len(greedy):
+        i = int(np.argmin(greedy["size"]))
+        few = (
+            f"{greedy['size'][i]} latents at {Site.parse(greedy['site'][i]).short} {greedy['role'][i]}: "
+            f"{greedy['share_of_full'][i]:.2f}, random sets {greedy['control_share'][i]:.2f}"
+        )
     return {
         "latents patched": len(set(zip(table["site"], table["latent"], strict=True))),
         "tested": len(set(zip(tested["site"], tested["latent"], strict=True))),
         f"with an effect at q ≤ {PATCH_Q}": len(set(zip(called["site"], called["latent"], strict=True))),
         "largest tested effect, nats": round(float(np.abs(tested["effect"]).max(initial=0.0)), 3),
-        "sites not patched": skipped or "none",
+        "smallest set with half of the full activation's effect": few,
     }

@@ -27,7 +27,7 @@ from iclens.models.tail import Tail, tails_of
 from iclens.names import ROLES, check_role, position
 from iclens.patching.effects import belief_log_odds
 from iclens.patching.residual import query_answers, up_to_query
-from iclens.patching.runs import Runs
+from iclens.patching.runs import Runs, check_tokenizer
 from iclens.saes.encode import refuse_transcoder
 from iclens.saes.formats.parts import NORMALISATIONS
 from iclens.saes.load import Sae
@@ -189,12 +189,13 @@ def gather(
         batch: rows per forward pass.
 
     Raises:
-        EditError: for an unknown donor value, direction or place, too few prompts, or a site that adds
-            nothing to the residual.
+        EditError: for an unknown donor value, direction or place, too few prompts, another tokenizer's runs,
+            or a site that adds nothing to the residual.
         SiteError: for an unknown role, or a layer that the model does not have.
         SaeError: when the SAE has another width, is a transcoder, or its latents cannot be moved alone.
     """
     _refuse(model, sae, donor_value, direction)
+    check_tokenizer(model.tokenizer, runs)
     source, sink = (
         (runs.donor, runs.recipient) if direction == "sufficiency" else (runs.recipient, runs.target)
     )

@@ -20,7 +20,7 @@ from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE
 from iclens.tables.arrays import Ints, Strings
 from iclens.tables.prompts import PromptSet
 from iclens.tasks.prompts import build_prompts, joined
-from iclens.tasks.rendering import Tokenizer
+from iclens.tasks.rendering import Tokenizer, fingerprint
 from iclens.tasks.rules import Task, default_inputs
 
 ZERO = "zero examples"
@@ -38,7 +38,8 @@ class Runs:
         target: A*, the donor's context with the recipient's query.
 
     Raises:
-        EditError: when the numbers of prompts differ, or A* does not ask B's query.
+        EditError: when the numbers of prompts or their tokenizers differ, A* does not ask B's query, or A's
+            context already shows B's x.
     """
 
     task: Task
@@ -52,6 +53,17 @@ class Runs:
             raise EditError("donor, recipient and A*", found, "Give one of each per prompt.")
         if (self.target.x[:, -1] != self.x_B).any():
             raise EditError("A*", "its query is not the recipient's", "Build the runs with `build_runs`.")
+        shown = (self.donor.x[:, :-1] == self.x_B[:, None]).any(axis=1)
+        if shown.any():
+            raise EditError(
+                f"a patch into the query of x = {self.x_B[shown.argmax()]}", "the donor's context shows it",
+                "Build the runs with `build_runs`.",
+            )  # fmt: skip
+        tokenizers = {run.tokenizer for run in (self.donor, self.recipient, self.target)}
+        if len(tokenizers) > 1:
+            raise EditError(
+                "donor, recipient and A*", f"tokenizers {', '.join(sorted(tokenizers))}", "Use one tokenizer."
+            )
 
     @property
     def recipient_name(self) -> str:
@@ -82,6 +94,21 @@ class Runs:
     def words(self) -> tuple[str, ...]:
         """Answers that are not numbers and so must be read besides them."""
         return tuple(sorted({y for y in (*self.own, *self.copied) if not y.isdigit()}))
+
+
+def check_tokenizer(tokenizer: Tokenizer, runs: Runs) -> None:
+    """Refuse runs whose tokens are another tokenizer's.
+
+    Raises:
+        EditError: when their fingerprints differ.
+    """
+    own = fingerprint(tokenizer)
+    if own != runs.donor.tokenizer:
+        raise EditError(
+            f"runs of tokenizer {runs.donor.tokenizer}",
+            f"the model's is {own}",
+            "Build them with the model's.",
+        )
 
 
 def build_runs(

@@ -1,0 +1,136 @@
+"""An edit that changes nothing changes no answer, through every public path; a lost SAE error would.
+
+Donor and recipient are the same runs, or a value is replaced by itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from iclens.errors import EditError
+from iclens.models.forward import answer_probs, edited_answers, record
+from iclens.models.load import LanguageModel
+from iclens.models.tail import tails_of
+from iclens.names import ROLES, Site, position
+from iclens.patching.controls import patch_controls
+from iclens.patching.heads import KINDS, ablate_heads
+from iclens.patching.ladder import patch_ladder
+from iclens.patching.latent_runs import DIRECTIONS, Direction, gather
+from iclens.patching.latents import patch_latents, single_effects
+from iclens.patching.residual import up_to_query
+from iclens.patching.runs import Runs, check_tokenizer
+from iclens.patching.sets import patch_sets
+from iclens.patching.sweep import sweep
+from iclens.tables.edits import Edit
+
+from .conftest import MakeRuns, MakeSae, same
+
+SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out", "z")
+TINY = 1e-5
+
+
+@pytest.mark.parametrize("hook", SITES)
+@pytest.mark.parametrize("role", ROLES)
+def test_what_is_replaced_by_itself_changes_no_logit(
+    tiny_model: LanguageModel, make_runs: MakeRuns, hook: str, role: str
+) -> None:
+    tokens, where = up_to_query(make_runs().recipient), np.array([position(role, 2)])
+    end, site = np.array([tokens.shape[1] - 1]), Site(1, hook)
+    own = record(tiny_model, tokens, [site], where)[site]
+    base = answer_probs(tiny_model, tokens, end).log_prob
+    for kind, value in (("resample", own), ("replace", own), ("add", np.zeros_like(own))):
+        found = edited_answers(tiny_model, tokens, end, [Edit.at(site, kind, role, [2], value)])
+        assert found.fired == (len(tokens),)
+        np.testing.assert_allclose(found.answers.log_prob, base, rtol=0, atol=TINY)
+    away = edited_answers(tiny_model, tokens, end, [Edit.at(site, "add", role, [2], 20 * own)])
+    assert np.abs(away.answers.log_prob - base).max() > 10 * TINY
+
+
+@pytest.mark.parametrize("hook", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"])
+def test_adding_nothing_in_the_tail_changes_no_logit(
+    tiny_model: LanguageModel, make_runs: MakeRuns, hook: str
+) -> None:
+    tokens = up_to_query(make_runs().recipient)
+    end = tokens.shape[1] - 1
+    base = answer_probs(tiny_model, tokens, np.array([end])).log_prob[:, 0]
+    for first in (end, end - 7):
+        for tail, wanted in zip(tails_of(tiny_model, tokens, first=first), base, strict=True):
+            found = tail.added(Site(2, hook), np.zeros((3, tiny_model.d_model)), positions=np.array([first]))
+            np.testing.assert_allclose(found.log_prob, np.tile(wanted, (3, 1)), rtol=0, atol=TINY)
+            np.testing.assert_allclose(tail.base(Site(2, hook)).log_prob[0], wanted, rtol=0, atol=TINY)
+
+
+def sweep_effects(model: LanguageModel, runs: Runs) -> np.ndarray:
+    table = sweep(model, runs)
+    return table["value"] - np.where(table["scale"] == "nats", 0, table["base"])
+
+
+def head_effects(model: LanguageModel, runs: Runs) -> np.ndarray:
+    own = replace(runs, recipient=runs.target)
+    return np.concatenate([
+        ablate_heads(model, own, kind="resample", place=place)["effect"] for place in ("pre", "all positions")
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("effects", [sweep_effects, head_effects])
+def test_a_donor_that_is_the_recipient_moves_no_residual_and_no_head(
+    tiny_model: LanguageModel, make_runs: MakeRuns, effects: Callable[[LanguageModel, Runs], np.ndarray]
+) -> None:
+    runs = make_runs()
+    np.testing.assert_allclose(np.nan_to_num(effects(tiny_model, same(runs))), 0, atol=TINY)
+    other = replace(runs, recipient=runs.recipient)
+    assert np.nanmax(np.abs(sweep_effects(tiny_model, other))) > 100 * TINY
+    assert set(KINDS) == {"zero", "mean", "resample"}
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("site", ["L2.resid_post", "L2.mlp_out", "L3.resid_mid"])
+def test_a_donor_that_is_the_recipient_moves_no_latent(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae, site: str, direction: Direction
+) -> None:
+    held = gather(tiny_model, make_sae(site), same(make_runs()), donor_value="instance", direction=direction)
+    effects = single_effects(held, np.arange(5))
+    assert (effects == 0).all()
+    table = patch_latents(held)
+    assert len(table) == 0
+    for found in (patch_ladder(held, table), patch_sets(held, effects[:, :0])):
+        np.testing.assert_allclose(np.nan_to_num(found["effect"]), 0, atol=TINY)
+    controls = patch_controls(held, [np.array([0, 3])])
+    np.testing.assert_allclose(np.nan_to_num(controls["effect"]), 0, atol=TINY)
+
+
+def test_a_splice_that_drops_the_error_would_fail_here(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+) -> None:
+    """The identity of sae_lens' default: the site is replaced by the SAE's reconstruction of it."""
+    tokens, sae = up_to_query(make_runs().recipient), make_sae()
+    end = np.array([tokens.shape[1] - 1])
+    held = torch.as_tensor(record(tiny_model, tokens, [sae.site], end)[sae.site][:, 0])
+    dropped = sae.network(held)[:, None].numpy()
+    kept = dropped + (held - sae.reconstruct(held, sae.encode(held)))[:, None].numpy()
+    base = answer_probs(tiny_model, tokens, end).log_prob
+    for value, changes in ((dropped, True), (kept, False)):
+        found = answer_probs(tiny_model, tokens, end, edits=[Edit(sae.site, "resample", end, value)])
+        assert (np.abs(found.log_prob - base).max() > 0.1) == changes
+
+
+def test_runs_that_would_leak_or_mix_tokenizers_are_one_line(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+) -> None:
+    runs = make_runs()
+    x = runs.donor.x.copy()
+    x[3, 1] = runs.x_B[3]
+    with pytest.raises(EditError, match=f"x = {runs.x_B[3]}: the donor's context shows it"):
+        replace(runs, donor=replace(runs.donor, x=x))
+    with pytest.raises(EditError, match="Use one tokenizer"):
+        replace(runs, donor=replace(runs.donor, tokenizer="0" * 16))
+    foreign = Runs(runs.task, *(
+        replace(part, tokenizer="0" * 16) for part in (runs.donor, runs.recipient, runs.target)
+    ))  # fmt: skip
+    with pytest.raises(EditError, match=f"runs of tokenizer {'0' * 16}"):
+        check_tokenizer(tiny_model.tokenizer, foreign)
+    with pytest.raises(EditError, match=f"runs of tokenizer {'0' * 16}"):
+        gather(tiny_model, make_sae(), foreign)

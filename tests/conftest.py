@@ -14,8 +14,14 @@ os.environ.update(
     WANDB_MODE="disabled",
 )
 
+from collections.abc import Callable
+
 import pytest
+import torch
 from hypothesis import settings
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from iclens.models.load import LanguageModel
 
 settings.register_profile("iclens", deadline=None, derandomize=True, database=None, max_examples=50)
 settings.load_profile("iclens")
@@ -41,3 +47,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if browser_tests_stay_out():
         notice = "NOTICE: no chromium on this machine, so the browser tests were left out; CI runs them."
         terminalreporter.write_line(notice, yellow=True)
+
+
+@pytest.fixture(scope="session")
+def random_model() -> Callable[..., LanguageModel]:
+    """Makes Llamas of any shape, with random weights and another model's tokenizer."""
+
+    def make(
+        like: LanguageModel, seed: int, blocks: int, heads: int, kv_heads: int, kind: str
+    ) -> LanguageModel:
+        """A Llama with random weights, float32, and the tokenizer of `like`."""
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=like.network.config.vocab_size, hidden_size=heads * 8, intermediate_size=40,
+            num_hidden_layers=blocks, num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=8,
+            max_position_embeddings=256, initializer_range=0.15, attn_implementation=kind,
+        )  # fmt: skip
+        network = LlamaForCausalLM(config).eval().requires_grad_(False)
+        return LanguageModel("random", network, like.tokenizer, blocks, True)
+
+    return make

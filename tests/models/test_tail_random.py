@@ -1,6 +1,7 @@
 """The tail engine on random models of many shapes: equal to one full forward pass per edit, row by row."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from iclens.models.forward import answer_probs
 from iclens.models.load import LanguageModel
@@ -16,20 +16,10 @@ from iclens.models.tail import WIDTH, Tail, tails_of
 from iclens.names import Site
 from iclens.tables.edits import Edit
 
+Random = Callable[..., LanguageModel]
+
 LOGITS = 1e-5
 ADDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
-
-
-def random_model(like: LanguageModel, seed: int, blocks: int, heads: int, kv_heads: int, kind: str):
-    """A Llama with random weights, float32, and the tokenizer of `like`."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=like.network.config.vocab_size, hidden_size=heads * 8, intermediate_size=40,
-        num_hidden_layers=blocks, num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=8,
-        max_position_embeddings=256, initializer_range=0.15, attn_implementation=kind,
-    )  # fmt: skip
-    network = LlamaForCausalLM(config).eval().requires_grad_(False)
-    return LanguageModel("random", network, like.tokenizer, blocks, True)
 
 
 shapes = st.tuples(
@@ -41,7 +31,12 @@ shapes = st.tuples(
 @settings(max_examples=25)
 @given(shapes, st.integers(2, 30), st.integers(1, WIDTH + 9), st.data())
 def test_rows_equal_full_forward_passes(
-    tiny_model: LanguageModel, shape: tuple, length: int, n_rows: int, data: st.DataObject
+    tiny_model: LanguageModel,
+    random_model: Random,
+    shape: tuple,
+    length: int,
+    n_rows: int,
+    data: st.DataObject,
 ) -> None:
     seed, blocks, (heads, kv_heads), kind = shape
     model, rng = random_model(tiny_model, seed, blocks, heads, kv_heads, kind), np.random.default_rng(seed)
@@ -64,7 +59,12 @@ def test_rows_equal_full_forward_passes(
 @settings(max_examples=25)
 @given(shapes, st.integers(2, 30), st.integers(1, WIDTH // 3), st.data())
 def test_rows_that_change_earlier_positions_equal_full_forward_passes(
-    tiny_model: LanguageModel, shape: tuple, length: int, n_rows: int, data: st.DataObject
+    tiny_model: LanguageModel,
+    random_model: Random,
+    shape: tuple,
+    length: int,
+    n_rows: int,
+    data: st.DataObject,
 ) -> None:
     """Any positions of any suffix, from the whole prompt to its last token, each with its own value."""
     seed, blocks, (heads, kv_heads), kind = shape
@@ -86,7 +86,9 @@ def test_rows_that_change_earlier_positions_equal_full_forward_passes(
     np.testing.assert_allclose(tail.added(site, delta[:, 0], positions=where).log_prob, same, atol=LOGITS)
 
 
-def test_in_bfloat16_a_row_is_as_far_from_float32_as_the_full_forward(tiny_model: LanguageModel) -> None:
+def test_in_bfloat16_a_row_is_as_far_from_float32_as_the_full_forward(
+    tiny_model: LanguageModel, random_model: Random
+) -> None:
     model, rng = random_model(tiny_model, 3, 3, 4, 2, "sdpa"), np.random.default_rng(3)
     tokens, site, last = rng.integers(0, 1000, 20), Site(1, "resid_post"), np.array([19])
     delta = rng.normal(size=(9, model.d_model)).astype(np.float32)
@@ -103,7 +105,7 @@ def test_in_bfloat16_a_row_is_as_far_from_float32_as_the_full_forward(tiny_model
 @settings(max_examples=15)
 @given(shapes, st.integers(2, 20), st.integers(2, 20))
 def test_the_last_residual_of_a_donor_of_any_length_gives_the_donors_answer(
-    tiny_model: LanguageModel, shape: tuple, donor_length: int, length: int
+    tiny_model: LanguageModel, random_model: Random, shape: tuple, donor_length: int, length: int
 ) -> None:
     seed, blocks, (heads, kv_heads), kind = shape
     model, rng = random_model(tiny_model, seed, blocks, heads, kv_heads, kind), np.random.default_rng(seed)
@@ -115,7 +117,9 @@ def test_the_last_residual_of_a_donor_of_any_length_gives_the_donors_answer(
 
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])
-def test_prompts_prepared_together_are_each_as_alone(tiny_model: LanguageModel, kind: str) -> None:
+def test_prompts_prepared_together_are_each_as_alone(
+    tiny_model: LanguageModel, random_model: Random, kind: str
+) -> None:
     model, rng = random_model(tiny_model, 0, 3, 4, 2, kind), np.random.default_rng(0)
     tokens = rng.integers(0, 1000, (7, 20))
     delta = rng.normal(size=(5, model.d_model)).astype(np.float32)
@@ -126,7 +130,7 @@ def test_prompts_prepared_together_are_each_as_alone(tiny_model: LanguageModel, 
         )
 
 
-def test_rows_do_not_see_each_other(tiny_model: LanguageModel) -> None:
+def test_rows_do_not_see_each_other(tiny_model: LanguageModel, random_model: Random) -> None:
     """The same row beside others, or alone: a mask that let rows see their neighbours would change it."""
     model, rng = random_model(tiny_model, 1, 2, 2, 1, "sdpa"), np.random.default_rng(1)
     tail = Tail(model, rng.integers(0, 1000, 9))
@@ -136,6 +140,6 @@ def test_rows_do_not_see_each_other(tiny_model: LanguageModel) -> None:
         np.testing.assert_allclose(tail.run(rows[i : i + 1], 0).log_prob[0], together[i], rtol=0, atol=LOGITS)
 
 
-def test_no_rows_give_no_answers(tiny_model: LanguageModel) -> None:
+def test_no_rows_give_no_answers(tiny_model: LanguageModel, random_model: Random) -> None:
     tail = Tail(tiny_model, np.arange(2, 10))
     assert tail.run(torch.zeros(0, tiny_model.d_model), 1).log_prob.shape == (0, 1000)

@@ -1,5 +1,6 @@
 """Single-latent patches: equal to the naive splice, exact where nothing differs, and honest controls."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sae_lens import TopKSAE, TopKSAEConfig
 from sae_lens.registry import get_sae_class
 from torch import Tensor
 
@@ -276,13 +280,13 @@ def test_patches_that_cannot_be_made_are_refused(
     tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
 ) -> None:
     sae, runs = make_sae(), make_runs()
-    for settings, error, said in (
+    for asked, error, said in (
         ({"donor_value": "median"}, EditError, "One of task mean, instance"),
         ({"direction": "both"}, EditError, "One of sufficiency, necessity"),
         ({"role": "label"}, SiteError, "Nearest: lab"),
     ):
         with pytest.raises(error, match=said):
-            gather(tiny_model, sae, runs, **settings)  # pyright: ignore[reportArgumentType]
+            gather(tiny_model, sae, runs, **asked)  # pyright: ignore[reportArgumentType]
     with pytest.raises(EditError, match="no addition to the residual"):
         gather(tiny_model, make_sae("L2.mlp_in"), runs)
     with pytest.raises(SiteError, match="blocks 0 to 5"):
@@ -304,3 +308,44 @@ def test_the_same_seed_gives_the_same_table(
     )
     assert one.equals(other)
     assert 1 <= len(set(one["latent"])) <= D_SAE
+
+
+@settings(max_examples=20)
+@given(
+    st.integers(0, 2**31), st.sampled_from([(2, 1), (4, 2), (4, 4)]), st.sampled_from(["sdpa", "eager"]),
+    st.sampled_from(["mlp_out", "resid_post", "resid_pre", "attn_out"]), st.sampled_from(ROLES),
+    st.sampled_from(DIRECTIONS), st.integers(2, 5), st.integers(2, 5),
+)  # fmt: skip
+def test_random_models_and_saes_of_every_role_and_length(
+    tiny_model: LanguageModel, random_model: Callable[..., LanguageModel], seed: int, heads: tuple[int, int],
+    kind: str, hook: str, role: str, direction: Direction, shown: int, shown_to_B: int,
+) -> None:  # fmt: skip
+    """Donors and recipients of any two lengths; a whole splice through sae_lens in one full forward."""
+    model = random_model(tiny_model, seed, 3, *heads, kind)
+    runs = build_runs(
+        model.tokenizer, parse_task("2x+3"), recipient="R arm", n_prompts=6, donor_examples=shown,
+        recipient_examples=shown_to_B, seed=seed % 1000,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    network = TopKSAE(TopKSAEConfig(d_in=model.d_model, d_sae=40, k=8)).requires_grad_(False).eval()
+    sae = Sae(Site(1, hook), "0" * 16, model.d_model, 40, 8, network, Path("."))
+    held = gather(model, sae, runs, role=role, direction=direction, donor_value="instance")
+    if (held.change != 0).any():
+        compare_with_splices(held, every=11, least=1)
+    np.testing.assert_array_equal(held.effects(0, torch.zeros(2, model.d_model)), 0 * held.base[[0, 0]])
+
+
+@pytest.mark.parametrize("role", ["pre", "comma"])
+def test_at_the_mlps_output_a_patch_is_that_at_the_end_of_its_block(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae, role: str
+) -> None:
+    sae = make_sae("L2.mlp_out")
+    held = gather(tiny_model, sae, make_runs(), role=role)
+    latents = held.differing[:3]
+    for i, tail in enumerate(held.tails):
+        delta = held.pushes(i, latents)
+        one, other = (
+            tail.added(site, delta, positions=held.place).log_prob
+            for site in (Site(2, "mlp_out"), Site(2, "resid_post"))
+        )
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)

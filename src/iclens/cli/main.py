@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from iclens.cli import plan, saes, train
+from iclens.cli import plan, replicate, saes, train
 from iclens.cli.output import say, study_report, training_report
 from iclens.errors import IclensError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 )  # fmt: skip
 reference_app = typer.Typer(help="The built-in model.", no_args_is_help=True)
 app.add_typer(saes.app, name="saes")
+app.add_typer(replicate.app, name="replicate")
 app.command()(plan.plan)
 app.command()(train.train)
 app.add_typer(reference_app, name="reference")

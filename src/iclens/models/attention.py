@@ -1,0 +1,167 @@
+"""Where does each head look, and what does it write?
+
+1. A layer's queries and keys are caught as its projections give them and turned by their positions' rotation;
+their scaled products go through a causal softmax in float32, so the pattern is the same whatever kernel the
+model itself attends with. 2. A head's output is its part of the site `L3.z` times its columns of the output
+projection; a layer's heads add up to its `attn_out`, less the projection's bias where it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from iclens.errors import EditError
+from iclens.models.blocks import run_blocks
+from iclens.models.forward import attached, record
+from iclens.models.load import LanguageModel, as_numpy
+from iclens.names import Site
+from iclens.tables.arrays import Floats, Ints
+from iclens.tables.edits import Edit
+
+
+@torch.no_grad()
+def attention_patterns(
+    model: LanguageModel, tokens: Ints, layers: Sequence[int], queries: Ints,
+    *, edits: Sequence[Edit] = (), batch: int = 32,
+) -> dict[int, Floats]:  # fmt: skip
+    """Attention probabilities, softmax_k(q·k / √d_head) over keys no later than the query.
+
+    Args:
+        model: the model; only blocks up to the deepest layer or edit are run.
+        tokens: [row pos].
+        layers: blocks whose patterns are read.
+        queries: positions that look, [query].
+        edits: applied to every row.
+        batch: rows per forward pass.
+
+    Returns:
+        layer → float32 [row head query key]; each query's masses sum to 1, and later keys have none.
+
+    Raises:
+        SiteError: for a layer that the model does not have.
+        EditError: for a query outside the prompt, or an edit that did not fire.
+    """
+    where, length = np.asarray(queries), tokens.shape[1]
+    for layer in layers:
+        model.check_site(Site(layer, "z"))
+    if not len(where) or where.min() < 0 or where.max() >= length:
+        raise EditError(
+            f"attention from positions {where.tolist()}", f"prompts of {length}", "Choose positions in them."
+        )
+    stop = 1 + max([*layers, *(edit.site.layer for edit in edits)])
+    parts: dict[int, list[Floats]] = {layer: [] for layer in layers}
+    for start in range(0, len(tokens), batch):
+        rows = slice(start, start + batch)
+        ids = torch.as_tensor(tokens[rows], device=model.device())
+        embedded = model.network.model.embed_tokens(ids)
+        with (
+            attached(model, (), where, [edit.of_rows(rows) for edit in edits]),
+            _caught(model, layers) as seen,
+        ):
+            run_blocks(model.network, embedded, 0, stop)
+        rotary = model.network.model.rotary_emb(embedded, torch.arange(length, device=ids.device)[None])
+        for layer in layers:
+            parts[layer].append(as_numpy(_pattern(model, layer, *seen.pop(layer), rotary, where)))
+    return {layer: np.concatenate(part) for layer, part in parts.items()}
+
+
+def head_outputs(
+    model: LanguageModel, tokens: Ints, layers: Sequence[int], positions: Ints,
+    *, edits: Sequence[Edit] = (), batch: int = 128,
+) -> dict[int, Floats]:  # fmt: skip
+    """What each head adds to the residual stream, z_h @ W_O,h.
+
+    Args:
+        model: the model.
+        tokens: [row pos].
+        layers: blocks.
+        positions: where it is read, [pos].
+        edits: applied to every row; a head that they change is read after the change.
+        batch: rows per forward pass.
+
+    Returns:
+        layer → float32 [row pos head d_model].
+
+    Raises:
+        SiteError, EditError: as in `record`.
+    """
+    sites = {layer: Site(layer, "z") for layer in layers}
+    held = record(model, tokens, list(sites.values()), positions, edits=edits, batch=batch)
+    return {
+        layer: as_numpy(
+            torch.einsum("rphd,hdm->rphm", _heads(model, held[site]), output_weights(model, layer))
+        )
+        for layer, site in sites.items()
+    }
+
+
+def head_dots(model: LanguageModel, layer: int, z: Floats, directions: Floats) -> Floats:
+    """Dot product of each head's output with a direction of the residual stream, [row head].
+
+    The direction goes back through the output projection, so that no [row head d_model] is made.
+
+    Args:
+        model: the model.
+        layer: block.
+        z: its heads' outputs side by side, before their projection, [row head·d_head].
+        directions: one per row, [row d_model].
+    """
+    along = torch.as_tensor(directions, dtype=torch.float32, device=model.device())
+    seen_by_heads = torch.einsum("rm,hdm->rhd", along, output_weights(model, layer))
+    return as_numpy((_heads(model, z) * seen_by_heads).sum(dim=-1))
+
+
+def output_weights(model: LanguageModel, layer: int) -> Tensor:
+    """Each head's columns of a block's output projection, float32 [head d_head d_model]."""
+    weight = model.network.model.layers[model.check_site(Site(layer, "z")).layer].self_attn.o_proj.weight
+    return weight.detach().float().T.unflatten(0, (model.n_heads, model.d_head))
+
+
+def _heads(model: LanguageModel, z: Floats) -> Tensor:
+    """Heads' outputs side by side [... head·d_head] as float32 [... head d_head]."""
+    held = torch.as_tensor(z, dtype=torch.float32, device=model.device())
+    return held.unflatten(-1, (model.n_heads, model.d_head))
+
+
+@contextmanager
+def _caught(model: LanguageModel, layers: Sequence[int]) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+    """Queries and keys of blocks before their rotation, each [row pos head·d_head], layer → both."""
+    queries: dict[int, Tensor] = {}
+    keys: dict[int, Tensor] = {}
+    both: dict[int, tuple[Tensor, Tensor]] = {}
+    handles = []
+    try:
+        for layer in layers:
+            attention = model.network.model.layers[layer].self_attn
+            for part, kept in ((attention.q_proj, queries), (attention.k_proj, keys)):
+                handles.append(
+                    part.register_forward_hook(
+                        lambda _module, _args, output, kept=kept, layer=layer: kept.update({layer: output})
+                    )
+                )
+        yield both
+    finally:
+        for handle in handles:
+            handle.remove()
+    both.update({layer: (queries[layer], keys[layer]) for layer in layers})
+
+
+def _pattern(
+    model: LanguageModel, layer: int, query: Tensor, key: Tensor, rotary: tuple[Tensor, Tensor], where: Ints
+) -> Tensor:
+    """One block's pattern [row head query key]; several heads share a key where keys are fewer."""
+    cosine, sine = rotary
+    q, k = (part.unflatten(-1, (-1, model.d_head)).transpose(1, 2) for part in (query, key))
+    q, k = apply_rotary_pos_emb(q, k, cosine, sine)
+    at = torch.as_tensor(where, device=q.device)
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = q[:, :, at].float() @ k.float().transpose(2, 3)
+    scores = scores * model.network.model.layers[layer].self_attn.scaling
+    later = torch.arange(k.shape[2], device=q.device)[None] > at[:, None]
+    return scores.masked_fill(later, -torch.inf).softmax(dim=-1)

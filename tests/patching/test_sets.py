@@ -13,7 +13,7 @@ from iclens.patching.ladder import patch_ladder
 from iclens.patching.latent_runs import DIRECTIONS, Direction, gather
 from iclens.patching.latents import patch_latents, single_effects
 from iclens.patching.screen import linear_screen
-from iclens.patching.sets import FULL, GREEDY, NEURONS, OWN, joint, patch_sets, random_sets, writer
+from iclens.patching.sets import FULL, GREEDY, HALF, NEURONS, OWN, joint, patch_sets, random_sets, writer
 from iclens.tables.sets import SetTable
 
 from .conftest import MakeRuns, MakeSae, same
@@ -42,7 +42,12 @@ def test_sets_begin_with_single_latents_and_end_with_the_ladder(
             assert of(table, kind)[name][0] == pytest.approx(row[name][0], abs=1e-4, nan_ok=True)
     assert of(table, FULL)["share_of_full"][0] == pytest.approx(1)
     assert list(of(table, OWN)["size"]) == [1, 2, 4, 6]
-    assert set(of(table, GREEDY)["n_controls"]) == {4} and set(of(table, NEURONS)["n_controls"]) == {0}
+    greedy = of(table, GREEDY)
+    assert list(greedy["size"]) == list(range(1, len(greedy) + 1)) and set(
+        of(table, NEURONS)["n_controls"]
+    ) == {0}
+    enough = greedy["size"][greedy["share_of_full"] >= HALF][:1]
+    assert {1, len(greedy), *enough} <= set(greedy["size"][greedy["n_controls"] == 4])
     way = np.sign((held.target - held.base)[held.screen, 3].mean())
     gains = way * effects[held.screen][..., 3].mean(axis=0)
     assert int(first["members"][0]) == held.differing[gains.argmax()]

@@ -9,7 +9,7 @@ Enter runs and single effects; leaves a SetTable.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,8 @@ CANDIDATES = 48
 """Latents of largest own effect among which the greedy order is sought."""
 ENOUGH = 0.9
 """Share of the full activation's effect, on the screening half, at which the greedy order stops."""
+HALF = 0.5
+"""Share of the full activation's effect from which a set counts as carrying it."""
 POOL = 100
 """Matched latents from which a member of a random set is drawn."""
 LISTED = 64
@@ -81,13 +83,24 @@ def patch_sets(
     found = _effects(held, [one.delta for one in sets])
     rng, weights = np.random.default_rng(seed), resamples(len(held.test), draws, np.random.default_rng(seed))
     full = found[:, [one.kind for one in sets].index(FULL)]
+    enough = np.abs(found[..., b].mean(axis=0)) >= HALF * np.abs(full[:, b].mean())
+    compared = _compared(sets, enough)
     tables = []
     for i, one in enumerate(sets):
-        drawn = None
-        if one.kind in (OWN, GREEDY) and len(one.ids):
-            drawn = random_sets(held, one, n_controls, rng)
+        drawn = random_sets(held, one, n_controls, rng) if i in compared else None
         tables.append(_rows(held, one, chosen_for, (found[:, i], full, drawn), weights))
     return SetTable.concat(tables)
+
+
+def _compared(sets: Sequence[Members], enough: np.ndarray) -> set[int]:
+    """Which sets get random ones beside them: sizes 1, 2, 4, …, the largest, and the first that is enough."""
+    chosen = set()
+    for kind in (OWN, GREEDY):
+        places = [i for i, one in enumerate(sets) if one.kind == kind]
+        sizes = _sizes(len(places) if kind == GREEDY else max([sets[i].size for i in places], default=0))
+        chosen |= {i for i in places if sets[i].size in sizes}
+        chosen |= {i for i in places if enough[i]} and {next(i for i in places if enough[i])}
+    return chosen
 
 
 def own_order(held: LatentRuns, effects: Floats, b: int) -> Ints:
@@ -129,23 +142,24 @@ def greedy_order(held: LatentRuns, candidates: Ints, b: int, largest: int) -> In
 
 def _sets(held: LatentRuns, order: Ints, greedy: Ints, b: int, largest: int) -> Iterator[Members]:
     """Every set whose effect is reported."""
-    for kind, ids in ((OWN, order), (GREEDY, greedy)):
-        for size in _sizes(len(ids), largest):
+    for kind, ids, sizes in (
+        (OWN, order, _sizes(min(len(order), largest))), (GREEDY, greedy, range(1, len(greedy) + 1)),
+    ):  # fmt: skip
+        for size in sizes:
             yield Members(kind, ids[:size], size, joint(held, ids[:size]))
     yield Members(ALL, held.differing, len(held.differing), held.all_latents)
     written = writer(held.sae.site)
     if written is not None:
         pushes, ids = _neurons_by_effect(held, written, b, largest)
-        for size in _sizes(len(ids), largest):
+        for size in _sizes(len(ids)):
             yield Members(NEURONS, ids[:size], size, pushes[:, :size].sum(dim=1))
     shift = held.everything[torch.as_tensor(held.screen)].mean(dim=0)
     yield Members(MEANS, np.zeros(0, dtype=int), 1, shift.expand_as(held.everything))
     yield Members(FULL, np.zeros(0, dtype=int), 0, held.everything)
 
 
-def _sizes(n: int, largest: int) -> list[int]:
-    """1, 2, 4, … and the whole of what there is, up to `largest`."""
-    most = min(n, largest)
+def _sizes(most: int) -> list[int]:
+    """1, 2, 4, … and `most`, if that is anything."""
     return sorted({2**k for k in range(32) if 2**k <= most} | ({most} if most else set()))
 
 

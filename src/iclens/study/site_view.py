@@ -21,7 +21,7 @@ from iclens.dashboards.view import (
 from iclens.growth.verdict import LEVEL
 from iclens.patching.heads import WHOLE_LAYER
 from iclens.patching.runs import ZERO
-from iclens.patching.sets import FULL, GREEDY
+from iclens.patching.sets import FULL, GREEDY, HALF
 from iclens.study.results import PATCH_Q, Results
 from iclens.tables.verdicts import FALLS, LADDER
 from iclens.tasks.beliefs import BAND
@@ -38,8 +38,6 @@ REPLACED = {
     "resample": "Heads set to run B's",
 }
 """Kinds of ablation in words."""
-HALF = 0.5
-"""Share of the whole activation's effect that a set of latents is asked for."""
 MOVED = 0.5
 """Least P(task on B's own x) after a patch for which the task counts as moved."""
 
@@ -326,9 +324,9 @@ def _carried(results: Results) -> Finding:
     return Finding(
         question,
         f"{best['size']} at {best['site']} {best['role']}",
-        f"Their share is {best['share_of_full']:.2f} [{best['share_low']:.2f}, {best['share_high']:.2f}], that "
-        f"of {best['n_controls']} sets of matched random latents pushed as far {best['control_share']:.2f} "
-        f"[{best['control_low']:.2f}, {best['control_high']:.2f}]. {said}",
+        f"Their share is {best['share_of_full']:.2f} [{best['share_low']:.2f}, {best['share_high']:.2f}], "
+        f"that of {best['n_controls']} sets of matched random latents pushed as far "
+        f"{best['control_share']:.2f} [{best['control_low']:.2f}, {best['control_high']:.2f}]. {said}",
     )
 
 

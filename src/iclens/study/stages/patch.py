@@ -16,7 +16,7 @@ from iclens.patching.latents import patch_latents, single_effects
 from iclens.patching.responses import response_curve, response_fits
 from iclens.patching.runs import Runs, build_runs, runs_by_query
 from iclens.patching.screen import linear_screen
-from iclens.patching.sets import FULL, GREEDY, patch_sets
+from iclens.patching.sets import FULL, GREEDY, HALF, patch_sets
 from iclens.saes.load import Sae
 from iclens.study.bench import Bench
 from iclens.study.results import PATCH_Q
@@ -37,8 +37,6 @@ WRITTEN: dict[str, type[Table]] = {
 """File → its table, each gathered over sites and roles."""
 TAIL_HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 """Hooks at which an addition enters the residual stream."""
-HALF = 0.5
-"""Share of the full activation's effect that makes a set worth naming."""
 
 
 @dataclass

@@ -230,7 +230,7 @@ def words(found: Finding) -> list[str]:
         verdict = "not specific" if back["control_high"][-1] >= taken else "specific"
         said.append(
             f"Set to what they are without the task, {back['size'][-1]} latents take {taken:.2f} of it from "
-            f"A*, as many random ones, pushed as far, {random:.2f}: what is lost is {verdict} to these latents."
+            f"A*, as many random ones, pushed as far, {random:.2f}: the loss is {verdict} to these latents."
         )
     return [*said, slope]
 

@@ -1,4 +1,4 @@
-"""Scores add up to dots of whole layers, direct effects to the logit difference, masses to 1."""
+"""Scores add up to dots of whole layers, logit attributions to the logit difference, masses to 1."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,13 @@ from iclens.names import Site, position
 from iclens.patching.lens import lens_logits
 from iclens.patching.residual import layer_site, up_to_query
 from iclens.patching.runs import Runs
-from iclens.patching.scores import answer_directions, direct_effects, head_scores, last_position, score_maps
+from iclens.patching.scores import (
+    answer_directions,
+    head_scores,
+    last_position,
+    logit_attributions,
+    score_maps,
+)
 from iclens.tables.edits import Edit
 
 Make = Callable[..., Runs]
@@ -58,7 +64,7 @@ def test_direct_effects_and_the_rest_are_the_logit_difference(
     others = sum((held[site][:, 0] * along).sum(axis=1) for site in (first, *mlps)) / read.scale
     logits = lens_logits(tiny_model, held[last][:, 0])
     wanted = logits[np.arange(len(answers)), answers] - logits[:, ids.numpy()].mean(axis=1)
-    found = direct_effects(tiny_model, read, answers).sum(axis=(1, 2)) + others
+    found = logit_attributions(tiny_model, read, answers).sum(axis=(1, 2)) + others
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-3)
     table = head_scores(tiny_model, runs, reference_layer=2)
     assert table["direct"].sum() == pytest.approx((wanted - others).mean(), rel=1e-3, abs=1e-3)
@@ -73,7 +79,7 @@ def test_a_zeroed_head_has_score_0_and_no_direct_effect(tiny_model: LanguageMode
         tiny_model, tokens, reference_layer=4
     ))  # fmt: skip
     assert not maps[:, 2, 2].any()
-    assert not direct_effects(tiny_model, read, np.full(len(tokens), 5))[:, 2, 2].any()
+    assert not logit_attributions(tiny_model, read, np.full(len(tokens), 5))[:, 2, 2].any()
     assert np.abs(plain[:, 2, 2]).max() > 1e-2
     assert (
         np.abs(maps[:, 1] * read.scale[:, None] - plain[:, 1] * read.scale[:, None]).max() > 1e-3

@@ -78,7 +78,7 @@ def score_maps(model: LanguageModel, read: LastPosition) -> Floats:
     return _along(model, read, read.reference)
 
 
-def direct_effects(model: LanguageModel, read: LastPosition, answers: Ints) -> Floats:
+def logit_attributions(model: LanguageModel, read: LastPosition, answers: Ints) -> Floats:
     """What every head adds to logit(answer) − mean logit of the numbers, norm frozen; [row layer head], nats.
 
     Args:
@@ -125,7 +125,7 @@ def head_scores(
     names, ids = model.answer_space(runs.words)
     index = {name: i for i, name in enumerate(names)}
     wanted = as_numpy(ids)[[index[text] for text in runs.own]]
-    score, direct = score_maps(model, read), direct_effects(model, read, wanted)
+    score, direct = score_maps(model, read), logit_attributions(model, read, wanted)
     masses = _masses(model, runs, tokens, chosen, batch)
     weights = resamples(len(tokens), draws, np.random.default_rng(seed))
     flat = {name: values.reshape(len(tokens), -1) for name, values in masses.items()}

@@ -12,7 +12,7 @@ from iclens.errors import EditError, SiteError
 from iclens.models.forward import answer_probs
 from iclens.models.load import LanguageModel
 from iclens.names import Site
-from iclens.patching.heads import WHOLE_LAYER, ablate_heads
+from iclens.patching.heads import WHOLE_LAYER, Ablation, ablate_heads, ablated_answers, ablation_edits
 from iclens.patching.residual import query_answers, up_to_query
 from iclens.patching.runs import ZERO, Runs
 from iclens.patching.sweep import readouts
@@ -100,6 +100,67 @@ def test_the_last_position_keeps_what_heads_did_before(tiny_model: LanguageModel
     assert (last["ci_low"] <= last["effect"] + 1e-9).all() and (
         last["effect"] <= last["ci_high"] + 1e-9
     ).all()
+
+
+@pytest.mark.parametrize("place", ["pre", "all positions"])
+@pytest.mark.parametrize("text", ["L0H1 L3H0 L3H2", "L1 L4H3", "L2H0 L2 L3"])
+def test_a_set_is_ablated_in_one_run(
+    tiny_model: LanguageModel, make_runs: Make, text: str, place: str
+) -> None:
+    """Zeroed everywhere, a set is a model that reads none of its heads; at `pre`, one edit for each."""
+    runs, ablation = make_runs("S arm"), Ablation.parse(text, place=place)
+    edits = ablation_edits(tiny_model, runs, ablation)
+    found = ablated_answers(tiny_model, runs.target, edits, runs.words, batch=3).log_prob
+    chosen = ablation.by_layer(tiny_model)
+    assert [edit.site.layer for edit in edits] == sorted(chosen)
+    if place == "all positions":
+        bare = tiny_model
+        for layer, heads in chosen.items():
+            for head in heads:
+                bare = without_head(bare, layer, int(head))
+        wanted = query_answers(bare, runs.target, runs.words).log_prob
+    else:
+        end = np.array([up_to_query(runs.target).shape[1] - 1])
+        alone = [Edit(Site(i, "z"), "zero", end, heads=np.array([h])) for i in chosen for h in chosen[i]]
+        answers = answer_probs(tiny_model, up_to_query(runs.target), end, extra=runs.words, edits=alone)
+        wanted = answers.log_prob[:, 0]
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert np.abs(found - query_answers(tiny_model, runs.target, runs.words).log_prob).max() > 0.1
+
+
+def test_a_set_takes_means_and_other_runs_as_single_heads_do(
+    tiny_model: LanguageModel, make_runs: Make
+) -> None:
+    runs = make_runs("S arm")
+    for kind in ("mean", "resample"):
+        single = ablate_heads(tiny_model, runs, kind=kind, layers=[2], draws=20)
+        for head in (1, WHOLE_LAYER):
+            edits = ablation_edits(tiny_model, runs, Ablation(((2, head),), kind))
+            read = readouts(ablated_answers(tiny_model, runs.target, edits, runs.words), runs)
+            wanted = value(single, 2, head, "effect on exact")
+            assert read["effect on exact"].mean() == pytest.approx(wanted, abs=1e-5)
+            assert edits[0].kind == kind
+    same = replace(runs, recipient=runs.target)
+    edits = ablation_edits(tiny_model, same, Ablation.parse("L1 L2H3 L5", "resample", "all positions"))
+    found = ablated_answers(tiny_model, runs.target, edits, runs.words, batch=3)
+    unchanged = query_answers(tiny_model, runs.target, runs.words)
+    np.testing.assert_allclose(found.log_prob, unchanged.log_prob, atol=1e-4)
+
+
+def test_a_set_is_written_and_read_alike(tiny_model: LanguageModel) -> None:
+    ablation = Ablation.parse("L13, L10H7 L10H5")
+    assert ablation.heads == ((13, WHOLE_LAYER), (10, 7), (10, 5))
+    assert ablation.text == "L10H5 L10H7 L13" and Ablation.parse(ablation.text).text == ablation.text
+    merged = Ablation.parse("L2H1 L2 L0H3 L2H1").by_layer(tiny_model)
+    assert {layer: heads.tolist() for layer, heads in merged.items()} == {0: [3], 2: [0, 1, 2, 3]}
+    for text, said in (("10.5", "Write L10H5"), ("", "names no head"), ("L1H", "Write L10H5")):
+        with pytest.raises(EditError, match=said):
+            Ablation.parse(text)
+    for heads in (((-1, 0),), ((0, -2),)):
+        with pytest.raises(EditError, match="count from 0"):
+            Ablation(heads)
+    with pytest.raises(EditError, match="it has 4 heads"):
+        Ablation(((1, 4),)).by_layer(tiny_model)
 
 
 def test_what_cannot_be_ablated_is_one_line(tiny_model: LanguageModel, make_runs: Make) -> None:

@@ -7,7 +7,8 @@ from iclens.errors import EditError, ModelError, SiteError
 from iclens.models.forward import answer_probs, record
 from iclens.models.load import LanguageModel, load_model
 from iclens.names import BELIEFS, Site, position
-from iclens.patching.residual import patch_query, query_answers, up_to_query
+from iclens.patching.heads import Ablation, ablated_answers, ablation_edits
+from iclens.patching.residual import patch_query, query_answers, replace_pre, up_to_query
 from iclens.patching.sweep import EFFECTS, PROBABILITIES, graded, sweep
 from iclens.tables.edits import Edit
 from iclens.tables.patches import SweepTable
@@ -107,6 +108,48 @@ def test_what_cannot_be_swept_is_refused(tiny_model: LanguageModel, make_runs: M
     with pytest.raises(ModelError, match="only 2 blocks"):
         part = load_model(ROOT / "checkpoints" / "icl-tiny", blocks=2)
         sweep(part, make_runs(), layers=[1])
+
+
+@pytest.mark.parametrize("recipient", ["zero examples", "S arm"])
+def test_an_ablated_donor_leaves_the_recipient_as_it_is(
+    tiny_model: LanguageModel, make_runs: MakeRuns, recipient: str
+) -> None:
+    runs = make_runs(recipient)
+    edits = ablation_edits(tiny_model, runs, Ablation.parse("L1 L2H2"))
+    patched, base = patch_query(tiny_model, runs, range(7), edits, batch=3)
+    plain, same_base = patch_query(tiny_model, runs, range(7))
+    for layer in range(7):
+        np.testing.assert_array_equal(base[layer].log_prob, same_base[layer].log_prob)
+        moved = np.abs(patched[layer].log_prob - plain[layer].log_prob).max()
+        assert moved < 1e-4 if layer <= 1 else moved > 0.1, layer
+    donor = ablated_answers(tiny_model, runs.donor, edits, runs.words)
+    np.testing.assert_allclose(patched[6].log_prob, donor.log_prob, atol=1e-4)
+    table = sweep(tiny_model, runs, roles=["pre"], donor_edits=edits, draws=20)
+    for layer in (0, 3, 6):
+        wanted = patched[layer].of(runs.own).mean()
+        assert at(table, "pre", layer, "task on own x") == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("recipient", ["zero examples", "S arm"])
+def test_whole_passes_and_the_tail_patch_alike(
+    tiny_model: LanguageModel, make_runs: MakeRuns, recipient: str
+) -> None:
+    runs = make_runs(recipient)
+    for edits in ((), ablation_edits(tiny_model, runs, Ablation.parse("L0H1 L3"))):
+        patched, _ = patch_query(tiny_model, runs, [0, 2, 6], edits)
+        for one, other in zip(patched, replace_pre(tiny_model, runs, [0, 2, 6], edits, batch=3), strict=True):
+            np.testing.assert_allclose(one.log_prob, other.log_prob, atol=1e-4)
+
+
+def test_an_ablated_donors_context_is_patched_too(tiny_model: LanguageModel, make_runs: MakeRuns) -> None:
+    runs = make_runs("S arm")
+    everywhere = ablation_edits(tiny_model, runs, Ablation.parse("L0", "resample", "all positions"))
+    plain = sweep(tiny_model, runs, roles=["lab"], layers=[0, 2], draws=20)
+    ablated = sweep(tiny_model, runs, roles=["lab"], layers=[0, 2], donor_edits=everywhere, draws=20, batch=3)
+    zero, two = (
+        [at(table, "lab", layer, "effect on exact") for table in (plain, ablated)] for layer in (0, 2)
+    )
+    assert zero[0] == pytest.approx(zero[1], abs=1e-5) and abs(two[0] - two[1]) > 1e-3
 
 
 def test_graded_gives_each_count_its_sweep_and_the_unpatched_curve(

@@ -1,16 +1,19 @@
-"""Which attention heads does the task's answer need? Heads of run A* ablated, one by one and by layers.
+"""Which attention heads does the task's answer need? Heads of run A* ablated, one by one, by layers, in sets.
 
 A* shows the task's examples and asks B's query. 1. A head's output z is replaced, before its projection into
 the residual, at the query's `pre` alone or at every position. 2. By zero; by its mean over the recipients,
 which are as long and hold no task; or by its value in the prompt's own recipient (*resample*). 3. What A*
 then answers is set against what it answered. An ablation at the last position leaves what a head did at
 earlier ones; the recorded llama-3-8b observations zero the last position only.
+An `Ablation` names any set of heads, replaced together in one run; `ablation_edits` makes it edits.
 Enter a model and runs; leaves a HeadTable.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,11 +29,125 @@ from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.edits import Edit
 from iclens.tables.patches import HeadTable
+from iclens.tables.prompts import PromptSet
 
 KINDS = ("zero", "mean", "resample")
 PLACES = ("pre", "all positions")
 WHOLE_LAYER = -1
 """Stands for all heads of a layer at once."""
+Heads = tuple[tuple[int, int], ...]
+"""Heads as (layer, head); `WHOLE_LAYER` as the head stands for the layer."""
+_NAMED = re.compile(r"L(\d+)(?:H(\d+))?")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A set of heads whose outputs are replaced together.
+
+    Args:
+        heads: (layer, head) each; `WHOLE_LAYER` as the head stands for all heads of the layer.
+        kind: one of `KINDS`; all but "zero" take their values from recipients as long as the run.
+        place: one of `PLACES`.
+
+    Raises:
+        EditError: for an unknown kind or place, no head, or a negative one.
+    """
+
+    heads: Heads
+    kind: str = "zero"
+    place: str = "pre"
+
+    def __post_init__(self) -> None:
+        for name, asked, known in (("kind", self.kind, KINDS), ("place", self.place, PLACES)):
+            if asked not in known:
+                raise EditError(f"ablation {name} '{asked}'", "unknown", f"One of {', '.join(known)}.")
+        if not self.heads:
+            raise EditError("an ablation", "it names no head", "Name one (L10H5), or a layer (L13).")
+        for layer, head in self.heads:
+            if layer < 0 or head < WHOLE_LAYER:
+                raise EditError(f"head {head} of layer {layer}", "negative", "Layers and heads count from 0.")
+
+    @classmethod
+    def parse(cls, text: str, kind: str = "zero", place: str = "pre") -> Ablation:
+        """Read `L10H5 L10H7 L13`: heads, and layers of which all heads are meant.
+
+        Raises:
+            EditError: for any other form.
+        """
+        found = []
+        for word in text.replace(",", " ").split():
+            match = _NAMED.fullmatch(word)
+            if match is None:
+                raise EditError(f"head '{word}'", "not a head's name", "Write L10H5, or L13 for a layer.")
+            found.append((int(match[1]), WHOLE_LAYER if match[2] is None else int(match[2])))
+        return cls(tuple(found), kind, place)
+
+    @property
+    def text(self) -> str:
+        """The set as `parse` reads it, in layer order."""
+        return named(self.heads)
+
+    def of(self, heads: Heads) -> Ablation:
+        """Other heads, replaced by the same at the same place."""
+        return replace(self, heads=heads)
+
+    def by_layer(self, model: LanguageModel) -> dict[int, Ints]:
+        """Layer → its heads in the set, ascending.
+
+        Raises:
+            EditError: for a head that the model does not have.
+            SiteError: for a layer that it does not have.
+        """
+        found: dict[int, set[int]] = {}
+        for layer, head in sorted(self.heads):
+            site = model.check_site(Site(layer, "z"))
+            if head >= model.n_heads:
+                raise EditError(
+                    f"head {head} at {site.short}", f"it has {model.n_heads} heads", "Choose one of these."
+                )
+            every = range(model.n_heads) if head == WHOLE_LAYER else [head]
+            found.setdefault(layer, set()).update(every)
+        return {layer: np.array(sorted(heads)) for layer, heads in found.items()}
+
+
+def named(heads: Heads) -> str:
+    """Heads as `L10H5 L10H7 L13`, in layer order."""
+    words = (f"L{layer}" + ("" if head == WHOLE_LAYER else f"H{head}") for layer, head in sorted(heads))
+    return " ".join(words)
+
+
+def ablation_edits(
+    model: LanguageModel, runs: Runs, ablation: Ablation, batch: int = 128
+) -> tuple[Edit, ...]:
+    """An ablation as edits of runs A and A*, one per layer; each has to fire.
+
+    Args:
+        model: a whole model.
+        runs: give the positions, and recipients for the values of a mean or resample.
+        ablation: what to replace.
+        batch: rows per forward pass.
+
+    Raises:
+        EditError: for a head that does not exist, or a mean or resample with recipients of another length.
+        SiteError: for a layer that the model does not have.
+    """
+    where = _positions(runs, ablation.place)
+    chosen = ablation.by_layer(model)
+    values = _values(model, runs, list(chosen), ablation.kind, where, batch)
+    return tuple(
+        Edit(Site(layer, "z"), ablation.kind, where, _part(values.get(layer), heads), heads=heads)
+        for layer, heads in chosen.items()
+    )
+
+
+def ablated_answers(
+    model: LanguageModel, prompts: PromptSet, edits: Sequence[Edit], words: tuple[str, ...], batch: int = 128
+) -> AnswerProbs:
+    """Answers at the query's `pre` of run A or A* under an ablation's edits, [prompt answer]."""
+    tokens = up_to_query(prompts)
+    read = np.array([tokens.shape[1] - 1])
+    found = answer_probs(model, tokens, read, extra=words, edits=edits, batch=batch)
+    return AnswerProbs(found.answers, found.log_prob[:, 0])
 
 
 def ablate_heads(
@@ -53,54 +170,56 @@ def ablate_heads(
         EditError: for an unknown kind or place, or recipients of another length.
         SiteError: for a layer that the model does not have.
     """
-    for name, asked, known in (("kind", kind, KINDS), ("place", place, PLACES)):
-        if asked not in known:
-            raise EditError(f"ablation {name} '{asked}'", "unknown", f"One of {', '.join(known)}.")
-    matched = runs.recipient.n_examples == runs.target.n_examples
-    if kind != "zero" and not matched:
-        lengths = f"A* has {runs.target.n_examples} examples, B {runs.recipient.n_examples}"
-        raise EditError(f"a {kind} ablation", lengths, "Use a length-matched S arm.")
-    tokens = up_to_query(runs.target)
-    end = tokens.shape[1] - 1
-    where = np.array([end]) if place == "pre" else np.arange(end + 1)
     base = readouts(query_answers(model, runs.target, runs.words), runs)
-    weights = resamples(len(tokens), draws, np.random.default_rng(seed))
+    weights = resamples(runs.target.n_prompts, draws, np.random.default_rng(seed))
     parts = []
     for layer in range(model.n_blocks) if layers is None else layers:
-        for head, edit in _edits(model, runs, layer, kind, where, batch):
-            probs = _ablated(model, tokens, edit, runs.words, batch)
+        whole = Ablation(((layer, WHOLE_LAYER),), kind, place)
+        for head, edit in _one_by_one(model, ablation_edits(model, runs, whole, batch)[0]):
+            probs = ablated_answers(model, runs.target, (edit,), runs.words, batch)
             parts.append(_rows(runs, (kind, place, layer, head), base, readouts(probs, runs), weights))
     return HeadTable.concat(parts)
 
 
-def _edits(
-    model: LanguageModel, runs: Runs, layer: int, kind: str, where: Ints, batch: int
-) -> Iterator[tuple[int, Edit]]:
-    """Each head of a layer and its edit, all heads at once last."""
-    site = model.check_site(Site(layer, "z"))
-    value = None
-    if kind != "zero":
-        held = record(model, up_to_query(runs.recipient), [site], where, batch=batch)[site]
-        value = held.reshape(*held.shape[:2], model.n_heads, model.d_head)
-        value = value.mean(axis=0, keepdims=True) if kind == "mean" else value
-    name = "zero" if value is None else "replace"
-    for head in (*range(model.n_heads), WHOLE_LAYER):
-        chosen = np.arange(model.n_heads) if head == WHOLE_LAYER else np.array([head])
-        part = None if value is None else value[:, :, chosen]
-        yield head, Edit(site, name, where, part, heads=chosen)
+def _one_by_one(model: LanguageModel, whole: Edit) -> Iterator[tuple[int, Edit]]:
+    """Each head of a layer's edit alone, and the whole layer last."""
+    for head in range(model.n_heads):
+        chosen = np.array([head])
+        yield head, replace(whole, value=_part(whole.value, chosen), heads=chosen)
+    yield WHOLE_LAYER, whole
 
 
-def _ablated(
-    model: LanguageModel, tokens: Ints, edit: Edit, words: tuple[str, ...], batch: int
-) -> AnswerProbs:
-    """Answers at the last position with the edit, [prompt answer]; rows keep their own values."""
-    parts, end = [], np.array([tokens.shape[1] - 1])
-    for start in range(0, len(tokens), batch):
-        rows = slice(start, start + batch)
-        own = edit.value if edit.value is None or len(edit.value) == 1 else edit.value[rows]
-        some = Edit(edit.site, edit.kind, edit.recipient_pos, own, heads=edit.heads)
-        parts.append(answer_probs(model, tokens[rows], end, extra=words, edits=(some,), batch=batch))
-    return AnswerProbs(parts[0].answers, np.concatenate([part.log_prob[:, 0] for part in parts]))
+def _positions(runs: Runs, place: str) -> Ints:
+    """Positions of A and A* that a place means, [pos]."""
+    end = up_to_query(runs.target).shape[1] - 1
+    return np.array([end]) if place == "pre" else np.arange(end + 1)
+
+
+def _values(
+    model: LanguageModel, runs: Runs, layers: Sequence[int], kind: str, where: Ints, batch: int
+) -> dict[int, Floats]:
+    """Layer → what its heads are set to, [prompt pos head d_head], one row for a mean; none for zero.
+
+    Raises:
+        EditError: for recipients of another length.
+    """
+    if kind == "zero":
+        return {}
+    if runs.recipient.n_examples != runs.target.n_examples:
+        lengths = f"A* has {runs.target.n_examples} examples, B {runs.recipient.n_examples}"
+        raise EditError(f"a {kind} ablation", lengths, "Use a length-matched S arm.")
+    sites = [Site(layer, "z") for layer in layers]
+    held = record(model, up_to_query(runs.recipient), sites, where, batch=batch)
+    found = {}
+    for site in sites:
+        heads = held[site].reshape(*held[site].shape[:2], model.n_heads, model.d_head)
+        found[site.layer] = heads.mean(axis=0, keepdims=True) if kind == "mean" else heads
+    return found
+
+
+def _part(value: Floats | None, heads: Ints) -> Floats | None:
+    """The values of some heads, [row pos head d_head]."""
+    return None if value is None else value[:, :, heads]
 
 
 def _rows(

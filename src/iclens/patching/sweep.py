@@ -20,6 +20,7 @@ from iclens.patching.residual import patch_context, patch_query, query_answers
 from iclens.patching.runs import ZERO, Runs, build_runs
 from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Floats
+from iclens.tables.edits import Edit
 from iclens.tables.patches import GradedTable, SweepTable
 from iclens.tasks.rules import Task
 
@@ -34,6 +35,7 @@ def sweep(
     *,
     roles: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
+    donor_edits: Sequence[Edit] = (),
     seed: int = 0,
     draws: int = 1000,
     batch: int = 128,
@@ -45,12 +47,15 @@ def sweep(
         runs: donor and recipient prompts.
         roles: which to replace; by default `pre`, and for a length-matched recipient `x`, `lab`, `close` too.
         layers: blocks whose resid_pre is replaced, n_blocks for the last resid_post; all by default.
+        donor_edits: applied to run A alone, so that its residuals are those of an ablated model
+            (`heads.ablation_edits`); run B is not ablated.
         seed: of the bootstrap.
         draws: bootstrap resamples.
         batch: rows per forward pass.
 
     Raises:
-        EditError: for a layer that does not exist, or a context role when lengths differ.
+        EditError: for a layer that does not exist, a context role when lengths differ, or a donor edit that
+            did not fire.
         SiteError: for an unknown role.
     """
     matched = runs.recipient.n_examples == runs.donor.n_examples and runs.n_seen > 0
@@ -64,9 +69,9 @@ def sweep(
     parts = []
     for role in roles:
         if role == "pre":
-            patched, base = patch_query(model, runs, layers)
+            patched, base = patch_query(model, runs, layers, donor_edits, batch)
         else:
-            patched, base = patch_context(model, runs, layers, role, batch)
+            patched, base = patch_context(model, runs, layers, role, batch, donor_edits)
         for i, layer in enumerate(layers):
             before, after = readouts(base[i], runs), readouts(patched[i], runs)
             parts.append(_rows(runs, role, layer, before, after, weights))

@@ -1,5 +1,7 @@
 """Controls of a patch: the same addition elsewhere, from another task, backwards."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -30,8 +32,8 @@ def effect(table: ControlTable, latents: str, control: str, belief: str = "exact
 def test_controls_are_what_their_names_say(
     tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
 ) -> None:
-    runs, declared = make_runs(n_prompts=12), (parse_belief("against:3x"),)
-    held = gather(tiny_model, make_sae(), runs, declared=declared)
+    runs = replace(make_runs(n_prompts=12), declared=(parse_belief("against:3x"),))
+    held = gather(tiny_model, make_sae(), runs)
     one, pair = held.differing[:1], held.differing[1:3]
     table = patch_controls(
         held, [one, pair], wrong=make_runs(n_prompts=12, task="4x+5"), roles=("x", "comma")
@@ -52,7 +54,7 @@ def test_controls_are_what_their_names_say(
     edit = Edit(held.sae.site, "add", where, joint(held, pair)[held.test][:, None].numpy())
     words = tuple(held.tails[0].answers[1000:])
     probs = answer_probs(tiny_model, tokens, end, edits=[edit], extra=words)
-    after = belief_log_odds(AnswerProbs(probs.answers, probs.log_prob[:, 0]), runs, held.test, declared)
+    after = belief_log_odds(AnswerProbs(probs.answers, probs.log_prob[:, 0]), runs, held.test)
     wanted = (after - held.base[held.test]).mean(axis=0)
     for b, belief in enumerate(held.beliefs):
         assert effect(table, both, "wrong role x", belief) == pytest.approx(wanted[b], abs=1e-4)

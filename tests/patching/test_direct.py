@@ -14,7 +14,7 @@ from iclens.patching.direct import SUMS, direct_by_prompt, direct_effects
 from iclens.patching.heads import Ablation, ablation_edits
 from iclens.patching.residual import up_to_query
 from iclens.patching.runs import ZERO, Runs, build_runs
-from iclens.patching.sweep import EFFECTS, readouts
+from iclens.patching.sweep import effects, readouts
 from iclens.tables.edits import Edit
 from iclens.tables.redundancy import DirectTable
 from iclens.tasks.spec import parse_task
@@ -32,7 +32,7 @@ def log_odds(model: LanguageModel, runs: Runs, edits: tuple[Edit, ...]) -> np.nd
     tokens = up_to_query(runs.target)
     probs = answer_probs(model, tokens, np.array([tokens.shape[1] - 1]), extra=runs.words, edits=edits)
     read = readouts(replace(probs, log_prob=probs.log_prob[:, 0]), runs)
-    return np.stack([read[name] for name in EFFECTS], axis=1)
+    return np.stack([read[name] for name in effects(runs)], axis=1)
 
 
 def planted_runs(model: LanguageModel) -> Runs:

@@ -11,15 +11,16 @@ from iclens.errors import EditError, ModelError, SiteError
 from iclens.models.blocks import unembed
 from iclens.models.forward import record
 from iclens.models.load import LanguageModel
-from iclens.names import Site
-from iclens.patching.lens import LOG_ODDS, lens_answers, lens_logits, logit_lens, unnormalised_logits
+from iclens.names import BELIEFS, Site
+from iclens.patching.lens import lens_answers, lens_logits, logit_lens, unnormalised_logits
 from iclens.patching.residual import query_answers, up_to_query
 from iclens.patching.runs import Runs
-from iclens.patching.sweep import EFFECTS, PROBABILITIES, readouts
+from iclens.patching.sweep import PROBABILITIES, effects, readouts
 from iclens.tables.arrays import Floats
 from iclens.tables.heads import LensTable
 
 Make = Callable[..., Runs]
+LOG_ODDS = tuple(f"log-odds of {belief}" for belief in BELIEFS)
 
 
 def value(table: LensTable, role: str, layer: int, metric: str) -> float:
@@ -37,7 +38,7 @@ def test_the_last_layer_is_the_models_own_answer(tiny_model: LanguageModel, make
     runs = make_runs("S arm")
     table = logit_lens(tiny_model, runs)
     own = readouts(query_answers(tiny_model, runs.target, runs.words), runs)
-    for metric, name in zip((*PROBABILITIES, *EFFECTS), (*PROBABILITIES, *LOG_ODDS), strict=True):
+    for metric, name in zip((*PROBABILITIES, *effects(runs)), (*PROBABILITIES, *LOG_ODDS), strict=True):
         assert value(table, "pre", tiny_model.n_blocks, name) == pytest.approx(own[metric].mean(), abs=1e-4)
     assert len(table) == 9 * (tiny_model.n_blocks + 1)
     last, first = (value(table, "pre", layer, "task on own x") for layer in (tiny_model.n_blocks, 0))
@@ -49,7 +50,7 @@ def test_layer_0_knows_its_token_only(tiny_model: LanguageModel, make_runs: Make
     table = logit_lens(tiny_model, runs, roles=("open", "pre"), layers=(0, 2))
     embedding = tiny_model.network.model.embed_tokens(torch.as_tensor(up_to_query(runs.target)[:, -1]))
     wanted = readouts(lens_answers(tiny_model, embedding.detach().numpy(), runs.words), runs)
-    assert value(table, "pre", 0, LOG_ODDS[0]) == pytest.approx(wanted[EFFECTS[0]].mean(), abs=1e-5)
+    assert value(table, "pre", 0, LOG_ODDS[0]) == pytest.approx(wanted[effects(runs)[0]].mean(), abs=1e-5)
     assert value(table, "open", 0, LOG_ODDS[0]) != pytest.approx(
         value(table, "pre", 0, LOG_ODDS[0]), abs=1e-2
     )

@@ -1,9 +1,10 @@
 """A hand-built model whose causal latents, and what each carries, are known: effects come back as planted.
 
-Block 0 attends evenly and writes, for the share of its context that are closing brackets, Σ_f c_f · d_f of an
-orthonormal dictionary d; block 1 writes nothing. Logits read Σ_f α_f · d_f: those of all number tokens in half
-of the cases, of odd numbers alone in the other half. Log-odds of `numeric`, or of `odd`, are then linear in the
-residual up to the final norm, which a large constant holds nearly still: latent f carries c_f α_f / Σ c α.
+Block 0 attends evenly and writes, for the share of its context that are closing brackets, Σ_f c_f · d_f of
+an orthonormal dictionary d; block 1 writes nothing. Logits read Σ_f α_f · d_f: those of all number tokens in
+half of the cases, of odd numbers alone in the other half. Log-odds of `numeric`, or of `odd`, are then linear
+in the residual up to the final norm, which a large constant holds nearly still: latent f carries
+c_f α_f / Σ c α.
 """
 
 from dataclasses import dataclass

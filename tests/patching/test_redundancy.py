@@ -152,7 +152,7 @@ def test_verdicts_follow_their_definitions(
 ) -> None:
     weights = resamples(8, 300, np.random.default_rng(0))
     intact, ablated = (r.first_layer(swept([start] * 8), weights) for start in (2, ablated_from))
-    found = r.verdict(intact, ablated, effects(direct, heads, later), "exact", weights)
+    found = r.verdict(intact, ablated, effects(direct, heads, later), 3, weights)
     assert found.name == name and said in found.reason
 
 
@@ -160,21 +160,21 @@ def test_a_rise_that_only_shows_given_the_loss_is_a_backup() -> None:
     weights = resamples(8, 300, np.random.default_rng(0))
     intact, ablated = (r.first_layer(swept([start] * 8), weights) for start in (2, 4))
     hidden = effects(-5.0, 0.3, 0.3, given=(4.0, 4.0))
-    assert r.verdict(intact, ablated, hidden, "exact", weights).name == "both"
+    assert r.verdict(intact, ablated, hidden, 3, weights).name == "both"
     by_mlps = effects(-5.0, 0.0, 0.0, given=(0.0, 4.0))
-    assert "later MLPs rise" in r.verdict(intact, ablated, by_mlps, "exact", weights).reason
+    assert "later MLPs rise" in r.verdict(intact, ablated, by_mlps, 3, weights).reason
 
 
 def test_a_rise_or_a_shift_must_be_sure() -> None:
     weights = resamples(8, 300, np.random.default_rng(0))
     intact = r.first_layer(swept([2] * 8), weights)
     wide = effects(-5.0, 1.5, 1.5, spread=6.0)
-    assert r.verdict(intact, intact, wide, "exact", weights).name == "neither"
+    assert r.verdict(intact, intact, wide, 3, weights).name == "neither"
     unsure = r.first_layer(swept([2, 2, 2, 4, 4, 4, 4, 4]), weights)
-    found = r.verdict(intact, unsure, effects(-5.0, 0.0, 0.0), "exact", weights)
+    found = r.verdict(intact, unsure, effects(-5.0, 0.0, 0.0), 3, weights)
     assert unsure.value == 4 and found.name == "neither" and "includes 0" in found.reason
     absent = r.first_layer(swept([9] * 8), weights)
-    assert "intact" in r.verdict(absent, intact, effects(-5.0, 0.0, 0.0), "exact", weights).reason
+    assert "intact" in r.verdict(absent, intact, effects(-5.0, 0.0, 0.0), 3, weights).reason
 
 
 def climb(planted: Planted, tiny_model: LanguageModel, runs: Runs, **asked: object) -> RedundancyLadderTable:

@@ -28,7 +28,8 @@ growth: {{shortlist: 12, dose_latents: 2, dose_prompts: 6, n_controls: 8}}
 transforms:
   {{n_prompts: 2, n_examples: 6, roles: [pre], tasks: [2x, 2x+1, 2x+3, x+1, x+2, 3x, 3x+1, word:parity]}}
 sweep:
-  {{donor_examples: 3, n_prompts: 4, roles: [pre, lab], ablations: [[zero, pre], [resample, all positions]]}}
+  {{donor_examples: 3, n_prompts: 4, roles: [pre, lab], ablations: [[zero, pre], [resample, all positions]],
+    ladder_steps: 1, ladder_controls: 1, n_needed: 2}}
 patch:
   {{donor_examples: 3, n_prompts: 8, n_tested: 2, n_controls: 4, sites: [L2.resid_post], roles: [pre, lab],
     largest_set: 4, n_random_sets: 3, response_donors: 1}}

@@ -84,7 +84,7 @@ def _elsewhere(held: LatentRuns, deltas: Sequence[Tensor], roles: Sequence[str])
             delta = torch.stack([d[i] for d in deltas])
             probs = tail.added(held.sae.site, delta, positions=np.array([place]))
             asked = np.full(len(delta), i)
-            rows.append(belief_log_odds(probs, held.runs, asked, held.declared) - held.base[i])
+            rows.append(belief_log_odds(probs, held.runs, asked) - held.base[i])
         found[role] = np.stack(rows)
     return found
 

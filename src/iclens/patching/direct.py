@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclens.errors import EditError, nearest
+from iclens.errors import EditError
 from iclens.models.forward import record
 from iclens.models.load import LanguageModel
 from iclens.models.tail import tails_of
-from iclens.names import BELIEFS, Site
+from iclens.names import Site
 from iclens.patching.effects import Estimates, belief_log_odds, means, normalised_effects, resamples
 from iclens.patching.heads import Ablation, ablated_answers, ablation_edits
 from iclens.patching.residual import query_answers, up_to_query
@@ -84,7 +84,7 @@ class DirectEffects:
 
 def direct_effects(
     model: LanguageModel, runs: Runs, ablation: Ablation, *, reader: int | None = None,
-    beliefs: Sequence[str] = BELIEFS, seed: int = 0, draws: int = 1000, batch: int = 128,
+    beliefs: Sequence[str] | None = None, seed: int = 0, draws: int = 1000, batch: int = 128,
 ) -> DirectTable:  # fmt: skip
     """Total effect, compensation, and the direct effect of every later component and of the ablated heads.
 
@@ -93,7 +93,7 @@ def direct_effects(
         runs: give A*, and recipients for the values of a mean or resample.
         ablation: the heads.
         reader: layer whose residual the outputs are put into; by default the last, before the final norm.
-        beliefs: which to report, of `names.BELIEFS`.
+        beliefs: which to report; all that the runs read when not given.
         seed: of the bootstrap.
         draws: bootstrap resamples.
         batch: rows per forward pass.
@@ -103,7 +103,7 @@ def direct_effects(
             the reader.
         SiteError: for a layer that the model does not have.
     """
-    which = belief_columns(beliefs)
+    which = runs.columns(runs.beliefs if beliefs is None else beliefs)
     found = direct_by_prompt(model, runs, ablation, reader=reader, batch=batch)
     weights = resamples(len(found.base), draws, np.random.default_rng(seed))
     effects = np.concatenate(
@@ -120,7 +120,8 @@ def direct_effects(
             "reader": [fixed] * n, "part": [row.part for row in rows],
             "component": ["" if row.layer == _NONE else row.name for row in rows],
             "layer": [row.layer for row in rows], "head": [row.head for row in rows],
-            "n_seen": [runs.n_seen] * n, "belief": [BELIEFS[b]] * n, "base": [found.base[:, b].mean()] * n,
+            "n_seen": [runs.n_seen] * n, "belief": [runs.beliefs[b]] * n,
+            "base": [found.base[:, b].mean()] * n,
             "effect": effect.value, "ci_low": effect.low, "ci_high": effect.high,
             "ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high,
             "n_prompts": [len(found.base)] * n, "reason": ratio.reason,
@@ -193,18 +194,6 @@ def ratios(effect: Floats, direct: Floats, weights: Floats) -> Estimates:
         for why in found.reason
     )
     return Estimates(found.value, found.low, found.high, said)
-
-
-def belief_columns(beliefs: Sequence[str]) -> list[int]:
-    """Columns of `names.BELIEFS` that are asked for.
-
-    Raises:
-        EditError: for an unknown one.
-    """
-    for name in beliefs:
-        if name not in BELIEFS:
-            raise EditError(f"belief '{name}'", "unknown", nearest(name, BELIEFS))
-    return [BELIEFS.index(name) for name in beliefs]
 
 
 def _changes(

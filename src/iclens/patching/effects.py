@@ -16,7 +16,7 @@ from iclens.patching.runs import Runs
 from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Floats
 from iclens.tasks.beliefs import log_odds
-from iclens.tasks.declared import DeclaredBelief, read_all
+from iclens.tasks.declared import read_all
 
 LEVEL = (2.5, 97.5)
 """Percentiles of a 95 % interval."""
@@ -87,19 +87,13 @@ def control_p_value(effect: float, controls: Floats) -> float:
     return float((1 + (np.abs(controls) >= abs(effect)).sum()) / (1 + len(controls)))
 
 
-def belief_log_odds(
-    probs: AnswerProbs,
-    runs: Runs,
-    prompts: Sequence[int] | np.ndarray,
-    declared: Sequence[DeclaredBelief] = (),
-) -> Floats:
+def belief_log_odds(probs: AnswerProbs, runs: Runs, prompts: Sequence[int] | np.ndarray) -> Floats:
     """Log-odds of every belief about the recipient's query, in nats.
 
     Args:
         probs: [row answer], or [row … answer].
-        runs: gives the task, x_B, f(x_B) and f(x_A).
+        runs: gives the task, x_B, f(x_B), f(x_A) and the beliefs.
         prompts: which prompt each row belongs to, [row].
-        declared: beliefs that are read beside the five of every study.
 
     Returns:
         [row … belief].
@@ -109,4 +103,4 @@ def belief_log_odds(
         np.broadcast_to(text[which].reshape(-1, *[1] * (probs.log_prob.ndim - 2)), probs.log_prob.shape[:-1])
         for text in (runs.own, runs.x_B, runs.copied)
     )
-    return log_odds(read_all(probs, runs.task, x, own, copied, declared))
+    return log_odds(read_all(probs, runs.task, x, own, copied, runs.declared))

@@ -24,7 +24,7 @@ from iclens.names import Site
 from iclens.patching.effects import means, resamples
 from iclens.patching.residual import query_answers, up_to_query
 from iclens.patching.runs import Runs
-from iclens.patching.sweep import EFFECTS, PROBABILITIES, readouts
+from iclens.patching.sweep import PROBABILITIES, effects, readouts
 from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.edits import Edit
@@ -227,13 +227,13 @@ def _rows(
     weights: Floats,
 ) -> HeadTable:  # fmt: skip
     kind, place, layer, head = which
-    metrics = [*PROBABILITIES, *EFFECTS]
+    metrics = [*PROBABILITIES, *effects(runs)]
     change = means(np.stack([after[name] - before[name] for name in metrics], axis=1), weights)
     n = len(metrics)
     return HeadTable({
         "kind": [kind] * n, "place": [place] * n, "layer": [layer] * n, "head": [head] * n,
         "n_seen": [runs.n_seen] * n, "metric": metrics,
-        "scale": ["probability"] * len(PROBABILITIES) + ["nats"] * len(EFFECTS),
+        "scale": ["probability"] * len(PROBABILITIES) + ["nats"] * len(runs.beliefs),
         "base": [before[name].mean() for name in metrics],
         "ablated": [after[name].mean() for name in metrics],
         "effect": change.value, "ci_low": change.low, "ci_high": change.high,

@@ -12,7 +12,6 @@ mean: what A* loses when a latent is as it would be without the examples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,7 +32,6 @@ from iclens.saes.formats.parts import NORMALISATIONS
 from iclens.saes.load import Sae
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.prompts import PromptSet
-from iclens.tasks.declared import DeclaredBelief, belief_names
 
 DONOR_VALUES = ("task mean", "instance")
 Direction = Literal["sufficiency", "necessity"]
@@ -53,7 +51,6 @@ class LatentRuns:
         runs: the prompts.
         direction: one of `DIRECTIONS`.
         role: where values are put: of the query, for `lab` and `close` of the last example before it.
-        declared: beliefs that are read beside the five of every study.
         mix: weight of each source prompt in each prompt's donor values, [prompt prompt]; rows sum to 1.
         tails: the receiver's prompts, ready for additions from that position on.
         recipient_held: the site's activation in the receiver, [prompt d_in].
@@ -73,7 +70,6 @@ class LatentRuns:
     runs: Runs
     direction: Direction
     role: str
-    declared: tuple[DeclaredBelief, ...]
     mix: Tensor
     tails: list[Tail]
     recipient_held: Tensor
@@ -91,7 +87,7 @@ class LatentRuns:
     @property
     def beliefs(self) -> tuple[str, ...]:
         """Names along the belief axis."""
-        return belief_names(self.declared)
+        return self.runs.beliefs
 
     @property
     def source(self) -> PromptSet:
@@ -136,7 +132,7 @@ class LatentRuns:
         if rows.any():
             probs = self.tails[prompt].added(self.sae.site, delta[rows], batch, self.place)
             asked = np.full(int(rows.sum()), prompt)
-            held = belief_log_odds(probs, self.runs, asked, self.declared)
+            held = belief_log_odds(probs, self.runs, asked)
             found[rows.cpu().numpy()] = held - self.base[prompt]
         return found
 
@@ -172,8 +168,7 @@ def decoder_directions(sae: Sae, latents: Ints) -> Tensor:
 
 def gather(
     model: LanguageModel, sae: Sae, runs: Runs, *, donor_value: str = "task mean", role: str = "pre",
-    direction: Direction = "sufficiency", declared: Sequence[DeclaredBelief] = (), seed: int = 0,
-    batch: int = 128,
+    direction: Direction = "sufficiency", seed: int = 0, batch: int = 128,
 ) -> LatentRuns:  # fmt: skip
     """Record, encode and split; see the module's steps.
 
@@ -184,7 +179,6 @@ def gather(
         donor_value: one of `DONOR_VALUES`.
         role: where values are put, as in `LatentRuns`.
         direction: one of `DIRECTIONS`.
-        declared: beliefs that are read beside the five of every study.
         seed: of the split into halves.
         batch: rows per forward pass.
 
@@ -201,9 +195,8 @@ def gather(
     )
     order = np.random.default_rng(seed).permutation(runs.donor.n_prompts)
     screen, test = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
-    words = (*runs.words, *(word for belief in declared for word in belief.words))
     where = place_of(sink, role)
-    tails = tails_of(model, up_to_query(sink), words, first=where)
+    tails = tails_of(model, up_to_query(sink), runs.words, first=where)
     tails[0].entry(sae.site)
     held = [_recorded(model, sae, prompts, role, batch) for prompts in (source, sink)]
     latents = [sae.encode(rows[:, -1]) for rows in held]
@@ -211,16 +204,16 @@ def gather(
     weights = _donor_weights(_asked_x(source, role), runs.x_B, (screen, test), donor_value)
     mix = torch.as_tensor(weights, dtype=latents[0].dtype, device=latents[0].device)
     density, mean_active = _activity(sae, held)
-    everyone, read = np.arange(runs.donor.n_prompts), tuple(declared)
+    everyone = np.arange(runs.donor.n_prompts)
     base = [tail.base(sae.site) for tail in tails]
     other = runs.target if direction == "sufficiency" else runs.recipient
     return LatentRuns(
-        model, sae, runs, direction, role, read, mix, tails,
+        model, sae, runs, direction, role, mix, tails,
         recipient_held=held[1][:, -1], donor_held=mixed(mix, held[0][:, -1]),
         recipient_latents=latents[1], donor_latents=mixed(mix, latents[0]),
         scale=sae.scale(held[1][:, -1]), density=density, mean_active=mean_active, screen=screen, test=test,
-        base=np.concatenate([belief_log_odds(found, runs, [i], read) for i, found in enumerate(base)]),
-        target=belief_log_odds(query_answers(model, other, words), runs, everyone, read),
+        base=np.concatenate([belief_log_odds(found, runs, [i]) for i, found in enumerate(base)]),
+        target=belief_log_odds(query_answers(model, other, runs.words), runs, everyone),
     )  # fmt: skip
 
 

@@ -17,16 +17,15 @@ from torch import Tensor
 
 from iclens.models.forward import read_answers, record, refuse_part
 from iclens.models.load import LanguageModel, as_numpy
-from iclens.names import BELIEFS, check_role, position
+from iclens.names import check_role, position
 from iclens.patching.effects import means, resamples
 from iclens.patching.residual import layer_site
 from iclens.patching.runs import Runs
-from iclens.patching.sweep import EFFECTS, PROBABILITIES, readouts
+from iclens.patching.sweep import PROBABILITIES, effects, readouts
 from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Floats
 from iclens.tables.heads import LensTable
 
-LOG_ODDS = tuple(f"log-odds of {belief}" for belief in BELIEFS)
 _VOCABULARY = 2**14
 """Rows of the unembedding that are held in float32 at a time."""
 
@@ -108,12 +107,12 @@ def _unembedded(model: LanguageModel, normed: Tensor) -> Tensor:
 
 
 def _rows(runs: Runs, role: str, layer: int, found: dict[str, Floats], weights: Floats) -> LensTable:
-    read = means(np.stack([found[name] for name in (*PROBABILITIES, *EFFECTS)], axis=1), weights)
+    read = means(np.stack([found[name] for name in (*PROBABILITIES, *effects(runs))], axis=1), weights)
     n = len(read.value)
     return LensTable({
         "role": [role] * n, "layer": [layer] * n, "n_seen": [runs.n_seen] * n,
-        "metric": [*PROBABILITIES, *LOG_ODDS],
-        "scale": ["probability"] * len(PROBABILITIES) + ["nats"] * len(LOG_ODDS),
+        "metric": [*PROBABILITIES, *(f"log-odds of {belief}" for belief in runs.beliefs)],
+        "scale": ["probability"] * len(PROBABILITIES) + ["nats"] * len(runs.beliefs),
         "value": read.value, "ci_low": read.low, "ci_high": read.high,
         "n_prompts": [runs.target.n_prompts] * n,
     })  # fmt: skip

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from iclens.models.load import LanguageModel
-from iclens.names import BELIEFS
 from iclens.patching.direct import (
     ABLATED,
     GIVEN,
@@ -35,7 +34,6 @@ from iclens.patching.direct import (
     LATER,
     LATER_HEADS,
     DirectEffects,
-    belief_columns,
     direct_by_prompt,
     ratios,
 )  # fmt: skip
@@ -129,8 +127,8 @@ class Verdict:
 
 
 def redundancy_index(
-    model: LanguageModel, runs: Runs, ablation: Ablation, *, beliefs: Sequence[str] = BELIEFS, seed: int = 0,
-    draws: int = 1000, batch: int = 128,
+    model: LanguageModel, runs: Runs, ablation: Ablation, *, beliefs: Sequence[str] | None = None,
+    seed: int = 0, draws: int = 1000, batch: int = 128,
 ) -> RedundancyTable:  # fmt: skip
     """Joint effect of a set on A*'s beliefs minus the sum of its entries' own effects.
 
@@ -138,7 +136,7 @@ def redundancy_index(
         model: a whole model.
         runs: give A*, and recipients for the values of a mean or resample.
         ablation: the set; its entries, heads or whole layers, are also ablated one at a time.
-        beliefs: which to report, of `names.BELIEFS`.
+        beliefs: which to report; all that the runs read when not given.
         seed: of the bootstrap.
         draws: bootstrap resamples.
         batch: rows per forward pass.
@@ -150,7 +148,7 @@ def redundancy_index(
         EditError: for an unknown belief or head, or recipients of another length.
         SiteError: for a layer that the model does not have.
     """
-    which = belief_columns(beliefs)
+    which = runs.columns(runs.beliefs if beliefs is None else beliefs)
     base, bottom = (
         _log_odds(query_answers(model, prompts, runs.words), runs)
         for prompts in (runs.target, runs.recipient)
@@ -175,7 +173,8 @@ def redundancy_index(
     }
     return RedundancyTable({
         "ablated": [ablation.text] * n, "kind": [ablation.kind] * n, "place": [ablation.place] * n,
-        "n_units": [len(entries)] * n, "n_seen": [runs.n_seen] * n, "belief": [BELIEFS[b] for b in which],
+        "n_units": [len(entries)] * n, "n_seen": [runs.n_seen] * n,
+        "belief": [runs.beliefs[b] for b in which],
         "base": base[:, which].mean(axis=0), **columns, "span": span, "n_prompts": [len(base)] * n,
         "reason": [
             why or (SATURATED if abs(single) > abs(whole) else "")
@@ -193,7 +192,7 @@ def arrival(
     Args:
         model: a whole model.
         runs: donor, recipient and A*.
-        belief: which, of `names.BELIEFS`.
+        belief: which, of those that the runs read.
         donor_edits: applied to the donor's run alone, as `heads.ablation_edits` makes them.
         layers: ascending; all by default.
         batch: rows per forward pass.
@@ -201,7 +200,7 @@ def arrival(
     Raises:
         EditError: for an unknown belief or layer, or an edit that did not fire.
     """
-    (b,) = belief_columns([belief])
+    (b,) = runs.columns([belief])
     where = np.arange(model.n_blocks + 1) if layers is None else np.array(layers)
     patched = replace_pre(model, runs, where.tolist(), donor_edits, batch)
     bottom, top = (
@@ -246,7 +245,7 @@ def judge(
         model: a whole model.
         runs: donor, recipient and A*.
         ablation: the set.
-        belief: which, of `names.BELIEFS`.
+        belief: which, of those that the runs read.
         reader: layer whose residual direct effects are put into, as for `direct.direct_effects`.
         seed: of the bootstrap.
         draws: bootstrap resamples.
@@ -261,11 +260,11 @@ def judge(
         first_layer(arrival(model, runs, belief, some, batch=batch), weights) for some in ((), edits)
     )
     effects = direct_by_prompt(model, runs, ablation, reader=reader, batch=batch)
-    return verdict(intact, ablated, effects, belief, weights)
+    return verdict(intact, ablated, effects, runs.columns([belief])[0], weights)
 
 
 def verdict(
-    intact: FirstLayer, ablated: FirstLayer, effects: DirectEffects, belief: str, weights: Floats
+    intact: FirstLayer, ablated: FirstLayer, effects: DirectEffects, column: int, weights: Floats
 ) -> Verdict:
     """The verdict from the two sweeps and the direct effects; all three share their bootstrap draws.
 
@@ -273,12 +272,11 @@ def verdict(
         intact: L* without an ablation.
         ablated: L* with it.
         effects: its direct effects.
-        belief: on which.
+        column: of the belief, along its axis.
         weights: bootstrap weights, [draw prompt].
     """
-    b = BELIEFS.index(belief)
     heads, everything = (
-        _rises([effects.sums[part][:, b] for part in sides], effects.sums[ABLATED][:, b], weights)
+        _rises([effects.sums[part][:, column] for part in sides], effects.sums[ABLATED][:, column], weights)
         for sides in ((LATER_HEADS, HEADS_GIVEN), (LATER, GIVEN))
     )
     moved, said = _moved(intact, ablated)

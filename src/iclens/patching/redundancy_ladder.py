@@ -18,14 +18,12 @@ import numpy as np
 
 from iclens.errors import EditError
 from iclens.models.load import LanguageModel
-from iclens.names import BELIEFS
 from iclens.patching.direct import (
     ABLATED,
     HEADS_GIVEN,
     LATER,
     LATER_HEADS,
     TOTAL,
-    belief_columns,
     direct_by_prompt,
 )
 from iclens.patching.effects import means, resamples
@@ -116,7 +114,7 @@ def redundancy_ladder(
     Args:
         model: a whole model.
         runs: donor, recipient and A*; for a mean or resample the recipients are as long as the donor.
-        belief: on which a layer works, of `names.BELIEFS`.
+        belief: on which a layer works, of those that the runs read.
         unit: "layer" or "heads", what a step adds.
         start: the first step's heads; by default chosen as every other step's.
         n_heads: heads that a step of heads adds.
@@ -138,7 +136,7 @@ def redundancy_ladder(
             does not exist.
         SiteError: for a layer that the model does not have.
     """
-    belief_columns([belief])
+    runs.columns([belief])
     for name, asked, known in (("unit", unit, UNITS), ("kind", kind, KINDS), ("place", place, PLACES)):
         if asked not in known:
             raise EditError(f"ladder {name} '{asked}'", "unknown", f"One of {', '.join(known)}.")
@@ -291,10 +289,10 @@ def _verdict(climb: Climb, heads: Heads, intact: FirstLayer, now: FirstLayer) ->
     reader = climb.reader if climb.reader is not None and climb.reader > last else None
     ablation = Ablation(heads, climb.kind, climb.place)
     effects = direct_by_prompt(climb.model, climb.runs, ablation, reader=reader, batch=climb.batch)
-    said = verdict(intact, now, effects, climb.belief, climb.weights)
+    (b,) = climb.runs.columns([climb.belief])
+    said = verdict(intact, now, effects, b, climb.weights)
     parts = {"total": TOTAL, "direct": ABLATED, "later_heads": LATER_HEADS, "given_heads": HEADS_GIVEN,
              "later": LATER}  # fmt: skip
-    b = BELIEFS.index(climb.belief)
     row: dict[str, Any] = {"verdict": said.name, "reason": said.reason}
     for name, part in parts.items():
         found = means(effects.sums[part][:, b : b + 1], climb.weights)

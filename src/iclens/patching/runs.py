@@ -15,10 +15,11 @@ from functools import partial
 
 import numpy as np
 
-from iclens.errors import EditError, TaskError
+from iclens.errors import EditError, TaskError, nearest
 from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE
 from iclens.tables.arrays import Ints, Strings
 from iclens.tables.prompts import PromptSet
+from iclens.tasks.declared import DeclaredBelief, belief_names
 from iclens.tasks.prompts import build_prompts, joined
 from iclens.tasks.rendering import Tokenizer, fingerprint
 from iclens.tasks.rules import Task, default_inputs
@@ -36,6 +37,7 @@ class Runs:
         donor: run A.
         recipient: run B.
         target: A*, the donor's context with the recipient's query.
+        declared: beliefs that are read beside the five of every study.
 
     Raises:
         EditError: when the numbers of prompts or their tokenizers differ, A* does not ask B's query, or A's
@@ -46,6 +48,7 @@ class Runs:
     donor: PromptSet
     recipient: PromptSet
     target: PromptSet
+    declared: tuple[DeclaredBelief, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.donor.n_prompts == self.recipient.n_prompts == self.target.n_prompts:
@@ -93,7 +96,24 @@ class Runs:
     @property
     def words(self) -> tuple[str, ...]:
         """Answers that are not numbers and so must be read besides them."""
-        return tuple(sorted({y for y in (*self.own, *self.copied) if not y.isdigit()}))
+        asked = (*self.own, *self.copied, *(word for belief in self.declared for word in belief.words))
+        return tuple(sorted({y for y in asked if not y.isdigit()}))
+
+    @property
+    def beliefs(self) -> tuple[str, ...]:
+        """Names along the belief axis."""
+        return belief_names(self.declared)
+
+    def columns(self, beliefs: Sequence[str]) -> list[int]:
+        """Where some beliefs stand on that axis.
+
+        Raises:
+            EditError: for one that is not read.
+        """
+        for name in beliefs:
+            if name not in self.beliefs:
+                raise EditError(f"belief '{name}'", "unknown", nearest(name, self.beliefs))
+        return [self.beliefs.index(name) for name in beliefs]
 
 
 def check_tokenizer(tokenizer: Tokenizer, runs: Runs) -> None:
@@ -114,6 +134,7 @@ def check_tokenizer(tokenizer: Tokenizer, runs: Runs) -> None:
 def build_runs(
     tokenizer: Tokenizer, task: Task, *, recipient: str = ZERO, n_prompts: int = 64, donor_examples: int = 12,
     recipient_examples: int | None = None, seed: int = 0, inputs: Sequence[str] | None = None,
+    declared: Sequence[DeclaredBelief] = (),
 ) -> Runs:  # fmt: skip
     """Draw run A, run B and A* of one task.
 
@@ -126,6 +147,7 @@ def build_runs(
         recipient_examples: examples before the query of an S or R recipient; the donor's by default.
         seed: of the draw.
         inputs: allowed x; the task's default inputs when not given.
+        declared: beliefs that are read beside the five of every study.
 
     Raises:
         EditError: for an unknown recipient, or one that cannot be deranged.
@@ -149,13 +171,14 @@ def build_runs(
         donor=_columns(every, np.hstack([seen, _donor_query(every, donor_examples, every.answer[:, -1])])),
         recipient=_with_query(context, shown, _columns(every, last)),
         target=_columns(every, np.hstack([seen, last])),
+        declared=tuple(declared),
     )
 
 
 def runs_by_query(
     tokenizer: Tokenizer, task: Task, xs: Sequence[str | int], *, recipient: str = ZERO, donors: int = 8,
     donor_examples: int = 12, recipient_examples: int | None = None, seed: int = 0,
-    inputs: Sequence[str] | None = None,
+    inputs: Sequence[str] | None = None, declared: Sequence[DeclaredBelief] = (),
 ) -> Runs:  # fmt: skip
     """Run A, run B and A* of one task for every query x of a list, with several donors each.
 
@@ -172,6 +195,7 @@ def runs_by_query(
         recipient_examples: examples before the query of an S or R recipient; the donor's by default.
         seed: of the draw.
         inputs: allowed x of contexts and donors' queries; `xs` when not given.
+        declared: beliefs that are read beside the five of every study.
 
     Returns:
         The pairs, by x in the order of `xs` and then by donor.
@@ -201,7 +225,7 @@ def runs_by_query(
             _with_query(every, donor_examples, query),
         ))  # fmt: skip
     donor, recipient_prompts, target = (joined(part, part[0].arm) for part in zip(*parts, strict=True))
-    return Runs(task, donor, recipient_prompts, target)
+    return Runs(task, donor, recipient_prompts, target, tuple(declared))
 
 
 def _shown(

@@ -14,7 +14,7 @@ import numpy as np
 
 from iclens.errors import EditError
 from iclens.models.load import LanguageModel
-from iclens.names import BELIEFS, check_role
+from iclens.names import check_role
 from iclens.patching.effects import belief_log_odds, means, resamples
 from iclens.patching.residual import patch_context, patch_query, query_answers
 from iclens.patching.runs import ZERO, Runs, build_runs
@@ -26,7 +26,6 @@ from iclens.tasks.rules import Task
 
 DONOR_COUNTS = (0, 1, 2, 4, 8, 12, 15)
 PROBABILITIES = ("task on own x", "copy", "top-1 task on own x", "top-1 copy")
-EFFECTS = tuple(f"effect on {belief}" for belief in BELIEFS)
 
 
 def sweep(
@@ -139,27 +138,32 @@ def graded(
     return GradedTable(columns)
 
 
+def effects(runs: Runs) -> tuple[str, ...]:
+    """Names of the metrics that are a belief's log-odds, or their change."""
+    return tuple(f"effect on {belief}" for belief in runs.beliefs)
+
+
 def readouts(probs: AnswerProbs, runs: Runs) -> dict[str, Floats]:
-    """What B says, per prompt: the probabilities of `PROBABILITIES`, and log-odds named after `EFFECTS`."""
+    """What B says, per prompt: the probabilities of `PROBABILITIES`, and log-odds named by `effects`."""
     answers = np.array(probs.answers)[probs.top()]
     beliefs = belief_log_odds(probs, runs, np.arange(len(runs.own)))
     named = (probs.of(runs.own), probs.of(runs.copied), answers == runs.own, answers == runs.copied)
     return {
         **{name: np.asarray(values, dtype=float) for name, values in zip(PROBABILITIES, named, strict=True)},
-        **{name: beliefs[:, i] for i, name in enumerate(EFFECTS)},
+        **{name: beliefs[:, i] for i, name in enumerate(effects(runs))},
     }
 
 
 def _rows(
     runs: Runs, role: str, layer: int, before: dict[str, Floats], after: dict[str, Floats], weights: Floats
 ) -> SweepTable:
-    read = [after[name] for name in PROBABILITIES] + [after[name] - before[name] for name in EFFECTS]
+    read = [after[name] for name in PROBABILITIES] + [after[name] - before[name] for name in effects(runs)]
     found, n = means(np.stack(read, axis=1), weights), len(read)
     return SweepTable({
         "role": [role] * n, "layer": [layer] * n, "recipient": [runs.recipient_name] * n,
-        "n_seen": [runs.n_seen] * n, "metric": [*PROBABILITIES, *EFFECTS],
-        "scale": ["probability"] * len(PROBABILITIES) + ["nats"] * len(EFFECTS),
+        "n_seen": [runs.n_seen] * n, "metric": [*PROBABILITIES, *effects(runs)],
+        "scale": ["probability"] * len(PROBABILITIES) + ["nats"] * len(runs.beliefs),
         "value": found.value, "ci_low": found.low, "ci_high": found.high,
-        "base": [before[name].mean() for name in (*PROBABILITIES, *EFFECTS)],
+        "base": [before[name].mean() for name in (*PROBABILITIES, *effects(runs))],
         "n_prompts": [runs.donor.n_prompts] * n,
     })  # fmt: skip

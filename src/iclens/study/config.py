@@ -194,6 +194,14 @@ class SweepSection(Section):
         ("mean", "all positions"),
     ]
     """Ablations of every head and of every layer's heads: what replaces them, and where; none when empty."""
+    belief: str = "exact"
+    """The belief on which a layer works or does not, and heads are needed or not."""
+    n_needed: int = Field(default=3, ge=1)
+    """Heads, strongest first, whose joint loss is looked into; none that costs less than a nat."""
+    ladder_steps: int = Field(default=4, ge=0)
+    """Layers that the redundancy ladder may take away, one after the other; no ladder with 0."""
+    ladder_controls: int = Field(default=3, ge=0)
+    """Sets of other layers, as many, that are taken away instead."""
 
     @field_validator("roles")
     @classmethod
@@ -295,11 +303,11 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _beliefs_can_be_read(self) -> StudyConfig:
-        if self.patch.chosen_for not in self.belief_names:
-            raise ConfigError(
-                f"patch.chosen_for: belief '{self.patch.chosen_for}'", "not followed",
-                nearest(self.patch.chosen_for, self.belief_names),
-            )  # fmt: skip
+        for key, belief in (("patch.chosen_for", self.patch.chosen_for), ("sweep.belief", self.sweep.belief)):
+            if belief not in self.belief_names:
+                raise ConfigError(
+                    f"{key}: belief '{belief}'", "not followed", nearest(belief, self.belief_names)
+                )
         return self
 
     @model_validator(mode="after")

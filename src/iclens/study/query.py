@@ -197,6 +197,31 @@ class Run:
         return self.results.table("heads")
 
     @property
+    def lens(self) -> pd.DataFrame:
+        """Logit lens of A*: a row per role, layer and metric."""
+        return self.results.table("lens")
+
+    @property
+    def head_scores(self) -> pd.DataFrame:
+        """Score, logit attribution and attention of every head at A*'s query: a row per layer and head."""
+        return self.results.table("head_scores")
+
+    @property
+    def direct(self) -> pd.DataFrame:
+        """Direct effects when the needed heads are ablated: a row per component and belief."""
+        return self.results.table("direct")
+
+    @property
+    def redundancy(self) -> pd.DataFrame:
+        """Joint against single effects of heads and of neighbouring layers: a row per set and belief."""
+        return self.results.table("redundancy")
+
+    @property
+    def redundancy_ladder(self) -> pd.DataFrame:
+        """Layers taken away until none brings the task: a row per step, with its verdict."""
+        return self.results.table("redundancy_ladder")
+
+    @property
     def patches(self) -> pd.DataFrame:
         """Single-latent patches: a row per site, latent and belief."""
         return self.results.table("patches")

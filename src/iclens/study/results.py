@@ -28,9 +28,11 @@ from iclens.tables.dose import (
 from iclens.tables.evidence import AccountTable, BayesTestTable, EvidenceTable, LatentAccountTable
 from iclens.tables.frame import Table
 from iclens.tables.growth import AgreementTable, BeliefTable, GrowthTable
+from iclens.tables.heads import HeadScoreTable, LensTable
 from iclens.tables.patches import GradedTable, HeadTable, LadderTable, PatchTable, SweepTable
 from iclens.tables.prompts import PromptSet
 from iclens.tables.quality import QualityTable
+from iclens.tables.redundancy import DirectTable, RedundancyLadderTable, RedundancyTable
 from iclens.tables.responses import ResponseFitTable, ResponseTable
 from iclens.tables.sets import ControlTable, ScreenTable, SetTable
 from iclens.tables.shapes import ConfirmTable, ShapeTable
@@ -61,7 +63,12 @@ TABLES: dict[str, tuple[str, type[Table]]] = {
     "transforms": ("transforms", TransformTable),
     "sweep": ("sweep", SweepTable),
     "graded": ("sweep", GradedTable),
+    "lens": ("sweep", LensTable),
     "heads": ("sweep", HeadTable),
+    "head_scores": ("sweep", HeadScoreTable),
+    "direct": ("sweep", DirectTable),
+    "redundancy": ("sweep", RedundancyTable),
+    "redundancy_ladder": ("sweep", RedundancyLadderTable),
     "patches": ("patch", PatchTable),
     "ladder": ("patch", LadderTable),
     "sets": ("patch", SetTable),

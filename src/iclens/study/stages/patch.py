@@ -94,6 +94,7 @@ def _runs(bench: Bench, task: Task) -> Runs:
     return build_runs(
         bench.model.tokenizer, task, recipient=section.recipient, n_prompts=section.n_prompts,
         donor_examples=section.donor_examples, seed=section.seed, inputs=bench.config.prompts.inputs,
+        declared=bench.config.declared,
     )  # fmt: skip
 
 
@@ -104,7 +105,7 @@ def _place(bench: Bench, sae: Sae, role: str, runs: tuple[Runs, Runs], found: Fo
         "chosen_for": section.chosen_for, "largest": section.largest_set,
         "n_controls": section.n_random_sets, "seed": seed,
     }  # fmt: skip
-    asked = {"role": role, "declared": bench.config.declared, "seed": seed}
+    asked = {"role": role, "seed": seed}
     held = gather(bench.model, sae, runs[0], **asked)
     effects = single_effects(held, held.differing)
     patches = patch_latents(

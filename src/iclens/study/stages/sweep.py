@@ -1,4 +1,4 @@
-"""Whole residuals from run A into run B → SweepTable: where the task sits, and where only the answer."""
+"""Whole residuals from run A into run B → SweepTable; and which heads bring the task to where it sits."""
 
 from __future__ import annotations
 
@@ -7,24 +7,36 @@ from typing import Any
 
 import numpy as np
 
-from iclens.patching.heads import WHOLE_LAYER, ablate_heads
-from iclens.patching.runs import ZERO, build_runs
+from iclens.patching.direct import direct_effects
+from iclens.patching.heads import WHOLE_LAYER, Ablation, Heads, ablate_heads
+from iclens.patching.lens import logit_lens
+from iclens.patching.redundancy import redundancy_index
+from iclens.patching.redundancy_ladder import redundancy_ladder
+from iclens.patching.runs import ZERO, Runs, build_runs
+from iclens.patching.scores import head_scores
 from iclens.patching.sweep import graded, sweep
 from iclens.study.bench import Bench
+from iclens.tables.frame import Table
 from iclens.tables.patches import HeadTable, SweepTable
+from iclens.tables.redundancy import DirectTable, RedundancyLadderTable, RedundancyTable
 
-SWEEP, GRADED, HEADS = "sweep.parquet", "graded.parquet", "heads.parquet"
+SWEEP, GRADED, HEADS, LENS, SCORES = (
+    f"{name}.parquet" for name in ("sweep", "graded", "heads", "lens", "head_scores")
+)
+DIRECT, INDEX, LADDER = "direct.parquet", "redundancy.parquet", "redundancy_ladder.parquet"
 HEADLINE, MATCHED = "task on own x", "S arm"
+NEEDED = 1.0
+"""Nats of the belief from which the loss of a head counts."""
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Write `sweep.parquet` (both recipients), `graded.parquet` (best layer at `pre`) and `heads.parquet`."""
-    section, prompts = bench.config.sweep, bench.config.prompts
-    drawn = {"n_prompts": section.n_prompts, "seed": section.seed, "inputs": prompts.inputs}
+    """Write both recipients' sweeps, the best layer at `pre` by examples, the lens, and all of the heads."""
+    section, rule = bench.config.sweep, bench.config.prompts.rule
+    drawn = {"n_prompts": section.n_prompts, "seed": section.seed, "inputs": bench.config.prompts.inputs}
     runs = {
         recipient: build_runs(
-            bench.model.tokenizer, prompts.rule, recipient=recipient,
-            donor_examples=section.donor_examples, **drawn,
+            bench.model.tokenizer, rule, recipient=recipient, donor_examples=section.donor_examples,
+            declared=bench.config.declared, **drawn,
         )
         for recipient in (ZERO, MATCHED)
     }  # fmt: skip
@@ -33,30 +45,67 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         sweep(bench.model, runs[recipient], roles=roles[recipient], layers=section.layers, seed=section.seed)
         for recipient in runs
     ])  # fmt: skip
-    table.save(folder / SWEEP)
     at_pre = table.where((table["recipient"] == ZERO) & (table["metric"] == HEADLINE))
     best = int(np.nanargmax(at_pre["value"]))
-    layer = int(at_pre["layer"][best])
-    counts = sorted(
-        {n for n in (0, 1, 2, 4, 8, 12, 15) if n <= section.donor_examples} | {section.donor_examples}
-    )
-    graded(bench.model, prompts.rule, layer=layer, counts=counts, **drawn).save(folder / GRADED)
-    heads = HeadTable.concat(
-        [
-            ablate_heads(bench.model, runs[MATCHED], kind=kind, place=place, seed=section.seed)
-            for kind, place in section.ablations
-        ]
-    )
-    heads.save(folder / HEADS)
+    layer, most = int(at_pre["layer"][best]), section.donor_examples
+    counts = sorted({n for n in (0, 1, 2, 4, 8, 12, 15) if n <= most} | {most})
+    written: dict[str, Table] = {
+        SWEEP: table,
+        GRADED: graded(bench.model, rule, layer=layer, counts=counts, **drawn),
+        LENS: logit_lens(bench.model, runs[MATCHED], seed=section.seed),
+    } | _heads(bench, runs, layer)
+    for file, found in written.items():
+        found.save(folder / file)
     return {
         "best layer at pre, zero-example recipient": layer,
         "P(task on own x) there": round(float(at_pre["value"][best]), 4),
         "without the patch": round(float(at_pre["base"][best]), 4),
-        "head that the answer needs most": _worst(heads),
+        "head that the answer needs most": _worst(written[HEADS]),
+        "layers taken away until none brings the task": _ladder(written[LADDER]),
     }
 
 
-def _worst(heads: HeadTable) -> str:
+def _heads(bench: Bench, runs: dict[str, Runs], layer: int) -> dict[str, Table]:
+    """Every table on heads; `layer` is where the task works at `pre`."""
+    model, section = bench.model, bench.config.sweep
+    heads = HeadTable.concat([
+        ablate_heads(model, runs[MATCHED], kind=kind, place=place, seed=section.seed)
+        for kind, place in section.ablations
+    ])  # fmt: skip
+    needed = needed_heads(heads, section.belief, section.n_needed)
+    pairs = [((i, WHOLE_LAYER), (i + 1, WHOLE_LAYER)) for i in range(model.n_blocks - 1)]
+    alone = {"runs": runs[ZERO], "seed": section.seed}
+    index = [
+        redundancy_index(model, ablation=Ablation(some), **alone)
+        for some in [*([needed] if len(needed) > 1 else []), *pairs]
+    ]
+    ladder = []
+    if section.ladder_steps:
+        ladder.append(redundancy_ladder(
+            model, belief=section.belief, max_steps=section.ladder_steps, n_controls=section.ladder_controls,
+            **alone,
+        ))  # fmt: skip
+    direct = [direct_effects(model, ablation=Ablation(needed), **alone)] if needed else []
+    return {
+        HEADS: heads,
+        SCORES: head_scores(model, runs[MATCHED], reference_layer=layer, seed=section.seed),
+        INDEX: RedundancyTable.concat(index), DIRECT: DirectTable.concat(direct),
+        LADDER: RedundancyLadderTable.concat(ladder),
+    }  # fmt: skip
+
+
+def needed_heads(table: HeadTable, belief: str, most: int) -> Heads:
+    """Single heads whose loss under the first ablation costs the belief `NEEDED` or more, strongest first."""
+    rows = table.where((table["metric"] == f"effect on {belief}") & (table["head"] != WHOLE_LAYER))
+    if not len(rows):
+        return ()
+    first = (rows["kind"] == rows["kind"][0]) & (rows["place"] == rows["place"][0])
+    rows = rows.where(first & (rows["effect"] <= -NEEDED) & (rows["ci_high"] < 0))
+    order = np.argsort(rows["effect"], kind="stable")[:most]
+    return tuple((int(rows["layer"][i]), int(rows["head"][i])) for i in order)
+
+
+def _worst(heads: Any) -> str:
     """The head without which P(task on own x) falls most, in words."""
     single = heads.where((heads["metric"] == HEADLINE) & (heads["head"] != WHOLE_LAYER))
     if not len(single):
@@ -66,3 +115,14 @@ def _worst(heads: HeadTable) -> str:
         f"layer {single['layer'][i]} head {single['head'][i]}, {single['kind'][i]} at {single['place'][i]}: "
         f"{single['base'][i]:.3f} to {single['ablated'][i]:.3f}"
     )
+
+
+def _ladder(table: Any) -> str:
+    """The ladder's steps in words."""
+    if not len(table):
+        return "not asked"
+    last = len(table) - 1
+    if not last:
+        return table["reason"][0] or "no layer works even without"
+    end = "none works" if np.isnan(table["first_layer"][last]) else f"layer {table['first_layer'][last]:.0f}"
+    return f"{table['ablated'][last]}: {end}; {table['verdict'][last]}"

@@ -48,7 +48,7 @@ FLOW = (
     Stage("dashboard", 11, ("study", "model", "prompts", "track", "growth", "transforms", "dashboard"),
           ("model", "saes", "prompts", "track", "growth", "transforms", "sweep", "patch"),
           ("dashboards", "tracking", "saes", "study/results", "study/site_view", "study/latent_pages",
-           "study/additive_view")),
+           "study/additive_view", "study/patch_findings")),
 )  # fmt: skip
 FOLDERS = {stage.name: stage.folder for stage in FLOW}
 """Stage → its folder in a run."""

@@ -21,8 +21,8 @@ from iclens.dashboards.view import (
 from iclens.growth.verdict import LEVEL
 from iclens.patching.heads import WHOLE_LAYER
 from iclens.patching.runs import ZERO
-from iclens.patching.sets import FULL, GREEDY, HALF
-from iclens.study.results import PATCH_Q, Results
+from iclens.study.patch_findings import patch_findings
+from iclens.study.results import Results
 from iclens.tables.verdicts import FALLS, LADDER
 from iclens.tasks.beliefs import BAND
 
@@ -185,8 +185,7 @@ def findings(results: Results) -> list[Finding]:
         _additive(results),
         _labelled(results),
         _placed(results),
-        _moved(results),
-        _carried(results),
+        *patch_findings(results),
     ]
 
 
@@ -277,56 +276,6 @@ def _placed(results: Results) -> Finding:
         f"There P(task on B's own x) is {top['value']:.3f} {interval} against {top['base']:.3f} unpatched, "
         f"and P(A's answer copied) {beside['value']:.3f}; copying peaks at layer {copying['layer']} with "
         f"{copying['value']:.3f}. Run B: {ZERO}.",
-    )
-
-
-def _moved(results: Results) -> Finding:
-    table = results.table("patches")
-    question = "Does one latent, patched from run A into run B, move a belief?"
-    if table.empty:
-        return Finding(question, "nothing was patched", "No latent differs between the runs.")
-    tested = table[table["n_controls"] > 0].drop_duplicates(["site", "latent"])
-    n_controls = int(table["n_controls"].max())
-    called = table[table["q_value"] <= PATCH_Q].to_dict("records")
-    n_called = len({(record["site"], record["latent"]) for record in called})
-    best = max(called, key=lambda record: abs(record["effect"]), default=None)
-    strongest = ""
-    if best is not None:
-        moved = f"{best['site']} latent {best['latent']} on {best['belief']}, {best['effect']:+.2f} nats"
-        strongest = f"Largest: {moved}. "
-    n_tests = int(table["control_p"].notna().sum())
-    least = math.ceil(n_tests / (PATCH_Q * (n_controls + 1)))
-    floor = (
-        f"With {n_controls} controls no q of {n_tests} tests can be that small unless {least} of them beat "
-        "every control. "
-        if not n_called and least > 1
-        else ""
-    )
-    return Finding(
-        question,
-        f"{n_called} of {len(tested)} tested latents",
-        f"{strongest}Against {n_controls} matched random latents pushed as far, q ≤ {PATCH_Q}. {floor}Run B: "
-        f"{results.config.patch.recipient}.",
-    )
-
-
-def _carried(results: Results) -> Finding:
-    sets, belief = results.table("sets"), results.config.patch.chosen_for
-    question = f"How few latents, moved together, bring half of what the whole activation brings ({belief})?"
-    sets = sets[(sets["direction"] == "sufficiency") & (sets["belief"] == belief)]
-    full = sets[sets["kind"] == FULL]
-    whole = "; ".join(f"{r['site']} {r['role']} {r['effect']:+.2f}" for r in full.to_dict("records"))
-    said = f"The whole activation moves it by (nats): {whole}."
-    greedy = sets[(sets["kind"] == GREEDY) & (sets["share_of_full"] >= HALF)]
-    if greedy.empty:
-        return Finding(question, f"no set of up to {results.config.patch.largest_set}", said)
-    best = greedy.sort_values(["size", "share_of_full"], ascending=[True, False]).to_dict("records")[0]
-    return Finding(
-        question,
-        f"{best['size']} at {best['site']} {best['role']}",
-        f"Their share is {best['share_of_full']:.2f} [{best['share_low']:.2f}, {best['share_high']:.2f}], "
-        f"that of {best['n_controls']} sets of matched random latents pushed as far "
-        f"{best['control_share']:.2f} [{best['control_low']:.2f}, {best['control_high']:.2f}]. {said}",
     )
 
 

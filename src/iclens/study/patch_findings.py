@@ -1,0 +1,113 @@
+"""What did patching find? The index's cards on single latents, sets, answers by x, and heads."""
+
+from __future__ import annotations
+
+import math
+
+from iclens.dashboards.view import Finding
+from iclens.patching.responses import BASE, GIVEN, TARGET
+from iclens.patching.responses import FULL as WHOLE
+from iclens.patching.sets import FULL, GREEDY, HALF
+from iclens.study.results import PATCH_Q, Results
+
+
+def patch_findings(results: Results) -> list[Finding]:
+    """One card for each question."""
+    return [_moved(results), _carried(results), _follows(results), _taken_away(results)]
+
+
+def _moved(results: Results) -> Finding:
+    table = results.table("patches")
+    question = "Does one latent, patched from run A into run B, move a belief?"
+    if table.empty:
+        return Finding(question, "nothing was patched", "No latent differs between the runs.")
+    tested = table[table["n_controls"] > 0].drop_duplicates(["site", "latent"])
+    n_controls = int(table["n_controls"].max())
+    called = table[table["q_value"] <= PATCH_Q].to_dict("records")
+    n_called = len({(record["site"], record["latent"]) for record in called})
+    best = max(called, key=lambda record: abs(record["effect"]), default=None)
+    strongest = ""
+    if best is not None:
+        moved = f"{best['site']} latent {best['latent']} on {best['belief']}, {best['effect']:+.2f} nats"
+        strongest = f"Largest: {moved}. "
+    n_tests = int(table["control_p"].notna().sum())
+    least = math.ceil(n_tests / (PATCH_Q * (n_controls + 1)))
+    floor = (
+        f"With {n_controls} controls no q of {n_tests} tests can be that small unless {least} of them beat "
+        "every control. "
+        if not n_called and least > 1
+        else ""
+    )
+    return Finding(
+        question,
+        f"{n_called} of {len(tested)} tested latents",
+        f"{strongest}Against {n_controls} matched random latents pushed as far, q ≤ {PATCH_Q}. {floor}Run B: "
+        f"{results.config.patch.recipient}.",
+    )
+
+
+def _carried(results: Results) -> Finding:
+    sets, belief = results.table("sets"), results.config.patch.chosen_for
+    question = f"How few latents, moved together, bring half of what the whole activation brings ({belief})?"
+    sets = sets[(sets["direction"] == "sufficiency") & (sets["belief"] == belief)]
+    full = max(
+        sets[sets["kind"] == FULL].to_dict("records"), key=lambda row: abs(row["effect"]), default=None
+    )
+    if full is None:
+        return Finding(question, "nothing was patched", "")
+    said = f"The whole activation moves it most at {full['site']} {full['role']}: {full['effect']:+.2f} nats."
+    greedy = sets[(sets["kind"] == GREEDY) & (sets["share_of_full"] >= HALF)]
+    if greedy.empty:
+        return Finding(question, f"no set of up to {results.config.patch.largest_set}", said)
+    best = greedy.sort_values(["size", "share_of_full"], ascending=[True, False]).to_dict("records")[0]
+    return Finding(
+        question,
+        f"{best['size']} at {best['site']} {best['role']}",
+        f"Their share is {best['share_of_full']:.2f} [{best['share_low']:.2f}, {best['share_high']:.2f}], "
+        f"that of {best['n_controls']} sets of matched random latents pushed as far "
+        f"{best['control_share']:.2f} [{best['control_low']:.2f}, {best['control_high']:.2f}]. {said}",
+    )
+
+
+def _follows(results: Results) -> Finding:
+    fits = {row["patch"]: row for row in results.table("response_fits").to_dict("records")}
+    question = "Does the patched answer follow run B's own x?"
+    if WHOLE not in fits:
+        return Finding(question, "not asked", "No response curve was drawn.")
+    whole = fits[WHOLE]
+    slopes = "; ".join(
+        f"{name} {fits[patch]['slope']:.2f}"
+        for name, patch in (("run B", BASE), ("A*", TARGET), ("those latents alone", GIVEN))
+        if patch in fits
+    )
+    first = 100 * whole["top_1_answer"]
+    return Finding(
+        question,
+        f"slope {whole['slope']:.2f} [{whole['slope_low']:.2f}, {whole['slope_high']:.2f}]",
+        f"E[y | x] on x with the whole activation of {whole['site']} patched; {slopes}. It "
+        f"answers f(x) first on {first:.0f} % of {whole['n_x']} x. Run B: {whole['recipient']}.",
+    )
+
+
+def _taken_away(results: Results) -> Finding:
+    ladder = results.table("redundancy_ladder").to_dict("records")
+    question = "Which layers' heads must go before nothing brings the task, and does anything take over?"
+    if not ladder:
+        return Finding(question, "not asked", "The redundancy ladder had no steps.")
+    first, last = ladder[0], ladder[-1]
+    if len(ladder) == 1:
+        return Finding(question, "no layer works to begin with", f"NE at most {first['ne']:.2f}.")
+    ends = "no layer works" if math.isnan(last["first_layer"]) else f"layer {last['first_layer']:.0f} works"
+    low, high = last["later_heads_low"], last["later_heads_high"]
+    beside = (
+        f" As many other layers taken away leave NE {last['control_ne_before']:.2f}, these leave "
+        f"{last['ne_before']:.2f}."
+        if last["n_controls"]
+        else ""
+    )
+    return Finding(
+        question,
+        f"without {last['ablated']} {ends}",
+        f"Layer {first['first_layer']:.0f} works first in the intact donor. Verdict: {last['verdict']}; "
+        f"later heads give back {last['later_heads']:+.2f} [{low:+.2f}, {high:+.2f}] nats.{beside}",
+    )

@@ -243,7 +243,9 @@ def write_sae(place: Path, d: int, scale: Scale, site: Site) -> None:
     (place / "cfg.json").write_text(json.dumps(config))
 
 
-STAGES: dict[str, Callable[[Path, Scale], dict[str, Any]]] = {
+Stages = dict[str, Callable[[Path, Scale], dict[str, Any]]]
+Faults = Callable[[dict[str, dict[str, Any]]], list[str]]
+STAGES: Stages = {
     "load": load, "forward": forward, "train": train, "encode": encode,
 }  # fmt: skip
 
@@ -269,48 +271,55 @@ def faults(found: dict[str, dict[str, Any]]) -> list[str]:
     return wrong
 
 
-def in_own_process(stage: str, folder: Path, small: bool) -> dict[str, Any]:
-    """Run one stage in a fresh process; its result, seconds and peak memory."""
+def in_own_process(script: str, stage: str, folder: Path, small: bool) -> dict[str, Any]:
+    """Run one stage of a script in a fresh process; its result, seconds and peak memory."""
     flags = ["--small"] if small else []
     run = subprocess.run(
-        [sys.executable, __file__, str(folder), "--stage", stage, *flags],
+        [sys.executable, script, str(folder), "--stage", stage, *flags],
         stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def measured(stage: str, folder: Path, scale: Scale) -> dict[str, Any]:
-    """A stage's result with its seconds and the peak memory of this process."""
+def measured(stage: str, folder: Path, scale: Scale, stages: Stages = STAGES) -> dict[str, Any]:
+    """A stage's result with its seconds and the peak memory of this process, unless it says so itself."""
     begun = time.monotonic()
-    found = STAGES[stage](folder, scale)
-    return found | {"seconds": round(time.monotonic() - begun, 1), "peak_gb": round(peak_memory() / 1e9, 2)}
+    found = stages[stage](folder, scale)
+    own = {"seconds": round(time.monotonic() - begun, 1), "peak_gb": round(peak_memory() / 1e9, 2)}
+    return own | found
 
 
-def main() -> int:
-    """Write the folder, run the stages, print a line of JSON for each and what is wrong."""
+def prove(script: str, description: str | None, stages: Stages, faults: Faults) -> int:
+    """Write the folder, run the stages, print a line of JSON for each and what is wrong; the exit status.
+
+    Args:
+        script: the file that has these stages, which is run again for each of them.
+        description: what it says of itself.
+        stages: name → what is measured.
+        faults: says what of the results is not as it must be.
+    """
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--small", action="store_true", help="the same at a small shape, in seconds")
-    parser.add_argument("--keep", action="store_true", help="keep the folder")
-    parser.add_argument("--stage", choices=STAGES)
+    parser.add_argument("--keep", action="store_true", help="keep the folder, and use it if it is there")
+    parser.add_argument("--stage", choices=stages, help="this stage alone, on the folder SCRATCH")
     asked = parser.parse_args()
     scale = SMALL if asked.small else TRUE
     if asked.stage:
-        print(json.dumps(measured(asked.stage, asked.scratch, scale)))
+        print(json.dumps(measured(asked.stage, asked.scratch, scale, stages)))
         return 0
     folder = asked.scratch / "llama-3-8b-shape"
     found = {}
     try:
-        begun = time.monotonic()
-        written = write_folder(folder, scale.config, scale.blocks_per_shard)
-        print(
-            json.dumps({"written_gb": written / 1e9, "seconds": round(time.monotonic() - begun, 1)}),
-            flush=True,
-        )
-        for stage in STAGES:
-            found[stage] = in_own_process(stage, folder, asked.small)
+        if not (asked.keep and folder.exists()):
+            begun = time.monotonic()
+            written = write_folder(folder, scale.config, scale.blocks_per_shard)
+            line = {"written_gb": written / 1e9, "seconds": round(time.monotonic() - begun, 1)}
+            print(json.dumps(line), flush=True)
+        for stage in stages:
+            found[stage] = in_own_process(script, stage, folder, asked.small)
             print(json.dumps({stage: found[stage]}), flush=True)
     except IclensError as problem:
         print(problem, file=sys.stderr)
@@ -324,4 +333,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(prove(__file__, __doc__, STAGES, faults))

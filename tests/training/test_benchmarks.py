@@ -21,7 +21,10 @@ FOLDER = Path(__file__).resolve().parents[2] / "analysis" / "benchmarks"
 @pytest.fixture(scope="module")
 def benchmarks() -> Iterator[dict[str, ModuleType]]:
     """The scripts, which import each other as neighbours."""
-    names = ("random_llama", "streamed_llama", "true_shape", "plan_memory", "throughput")
+    names = (
+        "random_llama", "streamed_llama", "true_shape", "true_shape_patching", "exhaustive_patch",
+        "plan_memory", "throughput",
+    )  # fmt: skip
     sys.path.insert(0, str(FOLDER))
     try:
         yield {name: importlib.import_module(name) for name in names}
@@ -95,6 +98,57 @@ def test_the_reference_is_that_of_the_network(benchmarks: dict[str, ModuleType],
         theirs = model.network(tokens[None], output_hidden_states=True).hidden_states
     ours = streamed.residuals(tokens, range(6), 500000.0)
     torch.testing.assert_close(ours[2], theirs[3][0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def patched(benchmarks: dict[str, ModuleType], folder: Path) -> dict[str, dict[str, Any]]:
+    """Every stage of the true-shape proof of patching."""
+    stages, small = benchmarks["true_shape_patching"].STAGES, benchmarks["true_shape"].SMALL
+    return {stage: benchmarks["true_shape"].measured(stage, folder, small, stages) for stage in stages}
+
+
+def test_patching_is_exact_at_a_small_shape(
+    benchmarks: dict[str, ModuleType], patched: dict[str, dict[str, Any]]
+) -> None:
+    assert benchmarks["true_shape_patching"].faults(patched) == []
+    exact = patched["exact"]
+    assert len(exact["differences"]) == 13 and max(exact["differences"].values()) < 2e-5
+    assert min(exact["one layer later"], exact["one position earlier"]) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value", "words"),
+    [
+        ("exact", "differences", {"L2.mlp_out": 2e-4}, "at L2.mlp_out"),
+        ("exact", "differences", {"L2.mlp_out": float("nan")}, "at L2.mlp_out"),
+        ("exact", "one layer later", 1e-3, "control 'one layer later'"),
+        ("exact", "least_effect", 1e-4, "an addition changes only"),
+        ("speed", "distance", 0.05, "from a full pass"),
+        ("speed", "the next row", 0.07, "control 'the next row'"),
+        ("speed", "peak_gb", 21.0, "peak 21.0 GB"),
+        ("replicate", "exit", 2, "replicate"),
+    ],
+)
+def test_the_proof_of_patching_can_fail(
+    benchmarks: dict[str, ModuleType], patched: dict[str, dict[str, Any]], stage: str, key: str, value: Any,
+    words: str,
+) -> None:  # fmt: skip
+    broken = patched | {stage: {**patched[stage], key: value}}
+    faults = benchmarks["true_shape_patching"].faults(broken)
+    assert len(faults) == 1 and words in faults[0]
+
+
+def test_every_site_of_the_built_in_model_is_patched(benchmarks: dict[str, ModuleType]) -> None:
+    script = benchmarks["exhaustive_patch"]
+    model = script.load_model(script.CHECKPOINTS / "icl-tiny")
+    runs = script.build_runs(
+        model.tokenizer, script.parse_task("2x+3"), recipient="S arm", n_prompts=4, donor_examples=4
+    )
+    found = script.patch_all(model, script.saes(model), runs, "instance")
+    assert len(found["sites"]) == 6 and all(site["rows"] > 0 for site in found["sites"].values())
+    assert found["rows"] == sum(site["rows"] for site in found["sites"].values())
+    assert sum(found["shares"].values()) == pytest.approx(1, abs=0.01)
+    assert min(found["shares"].values()) >= 0
 
 
 def test_a_cut_shard_is_refused(benchmarks: dict[str, ModuleType], folder: Path, tmp_path: Path) -> None:

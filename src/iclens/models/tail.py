@@ -104,11 +104,12 @@ def hold(model: LanguageModel, tokens: Ints, first: int | None = None) -> list[H
         "position_ids": positions, "past_key_values": keep,
     }  # fmt: skip
     pre, mids = [resid[:, start:]], []
-    for block in model.network.model.layers:
+    for layer, block in enumerate(model.network.model.layers):
         mid = attend(block, resid, context)
-        resid = feed(block, mid)
+        # Nothing attends to what the last block leaves: its MLP is needed from `start` on alone.
+        resid = feed(block, mid if layer < model.n_blocks - 1 else mid[:, start:])
         mids.append(mid[:, start:])
-        pre.append(resid[:, start:])
+        pre.append(resid[:, start:] if layer < model.n_blocks - 1 else resid)
     kept = {layer: (k[:, :, :start], v[:, :, :start]) for layer, (k, v) in keep.kept.items()}
     return [
         Held(

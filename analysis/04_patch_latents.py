@@ -122,7 +122,7 @@ def effect_of(table: SetTable, kind: str) -> float:
 def smallest(table: SetTable) -> tuple[int, ...]:
     """The fewest latents of the greedy order with half of the full activation's effect, if any have it."""
     rows = rows_of(table, GREEDY)
-    enough = np.flatnonzero(rows["share_of_full"] >= HALF)
+    enough = np.flatnonzero(rows["screen_share"] >= HALF)
     return tuple(int(f) for f in str(rows["members"][enough[0]]).split()) if len(enough) else ()
 
 

@@ -172,10 +172,23 @@ def test_each_edit_reports_the_rows_in_which_it_fired(
     assert edited_answers(tiny_model, prompts.tokens, last, []).fired == ()
 
 
+def test_values_that_do_not_fit_are_one_line(
+    tiny_model: LanguageModel, prompts: PromptSet, rng: np.random.Generator
+) -> None:
+    site, where = Site(1, "mlp_out"), np.array([3])
+    with pytest.raises(EditError, match="1 rows of values for 6 of tokens"):
+        run(tiny_model, prompts, [Edit(site, "resample", where, np.zeros((1, 1, tiny_model.d_model)))])
+    with pytest.raises(EditError, match=r"its value is \(7,\), the activation there"):
+        run(tiny_model, prompts, [Edit(site, "replace", where, np.zeros(7))])
+
+
 def test_a_mean_is_one_row_and_a_resample_one_for_each(rng: np.random.Generator) -> None:
     rows = rng.normal(size=(3, 1, 8))
     with pytest.raises(EditError, match="A mean is one row"):
         Edit(Site(1, "mlp_out"), "mean", np.array([3]), rows)
+    for positions in (np.array([], dtype=int), np.array(3)):
+        with pytest.raises(EditError, match="no list of one or more"):
+            Edit(Site(1, "mlp_out"), "zero", positions)
     with pytest.raises(EditError, match="no axis of rows"):
         Edit(Site(1, "mlp_out"), "resample", np.array([3]), rows[0])
     with pytest.raises(SiteError, match="Nearest: pre"):

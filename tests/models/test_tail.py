@@ -95,10 +95,17 @@ def test_rows_are_taken_in_batches_that_fit_the_memory(exact_model: LanguageMode
     assert 1 <= rows_at_once(exact_model, 1, 30, 2**20) < 40 < rows_at_once(exact_model, 1, 30)
     assert rows_at_once(exact_model, 1, 30, 1) == 1
     assert rows_at_once(exact_model, 12, 30, 2**24) < rows_at_once(exact_model, 1, 30, 2**24)
-    site = Site(2, "resid_post")
-    np.testing.assert_allclose(
-        wide.added(site, delta).log_prob, narrow.added(site, delta).log_prob, atol=1e-6
-    )
+    for hook in ("resid_post", "resid_mid"):
+        one, other = (tail.added(Site(2, hook), delta).log_prob for tail in (wide, narrow))
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    block, seen = exact_model.network.model.layers[2], []
+    tail = Tail(exact_model, query[0], memory=1)
+    handle = block.mlp.register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))
+    try:
+        tail.added(Site(2, "resid_mid"), delta)
+    finally:
+        handle.remove()
+    assert seen == [1] * 40
 
 
 def test_a_site_the_model_lacks_is_refused(exact_model: LanguageModel, query: np.ndarray) -> None:

@@ -10,8 +10,7 @@ from iclens.models.forward import answer_probs
 from iclens.models.load import LanguageModel
 from iclens.names import position
 from iclens.patching.controls import patch_controls
-from iclens.patching.effects import belief_log_odds
-from iclens.patching.latent_runs import gather
+from iclens.patching.latent_runs import gather, read_lent
 from iclens.patching.latents import single_effects
 from iclens.patching.residual import up_to_query
 from iclens.patching.sets import joint
@@ -54,8 +53,11 @@ def test_controls_are_what_their_names_say(
     edit = Edit(held.sae.site, "add", where, joint(held, pair)[held.test][:, None].numpy())
     words = tuple(held.tails[0].answers[1000:])
     probs = answer_probs(tiny_model, tokens, end, edits=[edit], extra=words)
-    after = belief_log_odds(AnswerProbs(probs.answers, probs.log_prob[:, 0]), runs, held.test)
-    wanted = (after - held.base[held.test]).mean(axis=0)
+    after = [
+        read_lent(AnswerProbs(probs.answers, probs.log_prob[k]), runs, i, held.lent[i])
+        for k, i in enumerate(held.test.tolist())
+    ]
+    wanted = (np.concatenate(after) - held.base[held.test]).mean(axis=0)
     for b, belief in enumerate(held.beliefs):
         assert effect(table, both, "wrong role x", belief) == pytest.approx(wanted[b], abs=1e-4)
     assert effect(table, both, "wrong role x") != pytest.approx(effect(table, both, "own"), abs=1e-3)

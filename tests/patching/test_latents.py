@@ -20,9 +20,8 @@ from iclens.models.blocks import unembed
 from iclens.models.forward import answer_probs, record
 from iclens.models.load import LanguageModel
 from iclens.names import BELIEFS, ROLES, Site
-from iclens.patching.effects import belief_log_odds
 from iclens.patching.ladder import best_single, patch_ladder
-from iclens.patching.latent_runs import DIRECTIONS, Direction, LatentRuns, gather
+from iclens.patching.latent_runs import DIRECTIONS, Direction, LatentRuns, gather, read_lent
 from iclens.patching.latents import matched, patch_latents
 from iclens.patching.residual import up_to_query
 from iclens.patching.runs import Runs, build_runs
@@ -126,7 +125,10 @@ def test_the_table_holds_the_naive_splices_effects(
     table = patch_latents(held, n_tested=1, n_controls=3)
     latent = int(table["latent"][0])
     spliced = naive_splice(held, latent)
-    wanted = belief_log_odds(spliced, runs, np.arange(8))[held.test].mean(axis=0)
+    each = [AnswerProbs(spliced.answers, spliced.log_prob[i : i + 1]) for i in held.test]
+    wanted = np.concatenate(
+        [read_lent(row, runs, i, held.lent[i]) for row, i in zip(each, held.test, strict=True)]
+    ).mean(axis=0)
     rows = table.where(table["latent"] == latent)
     assert tuple(rows["belief"]) == BELIEFS
     np.testing.assert_allclose(rows["patched"], wanted, atol=1e-3)
@@ -184,20 +186,42 @@ def test_only_latents_that_differ_get_rows_and_only_screened_ones_a_p_value(
     assert (q_value >= p_value - 1e-12).all()
 
 
-def test_halves_share_no_prompt_and_donor_means_hold_no_query(
-    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+@pytest.mark.parametrize("task", ["2x+3", "word:size"])
+def test_what_is_lent_never_saw_the_query_nor_its_answer(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae, task: str
 ) -> None:
-    sae, runs = make_sae(), make_runs(n_prompts=12)
-    held = gather(tiny_model, sae, runs, donor_value="task mean", seed=1)
-    assert sorted([*held.screen, *held.test]) == list(range(12))
+    sae, runs = make_sae(), make_runs(n_prompts=24, task=task)
+    held = gather(tiny_model, sae, runs, seed=1)
+    assert sorted([*held.screen, *held.test]) == list(range(24))
     own = gather(tiny_model, sae, runs, donor_value="instance", seed=1).donor_held
-    x_A = runs.donor.x[:, -1]
+    lending = held.mix.numpy() > 0
     for half in (held.screen, held.test):
         for prompt in half:
-            others = [k for k in half if x_A[k] not in (x_A[prompt], runs.x_B[prompt])]
-            assert prompt not in others
-            wanted = own[torch.as_tensor(others)].mean(dim=0)
+            lenders = np.flatnonzero(lending[prompt])
+            assert len(lenders) and set(lenders) <= set(half)
+            assert runs.x_B[prompt] not in runs.donor.x[lenders]
+            assert runs.own[prompt] not in runs.donor.answer[lenders, -1]
+            assert runs.donor.x[prompt, -1] not in runs.donor.x[lenders, -1]
+            wanted = own[torch.as_tensor(lenders)].mean(dim=0)
             torch.testing.assert_close(held.donor_held[prompt], wanted, rtol=1e-5, atol=1e-4)
+    refused = ~lending & (held.mix.numpy().sum(axis=1, keepdims=True) > 0)
+    shown = (runs.donor.x[None] == runs.x_B[:, None, None]).any(axis=2)
+    assert (refused & shown).any()
+
+
+def test_copy_asks_for_the_answers_of_the_donors_that_lent(
+    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+) -> None:
+    runs = make_runs(n_prompts=12)
+    for value in ("task mean", "instance"):
+        held = gather(tiny_model, make_sae(), runs, donor_value=value)
+        for prompt in (0, 7):
+            probs = held.tails[prompt].base(held.sae.site)
+            lenders = np.flatnonzero(held.mix[prompt].numpy())
+            answers = sorted(set(runs.donor.answer[lenders, -1]))
+            assert (value == "instance") == (answers == [runs.copied[prompt]])
+            p = sum(float(probs.of(np.array([answer]))[0]) for answer in answers)
+            assert held.base[prompt, BELIEFS.index("copy")] == pytest.approx(np.log(p / (1 - p)), abs=1e-3)
 
 
 def test_a_belief_the_task_does_not_define_is_nan_with_a_reason(
@@ -293,8 +317,12 @@ def test_patches_that_cannot_be_made_are_refused(
         gather(tiny_model, make_sae("L7.mlp_out"), runs)
     with pytest.raises(EditError, match="length-matched S arm"):
         gather(tiny_model, sae, make_runs("zero examples"), role="lab")
-    with pytest.raises(EditError, match="no other prompt"):
+    with pytest.raises(EditError, match="Give 4 or more"):
         gather(tiny_model, sae, make_runs(n_prompts=2))
+    with pytest.raises(EditError, match="every other shows its x"):
+        gather(tiny_model, sae, make_runs(n_prompts=4, donor_examples=44))
+    with pytest.raises(SaeError, match=f"latent {D_SAE} of L2"):
+        gather(tiny_model, sae, runs).directions(np.array([D_SAE]))
 
 
 def test_the_same_seed_gives_the_same_table(

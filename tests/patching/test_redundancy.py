@@ -250,3 +250,8 @@ def test_what_cannot_be_climbed_is_one_line(tiny_model: LanguageModel, make_runs
     ):
         with pytest.raises(EditError, match=said):
             redundancy_ladder(tiny_model, runs, draws=20, n_controls=1, **asked)
+
+
+def test_a_head_beside_its_whole_layer_is_refused(tiny_model: LanguageModel, make_runs: Make) -> None:
+    with pytest.raises(EditError, match="layer 2 stands there whole and in part"):
+        r.redundancy_index(tiny_model, make_runs("S arm"), Ablation.parse("L2 L2H1"))

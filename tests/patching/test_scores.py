@@ -67,7 +67,7 @@ def test_direct_effects_and_the_rest_are_the_logit_difference(
     found = logit_attributions(tiny_model, read, answers).sum(axis=(1, 2)) + others
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-3)
     table = head_scores(tiny_model, runs, reference_layer=2)
-    assert table["direct"].sum() == pytest.approx((wanted - others).mean(), rel=1e-3, abs=1e-3)
+    assert table["attribution"].sum() == pytest.approx((wanted - others).mean(), rel=1e-3, abs=1e-3)
 
 
 def test_a_zeroed_head_has_score_0_and_no_direct_effect(tiny_model: LanguageModel, make_runs: Make) -> None:
@@ -123,7 +123,7 @@ def test_word_answers_have_a_direct_effect(tiny_model: LanguageModel, make_runs:
     runs = make_runs("S arm", task="word:parity", n_prompts=3)
     assert runs.words
     table = head_scores(tiny_model, runs, reference_layer=3)
-    assert np.isfinite(table["direct"]).all() and table["direct"].max() > 0.1
+    assert np.isfinite(table["attribution"]).all() and table["attribution"].max() > 0.1
 
 
 def test_layers_that_are_not_there_are_refused(tiny_model: LanguageModel, make_runs: Make) -> None:

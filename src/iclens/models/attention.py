@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from iclens.errors import EditError
 from iclens.models.blocks import run_blocks
-from iclens.models.forward import attached, record
+from iclens.models.forward import attached, batches, record
 from iclens.models.load import LanguageModel, as_numpy
 from iclens.names import Site
 from iclens.tables.arrays import Floats, Ints
@@ -56,14 +56,10 @@ def attention_patterns(
         )
     stop = 1 + max([*layers, *(edit.site.layer for edit in edits)])
     parts: dict[int, list[Floats]] = {layer: [] for layer in layers}
-    for start in range(0, len(tokens), batch):
-        rows = slice(start, start + batch)
-        ids = torch.as_tensor(tokens[rows], device=model.device())
+    for rows, some in batches(tokens, batch, edits):
+        ids = torch.as_tensor(rows, device=model.device())
         embedded = model.network.model.embed_tokens(ids)
-        with (
-            attached(model, (), where, [edit.of_rows(rows) for edit in edits]),
-            _caught(model, layers) as seen,
-        ):
+        with attached(model, (), where, some), _caught(model, layers) as seen:
             run_blocks(model.network, embedded, 0, stop)
         rotary = model.network.model.rotary_emb(embedded, torch.arange(length, device=ids.device)[None])
         for layer in layers:

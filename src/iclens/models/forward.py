@@ -88,7 +88,15 @@ def _changed(edit: Edit, before: Tensor) -> Tensor:
     if edit.value is None:
         return torch.zeros_like(before)
     value = torch.as_tensor(np.asarray(edit.value), dtype=before.dtype, device=before.device)
-    return (value + before) if edit.kind == "add" else value.expand_as(before)
+    try:
+        value = value.expand_as(before)
+    except RuntimeError as cause:
+        raise EditError(
+            f"edit '{edit.kind}' at {edit.site}",
+            f"its value is {tuple(value.shape)}, the activation there {tuple(before.shape)}",
+            "Give [row pos d_model], or what broadcasts to it.",
+        ) from cause
+    return (value + before) if edit.kind == "add" else value
 
 
 @contextmanager
@@ -196,7 +204,7 @@ def record(
     """
     stop = 1 + max(site.layer for site in [*sites, *(e.site for e in edits)])
     parts: dict[Site, list[np.ndarray]] = {site: [] for site in sites}
-    for rows, some in _chunks(tokens, batch, edits):
+    for rows, some in batches(tokens, batch, edits):
         with attached(model, sites, positions, some) as seen:
             ids = torch.as_tensor(rows, device=model.device())
             run_blocks(model.network, model.network.model.embed_tokens(ids), 0, stop)
@@ -266,7 +274,7 @@ def edited_answers(
     answers, ids = model.answer_space(extra)
     where = torch.as_tensor(np.asarray(positions), device=model.device())
     parts, fired = [], np.zeros(len(edits), dtype=int)
-    for rows, some in _chunks(tokens, batch, edits):
+    for rows, some in batches(tokens, batch, edits):
         with attached(model, (), positions, some) as seen:
             embedded = model.network.model.embed_tokens(torch.as_tensor(rows, device=model.device()))
             resid = run_blocks(model.network, embedded, 0, model.n_blocks)
@@ -302,7 +310,7 @@ def record_and_answer(
     answers, ids = model.answer_space(extra)
     where = torch.as_tensor(np.asarray(answer_positions), device=model.device())
     last_is_recorded = any(site.layer == model.n_blocks - 1 for site in sites)
-    for rows, _ in _chunks(tokens, batch, ()):
+    for rows, _ in batches(tokens, batch, ()):
         with attached(model, sites, positions) as seen:
             embedded = model.network.model.embed_tokens(torch.as_tensor(rows, device=model.device()))
             if last_is_recorded:
@@ -334,10 +342,15 @@ def read_answers(model: LanguageModel, resid: Tensor, ids: Tensor) -> Tensor:
     return torch.cat(parts).unflatten(0, resid.shape[:-1])
 
 
-def _chunks(tokens: Ints, batch: int, edits: Sequence[Edit]) -> Iterator[tuple[Ints, tuple[Edit, ...]]]:
-    """Rows and the edits of these rows, `batch` at a time."""
+def batches(tokens: Ints, batch: int, edits: Sequence[Edit]) -> Iterator[tuple[Ints, tuple[Edit, ...]]]:
+    """Rows and the edits of these rows, `batch` at a time.
+
+    Raises:
+        EditError: when an edit has values for another number of rows.
+    """
     for edit in edits:
-        if edit.value is not None and edit.per_row and len(edit.value) != len(tokens):
+        own = edit.per_row or edit.kind == "resample"
+        if edit.value is not None and own and len(edit.value) != len(tokens):
             raise EditError(
                 f"edit at {edit.site}", f"{len(edit.value)} rows of values for {len(tokens)} of tokens",
                 "Give one row per prompt.",

@@ -120,6 +120,12 @@ def load_model(
         ModelError: when the folder is missing, a file is damaged, or weights are missing or mismatched.
         TokenizerError: when an example is not six tokens.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as cause:
+        raise ModelError(
+            f"device '{device}'", "torch cannot use it here", "Give cpu, or cuda where there is one."
+        ) from cause
     path = Path(name)
     if not path.is_dir() and (path.is_absolute() or str(name).count("/") != 1 or str(name).startswith(".")):
         raise ModelError(f"model '{name}'", "no such folder", "Give a Hugging Face folder or hub name.")

@@ -206,8 +206,7 @@ class Tail:
             )
         like = self._held.resid[0].dtype
         parts = [read_answers(self.model, whole[:0, -1].to(like), self.ids)]
-        size = batch or rows_at_once(self.model, self.n_suffix, self._held.first, self.memory)
-        for rows in whole.split(size) if len(whole) else ():
+        for rows in whole.split(self._rows_at_once(batch)) if len(whole) else ():
             held = rows.to(like)
             last = self._side_by_side(held, layer) if layer < self.model.n_blocks else held[:, -1]
             parts.append(read_answers(self.model, last, self.ids))
@@ -282,12 +281,18 @@ class Tail:
         base = self._held.mid[site.layer] if site.hook in MID else self._held.resid[layer]
         added = torch.as_tensor(delta, dtype=base.dtype, device=base.device)
         where = self._places(positions, base.device)
-        rows = base.expand(len(added), -1, -1).index_add(
-            1, where, (added[:, None] if added.ndim == 2 else added).expand(-1, len(where), -1)
-        )
-        if site.hook in MID:
-            rows = feed(self.model.network.model.layers[site.layer], rows)
-        return self.run(rows, layer, batch)
+        parts = []
+        for some in added.split(self._rows_at_once(batch)) if len(added) else (added,):
+            rows = base.expand(len(some), -1, -1).index_add(
+                1, where, (some[:, None] if some.ndim == 2 else some).expand(-1, len(where), -1)
+            )
+            if site.hook in MID:
+                rows = feed(self.model.network.model.layers[site.layer], rows)
+            parts.append(self.run(rows, layer, batch).log_prob)
+        return AnswerProbs(self.answers, np.concatenate(parts))
+
+    def _rows_at_once(self, batch: int | None) -> int:
+        return batch or rows_at_once(self.model, self.n_suffix, self._held.first, self.memory)
 
     def _places(self, positions: Ints | None, device: torch.device) -> Tensor:
         """Positions as indices into the suffix."""

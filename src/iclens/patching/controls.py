@@ -19,8 +19,8 @@ from torch import Tensor
 
 from iclens.errors import EditError
 from iclens.models.tail import tails_of
-from iclens.patching.effects import belief_log_odds, means, resamples
-from iclens.patching.latent_runs import LatentRuns, gather, place_of
+from iclens.patching.effects import means, resamples
+from iclens.patching.latent_runs import LatentRuns, gather, place_of, read_lent
 from iclens.patching.residual import up_to_query
 from iclens.patching.runs import Runs
 from iclens.patching.sets import joint
@@ -48,6 +48,8 @@ def patch_controls(
     Raises:
         EditError: when the other runs ask other queries, or a role comes after the place of the patch.
     """
+    if not groups:
+        return ControlTable.concat([])
     own = [joint(held, ids) for ids in groups]
     found: dict[str, Floats] = {"own": _at_place(held, own), "sign flip": _at_place(held, [-d for d in own])}
     found |= {f"wrong role {role}": effects for role, effects in _elsewhere(held, own, roles).items()}
@@ -83,8 +85,7 @@ def _elsewhere(held: LatentRuns, deltas: Sequence[Tensor], roles: Sequence[str])
         for tail, i in zip(tails, held.test.tolist(), strict=True):
             delta = torch.stack([d[i] for d in deltas])
             probs = tail.added(held.sae.site, delta, positions=np.array([place]))
-            asked = np.full(len(delta), i)
-            rows.append(belief_log_odds(probs, held.runs, asked) - held.base[i])
+            rows.append(read_lent(probs, held.runs, i, held.lent[i]) - held.base[i])
         found[role] = np.stack(rows)
     return found
 

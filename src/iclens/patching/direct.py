@@ -32,7 +32,7 @@ from iclens.names import Site
 from iclens.patching.effects import Estimates, belief_log_odds, means, normalised_effects, resamples
 from iclens.patching.heads import Ablation, ablated_answers, ablation_edits
 from iclens.patching.residual import query_answers, up_to_query
-from iclens.patching.runs import Runs
+from iclens.patching.runs import Runs, check_tokenizer
 from iclens.tables.arrays import Floats
 from iclens.tables.edits import Edit
 from iclens.tables.redundancy import DirectTable
@@ -144,6 +144,7 @@ def direct_by_prompt(
     Raises:
         EditError, SiteError: likewise.
     """
+    check_tokenizer(model.tokenizer, runs)
     chosen = ablation.by_layer(model)
     first, last, stop = min(chosen), max(chosen), model.n_blocks if reader is None else reader
     if not last < stop <= model.n_blocks:

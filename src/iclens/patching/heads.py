@@ -23,7 +23,7 @@ from iclens.models.load import LanguageModel
 from iclens.names import Site
 from iclens.patching.effects import means, resamples
 from iclens.patching.residual import query_answers, up_to_query
-from iclens.patching.runs import Runs
+from iclens.patching.runs import Runs, check_tokenizer
 from iclens.patching.sweep import PROBABILITIES, effects, readouts
 from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Floats, Ints
@@ -170,6 +170,7 @@ def ablate_heads(
         EditError: for an unknown kind or place, or recipients of another length.
         SiteError: for a layer that the model does not have.
     """
+    check_tokenizer(model.tokenizer, runs)
     base = readouts(query_answers(model, runs.target, runs.words), runs)
     weights = resamples(runs.target.n_prompts, draws, np.random.default_rng(seed))
     parts = []

@@ -2,7 +2,8 @@
 
     best single latent   (a_f^A − a_f^B) · scale_B · d_f, f chosen on the screening half
     all latents          scale_B · (decode(a^A) − decode(a^B)): B keeps its own error
-    error only           error^A − error^B
+    error only           what is left: error^A − error^B, and for an SAE that normalises its input what comes
+                         of the change in its scale and mean
     full activation      h^A − h^B, the sum of the two above
 
 All rungs are read on the test half and use the same donor values as the single-latent patches.

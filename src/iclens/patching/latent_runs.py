@@ -1,8 +1,9 @@
 """What a latent patch needs of run A and run B, gathered once per SAE.
 
 1. The site is recorded at a role of A and B, and encoded: a^A and a^B, and over all examples how often and
-how strongly each latent is active. 2. The donor value of each prompt is the mean over *other* prompts (never
-one that asks about its own x or x_B, so neither leaks), or the prompt's own. 3. Prompts are halved: one half
+how strongly each latent is active. 2. The donor value of each prompt is the mean over *other* prompts, or the
+prompt's own. A prompt lends nothing to one whose x_B it shows or asks about, whose own x it asks about, or
+whose answer f(x_B) it gives: what is lent says the task, not the answer. 3. Prompts are halved: one half
 screens latents, the other tests them, and donor means stay within a half. 4. The tail engine gives every
 belief after any addition at the site.
 
@@ -12,6 +13,7 @@ mean: what A* loses when a latent is as it would be without the examples.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,12 +32,15 @@ from iclens.patching.runs import Runs, check_tokenizer
 from iclens.saes.encode import refuse_transcoder
 from iclens.saes.formats.parts import NORMALISATIONS
 from iclens.saes.load import Sae
+from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.prompts import PromptSet
+from iclens.tasks.beliefs import log_odds
 
 DONOR_VALUES = ("task mean", "instance")
 Direction = Literal["sufficiency", "necessity"]
 DIRECTIONS: tuple[Direction, ...] = ("sufficiency", "necessity")
+LEAST_PROMPTS = 4
 _ONE_HOT_ROWS = 256
 
 
@@ -61,6 +66,8 @@ class LatentRuns:
         density: share of the role's positions of source and receiver at which a latent is active, [d_sae].
         mean_active: mean size of its activation there, NaN where never active, [d_sae].
         screen, test: the two halves of the prompts.
+        lent: what `copy` asks for: answers of the prompts that lent to each, as columns of the tails'
+            answers, [prompt] of [answer]; for "instance" that is f(x_A) alone.
         base, target: every belief's log-odds in the receiver, and in A* (for necessity, in B),
             [prompt belief].
     """
@@ -81,6 +88,7 @@ class LatentRuns:
     mean_active: Floats
     screen: Ints
     test: Ints
+    lent: tuple[Ints, ...]
     base: Floats
     target: Floats
 
@@ -131,8 +139,7 @@ class LatentRuns:
         rows = (delta != 0).any(dim=1)
         if rows.any():
             probs = self.tails[prompt].added(self.sae.site, delta[rows], batch, self.place)
-            asked = np.full(int(rows.sum()), prompt)
-            held = belief_log_odds(probs, self.runs, asked)
+            held = read_lent(probs, self.runs, prompt, self.lent[prompt])
             found[rows.cpu().numpy()] = held - self.base[prompt]
         return found
 
@@ -155,7 +162,14 @@ class LatentRuns:
 
 
 def decoder_directions(sae: Sae, latents: Ints) -> Tensor:
-    """What one unit of each latent adds to the decoded, decode(e_f) − decode(0), [latent d_in]."""
+    """What one unit of each latent adds to the decoded, decode(e_f) − decode(0), [latent d_in].
+
+    Raises:
+        SaeError: for a latent that the SAE does not have.
+    """
+    strange = [int(latent) for latent in latents if not 0 <= latent < sae.d_sae]
+    if strange:
+        raise SaeError(f"latent {strange[0]} of {sae.site.short}", f"it has {sae.d_sae}", "Choose another.")
     ids = torch.as_tensor(np.asarray(latents), device=sae.W_dec.device)
     nothing = sae.decode(sae.W_dec.new_zeros(1, sae.d_sae))
     parts = [nothing[:0]]
@@ -193,6 +207,11 @@ def gather(
     source, sink = (
         (runs.donor, runs.recipient) if direction == "sufficiency" else (runs.recipient, runs.target)
     )
+    if runs.donor.n_prompts < LEAST_PROMPTS:
+        raise EditError(
+            f"{runs.donor.n_prompts} pairs of runs", "half of them screens, half tests",
+            f"Give {LEAST_PROMPTS} or more.",
+        )  # fmt: skip
     order = np.random.default_rng(seed).permutation(runs.donor.n_prompts)
     screen, test = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
     where = place_of(sink, role)
@@ -201,20 +220,50 @@ def gather(
     held = [_recorded(model, sae, prompts, role, batch) for prompts in (source, sink)]
     latents = [sae.encode(rows[:, -1]) for rows in held]
     check_decoder(sae, latents[0], latents[1])
-    weights = _donor_weights(_asked_x(source, role), runs.x_B, (screen, test), donor_value)
+    weights = _donor_weights(source, runs, role, (screen, test), donor_value)
     mix = torch.as_tensor(weights, dtype=latents[0].dtype, device=latents[0].device)
     density, mean_active = _activity(sae, held)
-    everyone = np.arange(runs.donor.n_prompts)
-    base = [tail.base(sae.site) for tail in tails]
+    lent = _lent_answers(source, weights, tails[0].answers)
     other = runs.target if direction == "sufficiency" else runs.recipient
     return LatentRuns(
         model, sae, runs, direction, role, mix, tails,
         recipient_held=held[1][:, -1], donor_held=mixed(mix, held[0][:, -1]),
         recipient_latents=latents[1], donor_latents=mixed(mix, latents[0]),
         scale=sae.scale(held[1][:, -1]), density=density, mean_active=mean_active, screen=screen, test=test,
-        base=np.concatenate([belief_log_odds(found, runs, [i]) for i, found in enumerate(base)]),
-        target=belief_log_odds(query_answers(model, other, runs.words), runs, everyone),
+        lent=lent,
+        base=np.concatenate(
+            [read_lent(tail.base(sae.site), runs, i, lent[i]) for i, tail in enumerate(tails)]
+        ),
+        target=_targets(query_answers(model, other, runs.words), runs, lent),
     )  # fmt: skip
+
+
+def read_lent(probs: AnswerProbs, runs: Runs, prompt: int, lent: Ints) -> Floats:
+    """Log-odds of every belief of a prompt, `copy` about any answer that was lent to it, [row belief].
+
+    Args:
+        probs: [row answer].
+        runs: gives the task, x_B, f(x_B) and the beliefs.
+        prompt: which prompt all rows belong to.
+        lent: columns of these answers.
+    """
+    found = belief_log_odds(probs, runs, np.full(len(probs.log_prob), prompt))
+    copied = np.exp(probs.log_prob[:, lent].astype(np.float64)).sum(axis=1)
+    found[:, runs.beliefs.index("copy")] = log_odds(copied)
+    return found
+
+
+def _targets(probs: AnswerProbs, runs: Runs, lent: tuple[Ints, ...]) -> Floats:
+    """The same of one row per prompt, [prompt belief]."""
+    rows = (AnswerProbs(probs.answers, probs.log_prob[i : i + 1]) for i in range(len(lent)))
+    return np.concatenate([read_lent(row, runs, i, lent[i]) for i, row in enumerate(rows)])
+
+
+def _lent_answers(source: PromptSet, weights: Floats, answers: Sequence[str]) -> tuple[Ints, ...]:
+    """Columns of the answers of the prompts that lend to each prompt, [prompt] of [answer]."""
+    column = {answer: i for i, answer in enumerate(answers)}
+    own = np.array([column[str(answer)] for answer in source.answer[:, -1]])
+    return tuple(np.unique(own[row > 0]) for row in weights)
 
 
 def _refuse(model: LanguageModel, sae: Sae, donor_value: str, direction: str) -> None:
@@ -247,11 +296,6 @@ def place_of(prompts: PromptSet, role: str) -> int:
     return position(role, _example(prompts, role))
 
 
-def _asked_x(prompts: PromptSet, role: str) -> np.ndarray:
-    """The x of the example that a role is taken of, [prompt]."""
-    return prompts.x[:, _example(prompts, role)]
-
-
 def mixed(mix: Tensor, rows: Tensor) -> Tensor:
     """mix @ rows, or the rows themselves, untouched by rounding, when each prompt is its own donor."""
     return rows if torch.equal(mix, torch.eye(len(mix), dtype=mix.dtype, device=mix.device)) else mix @ rows
@@ -277,26 +321,35 @@ def _activity(sae: Sae, held: list[Tensor]) -> tuple[Floats, Floats]:
         return count / rows, total / count
 
 
-def _donor_weights(own: np.ndarray, x_B: np.ndarray, halves: tuple[Ints, Ints], donor_value: str) -> Floats:
+def _donor_weights(
+    source: PromptSet, runs: Runs, role: str, halves: tuple[Ints, Ints], donor_value: str
+) -> Floats:
     """Weight of each source prompt in each prompt's donor value, [prompt prompt]; rows sum to 1.
 
     Args:
-        own: x of the example that values are taken of, in the source [prompt].
-        x_B: the receiver's query, [prompt].
+        source: the prompts that values are taken from.
+        runs: give x_B and f(x_B).
+        role: where; the x of its example is a prompt's own.
         halves: prompts that may lend to each other.
         donor_value: one of `DONOR_VALUES`.
+
+    Raises:
+        EditError: when nothing may be lent to some prompt.
     """
-    n = len(own)
+    n, own = source.n_prompts, source.x[:, _example(source, role)]
     if donor_value == "instance":
         return np.eye(n)
-    allowed = (own[None] != own[:, None]) & (own[None] != x_B[:, None])
+    shows = (source.x[None] == runs.x_B[:, None, None]).any(axis=2)
+    allowed = (own[None] != own[:, None]) & ~shows & (source.answer[None, :, -1] != runs.own[:, None])
     same_half = np.zeros((n, n), dtype=bool)
     for half in halves:
         same_half[np.ix_(half, half)] = True
     weights = (allowed & same_half).astype(float)
     if not weights.any(axis=1).all():
         raise EditError(
-            f"task means over {n} prompts", "one has no other prompt to average", "Give more prompts."
+            f"task means over {n} prompts",
+            "for one of them every other shows its x, or answers alike",
+            "Give more prompts or inputs, fewer examples, or take the instance.",
         )
     return weights / weights.sum(axis=1, keepdims=True)
 

@@ -20,7 +20,7 @@ from iclens.models.load import LanguageModel, as_numpy
 from iclens.names import check_role, position
 from iclens.patching.effects import means, resamples
 from iclens.patching.residual import layer_site
-from iclens.patching.runs import Runs
+from iclens.patching.runs import Runs, check_tokenizer
 from iclens.patching.sweep import PROBABILITIES, effects, readouts
 from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Floats
@@ -51,6 +51,7 @@ def logit_lens(
         SiteError: for an unknown role.
     """
     refuse_part(model)
+    check_tokenizer(model.tokenizer, runs)
     chosen = tuple(range(model.n_blocks + 1)) if layers is None else tuple(layers)
     sites = {layer: layer_site(model, layer) for layer in chosen}
     query = runs.target.n_examples - 1

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from iclens.errors import EditError
 from iclens.models.load import LanguageModel
 from iclens.patching.direct import (
     ABLATED,
@@ -46,9 +47,9 @@ from iclens.patching.effects import (
     normalised_effects,
     resamples,
 )  # fmt: skip
-from iclens.patching.heads import Ablation, ablated_answers, ablation_edits
+from iclens.patching.heads import WHOLE_LAYER, Ablation, ablated_answers, ablation_edits
 from iclens.patching.residual import query_answers, replace_pre
-from iclens.patching.runs import Runs
+from iclens.patching.runs import Runs, check_tokenizer
 from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.edits import Edit
@@ -145,9 +146,11 @@ def redundancy_index(
         A row per belief.
 
     Raises:
-        EditError: for an unknown belief or head, or recipients of another length.
+        EditError: for an unknown belief or head, a head beside its whole layer, or recipients of
+            another length.
         SiteError: for a layer that the model does not have.
     """
+    check_tokenizer(model.tokenizer, runs)
     which = runs.columns(runs.beliefs if beliefs is None else beliefs)
     base, bottom = (
         _log_odds(query_answers(model, prompts, runs.words), runs)
@@ -161,6 +164,13 @@ def redundancy_index(
         ]
 
     entries = tuple(dict.fromkeys(ablation.heads))
+    whole = {layer for layer, head in entries if head == WHOLE_LAYER}
+    twice = [layer for layer, head in entries if head != WHOLE_LAYER and layer in whole]
+    if twice:
+        raise EditError(
+            f"redundancy of '{ablation.text}'", f"layer {twice[0]} stands there whole and in part",
+            "Name its heads, or the layer.",
+        )  # fmt: skip
     joint = effect(ablation)
     singles = np.sum([effect(ablation.of((entry,))) for entry in entries], axis=0)
     weights, n = resamples(len(base), draws, np.random.default_rng(seed)), len(which)
@@ -200,6 +210,7 @@ def arrival(
     Raises:
         EditError: for an unknown belief or layer, or an edit that did not fire.
     """
+    check_tokenizer(model.tokenizer, runs)
     (b,) = runs.columns([belief])
     where = np.arange(model.n_blocks + 1) if layers is None else np.array(layers)
     patched = replace_pre(model, runs, where.tolist(), donor_edits, batch)

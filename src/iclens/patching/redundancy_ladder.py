@@ -49,7 +49,7 @@ CONTROL_DRAWS = 5
 MAX_STEPS = 8
 _TRIES = 20
 """Draws for each control set that is asked for, so that sets are distinct where there are enough."""
-_WITH_INTERVAL = ("later_heads", "given_heads", "later")
+_WITH_INTERVAL = ("later_heads", "later_heads_given_loss", "later")
 _EMPTY = (
     *("control_ne_before", "control_ne_least", "control_ne_greatest", "control_moved", "control_donor"),
     *("total", "direct", *(f"{name}{end}" for name in _WITH_INTERVAL for end in ("", "_low", "_high"))),
@@ -291,8 +291,10 @@ def _verdict(climb: Climb, heads: Heads, intact: FirstLayer, now: FirstLayer) ->
     effects = direct_by_prompt(climb.model, climb.runs, ablation, reader=reader, batch=climb.batch)
     (b,) = climb.runs.columns([climb.belief])
     said = verdict(intact, now, effects, b, climb.weights)
-    parts = {"total": TOTAL, "direct": ABLATED, "later_heads": LATER_HEADS, "given_heads": HEADS_GIVEN,
-             "later": LATER}  # fmt: skip
+    parts = {
+        "total": TOTAL, "direct": ABLATED, "later_heads": LATER_HEADS, "later_heads_given_loss": HEADS_GIVEN,
+        "later": LATER,
+    }  # fmt: skip
     row: dict[str, Any] = {"verdict": said.name, "reason": said.reason}
     for name, part in parts.items():
         found = means(effects.sums[part][:, b : b + 1], climb.weights)

@@ -71,11 +71,12 @@ def response_curve(
     found = [tail.added(sae.site, rows) for tail, rows in zip(held.tails, additions, strict=True)]
     answers, log_prob = found[0].answers, np.stack([probs.log_prob for probs in found])
     parts = [
-        _curve(runs, str(sae.site), patch, AnswerProbs(answers, log_prob[:, i]), latents)
+        _curve(runs, str(sae.site), patch, AnswerProbs(answers, log_prob[:, i]), latents, held.lent)
         for i, (patch, latents, _) in enumerate(patches)
     ]
     target = query_answers(model, runs.target, runs.words)
-    return ResponseTable.concat([parts[0], _curve(runs, str(sae.site), TARGET, target), *parts[1:]])
+    whole = _curve(runs, str(sae.site), TARGET, target, lent=held.lent)
+    return ResponseTable.concat([parts[0], whole, *parts[1:]])
 
 
 def response_sweep(model: LanguageModel, runs: Runs, *, layers: Sequence[int] | None = None) -> ResponseTable:
@@ -144,10 +145,15 @@ def _additions(
 
 
 def _curve(
-    runs: Runs, site: str, patch: str, probs: AnswerProbs, latents: tuple[int, ...] = ()
-) -> ResponseTable:
-    """Rows by x from the answers of every prompt, [prompt answer]."""
+    runs: Runs, site: str, patch: str, probs: AnswerProbs, latents: tuple[int, ...] = (),
+    lent: Sequence[Ints] | None = None,
+) -> ResponseTable:  # fmt: skip
+    """Rows by x from answers [prompt answer]; `lent` are columns of the donors' answers."""
     x, expected = queries(runs), expected_answer(probs)
+    copied = probs.of(runs.copied)
+    if lent is not None:
+        rows = zip(probs.log_prob.astype(np.float64), lent, strict=True)
+        copied = np.array([np.exp(row[columns]).sum() for row, columns in rows])
     xs, first, group = np.unique(x, return_index=True, return_inverse=True)
     n_donors = np.bincount(group)
     share = (group == np.arange(len(xs))[:, None]) / n_donors[:, None]
@@ -174,7 +180,7 @@ def _curve(
         "scaled": times, "n_donors": n_donors, "mean": mean, "sd": spread,
         "top_1": np.array(probs.answers)[averaged.top()], "rank": rank(p_own).astype(int),
         "rank_scaled": rank(p_scaled), "p_answer": p_own, "p_scaled": p_scaled,
-        "p_copy": share @ probs.of(runs.copied), "p_number": share @ probs.numbers.sum(axis=-1),
+        "p_copy": share @ copied, "p_number": share @ probs.numbers.sum(axis=-1),
         "reason": ["; ".join(reason for reason in row if reason) for row in reasons],
     })  # fmt: skip
 

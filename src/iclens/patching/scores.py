@@ -2,8 +2,8 @@
 
 1. At the query's `pre` of A* each head adds its output to the residual. 2. Its *score* is the dot product of
 that output with a later residual, over the scale by which the final norm divides: how far the head lies along
-what the run then holds. 3. Its *direct* effect is what the output adds to the answer's logit over the mean
-number's, the final norm frozen at the run's own scale. 4. Its attention from `pre` is added up over the
+what the run then holds. 3. Its logit *attribution* is what the output adds to the answer's logit over the
+mean number's, the final norm frozen at the run's own scale. 4. Its attention from `pre` is added up over the
 examples' labels, the query's own x, and BOS. None of these is an intervention: a high score is not a need.
 Enter a model and runs; leaves a HeadScoreTable.
 """
@@ -21,7 +21,7 @@ from iclens.models.load import LanguageModel, as_numpy
 from iclens.names import Site, position
 from iclens.patching.effects import means, resamples
 from iclens.patching.residual import layer_site, up_to_query
-from iclens.patching.runs import Runs
+from iclens.patching.runs import Runs, check_tokenizer
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.edits import Edit
 from iclens.tables.heads import HeadScoreTable
@@ -96,17 +96,17 @@ def answer_directions(model: LanguageModel, answers: Ints) -> Floats:
         model: a whole model; γ is its final norm's weight.
         answers: token id of each row's answer, [row].
     """
-    head, norm = model.network.lm_head.weight, as_numpy(model.network.model.norm.weight)
+    head, gain = model.network.lm_head.weight, as_numpy(model.network.model.norm.weight)
     _, numbers = model.answer_space()
     mean = as_numpy(head[numbers.to(head.device)].float().mean(dim=0))
-    return (as_numpy(head[np.asarray(answers)]) - mean) * norm
+    return (as_numpy(head[np.asarray(answers)]) - mean) * gain
 
 
 def head_scores(
     model: LanguageModel, runs: Runs, *, reference_layer: int, layers: Sequence[int] | None = None,
     seed: int = 0, draws: int = 1000, batch: int = 128,
 ) -> HeadScoreTable:  # fmt: skip
-    """Score, direct effect and attention of every head at A*'s query.
+    """Score, logit attribution and attention of every head at A*'s query.
 
     Args:
         model: a whole model.
@@ -120,12 +120,13 @@ def head_scores(
     Raises:
         ModelError, EditError, SiteError: as in `last_position`.
     """
+    check_tokenizer(model.tokenizer, runs)
     tokens, chosen = up_to_query(runs.target), tuple(range(model.n_blocks) if layers is None else layers)
     read = last_position(model, tokens, reference_layer=reference_layer, layers=chosen, batch=batch)
     names, ids = model.answer_space(runs.words)
     index = {name: i for i, name in enumerate(names)}
     wanted = as_numpy(ids)[[index[text] for text in runs.own]]
-    score, direct = score_maps(model, read), logit_attributions(model, read, wanted)
+    score, attribution = score_maps(model, read), logit_attributions(model, read, wanted)
     masses = _masses(model, runs, tokens, chosen, batch)
     weights = resamples(len(tokens), draws, np.random.default_rng(seed))
     flat = {name: values.reshape(len(tokens), -1) for name, values in masses.items()}
@@ -139,7 +140,7 @@ def head_scores(
     return HeadScoreTable({
         "layer": layer, "head": head, "reference_layer": [reference_layer] * n, "n_seen": [runs.n_seen] * n,
         "score": scored.value, "score_low": scored.low, "score_high": scored.high,
-        "direct": direct.reshape(len(tokens), -1).mean(axis=0),
+        "attribution": attribution.reshape(len(tokens), -1).mean(axis=0),
         "label_mass": labelled.value, "label_mass_low": labelled.low, "label_mass_high": labelled.high,
         "label_share": share, "own_x_mass": flat["own x"].mean(axis=0), "bos_mass": flat["bos"].mean(axis=0),
         "n_prompts": [len(tokens)] * n, "reason": [str(text) for text in reason],

@@ -58,6 +58,7 @@ def _row(held: LatentRuns, latents: Ints, b: int, exact: Floats, linear: Floats)
     return row | {
         "r2": 1 - np.square(miss).sum() / spread,
         "slope": float((exact * linear).sum() / max(np.square(linear).sum(), 1e-300)),
+        "top_found": len(best[0] & best[1]) / TOP if len(latents) > TOP else np.nan,
         "worst_miss": miss.max(), "worst_latent": int(latents[worst]), "worst_exact": exact[prompt, worst],
-        "worst_linear": linear[prompt, worst], "top_found": len(best[0] & best[1]) / len(best[0]),
+        "worst_linear": linear[prompt, worst],
     }  # fmt: skip

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,22 +75,25 @@ def patch_sets(
         draws: bootstrap resamples.
 
     Raises:
-        ValueError: when `chosen_for` is no belief of the runs.
+        EditError: when `chosen_for` is no belief of the runs.
     """
-    b = held.beliefs.index(chosen_for)
+    (b,) = held.runs.columns([chosen_for])
     order = own_order(held, effects, b)
     greedy = greedy_order(held, order[:CANDIDATES], b, largest)
     sets = list(_sets(held, order, greedy, b, largest))
-    found = _effects(held, [one.delta for one in sets])
+    deltas = [one.delta for one in sets]
+    found, screened = _effects(held, deltas, held.test), _effects(held, deltas, held.screen)
     rng, weights = np.random.default_rng(seed), resamples(len(held.test), draws, np.random.default_rng(seed))
-    full = found[:, [one.kind for one in sets].index(FULL)]
-    enough = np.abs(found[..., b].mean(axis=0)) >= HALF * np.abs(full[:, b].mean())
-    compared = _compared(sets, enough)
+    last = [one.kind for one in sets].index(FULL)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        screen_share = screened[..., b].mean(axis=0) / screened[:, last, b].mean()
+    compared = _compared(sets, screen_share >= HALF)
     tables = []
     for i, one in enumerate(sets):
         drawn = random_sets(held, one, n_controls, rng) if i in compared else None
-        tables.append(_rows(held, one, chosen_for, (found[:, i], full, drawn), weights))
-    return SetTable.concat(tables)
+        rows = _rows(held, one, chosen_for, (found[:, i], found[:, last], drawn), weights)
+        tables.append(rows | {"screen_share": [screen_share[i]] * len(held.beliefs)})
+    return SetTable.concat([SetTable(rows) for rows in tables])
 
 
 def _compared(sets: Sequence[Members], enough: np.ndarray) -> set[int]:
@@ -169,10 +173,10 @@ def joint(held: LatentRuns, latents: Ints) -> Tensor:
     return torch.stack([held.pushes(i, latents, along).sum(dim=0) for i in range(len(held.tails))])
 
 
-def _effects(held: LatentRuns, deltas: list[Tensor]) -> Floats:
-    """Effects of additions [prompt d_in] on the test half, [test prompt, addition, belief]."""
+def _effects(held: LatentRuns, deltas: list[Tensor], prompts: Ints) -> Floats:
+    """Effects of additions [prompt d_in] on some prompts, [prompt, addition, belief]."""
     rows = torch.stack(deltas, dim=1)
-    return np.stack([held.effects(int(i), rows[int(i)]) for i in held.test])
+    return np.stack([held.effects(i, rows[i]) for i in prompts.tolist()])
 
 
 def random_sets(held: LatentRuns, members: Members, n: int, rng: np.random.Generator) -> Floats:
@@ -187,7 +191,7 @@ def random_sets(held: LatentRuns, members: Members, n: int, rng: np.random.Gener
     pools = [matched(density, held.mean_active, int(f), POOL, rng) for f in members.ids]
     if not all(len(pool) for pool in pools):
         return np.zeros((0, len(held.beliefs)))
-    drawn = np.stack([rng.choice(pool, n) for pool in pools])
+    drawn = np.stack([_distinct(pools, rng) for _ in range(n)], axis=1)
     lengths = held.directions(members.ids).norm(dim=1)
     known, where = np.unique(drawn, return_inverse=True)
     units = torch.nn.functional.normalize(held.directions(known), dim=1)
@@ -199,6 +203,15 @@ def random_sets(held: LatentRuns, members: Members, n: int, rng: np.random.Gener
         wanted = members.delta[i].norm()
         found.append(held.effects(i, sums * (wanted / sums.norm(dim=1, keepdim=True).clamp_min(1e-12))))
     return np.mean(found, axis=0)
+
+
+def _distinct(pools: Sequence[Ints], rng: np.random.Generator) -> Ints:
+    """One latent of each pool, no latent twice as long as a pool has another, [pool]."""
+    drawn: list[int] = []
+    for pool in pools:
+        left = np.setdiff1d(pool, drawn)
+        drawn.append(int(rng.choice(left if len(left) else pool)))
+    return np.array(drawn)
 
 
 def writer(site: Site) -> int | None:
@@ -233,8 +246,11 @@ def _neurons(held: LatentRuns, prompts: PromptSet, layer: int) -> Tensor:
 def _rows(
     held: LatentRuns, one: Members, chosen_for: str, found: tuple[Floats, Floats, Floats | None],
     weights: Floats,
-) -> SetTable:  # fmt: skip
-    """One set's rows from its effects and the full activation's, [test prompt, belief], and its controls'."""
+) -> dict[str, Any]:  # fmt: skip
+    """One set's columns from its effects and the full activation's, [test prompt, belief], and its controls'.
+
+    All but `screen_share`.
+    """
     own, full, drawn = found
     n, base = len(held.beliefs), held.base[held.test]
     effect = means(own, weights)
@@ -250,7 +266,7 @@ def _rows(
         compared[3, np.isnan(effect.value)] = np.nan
     listed = " ".join(str(i) for i in one.ids) if len(one.ids) <= LISTED else ""
     why = zip(effect.reason, against.reason, (_of_full(reason) for reason in share.reason), strict=True)
-    return SetTable({
+    return {
         "site": [str(held.sae.site)] * n, "role": [held.role] * n, "direction": [held.direction] * n,
         "kind": [one.kind] * n, "size": [one.size] * n, "members": [listed] * n,
         "chosen_for": [chosen_for] * n, "belief": list(held.beliefs), "n_prompts": [len(own)] * n,
@@ -260,7 +276,7 @@ def _rows(
         "n_controls": [0 if drawn is None else len(drawn)] * n, "control_share": compared[0],
         "control_low": compared[1], "control_high": compared[2], "control_p": compared[3],
         "reason": [reasons(found) for found in why],
-    })  # fmt: skip
+    }  # fmt: skip
 
 
 def _of_full(reason: str) -> str:

@@ -17,7 +17,7 @@ from iclens.models.load import LanguageModel
 from iclens.names import check_role
 from iclens.patching.effects import belief_log_odds, means, resamples
 from iclens.patching.residual import patch_context, patch_query, query_answers
-from iclens.patching.runs import ZERO, Runs, build_runs
+from iclens.patching.runs import ZERO, Runs, build_runs, check_tokenizer
 from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Floats
 from iclens.tables.edits import Edit
@@ -57,6 +57,7 @@ def sweep(
             did not fire.
         SiteError: for an unknown role.
     """
+    check_tokenizer(model.tokenizer, runs)
     matched = runs.recipient.n_examples == runs.donor.n_examples and runs.n_seen > 0
     roles = (("pre", "x", "lab", "close") if matched else ("pre",)) if roles is None else roles
     layers = range(model.n_blocks + 1) if layers is None else layers

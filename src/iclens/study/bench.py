@@ -159,13 +159,13 @@ def load_saes(config: StudyConfig, model: LanguageModel, folder: Path) -> dict[S
     from iclens.saes.load import load_sae_set
 
     found = load_sae_set(folder, model)
-    wanted = config.track.sites
+    wanted, have = config.track.sites, ", ".join(site.short for site in found)
+    for key, sites in (("track.sites", wanted), ("patch.sites", config.patch.sites)):
+        missing = [site for site in sites or () if Site.parse(site) not in found]
+        if missing:
+            raise SaeError(f"SAE at {missing[0]}", f"the set has {have}", f"Change {key}.")
     if wanted is None:
         return found
-    missing = [site for site in wanted if Site.parse(site) not in found]
-    if missing:
-        have = ", ".join(site.short for site in found)
-        raise SaeError(f"SAE at {missing[0]}", f"the set has {have}", "Change track.sites.")
     return {Site.parse(site): found[Site.parse(site)] for site in wanted}
 
 

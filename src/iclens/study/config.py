@@ -9,17 +9,32 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from iclens.errors import ConfigError, nearest
 from iclens.names import Site, check_role
-from iclens.tasks.arms import parse_arm
+from iclens.tasks.arms import other_task, parse_arm
 from iclens.tasks.declared import DeclaredBelief, belief_names, check_declared, parse_belief
 from iclens.tasks.rules import Task, default_inputs
 from iclens.tasks.spec import parse_task
+
+
+def _known(roles: list[str]) -> list[str]:
+    return [check_role(role) for role in dict.fromkeys(roles)]
+
+
+Roles = Annotated[list[str], AfterValidator(_known)]
 
 
 class Section(BaseModel):
@@ -165,7 +180,7 @@ class TransformsSection(Section):
     """Task specs; the default grid when not given."""
     n_prompts: int = Field(default=12, ge=2)
     n_examples: int = Field(default=16, ge=3)
-    roles: list[str] = ["pre", "lab"]
+    roles: Roles = ["pre", "lab"]
     seed: int = 1
     q: float = Field(default=0.05, gt=0, lt=1)
 
@@ -174,16 +189,11 @@ class TransformsSection(Section):
     def _tasks_exist(cls, tasks: list[str] | None) -> list[str] | None:
         return None if tasks is None else [parse_task(spec).name for spec in tasks]
 
-    @field_validator("roles")
-    @classmethod
-    def _roles_exist(cls, roles: list[str]) -> list[str]:
-        return [check_role(role) for role in dict.fromkeys(roles)]
-
 
 class SweepSection(Section):
     """The whole-residual sweep from run A into run B."""
 
-    roles: list[str] = ["pre", "lab", "close", "x"]
+    roles: Roles = ["pre", "lab", "close", "x"]
     layers: list[int] | None = None
     """resid_pre of these blocks; all of them, and the end, when not given."""
     donor_examples: int = Field(default=12, ge=1)
@@ -203,11 +213,6 @@ class SweepSection(Section):
     ladder_controls: int = Field(default=3, ge=0)
     """Sets of other layers, as many, that are taken away instead."""
 
-    @field_validator("roles")
-    @classmethod
-    def _roles_exist(cls, roles: list[str]) -> list[str]:
-        return [check_role(role) for role in dict.fromkeys(roles)]
-
 
 class PatchSection(Section):
     """Latents from run A into run B: one by one, in sets, and back."""
@@ -223,7 +228,7 @@ class PatchSection(Section):
     """Latents of each site that are compared with matched random ones; q has to pay for each."""
     n_controls: int = Field(default=200, ge=1)
     """Matched random latents; no p-value can be below 1 / (n_controls + 1)."""
-    roles: list[str] = ["pre"]
+    roles: Roles = ["pre"]
     """Tokens at which latents are patched: of the query; `lab` and `close` of the last example before it."""
     chosen_for: str = "exact"
     """The belief by whose effects sets of latents are chosen."""
@@ -236,15 +241,13 @@ class PatchSection(Section):
     """Donors of every x in the response curve of the site that carries most; no curve with 0."""
     seed: int = 3
 
-    @field_validator("roles")
-    @classmethod
-    def _roles_exist(cls, roles: list[str]) -> list[str]:
-        return [check_role(role) for role in dict.fromkeys(roles)]
-
-    @field_validator("wrong_task")
-    @classmethod
-    def _task_exists(cls, spec: str | None) -> str | None:
-        return None if spec is None else parse_task(spec).name
+    @model_validator(mode="after")
+    def _roles_are_there(self) -> PatchSection:
+        late = [role for role in self.roles if role in ("lab", "close")]
+        if late and self.recipient == "zero examples":
+            found = "run B shows no example"
+            raise ConfigError(f"patch.roles: {late[0]}", found, "Take another, or patch.recipient: S arm.")
+        return self
 
     @field_validator("sites")
     @classmethod
@@ -303,6 +306,8 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _beliefs_can_be_read(self) -> StudyConfig:
+        if self.patch.wrong_task is not None:
+            other_task(self.patch.wrong_task, self.prompts.rule)
         for key, belief in (("patch.chosen_for", self.patch.chosen_for), ("sweep.belief", self.sweep.belief)):
             if belief not in self.belief_names:
                 raise ConfigError(

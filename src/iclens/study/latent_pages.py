@@ -57,7 +57,7 @@ class Seen:
 
 def ranked(results: Results, site: Site, n: int) -> list[int]:
     """The `n` latents of a site that get a page: best of growth, concepts and patches, taken in turn."""
-    growth, transforms, patches = (results.table(name) for name in ("growth", "transforms", "patches"))
+    growth, transforms, patches = results.table("growth"), results.table("transforms"), results.patched
     growth, transforms, patches = (t[t["site"] == site.short] for t in (growth, transforms, patches))
     granted = (~transforms["label"].isin(["", "candidate"])).astype(int)
     lists = [
@@ -93,7 +93,7 @@ def latent_rows(results: Results, density: Mapping[str, Any]) -> list[LatentRow]
         transforms.assign(rank=rank).sort_values(["rank", "auroc"], ascending=False).dropna(subset=["auroc"])
     )
     best = best.drop_duplicates(key).set_index(key)
-    patches = results.table("patches")
+    patches = results.patched
     moved = patches.assign(size=patches["effect"].abs()).dropna(subset=["effect"])
     moved = moved.sort_values("size", ascending=False).drop_duplicates(key).set_index(key)
     found = growth[["role", "slope", "q_value", "verdict"]].join(best[["label", "concept", "auroc"]])
@@ -113,9 +113,8 @@ def latent_rows(results: Results, density: Mapping[str, Any]) -> list[LatentRow]
 def latent_views(results: Results, site: Site, latents: list[int], seen: Seen) -> list[LatentView]:
     """The pages of some latents of a site."""
     trajectories = _trajectories(results, site, latents)
-    transforms, patches = (results.table(name) for name in ("transforms", "patches"))
+    transforms, patches = results.table("transforms"), results.patched
     transforms, patches = (t[t["site"] == site.short] for t in (transforms, patches))
-    patches = patches[patches["role"] == results.config.patch.roles[0]]
     dose, curves, accounts = (results.table(name) for name in ("dose", "dose_curves", "latent_accounts"))
     dose, curves, accounts = (t[t["site"] == site.short] for t in (dose, curves, accounts))
     patched = set(patches["latent"])
@@ -128,7 +127,7 @@ def latent_views(results: Results, site: Site, latents: list[int], seen: Seen) -
         reasons = {} if doses else {"doses": UNPUSHED}
         if latent not in patched:
             reasons["patches"] = (
-                "Its activation is the same in run A and run B."
+                f"At `{results.config.patch.roles[0]}` its activation is the same in run A and run B."
                 if patched
                 else f"{site.short} was not patched."
             )

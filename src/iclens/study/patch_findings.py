@@ -30,7 +30,7 @@ def _moved(results: Results) -> Finding:
     if best is not None:
         moved = f"{best['site']} latent {best['latent']} on {best['belief']}, {best['effect']:+.2f} nats"
         strongest = f"Largest: {moved}. "
-    n_tests = int(table["control_p"].notna().sum())
+    n_tests = int(table.groupby(["site", "role"])["control_p"].count().max())
     least = math.ceil(n_tests / (PATCH_Q * (n_controls + 1)))
     floor = (
         f"With {n_controls} controls no q of {n_tests} tests can be that small unless {least} of them beat "
@@ -50,22 +50,27 @@ def _carried(results: Results) -> Finding:
     sets, belief = results.table("sets"), results.config.patch.chosen_for
     question = f"How few latents, moved together, bring half of what the whole activation brings ({belief})?"
     sets = sets[(sets["direction"] == "sufficiency") & (sets["belief"] == belief)]
-    full = max(
-        sets[sets["kind"] == FULL].to_dict("records"), key=lambda row: abs(row["effect"]), default=None
-    )
+    whole = sets[sets["kind"] == FULL].to_dict("records")
+    full = max(whole, key=lambda row: row["effect"], default=None)
     if full is None:
         return Finding(question, "nothing was patched", "")
     said = f"The whole activation moves it most at {full['site']} {full['role']}: {full['effect']:+.2f} nats."
-    greedy = sets[(sets["kind"] == GREEDY) & (sets["share_of_full"] >= HALF)]
+    greedy = sets[(sets["kind"] == GREEDY) & (sets["screen_share"] >= HALF)]
+    greedy = greedy[(greedy["site"] == full["site"]) & (greedy["role"] == full["role"])]
     if greedy.empty:
         return Finding(question, f"no set of up to {results.config.patch.largest_set}", said)
-    best = greedy.sort_values(["size", "share_of_full"], ascending=[True, False]).to_dict("records")[0]
+    best = greedy.sort_values("size").to_dict("records")[0]
+    beside = (
+        f" that of {best['n_controls']} sets of matched random latents pushed as far "
+        f"{best['control_share']:.2f} [{best['control_low']:.2f}, {best['control_high']:.2f}]."
+        if best["n_controls"]
+        else ""
+    )
     return Finding(
         question,
         f"{best['size']} at {best['site']} {best['role']}",
-        f"Their share is {best['share_of_full']:.2f} [{best['share_low']:.2f}, {best['share_high']:.2f}], "
-        f"that of {best['n_controls']} sets of matched random latents pushed as far "
-        f"{best['control_share']:.2f} [{best['control_low']:.2f}, {best['control_high']:.2f}]. {said}",
+        f"Chosen on one half of the prompts; on the other their share is {best['share_of_full']:.2f} "
+        f"[{best['share_low']:.2f}, {best['share_high']:.2f}],{beside} {said}",
     )
 
 
@@ -96,7 +101,7 @@ def _taken_away(results: Results) -> Finding:
         return Finding(question, "not asked", "The redundancy ladder had no steps.")
     first, last = ladder[0], ladder[-1]
     if len(ladder) == 1:
-        return Finding(question, "no layer works to begin with", f"NE at most {first['ne']:.2f}.")
+        return Finding(question, "the ladder ends before its first step", f"{first['reason']}.")
     ends = "no layer works" if math.isnan(last["first_layer"]) else f"layer {last['first_layer']:.0f} works"
     low, high = last["later_heads_low"], last["later_heads_high"]
     beside = (

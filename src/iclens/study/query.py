@@ -223,12 +223,12 @@ class Run:
 
     @property
     def patches(self) -> pd.DataFrame:
-        """Single-latent patches: a row per site, latent and belief."""
+        """Single-latent patches: a row per site, role, latent and belief."""
         return self.results.table("patches")
 
     @property
     def ladder(self) -> pd.DataFrame:
-        """Single latent, all latents, error only, full activation: a row per site, rung and belief."""
+        """Single latent, all latents, error only, full activation: a row per site, role, rung and belief."""
         return self.results.table("ladder")
 
     @property
@@ -243,7 +243,7 @@ class Run:
 
     @property
     def screens(self) -> pd.DataFrame:
-        """How far a linear screen is from the exact effects: a row per site and belief."""
+        """How far a linear screen is from the exact effects: a row per site, role and belief."""
         return self.results.table("screens")
 
     @property

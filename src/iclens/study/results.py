@@ -103,6 +103,12 @@ class Results:
         return frame
 
     @property
+    def patched(self) -> pd.DataFrame:
+        """The table `patches` at the first of `patch.roles`, which the pages and selections show."""
+        table = self.table("patches")
+        return table[table["role"] == self.config.patch.roles[0]]
+
+    @property
     def sites(self) -> tuple[Site, ...]:
         """The followed sites, in order."""
         return tuple(Site.parse(name) for name in self.facts["saes"])

@@ -111,7 +111,7 @@ class Selection:
         return best.drop_duplicates(_KEY)[[*_KEY, "label", "concept", "auroc"]]
 
     def _effects(self) -> pd.DataFrame:
-        table = self.results.table("patches").dropna(subset=["effect"])
+        table = self.results.patched.dropna(subset=["effect"])
         best = table.assign(size=table["effect"].abs()).sort_values("size", ascending=False)
         best = best.rename(columns={"control_p": "patch_control_p"})
         return best.drop_duplicates(_KEY)[[*_KEY, "belief", "effect", "patch_control_p"]]

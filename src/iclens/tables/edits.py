@@ -51,10 +51,9 @@ class Edit:
             raise EditError(
                 f"edit 'resample' at {self.site}", "its value has no axis of rows", "Give one row per prompt."
             )
-        if np.asarray(self.recipient_pos).ndim != 1:
-            raise EditError(
-                f"edit at {self.site}", "recipient_pos is not a list", "Give one position per entry."
-            )
+        for name, given in (("recipient_pos", self.recipient_pos), ("heads", self.heads)):
+            if given is not None and (np.ndim(given) != 1 or not len(given)):
+                raise EditError(f"edit at {self.site}", f"{name} is no list of one or more", "Mend it.")
         if self.heads is not None and self.site.hook != "z":
             raise EditError(f"edit of heads at {self.site.short}", "it has no heads", "Heads are at z.")
 

@@ -50,7 +50,7 @@ class HeadScoreTable(Table):
         ),
         "score_low": Column("float", "lower end of its interval"),
         "score_high": Column("float", "upper end of its interval"),
-        "direct": Column(
+        "attribution": Column(
             "float",
             "what the head's output adds to logit f(x_B) − mean logit of the numbers 0–999, with the final "
             "norm frozen at the run's own scale; nats, mean over prompts",

@@ -85,7 +85,10 @@ class PatchTable(Table):
         "site": Column("str", "where the latent's decoder direction is added"),
         "role": Column("str", _ROLE),
         "latent": Column("int", "latent id"),
-        "belief": Column("str", "which read-out of the logits, in log-odds"),
+        "belief": Column(
+            "str",
+            "which read-out of the logits, in log-odds; `copy` asks for the answers of donors that lent",
+        ),
         "n_prompts": Column("int", "prompts of the test half, over which effects are averaged"),
         "n_changed": Column("int", "of these, prompts in which the latent's activation differs"),
         "base": Column("float", "mean log-odds of B, nats"),

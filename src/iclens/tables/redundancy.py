@@ -137,9 +137,11 @@ class RedundancyLadderTable(Table):
         "later_heads": Column("float", "direct effect of the change in all later heads together, nats"),
         "later_heads_low": _LOW,
         "later_heads_high": _HIGH,
-        "given_heads": Column("float", "the same given the loss: what that is worth to the ablated run"),
-        "given_heads_low": _LOW,
-        "given_heads_high": _HIGH,
+        "later_heads_given_loss": Column(
+            "float", "the same given the loss: what that is worth to the ablated run"
+        ),
+        "later_heads_given_loss_low": _LOW,
+        "later_heads_given_loss_high": _HIGH,
         "later": Column("float", "direct effect of the change in all later heads and MLPs together, nats"),
         "later_low": _LOW,
         "later_high": _HIGH,

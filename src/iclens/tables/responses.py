@@ -42,7 +42,10 @@ class ResponseTable(Table):
         "rank_scaled": Column("float", "1 + answers of larger P than a·x; NaN where `scaled` is empty"),
         "p_answer": Column("float", "P(f(x)), mean over donors"),
         "p_scaled": Column("float", "P(a·x), mean over donors; NaN where `scaled` is empty"),
-        "p_copy": Column("float", "P(f(x_A)), the donor's own answer, mean over donors"),
+        "p_copy": Column(
+            "float",
+            "P(an answer of the donors that lent values); of f(x_A) for an instance, mean over donors",
+        ),
         "p_number": Column("float", "P(any number of 0–999), mean over donors"),
         "reason": Column("str", "why a value of the row is NaN; empty otherwise"),
     }

@@ -49,6 +49,10 @@ class SetTable(Table):
         ),
         "share_low": Column("float", "lower end of its interval"),
         "share_high": Column("float", "upper end of its interval"),
+        "screen_share": Column(
+            "float",
+            "share of the full activation's effect on `chosen_for`, screening half: by it sizes are chosen",
+        ),
         "n_controls": Column(
             "int", "sets of as many matched random latents, each pushed as far; 0 where none was drawn"
         ),
@@ -82,7 +86,7 @@ class ControlTable(Table):
 
 
 class ScreenTable(Table):
-    """How far a linear screen is from the exact effects: one row per belief."""
+    """How far a linear screen is from the exact effects: one row per site, role and belief."""
 
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "where the decoder directions are added"),
@@ -98,7 +102,8 @@ class ScreenTable(Table):
         "worst_exact": Column("float", "that patch's exact effect, nats"),
         "worst_linear": Column("float", "that patch's linear effect, nats"),
         "top_found": Column(
-            "float", "share of the 10 latents of largest exact mean effect among the linear screen's 10"
+            "float",
+            "share of the 10 latents of largest exact mean effect among the linear screen's 10; NaN up to 10",
         ),
         "reason": Column("str", "why a value of the row is NaN; empty otherwise"),
     }

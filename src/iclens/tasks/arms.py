@@ -97,6 +97,24 @@ def parse_arm(code: str) -> Arm:
     return Arm(code, meaning, stream, arm.labels, arm.contexts, number, arm.needs_rival)
 
 
+def other_task(spec: str, studied: Task) -> Task:
+    """A task whose values can stand against those of the studied one: one answer per x, the same inputs.
+
+    Raises:
+        TaskError: when it could not serve.
+    """
+    task = parse_task(spec)
+    cause = (
+        "it is the studied task itself" if task.name == studied.name
+        else "it has several answers at an x" if not task.deterministic
+        else f"its x are {task.domain}s, not {studied.domain}s" if task.domain != studied.domain
+        else ""
+    )  # fmt: skip
+    if cause:
+        raise TaskError(f"task '{spec}' as a control", cause, "Name another, or none.")
+    return task
+
+
 def default_rival(task: Task) -> Task:
     """A task like this one that it can be told from: same family, other slope or constant.
 

@@ -236,8 +236,8 @@ def pearson(a: Floats, b: Floats) -> float:
     """Correlation of two maps' entries; 0 where one of them is constant."""
     x, y = (np.asarray(part, dtype=float).ravel() for part in (a, b))
     x, y = x - x.mean(), y - y.mean()
-    norm = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / norm if norm > 0 else 0.0
+    lengths = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / lengths if lengths > 0 else 0.0
 
 
 def _named(heads: Sequence[tuple[int, int]]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from iclens.errors import TaskError
 from iclens.names import Site
 from iclens.patching.controls import patch_controls
 from iclens.patching.ladder import patch_ladder
@@ -24,9 +25,8 @@ from iclens.tables.frame import Table
 from iclens.tables.patches import LadderTable, PatchTable
 from iclens.tables.responses import ResponseFitTable, ResponseTable
 from iclens.tables.sets import ControlTable, ScreenTable, SetTable
-from iclens.tasks.arms import default_rival
+from iclens.tasks.arms import default_rival, other_task
 from iclens.tasks.rules import Task
-from iclens.tasks.spec import parse_task
 
 PATCHES, LADDER, SETS = "patches.parquet", "ladder.parquet", "sets.parquet"
 CONTROLS, SCREENS = "patch_controls.parquet", "screens.parquet"
@@ -63,7 +63,8 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         site.short for site, sae in bench.saes.items()
         if not _patchable(site, sae) or (wanted is not None and site not in wanted)
     ]  # fmt: skip
-    runs, wrong = _runs(bench, bench.config.prompts.rule), _runs(bench, wrong_task(bench))
+    runs, other = _runs(bench, bench.config.prompts.rule), wrong_task(bench)
+    wrong = None if other is None else _runs(bench, other)
     found = Found()
     for site, sae in bench.saes.items():
         if site.short not in skipped:
@@ -76,17 +77,25 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     responses.save(folder / RESPONSES)
     fits = response_fits(responses, seed=section.seed) if len(responses) else ResponseFitTable.concat([])
     fits.save(folder / FITS)
-    return _summary(found.whole(PATCHES), sets) | {"sites not patched": skipped or "none"}
+    return _summary(found.whole(PATCHES), sets) | {
+        "sites not patched": skipped or "none",
+        "task whose values are the control": "none suggests itself" if other is None else other.name,
+    }
 
 
 def _patchable(site: Site, sae: Sae) -> bool:
     return site.hook in TAIL_HOOKS and sae.target is None
 
 
-def wrong_task(bench: Bench) -> Task:
-    """The task whose values serve as a control."""
-    named = bench.config.patch.wrong_task or bench.config.prompts.rival
-    return default_rival(bench.config.prompts.rule) if named is None else parse_task(named)
+def wrong_task(bench: Bench) -> Task | None:
+    """The task whose values serve as a control: the named one, or a rival with one answer per x, if any."""
+    rule = bench.config.prompts.rule
+    if bench.config.patch.wrong_task is not None:
+        return other_task(bench.config.patch.wrong_task, rule)
+    try:
+        return other_task(bench.config.prompts.rival or default_rival(rule).name, rule)
+    except TaskError:
+        return None
 
 
 def _runs(bench: Bench, task: Task) -> Runs:
@@ -98,7 +107,7 @@ def _runs(bench: Bench, task: Task) -> Runs:
     )  # fmt: skip
 
 
-def _place(bench: Bench, sae: Sae, role: str, runs: tuple[Runs, Runs], found: Found) -> None:
+def _place(bench: Bench, sae: Sae, role: str, runs: tuple[Runs, Runs | None], found: Found) -> None:
     """Everything that is asked at one site and role."""
     section, seed = bench.config.patch, bench.config.patch.seed
     of_sets = {
@@ -127,6 +136,8 @@ def _place(bench: Bench, sae: Sae, role: str, runs: tuple[Runs, Runs], found: Fo
 def greedy_members(sets: SetTable) -> list[int]:
     """The fewest latents of a greedy order with `HALF` of the full activation's effect; else all of them.
 
+    The size is chosen on the screening half, so that its share on the test half is not chosen to be large.
+
     Args:
         sets: one place, sufficiency.
     """
@@ -134,19 +145,19 @@ def greedy_members(sets: SetTable) -> list[int]:
     if not len(rows):
         return []
     order = np.argsort(rows["size"])
-    enough = [i for i in order if rows["share_of_full"][i] >= HALF]
+    enough = [i for i in order if rows["screen_share"][i] >= HALF]
     return [int(member) for member in str(rows["members"][enough[0] if enough else order[-1]]).split()]
 
 
 def _responses(bench: Bench, sets: SetTable) -> ResponseTable:
     """Curve at the site whose full activation at `pre` moves the belief most; empty where x is no number."""
     section, prompts = bench.config.patch, bench.config.prompts
-    at = (sets["role"] == "pre") & (sets["direction"] == "sufficiency")
-    full = sets.where(at & (sets["kind"] == FULL) & (sets["belief"] == section.chosen_for))
-    if not section.response_donors or not len(full) or not all(x.isdigit() for x in prompts.inputs):
+    place = carrier(sets.where(sets["role"] == "pre"))
+    if not section.response_donors or place is None or not all(x.isdigit() for x in prompts.inputs):
         return ResponseTable.concat([])
-    site = full["site"][int(np.nanargmax(np.nan_to_num(full["effect"], nan=-np.inf)))]
-    members = greedy_members(sets.where(at & (sets["site"] == site)))
+    site = place[0]
+    here = np.array([other == place for other in _places(sets)]) & (sets["direction"] == "sufficiency")
+    members = greedy_members(sets.where(here))
     runs = runs_by_query(
         bench.model.tokenizer, prompts.rule, prompts.inputs, recipient=section.recipient,
         donors=section.response_donors, donor_examples=section.donor_examples, seed=section.seed,
@@ -155,14 +166,29 @@ def _responses(bench: Bench, sets: SetTable) -> ResponseTable:
     return response_curve(bench.model, sae, runs, sets=[members] if members else [], seed=section.seed)
 
 
+def _places(sets: SetTable) -> list[tuple[str, str]]:
+    return list(zip(sets["site"].tolist(), sets["role"].tolist(), strict=True))
+
+
+def carrier(sets: SetTable) -> tuple[str, str] | None:
+    """Site and role whose full activation, put into B, raises the belief most; None without one."""
+    full = sets.where(
+        (sets["kind"] == FULL) & (sets["direction"] == "sufficiency") & (sets["belief"] == sets["chosen_for"])
+    )
+    if not len(full):
+        return None
+    return _places(full)[int(np.argmax(np.nan_to_num(full["effect"], nan=-np.inf)))]
+
+
 def _summary(table: PatchTable, sets: SetTable) -> dict[str, Any]:
     """What the stage says when it is done."""
     called, tested = table.where(table["q_value"] <= PATCH_Q), table.where(table["n_controls"] > 0)
+    place = carrier(sets)
     greedy = sets.where(
-        (sets["kind"] == GREEDY) & (sets["direction"] == "sufficiency")
-        & (sets["belief"] == sets["chosen_for"]) & (sets["share_of_full"] >= HALF)
+        (sets["kind"] == GREEDY) & (sets["direction"] == "sufficiency") & (sets["screen_share"] >= HALF)
+        & (sets["belief"] == sets["chosen_for"]) & [here == place for here in _places(sets)]
     )  # fmt: skip
-    few = "none of those tried"
+    few, largest = "none of those tried", float(np.nan_to_num(np.abs(tested["effect"])).max(initial=0.0))
     if len(greedy):
         i = int(np.argmin(greedy["size"]))
         few = (
@@ -173,6 +199,6 @@ def _summary(table: PatchTable, sets: SetTable) -> dict[str, Any]:
         "latents patched": len(set(zip(table["site"], table["latent"], strict=True))),
         "tested": len(set(zip(tested["site"], tested["latent"], strict=True))),
         f"with an effect at q ≤ {PATCH_Q}": len(set(zip(called["site"], called["latent"], strict=True))),
-        "largest tested effect, nats": round(float(np.abs(tested["effect"]).max(initial=0.0)), 3),
+        "largest tested effect, nats": round(largest, 3),
         "smallest set with half of the full activation's effect": few,
     }

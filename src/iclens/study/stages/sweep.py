@@ -33,13 +33,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     """Write both recipients' sweeps, the best layer at `pre` by examples, the lens, and all of the heads."""
     section, rule = bench.config.sweep, bench.config.prompts.rule
     drawn = {"n_prompts": section.n_prompts, "seed": section.seed, "inputs": bench.config.prompts.inputs}
-    runs = {
-        recipient: build_runs(
-            bench.model.tokenizer, rule, recipient=recipient, donor_examples=section.donor_examples,
-            declared=bench.config.declared, **drawn,
-        )
-        for recipient in (ZERO, MATCHED)
-    }  # fmt: skip
+    runs = _runs(bench, section.seed)
     roles = {ZERO: ("pre",), MATCHED: tuple(section.roles)}
     table = SweepTable.concat([
         sweep(bench.model, runs[recipient], roles=roles[recipient], layers=section.layers, seed=section.seed)
@@ -53,7 +47,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         SWEEP: table,
         GRADED: graded(bench.model, rule, layer=layer, counts=counts, **drawn),
         LENS: logit_lens(bench.model, runs[MATCHED], seed=section.seed),
-    } | _heads(bench, runs, layer)
+    } | _heads(bench, runs[MATCHED], layer)
     for file, found in written.items():
         found.save(folder / file)
     return {
@@ -65,30 +59,48 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     }
 
 
-def _heads(bench: Bench, runs: dict[str, Runs], layer: int) -> dict[str, Table]:
-    """Every table on heads; `layer` is where the task works at `pre`."""
+def _runs(bench: Bench, seed: int) -> dict[str, Runs]:
+    """Runs of both recipients, with equal donors."""
+    section = bench.config.sweep
+    return {
+        recipient: build_runs(
+            bench.model.tokenizer, bench.config.prompts.rule, recipient=recipient,
+            n_prompts=section.n_prompts, donor_examples=section.donor_examples, seed=seed,
+            inputs=bench.config.prompts.inputs, declared=bench.config.declared,
+        )
+        for recipient in (ZERO, MATCHED)
+    }  # fmt: skip
+
+
+def _heads(bench: Bench, runs: Runs, layer: int) -> dict[str, Table]:
+    """Every table on heads; `layer` is where the task works at `pre`.
+
+    Heads are chosen on the sweep's prompts by the first ablation, and looked into, by the same ablation, on
+    others. The ladder sets heads to zero at `pre`, as the recorded experiments do.
+    """
     model, section = bench.model, bench.config.sweep
     heads = HeadTable.concat([
-        ablate_heads(model, runs[MATCHED], kind=kind, place=place, seed=section.seed)
+        ablate_heads(model, runs, kind=kind, place=place, seed=section.seed)
         for kind, place in section.ablations
     ])  # fmt: skip
-    needed = needed_heads(heads, section.belief, section.n_needed)
+    needed, fresh = needed_heads(heads, section.belief, section.n_needed), _runs(bench, section.seed + 1)
+    kind, place = section.ablations[0] if section.ablations else ("zero", "pre")
     pairs = [((i, WHOLE_LAYER), (i + 1, WHOLE_LAYER)) for i in range(model.n_blocks - 1)]
-    alone = {"runs": runs[ZERO], "seed": section.seed}
+    alone = {"runs": fresh[MATCHED], "seed": section.seed}
     index = [
-        redundancy_index(model, ablation=Ablation(some), **alone)
+        redundancy_index(model, ablation=Ablation(some, kind, place), **alone)
         for some in [*([needed] if len(needed) > 1 else []), *pairs]
     ]
     ladder = []
     if section.ladder_steps:
         ladder.append(redundancy_ladder(
-            model, belief=section.belief, max_steps=section.ladder_steps, n_controls=section.ladder_controls,
-            **alone,
+            model, fresh[ZERO], belief=section.belief, max_steps=section.ladder_steps,
+            n_controls=section.ladder_controls, seed=section.seed,
         ))  # fmt: skip
-    direct = [direct_effects(model, ablation=Ablation(needed), **alone)] if needed else []
+    direct = [direct_effects(model, ablation=Ablation(needed, kind, place), **alone)] if needed else []
     return {
         HEADS: heads,
-        SCORES: head_scores(model, runs[MATCHED], reference_layer=layer, seed=section.seed),
+        SCORES: head_scores(model, runs, reference_layer=layer, seed=section.seed),
         INDEX: RedundancyTable.concat(index), DIRECT: DirectTable.concat(direct),
         LADDER: RedundancyLadderTable.concat(ladder),
     }  # fmt: skip

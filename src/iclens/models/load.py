@@ -127,7 +127,8 @@ def load_model(
             f"device '{device}'", "torch cannot use it here", "Give cpu, or cuda where there is one."
         ) from cause
     path = Path(name)
-    if not path.is_dir() and (path.is_absolute() or str(name).count("/") != 1 or str(name).startswith(".")):
+    like_a_path = path.is_absolute() or str(name).count("/") != 1 or str(name).startswith(".")
+    if not path.is_dir() and (like_a_path or path.parent.is_dir()):
         raise ModelError(f"model '{name}'", "no such folder", "Give a Hugging Face folder or hub name.")
     transformers_logging.disable_progress_bar()
     try:

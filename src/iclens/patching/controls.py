@@ -27,6 +27,8 @@ from iclens.patching.sets import joint
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.sets import ControlTable
 
+SAME_VALUES = "it has the same donor values, so it cannot tell"
+"""Of a control that is the patch itself: most often a latent that either task switches off."""
 WRONG_ROLES = ("comma", "x")
 """Tokens of the query at which the same addition is tried."""
 
@@ -48,8 +50,10 @@ def patch_controls(
     Raises:
         EditError: when the other runs ask other queries, or a role comes after the place of the patch.
     """
-    if not groups:
+    if not len(groups):
         return ControlTable.concat([])
+    if any(np.ndim(ids) != 1 for ids in groups):
+        raise EditError("controls of a list of latents", "groups of latents are lists", "Give [[1, 2], [3]].")
     own = [joint(held, ids) for ids in groups]
     found: dict[str, Floats] = {"own": _at_place(held, own), "sign flip": _at_place(held, [-d for d in own])}
     found |= {f"wrong role {role}": effects for role, effects in _elsewhere(held, own, roles).items()}
@@ -57,9 +61,12 @@ def patch_controls(
         lent = _lent(held, wrong, seed)
         found[f"wrong task {wrong.task.name}"] = _at_place(held, [joint(lent, ids) for ids in groups])
     weights = resamples(len(held.test), draws, np.random.default_rng(seed))
+    alike = [np.array_equal(found["own"][:, g], effects[:, g], equal_nan=True)
+             for g in range(len(groups)) for effects in found.values()]  # fmt: skip
     return ControlTable.concat([
-        _rows(held, " ".join(str(f) for f in ids), control, effects[:, g], weights)
-        for g, ids in enumerate(groups) for control, effects in found.items()
+        _rows(held, " ".join(str(f) for f in ids), control, effects[:, g], weights,
+              SAME_VALUES if alike[g * len(found) + c] and control != "own" else "")
+        for g, ids in enumerate(groups) for c, (control, effects) in enumerate(found.items())
     ])  # fmt: skip
 
 
@@ -104,11 +111,14 @@ def _lent(held: LatentRuns, wrong: Runs, seed: int) -> LatentRuns:
     return replace(held, donor_latents=other.donor_latents, donor_held=other.donor_held)
 
 
-def _rows(held: LatentRuns, latents: str, control: str, effects: Floats, weights: Floats) -> ControlTable:
-    """A row per belief, from effects [test prompt, belief]."""
+def _rows(
+    held: LatentRuns, latents: str, control: str, effects: Floats, weights: Floats, said: str
+) -> ControlTable:
+    """A row per belief, from effects [test prompt, belief]; `said` of all of them."""
     n, effect = len(held.beliefs), means(effects, weights)
     return ControlTable({
         "site": [str(held.sae.site)] * n, "role": [held.role] * n, "latents": [latents] * n,
         "control": [control] * n, "belief": list(held.beliefs), "n_prompts": [len(effects)] * n,
-        "effect": effect.value, "ci_low": effect.low, "ci_high": effect.high, "reason": list(effect.reason),
+        "effect": effect.value, "ci_low": effect.low, "ci_high": effect.high,
+        "reason": [reason or said for reason in effect.reason],
     })  # fmt: skip

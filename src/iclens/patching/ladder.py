@@ -50,9 +50,12 @@ def patch_ladder(held: LatentRuns, patches: PatchTable, *, seed: int = 0, draws:
 
 
 def best_single(patches: PatchTable, belief: str) -> int | None:
-    """The latent with the largest screened effect on a belief; None where none is defined."""
+    """The latent whose screened effect goes furthest the other run's way; None where none is defined."""
     rows = patches.where((patches["belief"] == belief) & ~np.isnan(patches["screen_effect"]))
-    return int(rows["latent"][np.argmax(np.abs(rows["screen_effect"]))]) if len(rows) else None
+    if not len(rows):
+        return None
+    way = np.sign(rows["donor"][0] - rows["base"][0])
+    return int(rows["latent"][np.argmax(way * rows["screen_effect"])])
 
 
 def _rungs(held: LatentRuns, singles: list[int]) -> Iterator[tuple[str, int | None, Tensor]]:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from scipy.stats import false_discovery_control
 
+from iclens.errors import EditError
 from iclens.patching.effects import control_p_value, means, normalised_effects, resamples
 from iclens.patching.latent_runs import LatentRuns
 from iclens.tables.arrays import Floats, Ints
@@ -67,6 +68,7 @@ def patch_latents(
     """
     latents = held.differing
     effects = single_effects(held, latents, batch) if effects is None else effects
+    expect_effects(held, effects)
     chosen = _screened(effects[held.screen], n_tested)
     tested = _test(
         held, latents[chosen], effects[held.test][:, chosen], n_controls, np.random.default_rng(seed), batch
@@ -85,6 +87,25 @@ def single_effects(held: LatentRuns, latents: Ints, batch: int | None = None) ->
     """
     along = held.directions(latents)
     return np.stack([held.effects(i, held.pushes(i, latents, along), batch) for i in range(len(held.tails))])
+
+
+def expect_effects(held: LatentRuns, effects: Floats, n_latents: int | None = None) -> None:
+    """Refuse effects that are not [prompt latent belief] of these runs.
+
+    Args:
+        held: the runs.
+        effects: what was given.
+        n_latents: latents that they are of; `held.differing` when not given.
+
+    Raises:
+        EditError: when they have another shape.
+    """
+    n = len(held.differing) if n_latents is None else n_latents
+    wanted = (len(held.tails), n, len(held.beliefs))
+    if effects.shape != wanted:
+        raise EditError(
+            f"single effects of shape {wanted}", f"{effects.shape}", "Give those of `single_effects`."
+        )
 
 
 def _screened(effects: Floats, n_tested: int) -> Ints:

@@ -13,6 +13,7 @@ import torch
 
 from iclens.patching.effects import UNDEFINED
 from iclens.patching.latent_runs import LatentRuns
+from iclens.patching.latents import expect_effects
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.sets import ScreenTable
 
@@ -29,6 +30,7 @@ def linear_screen(held: LatentRuns, latents: Ints, effects: Floats) -> ScreenTab
         latents: [latent].
         effects: their exact effects on every prompt, from `single_effects`, nats [prompt latent belief].
     """
+    expect_effects(held, effects, len(latents))
     along = held.directions(latents)
     linear = []
     for i in held.test.tolist():

@@ -22,7 +22,7 @@ from iclens.models.forward import record
 from iclens.names import Site
 from iclens.patching.effects import control_p_value, means, normalised_effects, resamples
 from iclens.patching.latent_runs import LatentRuns, mixed, place_of
-from iclens.patching.latents import matched, reasons
+from iclens.patching.latents import expect_effects, matched, reasons
 from iclens.patching.residual import up_to_query
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.prompts import PromptSet
@@ -31,8 +31,8 @@ from iclens.tables.sets import SetTable
 OWN, GREEDY, ALL, NEURONS, MEANS, FULL = (
     "by own effect", "greedy", "all latents", "neurons", "difference of means", "full activation",
 )  # fmt: skip
-CANDIDATES = 48
-"""Latents of largest own effect among which the greedy order is sought."""
+CANDIDATES = 64
+"""Latents of largest own effect, and as many of largest effect when left out, among which greed searches."""
 ENOUGH = 0.9
 """Share of the full activation's effect, on the screening half, at which the greedy order stops."""
 HALF = 0.5
@@ -75,11 +75,12 @@ def patch_sets(
         draws: bootstrap resamples.
 
     Raises:
-        EditError: when `chosen_for` is no belief of the runs.
+        EditError: when `chosen_for` is no belief of the runs, or the effects are not those of these runs.
     """
     (b,) = held.runs.columns([chosen_for])
+    expect_effects(held, effects)
     order = own_order(held, effects, b)
-    greedy = greedy_order(held, order[:CANDIDATES], b, largest)
+    greedy = greedy_order(held, candidates(held, effects, b), b, largest)
     sets = list(_sets(held, order, greedy, b, largest))
     deltas = [one.delta for one in sets]
     found, screened = _effects(held, deltas, held.test), _effects(held, deltas, held.screen)
@@ -112,6 +113,28 @@ def own_order(held: LatentRuns, effects: Floats, b: int) -> Ints:
     gain = _way(held, b) * effects[held.screen][..., b].mean(axis=0)
     order = np.argsort(-np.nan_to_num(gain, nan=-np.inf), kind="stable")
     return held.differing[order[np.nan_to_num(gain)[order] > 0]]
+
+
+def candidates(held: LatentRuns, effects: Floats, b: int, most: int = CANDIDATES) -> Ints:
+    """Latents worth adding: of largest own effect, or of largest loss when left out of all latents.
+
+    A latent may do nothing alone and much beside others; what is lost without it tells. Screening half.
+
+    Args:
+        held: the runs.
+        effects: single effects of `held.differing`, nats [prompt latent belief].
+        b: the belief's column.
+        most: latents of either kind.
+    """
+    along, every = held.directions(held.differing), held.all_latents
+    lost = []
+    for i in held.screen.tolist():
+        rows = torch.cat([every[i : i + 1], every[i] - held.pushes(i, held.differing, along)])
+        found = held.effects(i, rows)[:, b]
+        lost.append(found[0] - found[1:])
+    ranked = [effects[held.screen][..., b].mean(axis=0), np.mean(lost, axis=0)]
+    best = [np.argsort(-_way(held, b) * np.nan_to_num(gain), kind="stable")[:most] for gain in ranked]
+    return held.differing[np.unique(np.concatenate(best))]
 
 
 def _way(held: LatentRuns, b: int) -> float:

@@ -159,11 +159,13 @@ def load_saes(config: StudyConfig, model: LanguageModel, folder: Path) -> dict[S
     from iclens.saes.load import load_sae_set
 
     found = load_sae_set(folder, model)
-    wanted, have = config.track.sites, ", ".join(site.short for site in found)
+    wanted = config.track.sites
     for key, sites in (("track.sites", wanted), ("patch.sites", config.patch.sites)):
-        missing = [site for site in sites or () if Site.parse(site) not in found]
+        held = found if key == "track.sites" or wanted is None else {Site.parse(site) for site in wanted}
+        missing = [site for site in sites or () if Site.parse(site) not in held]
         if missing:
-            raise SaeError(f"SAE at {missing[0]}", f"the set has {have}", f"Change {key}.")
+            have = ", ".join(site.short for site in held)
+            raise SaeError(f"SAE at {missing[0]}", f"{have} are there", f"Change {key}.")
     if wanted is None:
         return found
     return {Site.parse(site): found[Site.parse(site)] for site in wanted}
@@ -224,6 +226,13 @@ def check_task(config: StudyConfig) -> None:
             f"'{section.task}' has {len(section.inputs)}",
             "Ask for fewer.",
         )
+    for key, shown in (("sweep", config.sweep.donor_examples), ("patch", config.patch.donor_examples)):
+        if shown + 2 > len(section.inputs):
+            raise TaskError(
+                f"{key}.donor_examples: {shown} and two queries",
+                f"'{section.task}' has {len(section.inputs)} inputs",
+                "Ask for fewer.",
+            )
     for x in section.inputs:
         section.rule.outcomes(x)
     split_prompts(section.n_prompts, section.n_examples, seed=config.growth.split_seed)

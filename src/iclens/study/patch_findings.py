@@ -58,7 +58,9 @@ def _carried(results: Results) -> Finding:
     greedy = sets[(sets["kind"] == GREEDY) & (sets["screen_share"] >= HALF)]
     greedy = greedy[(greedy["site"] == full["site"]) & (greedy["role"] == full["role"])]
     if greedy.empty:
-        return Finding(question, f"no set of up to {results.config.patch.largest_set}", said)
+        best = sets[(sets["kind"] == GREEDY) & (sets["site"] == full["site"])]["share_of_full"].max()
+        most = f" The greedy order reaches {best:.2f} of it." if best == best else ""
+        return Finding(question, f"no set of up to {results.config.patch.largest_set}", said + most)
     best = greedy.sort_values("size").to_dict("records")[0]
     beside = (
         f" that of {best['n_controls']} sets of matched random latents pushed as far "
@@ -82,7 +84,7 @@ def _follows(results: Results) -> Finding:
     whole = fits[WHOLE]
     slopes = "; ".join(
         f"{name} {fits[patch]['slope']:.2f}"
-        for name, patch in (("run B", BASE), ("A*", TARGET), ("those latents alone", GIVEN))
+        for name, patch in (("run B", BASE), ("A*", TARGET), ("the greedy set alone", GIVEN))
         if patch in fits
     )
     first = 100 * whole["top_1_answer"]
@@ -114,5 +116,6 @@ def _taken_away(results: Results) -> Finding:
         question,
         f"without {last['ablated']} {ends}",
         f"Layer {first['first_layer']:.0f} works first in the intact donor. Verdict: {last['verdict']}; "
-        f"later heads give back {last['later_heads']:+.2f} [{low:+.2f}, {high:+.2f}] nats.{beside}",
+        f"what later heads then do is worth {last['later_heads']:+.2f} [{low:+.2f}, {high:+.2f}] nats."
+        f"{beside}",
     )

@@ -59,6 +59,14 @@ class Table:
 
     COLUMNS: ClassVar[dict[str, Column]] = {}
 
+    def __repr__(self) -> str:
+        """Its name, how many rows, and that `.df` is a pandas frame of them."""
+        return f"{type(self).__name__} of {len(self)} rows ({', '.join(self.COLUMNS)}); .df is a frame"
+
+    def _repr_html_(self) -> str:
+        """The first rows, in a notebook."""
+        return self.df.head(20).to_html(index=False)
+
     def __init__(self, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
         name = type(self).__name__
         missing, strange = self.COLUMNS.keys() - columns.keys(), columns.keys() - self.COLUMNS.keys()

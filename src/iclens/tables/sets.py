@@ -81,7 +81,7 @@ class ControlTable(Table):
         "effect": Column("float", "mean of patched − base over prompts, nats"),
         "ci_low": Column("float", "lower end of its interval"),
         "ci_high": Column("float", "upper end of its interval"),
-        "reason": Column("str", "why a value of the row is NaN; empty otherwise"),
+        "reason": Column("str", "why a value is NaN, or why the control cannot tell; empty otherwise"),
     }
 
 

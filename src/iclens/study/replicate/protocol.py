@@ -148,8 +148,9 @@ def derived_protocol(model: LanguageModel, like: Protocol, blocks: int, donor: I
     return Protocol(
         how=(
             f"derived: layers scaled from {blocks} to {model.n_blocks} blocks; ablated are the {len(heads)} "
-            f"brightest heads of its own score map against resid_pre {first} ({named}), then all heads of "
-            "the layers that hold them, a layer at a time"
+            f"brightest heads before block {first} of its own score map against that block's resid_pre "
+            f"({named}), then all heads of the layers that hold them, a layer at a time; and, beside the "
+            "record, those of the layers between"
         ),
         patch_layer=depth(like.patch_layer), x=like.x,
         attention_layer=min(depth(like.attention_layer), model.n_blocks - 1),

@@ -258,7 +258,8 @@ def figures(found: Finding, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     rows = pd.concat([rows_of(found.best.sets, kind).df for kind in (OWN, GREEDY, NEURONS)])
     size = alt.X("size:Q", scale=alt.Scale(type="log", base=2), title="members")
-    band = alt.Chart(rows[(rows["kind"] == GREEDY) & (rows["n_controls"] > 0)]).mark_area(opacity=0.2, color="gray").encode(
+    compared = rows[(rows["kind"] == GREEDY) & (rows["n_controls"] > 0)]
+    band = alt.Chart(compared).mark_area(opacity=0.2, color="gray").encode(
         x=size, y="control_low:Q", y2="control_high:Q"
     )  # fmt: skip
     share = alt.Y("share_of_full:Q", title="share of the full activation's effect")

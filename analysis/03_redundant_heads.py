@@ -25,11 +25,11 @@ import pandas as pd
 from iclens.errors import IclensError
 from iclens.models.load import LanguageModel, load_model
 from iclens.names import BELIEFS
-from iclens.patching.direct import HEADS_GIVEN, LATER_HEADS, direct_effects
 from iclens.patching.effects import resamples
-from iclens.patching.heads import WHOLE_LAYER, Ablation, Heads, ablate_heads, ablation_edits
-from iclens.patching.redundancy import LEAST_RISE, WORKS, Verdict, arrival, judge, redundancy_index
-from iclens.patching.redundancy_ladder import redundancy_ladder
+from iclens.patching.heads.ablate import WHOLE_LAYER, Ablation, Heads, ablate_heads, ablation_edits
+from iclens.patching.heads.direct import HEADS_GIVEN, LATER_HEADS, direct_effects
+from iclens.patching.heads.ladder import redundancy_ladder
+from iclens.patching.heads.redundancy import LEAST_RISE, WORKS, Verdict, arrival, judge, redundancy_index
 from iclens.patching.runs import ZERO, Runs, build_runs
 from iclens.tables.patches import HeadTable
 from iclens.tables.redundancy import DirectTable, RedundancyLadderTable, RedundancyTable

@@ -26,14 +26,14 @@ import yaml
 from iclens.errors import IclensError
 from iclens.models.load import LanguageModel, load_model
 from iclens.names import Site
-from iclens.patching.controls import patch_controls
-from iclens.patching.ladder import patch_ladder
-from iclens.patching.latent_runs import gather
-from iclens.patching.latents import patch_latents, single_effects
+from iclens.patching.latents.controls import patch_controls
+from iclens.patching.latents.gather import gather
+from iclens.patching.latents.ladder import patch_ladder
+from iclens.patching.latents.screen import linear_screen
+from iclens.patching.latents.sets import ALL, FULL, GREEDY, HALF, MEANS, NEURONS, OWN, patch_sets
+from iclens.patching.latents.single import patch_latents, single_effects
 from iclens.patching.responses import response_curve, response_fits
 from iclens.patching.runs import ZERO, build_runs, runs_by_query
-from iclens.patching.screen import linear_screen
-from iclens.patching.sets import ALL, FULL, GREEDY, HALF, MEANS, NEURONS, OWN, patch_sets
 from iclens.patching.sweep import sweep
 from iclens.saes.load import Sae, load_sae_set
 from iclens.tables.responses import ResponseFitTable, ResponseTable

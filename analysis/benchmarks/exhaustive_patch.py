@@ -23,9 +23,9 @@ import torch
 
 from iclens.models import tail
 from iclens.models.load import LanguageModel, load_model
-from iclens.patching import latent_runs
-from iclens.patching.latent_runs import DONOR_VALUES, gather
-from iclens.patching.latents import single_effects
+from iclens.patching.latents import gather as gathering
+from iclens.patching.latents.gather import DONOR_VALUES, gather
+from iclens.patching.latents.single import single_effects
 from iclens.patching.runs import Runs, build_runs
 from iclens.saes.load import Sae, load_sae
 from iclens.tasks.spec import parse_task
@@ -36,7 +36,7 @@ GOAL = 60.0
 PARTS = {
     "blocks": (tail.Tail, "_side_by_side"),
     "unembedding": (tail, "read_answers"),
-    "beliefs": (latent_runs, "belief_log_odds"),
+    "beliefs": (gathering, "belief_log_odds"),
 }
 """What is timed inside the patching, as an attribute of a module or class."""
 

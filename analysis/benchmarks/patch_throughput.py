@@ -35,8 +35,8 @@ from transformer_lens.pretrained.weight_conversions import convert_llama_weights
 from iclens.models.load import LanguageModel, load_model
 from iclens.models.tail import Tail, tails_of
 from iclens.names import Site
-from iclens.patching.latent_runs import LatentRuns, gather
-from iclens.patching.latents import single_effects
+from iclens.patching.latents.gather import LatentRuns, gather
+from iclens.patching.latents.single import single_effects
 from iclens.patching.residual import up_to_query
 from iclens.patching.runs import build_runs
 from iclens.saes.load import Sae

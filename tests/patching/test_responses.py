@@ -5,7 +5,7 @@ import pytest
 
 from iclens.errors import EditError, TaskError
 from iclens.models.load import LanguageModel
-from iclens.patching.latent_runs import gather
+from iclens.patching.latents.gather import gather
 from iclens.patching.residual import query_answers
 from iclens.patching.responses import (
     BASE,

@@ -7,7 +7,7 @@ from iclens.errors import EditError, ModelError, SiteError
 from iclens.models.forward import answer_probs, record
 from iclens.models.load import LanguageModel, load_model
 from iclens.names import BELIEFS, Site, position
-from iclens.patching.heads import Ablation, ablated_answers, ablation_edits
+from iclens.patching.heads.ablate import Ablation, ablated_answers, ablation_edits
 from iclens.patching.residual import patch_query, query_answers, replace_pre, up_to_query
 from iclens.patching.sweep import PROBABILITIES, graded, sweep
 from iclens.tables.edits import Edit

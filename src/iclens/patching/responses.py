@@ -20,7 +20,7 @@ from torch import Tensor
 from iclens.errors import EditError, TaskError
 from iclens.models.load import LanguageModel
 from iclens.patching.effects import LEVEL, resamples
-from iclens.patching.latent_runs import LatentRuns, gather
+from iclens.patching.latents.gather import LatentRuns, gather
 from iclens.patching.residual import layer_site, patch_query, query_answers
 from iclens.patching.runs import Runs
 from iclens.saes.load import Sae

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from iclens.dashboards.view import Finding
+from iclens.patching.latents.sets import FULL, GREEDY, HALF
 from iclens.patching.responses import BASE, GIVEN, TARGET
 from iclens.patching.responses import FULL as WHOLE
-from iclens.patching.sets import FULL, GREEDY, HALF
 from iclens.study.results import PATCH_Q, Results
 
 

@@ -19,7 +19,7 @@ from iclens.dashboards.view import (
     SweepView,
 )
 from iclens.growth.verdict import LEVEL
-from iclens.patching.heads import WHOLE_LAYER
+from iclens.patching.heads.ablate import WHOLE_LAYER
 from iclens.patching.runs import ZERO
 from iclens.study.patch_findings import patch_findings
 from iclens.study.results import Results

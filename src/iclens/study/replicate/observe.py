@@ -14,8 +14,8 @@ from iclens.models.attention import attention_patterns
 from iclens.models.forward import record
 from iclens.models.load import LanguageModel
 from iclens.names import Site
+from iclens.patching.heads.scores import last_position, score_maps
 from iclens.patching.lens import unnormalised_logits
-from iclens.patching.scores import last_position, score_maps
 from iclens.study.replicate.passes import ablation_edits, patched_tops, run_donor, swept_tops, top_tokens
 from iclens.study.replicate.prompts import encoded
 from iclens.study.replicate.protocol import Protocol

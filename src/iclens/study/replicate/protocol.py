@@ -15,7 +15,7 @@ import numpy as np
 
 from iclens.errors import ModelError
 from iclens.models.load import LanguageModel
-from iclens.patching.scores import last_position, score_maps
+from iclens.patching.heads.scores import last_position, score_maps
 from iclens.tables.arrays import Ints
 
 BRIGHTEST = 5

@@ -10,14 +10,14 @@ import numpy as np
 
 from iclens.errors import TaskError
 from iclens.names import Site
-from iclens.patching.controls import patch_controls
-from iclens.patching.ladder import patch_ladder
-from iclens.patching.latent_runs import gather
-from iclens.patching.latents import patch_latents, single_effects
+from iclens.patching.latents.controls import patch_controls
+from iclens.patching.latents.gather import gather
+from iclens.patching.latents.ladder import patch_ladder
+from iclens.patching.latents.screen import linear_screen
+from iclens.patching.latents.sets import FULL, GREEDY, HALF, patch_sets
+from iclens.patching.latents.single import patch_latents, single_effects
 from iclens.patching.responses import response_curve, response_fits
 from iclens.patching.runs import Runs, build_runs, runs_by_query
-from iclens.patching.screen import linear_screen
-from iclens.patching.sets import FULL, GREEDY, HALF, patch_sets
 from iclens.saes.load import Sae
 from iclens.study.bench import Bench
 from iclens.study.results import PATCH_Q

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from iclens.patching.direct import direct_effects
-from iclens.patching.heads import WHOLE_LAYER, Ablation, Heads, ablate_heads
+from iclens.patching.heads.ablate import WHOLE_LAYER, Ablation, Heads, ablate_heads
+from iclens.patching.heads.direct import direct_effects
+from iclens.patching.heads.ladder import redundancy_ladder
+from iclens.patching.heads.redundancy import redundancy_index
+from iclens.patching.heads.scores import head_scores
 from iclens.patching.lens import logit_lens
-from iclens.patching.redundancy import redundancy_index
-from iclens.patching.redundancy_ladder import redundancy_ladder
 from iclens.patching.runs import ZERO, Runs, build_runs
-from iclens.patching.scores import head_scores
 from iclens.patching.sweep import graded, sweep
 from iclens.study.bench import Bench
 from iclens.tables.frame import Table

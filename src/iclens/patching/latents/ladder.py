@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from iclens.patching.effects import means, normalised_effects, resamples
-from iclens.patching.latent_runs import LatentRuns
-from iclens.patching.latents import reasons
+from iclens.patching.latents.gather import LatentRuns
+from iclens.patching.latents.single import reasons
 from iclens.tables.arrays import Floats
 from iclens.tables.patches import LadderTable, PatchTable
 

@@ -12,7 +12,7 @@ from iclens.errors import EditError, SiteError
 from iclens.models.forward import answer_probs
 from iclens.models.load import LanguageModel
 from iclens.names import Site
-from iclens.patching.heads import WHOLE_LAYER, Ablation, ablate_heads, ablated_answers, ablation_edits
+from iclens.patching.heads.ablate import WHOLE_LAYER, Ablation, ablate_heads, ablated_answers, ablation_edits
 from iclens.patching.residual import query_answers, up_to_query
 from iclens.patching.runs import ZERO, Runs
 from iclens.patching.sweep import readouts

@@ -20,9 +20,9 @@ from iclens.models.blocks import unembed
 from iclens.models.forward import answer_probs, record
 from iclens.models.load import LanguageModel
 from iclens.names import BELIEFS, ROLES, Site
-from iclens.patching.ladder import best_single, patch_ladder
-from iclens.patching.latent_runs import DIRECTIONS, Direction, LatentRuns, gather, read_lent
-from iclens.patching.latents import matched, patch_latents
+from iclens.patching.latents.gather import DIRECTIONS, Direction, LatentRuns, gather, read_lent
+from iclens.patching.latents.ladder import best_single, patch_ladder
+from iclens.patching.latents.single import matched, patch_latents
 from iclens.patching.residual import up_to_query
 from iclens.patching.runs import Runs, build_runs
 from iclens.patching.sweep import sweep
@@ -31,7 +31,7 @@ from iclens.tables.answers import AnswerProbs
 from iclens.tables.edits import Edit
 from iclens.tasks.spec import parse_task
 
-from .conftest import D_SAE, K, MakeRuns, MakeSae, same
+from ..conftest import D_SAE, K, MakeRuns, MakeSae, same
 
 HOOKS = ("L2.resid_post", "L2.mlp_out", "L3.resid_pre", "L2.resid_mid", "L1.attn_out")
 SETTINGS = (

@@ -9,11 +9,11 @@ import pytest
 from iclens.errors import EditError
 from iclens.models.load import LanguageModel
 from iclens.names import BELIEFS
-from iclens.patching import redundancy as r
-from iclens.patching.direct import ABLATED, GIVEN, HEADS_GIVEN, LATER, LATER_HEADS, DirectEffects
 from iclens.patching.effects import resamples
-from iclens.patching.heads import WHOLE_LAYER, Ablation, ablate_heads, ablation_edits
-from iclens.patching.redundancy_ladder import control_sets, redundancy_ladder
+from iclens.patching.heads import redundancy as r
+from iclens.patching.heads.ablate import WHOLE_LAYER, Ablation, ablate_heads, ablation_edits
+from iclens.patching.heads.direct import ABLATED, GIVEN, HEADS_GIVEN, LATER, LATER_HEADS, DirectEffects
+from iclens.patching.heads.ladder import control_sets, redundancy_ladder
 from iclens.patching.runs import ZERO, Runs, build_runs
 from iclens.tables.redundancy import RedundancyLadderTable
 from iclens.tasks.spec import parse_task

@@ -18,16 +18,8 @@ import numpy as np
 
 from iclens.errors import EditError
 from iclens.models.load import LanguageModel
-from iclens.patching.direct import (
-    ABLATED,
-    HEADS_GIVEN,
-    LATER,
-    LATER_HEADS,
-    TOTAL,
-    direct_by_prompt,
-)
 from iclens.patching.effects import means, resamples
-from iclens.patching.heads import (
+from iclens.patching.heads.ablate import (
     KINDS,
     PLACES,
     WHOLE_LAYER,
@@ -37,7 +29,15 @@ from iclens.patching.heads import (
     ablation_edits,
     named,
 )
-from iclens.patching.redundancy import Arrival, FirstLayer, arrival, first_layer, verdict
+from iclens.patching.heads.direct import (
+    ABLATED,
+    HEADS_GIVEN,
+    LATER,
+    LATER_HEADS,
+    TOTAL,
+    direct_by_prompt,
+)
+from iclens.patching.heads.redundancy import Arrival, FirstLayer, arrival, first_layer, verdict
 from iclens.patching.runs import Runs
 from iclens.tables.arrays import Floats
 from iclens.tables.edits import Edit

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from iclens.patching.effects import UNDEFINED
-from iclens.patching.latent_runs import LatentRuns
-from iclens.patching.latents import expect_effects
+from iclens.patching.latents.gather import LatentRuns
+from iclens.patching.latents.single import expect_effects
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.sets import ScreenTable
 

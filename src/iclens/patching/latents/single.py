@@ -22,7 +22,7 @@ from scipy.stats import false_discovery_control
 
 from iclens.errors import EditError
 from iclens.patching.effects import control_p_value, means, normalised_effects, resamples
-from iclens.patching.latent_runs import LatentRuns
+from iclens.patching.latents.gather import LatentRuns
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.patches import PatchTable
 

@@ -21,8 +21,8 @@ from iclens.models.blocks import neurons
 from iclens.models.forward import record
 from iclens.names import Site
 from iclens.patching.effects import control_p_value, means, normalised_effects, resamples
-from iclens.patching.latent_runs import LatentRuns, mixed, place_of
-from iclens.patching.latents import expect_effects, matched, reasons
+from iclens.patching.latents.gather import LatentRuns, mixed, place_of
+from iclens.patching.latents.single import expect_effects, matched, reasons
 from iclens.patching.residual import up_to_query
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.prompts import PromptSet

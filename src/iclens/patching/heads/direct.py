@@ -30,7 +30,7 @@ from iclens.models.load import LanguageModel
 from iclens.models.tail import tails_of
 from iclens.names import Site
 from iclens.patching.effects import Estimates, belief_log_odds, means, normalised_effects, resamples
-from iclens.patching.heads import Ablation, ablated_answers, ablation_edits
+from iclens.patching.heads.ablate import Ablation, ablated_answers, ablation_edits
 from iclens.patching.residual import query_answers, up_to_query
 from iclens.patching.runs import Runs, check_tokenizer
 from iclens.tables.arrays import Floats

@@ -8,15 +8,25 @@ import torch
 
 from iclens.models.load import LanguageModel
 from iclens.names import Site
-from iclens.patching import sets
-from iclens.patching.ladder import patch_ladder
-from iclens.patching.latent_runs import DIRECTIONS, Direction, gather
-from iclens.patching.latents import patch_latents, single_effects
-from iclens.patching.screen import linear_screen
-from iclens.patching.sets import FULL, GREEDY, HALF, NEURONS, OWN, joint, patch_sets, random_sets, writer
+from iclens.patching.latents import sets
+from iclens.patching.latents.gather import DIRECTIONS, Direction, gather
+from iclens.patching.latents.ladder import patch_ladder
+from iclens.patching.latents.screen import linear_screen
+from iclens.patching.latents.sets import (
+    FULL,
+    GREEDY,
+    HALF,
+    NEURONS,
+    OWN,
+    joint,
+    patch_sets,
+    random_sets,
+    writer,
+)
+from iclens.patching.latents.single import patch_latents, single_effects
 from iclens.tables.sets import SetTable
 
-from .conftest import MakeRuns, MakeSae, same
+from ..conftest import MakeRuns, MakeSae, same
 
 
 def of(table: SetTable, kind: str, size: int | None = None, belief: str = "exact") -> SetTable:

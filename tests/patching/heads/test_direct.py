@@ -10,8 +10,8 @@ from iclens.errors import EditError
 from iclens.models.forward import answer_probs, record
 from iclens.models.load import LanguageModel
 from iclens.names import BELIEFS, Site
-from iclens.patching.direct import SUMS, direct_by_prompt, direct_effects
-from iclens.patching.heads import Ablation, ablation_edits
+from iclens.patching.heads.ablate import Ablation, ablation_edits
+from iclens.patching.heads.direct import SUMS, direct_by_prompt, direct_effects
 from iclens.patching.residual import up_to_query
 from iclens.patching.runs import ZERO, Runs, build_runs
 from iclens.patching.sweep import effects, readouts

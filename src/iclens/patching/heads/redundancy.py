@@ -28,16 +28,6 @@ import numpy as np
 
 from iclens.errors import EditError
 from iclens.models.load import LanguageModel
-from iclens.patching.direct import (
-    ABLATED,
-    GIVEN,
-    HEADS_GIVEN,
-    LATER,
-    LATER_HEADS,
-    DirectEffects,
-    direct_by_prompt,
-    ratios,
-)  # fmt: skip
 from iclens.patching.effects import (
     LEAST_SPAN,
     LEVEL,
@@ -47,7 +37,17 @@ from iclens.patching.effects import (
     normalised_effects,
     resamples,
 )  # fmt: skip
-from iclens.patching.heads import WHOLE_LAYER, Ablation, ablated_answers, ablation_edits
+from iclens.patching.heads.ablate import WHOLE_LAYER, Ablation, ablated_answers, ablation_edits
+from iclens.patching.heads.direct import (
+    ABLATED,
+    GIVEN,
+    HEADS_GIVEN,
+    LATER,
+    LATER_HEADS,
+    DirectEffects,
+    direct_by_prompt,
+    ratios,
+)  # fmt: skip
 from iclens.patching.residual import query_answers, replace_pre
 from iclens.patching.runs import Runs, check_tokenizer
 from iclens.tables.answers import AnswerProbs

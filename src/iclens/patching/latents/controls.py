@@ -20,10 +20,10 @@ from torch import Tensor
 from iclens.errors import EditError
 from iclens.models.tail import tails_of
 from iclens.patching.effects import means, resamples
-from iclens.patching.latent_runs import LatentRuns, gather, place_of, read_lent
+from iclens.patching.latents.gather import LatentRuns, gather, place_of, read_lent
+from iclens.patching.latents.sets import joint
 from iclens.patching.residual import up_to_query
 from iclens.patching.runs import Runs
-from iclens.patching.sets import joint
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.sets import ControlTable
 

@@ -19,11 +19,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from iclens.models.load import LanguageModel
 from iclens.names import Site
-from iclens.patching.latent_runs import DIRECTIONS, Direction, gather
-from iclens.patching.latents import patch_latents, single_effects
+from iclens.patching.latents.gather import DIRECTIONS, Direction, gather
+from iclens.patching.latents.screen import linear_screen
+from iclens.patching.latents.sets import ALL, FULL, GREEDY, patch_sets
+from iclens.patching.latents.single import patch_latents, single_effects
 from iclens.patching.runs import build_runs
-from iclens.patching.screen import linear_screen
-from iclens.patching.sets import ALL, FULL, GREEDY, patch_sets
 from iclens.saes.load import Sae
 from iclens.tasks.spec import parse_task
 

@@ -9,17 +9,17 @@ from iclens.errors import EditError, SiteError
 from iclens.models.forward import answer_probs
 from iclens.models.load import LanguageModel
 from iclens.names import position
-from iclens.patching.controls import patch_controls
-from iclens.patching.latent_runs import gather, read_lent
-from iclens.patching.latents import single_effects
+from iclens.patching.latents.controls import patch_controls
+from iclens.patching.latents.gather import gather, read_lent
+from iclens.patching.latents.sets import joint
+from iclens.patching.latents.single import single_effects
 from iclens.patching.residual import up_to_query
-from iclens.patching.sets import joint
 from iclens.tables.answers import AnswerProbs
 from iclens.tables.edits import Edit
 from iclens.tables.sets import ControlTable
 from iclens.tasks.declared import parse_belief
 
-from .conftest import MakeRuns, MakeSae
+from ..conftest import MakeRuns, MakeSae
 
 
 def effect(table: ControlTable, latents: str, control: str, belief: str = "exact") -> float:

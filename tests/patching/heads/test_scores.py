@@ -11,16 +11,16 @@ from iclens.models.attention import attention_patterns
 from iclens.models.forward import record
 from iclens.models.load import LanguageModel
 from iclens.names import Site, position
-from iclens.patching.lens import lens_logits
-from iclens.patching.residual import layer_site, up_to_query
-from iclens.patching.runs import Runs
-from iclens.patching.scores import (
+from iclens.patching.heads.scores import (
     answer_directions,
     head_scores,
     last_position,
     logit_attributions,
     score_maps,
 )
+from iclens.patching.lens import lens_logits
+from iclens.patching.residual import layer_site, up_to_query
+from iclens.patching.runs import Runs
 from iclens.tables.edits import Edit
 
 Make = Callable[..., Runs]
@@ -105,7 +105,7 @@ def test_masses_are_those_of_the_pattern(tiny_model: LanguageModel, make_runs: M
 def test_attention_on_bos_alone_gives_no_share(
     tiny_model: LanguageModel, make_runs: Make, monkeypatch
 ) -> None:
-    import iclens.patching.scores as scores
+    import iclens.patching.heads.scores as scores
 
     def sink(
         model: LanguageModel, tokens: np.ndarray, layers: tuple[int, ...], *_: object, **__: object

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import (
@@ -24,6 +24,7 @@ from pydantic import (
 
 from iclens.errors import ConfigError, nearest
 from iclens.names import Site, check_role
+from iclens.study.config_errors import explain, one_line
 from iclens.tasks.arms import other_task, parse_arm
 from iclens.tasks.declared import DeclaredBelief, belief_names, check_declared, parse_belief
 from iclens.tasks.rules import Task, default_inputs
@@ -224,6 +225,8 @@ class PatchSection(Section):
     donor_examples: int = Field(default=12, ge=2)
     n_prompts: int = Field(default=48, ge=4)
     """Half of them screen latents, the other half tests them."""
+    donor_value: Literal["task mean", "instance"] = "task mean"
+    """What B receives: the mean over other prompts, which says nothing of the query, or A's own value."""
     n_tested: int = Field(default=6, ge=1)
     """Latents of each site that are compared with matched random ones; q has to pay for each."""
     n_controls: int = Field(default=200, ge=1)
@@ -363,38 +366,10 @@ def parse_study_config(text: str, source: str) -> StudyConfig:
     try:
         declared = yaml.safe_load(text)
     except yaml.YAMLError as cause:
-        raise ConfigError(f"study config '{source}'", f"not YAML ({_one_line(cause)})", "Mend it.") from cause
+        raise ConfigError(f"study config '{source}'", f"not YAML ({one_line(cause)})", "Mend it.") from cause
     if not isinstance(declared, dict):
         raise ConfigError(f"study config '{source}'", "not a mapping of keys", "Start from study/demo.yaml.")
     try:
         return StudyConfig.model_validate(declared)
     except ValidationError as cause:
         raise explain(cause, StudyConfig, source) from cause
-
-
-def explain(cause: ValidationError, root: type[BaseModel], source: str) -> ConfigError:
-    """The first validation error as one line, naming the key and, when it is unknown, the nearest one."""
-    errors = cause.errors()
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    path = [str(part) for part in first["loc"]]
-    asked = f"{source}: key '{'.'.join(path)}'"
-    if first["type"] == "extra_forbidden":
-        return ConfigError(asked, "unknown", nearest(path[-1], _keys_at(root, path[:-1])) + ".")
-    if first["type"] == "missing":
-        return ConfigError(asked, "missing", "Add it.")
-    found = _one_line(first["msg"]).removeprefix("Value error, ")
-    return ConfigError(asked, f"{found}, not {first['input']!r}"[:300], "Correct it.")
-
-
-def _keys_at(root: type[BaseModel], path: list[str]) -> list[str]:
-    section = root
-    for part in path:
-        inner: Any = section.model_fields[part].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        section = inner
-    return list(section.model_fields)
-
-
-def _one_line(cause: object) -> str:
-    return " ".join(str(cause).split())

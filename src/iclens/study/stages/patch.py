@@ -114,7 +114,7 @@ def _place(bench: Bench, sae: Sae, role: str, runs: tuple[Runs, Runs | None], fo
         "chosen_for": section.chosen_for, "largest": section.largest_set,
         "n_controls": section.n_random_sets, "seed": seed,
     }  # fmt: skip
-    asked = {"role": role, "seed": seed}
+    asked = {"role": role, "donor_value": section.donor_value, "seed": seed}
     held = gather(bench.model, sae, runs[0], **asked)
     effects = single_effects(held, held.differing)
     patches = patch_latents(
@@ -163,7 +163,10 @@ def _responses(bench: Bench, sets: SetTable) -> ResponseTable:
         donors=section.response_donors, donor_examples=section.donor_examples, seed=section.seed,
     )  # fmt: skip
     sae = bench.saes[Site.parse(site)]
-    return response_curve(bench.model, sae, runs, sets=[members] if members else [], seed=section.seed)
+    return response_curve(
+        bench.model, sae, runs, sets=[members] if members else [], donor_value=section.donor_value,
+        seed=section.seed,
+    )  # fmt: skip
 
 
 def _places(sets: SetTable) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from iclens.names import ROLES
 from iclens.patching.heads.ablate import WHOLE_LAYER, Ablation, Heads, ablate_heads
 from iclens.patching.heads.direct import direct_effects
 from iclens.patching.heads.ladder import redundancy_ladder
@@ -25,6 +26,7 @@ SWEEP, GRADED, HEADS, LENS, SCORES = (
 )
 DIRECT, INDEX, LADDER = "direct.parquet", "redundancy.parquet", "redundancy_ladder.parquet"
 HEADLINE, MATCHED = "task on own x", "S arm"
+IN_QUERY = ROLES[: ROLES.index("pre") + 1]
 NEEDED = 1.0
 """Nats of the belief from which the loss of a head counts."""
 
@@ -46,7 +48,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     written: dict[str, Table] = {
         SWEEP: table,
         GRADED: graded(bench.model, rule, layer=layer, counts=counts, **drawn),
-        LENS: logit_lens(bench.model, runs[MATCHED], seed=section.seed),
+        LENS: logit_lens(bench.model, runs[MATCHED], roles=IN_QUERY, seed=section.seed),
     } | _heads(bench, runs[MATCHED], layer)
     for file, found in written.items():
         found.save(folder / file)

@@ -104,7 +104,7 @@ def ours(model: LanguageModel, held: LatentRuns) -> int:
     """Prepare run B, and patch every latent that differs alone, beliefs read; how many patches that was."""
     tails = tails_of(model, up_to_query(held.runs.recipient), held.runs.words)
     latents = np.flatnonzero((held.change != 0).any(axis=0))
-    single_effects(replace(held, tails=tails), latents, 256)
+    single_effects(replace(held, tails=tails), latents)
     return int((held.change != 0).sum())
 
 

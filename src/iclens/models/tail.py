@@ -9,6 +9,7 @@ earlier positions cannot see a later one. Rows are taken in batches that fit a m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,18 +46,23 @@ class _Keep:
 
 
 class _Prefix:
-    """A read-only cache: rows see the kept prefix and themselves."""
+    """A read-only cache: rows see the kept prefix of their prompt and themselves.
 
-    def __init__(self, kept: dict[int, tuple[Tensor, Tensor]]) -> None:
-        self.kept = kept
+    Args:
+        kept: of each prompt, block → keys and values.
+        sequences: how many sequences of rows each prompt has.
+    """
+
+    def __init__(self, kept: Sequence[dict[int, tuple[Tensor, Tensor]]], sequences: Sequence[int]) -> None:
+        self.kept, self.sequences = kept, sequences
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        before_key, before_value = self.kept[layer]
-        sequences = key.shape[0]
-        return (
-            torch.cat([before_key.expand(sequences, -1, -1, -1), key], dim=2),
-            torch.cat([before_value.expand(sequences, -1, -1, -1), value], dim=2),
+        prompts = list(zip(self.kept, self.sequences, strict=True))
+        before = (
+            torch.cat([kept[layer][side].expand(n, -1, -1, -1) for kept, n in prompts]) for side in (0, 1)
         )
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(before, (key, value), strict=True))
+        return keys, values
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,6 @@ class Tail:
         self.model, self.memory = model, memory
         self.answers, self.ids = model.answer_space(extra)
         self._held = hold(model, np.asarray(tokens)[None])[0] if held is None else held
-        self._prefix = _Prefix(self._held.kept)
 
     @property
     def n_suffix(self) -> int:
@@ -206,31 +211,12 @@ class Tail:
             )
         like = self._held.resid[0].dtype
         parts = [read_answers(self.model, whole[:0, -1].to(like), self.ids)]
-        for rows in whole.split(self._rows_at_once(batch)) if len(whole) else ():
-            held = rows.to(like)
-            last = self._side_by_side(held, layer) if layer < self.model.n_blocks else held[:, -1]
+        for rows in whole.split(batch or self.rows_at_once()) if len(whole) else ():
+            (last,) = side_by_side([self], [rows.to(like)], layer)
             parts.append(read_answers(self.model, last, self.ids))
         return AnswerProbs(self.answers, torch.cat(parts).float().cpu().numpy())
 
-    def _side_by_side(self, rows: Tensor, layer: int) -> Tensor:
-        """The last position's last resid_post of rows [row suffix d_model], as [row d_model].
-
-        Rows stand in sequences of one width, zeros at their end.
-        """
-        n, suffix, d_model = rows.shape
-        sequences = -(-n // max(1, WIDTH // suffix))
-        width = -(-n // sequences)
-        held = rows.new_zeros(sequences * width, suffix, d_model)
-        held[:n] = rows
-        held, mask = held.reshape(sequences, width * suffix, d_model), self._only_itself(rows, width)
-        rotary = tuple(part.repeat(1, width, 1) if suffix > 1 else part for part in self._held.rotary)
-        for block in self.model.network.model.layers[layer:]:
-            held = block(
-                held, attention_mask=mask, position_embeddings=rotary, past_key_values=self._prefix
-            )  # fmt: skip
-        return held.reshape(-1, suffix, d_model)[:n, -1]
-
-    def _only_itself(self, rows: Tensor, width: int) -> Tensor:
+    def only_itself(self, rows: Tensor, width: int) -> Tensor:
         """What is added to attention scores, [1 1 width·suffix pos + width·suffix].
 
         0 for the prefix and for a row's own earlier positions, a number that no score outweighs elsewhere.
@@ -278,21 +264,29 @@ class Tail:
             EditError: for a hook that adds nothing to the residual, or a position before the suffix.
         """
         layer = self.entry(site)
-        base = self._held.mid[site.layer] if site.hook in MID else self._held.resid[layer]
-        added = torch.as_tensor(delta, dtype=base.dtype, device=base.device)
-        where = self._places(positions, base.device)
+        added = torch.as_tensor(delta)
         parts = []
-        for some in added.split(self._rows_at_once(batch)) if len(added) else (added,):
-            rows = base.expand(len(some), -1, -1).index_add(
-                1, where, (some[:, None] if some.ndim == 2 else some).expand(-1, len(where), -1)
-            )
-            if site.hook in MID:
-                rows = feed(self.model.network.model.layers[site.layer], rows)
-            parts.append(self.run(rows, layer, batch).log_prob)
+        for some in added.split(batch or self.rows_at_once()) if len(added) else (added,):
+            parts.append(self.run(self.edited(site, some, positions), layer, batch).log_prob)
         return AnswerProbs(self.answers, np.concatenate(parts))
 
-    def _rows_at_once(self, batch: int | None) -> int:
-        return batch or rows_at_once(self.model, self.n_suffix, self._held.first, self.memory)
+    def edited(self, site: Site, delta: Tensor, positions: Ints | None = None) -> Tensor:
+        """The suffix at `entry` of rows that `delta` was added to, [row suffix d_model]; see `added`."""
+        base = self._held.mid[site.layer] if site.hook in MID else self._held.resid[self.entry(site)]
+        added, where = delta.to(base), self._places(positions, base.device)
+        rows = base.expand(len(added), -1, -1).index_add(
+            1, where, (added[:, None] if added.ndim == 2 else added).expand(-1, len(where), -1)
+        )
+        return feed(self.model.network.model.layers[site.layer], rows) if site.hook in MID else rows
+
+    @property
+    def held(self) -> Held:
+        """What the prompt's run left."""
+        return self._held
+
+    def rows_at_once(self) -> int:
+        """Rows that fit the memory."""
+        return rows_at_once(self.model, self.n_suffix, self._held.first, self.memory)
 
     def _places(self, positions: Ints | None, device: torch.device) -> Tensor:
         """Positions as indices into the suffix."""
@@ -325,3 +319,39 @@ def rows_at_once(model: LanguageModel, suffix: int, prefix: int, memory: int = M
     )
     logits = config.vocab_size * (item + 8)
     return max(1, min(MOST_ROWS, memory // (suffix * a_position + logits)))
+
+
+def side_by_side(tails: Sequence[Tail], rows: Sequence[Tensor], layer: int) -> list[Tensor]:
+    """The last position's last resid_post of each prompt's rows, [row d_model] each.
+
+    Rows stand in sequences of one width, zeros at their end; no sequence holds rows of two prompts.
+
+    Args:
+        tails: prompts of one length, prepared from one position on.
+        rows: of each prompt, the suffix that enters block `layer`, [row suffix d_model].
+        layer: that block; n_blocks for the end.
+    """
+    first = tails[0]
+    blocks, suffix = first.model.network.model.layers[layer:], first.n_suffix
+    if layer == first.model.n_blocks:
+        return [part[:, -1] for part in rows]
+    width = _width([len(part) for part in rows], max(1, WIDTH // suffix))
+    counts = [-(-len(part) // width) for part in rows]
+    held = rows[0].new_zeros(sum(counts), width, *rows[0].shape[1:])
+    parts = held.split(counts)
+    for part, place in zip(rows, parts, strict=True):
+        place.view(-1, *part.shape[1:])[: len(part)] = part
+    held, mask = held.flatten(1, 2), first.only_itself(held, width)
+    rotary = tuple(part.repeat(1, width, 1) if suffix > 1 else part for part in first.held.rotary)
+    prefix = _Prefix([tail.held.kept for tail in tails], counts)
+    for block in blocks:
+        held = block(held, attention_mask=mask, position_embeddings=rotary, past_key_values=prefix)
+    last = held.unflatten(1, (width, suffix))[:, :, -1].split(counts)
+    return [own.flatten(0, 1)[: len(part)] for own, part in zip(last, rows, strict=True)]
+
+
+def _width(n_rows: Sequence[int], most: int) -> int:
+    """Rows to a sequence: few empty places, and few sequences, each of which costs about eight rows."""
+    widths, n = np.arange(1, most + 1), np.array(n_rows)
+    cost = (-(-n[:, None] // widths) * (widths + 8)).sum(axis=0)
+    return int(widths[cost.argmin()])

@@ -1,5 +1,6 @@
 """Sets of latents: sums of what each adds, neurons that are the whole MLP, and fair random sets."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -110,12 +111,12 @@ def test_random_sets_hold_no_member_and_go_as_far(
     ids = held.differing[:4]
     seen: list[torch.Tensor] = []
 
-    def caught(prompt: int, delta: torch.Tensor) -> np.ndarray:
-        seen.append(delta)
-        return np.zeros((len(delta), len(held.beliefs)))
+    def caught(prompts: np.ndarray, deltas: Iterable[torch.Tensor]) -> list[np.ndarray]:
+        seen.extend(deltas)
+        return [np.zeros((7, len(held.beliefs)))] * len(prompts)
 
     watched = replace(held)
-    object.__setattr__(watched, "effects", caught)
+    object.__setattr__(watched, "effects_of", caught)
     one = sets.Members(OWN, ids, 4, joint(held, ids))
     random_sets(watched, one, 7, np.random.default_rng(0))
     assert len(seen) == len(held.test)

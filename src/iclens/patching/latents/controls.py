@@ -20,7 +20,8 @@ from torch import Tensor
 from iclens.errors import EditError
 from iclens.models.tail import tails_of
 from iclens.patching.effects import means, resamples
-from iclens.patching.latents.gather import LatentRuns, gather, place_of, read_lent
+from iclens.patching.latents.gather import LatentRuns, gather, read_lent
+from iclens.patching.latents.place import place_of
 from iclens.patching.latents.sets import joint
 from iclens.patching.residual import up_to_query
 from iclens.patching.runs import Runs
@@ -72,7 +73,8 @@ def patch_controls(
 
 def _at_place(held: LatentRuns, deltas: Sequence[Tensor]) -> Floats:
     """Effects of additions [prompt d_in] at the runs' own place, [test prompt, addition, belief]."""
-    return np.stack([held.effects(i, torch.stack([d[i] for d in deltas])) for i in held.test.tolist()])
+    rows = (torch.stack([d[i] for d in deltas]) for i in held.test.tolist())
+    return np.stack(held.effects_of(held.test, rows))
 
 
 def _elsewhere(held: LatentRuns, deltas: Sequence[Tensor], roles: Sequence[str]) -> Mapping[str, Floats]:

@@ -13,7 +13,7 @@ mean: what A* loses when a latent is as it would be without the examples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,8 +25,10 @@ from iclens.errors import EditError, SaeError
 from iclens.models.forward import record
 from iclens.models.load import LanguageModel
 from iclens.models.tail import Tail, tails_of
-from iclens.names import ROLES, check_role, position
+from iclens.models.together import added_together
 from iclens.patching.effects import belief_log_odds
+from iclens.patching.latents.lending import DONOR_VALUES, donor_weights, lent_answers, mixed
+from iclens.patching.latents.place import example_of, place_of
 from iclens.patching.residual import query_answers, up_to_query
 from iclens.patching.runs import Runs, check_tokenizer
 from iclens.saes.encode import refuse_transcoder
@@ -37,7 +39,6 @@ from iclens.tables.arrays import Floats, Ints
 from iclens.tables.prompts import PromptSet
 from iclens.tasks.beliefs import log_odds
 
-DONOR_VALUES = ("task mean", "instance")
 Direction = Literal["sufficiency", "necessity"]
 DIRECTIONS: tuple[Direction, ...] = ("sufficiency", "necessity")
 LEAST_PROMPTS = 4
@@ -133,14 +134,41 @@ class LatentRuns:
         decoded = self.sae.decode(self.donor_latents) - self.sae.decode(self.recipient_latents)
         return self.scale[:, None] * decoded
 
-    def effects(self, prompt: int, delta: Tensor, batch: int | None = None) -> Floats:
+    def effects(self, prompt: int, delta: Tensor) -> Floats:
         """Rise of each belief's log-odds when `delta` [row d_in] is added, [row belief]; 0 for a zero row."""
-        found = np.tile(0 * self.base[prompt], (len(delta), 1))
-        rows = (delta != 0).any(dim=1)
-        if rows.any():
-            probs = self.tails[prompt].added(self.sae.site, delta[rows], batch, self.place)
-            held = read_lent(probs, self.runs, prompt, self.lent[prompt])
-            found[rows.cpu().numpy()] = held - self.base[prompt]
+        return self.effects_of([prompt], [delta])[0]
+
+    def effects_of(self, prompts: Sequence[int] | Ints, deltas: Iterable[Tensor]) -> list[Floats]:
+        """The same of several prompts in common batches, [row belief] each.
+
+        Args:
+            prompts: [prompt].
+            deltas: of each, [row d_in]; taken as they are needed.
+        """
+        found: list[Floats] = []
+        some: list[tuple[int, Tensor]] = []
+        most = self.tails[0].rows_at_once()
+        for prompt, delta in zip((int(prompt) for prompt in prompts), deltas, strict=True):
+            some.append((prompt, delta))
+            if sum(len(rows) for _, rows in some) >= most:
+                found += self._batch(some)
+                some = []
+        return found + self._batch(some)
+
+    def _batch(self, some: Sequence[tuple[int, Tensor]]) -> list[Floats]:
+        """Effects of some prompts' rows, in one batch if they fit; rows that are 0 need none."""
+        moved = [(delta != 0).any(dim=1) for _, delta in some]
+        answers = added_together(
+            [self.tails[prompt] for prompt, _ in some], self.sae.site,
+            [delta[rows] for (_, delta), rows in zip(some, moved, strict=True)], self.place,
+        )  # fmt: skip
+        found = []
+        for (prompt, delta), rows, probs in zip(some, moved, answers, strict=True):
+            effect = np.tile(0 * self.base[prompt], (len(delta), 1))
+            if rows.any():
+                held = read_lent(probs, self.runs, prompt, self.lent[prompt])
+                effect[rows.cpu().numpy()] = held - self.base[prompt]
+            found.append(effect)
         return found
 
     def directions(self, latents: Ints) -> Tensor:
@@ -220,10 +248,10 @@ def gather(
     held = [_recorded(model, sae, prompts, role, batch) for prompts in (source, sink)]
     latents = [sae.encode(rows[:, -1]) for rows in held]
     check_decoder(sae, latents[0], latents[1])
-    weights = _donor_weights(source, runs, role, (screen, test), donor_value)
+    weights = donor_weights(source, runs, role, (screen, test), donor_value)
     mix = torch.as_tensor(weights, dtype=latents[0].dtype, device=latents[0].device)
     density, mean_active = _activity(sae, held)
-    lent = _lent_answers(source, weights, tails[0].answers)
+    lent = lent_answers(source, weights, tails[0].answers)
     other = runs.target if direction == "sufficiency" else runs.recipient
     return LatentRuns(
         model, sae, runs, direction, role, mix, tails,
@@ -259,13 +287,6 @@ def _targets(probs: AnswerProbs, runs: Runs, lent: tuple[Ints, ...]) -> Floats:
     return np.concatenate([read_lent(row, runs, i, lent[i]) for i, row in enumerate(rows)])
 
 
-def _lent_answers(source: PromptSet, weights: Floats, answers: Sequence[str]) -> tuple[Ints, ...]:
-    """Columns of the answers of the prompts that lend to each prompt, [prompt] of [answer]."""
-    column = {answer: i for i, answer in enumerate(answers)}
-    own = np.array([column[str(answer)] for answer in source.answer[:, -1]])
-    return tuple(np.unique(own[row > 0]) for row in weights)
-
-
 def _refuse(model: LanguageModel, sae: Sae, donor_value: str, direction: str) -> None:
     """Refuse what was misspelt, and an SAE that does not fit the model."""
     for name, asked, known in (
@@ -280,30 +301,9 @@ def _refuse(model: LanguageModel, sae: Sae, donor_value: str, direction: str) ->
         )
 
 
-def _example(prompts: PromptSet, role: str) -> int:
-    """Which example a role is taken of: the query, or the one before it for a token that the query lacks."""
-    in_query = ROLES.index(check_role(role)) <= ROLES.index("pre")
-    example = prompts.n_examples - (1 if in_query else 2)
-    if example < 0:
-        raise EditError(
-            f"a patch at `{role}`", "the run shows no example before its query", "Use a length-matched S arm."
-        )
-    return example
-
-
-def place_of(prompts: PromptSet, role: str) -> int:
-    """Token index of a role, as `LatentRuns` places it."""
-    return position(role, _example(prompts, role))
-
-
-def mixed(mix: Tensor, rows: Tensor) -> Tensor:
-    """mix @ rows, or the rows themselves, untouched by rounding, when each prompt is its own donor."""
-    return rows if torch.equal(mix, torch.eye(len(mix), dtype=mix.dtype, device=mix.device)) else mix @ rows
-
-
 def _recorded(model: LanguageModel, sae: Sae, prompts: PromptSet, role: str, batch: int) -> Tensor:
     """The site at a role of every example up to where it is patched, [prompt example d_in]."""
-    where = prompts.positions(role)[: _example(prompts, role) + 1]
+    where = prompts.positions(role)[: example_of(prompts, role) + 1]
     found = record(model, up_to_query(prompts), [sae.site], where, batch=batch)[sae.site]
     return torch.as_tensor(found, dtype=sae.W_dec.dtype, device=sae.W_dec.device)
 
@@ -319,39 +319,6 @@ def _activity(sae: Sae, held: list[Tensor]) -> tuple[Floats, Floats]:
             rows += len(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         return count / rows, total / count
-
-
-def _donor_weights(
-    source: PromptSet, runs: Runs, role: str, halves: tuple[Ints, Ints], donor_value: str
-) -> Floats:
-    """Weight of each source prompt in each prompt's donor value, [prompt prompt]; rows sum to 1.
-
-    Args:
-        source: the prompts that values are taken from.
-        runs: give x_B and f(x_B).
-        role: where; the x of its example is a prompt's own.
-        halves: prompts that may lend to each other.
-        donor_value: one of `DONOR_VALUES`.
-
-    Raises:
-        EditError: when nothing may be lent to some prompt.
-    """
-    n, own = source.n_prompts, source.x[:, _example(source, role)]
-    if donor_value == "instance":
-        return np.eye(n)
-    shows = (source.x[None] == runs.x_B[:, None, None]).any(axis=2)
-    allowed = (own[None] != own[:, None]) & ~shows & (source.answer[None, :, -1] != runs.own[:, None])
-    same_half = np.zeros((n, n), dtype=bool)
-    for half in halves:
-        same_half[np.ix_(half, half)] = True
-    weights = (allowed & same_half).astype(float)
-    if not weights.any(axis=1).all():
-        raise EditError(
-            f"task means over {n} prompts",
-            "for one of them every other shows its x, or answers alike",
-            "Give more prompts or inputs, fewer examples, or take the instance.",
-        )
-    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def check_decoder(sae: Sae, first: Tensor, second: Tensor) -> None:

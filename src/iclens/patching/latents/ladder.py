@@ -40,7 +40,7 @@ def patch_ladder(held: LatentRuns, patches: PatchTable, *, seed: int = 0, draws:
     best = [best_single(patches, belief) for belief in held.beliefs]
     rungs = list(_rungs(held, sorted({latent for latent in best if latent is not None})))
     additions = torch.stack([delta for _, _, delta in rungs], dim=1)
-    effects = np.stack([held.effects(int(i), additions[int(i)]) for i in held.test])
+    effects = np.stack(held.effects_of(held.test, (additions[int(i)] for i in held.test)))
     return LadderTable.concat([
         _row(held, rung, latent, b, effects[:, r, b], weights)
         for b in range(len(held.beliefs))

@@ -32,13 +32,11 @@ def linear_screen(held: LatentRuns, latents: Ints, effects: Floats) -> ScreenTab
     """
     expect_effects(held, effects, len(latents))
     along = held.directions(latents)
-    linear = []
-    for i in held.test.tolist():
-        step = STEP * held.pushes(i, latents, along)
-        up, down = held.effects(i, torch.cat([step, -step])).reshape(2, len(latents), len(held.beliefs))
-        linear.append((up - down) / (2 * STEP))
+    steps = (STEP * held.pushes(i, latents, along) for i in held.test.tolist())
+    found = np.stack(held.effects_of(held.test, (torch.cat([step, -step]) for step in steps)))
+    linear = (found[:, : len(latents)] - found[:, len(latents) :]) / (2 * STEP)
     exact = effects[held.test]
-    rows = [_row(held, latents, b, exact[..., b], np.stack(linear)[..., b]) for b in range(len(held.beliefs))]
+    rows = [_row(held, latents, b, exact[..., b], linear[..., b]) for b in range(len(held.beliefs))]
     return ScreenTable({name: [row[name] for row in rows] for name in ScreenTable.COLUMNS})
 
 

@@ -21,7 +21,9 @@ from iclens.models.blocks import neurons
 from iclens.models.forward import record
 from iclens.names import Site
 from iclens.patching.effects import control_p_value, means, normalised_effects, resamples
-from iclens.patching.latents.gather import LatentRuns, mixed, place_of
+from iclens.patching.latents.gather import LatentRuns
+from iclens.patching.latents.lending import mixed
+from iclens.patching.latents.place import place_of
 from iclens.patching.latents.single import expect_effects, matched, reasons
 from iclens.patching.residual import up_to_query
 from iclens.tables.arrays import Floats, Ints
@@ -127,11 +129,11 @@ def candidates(held: LatentRuns, effects: Floats, b: int, most: int = CANDIDATES
         most: latents of either kind.
     """
     along, every = held.directions(held.differing), held.all_latents
-    lost = []
-    for i in held.screen.tolist():
-        rows = torch.cat([every[i : i + 1], every[i] - held.pushes(i, held.differing, along)])
-        found = held.effects(i, rows)[:, b]
-        lost.append(found[0] - found[1:])
+    without = (
+        torch.cat([every[i : i + 1], every[i] - held.pushes(i, held.differing, along)])
+        for i in held.screen.tolist()
+    )
+    lost = [found[0, b] - found[1:, b] for found in held.effects_of(held.screen, without)]
     ranked = [effects[held.screen][..., b].mean(axis=0), np.mean(lost, axis=0)]
     best = [np.argsort(-_way(held, b) * np.nan_to_num(gain), kind="stable")[:most] for gain in ranked]
     return held.differing[np.unique(np.concatenate(best))]
@@ -152,10 +154,12 @@ def greedy_order(held: LatentRuns, candidates: Ints, b: int, largest: int) -> In
     along = held.directions(candidates)
     pushes = {int(i): held.pushes(int(i), candidates, along) for i in held.screen}
     so_far = {i: torch.zeros_like(held.recipient_held[i]) for i in pushes}
-    full = np.mean([held.effects(i, held.everything[i : i + 1])[0, b] for i in pushes])
+    whole = held.everything
+    full = np.mean(held.effects_of(held.screen, (whole[i : i + 1] for i in pushes)), axis=0)[0, b]
     reached = 0.0
     while left and len(chosen) < largest and reached < ENOUGH * way * full:
-        gains = np.mean([held.effects(i, so_far[i] + push[left])[:, b] for i, push in pushes.items()], axis=0)
+        tried = held.effects_of(held.screen, (so_far[i] + push[left] for i, push in pushes.items()))
+        gains = np.mean(tried, axis=0)[:, b]
         best = int(np.argmax(way * gains))
         if way * gains[best] <= reached:
             break
@@ -199,7 +203,7 @@ def joint(held: LatentRuns, latents: Ints) -> Tensor:
 def _effects(held: LatentRuns, deltas: list[Tensor], prompts: Ints) -> Floats:
     """Effects of additions [prompt d_in] on some prompts, [prompt, addition, belief]."""
     rows = torch.stack(deltas, dim=1)
-    return np.stack([held.effects(i, rows[i]) for i in prompts.tolist()])
+    return np.stack(held.effects_of(prompts, (rows[i] for i in prompts.tolist())))
 
 
 def random_sets(held: LatentRuns, members: Members, n: int, rng: np.random.Generator) -> Floats:
@@ -219,13 +223,14 @@ def random_sets(held: LatentRuns, members: Members, n: int, rng: np.random.Gener
     known, where = np.unique(drawn, return_inverse=True)
     units = torch.nn.functional.normalize(held.directions(known), dim=1)
     along = units[torch.as_tensor(where.reshape(drawn.shape))]
-    found = []
-    for i in held.test.tolist():
+
+    def stretched(i: int) -> Tensor:
+        """A prompt's sums, as long as the set's own addition, [set d_in]."""
         change = torch.as_tensor(held.change[i, members.ids]).to(lengths) * lengths
         sums = torch.einsum("m,mnd->nd", change, along)
-        wanted = members.delta[i].norm()
-        found.append(held.effects(i, sums * (wanted / sums.norm(dim=1, keepdim=True).clamp_min(1e-12))))
-    return np.mean(found, axis=0)
+        return sums * (members.delta[i].norm() / sums.norm(dim=1, keepdim=True).clamp_min(1e-12))
+
+    return np.mean(held.effects_of(held.test, (stretched(i) for i in held.test.tolist())), axis=0)
 
 
 def _distinct(pools: Sequence[Ints], rng: np.random.Generator) -> Ints:

@@ -49,7 +49,7 @@ class Tested:
 
 def patch_latents(
     held: LatentRuns, *, effects: Floats | None = None, n_tested: int = 12, n_controls: int = 200,
-    seed: int = 0, draws: int = 1000, batch: int | None = None,
+    seed: int = 0, draws: int = 1000,
 ) -> PatchTable:  # fmt: skip
     """Patch every latent that differs between A and B, and test the largest effects against matched latents.
 
@@ -61,32 +61,31 @@ def patch_latents(
         n_controls: matched latents per tested latent, or as many as are live.
         seed: of the controls and the bootstrap.
         draws: bootstrap resamples.
-        batch: rows per forward pass of the tail; as many as fit its memory when not given.
 
     Returns:
         A row per latent that differs in the test half, and belief; by latent.
     """
     latents = held.differing
-    effects = single_effects(held, latents, batch) if effects is None else effects
+    effects = single_effects(held, latents) if effects is None else effects
     expect_effects(held, effects)
     chosen = _screened(effects[held.screen], n_tested)
     tested = _test(
-        held, latents[chosen], effects[held.test][:, chosen], n_controls, np.random.default_rng(seed), batch
+        held, latents[chosen], effects[held.test][:, chosen], n_controls, np.random.default_rng(seed)
     )
     weights = resamples(len(held.test), draws, np.random.default_rng(seed))
     return _table(held, latents, effects, tested, weights)
 
 
-def single_effects(held: LatentRuns, latents: Ints, batch: int | None = None) -> Floats:
+def single_effects(held: LatentRuns, latents: Ints) -> Floats:
     """Effect of each latent's own patch on every belief, nats [prompt latent belief]; 0 where none differs.
 
     Args:
         held: runs A and B.
         latents: [latent].
-        batch: rows per forward pass of the tail.
     """
     along = held.directions(latents)
-    return np.stack([held.effects(i, held.pushes(i, latents, along), batch) for i in range(len(held.tails))])
+    everyone = range(len(held.tails))
+    return np.stack(held.effects_of(everyone, (held.pushes(i, latents, along) for i in everyone)))
 
 
 def expect_effects(held: LatentRuns, effects: Floats, n_latents: int | None = None) -> None:
@@ -119,14 +118,13 @@ def _screened(effects: Floats, n_tested: int) -> Ints:
 
 
 def _test(
-    held: LatentRuns, latents: Ints, effects: Floats, n_controls: int, rng: np.random.Generator,
-    batch: int | None,
-) -> Tested:  # fmt: skip
+    held: LatentRuns, latents: Ints, effects: Floats, n_controls: int, rng: np.random.Generator
+) -> Tested:
     """Compare effects on the test half [prompt tested belief] with those of matched live latents."""
     controls = [matched(held.density, held.mean_active, int(f), n_controls, rng) for f in latents]
     p_value = np.full((len(latents), len(held.beliefs)), np.nan)
     for t, (latent, others) in enumerate(zip(latents, controls, strict=True)):
-        pushed = _control_effects(held, int(latent), others, batch)
+        pushed = _control_effects(held, int(latent), others)
         own = effects[:, t].mean(axis=0)
         for b in np.flatnonzero(~np.isnan(own)):
             p_value[t, b] = control_p_value(own[b], pushed[:, b]) if len(others) else np.nan
@@ -160,12 +158,13 @@ def matched(density: Floats, mean_active: Floats, latent: int, n: int, rng: np.r
     return np.sort(rng.choice(nearest, n, replace=False))
 
 
-def _control_effects(held: LatentRuns, latent: int, others: Ints, batch: int | None) -> Floats:
+def _control_effects(held: LatentRuns, latent: int, others: Ints) -> Floats:
     """Mean effects of controls over the test half, each pushed as far as `latent` is, [control belief]."""
     length = held.directions(np.array([latent])).norm()
     along = length * torch.nn.functional.normalize(held.directions(others), dim=1)
     own = np.full(len(others), latent)
-    return np.mean([held.effects(int(i), held.pushes(int(i), own, along), batch) for i in held.test], axis=0)
+    pushes = (held.pushes(int(i), own, along) for i in held.test)
+    return np.mean(held.effects_of(held.test, pushes), axis=0)
 
 
 def _table(held: LatentRuns, latents: Ints, effects: Floats, tested: Tested, weights: Floats) -> PatchTable:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from iclens.models import tail
+from iclens.models import together
 from iclens.models.load import LanguageModel, load_model
 from iclens.patching.latents import gather as gathering
 from iclens.patching.latents.gather import DONOR_VALUES, gather
@@ -34,8 +34,8 @@ CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 GOAL = 60.0
 """Seconds that all sites may take."""
 PARTS = {
-    "blocks": (tail.Tail, "_side_by_side"),
-    "unembedding": (tail, "read_answers"),
+    "blocks": (together, "side_by_side"),
+    "unembedding": (together, "read_answers"),
     "beliefs": (gathering, "belief_log_odds"),
 }
 """What is timed inside the patching, as an attribute of a module or class."""

@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -7,6 +8,7 @@ from iclens.errors import ConfigError, IclensError, SiteError, TableError, TaskE
 from iclens.study.bench import CHECKOUT, check_task
 from iclens.study.config import GrowthSection, StudyConfig, demo_config, load_study_config, parse_study_config
 from iclens.study.pipeline import run_study
+from iclens.study.stages.patch import wrong_task
 
 from .conftest import Small
 
@@ -117,6 +119,47 @@ def test_growth_that_cannot_be_tested_is_one_line(small: Small, old: str, new: s
     with pytest.raises(IclensError) as caught:
         small.config((old, new))
     assert said in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("patch", "said"),
+    [
+        ("chosen_for: exakt", "patch.chosen_for: belief 'exakt': not followed. Nearest: exact"),
+        ("wrong_task: 2x+3", "task '2x+3' as a control: it is the studied task itself"),
+        ("wrong_task: odd", "task 'odd' as a control: it has several answers at an x"),
+        ("wrong_task: word:opposite", "its x are words, not numbers"),
+        ("roles: [pre, lab], recipient: zero examples", "patch.roles: lab: run B shows no example"),
+        ("roles: [lap]", "role 'lap': unknown. Nearest: lab"),
+    ],
+)
+def test_patches_that_cannot_be_made_are_one_line_before_anything_runs(patch: str, said: str) -> None:
+    with pytest.raises(IclensError) as caught:
+        config(f"patch: {{{patch}}}")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_sweep_on_a_belief_that_is_not_followed_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"sweep\.belief: belief 'duble': not followed\. Nearest: double"):
+        config("sweep: {belief: duble}")
+    with pytest.raises(TaskError, match=r"patch\.donor_examples: 60 and two queries"):
+        check_task(config("patch: {donor_examples: 60}"))
+
+
+@pytest.mark.parametrize(
+    ("task", "rival", "found"),
+    [
+        ("2x+3", "", "3x+1"),
+        ("word:size", "", None),
+        ("2x+3", ", rival: odd", None),
+        ("2x+3", ", rival: x+5", "x+5"),
+    ],
+)
+def test_without_a_task_that_could_serve_there_is_no_control_task(
+    task: str, rival: str, found: str | None
+) -> None:
+    studied = config(**{"{task: 2x+3}": f"{{task: {task}{rival}}}"})
+    chosen = wrong_task(SimpleNamespace(config=studied))  # pyright: ignore[reportArgumentType]
+    assert (None if chosen is None else chosen.name) == found
 
 
 def test_too_few_prompts_are_refused_before_anything_runs(small: Small, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from iclens.cli import main as cli
 from iclens.errors import WontFitError
 from iclens.study.bench import CHECKOUT
 
+from .conftest import run
+
 MODEL = CHECKOUT / "checkpoints" / "icl-tiny"
 STUDY = """
 study: wrong
@@ -22,19 +24,6 @@ saes: {{folder: {saes}}}
 prompts: {{task: {task}, n_prompts: 40, n_examples: 4}}
 """
 COMMANDS = ("demo", "train", "study", "track", "growth", "transforms", "sweep", "patch", "dashboard")
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys, "argv", ["iclens", *map(str, arguments)])
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code
-    out = capsys.readouterr()
-    return int(str(code or 0)), out.out, out.err
 
 
 def one_line(err: str) -> str:

@@ -7,23 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from iclens.cli import main as cli
 from iclens.study.bench import CHECKOUT
 
+from .conftest import run
+
 MODEL = CHECKOUT / "checkpoints" / "icl-tiny"
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys, "argv", ["iclens", *map(str, arguments)])
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code
-    out = capsys.readouterr()
-    return int(str(code or 0)), out.out, out.err
 
 
 def test_the_built_in_model_is_run_without_targets(

@@ -85,28 +85,31 @@ def test_what_is_not_there_is_refused(
     assert n_hooks(tiny_model) == 0
 
 
+def z_of(model: LanguageModel, prompts: PromptSet, layer: int, edits: tuple[Edit, ...] = ()) -> np.ndarray:
+    """Heads' outputs side by side at the last `pre`, [prompt head·d_head]."""
+    where = prompts.positions("pre")[-1:]
+    return record(model, prompts.tokens, [Site(layer, "z")], where, edits=edits)[Site(layer, "z")][:, 0]
+
+
 def test_heads_outputs_add_up_to_attn_out(tiny_model: LanguageModel, prompts: PromptSet) -> None:
-    where = prompts.positions("pre")
-    whole = record(tiny_model, prompts.tokens, [Site(3, "attn_out")], where)[Site(3, "attn_out")]
-    heads = head_outputs(tiny_model, prompts.tokens, (0, 3), where)[3]
-    assert heads.shape == (*whole.shape[:2], tiny_model.n_heads, tiny_model.d_model)
-    np.testing.assert_allclose(heads.sum(axis=2), whole, rtol=1e-4, atol=1e-3)
-    assert np.abs(heads[:, :, 0] - heads[:, :, 1]).max() > 1e-2
+    where, site = prompts.positions("pre")[-1:], Site(3, "attn_out")
+    whole = record(tiny_model, prompts.tokens, [site], where)[site][:, 0]
+    heads = head_outputs(tiny_model, 3, z_of(tiny_model, prompts, 3)).numpy()
+    assert heads.shape == (len(whole), tiny_model.n_heads, tiny_model.d_model)
+    np.testing.assert_allclose(heads.sum(axis=1), whole, rtol=1e-4, atol=1e-3)
+    assert np.abs(heads[:, 0] - heads[:, 1]).max() > 1e-2
 
 
 def test_a_zeroed_head_writes_nothing(tiny_model: LanguageModel, prompts: PromptSet) -> None:
-    where = prompts.positions("pre")
-    edit = Edit(Site(2, "z"), "zero", where, heads=np.array([1]))
-    heads = head_outputs(tiny_model, prompts.tokens, (2,), where, edits=[edit])[2]
-    assert not heads[:, :, 1].any() and np.abs(heads[:, :, 0]).max() > 0
+    edit = Edit(Site(2, "z"), "zero", prompts.positions("pre"), heads=np.array([1]))
+    heads = head_outputs(tiny_model, 2, z_of(tiny_model, prompts, 2, (edit,))).numpy()
+    assert not heads[:, 1].any() and np.abs(heads[:, 0]).max() > 0
 
 
 def test_dots_are_those_of_the_outputs(
     tiny_model: LanguageModel, prompts: PromptSet, rng: np.random.Generator
 ) -> None:
-    where = np.array([20])
-    z = record(tiny_model, prompts.tokens, [Site(1, "z")], where)[Site(1, "z")][:, 0]
+    z = z_of(tiny_model, prompts, 1)
     directions = rng.normal(size=(6, tiny_model.d_model)).astype(np.float32)
-    outputs = head_outputs(tiny_model, prompts.tokens, (1,), where)[1][:, 0]
-    wanted = np.einsum("rhm,rm->rh", outputs, directions)
+    wanted = np.einsum("rhm,rm->rh", head_outputs(tiny_model, 1, z).numpy(), directions)
     np.testing.assert_allclose(head_dots(tiny_model, 1, z, directions), wanted, atol=1e-4)

@@ -8,7 +8,7 @@ from iclens.models.forward import answer_probs, record
 from iclens.models.load import LanguageModel, load_model
 from iclens.names import BELIEFS, Site, position
 from iclens.patching.heads.ablate import Ablation, ablated_answers, ablation_edits
-from iclens.patching.residual import patch_query, query_answers, replace_pre, up_to_query
+from iclens.patching.residual import layer_site, patch_query, query_answers, up_to_query
 from iclens.patching.sweep import PROBABILITIES, graded, sweep
 from iclens.tables.edits import Edit
 from iclens.tables.patches import SweepTable
@@ -138,9 +138,18 @@ def test_whole_passes_and_the_tail_patch_alike(
 ) -> None:
     runs = make_runs(recipient)
     for edits in ((), ablation_edits(tiny_model, runs, Ablation.parse("L0H1 L3"))):
-        patched, _ = patch_query(tiny_model, runs, [0, 2, 6], edits)
-        for one, other in zip(patched, replace_pre(tiny_model, runs, [0, 2, 6], edits, batch=3), strict=True):
-            np.testing.assert_allclose(one.log_prob, other.log_prob, atol=1e-4)
+        patched, _ = patch_query(tiny_model, runs, [0, 2, 6], edits, batch=3)
+        donors, recipients = up_to_query(runs.donor), up_to_query(runs.recipient)
+        for found, layer in zip(patched, (0, 2, 6), strict=True):
+            site, (here, there) = (
+                layer_site(tiny_model, layer),
+                (np.array([tokens.shape[1] - 1]) for tokens in (donors, recipients)),
+            )
+            held = record(tiny_model, donors, [site], here, edits=edits)[site]
+            plain = answer_probs(
+                tiny_model, recipients, there, extra=runs.words, edits=[Edit(site, "resample", there, held)]
+            )
+            np.testing.assert_allclose(found.log_prob, plain.log_prob[:, 0], atol=1e-4)
 
 
 def test_an_ablated_donors_context_is_patched_too(tiny_model: LanguageModel, make_runs: MakeRuns) -> None:

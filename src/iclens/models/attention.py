@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from iclens.errors import EditError
 from iclens.models.blocks import run_blocks
-from iclens.models.forward import attached, batches, record
+from iclens.models.forward import attached, batches
 from iclens.models.load import LanguageModel, as_numpy
 from iclens.names import Site
 from iclens.tables.arrays import Floats, Ints
@@ -67,34 +67,15 @@ def attention_patterns(
     return {layer: np.concatenate(part) for layer, part in parts.items()}
 
 
-def head_outputs(
-    model: LanguageModel, tokens: Ints, layers: Sequence[int], positions: Ints,
-    *, edits: Sequence[Edit] = (), batch: int = 128,
-) -> dict[int, Floats]:  # fmt: skip
-    """What each head adds to the residual stream, z_h @ W_O,h.
+def head_outputs(model: LanguageModel, layer: int, z: Floats) -> Tensor:
+    """What each head adds to the residual stream, z_h @ W_O,h, float32 [row head d_model].
 
     Args:
         model: the model.
-        tokens: [row pos].
-        layers: blocks.
-        positions: where it is read, [pos].
-        edits: applied to every row; a head that they change is read after the change.
-        batch: rows per forward pass.
-
-    Returns:
-        layer → float32 [row pos head d_model].
-
-    Raises:
-        SiteError, EditError: as in `record`.
+        layer: block.
+        z: its heads' outputs side by side, before their projection, [row head·d_head].
     """
-    sites = {layer: Site(layer, "z") for layer in layers}
-    held = record(model, tokens, list(sites.values()), positions, edits=edits, batch=batch)
-    return {
-        layer: as_numpy(
-            torch.einsum("rphd,hdm->rphm", _heads(model, held[site]), output_weights(model, layer))
-        )
-        for layer, site in sites.items()
-    }
+    return torch.einsum("rhd,hdm->rhm", _heads(model, z), output_weights(model, layer))
 
 
 def head_dots(model: LanguageModel, layer: int, z: Floats, directions: Floats) -> Floats:

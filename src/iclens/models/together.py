@@ -7,7 +7,7 @@ its own prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Ints
 
 
-@torch.no_grad()
 def added_together(
     tails: Sequence[Tail], site: Site, deltas: Sequence[Tensor], positions: Ints | None = None
 ) -> list[AnswerProbs]:
@@ -40,18 +39,45 @@ def added_together(
     """
     if not tails:
         return []
+    return _in_batches(
+        tails, deltas, tails[0].entry(site), lambda tail, delta: tail.edited(site, delta, positions)
+    )
+
+
+def run_together(tails: Sequence[Tail], resid: Sequence[Tensor], layer: int) -> list[AnswerProbs]:
+    """`Tail.run` of several prompts in common batches.
+
+    Args:
+        tails: prompts of one length, prepared from one position on.
+        resid: of each prompt, what enters block `layer`, [row suffix d_model].
+        layer: n_blocks goes straight to the unembedding.
+
+    Returns:
+        log_prob as [row answer] of each prompt.
+
+    Raises:
+        EditError: when the prompts were prepared from different positions.
+    """
+    return _in_batches(tails, resid, layer, lambda _tail, rows: rows) if tails else []
+
+
+@torch.no_grad()
+def _in_batches(
+    tails: Sequence[Tail], given: Sequence[Tensor], layer: int, enter: Callable[[Tail, Tensor], Tensor]
+) -> list[AnswerProbs]:
+    """Answers of every prompt's rows; `enter` makes of some given rows what enters block `layer`."""
     first = tails[0]
     if len({(tail.held.first, tail.n_suffix) for tail in tails}) > 1:
         raise EditError("rows of several prompts", "their lengths differ", "Prepare them with `tails_of`.")
-    layer, most = first.entry(site), first.rows_at_once()
-    pieces = [(i, some) for i, delta in enumerate(deltas) for some in delta.split(most) if len(some)]
+    most = first.rows_at_once()
+    pieces = [(i, some) for i, rows in enumerate(given) for some in rows.split(most) if len(some)]
     found: list[list[Tensor]] = [[] for _ in tails]
     while pieces:
         taken = 1
         while taken < len(pieces) and sum(len(some) for _, some in pieces[: taken + 1]) <= most:
             taken += 1
         batch, pieces = pieces[:taken], pieces[taken:]
-        rows = [tails[i].edited(site, some, positions) for i, some in batch]
+        rows = [enter(tails[i], some) for i, some in batch]
         last = side_by_side([tails[i] for i, _ in batch], rows, layer)
         read = read_answers(first.model, torch.cat(last), first.ids).float().cpu()
         for (i, _), part in zip(batch, read.split([len(part) for part in last]), strict=True):

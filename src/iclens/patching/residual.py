@@ -16,7 +16,8 @@ from torch import Tensor
 from iclens.errors import EditError
 from iclens.models.forward import answer_probs, record
 from iclens.models.load import LanguageModel
-from iclens.models.tail import Tail
+from iclens.models.tail import tails_of
+from iclens.models.together import run_together
 from iclens.names import Site, position
 from iclens.patching.runs import Runs
 from iclens.tables.answers import AnswerProbs
@@ -34,7 +35,7 @@ def patch_query(
     layers: Sequence[int],
     donor_edits: Sequence[Edit] = (),
     batch: int = 128,
-) -> PatchedAndBase:  # fmt: skip
+) -> PatchedAndBase:
     """Answers with the query's `pre` replaced at each layer, and without, each [layer] of [prompt answer].
 
     Base and patched rows go through the same blocks in the same shapes, so a donor that equals the
@@ -44,62 +45,27 @@ def patch_query(
         model: a whole model.
         runs: donor and recipient prompts.
         layers: blocks whose resid_pre is replaced, n_blocks for the last resid_post.
-        donor_edits: applied to the donor's run alone, as `heads.ablation_edits` makes them.
+        donor_edits: applied to the donor's run alone, as `heads.ablate.ablation_edits` makes them.
         batch: donors per forward pass, where they are edited.
 
     Raises:
         EditError: for a layer that does not exist, or an edit that did not fire.
     """
-    sites = [layer_site(model, layer) for layer in layers]
-    donors, recipients = up_to_query(runs.donor), up_to_query(runs.recipient)
-    ablated = _edited_pre(model, donors, sites, donor_edits, batch) if donor_edits else []
-    patched: list[list[Floats]] = [[] for _ in sites]
-    base: list[list[Floats]] = [[] for _ in sites]
-    answers: tuple[str, ...] = ()
-    for prompt, recipient in enumerate(recipients):
-        tail = Tail(model, recipient, runs.words)
-        source = None if ablated else Tail(model, donors[prompt], runs.words)
-        answers = tail.answers
-        for i, layer in enumerate(layers):
-            held = ablated[i][prompt] if source is None else source.resid_pre(layer)
-            patched[i].append(tail.run(held[None], layer).log_prob)
-            base[i].append(tail.run(tail.resid_pre(layer)[None], layer).log_prob)
-    gathered = [[AnswerProbs(answers, np.concatenate(rows)) for rows in side] for side in (patched, base)]
-    return gathered[0], gathered[1]
-
-
-def replace_pre(
-    model: LanguageModel,
-    runs: Runs,
-    layers: Sequence[int],
-    donor_edits: Sequence[Edit] = (),
-    batch: int = 128,
-) -> list[AnswerProbs]:  # fmt: skip
-    """The patched answers of `patch_query`, by whole passes over many prompts: faster for short recipients.
-
-    Args:
-        model: a whole model.
-        runs: donor and recipient prompts.
-        layers: as for `patch_query`.
-        donor_edits: likewise.
-        batch: prompts per forward pass.
-
-    Returns:
-        [layer] of [prompt answer].
-
-    Raises:
-        EditError: as in `patch_query`.
-    """
-    sites = [layer_site(model, layer) for layer in layers]
-    donors, recipients = up_to_query(runs.donor), up_to_query(runs.recipient)
-    here, there = np.array([donors.shape[1] - 1]), np.array([recipients.shape[1] - 1])
-    held = record(model, donors, list(dict.fromkeys(sites)), here, edits=donor_edits, batch=batch)
-    found = []
-    for site in sites:
-        edit = Edit(site, "replace", there, held[site], here)
-        probs = answer_probs(model, recipients, there, extra=runs.words, edits=(edit,), batch=batch)
-        found.append(AnswerProbs(probs.answers, probs.log_prob[:, 0]))
-    return found
+    sites, donors = [layer_site(model, layer) for layer in layers], up_to_query(runs.donor)
+    tails = tails_of(model, up_to_query(runs.recipient), runs.words)
+    if donor_edits:
+        lent = _edited_pre(model, donors, sites, donor_edits, batch)
+    else:
+        sources = tails_of(model, donors)
+        lent = [torch.stack([source.resid_pre(layer) for source in sources]) for layer in layers]
+    patched, base = [], []
+    for layer, rows in zip(layers, lent, strict=True):
+        own = torch.stack([tail.resid_pre(layer) for tail in tails])
+        for side, held in ((patched, rows), (base, own)):
+            found = run_together(tails, [row[None, None] for row in held.to(own)], layer)
+            log_prob = np.concatenate([probs.log_prob for probs in found])
+            side.append(AnswerProbs(tails[0].answers, log_prob))
+    return patched, base
 
 
 def _edited_pre(

@@ -11,7 +11,6 @@ a patch brings: once a task y = a·x + b has moved, slope a and intercept b; onc
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from iclens.errors import EditError, TaskError
 from iclens.models.load import LanguageModel
 from iclens.patching.effects import LEVEL, resamples
 from iclens.patching.latents.gather import LatentRuns, gather
+from iclens.patching.latents.sets import joint
 from iclens.patching.residual import layer_site, patch_query, query_answers
 from iclens.patching.runs import Runs
 from iclens.saes.load import Sae
@@ -138,10 +138,7 @@ def _additions(
     yield LATENTS, (), carried
     yield ERROR, (), everything - carried
     for latents in sets:
-        # Through `all_latents` with the others left as they are, so that it is scaled as that is.
-        ids, mixed = list(latents), held.recipient_latents.clone()
-        mixed[:, ids] = held.donor_latents[:, ids]
-        yield GIVEN, latents, replace(held, donor_latents=mixed).all_latents
+        yield GIVEN, latents, joint(held, np.array(latents))
 
 
 def _curve(

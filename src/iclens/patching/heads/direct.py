@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from iclens.errors import EditError
+from iclens.models.attention import head_outputs
 from iclens.models.forward import record
 from iclens.models.load import LanguageModel
 from iclens.models.tail import tails_of
@@ -216,20 +217,13 @@ def _changes(
     components, parts = [], []
     for layer in layers:
         z, mlp = (
-            torch.as_tensor(after[site][:, 0] - before[site][:, 0], device=model.device())
-            for site in (Site(layer, "z"), Site(layer, "mlp_out"))
+            after[site][:, 0] - before[site][:, 0] for site in (Site(layer, "z"), Site(layer, "mlp_out"))
         )
         kept = [head for head in range(model.n_heads) if layer > layers.start or (layer, head) in ablated]
-        parts += [_written(model, layer, z)[:, kept], mlp[:, None]]
+        written = head_outputs(model, layer, z)
+        parts += [written[:, kept], torch.as_tensor(mlp[:, None], device=written.device)]
         for head in kept:
             part = "ablated head" if (layer, head) in ablated else "later head"
             components.append(Component(part, layer, head))
         components.append(Component("later MLP", layer, _NONE))
     return tuple(components), torch.cat(parts, dim=1)
-
-
-def _written(model: LanguageModel, layer: int, z: Tensor) -> Tensor:
-    """What each head adds to the residual, z_h · W_O of its part, [prompt head d_model]."""
-    out = model.network.model.layers[layer].self_attn.o_proj.weight.to(z)
-    by_head = out.unflatten(1, (model.n_heads, model.d_head))
-    return torch.einsum("phk,dhk->phd", z.unflatten(1, (model.n_heads, model.d_head)), by_head)

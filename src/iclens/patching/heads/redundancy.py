@@ -48,7 +48,7 @@ from iclens.patching.heads.direct import (
     direct_by_prompt,
     ratios,
 )  # fmt: skip
-from iclens.patching.residual import query_answers, replace_pre
+from iclens.patching.residual import patch_query, query_answers
 from iclens.patching.runs import Runs, check_tokenizer
 from iclens.tables.answers import AnswerProbs
 from iclens.tables.arrays import Floats, Ints
@@ -213,7 +213,7 @@ def arrival(
     check_tokenizer(model.tokenizer, runs)
     (b,) = runs.columns([belief])
     where = np.arange(model.n_blocks + 1) if layers is None else np.array(layers)
-    patched = replace_pre(model, runs, where.tolist(), donor_edits, batch)
+    patched, _ = patch_query(model, runs, where.tolist(), donor_edits, batch)
     bottom, top = (
         _log_odds(query_answers(model, prompts, runs.words), runs)[:, b]
         for prompts in (runs.recipient, runs.target)

@@ -12,7 +12,7 @@ Enter a model and runs; leaves a HeadTable.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -134,8 +134,22 @@ def ablation_edits(
     where = _positions(runs, ablation.place)
     chosen = ablation.by_layer(model)
     values = _values(model, runs, list(chosen), ablation.kind, where, batch)
+    return layer_edits(chosen, ablation.kind, where, values)
+
+
+def layer_edits(
+    chosen: Mapping[int, Ints], kind: str, where: Ints, values: Mapping[int, Floats]
+) -> tuple[Edit, ...]:
+    """Heads set to values at some positions, one edit per layer.
+
+    Args:
+        chosen: layer → its heads.
+        kind: one of `KINDS`.
+        where: positions, [pos].
+        values: layer → what all of its heads are set to, [row pos head d_head]; none for zero.
+    """
     return tuple(
-        Edit(Site(layer, "z"), ablation.kind, where, _part(values.get(layer), heads), heads=heads)
+        Edit(Site(layer, "z"), kind, where, _part(values.get(layer), heads), heads=heads)
         for layer, heads in chosen.items()
     )
 

@@ -16,6 +16,7 @@ from iclens.models.forward import record
 from iclens.models.load import LanguageModel
 from iclens.models.tail import Tail
 from iclens.names import Site
+from iclens.patching.heads.ablate import layer_edits
 from iclens.patching.lens import lens_logits
 from iclens.patching.residual import layer_site
 from iclens.study.replicate.protocol import Ablation
@@ -57,7 +58,7 @@ def run_donor(model: LanguageModel, tokens: Ints, edits: Sequence[Edit] = ()) ->
 def ablation_edits(
     model: LanguageModel, ablation: Ablation, length: int,
     *, place: str = LAST, means: dict[int, Floats] | None = None,
-) -> list[Edit]:  # fmt: skip
+) -> tuple[Edit, ...]:  # fmt: skip
     """The edits of an ablation, one per layer.
 
     Args:
@@ -68,15 +69,9 @@ def ablation_edits(
         means: layer → mean z over other prompts of this length, [pos head·d_head]; zero when not given.
     """
     where = np.array([length - 1]) if place == LAST else np.arange(length)
-    edits = []
-    for layer, heads in ablation.by_layer(model.n_heads).items():
-        site = model.check_site(Site(layer, "z"))
-        if means is None:
-            edits.append(Edit(site, ZERO, where, heads=heads))
-            continue
-        value = means[layer][where].reshape(len(where), model.n_heads, model.d_head)[None, :, heads]
-        edits.append(Edit(site, MEAN, where, value, heads=heads))
-    return edits
+    chosen, by_head = ablation.by_layer(model.n_heads), (1, len(where), model.n_heads, model.d_head)
+    values = {layer: held[where].reshape(by_head) for layer, held in (means or {}).items() if layer in chosen}
+    return layer_edits(chosen, ZERO if means is None else MEAN, where, values)
 
 
 def mean_outputs(model: LanguageModel, tokens: Ints, layers: Sequence[int]) -> dict[int, Floats]:

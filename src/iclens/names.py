@@ -20,6 +20,9 @@ PREFIX_LENGTH = 2
 
 TOKENS_PER_EXAMPLE = len(ROLES)
 
+TEMPLATE = "(x, y)"
+"""The template of prompts that name none; `tasks.rendering` holds it and the others."""
+
 BELIEFS = ("numeric", "odd", "double", "exact", "copy")
 """Beliefs read from the logits at `pre`; `tasks.beliefs` defines each."""
 

@@ -25,6 +25,14 @@ def test_sizes_and_positions() -> None:
     assert prompts.select(np.array([2])).n_prompts == 1
 
 
+def test_templates_are_one_for_each_prompt() -> None:
+    assert PromptSet(**fields()).templates.tolist() == ["(x, y)"] * 3
+    mixed = PromptSet(**fields(template=np.array(["(x, y)", "[x, y]", "<x; y>"])))
+    assert mixed.templates.tolist() == ["(x, y)", "[x, y]", "<x; y>"]
+    assert mixed.select(np.array([2, 0])).templates.tolist() == ["<x; y>", "(x, y)"]
+    assert PromptSet(**fields()).select(np.array([2])).template is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -33,6 +41,8 @@ def test_sizes_and_positions() -> None:
         ({"y": np.full((3, 5), "1")}, "y"),
         ({"answer": np.full((2, 4), "1")}, "answer"),
         ({"task": np.full((3, 1), "x")}, "task"),
+        ({"template": np.full(2, "[x, y]")}, "template"),
+        ({"template": np.full((3, 4), "[x, y]")}, "template"),
     ],
 )
 def test_refused(changes: dict[str, Any], message: str) -> None:

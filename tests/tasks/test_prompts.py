@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from iclens.errors import TaskError
-from iclens.names import position
+from iclens.errors import TaskError, TokenizerError
+from iclens.names import ROLES, position
 from iclens.reference.recipe import load_recipe
 from iclens.reference.tokenizer import build_tokenizer
 from iclens.tables.answers import NUMBERS
@@ -13,6 +13,8 @@ from iclens.tasks.prompts import build_prompts, exact_answer_probs, joined
 from iclens.tasks.spec import parse_task
 
 TOKENIZER = build_tokenizer()
+EXTENDED = build_tokenizer()
+EXTENDED.add_tokens(["[", "]\n", "{", ":", "}\n", "<", ";", ">\n"])
 
 
 def prompts(spec: str = "2x+3", arm: str = "T", seed: int = 0, n_prompts: int = 12) -> PromptSet:
@@ -89,6 +91,71 @@ def test_select_and_join() -> None:
     picked = both.select(np.array([13, 0]))
     assert (picked.x == np.stack([second.x[1], first.x[0]])).all()
     assert picked.task.tolist() == ["3x", "2x+3"]
+
+
+def written(template: str, arm: str = "T", spec: str = "2x+3") -> PromptSet:
+    return build_prompts(
+        EXTENDED, parse_task(spec), arm=arm, n_prompts=3, n_examples=6, seed=5, template=template
+    )
+
+
+def differing(one: np.ndarray, other: np.ndarray) -> set[str]:
+    """Roles at which the tokens of two sequences [... pos] differ anywhere; "" stands for the prefix."""
+    at = np.flatnonzero((one != other).reshape(-1, one.shape[-1]).any(axis=0))
+    return {ROLES[(i - 2) % 6] if i >= 2 else "" for i in at.tolist()}
+
+
+@pytest.mark.parametrize(
+    ("template", "roles"),
+    [
+        ("[x, y]", {"open", "close"}),
+        ("{x: y}", {"open", "comma", "close"}),
+        ("<x; y>", {"open", "comma", "close"}),
+    ],
+)
+@pytest.mark.parametrize(("arm", "spec"), [("T", "2x~5"), ("S", "letter:next")])
+def test_templates_differ_only_around_x_and_y(template: str, roles: set[str], arm: str, spec: str) -> None:
+    plain, other = written("(x, y)", arm, spec), written(template, arm, spec)
+    both = joined([plain, other], "grid")
+    assert (both.x[:3] == both.x[3:]).all() and (both.y[:3] == both.y[3:]).all()
+    assert (both.answer[:3] == both.answer[3:]).all()
+    assert both.templates.tolist() == ["(x, y)"] * 3 + [template] * 3
+    assert differing(both.tokens[:3], both.tokens[3:]) == roles
+    assert both.select(np.array([4, 1])).templates.tolist() == [template, "(x, y)"]
+
+
+@pytest.mark.parametrize("arm", ["D", "P", "E2", "A-"])
+def test_probed_arms_are_written_in_a_template_too(arm: str) -> None:
+    plain, other = written("(x, y)", arm), written("{x: y}", arm)
+    assert other.template is not None and set(other.template) == {"{x: y}"}
+    assert (plain.context_x == other.context_x).all() and (plain.context_y == other.context_y).all()
+    assert plain.probes is not None and other.probes is not None
+    assert differing(plain.probes, other.probes) == {"open", "comma", "close"}
+    newline = EXTENDED.convert_tokens_to_ids("\n")
+    assert ((plain.probes == newline) == (other.probes == newline)).all(), "empty slots stay newlines"
+    marks = {EXTENDED.decode([t]) for t in np.unique(other.probes)} & {*"(){}[]<>,:;", ")\n", "}\n"}
+    assert marks == {"{", ":", "}\n"}
+
+
+def test_no_template_is_named_where_all_are_in_the_default() -> None:
+    plain = written("(x, y)")
+    assert plain.template is None
+    assert joined([plain, plain], "K").template is None
+    assert plain.templates.tolist() == ["(x, y)"] * 3
+    np.testing.assert_array_equal(
+        joined([written("<x; y>"), plain], "K").template, ["<x; y>"] * 3 + ["(x, y)"] * 3
+    )
+
+
+@pytest.mark.parametrize("arm", ["T", "D"])
+def test_a_template_that_the_tokenizer_lacks_or_nobody_knows_is_refused(arm: str) -> None:
+    with pytest.raises(TokenizerError, match=r"six tokens for '\[\d+, \d+\]") as caught:
+        build_prompts(
+            TOKENIZER, parse_task("2x+3"), arm=arm, n_prompts=1, n_examples=3, seed=0, template="[x, y]"
+        )
+    assert "\n" not in str(caught.value)
+    with pytest.raises(TaskError, match=r"Nearest: \{x: y\}"):
+        written("{x:y}", arm)
 
 
 def test_exact_answers_of_prompts() -> None:

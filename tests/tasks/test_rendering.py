@@ -4,11 +4,23 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
-from iclens.errors import TokenizerError
-from iclens.names import ROLES, position
+from iclens.errors import TaskError, TokenizerError
+from iclens.names import ROLES, TEMPLATE, position
 from iclens.reference.tokenizer import build_tokenizer
-from iclens.tasks.rendering import check_tokenizer, encode, fingerprint, render, token_id
+from iclens.tasks.rendering import (
+    DEFAULT,
+    TEMPLATES,
+    Template,
+    check_tokenizer,
+    encode,
+    fingerprint,
+    parse_template,
+    render,
+    supported_templates,
+    token_id,
+)
 
 
 class Pieces:
@@ -37,10 +49,80 @@ class Pieces:
 
 WHOLE = [str(n) for n in range(1000)]
 MARKS = ["(", ")\n", ",", " ", "\n"]
+OTHER_MARKS = ["[", "]\n", "{", ":", "}\n", "<", ";", ">\n"]
+
+
+@pytest.fixture(scope="module")
+def extended() -> PreTrainedTokenizerFast:
+    """The built-in tokenizer with the marks of the other templates."""
+    tokenizer = build_tokenizer()
+    assert tokenizer.add_tokens(OTHER_MARKS) == len(OTHER_MARKS)
+    return tokenizer
 
 
 def test_render() -> None:
     assert render([("28", "59"), ("7", "17")]) == "\n(28, 59)\n(7, 17)\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("(x, y)", "\n(28, 59)\n(7, 17)\n"),
+        ("[x, y]", "\n[28, 59]\n[7, 17]\n"),
+        ("{x: y}", "\n{28: 59}\n{7: 17}\n"),
+        ("<x; y>", "\n<28; 59>\n<7; 17>\n"),
+    ],
+)
+def test_render_in_each_template(name: str, text: str) -> None:
+    assert render([("28", "59"), ("7", "17")], parse_template(name)) == text
+
+
+def test_a_template_is_named_as_it_is_written() -> None:
+    assert list(TEMPLATES) == ["(x, y)", "[x, y]", "{x: y}", "<x; y>"]
+    assert DEFAULT.name == TEMPLATE
+    assert Template("|", " ->", "|\n").name == "|x -> y|"
+
+
+def test_an_unknown_template_is_one_line_with_the_nearest() -> None:
+    with pytest.raises(TaskError, match=r"template '\[x,y\]\\n': unknown. Nearest: \[x, y\]\.$"):
+        parse_template("[x,y]\n")
+
+
+def test_the_extended_tokenizer_supports_every_template(extended: PreTrainedTokenizerFast) -> None:
+    assert supported_templates(extended) == ("(x, y)", "[x, y]", "{x: y}", "<x; y>")
+
+
+@pytest.mark.parametrize("name", ["(x, y)", "[x, y]", "{x: y}", "<x; y>"])
+def test_roles_of_each_template(name: str, extended: PreTrainedTokenizerFast) -> None:
+    pairs = [("28", "59"), ("hot", "cold")]
+    ids = encode(extended, pairs, parse_template(name))
+    assert len(ids) == 14
+    text = [extended.decode([i]) for i in ids]
+    for example, (x, y) in enumerate(pairs):
+        found = {role: text[position(role, example)] for role in ROLES}
+        assert found["open"] + "x" + found["comma"] + found["pre"] + "y" + found["close"] == name + "\n"
+        assert (found["x"], found["pre"], found["lab"]) == (x, " ", y)
+
+
+def test_support_is_found_by_trying() -> None:
+    """One mark that joins a neighbour loses its template and no other."""
+    assert supported_templates(build_tokenizer()) == ("(x, y)",)
+    assert supported_templates(Pieces(*WHOLE, *MARKS, *OTHER_MARKS, ": ")) == ("(x, y)", "[x, y]", "<x; y>")
+    assert supported_templates(Pieces(*WHOLE, *MARKS, *OTHER_MARKS, "]", "]\n[")) == (
+        "(x, y)", "{x: y}", "<x; y>",
+    )  # fmt: skip
+    assert supported_templates(Pieces(*map(str, range(10)), *MARKS, *OTHER_MARKS)) == ()
+
+
+@pytest.mark.parametrize("name", ["[x, y]", "{x: y}", "<x; y>"])
+def test_the_built_in_tokenizer_refuses_other_templates(name: str) -> None:
+    line = name.replace("x", "86").replace("y", "175")
+    with pytest.raises(TokenizerError) as caught:
+        encode(build_tokenizer(), [("86", "175")], parse_template(name))
+    assert caught.value.asked == f"six tokens for '{line}\\n'"
+    assert "'<unk>', '86'" in caught.value.found
+    assert "template" in caught.value.remedy
+    assert "\n" not in str(caught.value)
 
 
 def test_positions_of_the_roles() -> None:

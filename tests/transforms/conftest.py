@@ -8,22 +8,25 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, Site
+from iclens.study.config import demo_config
+from iclens.study.grid import task_grid
 from iclens.tables.activations import LatentActs
 from iclens.tables.prompts import PromptSet
-from iclens.tasks.rules import Task
+from iclens.tasks.rules import Task, default_inputs
 from iclens.tasks.spec import parse_task
-from iclens.transforms.grid import DEFAULT_SPECS, TaskGrid, split_grid
+from iclens.transforms.grid import TaskGrid
 
 N_EXAMPLES = 10
 
 
 def draw(tasks: Sequence[Task], n_prompts: int, seed: int) -> PromptSet:
-    """T-arm prompts with x in 0..49; their tokens are blank, because nothing here reads them."""
+    """T-arm prompts of number x in 0..49; their tokens are blank, because nothing here reads them."""
     rng = np.random.default_rng(seed)
     names, xs, ys, answers = [], [], [], []
     for task in tasks:
         for _ in range(n_prompts):
-            x = [str(v) for v in rng.permutation(50)[:N_EXAMPLES]]
+            inputs = default_inputs(task.domain)
+            x = [inputs[i] for i in rng.permutation(len(inputs))[:N_EXAMPLES]]
             names.append(task.name)
             xs.append(x)
             answers.append([task.answer(v) for v in x])
@@ -37,12 +40,18 @@ def draw(tasks: Sequence[Task], n_prompts: int, seed: int) -> PromptSet:
 
 @pytest.fixture(scope="session")
 def grid() -> TaskGrid:
-    return split_grid([parse_task(spec) for spec in DEFAULT_SPECS], seed=0)
+    return task_grid(demo_config())
 
 
 @pytest.fixture(scope="session")
 def prompts(grid: TaskGrid) -> PromptSet:
     return draw([parse_task(name) for name in grid.names], 6, seed=3)
+
+
+@pytest.fixture(scope="session")
+def many_prompts(grid: TaskGrid) -> PromptSet:
+    """As many as a study has: half of a task's prompts are enough to confirm its identity."""
+    return draw([parse_task(name) for name in grid.names], 12, seed=4)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE
 from iclens.tables.prompts import PromptSet
 from iclens.tasks.spec import parse_task
 from iclens.transforms.concepts import CONCEPTS, concept
-from iclens.transforms.rows import NO_NUMBER, read_rows
+from iclens.transforms.rows import read_rows
 
 SHOWN = {
     "2x+3": ("4", "11"),
@@ -33,10 +33,19 @@ def rows_at(role):
 LAB = {
     "double":  [+1,  +1,   -1,   0,   0,   0,   0,   0],
     "odd":     [+1,  -1,   -1,  +1,  +1,  +1,   0,  +1],
-    "numeric": [+1,  +1,   +1,  +1,  +1,  +1,  -1,   0],
+    "numeric": [+1,  +1,   +1,  +1,  +1,  +1,  -1,  +1],
     "offset":  [-1,   0,   +1,  -1,   0,   0,   0,   0],
+    # y - x: 7 4 16 6 15 45 - -, median 11; y / x: 2.75 1.67 5 7 8.5 6.6 - -, median 5.8
+    "difference": [-1, -1, +1, -1,  +1,  +1,   0,   0],
+    "ratio":   [-1,  -1,   -1,  +1,  +1,  +1,   0,   0],
+    "magnitude": [-1, -1,  +1,  -1,  +1,  +1,   0,  -1],
 }  # fmt: skip
-PRE = LAB | {"odd": [+1, 0, -1, +1, +1, 0, 0, +1]}
+PRE = {
+    "double": LAB["double"],
+    "odd": [+1, 0, -1, +1, +1, 0, 0, +1],
+    "numeric": LAB["numeric"],
+    "offset": LAB["offset"],
+}
 
 
 @pytest.mark.parametrize("name", LAB)
@@ -51,12 +60,31 @@ def test_labels_before_it_are_of_the_answer_asked_for(name) -> None:
     assert concept(name).contrast.label(rows_at("pre")).tolist() == PRE[name]
 
 
-def test_strata() -> None:
+def groups(stratum):
+    """Strata as sets of rows, whatever their numbers."""
+    return {frozenset(np.flatnonzero(stratum == value).tolist()) for value in np.unique(stratum)}
+
+
+def test_strata_group_rows_and_unknown_is_a_group_of_its_own() -> None:
     rows = rows_at("lab")
-    assert concept("odd").stratum(rows).tolist() == [1, 1, 2, 0, 1, 5, NO_NUMBER, 0]
-    assert concept("numeric").stratum(rows).tolist() == [0, 0, 0, 0, 0, 0, 2, NO_NUMBER]
-    assert concept("offset").stratum(rows).tolist() == [2, 2, 3, 5, 0, -1, -1, -1]
-    assert concept("double").stratum(rows_at("pre")).tolist()[:3] == [1, NO_NUMBER, 2]
+    # decade of y: 1 1 2 0 1 5 - 0
+    assert groups(concept("odd").stratum(rows)) == {frozenset(g) for g in ([0, 1, 4], [2], [3, 7], [5], [6])}
+    # is x a number, decade of x
+    assert groups(concept("numeric").stratum(rows)) == {frozenset(g) for g in ([0, 1, 2, 3, 4, 5], [6], [7])}
+    # slope, which a constant has (0); what has none is one group
+    assert groups(concept("offset").stratum(rows)) == {
+        frozenset(g) for g in ([0, 1], [2], [3], [4], [5, 6, 7])
+    }
+    assert groups(concept("double").stratum(rows_at("pre"))) >= {frozenset([1, 5, 6])}
+
+
+def test_what_is_held_fixed_beside_the_concept() -> None:
+    rows = rows_at("lab")
+    assert set(concept("odd").fixed(rows).tolist()) == {0}
+    # (y - x) // 5: 1 0 3 1 3 9 - -
+    assert groups(concept("difference").fixed(rows)) == {
+        frozenset(g) for g in ([1], [0, 3], [2, 4], [5], [6, 7])
+    }
 
 
 def test_confounds_label_the_same_rows() -> None:

@@ -1,32 +1,38 @@
-import pytest
+import itertools
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+import yaml
+
+from iclens import reference
 from iclens.errors import TaskError
+from iclens.study.config import demo_config
+from iclens.study.grid import task_grid
 from iclens.tasks.mixture import Mixture
-from iclens.tasks.rules import default_inputs
 from iclens.tasks.spec import parse_task
-from iclens.transforms.grid import DEFAULT_SPECS, TaskGrid, split_grid
+from iclens.transforms.grid import DEFAULT_SPECS, OFFSETS, SLOPES, TaskGrid, slope_marginals, split_grid
 
 TASKS = [parse_task(spec) for spec in DEFAULT_SPECS]
 
 
-def test_default_grid_crosses_slope_offset_and_parity() -> None:
-    assert len({task.name for task in TASKS}) == len(TASKS) >= 60
-    affine = [task for task in TASKS if task.family == "affine"]
-    cells = {(task.slope, task.offset % 2, task.offset > 5) for task in affine}
-    assert len(cells) == 5 * 2 * 2
-    assert {task.domain for task in TASKS} == {"number"}
-    assert all(task.outcomes(x) for task in TASKS for x in default_inputs("number"))
+def test_default_grid_is_a_factorial_beside_other_kinds() -> None:
+    assert len({task.name for task in TASKS}) == len(TASKS)
+    assert sum(task.answers == "number" for task in TASKS) >= 60
+    affine = {(task.slope, task.offset) for task in TASKS if task.family == "affine"}
+    assert affine == set(itertools.product(SLOPES, OFFSETS))
+    assert {"approx", "parity", "random", "word"} <= {task.family for task in TASKS}
+    assert {task.domain for task in TASKS} == {"number", "letter", "word"}
 
 
-def test_default_grid_lies_inside_the_built_in_mixture() -> None:
-    import yaml
-
-    from iclens import reference
-
+def test_the_demos_grid_lies_inside_the_built_in_mixture() -> None:
     text = (reference.__path__[0]) + "/icl_tiny.yaml"
     with open(text, encoding="utf-8") as file:
         mixture = Mixture.from_dict(yaml.safe_load(file)["mixture"])
-    assert {task.name for task in TASKS} <= {task.name for task in mixture.tasks}
+    grid = task_grid(demo_config())
+    assert set(grid.names) <= {task.name for task in mixture.tasks}
+    affine = [rule for rule in grid.rules.values() if rule.family == "affine"]
+    assert len({(r.slope, (r.offset or 0) % 2, (r.offset or 0) > 5) for r in affine}) == 5 * 2 * 2
 
 
 def test_split_divides_tasks_and_keeps_every_kind_on_both_sides() -> None:
@@ -36,7 +42,7 @@ def test_split_divides_tasks_and_keeps_every_kind_on_both_sides() -> None:
     for names in (grid.discovery, grid.held_out):
         rules = [grid.rules[name] for name in names]
         assert {(r.slope, r.offset % 2) for r in rules if r.family == "affine"} == {
-            (a, b) for a in range(1, 6) for b in (0, 1)
+            (a, b) for a in SLOPES for b in (0, 1)
         }
         families = {"affine", "approx", "constant", "reflection", "half", "modulo", "parity", "word"}
         assert families <= {r.family for r in rules}
@@ -77,3 +83,14 @@ def test_a_task_on_both_sides_is_refused() -> None:
         TaskGrid(rules, ("2x", "3x"), ("3x",), 0)
     with pytest.raises(TaskError, match="divide"):
         TaskGrid(rules, ("2x",), ("5x",), 0)
+
+
+def test_marginals_of_slopes_golden() -> None:
+    """Slope 1 has decades 0, 0, 1, 2; slope 2 has 0, 1, 1, 1: TV = (1/4 + 1/2 + 1/4) / 2."""
+    rows = SimpleNamespace(
+        family=np.array(["affine"] * 8 + ["half"]),
+        slope=np.array([1.0, 1, 1, 1, 2, 2, 2, 2, np.nan]),
+        y=np.array([3.0, 7, 12, 25, 9, 10, 15, 19, 70]),
+    )
+    assert slope_marginals(rows) == pytest.approx({"1 and 2": 0.5, "largest": 0.5})
+    assert slope_marginals(SimpleNamespace(family=rows.family[8:], slope=rows.slope[8:], y=rows.y[8:])) == {}

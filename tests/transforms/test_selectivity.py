@@ -5,7 +5,7 @@ from iclens.errors import SiteError, TableError
 from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE
 from iclens.tables.prompts import PromptSet
 from iclens.tasks.spec import parse_task
-from iclens.transforms.selectivity import task_means, tuning
+from iclens.transforms.selectivity import operand_map, task_means, tuning
 
 RULES = {name: parse_task(name) for name in ("3x", "word:parity")}
 X = np.array([["1", "2", "2"], ["5", "4", "2"], ["0", "1", "2"]])
@@ -41,8 +41,23 @@ def test_tuning_golden(acts) -> None:
     np.testing.assert_allclose(by_x.mean, [[0.0, 2.5, 0.0], [0, 0, 0]])
 
 
+def test_tuning_to_the_distance_from_twice_x(acts) -> None:
+    by = tuning(acts, PROMPTS, RULES, np.array([1]), by="y-2x", first_example=1)
+    # y - 2x: 6 - 4, 6 - 4 | words | 3 - 2, 6 - 4 with activations 1, 3 | 0, 2
+    assert by.groups.tolist() == [1, 2]
+    np.testing.assert_allclose(by.mean, [[0.0, 2.0]])
+
+
+def test_operand_map_golden(acts) -> None:
+    """Boxes of width 2: x 2, y 6 holds three rows (1, 3, 2), x 0, y 2 one (0)."""
+    found = operand_map(acts, PROMPTS, RULES, np.array([1, 2]), width=2, first_example=1)
+    assert found.groups.tolist() == [[0, 2], [2, 6]]
+    assert found.n_rows.tolist() == [1, 3]
+    np.testing.assert_allclose(found.mean, [[0.0, 2.0], [0.0, 0.0]])
+
+
 def test_unknown_axis_latent_or_prompts_are_refused(acts) -> None:
-    with pytest.raises(TableError, match="Choose x or y"):
+    with pytest.raises(TableError, match="Choose one of y, x, y-2x"):
         tuning(acts, PROMPTS, RULES, np.array([0]), by="z")
     with pytest.raises(SiteError, match="0 to 2"):
         task_means(acts, PROMPTS, RULES, np.array([3]))

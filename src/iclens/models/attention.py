@@ -100,6 +100,37 @@ def output_weights(model: LanguageModel, layer: int) -> Tensor:
     return weight.detach().float().T.unflatten(0, (model.n_heads, model.d_head))
 
 
+def value_weights(model: LanguageModel, layer: int) -> Tensor:
+    """Each head's value projection of the residual over its root mean square, float32 [head d_head d_model].
+
+    W_V,h · diag(g) with g the weight of the block's input norm; heads that share a value have the same rows.
+
+    Args:
+        model: the model.
+        layer: block.
+    """
+    block = model.network.model.layers[model.check_site(Site(layer, "z")).layer]
+    weight = block.self_attn.v_proj.weight.detach().float().unflatten(0, (-1, model.d_head))
+    weight = weight.repeat_interleave(model.n_heads // weight.shape[0], dim=0)
+    return weight * block.input_layernorm.weight.detach().float()
+
+
+def carried(model: LanguageModel, layer: int, directions: Floats | Tensor) -> Tensor:
+    """What each head writes for a position that it looks at alone, W_O,h W_V,h (g ⊙ d), [row head d_model].
+
+    Biases are left out. Of a residual divided by its root mean square, and weighted with the pattern over all
+    keys, this adds up to the head's output (less the value's bias, where there is one).
+
+    Args:
+        model: the model.
+        layer: block.
+        directions: d, what stands in the residual over its root mean square, [row d_model].
+    """
+    held = torch.as_tensor(directions, dtype=torch.float32, device=model.device())
+    values = torch.einsum("rm,hdm->rhd", held, value_weights(model, layer))
+    return torch.einsum("rhd,hdm->rhm", values, output_weights(model, layer))
+
+
 def _heads(model: LanguageModel, z: Floats) -> Tensor:
     """Heads' outputs side by side [... head·d_head] as float32 [... head d_head]."""
     held = torch.as_tensor(z, dtype=torch.float32, device=model.device())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from iclens.errors import EditError, ModelError
-from iclens.models.blocks import run_blocks, run_to_end, unembed
+from iclens.models.blocks import neurons, run_blocks, run_to_end, unembed
 from iclens.models.load import LanguageModel, as_numpy
 from iclens.names import Site
 from iclens.tables.answers import AnswerProbs
@@ -211,6 +211,28 @@ def record(
         for site in sites:
             parts[site].append(as_numpy(seen.values[site]))
     return {site: np.concatenate(found) for site, found in parts.items()}
+
+
+@torch.no_grad()
+def record_neurons(
+    model: LanguageModel, tokens: Ints, layer: int, positions: Ints, *, batch: int = 128
+) -> Floats:
+    """Activations of a block's MLP neurons at `positions`, float32 [row pos neuron].
+
+    Args:
+        model: the model; only blocks up to this one are run.
+        tokens: [row pos].
+        layer: block.
+        positions: [pos].
+        batch: rows per forward pass.
+
+    Raises:
+        SiteError: for a layer that the model does not have.
+    """
+    site = Site(layer, "mlp_in")
+    read = record(model, tokens, [site], positions, batch=batch)[site]
+    block = model.network.model.layers[layer]
+    return as_numpy(neurons(block, torch.as_tensor(read).to(block.mlp.gate_proj.weight)))
 
 
 @torch.no_grad()

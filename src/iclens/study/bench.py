@@ -171,13 +171,35 @@ def load_saes(config: StudyConfig, model: LanguageModel, folder: Path) -> dict[S
     return {Site.parse(site): found[Site.parse(site)] for site in wanted}
 
 
+def load_saes_of(bench: Bench, name: str) -> dict[Site, Sae]:
+    """The SAEs of another set at the followed sites, as many as it has.
+
+    Raises:
+        SaeError: when it has none of them, or one is damaged or does not fit the model.
+    """
+    from iclens.saes.load import load_sae_set
+
+    found = {site: sae for site, sae in load_sae_set(locate(name), bench.model).items() if site in bench.saes}
+    if not found:
+        have = ", ".join(site.short for site in bench.saes)
+        raise SaeError(
+            f"transforms.other_saes: '{name}'", f"it has no SAE at {have}", "Name a set of these sites."
+        )
+    return found
+
+
 def outside_inputs(config: StudyConfig) -> dict[str, Hashes]:
-    """Hashes of what a study reads from outside its run: `model` and `SAE source`.
+    """Hashes of what a study reads from outside its run: `model`, `SAE source` and `other SAEs`.
 
     Raises:
         ModelError, ConfigError, SaeError: when one of them is not there.
     """
-    return {"model": model_files(config), "SAE source": sae_files(config)}
+    others: Hashes = {}
+    for name in config.transforms.other_saes:
+        if not locate(name).is_dir():
+            raise SaeError(f"SAE set '{name}'", "no such folder", "Mend transforms.other_saes.")
+        others |= {f"{name}/{file}": found for file, found in digests.of_files(locate(name)).items()}
+    return {"model": model_files(config), "SAE source": sae_files(config), "other SAEs": others}
 
 
 def model_files(config: StudyConfig) -> Hashes:

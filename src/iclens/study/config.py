@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -25,23 +22,12 @@ from pydantic import (
 from iclens.errors import ConfigError, nearest
 from iclens.names import Site, check_role
 from iclens.study.config_errors import explain, one_line
+from iclens.study.section import Roles, Section
+from iclens.study.transforms_section import GridSection, TransformsSection
 from iclens.tasks.arms import other_task, parse_arm
 from iclens.tasks.declared import DeclaredBelief, belief_names, check_declared, parse_belief
 from iclens.tasks.rules import Task, default_inputs
 from iclens.tasks.spec import parse_task
-
-
-def _known(roles: list[str]) -> list[str]:
-    return [check_role(role) for role in dict.fromkeys(roles)]
-
-
-Roles = Annotated[list[str], AfterValidator(_known)]
-
-
-class Section(BaseModel):
-    """A frozen section whose unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelSection(Section):
@@ -174,23 +160,6 @@ class GrowthSection(Section):
     """Matched random live latents that each pushed latent is compared with."""
 
 
-class TransformsSection(Section):
-    """The task grid on which features are identified."""
-
-    tasks: list[str] | None = None
-    """Task specs; the default grid when not given."""
-    n_prompts: int = Field(default=12, ge=2)
-    n_examples: int = Field(default=16, ge=3)
-    roles: Roles = ["pre", "lab"]
-    seed: int = 1
-    q: float = Field(default=0.05, gt=0, lt=1)
-
-    @field_validator("tasks")
-    @classmethod
-    def _tasks_exist(cls, tasks: list[str] | None) -> list[str] | None:
-        return None if tasks is None else [parse_task(spec).name for spec in tasks]
-
-
 class SweepSection(Section):
     """The whole-residual sweep from run A into run B."""
 
@@ -277,6 +246,7 @@ class StudyConfig(Section):
     prompts: PromptsSection
     track: TrackSection = TrackSection()
     growth: GrowthSection = GrowthSection()
+    grid: GridSection = GridSection()
     transforms: TransformsSection = TransformsSection()
     sweep: SweepSection = SweepSection()
     patch: PatchSection = PatchSection()

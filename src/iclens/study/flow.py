@@ -14,7 +14,7 @@ from iclens.study.stage import Stage
 
 FLOW = (
     # the SAEs, trained on the model or loaded, and how good they are
-    Stage("saes", 1, ("model", "saes", "track", "transforms"), ("model", "SAE source"),
+    Stage("saes", 1, ("model", "saes", "track", "grid"), ("model", "SAE source"),
           ("models", "saes", "training", "tasks", "transforms/grid", "study/grid")),
     # Task → PromptSet, one for each arm
     Stage("prompts", 2, ("prompts",), ("model",), ("tasks",)),
@@ -36,17 +36,23 @@ FLOW = (
     Stage("growth", 7, ("prompts", "track", "growth"),
           ("saes", "prompts", "track", "detect", "shape", "dose"),
           ("growth", "tasks", "study/growth_inputs", "study/growth_figures")),
-    # LatentActs on a grid of tasks → TransformTable
-    Stage("transforms", 8, ("model", "track", "transforms"), ("model", "saes"),
+    # LatentActs on a grid of tasks → TransformTable, and what it rests on
+    Stage("identify", 8, ("model", "track", "grid", "transforms"), ("model", "saes", "other SAEs"),
           ("models", "saes", "tracking", "tasks", "transforms", "study/grid")),
+    # what labelled latents do: probes, the causal matrix, what MLPs write where labels are read
+    Stage("transforms", 9, ("model", "prompts", "track", "grid", "transforms", "patch"),
+          ("model", "saes", "prompts", "identify"),
+          ("models", "saes", "tracking", "tasks", "transforms", "decomposition", "patching", "study/grid",
+           "study/probing", "study/stages/identify")),
     # whole residuals from run A into run B → SweepTable
-    Stage("sweep", 9, ("model", "prompts", "sweep"), ("model",), ("models", "tasks", "patching")),
+    Stage("sweep", 10, ("model", "prompts", "sweep"), ("model",), ("models", "tasks", "patching")),
     # single latents from run A into run B → PatchTable
-    Stage("patch", 10, ("model", "prompts", "track", "patch"), ("model", "saes"),
+    Stage("patch", 11, ("model", "prompts", "track", "patch"), ("model", "saes"),
           ("models", "saes", "tasks", "patching")),
     # every table → pages
-    Stage("dashboard", 11, ("study", "model", "prompts", "track", "growth", "transforms", "dashboard"),
-          ("model", "saes", "prompts", "track", "growth", "transforms", "sweep", "patch"),
+    Stage("dashboard", 12,
+          ("study", "model", "prompts", "track", "growth", "grid", "transforms", "dashboard"),
+          ("model", "saes", "prompts", "track", "growth", "identify", "transforms", "sweep", "patch"),
           ("dashboards", "tracking", "saes", "study/results", "study/site_view", "study/latent_pages",
            "study/additive_view", "study/patch_findings")),
 )  # fmt: skip

@@ -1,34 +1,128 @@
-"""Which tasks are features identified on? The grid of a study, and prompts of it."""
+"""Which tasks are features identified on, in which prompts, and against which concepts?"""
 
 from __future__ import annotations
 
+import numpy as np
+
+from iclens.errors import ConfigError, TaskError
 from iclens.study.config import StudyConfig
+from iclens.study.transforms_section import known_concepts
 from iclens.tables.prompts import PromptSet
-from iclens.tasks.prompts import build_prompts, joined
+from iclens.tasks.prompts import build_prompts, draw_examples, joined
 from iclens.tasks.rendering import Tokenizer
-from iclens.tasks.spec import parse_task
+from iclens.tasks.rules import Task, default_inputs
+from iclens.tasks.spec import expand, parse_task
+from iclens.transforms.concepts import FORMAT, Concept, concept
 from iclens.transforms.grid import DEFAULT_SPECS, TaskGrid, split_grid
+from iclens.transforms.identity import TASK_IDENTITY
+from iclens.transforms.rows import Rows, rows_of
 
 GRID_ARM = "grid"
+_DRAWN = 4
+"""Prompts of each task that are drawn to see whether a declared concept can be asked at all."""
 
 
 def task_grid(config: StudyConfig) -> TaskGrid:
     """The study's tasks, split into discovery and held-out tasks."""
-    section = config.transforms
-    return split_grid([parse_task(spec) for spec in section.tasks or DEFAULT_SPECS], seed=section.seed)
+    section = config.grid
+    specs = [spec for pattern in section.tasks or DEFAULT_SPECS for spec in expand(pattern)]
+    return split_grid([parse_task(spec) for spec in specs], seed=section.seed)
+
+
+def task_inputs(config: StudyConfig, task: Task) -> tuple[str, ...]:
+    """The inputs of a task whose every answer is allowed: a number in `grid.answers`, or a word.
+
+    Raises:
+        TaskError: when they are too few for a prompt.
+    """
+    section = config.grid
+    first, last = section.numbers or config.prompts.numbers
+    low, high = section.answers or (0, 999)
+    allowed = []
+    for x in default_inputs(task.domain, range(first, last + 1)):
+        answers = [int(y) for y in task.rule(x) if y.isdigit()]
+        if task.rule(x) and all(low <= y <= high for y in answers):
+            allowed.append(x)
+    if len(allowed) < section.n_examples:
+        raise TaskError(
+            f"grid: {section.n_examples} distinct inputs of '{task.name}'",
+            f"{len(allowed)} of {first} to {last} have answers from {low} to {high}",
+            "Widen grid.numbers or grid.answers, ask for fewer examples, or leave the task out.",
+        )
+    return tuple(allowed)
 
 
 def grid_prompts(config: StudyConfig, tokenizer: Tokenizer, *, n_prompts: int, seed: int) -> PromptSet:
-    """`n_prompts` prompts of every task of the grid, with its own labels, joined in the grid's order."""
+    """`n_prompts` prompts of every task and template of the grid, with its own labels, in the grid's order.
+
+    Raises:
+        TaskError: when a task has too few inputs.
+        TokenizerError: when an example of a template is not six tokens.
+    """
     parts = [
         build_prompts(
-            tokenizer,
-            parse_task(name),
-            arm="T",
-            n_prompts=n_prompts,
-            n_examples=config.transforms.n_examples,
-            seed=seed,
+            tokenizer, task, arm="T", n_prompts=n_prompts, n_examples=config.grid.n_examples, seed=seed,
+            inputs=task_inputs(config, task), template=template,
         )
-        for name in task_grid(config).names
-    ]
+        for task in map(parse_task, task_grid(config).names)
+        for template in config.grid.templates
+    ]  # fmt: skip
     return joined(parts, GRID_ARM)
+
+
+def asked_concepts(config: StudyConfig) -> tuple[Concept, ...]:
+    """The concepts that latents are asked for; with several templates, each has to beat the format as well.
+
+    Raises:
+        ConfigError, SiteError: for a declaration or a name that cannot be.
+    """
+    section = config.transforms
+    known = known_concepts(section.declare)
+    chosen = known if section.concepts is None else [concept(name, known) for name in section.concepts]
+    several = len(config.grid.templates) > 1
+    return tuple(with_format(one) if several and one is not TASK_IDENTITY else one for one in chosen)
+
+
+def with_format(one: Concept) -> Concept:
+    """The concept with the format among its confounds."""
+    return Concept(
+        one.contrast, one.meaning, one.stratum, (*one.confounds, FORMAT), fixed=one.fixed, belief=one.belief
+    )
+
+
+def check_concepts(config: StudyConfig) -> None:
+    """Refuse what cannot be asked of the grid, before anything is loaded.
+
+    Raises:
+        TaskError: when a task has too few inputs, or no task can be held out.
+        ConfigError: when a declared concept is constant on a side of the grid.
+    """
+    grid = task_grid(config)
+    asked, declared = asked_concepts(config), config.transforms.declare.get("concepts") or {}
+    sides = {"discovery": grid.discovery, "held-out": grid.held_out}
+    drawn = {side: _drawn(config, grid, names) for side, names in sides.items()}
+    for one in asked:
+        if one.name not in declared:
+            continue
+        for side, rows in drawn.items():
+            label = one.contrast.label(rows)
+            for what, found in (("positive", label > 0), ("negative", label < 0)):
+                if not found.any():
+                    raise ConfigError(
+                        f"transforms.declare: concept '{one.name}'",
+                        f"no row of the {side} tasks is {what}, so it is constant there",
+                        "Change its expressions, or add tasks that differ in it.",
+                    )
+
+
+def _drawn(config: StudyConfig, grid: TaskGrid, names: tuple[str, ...]) -> Rows:
+    """Rows of some examples of tasks, without a tokenizer."""
+    found, n_examples = [], config.grid.n_examples
+    for task in map(parse_task, names):
+        inputs = task_inputs(config, task)
+        x, y, _ = draw_examples(
+            task, arm="T", n_prompts=_DRAWN, n_examples=n_examples, seed=config.grid.seed, inputs=inputs
+        )
+        found.append((np.full(_DRAWN, task.name), x, y))
+    task, x, y = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return rows_of(task, x, y, grid.rules)

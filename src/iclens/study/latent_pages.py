@@ -219,7 +219,7 @@ def _trajectories(results: Results, site: Site, latents: list[int]) -> dict[int,
 def _tasks(results: Results, site: Site, role: str, latent: int) -> list[TaskActivation]:
     means, names = results.task_means
     held_out = set(results.grid["held_out"])
-    row, n = means[f"{site.short} {role}"][latent], results.config.transforms.n_prompts
+    row, n = means[f"{site.short} {role}"][latent], results.config.grid.n_prompts
     return [
         TaskActivation(name, float(mean), n_prompts=n, split="held out" if name in held_out else "discovery")
         for name, mean in zip(names, row, strict=True)

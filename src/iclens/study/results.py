@@ -18,6 +18,7 @@ from iclens.study.flow import FOLDERS
 from iclens.study.runfolder import CARD, RunFolder
 from iclens.study.store import load_arrays, load_json, load_prompts
 from iclens.tables.activations import LatentActs
+from iclens.tables.decomposition import CreationTable, OperandTable
 from iclens.tables.dose import (
     ClosureTable,
     DoseCurveTable,
@@ -26,17 +27,22 @@ from iclens.tables.dose import (
     InteractionTable,
 )
 from iclens.tables.evidence import AccountTable, BayesTestTable, EvidenceTable, LatentAccountTable
+from iclens.tables.flow import ConfidenceTable, TransportTable
 from iclens.tables.frame import Table
 from iclens.tables.growth import AgreementTable, BeliefTable, GrowthTable
 from iclens.tables.heads import HeadScoreTable, LensTable
 from iclens.tables.patches import GradedTable, HeadTable, LadderTable, PatchTable, SweepTable
+from iclens.tables.probes import ProbeTable
 from iclens.tables.prompts import PromptSet
 from iclens.tables.quality import QualityTable
 from iclens.tables.redundancy import DirectTable, RedundancyLadderTable, RedundancyTable
 from iclens.tables.responses import ResponseFitTable, ResponseTable
 from iclens.tables.sets import ControlTable, ScreenTable, SetTable
 from iclens.tables.shapes import ConfirmTable, ShapeTable
-from iclens.tables.transforms import TransformTable
+from iclens.tables.specificity import SpecificityTable
+from iclens.tables.stability import StabilityTable
+from iclens.tables.transforms import MassTable, OperandMapTable, TransformTable, TuningCurveTable
+from iclens.tables.tuning import SubspaceTable, TuningTable
 from iclens.tables.verdicts import FalsifierTable, VerdictTable
 
 PATCH_Q = 0.05
@@ -60,7 +66,19 @@ TABLES: dict[str, tuple[str, type[Table]]] = {
     "tests": ("growth", BayesTestTable),
     "accounts": ("growth", AccountTable),
     "falsifiers": ("growth", FalsifierTable),
-    "transforms": ("transforms", TransformTable),
+    "transforms": ("identify", TransformTable),
+    "masses": ("identify", MassTable),
+    "tunings": ("identify", TuningTable),
+    "tuning_curves": ("identify", TuningCurveTable),
+    "operand_maps": ("identify", OperandMapTable),
+    "stability": ("identify", StabilityTable),
+    "probes": ("transforms", ProbeTable),
+    "subspaces": ("transforms", SubspaceTable),
+    "specificity": ("transforms", SpecificityTable),
+    "operands": ("transforms", OperandTable),
+    "creation": ("transforms", CreationTable),
+    "confidence": ("transforms", ConfidenceTable),
+    "transport": ("transforms", TransportTable),
     "sweep": ("sweep", SweepTable),
     "graded": ("sweep", GradedTable),
     "lens": ("sweep", LensTable),
@@ -164,17 +182,17 @@ class Results:
     @property
     def grid_prompts(self) -> PromptSet:
         """The prompts of the task grid."""
-        return load_prompts(self.file("transforms"), "grid")
+        return load_prompts(self.file("identify"), "grid")
 
     @cached_property
     def grid(self) -> dict[str, Any]:
         """Which tasks of the grid are `discovery` and which `held_out`."""
-        return load_json(self.file("transforms", "grid.json"))
+        return load_json(self.file("identify", "grid.json"))
 
     @cached_property
     def task_means(self) -> tuple[dict[str, Any], list[str]]:
         """Mean activation [latent task] by `<site> <role>`, and the tasks' names."""
-        arrays, about = load_arrays(self.file("transforms", "task_means.safetensors"))
+        arrays, about = load_arrays(self.file("identify", "task_means.safetensors"))
         return arrays, json.loads(about["tasks"])
 
     def file(self, stage: str, name: str = "") -> Path:

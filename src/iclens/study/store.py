@@ -26,6 +26,8 @@ def save_prompts(prompts: PromptSet, folder: Path, name: str) -> None:
     prompt, example = np.indices(prompts.x.shape)
     columns = {"prompt": prompt.ravel(), "example": example.ravel(), "task": prompts.task[prompt.ravel()]}
     columns |= {field: getattr(prompts, field).ravel() for field in _TEXT}
+    if prompts.template is not None:
+        columns["template"] = prompts.template[prompt.ravel()]
     pd.DataFrame(columns).to_parquet(folder / f"{name}.parquet", index=False)
     about = {"arm": prompts.arm, "seed": prompts.seed, "tokenizer": prompts.tokenizer, "rival": prompts.rival}
     arrays = {"tokens": prompts.tokens}
@@ -64,6 +66,9 @@ def load_prompts(folder: Path, name: str) -> PromptSet:
     shape = (int(frame["prompt"].max()) + 1, int(frame["example"].max()) + 1)
     x, y, answer = (frame[field].to_numpy(dtype=str).reshape(shape) for field in _TEXT)
     task = frame["task"].to_numpy(dtype=str).reshape(shape)[:, 0]
+    template = None
+    if "template" in frame:  # a file in the default template has no such column
+        template = frame["template"].to_numpy(dtype=str).reshape(shape)[:, 0]
     context_x = context_y = None
     if "probes" in arrays:
         contexts = pd.read_parquet(folder / f"{name}.contexts.parquet")
@@ -71,7 +76,7 @@ def load_prompts(folder: Path, name: str) -> PromptSet:
         context_x, context_y = (contexts[key].to_numpy(dtype=str).reshape(cells) for key in ("x", "y"))
     return PromptSet(
         task, about["arm"], x, y, answer, arrays["tokens"], about["seed"], about["tokenizer"],
-        context_x, context_y, arrays.get("probes"), arrays.get("slots"), about["rival"],
+        context_x, context_y, arrays.get("probes"), arrays.get("slots"), about["rival"], template,
     )  # fmt: skip
 
 

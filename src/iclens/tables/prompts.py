@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from iclens.errors import TableError
-from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, position
+from iclens.names import PREFIX_LENGTH, TEMPLATE, TOKENS_PER_EXAMPLE, position
 from iclens.tables.arrays import Ints, Strings, expect_shape
 
 
@@ -52,6 +52,7 @@ class PromptSet:
         probes: ids of each query's sequence, padded at the right, [prompt example pos]; None for other arms.
         slots: in which slot of its sequence each query stands, [example]; None for other arms.
         rival: spec of the second task of arms that show two; "" otherwise.
+        template: name of the template each prompt is written in, [prompt]; None where all are in the default.
     """
 
     task: Strings
@@ -67,6 +68,7 @@ class PromptSet:
     probes: Ints | None = None
     slots: Ints | None = None
     rival: str = ""
+    template: Strings | None = None
 
     def __post_init__(self) -> None:
         sizes = expect_shape(
@@ -79,6 +81,8 @@ class PromptSet:
         )
         if sizes["pos"] != PREFIX_LENGTH + TOKENS_PER_EXAMPLE * sizes["example"]:
             raise TableError("PromptSet.tokens", f"{sizes['pos']} positions", "2 + 6 per example are needed.")
+        if self.template is not None:
+            expect_shape("PromptSet", template=(self.template, (sizes["prompt"],)))
         parts = (self.context_x, self.context_y, self.probes, self.slots)
         if any(part is None for part in parts) and any(part is not None for part in parts):
             raise TableError("PromptSet", "only some parts of a probed arm", "Give all of them or none.")
@@ -99,6 +103,11 @@ class PromptSet:
     def n_examples(self) -> int:
         """Examples in each prompt, the query included."""
         return self.x.shape[1]
+
+    @property
+    def templates(self) -> Strings:
+        """Name of the template each prompt is written in, [prompt]."""
+        return np.full(self.n_prompts, TEMPLATE) if self.template is None else self.template
 
     @property
     def probed(self) -> bool:
@@ -130,7 +139,7 @@ class PromptSet:
 
     def select(self, prompts: Ints) -> PromptSet:
         """The prompts at the given indices."""
-        names = ("task", "x", "y", "answer", "tokens", "context_x", "context_y", "probes")
+        names = ("task", "x", "y", "answer", "tokens", "context_x", "context_y", "probes", "template")
         held = {name: getattr(self, name) for name in names}
         return replace(self, **{name: v[prompts] for name, v in held.items() if v is not None})
 

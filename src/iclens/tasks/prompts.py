@@ -1,6 +1,7 @@
 """Building prompt sets: the arms of a design (`arms`), paired by seed; and their exact posteriors.
 
-Prompts of equal (seed, index) have the same inputs at the same examples in every arm.
+Prompts of equal (seed, index) have the same inputs at the same examples in every arm; those of one arm differ
+between templates only in what stands around x and y.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclens.errors import TaskError
-from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE
+from iclens.names import PREFIX_LENGTH, TEMPLATE, TOKENS_PER_EXAMPLE
 from iclens.tables.answers import NUMBERS, AnswerProbs
 from iclens.tables.arrays import Floats, Strings
 from iclens.tables.prompts import PromptSet
 from iclens.tasks.arms import Arm, Shown, default_rival, parse_arm
 from iclens.tasks.mixture import Mixture
 from iclens.tasks.posterior import Posterior, exact_posterior
-from iclens.tasks.rendering import Tokenizer, encode, fingerprint
+from iclens.tasks.rendering import Template, Tokenizer, encode, fingerprint, parse_template
 from iclens.tasks.rules import Task, default_inputs
 from iclens.tasks.spec import parse_task
 
@@ -37,6 +38,7 @@ def build_prompts(
     seed: int,
     inputs: Sequence[str] | None = None,
     rival: str | None = None,
+    template: str = TEMPLATE,
 ) -> PromptSet:
     """Prompts of one task and arm.
 
@@ -49,25 +51,29 @@ def build_prompts(
         seed: prompts of equal seed are paired across arms.
         inputs: allowed x; the task's default inputs when not given.
         rival: spec of the second task of arms that show two; `default_rival` when not given.
+        template: name of the template that examples are written in, one of `rendering.TEMPLATES`.
 
     Raises:
-        TaskError: for an unknown arm, one that the task cannot have, or too few inputs.
+        TaskError: for an unknown arm or template, an arm that the task cannot have, or too few inputs.
         TokenizerError: when an example is not six tokens.
     """
     made, second = _arm(task, arm, rival)
+    written = parse_template(template)
     pool = _pool(task, inputs, n_examples)
     shown = [_shown(task, second, made, pool, n_examples, (seed, i)) for i in range(n_prompts)]
     x = np.array([s.x for s in shown])
     answer = np.array([[task.answer(value) for value in s.x] for s in shown])
     name, print_ = np.full(n_prompts, task.name), fingerprint(tokenizer)
     beside = second.name if second is not None else ""
+    templates = None if template == TEMPLATE else np.full(n_prompts, template)
     if made.contexts is None:
         y = np.array([_labels(made, s, (seed, i)) for i, s in enumerate(shown)])
-        tokens = np.stack([encode(tokenizer, list(zip(*p, strict=True))) for p in zip(x, y, strict=True)])
-        return PromptSet(name, arm, x, y, answer, tokens, seed, print_, rival=beside)
+        pairs = [list(zip(*p, strict=True)) for p in zip(x, y, strict=True)]
+        tokens = np.stack([encode(tokenizer, p, written) for p in pairs])
+        return PromptSet(name, arm, x, y, answer, tokens, seed, print_, rival=beside, template=templates)
     contexts = [made.contexts(s, _rng(made, (seed, i))) for i, s in enumerate(shown)]
     slots = np.array([len(context) for context in contexts[0]])
-    probes = np.stack([_probes(tokenizer, s, c) for s, c in zip(shown, contexts, strict=True)])
+    probes = np.stack([_probes(tokenizer, s, c, written) for s, c in zip(shown, contexts, strict=True)])
     cells = np.full((2, n_prompts, n_examples, n_examples - 1), "", dtype=object)
     for i, context in enumerate(contexts):
         for n, pairs in enumerate(context):
@@ -76,7 +82,7 @@ def build_prompts(
     context_x, context_y = cells.astype(str)
     return PromptSet(
         name, arm, x, np.array([s.own for s in shown]), answer, probes[:, -1], seed, print_,
-        context_x, context_y, probes, slots, beside,
+        context_x, context_y, probes, slots, beside, templates,
     )  # fmt: skip
 
 
@@ -136,11 +142,11 @@ def _labels(arm: Arm, shown: Shown, key: tuple[int, int]) -> list[str]:
     return [] if arm.labels is None else arm.labels(shown, _rng(arm, key))
 
 
-def _probes(tokenizer: Tokenizer, shown: Shown, contexts: list[Pairs]) -> np.ndarray:
+def _probes(tokenizer: Tokenizer, shown: Shown, contexts: list[Pairs], template: Template) -> np.ndarray:
     """Ids of every query's sequence, padded with newlines, [example pos]."""
     queries = list(zip(shown.x, shown.own, strict=True))
     pairs = list(dict.fromkeys([*queries, *(p for context in contexts for p in context if p[0])]))
-    ids = encode(tokenizer, pairs)
+    ids = encode(tokenizer, pairs, template)
     prefix, cells = ids[:PREFIX_LENGTH], ids[PREFIX_LENGTH:].reshape(-1, TOKENS_PER_EXAMPLE)
     newline = prefix[-1]
     cell = {pair: cells[i] for i, pair in enumerate(pairs)}
@@ -164,7 +170,10 @@ def joined(parts: Sequence[PromptSet], arm: str) -> PromptSet:
         np.concatenate([getattr(p, name) for p in parts]) for name in ("task", "x", "y", "answer", "tokens")
     )
     task, x, y, answer, tokens = fields
-    return PromptSet(task, arm, x, y, answer, tokens, first.seed, first.tokenizer)
+    template = None
+    if any(p.template is not None for p in parts):
+        template = np.concatenate([p.templates for p in parts])
+    return PromptSet(task, arm, x, y, answer, tokens, first.seed, first.tokenizer, template=template)
 
 
 def exact_answer_probs(mixture: Mixture, prompts: PromptSet) -> AnswerProbs:

@@ -1,22 +1,64 @@
 """Rendering: examples as text and tokens, and the check that every example has six tokens.
 
-The prompt is BOS, a newline, then lines `(x, y)\\n`. A tokenizer that does not give `(` x `,` space
-y `)\\n` one token each is refused, with the string it split differently.
+The prompt is BOS, a newline, then lines `(x, y)\\n`, or those of another *template* with the same six roles.
+A tokenizer that does not give `(` x `,` space y `)\\n` one token each is refused, with the string it split
+differently. Whether a template is supported is decided by the tokenizer at hand, by trying it, not by a list.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from iclens.errors import TokenizerError
-from iclens.names import PREFIX_LENGTH, ROLES, TOKENS_PER_EXAMPLE
+from iclens.errors import TaskError, TokenizerError, nearest
+from iclens.names import PREFIX_LENGTH, ROLES, TEMPLATE, TOKENS_PER_EXAMPLE
 
 Pair = tuple[str, str]
+_CHECKED: tuple[Pair, ...] = (("28", "59"), ("7", "17"), ("86", "175"), ("0", "999"))
+"""Examples with numbers of one, two and three digits, on which a tokenizer is tried."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """How an example is written: what stands around x and y. `pre` is one space in every template.
+
+    Args:
+        open: before x.
+        comma: after x.
+        close: after y, the newline included.
+    """
+
+    open: str
+    comma: str
+    close: str
+
+    def pieces(self, x: str, y: str) -> list[str]:
+        """The six pieces of an example, [role]."""
+        return [self.open, x, self.comma, " ", y, self.close]
+
+    @property
+    def name(self) -> str:
+        """The line as it is written with the letters x and y, such as `(x, y)`."""
+        return "".join(self.pieces("x", "y")).removesuffix("\n")
+
+
+TEMPLATES: Mapping[str, Template] = MappingProxyType({
+    made.name: made
+    for made in (
+        Template("(", ",", ")\n"),
+        Template("[", ",", "]\n"),
+        Template("{", ":", "}\n"),
+        Template("<", ";", ">\n"),
+    )
+})  # fmt: skip
+"""Name → template; `names.TEMPLATE` is the default."""
+DEFAULT = TEMPLATES[TEMPLATE]
 
 
 class Tokenizer(Protocol):
@@ -39,27 +81,46 @@ class Tokenizer(Protocol):
         ...
 
 
-def render(pairs: Sequence[Pair]) -> str:
-    """The text of examples: a newline, then `(x, y)\\n` for each."""
-    return "\n" + "".join(f"({x}, {y})\n" for x, y in pairs)
+def parse_template(name: str) -> Template:
+    """The template of a name such as `[x, y]`.
+
+    Raises:
+        TaskError: naming the nearest one.
+    """
+    if name not in TEMPLATES:
+        raise TaskError(f"template {name!r}", "unknown", f"{nearest(name, TEMPLATES, n=1)}.")
+    return TEMPLATES[name]
 
 
-def encode(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> NDArray[np.int64]:
+def render(pairs: Sequence[Pair], template: Template = DEFAULT) -> str:
+    """The text of examples: a newline, then a line such as `(x, y)\\n` for each."""
+    return "\n" + "".join("".join(template.pieces(x, y)) for x, y in pairs)
+
+
+def encode(tokenizer: Tokenizer, pairs: Sequence[Pair], template: Template = DEFAULT) -> NDArray[np.int64]:
     """Token ids of BOS, a newline and the examples, as [pos].
+
+    Args:
+        tokenizer: must give six tokens to an example.
+        pairs: x and y of each example.
+        template: how the examples are written.
 
     Raises:
         TokenizerError: naming the first example that is not six tokens, and how it was split.
     """
-    ids = list(tokenizer(render(pairs)).input_ids)
+    ids = list(tokenizer(render(pairs, template)).input_ids)
     for example, pair in enumerate(pairs):
         start = PREFIX_LENGTH + TOKENS_PER_EXAMPLE * example
         cell = ids[start : start + TOKENS_PER_EXAMPLE]
         pieces = [tokenizer.decode([i]) for i in cell]
-        if pieces != ["(", pair[0], ",", " ", pair[1], ")\n"]:
+        if pieces != template.pieces(*pair):
+            line = "".join(template.pieces(*pair)).replace("\n", r"\n")
+            roles = " ".join(ROLES)
+            other = "" if template == DEFAULT else ", or a template it supports"
             raise TokenizerError(
-                f"six tokens for '({pair[0]}, {pair[1]})\\n'",
+                f"six tokens for '{line}'",
                 f"the tokenizer gives {tokenizer.convert_ids_to_tokens(cell)}",
-                f"Use x and y that are single tokens after BOS and a newline (roles {' '.join(ROLES)}).",
+                f"Use x and y that are single tokens after BOS and a newline (roles {roles}){other}.",
             )
     if len(ids) != PREFIX_LENGTH + TOKENS_PER_EXAMPLE * len(pairs):
         raise TokenizerError(
@@ -84,13 +145,28 @@ def token_id(tokenizer: Tokenizer, text: str) -> int:
     return ids[0]
 
 
-def check_tokenizer(tokenizer: Tokenizer) -> None:
+def check_tokenizer(tokenizer: Tokenizer, template: Template = DEFAULT) -> None:
     """Assert the six-token layout for one-, two- and three-digit numbers.
 
     Raises:
         TokenizerError: naming the string and its pieces.
     """
-    encode(tokenizer, [("28", "59"), ("7", "17"), ("86", "175"), ("0", "999")])
+    encode(tokenizer, _CHECKED, template)
+
+
+def supported_templates(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Names of the templates that this tokenizer splits into six tokens, found by trying `check_tokenizer`.
+
+    It is tried on numbers; `encode` still refuses a word that is no token of its own.
+    """
+    found = []
+    for name, template in TEMPLATES.items():
+        try:
+            check_tokenizer(tokenizer, template)
+        except TokenizerError:
+            continue
+        found.append(name)
+    return tuple(found)
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

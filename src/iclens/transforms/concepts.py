@@ -4,31 +4,32 @@ A *contrast* labels rows +1, −1 or 0 (not used). A *concept* is a contrast, th
 positives are compared with negatives (so that the two differ in nothing but the concept), and the
 confounds: other contrasts on the same rows, measured with the concept held fixed.
 
-| concept   | positive            | negative                | matched on  |
-|-----------|---------------------|-------------------------|-------------|
-| `double`  | slope 2             | slope 1, 3 or 4         | decade of y |
-| `odd`     | y odd               | y even                  | decade of y |
-| `numeric` | y a number          | y a word, x a number    | decade of x |
-| `offset`  | offset at least 7   | offset at most 4        | slope       |
-
-A single task's identity is not among them: no held-out task could confirm it. `selectivity.task_means`
-shows it instead.
+Concepts are data. Those of every study stand in `concepts.yaml`, written in `expressions`; `declare` reads
+more of the same form, and `Concept` takes any Python function of `Rows`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
-from iclens.errors import SiteError, nearest
-from iclens.tables.arrays import Floats, Ints
+from iclens.errors import ConfigError, SiteError, nearest
+from iclens.tables.arrays import Ints
+from iclens.transforms.expressions import Expression, Known, parse_expression
 from iclens.transforms.rows import Rows
 
-SMALL_OFFSET = 4
-LARGE_OFFSET = 7
+IDENTITY = "task identity"
+DETECTION, EXECUTION = "detection", "execution"
+RESERVED = ("candidate", IDENTITY, DETECTION, EXECUTION)
+"""Labels that are not a contrast's: what they mean is in `identity` and `mass`."""
+_CONTRAST = ("positive", "negative")
+_CONCEPT = (*_CONTRAST, "meaning", "within", "fixed", "confounds", "belief")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Contrast:
     label: Callable[[Rows], Ints]
 
 
+def everywhere(rows: Rows) -> Ints:
+    """One stratum for all rows, [row]."""
+    return np.zeros(len(rows), dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class Concept:
     """What is asked of a latent.
@@ -53,12 +59,16 @@ class Concept:
         meaning: one line for a page.
         stratum: rows → integer; only rows of equal stratum are compared, [row].
         confounds: what the latent must not answer to.
+        fixed: rows → integer, held fixed beside the concept while confounds are measured, [row].
+        belief: the belief that reads it; "" when none does.
     """
 
     contrast: Contrast
     meaning: str
     stratum: Callable[[Rows], Ints]
     confounds: tuple[Contrast, ...]
+    fixed: Callable[[Rows], Ints] = everywhere
+    belief: str = ""
 
     @property
     def name(self) -> str:
@@ -71,91 +81,142 @@ def signed(positive: NDArray[np.bool_], negative: NDArray[np.bool_]) -> Ints:
     return positive.astype(np.int64) - negative.astype(np.int64)
 
 
-def _parity(value: Floats) -> Ints:
-    known = ~np.isnan(value)
-    odd = np.nan_to_num(value) % 2 == 1
-    return signed(known & odd, known & ~odd)
+def declare(declared: Mapping[str, Any], source: str, known: Sequence[Concept] = ()) -> tuple[Concept, ...]:
+    """Concepts written out as `{contrasts: {name: …}, concepts: {name: …}}`.
+
+    Args:
+        declared: the mapping; the keys of each entry are those of `concepts.yaml`.
+        source: names it in errors.
+        known: concepts whose contrasts and confounds may be named as confounds.
+
+    Raises:
+        ConfigError: naming the concept and the key for an unknown key or name, a missing key, or an
+            expression that is not allowed.
+    """
+    _keys(declared, ("contrasts", "concepts"), source)
+    contrasts = {c.contrast.name: c.contrast for c in known} | {f.name: f for c in known for f in c.confounds}
+    entries = {key: _entries(declared, key, source) for key in ("contrasts", "concepts")}
+    for name, entry in entries["contrasts"].items():
+        _keys(entry, _CONTRAST, f"contrast '{name}' of {source}")
+        contrasts[name] = _contrast(name, entry, source)
+    for name, entry in entries["concepts"].items():
+        _keys(entry, _CONCEPT, f"concept '{name}' of {source}")
+        if name in RESERVED or name in {c.name for c in known}:
+            raise ConfigError(f"concept '{name}' of {source}", "the name is taken", "Choose another name.")
+        contrasts[name] = _contrast(name, entry, source)
+    return tuple(_concept(name, e, contrasts, source) for name, e in entries["concepts"].items())
 
 
-def _large(value: Floats) -> Ints:
-    """Above the median of these rows, or not."""
-    known = ~np.isnan(value)
-    if not known.any():
-        return np.zeros(len(value), dtype=np.int64)
-    above = np.nan_to_num(value) > np.median(value[known])
-    return signed(known & above, known & ~above)
+def _entries(declared: Mapping[str, Any], key: str, source: str) -> dict[str, dict[str, Any]]:
+    found = declared.get(key) or {}
+    if not isinstance(found, Mapping) or not all(isinstance(entry, Mapping) for entry in found.values()):
+        raise ConfigError(
+            f"{key} of {source}", "not a mapping of names", "Start from transforms/concepts.yaml."
+        )
+    return {str(name): dict(entry) for name, entry in found.items()}
 
 
-def _late_digit(rows: Rows) -> Ints:
-    known = ~np.isnan(rows.y)
-    late = np.nan_to_num(rows.y) % 10 >= 5
-    return signed(known & late, known & ~late)
+def _keys(entry: Mapping[str, Any], allowed: Sequence[str], what: str) -> None:
+    strange = [str(key) for key in entry if key not in allowed]
+    if strange:
+        raise ConfigError(what, f"unknown key '{strange[0]}'", nearest(strange[0], allowed))
 
 
-def _sloped(rows: Rows) -> NDArray[np.bool_]:
-    return np.isin(rows.family, ("affine", "approx"))
+def _contrast(name: str, entry: Mapping[str, Any], source: str) -> Contrast:
+    if "positive" not in entry:
+        raise ConfigError(f"'{name}' of {source}", "no key 'positive'", "Say which rows are positives.")
+    positive = parse_expression(entry["positive"])
+    negative = parse_expression(entry["negative"]) if "negative" in entry else None
+    return Contrast(name, _Label(name, positive, negative))
 
 
-def _slope(positive: int, negative: tuple[int, ...]) -> Callable[[Rows], Ints]:
-    return lambda rows: signed(
-        _sloped(rows) & (rows.slope == positive), _sloped(rows) & np.isin(rows.slope, negative)
+def _concept(name: str, entry: Mapping[str, Any], contrasts: Mapping[str, Contrast], source: str) -> Concept:
+    what = f"concept '{name}' of {source}"
+    confounds = []
+    for given in entry.get("confounds") or ():
+        if isinstance(given, Mapping):
+            _keys(given, (*_CONTRAST, "name"), f"a confound of {what}")
+            confounds.append(_contrast(str(given.get("name", given.get("positive"))), given, source))
+        elif given not in contrasts:
+            raise ConfigError(f"{what}, confound '{given}'", "unknown", nearest(str(given), contrasts))
+        else:
+            confounds.append(contrasts[given])
+    return Concept(
+        contrasts[name],
+        str(entry.get("meaning", entry["positive"])),
+        _Strata(_listed(entry.get("within"))),
+        tuple(confounds),
+        _Strata(_listed(entry.get("fixed"))),
+        str(entry.get("belief", "")),
     )
 
 
-def _offset(rows: Rows) -> Ints:
-    affine = rows.family == "affine"
-    return signed(affine & (rows.offset >= LARGE_OFFSET), affine & (rows.offset <= SMALL_OFFSET))
+def _listed(given: Any) -> tuple[Expression, ...]:
+    return tuple(
+        parse_expression(text) for text in (given if isinstance(given, list) else [given] if given else [])
+    )
 
 
-DOUBLE = Contrast("double", _slope(2, (1, 3, 4)))
-TRIPLE = Contrast("slope 3", _slope(3, (1, 4)))
-SINGLE = Contrast("slope 1", _slope(1, (3, 4)))
-OFFSET = Contrast("offset", _offset)
-ODD = Contrast("odd", lambda rows: _parity(rows.y))
-ODD_INPUT = Contrast("odd input", lambda rows: _parity(rows.x))
-NUMERIC = Contrast(
-    "numeric", lambda rows: signed(rows.numeric_x & rows.numeric_y, rows.numeric_x & ~rows.numeric_y)
+@dataclass(frozen=True)
+class _Label:
+    """Rows → +1, −1 or 0, from expressions; 0 where they are not known."""
+
+    name: str
+    positive: Expression
+    negative: Expression | None
+
+    def __call__(self, rows: Rows) -> Ints:
+        yes = self.positive(rows)
+        no = Known(~yes.values.astype(bool), yes.known) if self.negative is None else self.negative(rows)
+        if (yes.true & no.true).any():
+            raise ConfigError(
+                f"contrast '{self.name}'",
+                f"{int((yes.true & no.true).sum())} rows are positive and negative",
+                "Let the two exclude each other.",
+            )
+        return signed(yes.true, no.true)
+
+
+@dataclass(frozen=True)
+class _Strata:
+    """Rows → a number for each combination of what expressions say; not known is a value of its own."""
+
+    parts: tuple[Expression, ...]
+
+    def __call__(self, rows: Rows) -> Ints:
+        stratum = everywhere(rows)
+        for part in self.parts:
+            found = part(rows)
+            _, level = np.unique(found.values[found.known], return_inverse=True)
+            own = np.zeros(len(rows), dtype=np.int64)
+            own[found.known] = level + 1
+            stratum = np.unique(stratum * (own.max(initial=0) + 1) + own, return_inverse=True)[1]
+        return stratum
+
+
+FORMAT = Contrast("format", lambda rows: signed(*(rows.template == t for t in _two(rows))))
+"""One way of writing the examples against another: the two that are most frequent."""
+
+
+def _two(rows: Rows) -> tuple[str, str]:
+    names, counts = np.unique(rows.template, return_counts=True)
+    order = names[np.argsort(-counts, kind="stable")].tolist()
+    return (order[0], order[1]) if len(order) > 1 else ("", "")
+
+
+CONCEPTS = declare(
+    yaml.safe_load((files("iclens.transforms") / "concepts.yaml").read_text("utf-8")), "concepts.yaml"
 )
-MAGNITUDE = Contrast("magnitude", lambda rows: _large(rows.y))
-INPUT_MAGNITUDE = Contrast("input magnitude", lambda rows: _large(rows.x))
-LAST_DIGIT = Contrast("last digit", _late_digit)
-DIFFERENCE = Contrast("y minus x", lambda rows: _large(np.where(rows.slope == 1, np.nan, rows.y - rows.x)))
-
-CONCEPTS: tuple[Concept, ...] = (
-    Concept(
-        DOUBLE,
-        "the rule doubles x, whatever it adds",
-        lambda rows: rows.decade("y"),
-        (TRIPLE, SINGLE, OFFSET, ODD, MAGNITUDE, INPUT_MAGNITUDE),
-    ),
-    Concept(
-        ODD,
-        "y is odd",
-        lambda rows: rows.decade("y"),
-        (ODD_INPUT, LAST_DIGIT, DOUBLE, OFFSET, MAGNITUDE, INPUT_MAGNITUDE),
-    ),
-    Concept(
-        NUMERIC,
-        "y is a number and not a word",
-        lambda rows: rows.decade("x"),
-        (INPUT_MAGNITUDE, ODD_INPUT, MAGNITUDE, ODD, DOUBLE),
-    ),
-    Concept(
-        OFFSET,
-        f"the rule adds at least {LARGE_OFFSET} rather than at most {SMALL_OFFSET}",
-        lambda rows: np.nan_to_num(rows.slope, nan=-1).astype(np.int64),
-        (INPUT_MAGNITUDE, MAGNITUDE, ODD, DIFFERENCE, DOUBLE),
-    ),
-)
+"""The concepts of every study."""
 
 
-def concept(name: str) -> Concept:
+def concept(name: str, concepts: Sequence[Concept] = CONCEPTS) -> Concept:
     """The concept of that name.
 
     Raises:
         SiteError: naming the nearest one.
     """
-    known = {c.name: c for c in CONCEPTS}
+    known = {c.name: c for c in concepts}
     if name not in known:
         raise SiteError(f"concept '{name}'", "unknown", nearest(name, known))
     return known[name]

@@ -17,21 +17,24 @@ from typing import Protocol
 import numpy as np
 
 from iclens.errors import TaskError
+from iclens.tables.arrays import Floats, Strings
 
-OFFSETS = (0, 1, 2, 3, 4, 7, 8, 9, 10, 11)
-"""Offsets of the default affine tasks: as many even as odd, as many small as large."""
+SLOPES, OFFSETS = (1, 2, 3, 4, 5, 10), (-7, -3, -1, 0, 1, 2, 3, 5, 8, 10)
+"""Of the default affine tasks, every slope with every offset."""
 
 DEFAULT_SPECS = (
-    *(f"{a}x+{b}" for a in range(1, 6) for b in OFFSETS),
+    *(f"{a}x{b:+d}" for a in SLOPES for b in OFFSETS),
     *("x~5", "2x~2", "2x~5", "2x+3~5", "3x~5"),
     *("5", "17", "48", "60"),
     *("50-x", "51-x", "54-x", "57-x"),
     *("x//2", "x//2+1", "x//2+4", "x//2+5"),
     *("x%2", "x%3", "x%5", "x%7", "x%10"),
     *("odd", "even", "random"),
-    *("word:parity", "word:size", "letter:nth"),
+    *("word:parity", "word:size", "letter:nth", "letter:next", "letter:previous", "letter:index"),
+    *("word:opposite", "word:same"),
 )
-"""The default grid; every x is a number, so that only the rule and its answers differ."""
+"""The default grid: a factorial of slopes and offsets, beside noisy, parity-only, rule-less and word
+tasks."""
 
 
 class Rule(Protocol):
@@ -51,6 +54,17 @@ class Rule(Protocol):
     def offset(self) -> int | None: ...  # noqa: D102
     @property
     def deterministic(self) -> bool: ...  # noqa: D102
+
+
+class SlopeRows(Protocol):
+    """What `slope_marginals` needs of rows; `transforms.rows.Rows` has it."""
+
+    @property
+    def family(self) -> Strings: ...  # noqa: D102
+    @property
+    def slope(self) -> Floats: ...  # noqa: D102
+    @property
+    def y(self) -> Floats: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -134,3 +148,29 @@ def _kind(rule: Rule) -> tuple[object, ...]:
     if rule.family == "approx":
         return (rule.family, rule.slope)
     return (rule.family, rule.domain, rule.answers)
+
+
+def slope_marginals(rows: SlopeRows) -> dict[str, float]:
+    """How far apart the answers of affine tasks of different slopes lie, over decades of y.
+
+        TV(a, a') = ½ Σ_d |P(d | slope a) − P(d | slope a')|        0: the same marginal, 1: no overlap
+
+    Returns:
+        Pair of slopes → total variation distance, and the largest of them. Comparisons within decades of y
+        do not see this distance; what it says is for how many rows they find no match.
+    """
+    used = (rows.family == "affine") & ~np.isnan(rows.y)
+    slope, decade = rows.slope[used], (rows.y[used] // 10).astype(np.int64)
+    slopes = np.unique(slope)
+    if not len(slopes):
+        return {}
+    counts = np.stack(
+        [np.bincount(decade[slope == a] - decade.min(), minlength=np.ptp(decade) + 1) for a in slopes]
+    )
+    share = counts / counts.sum(axis=1, keepdims=True)
+    found = {
+        f"{a:g} and {b:g}": float(np.abs(share[i] - share[i + 1 + j]).sum() / 2)
+        for i, a in enumerate(slopes)
+        for j, b in enumerate(slopes[i + 1 :])
+    }
+    return found | {"largest": max(found.values(), default=0.0)}

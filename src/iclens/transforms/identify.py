@@ -20,10 +20,11 @@ from iclens.errors import TableError
 from iclens.tables.activations import LatentActs
 from iclens.tables.prompts import PromptSet
 from iclens.tables.transforms import TransformTable
-from iclens.transforms.concepts import CONCEPTS, Concept
+from iclens.transforms.concepts import Concept
 from iclens.transforms.grid import TaskGrid
+from iclens.transforms.identity import EVERY_CONCEPT, TASK_IDENTITY, measure_identity
 from iclens.transforms.measure import measure, split_rows
-from iclens.transforms.rows import read_rows
+from iclens.transforms.rows import FIRST_EXAMPLE, read_rows
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Gates:
         auroc: least AUROC on held-out tasks.
         lower: least lower bound of its interval.
         confound: greatest max(a, 1 − a) of any confound.
+        confounding: greatest Cramér's V, in the design, between the concept and a confound: beyond it so few
+            rows tell the two apart that no label is granted, whatever they say.
         promising: least AUROC, on discovery and on held-out tasks, to be called a candidate.
         prompts: least number of held-out prompts with positives, and with negatives.
     """
@@ -41,6 +44,7 @@ class Gates:
     auroc: float = 0.90
     lower: float = 0.85
     confound: float = 0.65
+    confounding: float = 0.70
     promising: float = 0.75
     prompts: int = 5
 
@@ -48,12 +52,12 @@ class Gates:
 def identify(
     latents: LatentActs,
     prompts: PromptSet,
-    concepts: Sequence[Concept] = CONCEPTS,
+    concepts: Sequence[Concept] = EVERY_CONCEPT,
     *,
     grid: TaskGrid,
     seed: int,
     q: float = 0.05,
-    first_example: int = 4,
+    first_example: int = FIRST_EXAMPLE,
     n_resamples: int = 200,
     gates: Gates = Gates(),
 ) -> TransformTable:
@@ -82,12 +86,12 @@ def identify(
 def identify_all(
     latents: Sequence[LatentActs],
     prompts: PromptSet,
-    concepts: Sequence[Concept] = CONCEPTS,
+    concepts: Sequence[Concept] = EVERY_CONCEPT,
     *,
     grid: TaskGrid,
     seed: int,
     q: float = 0.05,
-    first_example: int = 4,
+    first_example: int = FIRST_EXAMPLE,
     n_resamples: int = 200,
     gates: Gates = Gates(),
 ) -> TransformTable:
@@ -105,14 +109,16 @@ def identify_all(
         seen = rows.example >= first_example
         matrix = acts.matrix
         for concept in concepts:
-            sides = [
-                split_rows(rows, matrix, concept, seen & np.isin(rows.task, names))
-                for names in (grid.discovery, grid.held_out)
-            ]
-            measured = measure(
-                concept, *sides, seed=seed, n_resamples=n_resamples, fewest_prompts=gates.prompts
-            )
-            names = {"site": str(acts.site), "role": acts.role, "concept": concept.name}
+            asked = {"seed": seed, "n_resamples": n_resamples, "fewest_prompts": gates.prompts}
+            if concept is TASK_IDENTITY:
+                measured = measure_identity(rows, matrix, seen, **asked, promising=gates.promising)
+            else:
+                sides = [
+                    split_rows(rows, matrix, concept, seen & np.isin(rows.task, names))
+                    for names in (grid.discovery, grid.held_out)
+                ]
+                measured = measure(concept, *sides, **asked)
+            names = {"site": str(acts.site), "role": acts.role, "concept": concept.name, "of": ""}
             repeated = {key: np.full(acts.d_sae, value, dtype=object) for key, value in names.items()}
             parts.append(repeated | {"latent": np.arange(acts.d_sae)} | measured)
     if not parts:
@@ -151,6 +157,11 @@ def _failed_gates(row: dict[str, Any], q: float, gates: Gates) -> list[str]:
         failed.append("no confound can be measured")
     elif row["confound_auroc"] > gates.confound:
         failed.append(f"{row['worst_confound']} {row['confound_auroc']:.3f} above {gates.confound:.2f}")
+    if row["confounding"] > gates.confounding:
+        failed.append(
+            f"design confounds it with {row['confounded_with']}, V {row['confounding']:.2f} above "
+            f"{gates.confounding:.2f}"
+        )
     if not row["q_value"] <= q:
         failed.append(f"q {row['q_value']:.3f} above {q:.2f}")
     return failed

@@ -2,8 +2,9 @@
 
 1. `split_rows` keeps the rows that a concept uses on one side of the grid. 2. `measure` chooses each
 latent's direction on the discovery rows. 3. On the held-out rows it takes the AUROC against matched
-negatives, its interval over resampled prompts, a p-value with prompts as the unit, and the worst
-confound, comparing only rows with equal concept label.
+negatives, its interval over resampled prompts, a p-value with prompts as the unit, the worst
+confound, comparing only rows with equal concept label, how far the design itself confounds the two, and
+the figures of `scores`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from iclens.tables.arrays import Floats, Ints
 from iclens.transforms.auroc import auroc, cluster_z, order_entries, resampled_clusters, sides
 from iclens.transforms.concepts import Concept
 from iclens.transforms.rows import Rows
+from iclens.transforms.scores import confounding, scores
 
-UNDEFINED = ("auroc", "ci_low", "ci_high", "discovery_auroc", "confound_auroc", "p_value")
+UNDEFINED = (
+    "auroc", "ci_low", "ci_high", "discovery_auroc", "confound_auroc", "p_value",
+    "confounding", "effect_size", "mutual_info_nats", "overlap",
+)  # fmt: skip
 """Columns that are NaN where there is too little to measure."""
 
 
@@ -90,7 +95,7 @@ def measure(
     }
     lack = _lack(found, held, fewest_prompts)
     if lack:
-        texts = {"worst_confound": "", "reason": lack}
+        texts = {"worst_confound": "", "confounded_with": "", "reason": lack}
         columns |= {name: np.full(n_latents, text, dtype=object) for name, text in texts.items()}
         columns |= {name: np.full(n_latents, np.nan) for name in UNDEFINED}
         return columns | {"sign": np.ones(n_latents, dtype=np.int64)}
@@ -102,7 +107,11 @@ def measure(
     again = auroc(order, times * held.positive[:, None], times * ~held.positive[:, None])
     again = np.where(sign[:, None] > 0, again, 1 - again)[:, ~np.isnan(again[0])]
     low, high = np.quantile(again, (0.025, 0.975), axis=1)
-    worst, confound = _worst_confound(concept, held)
+    labels = np.array([confound.label(held.rows) for confound in concept.confounds], dtype=np.int64)
+    labels = labels.reshape(-1, len(held.rows)).T
+    worst, confound = _worst_confound(concept, held, labels)
+    design, with_ = _most_confounded(concept, held, labels)
+    found_out = scores(held.acts, held.positive, held.stratum)
     return columns | {
         "sign": sign,
         "auroc": np.where(sign > 0, measured, 1 - measured),
@@ -111,6 +120,11 @@ def measure(
         "discovery_auroc": np.maximum(chosen, 1 - chosen),
         "worst_confound": worst,
         "confound_auroc": confound,
+        "confounding": np.full(n_latents, design),
+        "confounded_with": np.full(n_latents, with_, dtype=object),
+        "effect_size": found_out.effect_size,
+        "mutual_info_nats": found_out.mutual_info_nats,
+        "overlap": found_out.overlap,
         "p_value": norm.sf(sign * cluster_z(order, held.positive, held.prompt)),
         "reason": np.full(n_latents, "", dtype=object),
     }
@@ -126,11 +140,21 @@ def _lack(found: Split, held: Split, fewest_prompts: int) -> str:
     return ""
 
 
-def _worst_confound(concept: Concept, held: Split) -> tuple[NDArray[np.object_], Floats]:
-    """Name and max(a, 1 − a) of the confound answered to most, comparing only rows of equal concept label."""
-    labels = np.array([confound.label(held.rows) for confound in concept.confounds])
-    labels = labels.reshape(-1, len(held.rows)).T
-    order = order_entries(held.acts, held.positive.astype(np.int64))
+def _most_confounded(concept: Concept, held: Split, labels: Ints) -> tuple[float, str]:
+    """The largest Cramér's V between the concept and one of its confounds [row confound], and which one."""
+    found = confounding(held.positive, held.stratum, labels)
+    if np.isnan(found).all():
+        return 0.0, ""
+    most = int(np.nanargmax(found))
+    return float(found[most]), concept.confounds[most].name
+
+
+def _worst_confound(concept: Concept, held: Split, labels: Ints) -> tuple[NDArray[np.object_], Floats]:
+    """Name and max(a, 1 − a) of the confound [row confound] answered to most.
+
+    Only rows are compared that are equal in the concept's label and in what it holds fixed.
+    """
+    order = order_entries(held.acts, 2 * concept.fixed(held.rows) + held.positive)
     found = auroc(order, (labels > 0).astype(np.float64), (labels < 0).astype(np.float64))
     strength = np.fmax(found, 1 - found)
     known = ~np.isnan(strength).any(axis=0)

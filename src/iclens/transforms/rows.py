@@ -8,17 +8,19 @@ for a task with several outcomes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iclens.errors import TableError
-from iclens.names import ROLES, check_role
+from iclens.names import ROLES, TEMPLATE, check_role
 from iclens.tables.arrays import Floats, Ints, Strings
 from iclens.tables.prompts import PromptSet
 from iclens.transforms.grid import Rule
 
+FIRST_EXAMPLE = 4
+"""Rows count from this example on unless something else is said: by then the task can be known."""
 NO_NUMBER = -1
 """Stratum of a row whose x or y is not a number."""
 
@@ -38,6 +40,7 @@ class Rows:
         numeric_y: whether the answer is a number.
         x: the input; NaN where it is no number.
         y: the label shown or the answer asked for; NaN where it is no number or not determined.
+        template: name of the template the prompt is written in.
     """
 
     prompt: Ints
@@ -50,6 +53,7 @@ class Rows:
     numeric_y: NDArray[np.bool_]
     x: Floats
     y: Floats
+    template: Strings
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -77,21 +81,40 @@ def read_rows(prompts: PromptSet, role: str, rules: Mapping[str, Rule]) -> Rows:
         TableError: when a prompt's task is not among `rules`.
     """
     shown = ROLES.index(check_role(role)) >= ROLES.index("lab")
-    strange = sorted(set(prompts.task.tolist()) - set(rules))
+    rows = rows_of(prompts.task, prompts.x, prompts.y if shown else prompts.answer, rules, prompts.templates)
+    if shown:
+        return rows
+    known = np.repeat([rules[name].deterministic for name in prompts.task.tolist()], prompts.n_examples)
+    return replace(rows, y=np.where(known, rows.y, np.nan))
+
+
+def rows_of(
+    task: Strings, x: Strings, y: Strings, rules: Mapping[str, Rule], templates: Strings | None = None
+) -> Rows:
+    """The rows of examples.
+
+    Args:
+        task: the task of each prompt, [prompt].
+        x: inputs, [prompt example].
+        y: labels, [prompt example].
+        rules: task name → task.
+        templates: how each prompt is written, [prompt]; the default template when not given.
+
+    Raises:
+        TableError: when a prompt's task is not among `rules`.
+    """
+    strange = sorted(set(task.tolist()) - set(rules))
     if strange:
         raise TableError(
             f"prompts of task '{strange[0]}'", "the task is not in the grid", "Add it to the grid."
         )
-    repeat = prompts.n_examples
-    of_prompt = [rules[name] for name in prompts.task.tolist()]
-    x, y = prompts.x.ravel(), (prompts.y if shown else prompts.answer).ravel()
-    value = _number(y)
-    if not shown:
-        value = np.where(np.repeat([rule.deterministic for rule in of_prompt], repeat), value, np.nan)
+    of_prompt = [rules[name] for name in task.tolist()]
+    n_prompts, repeat = x.shape
+    x, y = x.ravel(), y.ravel()
     return Rows(
-        prompt=np.repeat(np.arange(prompts.n_prompts), repeat),
-        example=np.tile(np.arange(repeat), prompts.n_prompts),
-        task=np.repeat(prompts.task, repeat),
+        prompt=np.repeat(np.arange(n_prompts), repeat),
+        example=np.tile(np.arange(repeat), n_prompts),
+        task=np.repeat(task, repeat),
         family=np.repeat([rule.family for rule in of_prompt], repeat),
         slope=np.repeat([np.nan if rule.slope is None else float(rule.slope) for rule in of_prompt], repeat),
         offset=np.repeat(
@@ -100,7 +123,8 @@ def read_rows(prompts: PromptSet, role: str, rules: Mapping[str, Rule]) -> Rows:
         numeric_x=np.char.isdigit(x),
         numeric_y=np.char.isdigit(y),
         x=_number(x),
-        y=value,
+        y=_number(y),
+        template=np.repeat(np.full(n_prompts, TEMPLATE) if templates is None else templates, repeat),
     )
 
 

@@ -1,8 +1,8 @@
-"""What a latent answers to, for a page: its mean per task, and its tuning over x or y."""
+"""What a latent answers to, for a page: its mean per task, its tuning to a number, its map over x and y."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,14 @@ from iclens.tables.activations import LatentActs
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.prompts import PromptSet
 from iclens.transforms.grid import Rule
-from iclens.transforms.rows import Rows, read_rows
+from iclens.transforms.rows import FIRST_EXAMPLE, Rows, read_rows
+
+AXES: dict[str, Callable[[Rows], Floats]] = {
+    "y": lambda rows: rows.y,
+    "x": lambda rows: rows.x,
+    "y-2x": lambda rows: rows.y - 2 * rows.x,
+}
+"""What a latent may be tuned to."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +29,8 @@ class Means:
     """Mean activation of chosen latents in groups of rows.
 
     Args:
-        by: what the groups are: "task", "x" or "y".
-        groups: a task's name or a number, [group].
+        by: what the groups are: "task", an axis of `AXES`, or "x and y".
+        groups: a task's name, a number or a box, [group].
         latent_ids: [latent].
         mean: mean gated activation, zeros included, [latent group].
         n_rows: rows of each group, [group].
@@ -42,7 +49,7 @@ def task_means(
     rules: Mapping[str, Rule],
     chosen: Ints,
     *,
-    first_example: int = 4,
+    first_example: int = FIRST_EXAMPLE,
 ) -> Means:
     """Mean activation per task, over rows from `first_example` on; tasks in order of appearance.
 
@@ -59,21 +66,57 @@ def task_means(
 
 def tuning(
     latents: LatentActs, prompts: PromptSet, rules: Mapping[str, Rule], chosen: Ints,
-    *, by: str, first_example: int = 4,
+    *, by: str, first_example: int = FIRST_EXAMPLE,
 ) -> Means:  # fmt: skip
-    """Mean activation per value of `by` ("x" or "y"), over rows where it is a number.
+    """Mean activation per value of `by`, over rows where it is a number.
+
+    Args:
+        latents: activations at one site and role.
+        prompts: theirs.
+        rules: task name → task.
+        chosen: which latents, [latent].
+        by: one of `AXES`.
+        first_example: rows count from this example on.
 
     Raises:
         TableError: for another `by`, or as `task_means`.
         SiteError: for a latent that does not exist.
     """
-    if by not in ("x", "y"):
-        raise TableError(f"tuning by '{by}'", "no such axis", "Choose x or y.")
+    if by not in AXES:
+        raise TableError(f"tuning by '{by}'", "no such axis", f"Choose one of {', '.join(AXES)}.")
     rows, used = _used(latents, prompts, rules, first_example)
-    value = rows.x if by == "x" else rows.y
+    value = AXES[by](rows)
     known = ~np.isnan(value)
     groups, group = np.unique(value[known].astype(np.int64), return_inverse=True)
     return _grouped(by, groups, group, used[known], latents, chosen)
+
+
+def operand_map(
+    latents: LatentActs, prompts: PromptSet, rules: Mapping[str, Rule], chosen: Ints,
+    *, width: int = 10, first_example: int = FIRST_EXAMPLE,
+) -> Means:  # fmt: skip
+    """Mean activation in boxes of x and y, over rows where both are numbers.
+
+    Args:
+        latents: activations at one site and role.
+        prompts: theirs.
+        rules: task name → task.
+        chosen: which latents, [latent].
+        width: of a box, in x and in y.
+        first_example: rows count from this example on.
+
+    Returns:
+        Groups are the boxes' least x and y, [group 2].
+
+    Raises:
+        TableError, SiteError: as `task_means`.
+    """
+    rows, used = _used(latents, prompts, rules, first_example)
+    both = np.stack([rows.x, rows.y], axis=1)
+    known = ~np.isnan(both).any(axis=1)
+    boxes = (both[known] // width * width).astype(np.int64)
+    groups, group = np.unique(boxes, axis=0, return_inverse=True)
+    return _grouped("x and y", groups, group, used[known], latents, chosen)
 
 
 def _used(

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclens.models.blocks import neurons
-from iclens.models.forward import record
+from iclens.models.forward import record_neurons
 from iclens.names import Site
 from iclens.patching.effects import control_p_value, means, normalised_effects, resamples
 from iclens.patching.latents.gather import LatentRuns
@@ -264,11 +263,8 @@ def _neurons_by_effect(held: LatentRuns, layer: int, b: int, largest: int) -> tu
 
 def _neurons(held: LatentRuns, prompts: PromptSet, layer: int) -> Tensor:
     """Activations of a block's neurons where the prompts are patched, [prompt neuron]."""
-    where, site = np.array([place_of(prompts, held.role)]), Site(layer, "mlp_in")
-    block = held.model.network.model.layers[layer]
-    read = record(held.model, up_to_query(prompts), [site], where)[site][:, 0]
-    weight = block.mlp.gate_proj.weight
-    return neurons(block, torch.as_tensor(read).to(weight)).to(held.mix)
+    where = np.array([place_of(prompts, held.role)])
+    return torch.as_tensor(record_neurons(held.model, up_to_query(prompts), layer, where)[:, 0]).to(held.mix)
 
 
 def _rows(

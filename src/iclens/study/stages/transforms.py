@@ -1,4 +1,4 @@
-"""LatentActs on a grid of tasks → TransformTable: which latents answer to which concept."""
+"""What do the labelled latents rest on and do? Probes, the causal matrix, and what MLPs write at `lab`."""
 
 from __future__ import annotations
 
@@ -7,40 +7,136 @@ from typing import Any
 
 import numpy as np
 
+from iclens.decomposition.creation import creation
+from iclens.decomposition.operands import operands
+from iclens.decomposition.transport import transport
+from iclens.names import Site
+from iclens.patching.latents.everywhere import ablate_everywhere
+from iclens.patching.latents.gather import gather
+from iclens.patching.latents.specificity import specificity
+from iclens.patching.runs import Runs, build_runs
 from iclens.study.bench import Bench
-from iclens.study.grid import grid_prompts, task_grid
-from iclens.study.store import save_arrays, save_json, save_prompts
-from iclens.tracking.track import track
-from iclens.transforms.identify import identify_all
-from iclens.transforms.selectivity import task_means
+from iclens.study.grid import asked_concepts, task_grid
+from iclens.study.probing import probe_tables
+from iclens.study.stages.identify import tracked_grid
+from iclens.tables.decomposition import CreationTable, OperandTable
+from iclens.tables.flow import ConfidenceTable, TransportTable
+from iclens.tables.specificity import SpecificityTable
+from iclens.tables.transforms import TransformTable
+from iclens.tracking.track import Tracked
+from iclens.transforms.chosen import best_of
+from iclens.transforms.concepts import CONCEPTS
+from iclens.transforms.confidence import confidence
+from iclens.transforms.grid import TaskGrid
+from iclens.transforms.identity import TASK_IDENTITY
+from iclens.transforms.rows import read_rows
 
-TRANSFORMS, TASK_MEANS, GRID = "transforms.parquet", "task_means.safetensors", "grid.json"
+LAB = "lab"
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Write `transforms.parquet`, `grid.json` (the split), the grid's prompts and means by task."""
-    section, grid = bench.config.transforms, task_grid(bench.config)
-    prompts = grid_prompts(
-        bench.config, bench.model.tokenizer, n_prompts=section.n_prompts, seed=section.seed
-    )
-    save_prompts(prompts, folder, "grid")
-    save_json(folder / GRID, grid.declared())
-    tracked = track(
-        bench.model, bench.saes, prompts, roles=tuple(section.roles), batch=bench.config.track.batch
-    )
-    table = identify_all(list(tracked.latents.values()), prompts, grid=grid, seed=section.seed, q=section.q)
-    table.save(folder / TRANSFORMS)
-    means = {
-        f"{site.short} {role}": task_means(acts, prompts, grid.rules, np.arange(acts.d_sae)).mean.astype(
-            np.float32
+    """Write probes and period subspaces, the causal matrix, and the tables of the MLP decomposition."""
+    grid, tracked = task_grid(bench.config), tracked_grid(bench)
+    table = TransformTable.load(bench.of("identify") / "transforms.parquet")
+    probes, subspaces = probe_tables(bench, tracked, grid, table)
+    probes.save(folder / "probes.parquet")
+    subspaces.save(folder / "subspaces.parquet")
+    matrix = _causal_matrix(bench, table)
+    matrix.save(folder / "specificity.parquet")
+    read, created = _decomposed(bench, tracked, grid)
+    read.save(folder / "operands.parquet")
+    created.save(folder / "creation.parquet")
+    sure, carried = _followed(bench, tracked, grid, table)
+    sure.save(folder / "confidence.parquet")
+    carried.save(folder / "transport.parquet")
+    return _summary(matrix, created, sure)
+
+
+def _causal_matrix(bench: Bench, table: TransformTable) -> SpecificityTable:
+    """Each concept's best latents, moved where they were found; those at `lab` at every example as well."""
+    section = bench.config.transforms
+    own = {one.name: one.belief for one in asked_concepts(bench.config) if one.belief}
+    own = {name: belief for name, belief in own.items() if belief in bench.config.belief_names}
+    by_place: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
+    for row in best_of(table, section.shown):
+        by_place.setdefault((row["site"], row["role"]), []).append(
+            (row["latent"], row["concept"], row["label"])
         )
-        for (site, role), acts in tracked.latents.items()
-    }
-    save_arrays(folder / TASK_MEANS, means, tasks=list(dict.fromkeys(prompts.task.tolist())))
-    granted = table.where((table["label"] != "") & (table["label"] != "candidate"))
-    labels, counts = np.unique(granted["label"].astype(str), return_counts=True)
+    parts, runs = [], _runs(bench)
+    for (site, role), chosen in by_place.items():
+        sae = bench.saes[Site.parse(site)]
+        if sae.target is not None:
+            continue
+        both = [
+            gather(bench.model, sae, runs, role=role, direction=direction, seed=section.seed)
+            for direction in ("necessity", "sufficiency")
+        ]
+        parts.append(specificity(both, chosen, own, n_controls=section.n_controls, seed=section.seed))
+        if role == LAB:
+            parts.append(ablate_everywhere(
+                bench.model, sae, runs, chosen, own, role=role, n_controls=min(10, section.n_controls),
+                seed=section.seed,
+            ))  # fmt: skip
+    return SpecificityTable.concat(parts)
+
+
+def _runs(bench: Bench) -> Runs:
+    """Runs A and B of the study's task, with as many examples as patches have."""
+    section = bench.config.patch
+    return build_runs(
+        bench.model.tokenizer, bench.config.prompts.rule, recipient="S arm", n_prompts=section.n_prompts // 2,
+        donor_examples=section.donor_examples, seed=bench.config.transforms.seed,
+        inputs=bench.config.prompts.inputs, declared=bench.config.declared,
+    )  # fmt: skip
+
+
+def _decomposed(bench: Bench, tracked: Tracked, grid: TaskGrid) -> tuple[OperandTable, CreationTable]:
+    """M1 to M4 at every block."""
+    seed, batch = bench.config.transforms.seed, bench.config.track.batch
+    rows = read_rows(tracked.prompts, LAB, grid.rules)
+    layers = list(range(bench.model.n_blocks))
+    asked = [one for one in asked_concepts(bench.config) if one is not TASK_IDENTITY]
+    read = operands(bench.model, tracked.prompts, rows, layers=layers, seed=seed, batch=batch)
+    created = creation(bench.model, tracked.prompts, rows, asked, grid, layers=layers, seed=seed, batch=batch)
+    return read, created
+
+
+def _followed(
+    bench: Bench, tracked: Tracked, grid: TaskGrid, table: TransformTable
+) -> tuple[ConfidenceTable, TransportTable]:
+    """M5 and M6 of the best latents at `lab`."""
+    section = bench.config.transforms
+    best = best_of(table, section.shown, role=LAB)
+    chosen = [(Site.parse(row["site"]), row["latent"], row["concept"]) for row in best]
+    rows = read_rows(tracked.prompts, LAB, grid.rules)
+    at_lab = [acts for (_, role), acts in tracked.latents.items() if role == LAB]
+    known = [one for one in asked_concepts(bench.config) if one is not TASK_IDENTITY]
+    sure = confidence(
+        at_lab, chosen, label_log_prob(tracked), rows, seed=section.seed, concepts=known or CONCEPTS
+    )
+    carried = transport(bench.model, bench.saes, _task_prompts(bench, tracked), chosen, seed=section.seed)
+    return sure, carried
+
+
+def label_log_prob(tracked: Tracked) -> np.ndarray:
+    """The model's log P of the label shown, read at `pre` before it, nats [prompt example]."""
+    place = {answer: i for i, answer in enumerate(tracked.probs.answers)}
+    index = np.vectorize(place.__getitem__, otypes=[np.int64])(tracked.prompts.y)
+    return np.take_along_axis(tracked.probs.log_prob, index[..., None], axis=2)[..., 0]
+
+
+def _task_prompts(bench: Bench, tracked: Tracked):
+    """The tested arm's prompts of the study's own task."""
+    return bench.prompts(bench.config.treated)
+
+
+def _summary(matrix: SpecificityTable, created: CreationTable, sure: ConfidenceTable) -> dict[str, Any]:
+    """What the stage says when it is done."""
+    own = matrix.where(matrix["own"])
+    verdicts, counts = np.unique(created["verdict"].astype(str), return_counts=True)
+    kinds, sizes = np.unique(sure["verdict"].astype(str), return_counts=True)
     return {
-        "labels": dict(zip(labels.tolist(), counts.tolist(), strict=True)),
-        "candidates": int((table["label"] == "candidate").sum()),
-        "tasks": {"discovery": len(grid.discovery), "held out": len(grid.held_out)},
+        "moves its own belief most": f"{int(own['specific'].sum())} of {len(own)}",
+        "MLPs at lab": dict(zip(verdicts.tolist(), counts.tolist(), strict=True)),
+        "sizes at lab": dict(zip(kinds.tolist(), sizes.tolist(), strict=True)),
     }

@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from iclens.errors import TaskError, TokenizerError
 from iclens.names import ROLES, TEMPLATE, position
-from iclens.reference.tokenizer import build_tokenizer
+from iclens.reference.tokenizer import BOS, build_tokenizer
 from iclens.tasks.rendering import (
     DEFAULT,
     TEMPLATES,
@@ -18,9 +19,11 @@ from iclens.tasks.rendering import (
     fingerprint,
     parse_template,
     render,
+    spelling,
     supported_templates,
     token_id,
 )
+from iclens.tasks.words import LABEL_WORDS, LETTERS, WORDS
 
 
 class Pieces:
@@ -45,6 +48,46 @@ class Pieces:
 
     def get_vocab(self) -> dict[str, int]:
         return {piece: i for i, piece in enumerate(self.pieces)}
+
+
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Llama-3 splits text before it merges: a word takes the space, or the bracket, before it."""
+
+
+def joining_tokenizer() -> PreTrainedTokenizerFast:
+    """Llama-3's split and byte-level merges over a small vocabulary, in which words begin with their space.
+
+    `hot` alone is also made by merges, so that `(hot` is two tokens; of other words after a bracket, letters.
+    """
+    words = [f"Ġ{word}" for word in (*LETTERS, *WORDS, *LABEL_WORDS)]
+    merges = [("h", "o"), ("ho", "t")]
+    pieces = [
+        BOS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *map(str, range(10, 1000)), *words,
+        ")Ċ", "]Ċ", "(a", *map("".join, merges),
+    ]  # fmt: skip
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    backend = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=True))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA_3), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=BOS, clean_up_tokenization_spaces=False
+    )
+
+
+@pytest.fixture(scope="module")
+def joining() -> PreTrainedTokenizerFast:
+    return joining_tokenizer()
 
 
 WHOLE = [str(n) for n in range(1000)]
@@ -182,6 +225,93 @@ def test_token_id() -> None:
     assert tokenizer.decode([token_id(tokenizer, "175")]) == "175"
     with pytest.raises(TokenizerError, match="1750"):
         token_id(tokenizer, "1750")
+
+
+def test_a_word_joins_its_space_where_it_has_no_other(joining: PreTrainedTokenizerFast) -> None:
+    """What the spelling is for: five tokens with one space, six with two; a number is six with one."""
+
+    def split(text: str) -> list[str]:
+        return joining.convert_ids_to_tokens(joining(text, add_special_tokens=False).input_ids)
+
+    assert split("(24, even)\n") == ["(", "24", ",", "Ġeven", ")Ċ"]
+    assert split("(24,  even)\n") == ["(", "24", ",", "Ġ", "Ġeven", ")Ċ"]
+    assert split("(24, 59)\n") == ["(", "24", ",", "Ġ", "59", ")Ċ"]
+    assert split("( cold, 59)\n") == ["(", "Ġcold", ",", "Ġ", "59", ")Ċ"]
+    with pytest.raises(TokenizerError, match=r"six tokens for '\(24, even\)"):
+        encode(joining, [("24", "even")])
+
+
+def test_spelling_where_words_join_their_space(joining: PreTrainedTokenizerFast) -> None:
+    assert spelling(joining, ["even", "59", "odd", "even"], "y") == {
+        "even": " even",
+        "59": "59",
+        "odd": " odd",
+    }
+    assert spelling(joining, ["cold", "7"], "x") == {"cold": " cold", "7": "7"}
+    assert spelling(joining, ["a"], "x") == {"a": " a"}, "`(a` is one token"
+    assert spelling(joining, [" even"], "y") == {" even": " even"}, "what is spelled already stays"
+    assert spelling(joining, [], "x") == {}
+
+
+def test_spelling_depends_on_the_place_and_the_template(joining: PreTrainedTokenizerFast) -> None:
+    """`(hot` splits before the word; ` hot` never does. `[hot` as well, but `(a` and `[a` differ."""
+    assert spelling(joining, ["hot"], "x") == {"hot": "hot"}
+    assert spelling(joining, ["hot"], "y") == {"hot": " hot"}
+    square = parse_template("[x, y]")
+    assert spelling(joining, ["a", "hot"], "x", square) == {"a": "a", "hot": "hot"}
+    assert spelling(joining, ["a"], "x") == {"a": " a"}
+
+
+def test_the_built_in_tokenizer_spells_every_word_as_it_is() -> None:
+    words = (*LETTERS, *WORDS, *LABEL_WORDS)
+    for place in ("x", "y"):
+        assert spelling(build_tokenizer(), words, place) == {word: word for word in words}
+
+
+def test_positions_of_spelled_words(joining: PreTrainedTokenizerFast) -> None:
+    pairs = [("24", " even"), (" cold", " hot"), ("7", "17"), ("hot", " b")]
+    ids = encode(joining, pairs).tolist()
+    assert joining.decode(ids[1:]) == render(pairs) == "\n(24,  even)\n( cold,  hot)\n(7, 17)\n(hot,  b)\n"
+    text = [joining.decode([i]) for i in ids]
+    assert (text[0], text[1]) == (BOS, "\n")
+    for example, (x, y) in enumerate(pairs):
+        found = {role: text[position(role, example)] for role in ROLES}
+        assert found == {"open": "(", "x": x, "comma": ",", "pre": " ", "lab": y, "close": ")\n"}
+        assert ids[position("lab", example)] == token_id(joining, y)
+    assert len({ids[position("pre", example)] for example in range(4)}) == 1
+
+
+@pytest.mark.parametrize(("place", "line"), [("x", r"\(zebra, 59\)"), ("y", r"\(28, zebra\)")])
+def test_a_text_that_fits_neither_way_is_one_line(
+    place: str, line: str, joining: PreTrainedTokenizerFast
+) -> None:
+    for tokenizer, pieces in ((joining, "'z', 'e', 'b'"), (build_tokenizer(), "'<unk>'")):
+        with pytest.raises(TokenizerError, match=rf"^six tokens for '{line}") as caught:
+            spelling(tokenizer, ["zebra"], place)  # pyright: ignore[reportArgumentType]
+        assert "or with a space before 'zebra'" in caught.value.asked
+        assert pieces in caught.value.found and "; with the space the tokenizer gives [" in caught.value.found
+        assert "\n" not in str(caught.value)
+
+
+def test_a_number_is_never_respelled() -> None:
+    """Here ` 59` is one token and `59` is none: the text that stands is left, and `encode` refuses it."""
+    odd = Pieces(*map(str, range(10)), " 59", *MARKS)
+    assert spelling(odd, ["59"], "y") == {"59": "59"}
+    assert len(encode(odd, [("1", " 59")])) == 8
+    with pytest.raises(TokenizerError, match=r"six tokens for '\(1, 59\)"):
+        encode(odd, [("1", "59")])
+
+
+def test_each_distinct_text_is_tried_once() -> None:
+    tried = []
+
+    class Counting(Pieces):
+        def __call__(self, text: str, *, add_special_tokens: bool = True) -> SimpleNamespace:
+            tried.append(text)
+            return super().__call__(text, add_special_tokens=add_special_tokens)
+
+    spelling(Counting(*WHOLE, *MARKS, "up", " on"), ["up", "7", "up", "up"], "x")
+    assert tried == ["\n(up, 59)\n"]
 
 
 def test_fingerprint_tells_vocabularies_apart() -> None:

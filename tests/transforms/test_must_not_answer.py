@@ -17,7 +17,7 @@ PLANTED = {
     "odd: last digit 1 or 3": lambda r: np.isin(r.y % 10, (1, 3)),
     "odd: x odd": lambda r: r.x % 2 == 1,
     "numeric: a number is the input": lambda r: r.numeric_x,
-    "numeric: a large number": lambda r: r.numeric_y & (np.nan_to_num(r.y) > 10),
+    "numeric: a large number": lambda r: r.numeric_y & (np.nan_to_num(r.y) > 30),
     "offset: y far above x": lambda r: r.y - r.x > 20,
     "offset: small x, large y": lambda r: (r.x < 10) & (r.y > 10),
     "difference: y large": lambda r: r.y > 50,

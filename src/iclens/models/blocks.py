@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 
-def run_blocks(model: Any, resid: Tensor, start: int, stop: int) -> Tensor:
+def run_blocks(
+    model: Any, resid: Tensor, start: int, stop: int, *, masks: Mapping[int, Tensor] | None = None
+) -> Tensor:
     """Run blocks start..stop−1 causally.
 
     Args:
@@ -21,13 +23,15 @@ def run_blocks(model: Any, resid: Tensor, start: int, stop: int) -> Tensor:
         resid: resid_pre of block `start`, [row pos d_model], positions from 0.
         start: first block.
         stop: block after the last.
+        masks: block → what is added to its attention scores in place of the causal mask, [1 1 pos pos].
 
     Returns:
         resid_post of block stop − 1, [row pos d_model].
     """
-    context = _context(model, resid)
-    for block in model.model.layers[start:stop]:
-        resid = block(resid, **context)
+    context, special = _context(model, resid), masks or {}
+    for layer, block in enumerate(model.model.layers[start:stop], start):
+        own = {"attention_mask": special[layer]} if layer in special else {}
+        resid = block(resid, **(context | own))
     return resid
 
 

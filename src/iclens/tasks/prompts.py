@@ -1,12 +1,14 @@
 """Building prompt sets: the arms of a design (`arms`), paired by seed; and their exact posteriors.
 
 Prompts of equal (seed, index) have the same inputs at the same examples in every arm; those of one arm differ
-between templates only in what stands around x and y.
+between templates only in what stands around x and y, where the tokenizer spells words alike in both
+(`rendering.spelling`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +18,10 @@ from iclens.names import PREFIX_LENGTH, TEMPLATE, TOKENS_PER_EXAMPLE
 from iclens.tables.answers import NUMBERS, AnswerProbs
 from iclens.tables.arrays import Floats, Strings
 from iclens.tables.prompts import PromptSet
-from iclens.tasks.arms import Arm, Shown, default_rival, parse_arm
+from iclens.tasks.arms import FILLER, Arm, Shown, default_rival, parse_arm
 from iclens.tasks.mixture import Mixture
 from iclens.tasks.posterior import Posterior, exact_posterior
-from iclens.tasks.rendering import Template, Tokenizer, encode, fingerprint, parse_template
+from iclens.tasks.rendering import Place, Template, Tokenizer, encode, fingerprint, parse_template, spelling
 from iclens.tasks.rules import Task, default_inputs
 from iclens.tasks.spec import parse_task
 
@@ -42,6 +44,8 @@ def build_prompts(
 ) -> PromptSet:
     """Prompts of one task and arm.
 
+    x, y and answer are held as they are written: a word that joins the space before it has one of its own.
+
     Args:
         tokenizer: gives six tokens to an example.
         task: the rule.
@@ -61,27 +65,34 @@ def build_prompts(
     written = parse_template(template)
     pool = _pool(task, inputs, n_examples)
     shown = [_shown(task, second, made, pool, n_examples, (seed, i)) for i in range(n_prompts)]
-    x = np.array([s.x for s in shown])
-    answer = np.array([[task.answer(value) for value in s.x] for s in shown])
+    given = np.array([s.x for s in shown])
+    own = np.array([[task.answer(value) for value in s.x] for s in shown])
     name, print_ = np.full(n_prompts, task.name), fingerprint(tokenizer)
     beside = second.name if second is not None else ""
     templates = None if template == TEMPLATE else np.full(n_prompts, template)
     if made.contexts is None:
-        y = np.array([_labels(made, s, (seed, i)) for i, s in enumerate(shown)])
-        pairs = [list(zip(*p, strict=True)) for p in zip(x, y, strict=True)]
-        tokens = np.stack([encode(tokenizer, p, written) for p in pairs])
+        labels = np.array([_labels(made, s, (seed, i)) for i, s in enumerate(shown)])
+        (x,) = _spelled(tokenizer, "x", written, given)
+        y, answer = _spelled(tokenizer, "y", written, labels, own)
+        tokens = np.stack([encode(tokenizer, _pairs(*p), written) for p in zip(x, y, strict=True)])
         return PromptSet(name, arm, x, y, answer, tokens, seed, print_, rival=beside, template=templates)
     contexts = [made.contexts(s, _rng(made, (seed, i))) for i, s in enumerate(shown)]
     slots = np.array([len(context) for context in contexts[0]])
-    probes = np.stack([_probes(tokenizer, s, c, written) for s, c in zip(shown, contexts, strict=True)])
-    cells = np.full((2, n_prompts, n_examples, n_examples - 1), "", dtype=object)
+    cells = np.full((2, n_prompts, n_examples, n_examples - 1), FILLER, dtype=object)
     for i, context in enumerate(contexts):
         for n, pairs in enumerate(context):
             for slot, pair in enumerate(pairs):
                 cells[:, i, n, slot] = pair
-    context_x, context_y = cells.astype(str)
+    labels = np.array([s.own for s in shown])
+    x, context_x = _spelled(tokenizer, "x", written, given, cells[0])
+    y, answer, context_y = _spelled(tokenizer, "y", written, labels, own, cells[1])
+    probes = []
+    for i in range(n_prompts):
+        before = [_pairs(context_x[i, n, :held], context_y[i, n, :held]) for n, held in enumerate(slots)]
+        probes.append(_probes(tokenizer, _pairs(x[i], y[i]), before, written))
+    probes = np.stack(probes)
     return PromptSet(
-        name, arm, x, np.array([s.own for s in shown]), answer, probes[:, -1], seed, print_,
+        name, arm, x, y, answer, probes[:, -1], seed, print_,
         context_x, context_y, probes, slots, beside, templates,
     )  # fmt: skip
 
@@ -89,7 +100,7 @@ def build_prompts(
 def draw_examples(
     task: Task, *, arm: str, n_prompts: int, n_examples: int, seed: int, inputs: Sequence[str] | None = None
 ) -> tuple[Strings, Strings, Strings]:
-    """x, y and the task's own answers of `build_prompts` before they are tokens, [prompt example] each.
+    """x, y and the task's own answers of `build_prompts` before they are spelled, [prompt example] each.
 
     Raises:
         TaskError: for an unknown or probed arm, or too few inputs.
@@ -142,9 +153,24 @@ def _labels(arm: Arm, shown: Shown, key: tuple[int, int]) -> list[str]:
     return [] if arm.labels is None else arm.labels(shown, _rng(arm, key))
 
 
-def _probes(tokenizer: Tokenizer, shown: Shown, contexts: list[Pairs], template: Template) -> np.ndarray:
+def _spelled(
+    tokenizer: Tokenizer, place: Place, template: Template, *texts: NDArray[Any]
+) -> tuple[Strings, ...]:
+    """The texts as they are written at a place, each of its own shape; what fills a slot stays."""
+    known = {text for part in texts for text in part.ravel().tolist()} - {FILLER}
+    written = spelling(tokenizer, sorted(known), place, template) | {FILLER: FILLER}
+    return tuple(
+        np.array([written[text] for text in part.ravel().tolist()], dtype=str).reshape(part.shape)
+        for part in texts
+    )
+
+
+def _pairs(x: Strings, y: Strings) -> Pairs:
+    return list(zip(x.tolist(), y.tolist(), strict=True))
+
+
+def _probes(tokenizer: Tokenizer, queries: Pairs, contexts: list[Pairs], template: Template) -> np.ndarray:
     """Ids of every query's sequence, padded with newlines, [example pos]."""
-    queries = list(zip(shown.x, shown.own, strict=True))
     pairs = list(dict.fromkeys([*queries, *(p for context in contexts for p in context if p[0])]))
     ids = encode(tokenizer, pairs, template)
     prefix, cells = ids[:PREFIX_LENGTH], ids[PREFIX_LENGTH:].reshape(-1, TOKENS_PER_EXAMPLE)

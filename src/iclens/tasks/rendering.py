@@ -3,15 +3,16 @@
 The prompt is BOS, a newline, then lines `(x, y)\\n`, or those of another *template* with the same six roles.
 A tokenizer that does not give `(` x `,` space y `)\\n` one token each is refused, with the string it split
 differently. Whether a template is supported is decided by the tokenizer at hand, by trying it, not by a list.
+A word that joins the space before it is *spelled* with a space of its own: `(24,  even)\\n`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,11 @@ from iclens.errors import TaskError, TokenizerError, nearest
 from iclens.names import PREFIX_LENGTH, ROLES, TEMPLATE, TOKENS_PER_EXAMPLE
 
 Pair = tuple[str, str]
+Place = Literal["x", "y"]
 _CHECKED: tuple[Pair, ...] = (("28", "59"), ("7", "17"), ("86", "175"), ("0", "999"))
 """Examples with numbers of one, two and three digits, on which a tokenizer is tried."""
+_BESIDE = _CHECKED[0]
+"""What stands at the other place of the example in which a text is tried."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,54 @@ def encode(tokenizer: Tokenizer, pairs: Sequence[Pair], template: Template = DEF
             "prompt length", f"{len(ids)} tokens for {len(pairs)} examples", "The tokenizer must add one BOS."
         )
     return np.array(ids, dtype=np.int64)
+
+
+def spelling(
+    tokenizer: Tokenizer, texts: Iterable[str], place: Place, template: Template = DEFAULT
+) -> dict[str, str]:
+    """How each text is written at a place of an example: as it is, or with a space of its own before it.
+
+    A text is respelled only where an example with it is not six tokens and one with the spelled text is: in
+    `(24,  even)` the second space belongs to the token ` even`, and the first stands alone at `pre`. A number
+    stays as it is, untried; `encode` refuses one that is no token. The spelling of a text depends on no other
+    text, so it is the same in every call.
+
+    Args:
+        tokenizer: decides, by being tried on an example with each distinct text and a number beside it.
+        texts: x or y of examples.
+        place: which of them, x or y.
+        template: how the examples are written.
+
+    Returns:
+        Text → spelled text.
+
+    Raises:
+        TokenizerError: naming the first text that fits neither way, and how both were split.
+    """
+    found = {}
+    for text in dict.fromkeys(texts):
+        spaced = f" {text}"
+        if text.isdigit() or (refused := _refusal(tokenizer, text, place, template)) is None:
+            found[text] = text
+        elif (again := _refusal(tokenizer, spaced, place, template)) is None:
+            found[text] = spaced
+        else:
+            raise TokenizerError(
+                f"{refused.asked}, or with a space before {text!r}",
+                f"{refused.found}; with the space {again.found}",
+                refused.remedy,
+            )
+    return found
+
+
+def _refusal(tokenizer: Tokenizer, text: str, place: Place, template: Template) -> TokenizerError | None:
+    """Why an example with `text` at `place` is not six tokens; None where it is."""
+    x, y = _BESIDE
+    try:
+        encode(tokenizer, [(text, y) if place == "x" else (x, text)], template)
+    except TokenizerError as error:
+        return error
+    return None
 
 
 def token_id(tokenizer: Tokenizer, text: str) -> int:

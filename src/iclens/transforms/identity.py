@@ -105,12 +105,14 @@ def _identity_of(task: str, rows: Rows) -> Concept:
     """One task against all others at equal y, to be told from its slope, its offset and its values."""
     own = np.flatnonzero(rows.task == task)[0]
     family, slope, offset = rows.family[own], rows.slope[own], rows.offset[own]
+    alike = {
+        "the family": lambda r: signed(r.family == family, r.family != family),
+        "the slope": lambda r: signed(r.slope == slope, (r.slope != slope) & ~np.isnan(r.slope)),
+        "the offset": lambda r: signed(r.offset == offset, (r.offset != offset) & ~np.isnan(r.offset)),
+    }
+    # The task has all three itself, so they are compared among the other tasks alone.
     rivals = [
-        Contrast("the family", lambda r: signed(r.family == family, r.family != family)),
-        Contrast("the slope", lambda r: signed(r.slope == slope, (r.slope != slope) & ~np.isnan(r.slope))),
-        Contrast(
-            "the offset", lambda r: signed(r.offset == offset, (r.offset != offset) & ~np.isnan(r.offset))
-        ),
+        Contrast(name, lambda r, label=label: label(r) * (r.task != task)) for name, label in alike.items()
     ]
     known = {c.name: c for one in CONCEPTS for c in one.confounds}
     values = [known["input magnitude"], concept("odd").contrast, concept("magnitude").contrast]

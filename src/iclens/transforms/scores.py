@@ -56,7 +56,7 @@ class _Entries:
 def overlap_weights(positive: NDArray[np.bool_], stratum: Ints) -> Floats:
     """Weights under which positives and negatives have the same distribution over strata.
 
-        w = N_s / (P_s + N_s) on a positive,   w = P_s / (P_s + N_s) on a negative,   then Σ w = 1/2 on each side
+        w = N_s / (P_s + N_s) on a positive,   P_s / (P_s + N_s) on a negative,   then Σ w = 1/2 on each side
 
     P_s and N_s count the positives and negatives of stratum s. A stratum weighs most where the two are
     balanced, and nothing where one of them is missing.
@@ -107,7 +107,7 @@ def scores(acts: csr_array, positive: NDArray[np.bool_], stratum: Ints) -> Score
     return Scores(
         effect_size=_effect_size(entries, n_latents),
         mutual_info_nats=_mutual_info(entries, n_latents, positive, weight),
-        overlap=np.bincount(entries.latent[active], weights=lift[active], minlength=n_latents),
+        overlap=_sum(entries.latent[active], lift[active], n_latents),
     )
 
 
@@ -138,9 +138,8 @@ def confounding(positive: NDArray[np.bool_], stratum: Ints, labels: Ints) -> Flo
     (both, left), (right, neither) = ([side @ (labels * sign > 0) for sign in (1, -1)] for side in sides)
     margins = (both + left) * (right + neither) * (both + right) * (left + neither)
     known = margins > 0
-    return np.where(
-        known, np.abs(both * neither - left * right) / np.sqrt(np.where(known, margins, 1)), np.nan
-    )
+    apart = np.abs(both * neither - left * right)
+    return np.where(known, apart / np.sqrt(np.where(known, margins, 1.0)), np.nan)
 
 
 def _entries(acts: csr_array, positive: NDArray[np.bool_], weight: Floats) -> _Entries:
@@ -151,16 +150,19 @@ def _entries(acts: csr_array, positive: NDArray[np.bool_], weight: Floats) -> _E
     return _Entries(acts.indices[used].astype(np.int64), value, weight[row], positive[row])
 
 
+def _sum(place: Ints, values: Floats, n_places: int) -> Floats:
+    return np.bincount(place, weights=values, minlength=n_places).astype(np.float64)
+
+
 def _effect_size(entries: _Entries, n_latents: int) -> Floats:
     moments = []
     for side in (entries.positive, ~entries.positive):
         latent, value, weight = entries.latent[side], entries.value[side], 2 * entries.weight[side]
-        stored = np.bincount(latent, weights=weight, minlength=n_latents)
-        mean = np.bincount(latent, weights=weight * value, minlength=n_latents)
+        stored = _sum(latent, weight, n_latents)
+        mean = _sum(latent, weight * value, n_latents)
         apart = weight * (value - mean[latent]) ** 2
-        variance = (
-            np.bincount(latent, weights=apart, minlength=n_latents) + np.maximum(1 - stored, 0) * mean**2
-        )
+        variance = _sum(latent, apart, n_latents)
+        variance += np.maximum(1 - stored, 0) * mean**2
         moments.append((mean, np.where(variance > _STILL * (variance + mean**2), variance, 0.0)))
     (high, spread), (low, spread_low) = moments
     pooled = (spread + spread_low) / 2
@@ -171,7 +173,7 @@ def _mutual_info(entries: _Entries, n_latents: int, positive: NDArray[np.bool_],
     """Of inactive and thirds with the label, bias-corrected, nats [latent]."""
     cell = (entries.latent * _THIRDS + _third(entries)) * 2 + entries.positive
     shape, size = (n_latents, _THIRDS, 2), n_latents * _THIRDS * 2
-    mass = np.bincount(cell, weights=entries.weight, minlength=size).reshape(shape)
+    mass = _sum(cell, entries.weight, size).reshape(shape)
     count = np.bincount(cell, minlength=size).reshape(shape)
     n_side = np.bincount(positive[weight > 0], minlength=2)
     # What is left over of a side is rounding, not weight, when no row of it is inactive.

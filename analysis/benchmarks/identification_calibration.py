@@ -55,8 +55,8 @@ D_IN, D_SAE, K, DISTRACTORS = 64, 96, 6, 60
 TRAIN_ROWS, BATCH = 400_000, 1024
 LABELS = 1 / 6
 """Share of the rows that an SAE is trained on which are labels, and hold codes: one token of six is one."""
-COSINE = 0.7
-"""Least cosine of a decoder row and a code's direction for the latent to count as that code."""
+COSINE, HAS = 0.7, 0.9
+"""Least cosine of a decoder row and a code: for the latent to be it, and for the SAE to have it."""
 
 
 @dataclass(frozen=True)
@@ -121,40 +121,44 @@ def as_latents(values: csr_array, prompts: PromptSet) -> LatentActs:
     )  # fmt: skip
 
 
-def counts(world: World, values: csr_array, kind: np.ndarray) -> tuple[int, int, int, int]:
-    """Labels granted, those that are right, codes that could be found, those that were.
-
-    An oracle's codes are latents; an SAE's are the planted concepts, found when any of its latents is
-    granted one.
-    """
-    acts = as_latents(values, world.prompts)
+def labels(world: World, values: csr_array) -> tuple[np.ndarray, np.ndarray]:
+    """Latents that were granted a label, and these labels."""
     table = granted(identify(
-        acts, world.prompts, world.concepts(), grid=world.grid, seed=0, first_example=0, n_resamples=100
+        as_latents(values, world.prompts), world.prompts, world.concepts(), grid=world.grid, seed=0,
+        first_example=0, n_resamples=100,
     ))  # fmt: skip
-    right = kind[table["latent"]] == table["label"]
-    if len(kind) == N_LATENTS:
-        return (
-            len(table),
-            int(right.sum()),
-            int((kind != CONFOUND).sum() - (kind == "none").sum()),
-            int(right.sum()),
-        )
-    return len(table), int(right.sum()), len(PLANTED), len(set(table["label"][right].tolist()))
+    return table["latent"], table["label"].astype(str)
 
 
-def oracle(confounding: float, seed: int) -> tuple[int, int, int, int]:
+Counts = tuple[int, int, int, int]
+"""Labels granted; those that are right; codes that there are; those of them that were found."""
+
+
+def oracle(confounding: float, seed: int) -> Counts:
     """One run with the codes themselves as latents."""
     world = plant(confounding, seed)
-    return counts(world, csr_array(np.maximum(world.values, 0)), world.kind)
+    latent, label = labels(world, csr_array(np.maximum(world.values, 0)))
+    right = int((world.kind[latent] == label).sum())
+    return len(label), right, int(np.isin(world.kind, PLANTED).sum()), right
 
 
-def through_sae(confounding: float, seed: int) -> tuple[int, int, int, int]:
-    """One run with the latents of an SAE that was trained where the codes are directions among others."""
+def through_sae(confounding: float, seed: int) -> Counts:
+    """One run through an SAE trained on rows in which the codes are crossed; the prompts alone are confounded."""
+    return _through_sae(confounding, 0.0, seed)
+
+
+def through_confounded_sae(confounding: float, seed: int) -> Counts:
+    """One run through an SAE whose training rows are confounded as the prompts are."""
+    return _through_sae(confounding, confounding, seed)
+
+
+def _through_sae(confounding: float, in_training: float, seed: int) -> Counts:
+    """Codes that there are, are those that the SAE has; what it merged, identification cannot find."""
     torch.set_num_threads(1)
     rng = np.random.default_rng(seed)
     directions = rng.standard_normal((len(PLANTED) + 1 + DISTRACTORS, D_IN))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    sae = _trained(directions, confounding, seed)
+    sae = _trained(directions, in_training, seed)
     world = plant(confounding, seed)
     rows = _activations(directions, world.truth, np.random.default_rng(seed + 1))
     latents = encode_rows(sae, rows).latents
@@ -162,7 +166,10 @@ def through_sae(confounding: float, seed: int) -> tuple[int, int, int, int]:
     cosine = decoder @ directions.T / np.linalg.norm(decoder, axis=1, keepdims=True)
     names = np.array([*PLANTED, CONFOUND, *["none"] * DISTRACTORS])
     kind = np.where(cosine.max(axis=1) >= COSINE, names[cosine.argmax(axis=1)], "none")
-    return counts(world, csr_array(latents), kind)
+    latent, label = labels(world, csr_array(latents))
+    right = set(label[kind[latent] == label].tolist())
+    has = {name for name, best in zip(PLANTED, cosine.max(axis=0), strict=False) if best >= HAS}
+    return len(label), int((kind[latent] == label).sum()), len(has), len(has & right)
 
 
 def _activations(
@@ -253,12 +260,17 @@ def main() -> None:
     runs, sae_runs, nulls = (3, 1, 4) if given.short else (given.runs, given.sae_runs, 5 * given.runs)
     rows: list[CalibrationRow] = []
     with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
-        for what, run, n in (("oracle latents", oracle, runs), ("SAE latents", through_sae, sae_runs)):
+        parts = (
+            ("oracle latents", oracle, runs),
+            ("SAE latents", through_sae, sae_runs),
+            ("latents of an SAE trained on confounded rows", through_confounded_sae, sae_runs),
+        )
+        for what, run, n in parts:
             for confounding in CONFOUNDING:
                 seeds = range(given.seed, given.seed + n)
                 found = list(pool.map(partial(run, confounding), seeds))
-                rows += judged(what, confounding, np.array(found))
-                show(rows[-2:])
+                rows += judged(what, confounding, np.array(found), run is not through_confounded_sae)
+                show(rows[-1:] if confounding >= 0.9 else rows[-2:])
         for what, run, n in (
             ("noise of rows and prompts", noise_null, nulls),
             ("dealt prompts", dealt_null, nulls),
@@ -269,17 +281,16 @@ def main() -> None:
     print("all demands met" if all(row.met for row in rows) else "NOT met: some demand above")
 
 
-def judged(what: str, confounding: float, found: np.ndarray) -> list[CalibrationRow]:
-    """Precision and recall at little confounding, abstention at much; in between they are stated."""
-    labels, right, codes, recovered = found.sum(axis=0)
-    detail = f"{what}, V {confounding:g}, {len(found)} runs"
+def judged(what: str, confounding: float, found: np.ndarray, demanded: bool) -> list[CalibrationRow]:
+    """Precision and recall at little confounding, abstention at much; elsewhere they are stated."""
+    granted_, right, codes, recovered = found.sum(axis=0)
+    detail = f"{what}, V {confounding:g}, {len(found)} runs, {codes} codes"
     if confounding >= 0.9:
-        abstained = at_least("abstains", 0.9, int(codes - recovered), int(codes), detail)
-        return [abstained, stated("labels granted per run", int(labels), len(found), detail)]
-    demand = (at_least, at_least) if confounding <= 0.5 else (None, None)
+        return [_share("abstains", 0.9, codes - recovered, codes, detail, at_least if demanded else None)]
+    demand = at_least if confounding <= 0.5 and demanded else None
     return [
-        _share("precision", 0.95, right, labels, detail, demand[0]),
-        _share("recall", 0.90, recovered, codes, detail, demand[1]),
+        _share("precision", 0.95, right, granted_, detail, demand),
+        _share("recall", 0.90, recovered, codes, detail, demand),
     ]
 
 

@@ -4,15 +4,19 @@ import numpy as np
 import pytest
 
 from iclens.errors import TaskError, TokenizerError
+from iclens.models.load import LanguageModel
 from iclens.names import ROLES, position
 from iclens.reference.recipe import load_recipe
 from iclens.reference.tokenizer import build_tokenizer
 from iclens.tables.answers import NUMBERS
 from iclens.tables.prompts import PromptSet
-from iclens.tasks.prompts import build_prompts, exact_answer_probs, joined
+from iclens.tasks.prompts import build_prompts, draw_examples, exact_answer_probs, in_mixture, joined
 from iclens.tasks.spec import parse_task
 
+from .test_rendering import joining_tokenizer
+
 TOKENIZER = build_tokenizer()
+JOINING = joining_tokenizer()
 EXTENDED = build_tokenizer()
 EXTENDED.add_tokens(["[", "]\n", "{", ":", "}\n", "<", ";", ">\n"])
 
@@ -156,6 +160,134 @@ def test_a_template_that_the_tokenizer_lacks_or_nobody_knows_is_refused(arm: str
     assert "\n" not in str(caught.value)
     with pytest.raises(TaskError, match=r"Nearest: \{x: y\}"):
         written("{x:y}", arm)
+
+
+GOLDEN = {
+    ("word:opposite", "T"): [
+        [0, 1007, 1002, 1064, 1004, 1005, 1044, 1006, 1002, 1052, 1004, 1005, 1072, 1006,
+         1002, 1040, 1004, 1005, 1060, 1006],
+    ],
+    ("word:parity", "T"): [
+        [0, 1007, 1002, 31, 1004, 1005, 1075, 1006, 1002, 8, 1004, 1005, 1074, 1006,
+         1002, 41, 1004, 1005, 1075, 1006],
+    ],
+    ("letter:next", "S"): [
+        [0, 1007, 1002, 1026, 1004, 1005, 1021, 1006, 1002, 1017, 1004, 1005, 1027, 1006,
+         1002, 1020, 1004, 1005, 1018, 1006],
+    ],
+    ("word:same", "D"): [
+        [0, 1007, 1002, 1064, 1004, 1005, 1064, 1006, *[1007] * 12],
+        [0, 1007, 1002, 1064, 1004, 1005, 1064, 1006, 1002, 1052, 1004, 1005, 1052, 1006, *[1007] * 6],
+        [0, 1007, 1002, 1064, 1004, 1005, 1064, 1006, 1002, 1064, 1004, 1005, 1064, 1006,
+         1002, 1040, 1004, 1005, 1040, 1006],
+    ],
+}  # fmt: skip
+"""Ids of the built-in model's prompt 0 of 3 examples, seed 5, recorded before words were ever respelled."""
+
+
+@pytest.mark.parametrize(("spec", "arm"), GOLDEN)
+def test_the_built_in_models_prompts_of_words_are_what_they_were(spec: str, arm: str) -> None:
+    made = build_prompts(TOKENIZER, parse_task(spec), arm=arm, n_prompts=1, n_examples=3, seed=5)
+    tokens = made.tokens if made.probes is None else made.probes[0]
+    assert tokens.tolist() == GOLDEN[spec, arm]
+    texts = [made.x, made.y, made.answer]
+    texts += [t for t in (made.context_x, made.context_y) if t is not None]
+    assert not any(" " in text for part in texts for text in part.ravel().tolist())
+
+
+def spelled(spec: str, arm: str = "T", template: str = "(x, y)") -> PromptSet:
+    return build_prompts(
+        JOINING, parse_task(spec), arm=arm, n_prompts=4, n_examples=6, seed=2, template=template
+    )
+
+
+@pytest.mark.parametrize("spec", ["word:parity", "word:opposite", "letter:next", "letter:index"])
+@pytest.mark.parametrize("arm", ["T", "S", "Q0"])
+def test_words_that_join_their_space_have_one_of_their_own(spec: str, arm: str) -> None:
+    made = spelled(spec, arm)
+    plain = build_prompts(TOKENIZER, parse_task(spec), arm=arm, n_prompts=4, n_examples=6, seed=2)
+    for name in ("x", "y", "answer"):
+        held, same = getattr(made, name), getattr(plain, name)
+        assert (np.char.lstrip(held) == same).all(), "nothing but the spelling differs"
+        numbers = np.char.isdigit(same)
+        assert (held[numbers] == same[numbers]).all()
+        if name != "x":
+            assert np.char.startswith(held[~numbers], " ").all()
+    for j in range(6):
+        for role, text in (("x", made.x), ("lab", made.y)):
+            ids = made.tokens[:, position(role, j)]
+            assert [JOINING.decode([t]) for t in ids] == text[:, j].tolist()
+        lone = {JOINING.decode([t]) for t in made.tokens[:, position("pre", j)]}
+        assert lone == {" "}
+    assert (made.y == made.answer).tolist() == (plain.y == plain.answer).tolist()
+
+
+def test_words_and_numbers_of_one_input_differ_only_in_the_label() -> None:
+    """The concept `numeric`: the same roles hold the same tokens, the lone space at `pre` included."""
+    assert differing(spelled("word:parity").tokens, spelled("2x+3").tokens) == {"lab"}
+
+
+@pytest.mark.parametrize("arm", ["D", "P", "E2"])
+def test_probed_arms_spell_their_contexts_too(arm: str) -> None:
+    made = spelled("word:opposite", arm)
+    assert made.probes is not None and made.context_x is not None and made.context_y is not None
+    assert made.slots is not None
+    assert set(made.context_x.ravel()) & set(made.x.ravel()), "contexts and queries are spelled alike"
+    newline = JOINING("\n", add_special_tokens=False).input_ids[0]
+    for n in range(6):
+        for slot in range(made.slots[n]):
+            for role, text in (("x", made.context_x), ("lab", made.context_y)):
+                for prompt, id_ in enumerate(made.probes[:, n, position(role, slot)].tolist()):
+                    shown = text[prompt, n, slot]
+                    assert JOINING.decode([id_]) == shown if shown else id_ == newline
+    held = made.context_y[made.context_y != ""]
+    assert np.char.startswith(held, " ").all() and set(held) <= set(made.y.ravel())
+
+
+def test_spelled_answers_are_the_tokens_that_are_predicted() -> None:
+    made = spelled("word:parity")
+    words = tuple(np.unique(made.answer).tolist())
+    assert words == (" even", " odd")
+    answers, ids = LanguageModel("none", None, JOINING, 0, False).answer_space(words)
+    assert answers[1000:] == words
+    assert set(made.tokens[:, position("lab", 0)]) <= set(ids[1000:].tolist())
+    assert [JOINING.decode([int(i)]) for i in ids] == list(answers)
+
+
+def test_the_spelling_is_the_templates_own() -> None:
+    """`(a` is one token here and `[a` is two, so the letter has a space in one of the templates."""
+    inputs = ["a", "b"]
+    made = [
+        build_prompts(
+            JOINING, parse_task("letter:next"), arm="T", n_prompts=1, n_examples=2, seed=0, inputs=inputs,
+            template=template,
+        )
+        for template in ("(x, y)", "[x, y]")
+    ]  # fmt: skip
+    assert [set(one.x.ravel()) for one in made] == [{" a", "b"}, {"a", "b"}]
+    assert (made[0].y == made[1].y).all()
+
+
+def test_an_answer_that_is_no_token_is_refused_before_any_prompt() -> None:
+    refusal = r"^six tokens for '\(28, big\)\\n', or with a space before 'big': "
+    with pytest.raises(TokenizerError, match=refusal) as caught:
+        build_prompts(
+            joining_tokenizer(["small"]), parse_task("word:size"), arm="T", n_prompts=1, n_examples=2, seed=0,
+            inputs=["1", "30"],
+        )  # fmt: skip
+    assert "\n" not in str(caught.value)
+
+
+def test_draws_without_a_tokenizer_are_not_spelled() -> None:
+    _, y, answer = draw_examples(parse_task("word:parity"), arm="T", n_prompts=2, n_examples=3, seed=0)
+    assert set(y.ravel()) | set(answer.ravel()) <= {"even", "odd"}
+
+
+def test_a_spelled_word_is_none_of_the_mixtures() -> None:
+    mixture, made = load_recipe().declared_mixture, spelled("word:parity")
+    assert not in_mixture(mixture, made).any()
+    with pytest.raises(TaskError, match="label ' even'"):
+        exact_answer_probs(mixture, made)
 
 
 def test_exact_answers_of_prompts() -> None:

@@ -1,8 +1,9 @@
 """How does a view become a folder of pages that opens from disk?
 
 1. Everything is written into a temporary folder beside the target;
-2. the index with its charts and the first page of the latents' table, every latent page, the assets,
-   and `data/latents.js` (a page opened from disk cannot fetch, so the rows are an assignment);
+2. the index with its charts and the first page of the latents' table, the page of concepts, every
+   latent page, the assets, and `data/latents.js` (a page opened from disk cannot fetch, so the rows are
+   an assignment);
 3. the folder is swapped in by renaming, so that no reader meets half a site.
 
 All text passes through Jinja's autoescape or markupsafe; the pages carry a content security policy
@@ -22,8 +23,9 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from iclens.dashboards import additive_charts, charts, svg, text
+from iclens.dashboards import additive_charts, charts, concept_charts, svg, text
 from iclens.dashboards.additive_view import AdditiveView
+from iclens.dashboards.concept_view import ConceptsView
 from iclens.dashboards.view import GrowthCount, LatentRow, LatentView, SiteView, TokenView
 from iclens.errors import RunError
 from iclens.tables.verdicts import LADDER
@@ -31,6 +33,7 @@ from iclens.tables.verdicts import LADDER
 ROWS_PER_PAGE = 50
 TASK_BARS = 16
 """Tasks drawn on a latent page; the others are summed up in a line."""
+CONCEPTS = "concepts.html"
 _MARKER = ".iclens-site"
 _LEVELS = 8
 _ASSETS = ("icon.svg", "site.css", "table.js", "tokens.js")
@@ -85,6 +88,8 @@ def _write(view: SiteView, folder: Path) -> None:
     (folder / "data" / "latents.js").write_text(table_script(view), encoding="utf-8")
     environment = _environment()
     (folder / "index.html").write_text(_index(view, environment), encoding="utf-8")
+    if view.concepts is not None:
+        (folder / CONCEPTS).write_text(_concepts(view, view.concepts, environment), encoding="utf-8")
     template = environment.get_template("latent.html.j2")
     rows = {row.key: row for row in view.latents}
     for i, page in enumerate(view.pages):
@@ -153,6 +158,18 @@ def _additive(view: AdditiveView) -> dict[str, object]:
         "accounts": additive_charts.account_chart(view.accounts) if view.accounts else None,
         "injections": additive_charts.injection_chart(view.injections) if view.injections else None,
     }
+
+
+def _concepts(view: SiteView, page: ConceptsView, environment: Environment) -> str:
+    rows = {row.key: row for row in view.latents}
+    return environment.get_template("concepts.html.j2").render(
+        view=view,
+        page=page,
+        root="",
+        concepts=concept_charts.anchors(page.concepts),
+        pages={(own.site, own.latent): rows[own.site, own.latent].page for own in view.pages},
+        charts=concept_charts,
+    )
 
 
 def table_script(view: SiteView) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iclens.dashboards.additive_view import AdditiveView
+from iclens.dashboards.concept_view import ConceptsView
 from iclens.dashboards.latent_view import (
     ConceptRow,
     Curve,
@@ -42,6 +43,7 @@ __all__ = [
     "GrowthCount",
     "QualityRow",
     "AdditiveView",
+    "ConceptsView",
     "Curve",
     "DoseView",
     "LatentRow",
@@ -186,6 +188,7 @@ class SiteView:
         heads: heat maps of ablated heads, one for each kind and place.
         growth: counts per site and role.
         additive: what bears on additive Bayesian growth; None when it was not tested.
+        concepts: the page of concepts; None when none was asked.
         latents: every latent, in the order the table opens with.
         pages: the latents that get a page.
         pages_reason: how they were chosen, in a sentence.
@@ -205,6 +208,7 @@ class SiteView:
     heads: Sequence[SweepView] = ()
     growth: Sequence[GrowthCount] = ()
     additive: AdditiveView | None = None
+    concepts: ConceptsView | None = None
     latents: Sequence[LatentRow] = ()
     pages: Sequence[LatentView] = ()
     pages_reason: str = ""

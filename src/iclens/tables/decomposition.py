@@ -16,9 +16,11 @@ class OperandTable(Table):
             "str", "overlap of the x- and y-subspaces or of halves (0 to 1), or R2 of the code of x or y"
         ),
         "value": Column("float", "mean squared cosine over half splits, or R2 on prompts not trained on"),
-        "ci_low": Column("float", "2.5 % bound: over half splits for overlaps, over resampled prompts for R2"),
+        "ci_low": Column("float", "2.5 % bound: over half splits for overlaps, prompts resampled for R2"),
         "ci_high": Column("float", "97.5 % bound, likewise"),
-        "null": Column("float", "mean of the same figure with the number's values permuted over rows"),
+        "null": Column(
+            "float", "the same with the values of x (or of y alone, where x is not read) permuted, mean"
+        ),
         "n_rows": Column("int", "rows used (prompt x example at lab)"),
         "reason": Column("str", "why a figure is NaN; else empty"),
     }

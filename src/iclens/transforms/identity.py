@@ -97,20 +97,23 @@ def _best_task(rows: Rows, acts: csr_array) -> tuple[np.ndarray, Ints, np.ndarra
 
 
 def _same_answer(rows: Rows) -> Ints:
-    """A number for each value of y, one for all that are no number, [row]."""
-    return np.unique(np.nan_to_num(rows.y, nan=-1.0), return_inverse=True)[1]
+    """A number for each label, be it a number or a word, [row]."""
+    return np.unique(rows.label, return_inverse=True)[1]
 
 
 def _identity_of(task: str, rows: Rows) -> Concept:
     """One task against all others at equal y, to be told from its slope, its offset and its values."""
     own = np.flatnonzero(rows.task == task)[0]
-    family, slope, offset = rows.family[own], rows.slope[own], rows.offset[own]
+    family, slope, offset, number = (
+        values[own] for values in (rows.family, rows.slope, rows.offset, rows.numeric_x)
+    )
     alike = {
         "the family": lambda r: signed(r.family == family, r.family != family),
         "the slope": lambda r: signed(r.slope == slope, (r.slope != slope) & ~np.isnan(r.slope)),
+        "the kind of input": lambda r: signed(r.numeric_x == number, r.numeric_x != number),
         "the offset": lambda r: signed(r.offset == offset, (r.offset != offset) & ~np.isnan(r.offset)),
     }
-    # The task has all three itself, so they are compared among the other tasks alone.
+    # The task has all of these itself, so they are compared among the other tasks alone.
     rivals = [
         Contrast(name, lambda r, label=label: label(r) * (r.task != task)) for name, label in alike.items()
     ]

@@ -41,6 +41,7 @@ class Rows:
         x: the input; NaN where it is no number.
         y: the label shown or the answer asked for; NaN where it is no number or not determined.
         template: name of the template the prompt is written in.
+        label: the label shown or the answer asked for as text; "" where it is not determined.
     """
 
     prompt: Ints
@@ -54,6 +55,7 @@ class Rows:
     x: Floats
     y: Floats
     template: Strings
+    label: Strings
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -85,7 +87,7 @@ def read_rows(prompts: PromptSet, role: str, rules: Mapping[str, Rule]) -> Rows:
     if shown:
         return rows
     known = np.repeat([rules[name].deterministic for name in prompts.task.tolist()], prompts.n_examples)
-    return replace(rows, y=np.where(known, rows.y, np.nan))
+    return replace(rows, y=np.where(known, rows.y, np.nan), label=np.where(known, rows.label, ""))
 
 
 def rows_of(
@@ -125,6 +127,7 @@ def rows_of(
         x=_number(x),
         y=_number(y),
         template=np.repeat(np.full(n_prompts, TEMPLATE) if templates is None else templates, repeat),
+        label=y,
     )
 
 

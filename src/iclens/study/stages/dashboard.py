@@ -14,6 +14,7 @@ from iclens.saes.readout import logit_effects
 from iclens.study import site_view
 from iclens.study.additive_view import additive
 from iclens.study.bench import Bench
+from iclens.study.concept_view import concepts
 from iclens.study.latent_pages import (
     PAGES_REASON,
     Seen,
@@ -54,6 +55,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         heads=site_view.heads(results),
         growth=site_view.growth_counts(growth),
         additive=additive(results),
+        concepts=concepts(results),
         latents=rows,
         pages=pages,
         pages_reason=PAGES_REASON.format(n=n),

@@ -1,4 +1,4 @@
-"""What does the page of concepts show? Each concept's latents, probes and effects, and what MLPs write at `lab`.
+"""What does the page of concepts show? Each concept's latents, probes and effects, and MLPs at `lab`.
 
 Plain records; nothing is computed on the way. The conventions are those of `view`.
 """
@@ -46,8 +46,8 @@ class TuningView:
     words: str = ""
 
     def __post_init__(self) -> None:
-        _expect_one_per("TuningView", len(self.values), "values", self.means)
-        _expect_one_per("TuningView", len(self.values), "values", self.n_rows)
+        for cells in (self.means, self.n_rows):
+            _expect_one_per("TuningView", len(self.values), "values", cells)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class ShownLatent:
         discovery_auroc: on the tasks that chose it.
         confound, confound_auroc: the confound that it answers to most, and how well it tells that.
         selectivity: auroc − confound_auroc.
-        confounding, confounded_with: Cramér's V of the design with the confound that is most like the concept.
+        confounding, confounded_with: Cramér's V of the design with its most similar confound.
         effect_size: Cohen's d.
         mutual_info: nats, bias-corrected.
         overlap: Cohen's κ of being active and the concept.
@@ -169,8 +169,7 @@ class MovedRow:
         control_p: share of matched random latents that move the own belief as far.
         n_controls: how many.
         n_active, n_prompts: prompts in which anything changed, of all.
-        confirmed: whether the own belief is moved most, and more than by the controls.
-        why: why it is not confirmed, or what is undefined; "" when it is.
+        why: why it is not confirmed, that is, does not move its own belief most; "" when it is.
     """
 
     name: str
@@ -182,7 +181,6 @@ class MovedRow:
     n_controls: int
     n_active: int
     n_prompts: int
-    confirmed: bool
     why: str
 
 
@@ -219,7 +217,7 @@ class ConceptView:
         verdict: what was found, in a sentence or two.
         granted, candidates: latents with the label, and those that failed a gate.
         best_auroc: largest on held-out tasks over all latents, NaN when none was measured.
-        confirmed: of the moved latents, those that move its own belief most in some way; None without a belief.
+        confirmed: moved latents that move its own belief most in some way; None without a belief.
         moved: latents that were moved.
         confounds: what its latents must not answer to.
         latents: the best, granted ones first.
@@ -301,8 +299,7 @@ class CreationRow:
     """How well a concept can be read around one block at `lab`.
 
     Args:
-        layer: the block.
-        aurocs: in the order of `CreationView.sources`.
+        layer, aurocs: the block, and figures in the order of `CreationView.sources`.
         verdict: what they say together.
         difference: AUROC of attn_out minus that of mlp_out.
         larger: which of the two is larger, "" where it is undefined.
@@ -334,11 +331,9 @@ class SizeRow:
     """What a latent's size at `lab` goes with: rank correlations.
 
     Args:
-        concept, site, latent: which.
-        over: which rows.
+        concept, site, latent, over: which, and over which rows.
         r: with the log-probability of the label shown.
-        r_given_magnitude: the same with y and the other controls held fixed.
-        magnitude_r: with y, the log-probability and the other controls held fixed.
+        r_given_magnitude, magnitude_r: the same given y, and with y given that; other controls in both.
         verdict, reason: what the size is called, and what kept a name from being given.
         n_rows: rows used.
     """
@@ -366,7 +361,6 @@ class CarriedRow:
         difference: r² of attention minus that of equal weights.
         lab_attention: mean attention of a query to all earlier labels.
         reason: why a figure is NaN or says little.
-        n_prompts: prompts used.
     """
 
     concept: str
@@ -377,7 +371,6 @@ class CarriedRow:
     difference: Figure
     lab_attention: float
     reason: str
-    n_prompts: int
 
 
 @dataclass(frozen=True)
@@ -402,5 +395,5 @@ class ConceptsView:
 
     def __post_init__(self) -> None:
         for concept in self.concepts:
-            for latent in concept.latents:
-                _expect_one_per(f"{concept.name}, {latent.name}", len(self.concepts), "concepts", latent.rivals)
+            for one in concept.latents:
+                _expect_one_per(f"{concept.name}, {one.name}", len(self.concepts), "concepts", one.rivals)

@@ -297,19 +297,19 @@ def verdict(measured: Mapping[str, float]) -> str:
         measured: AUROC of each of `SOURCES`.
 
     Returns:
-        "created by the MLP": not in resid_mid, in mlp_out, and at the end gone with the MLP ablated and still
-        there with attention ablated. "in the MLP's output, there before": in both. "written by attention": in
-        attn_out and not in resid_pre. "absent": in no site of the block. Else "undecided", with the clause
-        that failed. In: `PRESENT` or more. Not in, gone: below `ABSENT`.
+        "written by attention": in attn_out and not in resid_pre. "in the MLP's output, there before": in it
+        and in resid_mid. "created by the MLP": not in resid_mid, in mlp_out, and at the end gone with the MLP
+        ablated and still there with attention ablated. "absent": in no site of the block. Else "undecided",
+        with the clause that failed. In: `PRESENT` or more. Not in, gone: below `ABSENT`.
     """
     pre, attention, mid, mlp = (measured[name] for name in SITES[:4])
     without_mlp, without_attention = measured[NO_MLP], measured[NO_ATTENTION]
+    if attention >= PRESENT and pre < ABSENT:
+        return ATTENTION
     if mlp >= PRESENT and mid >= ABSENT:
         return BEFORE
     if mlp >= PRESENT and without_mlp < ABSENT and without_attention >= PRESENT:
         return CREATED
-    if attention >= PRESENT and pre < ABSENT:
-        return ATTENTION
     if all(measured[name] < ABSENT for name in SITES):
         return NOWHERE
     if mlp >= PRESENT and without_mlp >= ABSENT:

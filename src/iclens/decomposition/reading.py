@@ -25,7 +25,7 @@ PERIODS = (2, 5, 10, 25, 50)
 FEWEST_ROWS, FEWEST_INPUTS = 60, 8
 """Rows, and different draws of inputs, below which nothing is read."""
 N_FOLDS, N_RESAMPLES = 4, 200
-_PENALTIES = (1e6, 1e4, 1e3, 1e2, 1e1)
+_PENALTIES = (1e6, 1e4, 1e3, 1e2, 1e1, 1.0)
 """Of the ridge regressions, the strongest first: it wins ties, and leaves next to nothing but the mean."""
 
 

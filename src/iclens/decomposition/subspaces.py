@@ -1,4 +1,4 @@
-"""Do x and y stand in parts of the residual of their own? Subspaces from a joint regression, and their angles.
+"""Do x and y stand in parts of the residual of their own? Subspaces of a joint regression, and their angles.
 
 1. Activations are regressed jointly on which x and which y a row shows. 2. The largest directions of the
 coefficients of x are the x-subspace, likewise for y. 3. x from one half of the prompts is compared with y

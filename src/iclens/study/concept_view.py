@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,31 +17,31 @@ import pandas as pd
 
 from iclens.dashboards.concept_view import (
     BoxView,
-    CarriedRow,
     ConceptsView,
     ConceptView,
-    CreationRow,
-    CreationView,
     Figure,
     MovedRow,
     MovedView,
-    OperandRow,
-    OperandsView,
-    PeriodRow,
     ProbeRow,
     ProbeView,
     ShownLatent,
-    SizeRow,
     TuningView,
 )
 from iclens.dashboards.text import interval, number
 from iclens.study.grid import asked_concepts
+from iclens.study.mechanism_view import (
+    auroc_of,
+    carried_rows,
+    creation_views,
+    operands_view,
+    period_rows,
+    records,
+    size_rows,
+)
 from iclens.study.results import Results
 from iclens.transforms.chosen import CANDIDATE
 from iclens.transforms.concepts import IDENTITY, Concept
 
-PARITY = "odd"
-"""The concept that parity claims are about."""
 CONFIRMED_P = 0.05
 """Greatest share of matched random latents that may move the own belief as far as a confirmed latent."""
 ALL, JOINT = -1, -1
@@ -108,9 +109,7 @@ def _concept(one: Concept, names: Sequence[str], tables: Mapping[str, pd.DataFra
         latents=shown_latents(one.name, names, tables),
         probes=None if probes.empty else probe_view(probes),
         matrices=matrices,
-        probes_reason=""
-        if len(probes)
-        else f"No probe was trained: {_unprobed(one.name)}.",
+        probes_reason="" if len(probes) else f"No probe was trained: {_unprobed(one.name)}.",
         matrices_reason="" if matrices else "No latent was moved: none is granted the label or a candidate.",
     )
 
@@ -144,11 +143,11 @@ def verdict_words(rows: pd.DataFrame) -> str:
     kept = rows[rows["label"] == CANDIDATE].sort_values("auroc", ascending=False)
     own = [key in candidates for key in zip(kept["site"], kept["latent"], strict=True)]
     kept = kept[own].drop_duplicates(["site", "latent"])
-    failed = pd.Series([gate for text in kept["reason"] for gate in gates_of(text)], dtype=object)
-    if failed.empty:
+    failed = Counter(gate for text in kept["reason"] for gate in gates_of(text))
+    if not failed:
         return said
-    counts = failed.value_counts()
-    return f"{said} The gate that candidates failed most often: {counts.index[0]} ({counts.iloc[0]} of {len(kept)})."
+    gate, n = failed.most_common(1)[0]
+    return f"{said} What candidates failed most often: {gate} ({n} of {len(kept)})."
 
 
 def _nothing(rows: pd.DataFrame) -> str:
@@ -156,7 +155,7 @@ def _nothing(rows: pd.DataFrame) -> str:
     if rows.empty or measured.empty:
         why = rows["reason"].value_counts().index[0] if len(rows) else "it was not asked of any latent"
         return f"Nothing can be said of this concept: {why}."
-    best = measured.loc[measured["auroc"].idxmax()]
+    best = records(measured.nlargest(1, "auroc"))[0]
     about = f"{best['site']} · {best['latent']} at {best['role']}"
     span = f"{number(best['auroc'])} {interval(best['ci_low'], best['ci_high'])}".strip()
     return (
@@ -205,18 +204,18 @@ def shown_latents(
     for site, role, latent in keys.itertuples(index=False):
         at = {name: _at(rows, site, role, latent) for name, rows in near.items()}
         mass = masses.get((site, latent), {"kind": "", "lab_share": math.nan})
-        own = {row["concept"]: row for row in _records(at["transforms"])}
+        own = {row["concept"]: row for row in records(at["transforms"])}
         steady = at["stability"]
         found.append(
             ShownLatent(
                 str(site), str(role), int(latent), **_label(own[concept]),
                 works_at=mass["kind"], lab_share=mass["lab_share"],
                 found_again=int(steady["stable"].sum()), looked_in=len(steady),
-                rivals=[_auroc(own.get(name)) for name in names],
+                rivals=[_rival(own.get(name)) for name in names],
                 tunings=_tunings(at["tuning_curves"], at["tunings"]),
                 boxes=[
                     BoxView(b["x"], b["y"], b["width"], b["mean"], b["n_rows"])
-                    for b in _records(at["operand_maps"])
+                    for b in records(at["operand_maps"])
                 ],
             )
         )  # fmt: skip
@@ -229,39 +228,36 @@ def _label(row: Row) -> dict[str, Any]:
     same = (*same, "confounded_with", "effect_size", "overlap", "q_value", "of")
     named = {name: row[name] for name in same}
     return named | {
-        "auroc": _auroc(row), "confound": row["worst_confound"], "mutual_info": row["mutual_info_nats"],
+        "auroc": auroc_of(row), "confound": row["worst_confound"], "mutual_info": row["mutual_info_nats"],
     }  # fmt: skip
 
 
-def _auroc(row: Row | None) -> Figure:
-    if row is None:
-        return Figure(math.nan, reason="not asked at this token")
-    return Figure(row["auroc"], row["ci_low"], row["ci_high"], row["reason"])
+def _rival(row: Row | None) -> Figure:
+    return Figure(math.nan, reason="not asked at this token") if row is None else auroc_of(row)
 
 
 def _tunings(curves: pd.DataFrame, fits: pd.DataFrame) -> list[TuningView]:
-    fitted = {row["of"]: row for row in _records(fits)}
-    return [
-        TuningView(
-            str(of), *(rows[name].tolist() for name in ("value", "mean", "n_rows")),
-            words=tuning_words(fitted[of]) if of in fitted else "",
-        )
-        for of, rows in curves.sort_values("value").groupby("of", sort=False)
-    ]  # fmt: skip
+    fitted, found = {row["of"]: row for row in records(fits)}, []
+    for of, own in curves.groupby("of", sort=False):
+        rows = own.sort_values("value")
+        words = tuning_words(fitted[of]) if of in fitted else ""
+        columns = (rows[name].tolist() for name in ("value", "mean", "n_rows"))
+        found.append(TuningView(str(of), *columns, words=words))
+    return found
 
 
 def tuning_words(fit: Row) -> str:
     """What a regression of a tuning curve says: fit, null, and what is lost without each part."""
     if math.isnan(fit["r2"]):
         return f"No regression: {fit['reason']}."
-    lost = (("the value itself", "linear_share"), ("parity", "parity_share"))
-    parts = [f"{number(fit[name])} without {what}" for what, name in lost if not math.isnan(fit[name])]
-    if not math.isnan(fit["best_period"]):
-        parts.append(f"{number(fit['best_share'])} without period {number(fit['best_period'])}")
-    return (
-        f"R² {number(fit['r2'])}, in random order below {number(fit['null_q95'])}; q {number(fit['q_value'])}."
-        + (f" Lost: {', '.join(parts)}." if parts else "")
-    )
+    lost = {"the value itself": "linear_share", "parity": "parity_share"}
+    if not math.isnan(fit["best_period"]) and fit["best_period"] != 2:
+        lost[f"period {number(fit['best_period'])}"] = "best_share"
+    known = {what: fit[name] for what, name in lost.items() if not math.isnan(fit[name])}
+    parts = [f"{number(share)} without {what}" for what, share in known.items()]
+    said = f"R² {number(fit['r2'])}, in random order below {number(fit['null_q95'])}"
+    said = f"{said}; q {number(fit['q_value'])}."
+    return f"{said} Lost: {', '.join(parts)}." if parts else said
 
 
 def probe_view(rows: pd.DataFrame) -> ProbeView:
@@ -270,9 +266,9 @@ def probe_view(rows: pd.DataFrame) -> ProbeView:
     first = rows.iloc[0]
     found = []
     for name, own in rows.groupby("representation", sort=False):
-        by_size = {row["k"]: row for row in _records(own)}
+        by_size = {row["k"]: row for row in records(own)}
         found.append(ProbeRow(str(name), [
-            _auroc(by_size[k]) if k in by_size else Figure(math.nan) for k in sizes
+            auroc_of(by_size[k]) if k in by_size else Figure(math.nan) for k in sizes
         ]))  # fmt: skip
     return ProbeView(
         first["site"], first["role"], ["all" if k == ALL else str(k) for k in sizes], found,
@@ -288,7 +284,7 @@ def sparse_words(rows: pd.DataFrame) -> str:
     if latents.empty:
         why = rows["reason"][rows["reason"] != ""]
         return f"Latents and the whole activation cannot be compared{': ' + why.iloc[0] if len(why) else ''}."
-    best = latents.loc[latents["auroc"].idxmax()]
+    best = records(latents.nlargest(1, "auroc"))[0]
     size = "all latents" if best["k"] == ALL else _counted(int(best["k"]), "latent")
     by = number(abs(best["minus_dense"]))
     span = interval(best["minus_dense_low"], best["minus_dense_high"])
@@ -309,11 +305,7 @@ def moved_views(rows: pd.DataFrame) -> list[MovedView]:
     for way, own in rows.groupby("way", sort=False):
         beliefs = list(dict.fromkeys(own["belief"]))
         named = own[own["own"]]["belief"]
-        moved = [
-            _moved(records, beliefs)
-            for _, group in own.groupby(KEY, sort=False)
-            if (records := _records(group))
-        ]
+        moved = [_moved(records(group), beliefs) for _, group in own.groupby(KEY, sort=False)]
         views.append(
             MovedView(
                 str(way), WAYS.get(str(way), ""), beliefs, "" if named.empty else str(named.iloc[0]), moved
@@ -332,13 +324,11 @@ def _moved(rows: Sequence[Row], beliefs: Sequence[str]) -> MovedRow:
     counts = {name: int(first[name]) for name in ("n_controls", "n_active", "n_prompts")}
     if own is None:
         why = "no belief names this concept, so nothing can confirm it"
-        nothing = Figure(math.nan)
-        return MovedRow(name, first["role"], effects, nothing, "", math.nan, **counts, confirmed=False, why=why)
+        return MovedRow(name, first["role"], effects, Figure(math.nan), "", math.nan, **counts, why=why)
     why = unconfirmed(own)
     margin = Figure(own["margin"], own["margin_low"], own["margin_high"], own["reason"])
     return MovedRow(
-        name, first["role"], effects, margin, own["rival"], own["control_p"], **counts, confirmed=not why,
-        why=why,
+        name, first["role"], effects, margin, own["rival"], own["control_p"], **counts, why=why
     )  # fmt: skip
 
 
@@ -369,88 +359,9 @@ def unconfirmed(own: Row) -> str:
     return "; ".join(dict.fromkeys(why))
 
 
-def period_rows(table: pd.DataFrame) -> list[PeriodRow]:
-    """Periods of a number in several features."""
-    return [
-        PeriodRow(
-            f"{row['site']} {row['role']}", row["representation"], row["of"], row["period"],
-            Figure(row["r2"], reason=row["reason"]), row["p_value"],
-            "none of the sizes tried" if row["n_for_90"] < 0 else str(row["n_for_90"]), row["n_features"],
-        )
-        for row in _records(table)
-    ]  # fmt: skip
-
-
-def operands_view(table: pd.DataFrame) -> OperandsView:
-    """Measures of x and y at `lab`, measures × layers."""
-    layers = sorted(set(table["layer"]))
-    rows = []
-    for measure, own in table.groupby("measure", sort=False):
-        by_layer = {row["layer"]: row for row in _records(own)}
-        at = [by_layer.get(layer) for layer in layers]
-        figures = [
-            Figure(row["value"], row["ci_low"], row["ci_high"], row["reason"]) if row else Figure(math.nan)
-            for row in at
-        ]
-        rows.append(OperandRow(str(measure), figures, [row["null"] if row else math.nan for row in at]))
-    return OperandsView(layers, rows)
-
-
-def creation_views(table: pd.DataFrame) -> list[CreationView]:
-    """Where each concept is read around the blocks, layers × sources."""
-    sources, views = list(dict.fromkeys(table["source"])), []
-    for concept, own in table.groupby("concept", sort=False):
-        rows = []
-        for layer, block in own.groupby("layer"):
-            by_source = {row["source"]: row for row in _records(block)}
-            first = block.iloc[0]
-            names = (f"attention_minus_mlp{end}" for end in ("", "_low", "_high"))
-            difference = Figure(*(first[name] for name in names), reason=first["reason"])
-            aurocs = [_auroc(by_source[s]) if s in by_source else Figure(math.nan) for s in sources]
-            rows.append(CreationRow(int(str(layer)), aurocs, first["verdict"], difference, first["larger"]))
-        views.append(CreationView(str(concept), sources, rows, concept == PARITY))
-    return views
-
-
-def size_rows(table: pd.DataFrame) -> list[SizeRow]:
-    """What sizes at `lab` go with."""
-    names = ("r", "r_given_magnitude", "magnitude_r")
-    return [
-        SizeRow(
-            row["concept"], row["site"], row["latent"], row["over"],
-            *(Figure(row[n], row[f"{n}_low"], row[f"{n}_high"], row["reason"]) for n in names),
-            row["verdict"], row["reason"], row["n_rows"],
-        )
-        for row in _records(table)
-    ]  # fmt: skip
-
-
-def carried_rows(table: pd.DataFrame) -> tuple[list[CarriedRow], list[str]]:
-    """How well sizes at `lab` predict what later `pre` receive, and the names of the predictions."""
-    weights, rows = list(dict.fromkeys(table["weights"])), []
-    for _, own in table.groupby(["concept", "site", "latent"], sort=False):
-        by_weights = {row["weights"]: row for row in _records(own)}
-        found = [by_weights[name] for name in weights if name in by_weights]
-        first, why = found[0], list(dict.fromkeys(row["reason"] for row in found if row["reason"]))
-        ends = [first[f"attention_minus_equal{end}"] for end in ("", "_low", "_high")]
-        r2 = [Figure(row["r2"], row["r2_low"], row["r2_high"], row["reason"]) for row in found]
-        rows.append(
-            CarriedRow(
-                first["concept"], first["site"], first["latent"], first["layer"], r2,
-                Figure(*ends, reason=first["reason"]), first["lab_attention"], "; ".join(why),
-                first["n_prompts"],
-            )
-        )  # fmt: skip
-    return rows, weights
-
-
 def _at(rows: pd.DataFrame, site: Any, role: Any, latent: Any) -> pd.DataFrame:
     return rows[(rows["site"] == site) & (rows["role"] == role) & (rows["latent"] == latent)]
 
 
 def _by(rows: pd.DataFrame, key: list[str]) -> dict[tuple[Any, ...], Row]:
-    return {tuple(row[name] for name in key): row for row in _records(rows)}
-
-
-def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+    return {tuple(row[name] for name in key): row for row in records(rows)}

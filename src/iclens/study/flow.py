@@ -54,7 +54,8 @@ FLOW = (
           ("study", "model", "prompts", "track", "growth", "grid", "transforms", "dashboard"),
           ("model", "saes", "prompts", "track", "growth", "identify", "transforms", "sweep", "patch"),
           ("dashboards", "tracking", "saes", "study/results", "study/site_view", "study/latent_pages",
-           "study/additive_view", "study/patch_findings")),
+           "study/additive_view", "study/patch_findings", "study/transform_findings", "study/concept_view",
+           "study/mechanism_view")),
 )  # fmt: skip
 FOLDERS = {stage.name: stage.folder for stage in FLOW}
 """Stage → its folder in a run."""

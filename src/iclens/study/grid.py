@@ -18,6 +18,8 @@ from iclens.transforms.identity import TASK_IDENTITY
 from iclens.transforms.rows import Rows, rows_of
 
 GRID_ARM = "grid"
+SEEDS = 10_000
+"""Seeds that lie between those of two grids: each task of a grid has its own."""
 _DRAWN = 4
 """Prompts of each task that are drawn to see whether a declared concept can be asked at all."""
 
@@ -55,16 +57,18 @@ def task_inputs(config: StudyConfig, task: Task) -> tuple[str, ...]:
 def grid_prompts(config: StudyConfig, tokenizer: Tokenizer, *, n_prompts: int, seed: int) -> PromptSet:
     """`n_prompts` prompts of every task and template of the grid, with its own labels, in the grid's order.
 
+    Each task draws its own inputs, so that no two tasks share a prompt's inputs; templates of a task do.
+
     Raises:
         TaskError: when a task has too few inputs.
         TokenizerError: when an example of a template is not six tokens.
     """
     parts = [
         build_prompts(
-            tokenizer, task, arm="T", n_prompts=n_prompts, n_examples=config.grid.n_examples, seed=seed,
-            inputs=task_inputs(config, task), template=template,
+            tokenizer, task, arm="T", n_prompts=n_prompts, n_examples=config.grid.n_examples,
+            seed=seed * SEEDS + place, inputs=task_inputs(config, task), template=template,
         )
-        for task in map(parse_task, task_grid(config).names)
+        for place, task in enumerate(map(parse_task, task_grid(config).names))
         for template in config.grid.templates
     ]  # fmt: skip
     return joined(parts, GRID_ARM)

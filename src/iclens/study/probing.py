@@ -27,6 +27,8 @@ from iclens.transforms.probes import probe
 from iclens.transforms.rows import FIRST_EXAMPLE, Rows, read_rows
 from iclens.transforms.subspace import period_subspaces
 
+MAX_FOLDS = 6
+"""Folds of a probe at most; each holds out whole tasks."""
 PERIODS_OF = "odd"
 """The concept whose best place is asked for periods of y beyond 2."""
 
@@ -73,7 +75,16 @@ def _probed(
         "neurons": neurons.reshape(len(kept), -1),
         "activation": activation.reshape(len(kept), -1),
     }
-    probes = probe(read, one, kept, site=str(site), role=role, seed=section.seed, max_rows=section.probe_rows)
+    probes = probe(
+        read,
+        one,
+        kept,
+        site=str(site),
+        role=role,
+        seed=section.seed,
+        max_rows=section.probe_rows,
+        max_folds=MAX_FOLDS,
+    )
     if one.name != PERIODS_OF:
         return (probes,)
     sides = [np.isin(kept.task, names) for names in (grid.discovery, grid.held_out)]

@@ -23,6 +23,7 @@ from iclens.patching.heads.ablate import WHOLE_LAYER
 from iclens.patching.runs import ZERO
 from iclens.study.patch_findings import patch_findings
 from iclens.study.results import Results
+from iclens.study.transform_findings import transform_findings
 from iclens.tables.verdicts import FALLS, LADDER
 from iclens.tasks.beliefs import BAND
 
@@ -183,7 +184,7 @@ def findings(results: Results) -> list[Finding]:
         _grown(results),
         _climbed(results),
         _additive(results),
-        _labelled(results),
+        *transform_findings(results),
         _placed(results),
         *patch_findings(results),
     ]
@@ -241,22 +242,6 @@ def _additive(results: Results) -> Finding:
         question,
         f"λ {model['lam']:.2f} (exact {exact['lam']:.2f}), r {model['r']:.3f}",
         f"{evidence}, exact posterior {_interval(exact, 'lam')}.{slope}",
-    )
-
-
-def _labelled(results: Results) -> Finding:
-    table = results.table("transforms")
-    granted = table[~table["label"].isin(["", "candidate"])]
-    pairs = granted.drop_duplicates(["site", "latent", "label"])
-    counts = ", ".join(f"{label} {n}" for label, n in pairs["label"].value_counts().items())
-    candidates = table[table["label"] == "candidate"].drop_duplicates(["site", "latent"])
-    held_out, discovery = (len(results.grid[side]) for side in ("held_out", "discovery"))
-    return Finding(
-        "Which latents answer to a transformation and to nothing else?",
-        f"{len(pairs)} labels granted" if len(pairs) else "none granted",
-        (f"{counts}. " if counts else "")
-        + f"{len(candidates)} latents are candidates that failed a gate. Measured on {held_out} held-out "
-        f"tasks, chosen on {discovery} others.",
     )
 
 

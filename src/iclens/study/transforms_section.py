@@ -69,7 +69,7 @@ class TransformsSection(Section):
     """Further SAE sets of the model, of other seeds or widths, in which every label is looked for again."""
     shown: int = Field(default=4, ge=1)
     """Best latents of each concept whose tuning is kept and whose mechanism is followed."""
-    probe_rows: int = Field(default=1500, ge=100)
+    probe_rows: int = Field(default=1200, ge=100)
     """Rows, at most, on which probes are trained and read."""
     n_controls: int = Field(default=40, ge=1)
     """Matched random latents beside each latent whose causal effects are measured."""

@@ -18,9 +18,7 @@ class OperandTable(Table):
         "value": Column("float", "mean squared cosine over half splits, or R2 on prompts not trained on"),
         "ci_low": Column("float", "2.5 % bound: over half splits for overlaps, prompts resampled for R2"),
         "ci_high": Column("float", "97.5 % bound, likewise"),
-        "null": Column(
-            "float", "the same with the values of x (or of y alone, where x is not read) permuted, mean"
-        ),
+        "null": Column("float", "mean of the same with the values of x (or y, where no x is used) permuted"),
         "n_rows": Column("int", "rows used (prompt x example at lab)"),
         "reason": Column("str", "why a figure is NaN; else empty"),
     }

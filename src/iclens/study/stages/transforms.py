@@ -97,7 +97,10 @@ def _decomposed(bench: Bench, tracked: Tracked, grid: TaskGrid) -> tuple[Operand
     layers = list(range(bench.model.n_blocks))
     asked = [one for one in asked_concepts(bench.config) if one is not TASK_IDENTITY]
     read = operands(bench.model, tracked.prompts, rows, layers=layers, seed=seed, batch=batch)
-    created = creation(bench.model, tracked.prompts, rows, asked, grid, layers=layers, seed=seed, batch=batch)
+    created = creation(
+        bench.model, tracked.prompts, rows, asked, grid, layers=layers, seed=seed, batch=batch,
+        max_rows=2 * bench.config.transforms.probe_rows,
+    )  # fmt: skip
     return read, created
 
 

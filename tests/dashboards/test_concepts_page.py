@@ -1,0 +1,447 @@
+"""Does the page of concepts say what the tables say, as text, and is nothing on it silently left out?"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from iclens.dashboards import concept_charts as charts
+from iclens.dashboards.concept_view import (
+    BoxView,
+    CarriedRow,
+    ConceptsView,
+    ConceptView,
+    CreationRow,
+    CreationView,
+    Figure,
+    MovedRow,
+    MovedView,
+    OperandRow,
+    OperandsView,
+    PeriodRow,
+    ProbeRow,
+    ProbeView,
+    ShownLatent,
+    SizeRow,
+    TuningView,
+)
+from iclens.dashboards.site import build_site
+from iclens.dashboards.view import SiteView
+from iclens.errors import TableError
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+NAN = math.nan
+NAMES = ("double", "odd", "numeric", "offset", "difference", "ratio", "magnitude", "task identity")
+
+
+class Page(HTMLParser):
+    """A page's tags, attributes and tables, each table a list of rows of cell texts."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.tables: list[list[list[str]]] = []
+        self.text = ""
+        self._cell = False
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self._cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._cell = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._cell:
+            self.tables[-1][-1][-1] += data
+
+
+# ------------------------------------------------------------------------------------ a made-up view
+
+
+def shown(rng: np.random.Generator, i: int, concept: str, site: str, latent: int, end: str) -> ShownLatent:
+    """A latent with everything measured; odd ones are tuned to odd values."""
+    y = np.arange(0, 100)
+    means = np.where(y % 2 == 1, 1.4, 0.1) * (1 + y / 200) + rng.normal(0, 0.05, 100).clip(-0.05)
+    x = np.arange(0, 50)
+    boxes = [
+        BoxView(a, b, 10, 0.0 if (a + b) % 30 == 0 else float(rng.gamma(1.5, 0.5)), 14)
+        for a in range(0, 50, 10)
+        for b in range(0, 160, 10)
+        if b >= a
+    ]
+    rivals = [Figure(float(v), float(v) - 0.04, float(v) + 0.04) for v in rng.uniform(0.42, 0.8, len(NAMES))]
+    rivals[NAMES.index(concept)] = Figure(0.953, 0.93, 0.97)
+    rivals[-1] = Figure(NAN, reason="no task at AUROC 0.75 on the discovery prompts" + end)
+    return ShownLatent(
+        site, "lab" if i % 2 else "pre", latent, concept if i == 0 else "candidate",
+        "" if i == 0 else f"magnitude 0.712 above 0.65; lower bound 0.841 below 0.85{end}",
+        rivals[NAMES.index(concept)], 0.961, "magnitude" + end, 0.612, 0.341, 0.31, "ratio", 2.21, 0.354,
+        0.71, 3e-9, works_at="detection" if i else "", lab_share=0.97, found_again=i, looked_in=2 if i else 0,
+        rivals=rivals,
+        tunings=[
+            TuningView("y", y.tolist(), means.tolist(), [12] * 100, "R² 0.91." + end),
+            TuningView("x", x.tolist(), rng.uniform(0.5, 0.9, 50).tolist(), [24] * 50),
+            TuningView("y-2x", list(range(-40, 41)), rng.uniform(0, 1, 81).tolist(), list(range(1, 82))),
+        ],
+        boxes=boxes,
+    )  # fmt: skip
+
+
+def moved(rows: list[str], end: str) -> MovedView:
+    """Effects on five beliefs; the first row is confirmed."""
+    beliefs = ("numeric", "odd", "double", "exact", "copy" + end)
+    return MovedView("ablate", "set to 0" + end, beliefs, "odd", [
+        MovedRow(
+            name, "pre",
+            [Figure(e, e - 0.1, e + 0.1) for e in (0.01, -0.92, -0.12, -0.31)]
+            + [Figure(NAN, reason="undefined at a query" + end)],
+            Figure(0.8, 0.6, 1.0), "double", 0.024, 40, 60, 64,
+            "" if i == 0 else "random latents move it as far",
+        )
+        for i, name in enumerate(rows)
+    ])  # fmt: skip
+
+
+def concept(rng: np.random.Generator, name: str, keys: list[tuple[str, int]], end: str) -> ConceptView:
+    """A concept with four latents, probes and a causal matrix."""
+    sizes = ["1", "2", "4", "8", "16", "32", "all"]
+    rise = [Figure(a, a - 0.03, a + 0.03) for a in (0.71, 0.78, 0.84, 0.9, 0.93, 0.94, 0.95)]
+    alone = [*[Figure(NAN)] * 6, Figure(0.981, 0.97, 0.99)]
+    few = [*rise[:6], Figure(NAN, reason="only 6 features" + end)]
+    rows = [ProbeRow("latents" + end, rise), ProbeRow("PCA", few), ProbeRow("dense", alone)]
+    said = "The whole activation beats the best probe of latents (32 latents) by 0.041." + end
+    probes = ProbeView("L2.mlp_out", "pre", sizes, rows, said, 1500, 44)
+    latents = [shown(rng, i, name, site, latent, end) for i, (site, latent) in enumerate(keys)]
+    return ConceptView(
+        name, f"the meaning of {name}" + end, f"1 latent granted the label, 3 candidates.{end}", 1, 3, 0.953,
+        1, 4, ["magnitude", "input magnitude" + end], latents, probes,
+        [moved([one.name for one in latents] + ["L2.mlp_out, all together"], end)] if name == "odd" else [],
+        matrices_reason="No latent was moved." if name != "odd" else "",
+    )  # fmt: skip
+
+
+def make_page(keys: list[tuple[str, int]], end: str = "") -> ConceptsView:
+    """Seven concepts with four latents each, one with nothing, and every part of the mechanism."""
+    rng = np.random.default_rng(0)
+    concepts = [concept(rng, name, keys, end) for name in NAMES[:-1]]
+    concepts.append(
+        ConceptView(
+            NAMES[-1], "the task is one and no other",
+            "No latent is granted the label, and none is a candidate.",
+            probes_reason="No probe was trained: it has many sides." + end,
+            matrices_reason="No latent was moved: none is granted the label.",
+        )
+    )  # fmt: skip
+    sources = ["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "end", "end, MLP ablated"]
+    creation = [
+        CreationView(name + (end if name != "odd" else ""), sources, [
+            CreationRow(
+                layer, [Figure(a, a - 0.02, a + 0.02) for a in (0.51, 0.52, 0.55, 0.91, 0.92, 0.97, 0.54)],
+                "created by the MLP" + end, Figure(-0.39, -0.42, -0.36), "MLP",
+            )
+            for layer in range(3)
+        ], name == "odd")
+        for name in NAMES[:2]
+    ]  # fmt: skip
+    measured = [Figure(0.41, 0.36, 0.44), Figure(NAN, reason="60 rows needed" + end), Figure(0.2, 0.1, 0.3)]
+    r = [Figure(v, v - 0.05, v + 0.05) for v in (0.31, 0.12, 0.62)]
+    carried = [Figure(v, v - 0.05, v + 0.05) for v in (0.71, 0.32, 0.4, 0.1)]
+    return ConceptsView(
+        concepts, "Latents were chosen on 40 tasks and judged on 22 others." + end,
+        [PeriodRow("L2.mlp_out lab", "latents" + end, "y", 10.0, Figure(0.61), 0.048, "16", 64)],
+        OperandsView([0, 1, 2], [OperandRow("x decodable" + end, measured, [0.01, NAN, -0.02])]),
+        creation,
+        [SizeRow("odd", *keys[0], "all rows", *r, "magnitude", "" + end, 4096)],
+        [CarriedRow("odd", *keys[0], 3, carried, Figure(0.39, 0.3, 0.45), 0.21, "")],
+        ["attention", "equal", "attention, mean z", "attention, other prompts' z" + end],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(
+    tmp_path_factory: pytest.TempPathFactory, view_of: Callable[..., SiteView]
+) -> tuple[Path, ConceptsView]:
+    """A site with hostile text on its page of concepts; the first shown latents have pages."""
+    view = replace(view_of(per_site=8, n_pages=2), beliefs=(), sweeps=(), growth=(), heads=(), additive=None)
+    paged, others = (
+        view.pages,
+        [row.key for row in view.latents if row.key not in {p.site for p in view.pages}],
+    )
+    keys = [(p.site, p.latent) for p in paged] + [
+        k for k in others if k not in {(p.site, p.latent) for p in paged}
+    ]
+    page = make_page(keys[:4], HOSTILE)
+    index = build_site(replace(view, concepts=page), tmp_path_factory.mktemp("concepts") / "site")
+    return index.parent, page
+
+
+@pytest.fixture(scope="module")
+def page(built: tuple[Path, ConceptsView]) -> Page:
+    return Page((built[0] / "concepts.html").read_text(encoding="utf-8"))
+
+
+# -------------------------------------------------------------------------------------------- the page
+
+
+def table_under(page: Page, *headings: str) -> list[list[str]]:
+    """The first table whose first row holds all these headings."""
+    return next(t for t in page.tables if all(any(h in cell for cell in t[0]) for h in headings))
+
+
+def test_every_concept_has_a_section_and_is_reached_from_the_navigation(page: Page) -> None:
+    ids = {value for _, name, value in page.attributes if name == "id"}
+    links = {value[1:] for tag, name, value in page.attributes if name == "href" and value.startswith("#")}
+    assert {f"concept-{i}" for i in range(1, 9)} < ids
+    assert links <= ids
+    assert {f"concept-{i}" for i in range(1, 9)} < links
+
+
+def test_hostile_text_stays_text(page: Page, built: tuple[Path, ConceptsView]) -> None:
+    source = (built[0] / "concepts.html").read_text(encoding="utf-8")
+    assert page.text.count(HOSTILE) > 50
+    assert "<img" not in source and "</script>" not in source and "<script" not in source
+    assert not {"img", "script", "style", "iframe"} & set(page.tags)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on") or name == "style"]
+    policy = next(v for t, n, v in page.attributes if t == "meta" and n == "content" and "-src" in v)
+    assert "unsafe" not in policy
+
+
+def test_links_lead_to_pages_that_were_written_and_to_no_others(
+    page: Page, built: tuple[Path, ConceptsView]
+) -> None:
+    written = {f"latents/{file.name}" for file in (built[0] / "latents").iterdir()}
+    linked = {v for t, n, v in page.attributes if (t, n) == ("a", "href") and v.startswith("latents/")}
+    assert linked == written and len(written) == 2
+    site, latent = built[1].concepts[0].latents[3].key
+    assert f"{site} · {latent}" in page.text
+
+
+def test_index_and_latent_pages_link_to_the_page(built: tuple[Path, ConceptsView]) -> None:
+    assert '<a href="concepts.html">Concepts</a>' in (built[0] / "index.html").read_text(encoding="utf-8")
+    for file in (built[0] / "latents").iterdir():
+        assert '<a href="../concepts.html">Concepts</a>' in file.read_text(encoding="utf-8")
+    own = (built[0] / "concepts.html").read_text(encoding="utf-8")
+    assert '<a href="concepts.html" aria-current="page">Concepts</a>' in own
+
+
+def test_without_concepts_there_is_no_page_and_no_link(
+    tmp_path: Path, view_of: Callable[..., SiteView]
+) -> None:
+    view = replace(view_of(per_site=2, n_pages=1), beliefs=(), sweeps=(), growth=(), heads=(), additive=None)
+    index = build_site(view, tmp_path / "site")
+    assert not (index.parent / "concepts.html").exists()
+    assert not [f for f in index.parent.rglob("*.html") if "concepts.html" in f.read_text(encoding="utf-8")]
+
+
+def test_figures_of_a_latent_stand_in_its_row(page: Page) -> None:
+    rows = table_under(page, "worst confound", "selectivity")
+    assert [re.sub(r"\s+", " ", cell).strip() for cell in rows[1][3:]] == [
+        "0.953 [0.930, 0.970]", "0.961", f"0.612 magnitude{HOSTILE}", "0.341", "0.310 ratio", "2.21", "0.354",
+        "0.710", "3.0e−9", "– 97 % at lab", "–",
+    ]  # fmt: skip
+    assert rows[2][-1] == "1 of 2" and rows[2][-2].startswith("detection")
+    assert "magnitude 0.712 above 0.65" in rows[2][2]
+
+
+def test_the_own_concept_and_belief_are_marked_in_words_and_by_a_frame(page: Page) -> None:
+    confusion = [t for t in page.tables if t[0][0] == "latent" and "task identity" in t[0][-1]]
+    assert [[cell.strip() for cell in t[0][1:] if "own" in cell] for t in confusion] == [
+        [f"{name} own"] for name in NAMES[:-1]
+    ]
+    moved = table_under(page, "margin", "control p")
+    assert [cell for cell in moved[0] if "own" in cell] == ["odd own"]
+    framed = [v for t, n, v in page.attributes if (t, n) == ("td", "class") and v.endswith("own")]
+    assert len(framed) == 7 * 4 + 5
+
+
+def test_a_dash_has_its_reason_in_a_note(page: Page) -> None:
+    confusion = next(t for t in page.tables if t[0][0] == "latent" and "task identity" in t[0][-1])
+    assert confusion[1][-1].split() == ["–1"]
+    assert "no task at AUROC 0.75 on the discovery prompts" in page.text
+    operands = table_under(page, "measure", "block 0")
+    assert "".join(operands[1][2].split()) == "–1" and "chance 0.010" in operands[1][1]
+    assert "60 rows needed" in page.text
+
+
+def test_a_confirmed_row_says_yes_and_every_other_why_not(page: Page) -> None:
+    rows = table_under(page, "margin", "control p")[1:]
+    assert [row[-1].strip() for row in rows] == ["yes", *["no random latents move it as far"] * 4]
+    assert "-0.92".replace("-", "−") in rows[0][2] and "over double" in rows[0][-3]
+
+
+def test_creation_names_every_source_and_the_verdict(page: Page) -> None:
+    rows = table_under(page, "block", "end, MLP ablated", "verdict")
+    assert rows[1][1].split() == ["0.510", "[0.490,", "0.530]"]
+    assert rows[1][-1].startswith("created by the MLP")
+    parity = table_under(page, "attn_out − mlp_out")
+    assert "−0.390" in parity[1][1] and parity[1][2] == "MLP"
+
+
+def test_every_chart_has_words_and_every_heading_a_scope(page: Page) -> None:
+    labels = [v for t, n, v in page.attributes if (t, n) == ("svg", "aria-label")]
+    assert len(labels) == page.tags.count("svg") == 7 * 4 * 4
+    assert all("largest" in label for label in labels)
+    scopes = [v for t, n, v in page.attributes if (t, n) == ("th", "scope")]
+    assert len(scopes) == page.tags.count("th")
+
+
+def test_the_page_is_small(built: tuple[Path, ConceptsView]) -> None:
+    assert (built[0] / "concepts.html").stat().st_size < 600_000
+
+
+def test_an_empty_page_says_why_everywhere(tmp_path: Path) -> None:
+    bare = ConceptView("odd", "y is odd", "Nothing can be said of this concept: no matched pairs.")
+    for name, page in (("none", ConceptsView()), ("one", ConceptsView([bare]))):
+        build_site(SiteView("Empty", "Why?", concepts=page), tmp_path / name)
+    none, one = (
+        Page((tmp_path / name / "concepts.html").read_text(encoding="utf-8")) for name in ("none", "one")
+    )
+    assert "No concept was asked for in this run." in none.text
+    assert one.text.count("Not measured") == 5
+    for words in (
+        "Nothing can be said of this concept: no matched pairs.",
+        "No latent is shown:",
+        "No probe was trained.",
+        "No latent was moved.",
+        "Parity was not read around the blocks",
+    ):
+        assert words in one.text
+    assert "svg" not in one.tags
+
+
+# ------------------------------------------------------------------------------------------ the charts
+
+
+def latent(**changes: Any) -> ShownLatent:
+    return replace(ShownLatent("L1.mlp_out", "lab", 7, "", "", Figure(0.9)), **changes)
+
+
+def test_operand_levels_are_shares_of_the_largest() -> None:
+    assert [charts.level(v, 2.0) for v in (2.0, 1.0, 0.01, 0.0, -1.0, NAN)] == [8, 4, 1, 0, 0, 0]
+
+
+def test_operand_boxes_stand_where_their_numbers_are() -> None:
+    boxes = [BoxView(0, 0, 10, 1.0, 5), BoxView(10, 20, 10, 2.0, 5), BoxView(10, 0, 10, 0.0, 5)]
+    drawn = str(charts.operand_chart(latent(boxes=boxes)))
+    paths = dict(re.findall(r'<path d="M([\d. ]+)h[^"]*" class="box (m\d)"', drawn))
+    places = {kind: tuple(float(v) for v in at.split()) for at, kind in paths.items()}
+    assert places["m4"][0] < places["m8"][0] == places["m0"][0]  # x grows to the right
+    assert places["m8"][1] < places["m4"][1] == places["m0"][1]  # y grows upwards
+    assert "largest 2.00, x 10 to 19 and y 20 to 29" in drawn
+
+
+def test_a_latent_that_is_never_active_is_said_to_be() -> None:
+    assert charts.peak_words(latent(boxes=[BoxView(0, 0, 10, 0.0, 5)])) == "never active"
+    assert charts.peak_words(latent(boxes=[BoxView(0, 0, 10, NAN, 0)])) == "never active"
+
+
+def test_tuning_chart_has_a_zero_line_and_its_peak_in_words() -> None:
+    drawn = str(charts.tuning_chart(latent(), TuningView("y-2x", [-3, 0, 3], [1.0, 4.0, 2.0], [2, 2, 5])))
+    assert 'class="zero"' in drawn and "by y-2x: largest 4.00 at 0." in drawn and "y − 2x</text>" in drawn
+    assert charts.counted(TuningView("y", [1, 2], [0.0, 1.0], [2, 2000])) == "2 values, 2 to 2,000 rows each"
+
+
+def test_only_what_is_above_chance_is_shaded() -> None:
+    assert [charts.shade(v) for v in (NAN, 0.2, 0.5, 0.52, 0.75, 1.0)] == ["", "", "", "", "a2", "a5"]
+
+
+def test_reasons_are_those_of_undefined_figures_alone() -> None:
+    nested = [[Figure(NAN, reason="b"), Figure(0.5, reason="low")], [Figure(NAN, reason="a")], Figure(NAN)]
+    assert charts.reasons([*nested, Figure(NAN, reason="b")]) == ["b", "a"]
+
+
+def test_rows_of_another_width_than_their_heading_are_refused() -> None:
+    with pytest.raises(TableError, match="1 figures for 2 sizes"):
+        ProbeView("s", "r", ["1", "2"], [ProbeRow("latents", [Figure(0.5)])], "", 1, 1)
+    with pytest.raises(TableError, match="beliefs"):
+        replace(moved(["a"], ""), beliefs=("odd",))
+    with pytest.raises(TableError, match="values"):
+        TuningView("y", [1, 2], [0.0], [1, 1])
+    with pytest.raises(TableError, match=r"odd, L1\.mlp_out · 7"):
+        ConceptsView([ConceptView("odd", "", "", latents=[latent()])])
+
+
+# ------------------------------------------------------------------------------------------ in a browser
+
+
+def browser_module() -> Any:
+    """The module of the other pages' browser tests, whose `Browser` is used here too."""
+    path = Path(__file__).with_name("test_browser.py")
+    spec = importlib.util.spec_from_file_location("pages_in_a_browser", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    module = browser_module()
+    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if binary is None:
+        pytest.fail("no chromium on this machine: install it (apt-get install chromium) to test the pages")
+    started = module.Browser(binary, tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()
+
+
+LEAST_CONTRAST = """
+(() => {
+  const parts = (c) => {
+    const [r, g, b, alpha] = c.match(/[\\d.]+/g).map(Number), by = c.startsWith('color(') ? 255 : 1;
+    return [r * by, g * by, b * by, alpha ?? 1];
+  };
+  const over = (top, under) => top.slice(0, 3).map((v, i) => v * top[3] + under[i] * (1 - top[3]));
+  const luminance = (c) => c.map(v => v / 255)
+    .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const paper = parts(getComputedStyle(document.body).backgroundColor);
+  const kinds = 'p, td, th, td small, th small, sup, li, figcaption, h1, h2, h3, h4, a, .chart text';
+  return Math.min(...[...document.querySelectorAll(kinds)].filter(e => !e.matches('.skip')).map(e => {
+    const cell = e.closest('td');
+    const behind = over(parts(getComputedStyle(cell ?? document.body).backgroundColor), paper);
+    const ink = parts(getComputedStyle(e)[e.closest('svg') ? 'fill' : 'color']).slice(0, 3);
+    const [a, b] = [luminance(ink), luminance(behind)];
+    return (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+  }));
+})()
+"""
+"""The least contrast of any text with what is behind it, shaded cells included."""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1100, 360])
+def test_page_opens_quietly_is_readable_and_does_not_overflow(
+    browser: Any, built: tuple[Path, ConceptsView], width: int, scheme: str, tmp_path: Path
+) -> None:
+    browser.open(built[0] / "concepts.html", width=width, scheme=scheme)
+    assert browser.complaints() == []
+    assert all(url.startswith(built[0].resolve().as_uri()) for url in browser.requested())
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run("document.querySelectorAll('img, script, iframe, object').length") == 0
+    assert browser.run(LEAST_CONTRAST) >= 4.5
+    browser.screenshot(tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size > 20_000

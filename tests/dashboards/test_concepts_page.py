@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 import shutil
@@ -10,12 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from iclens.dashboards import concept_charts as charts
 from iclens.dashboards.concept_view import (
     BoxView,
     CarriedRow,
@@ -37,7 +34,8 @@ from iclens.dashboards.concept_view import (
 )
 from iclens.dashboards.site import build_site
 from iclens.dashboards.view import SiteView
-from iclens.errors import TableError
+
+from .test_browser import Browser
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 NAN = math.nan
@@ -257,12 +255,12 @@ def test_without_concepts_there_is_no_page_and_no_link(
 
 def test_figures_of_a_latent_stand_in_its_row(page: Page) -> None:
     rows = table_under(page, "worst confound", "selectivity")
-    assert [re.sub(r"\s+", " ", cell).strip() for cell in rows[1][3:]] == [
+    assert [re.sub(r"\s+", " ", cell).strip() for cell in rows[1][2:]] == [
         "0.953 [0.930, 0.970]", "0.961", f"0.612 magnitude{HOSTILE}", "0.341", "0.310 ratio", "2.21", "0.354",
         "0.710", "3.0e−9", "– 97 % at lab", "–",
     ]  # fmt: skip
     assert rows[2][-1] == "1 of 2" and rows[2][-2].startswith("detection")
-    assert "magnitude 0.712 above 0.65" in rows[2][2]
+    assert "magnitude 0.712 above 0.65" in rows[2][1]
 
 
 def test_the_own_concept_and_belief_are_marked_in_words_and_by_a_frame(page: Page) -> None:
@@ -331,78 +329,15 @@ def test_an_empty_page_says_why_everywhere(tmp_path: Path) -> None:
     assert "svg" not in one.tags
 
 
-# ------------------------------------------------------------------------------------------ the charts
-
-
-def latent(**changes: Any) -> ShownLatent:
-    return replace(ShownLatent("L1.mlp_out", "lab", 7, "", "", Figure(0.9)), **changes)
-
-
-def test_operand_levels_are_shares_of_the_largest() -> None:
-    assert [charts.level(v, 2.0) for v in (2.0, 1.0, 0.01, 0.0, -1.0, NAN)] == [8, 4, 1, 0, 0, 0]
-
-
-def test_operand_boxes_stand_where_their_numbers_are() -> None:
-    boxes = [BoxView(0, 0, 10, 1.0, 5), BoxView(10, 20, 10, 2.0, 5), BoxView(10, 0, 10, 0.0, 5)]
-    drawn = str(charts.operand_chart(latent(boxes=boxes)))
-    paths = dict(re.findall(r'<path d="M([\d. ]+)h[^"]*" class="box (m\d)"', drawn))
-    places = {kind: tuple(float(v) for v in at.split()) for at, kind in paths.items()}
-    assert places["m4"][0] < places["m8"][0] == places["m0"][0]  # x grows to the right
-    assert places["m8"][1] < places["m4"][1] == places["m0"][1]  # y grows upwards
-    assert "largest 2.00, x 10 to 19 and y 20 to 29" in drawn
-
-
-def test_a_latent_that_is_never_active_is_said_to_be() -> None:
-    assert charts.peak_words(latent(boxes=[BoxView(0, 0, 10, 0.0, 5)])) == "never active"
-    assert charts.peak_words(latent(boxes=[BoxView(0, 0, 10, NAN, 0)])) == "never active"
-
-
-def test_tuning_chart_has_a_zero_line_and_its_peak_in_words() -> None:
-    drawn = str(charts.tuning_chart(latent(), TuningView("y-2x", [-3, 0, 3], [1.0, 4.0, 2.0], [2, 2, 5])))
-    assert 'class="zero"' in drawn and "by y-2x: largest 4.00 at 0." in drawn and "y − 2x</text>" in drawn
-    assert charts.counted(TuningView("y", [1, 2], [0.0, 1.0], [2, 2000])) == "2 values, 2 to 2,000 rows each"
-
-
-def test_only_what_is_above_chance_is_shaded() -> None:
-    assert [charts.shade(v) for v in (NAN, 0.2, 0.5, 0.52, 0.75, 1.0)] == ["", "", "", "", "a2", "a5"]
-
-
-def test_reasons_are_those_of_undefined_figures_alone() -> None:
-    nested = [[Figure(NAN, reason="b"), Figure(0.5, reason="low")], [Figure(NAN, reason="a")], Figure(NAN)]
-    assert charts.reasons([*nested, Figure(NAN, reason="b")]) == ["b", "a"]
-
-
-def test_rows_of_another_width_than_their_heading_are_refused() -> None:
-    with pytest.raises(TableError, match="1 figures for 2 sizes"):
-        ProbeView("s", "r", ["1", "2"], [ProbeRow("latents", [Figure(0.5)])], "", 1, 1)
-    with pytest.raises(TableError, match="beliefs"):
-        replace(moved(["a"], ""), beliefs=("odd",))
-    with pytest.raises(TableError, match="values"):
-        TuningView("y", [1, 2], [0.0], [1, 1])
-    with pytest.raises(TableError, match=r"odd, L1\.mlp_out · 7"):
-        ConceptsView([ConceptView("odd", "", "", latents=[latent()])])
-
-
 # ------------------------------------------------------------------------------------------ in a browser
 
 
-def browser_module() -> Any:
-    """The module of the other pages' browser tests, whose `Browser` is used here too."""
-    path = Path(__file__).with_name("test_browser.py")
-    spec = importlib.util.spec_from_file_location("pages_in_a_browser", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    module = browser_module()
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if binary is None:
         pytest.fail("no chromium on this machine: install it (apt-get install chromium) to test the pages")
-    started = module.Browser(binary, tmp_path_factory.mktemp("profile"))
+    started = Browser(binary, tmp_path_factory.mktemp("profile"))
     yield started
     started.close()
 
@@ -435,7 +370,7 @@ LEAST_CONTRAST = """
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1100, 360])
 def test_page_opens_quietly_is_readable_and_does_not_overflow(
-    browser: Any, built: tuple[Path, ConceptsView], width: int, scheme: str, tmp_path: Path
+    browser: Browser, built: tuple[Path, ConceptsView], width: int, scheme: str, tmp_path: Path
 ) -> None:
     browser.open(built[0] / "concepts.html", width=width, scheme=scheme)
     assert browser.complaints() == []

@@ -1,6 +1,7 @@
 """Each verdict by hand, planted codes read in their direction, and the whole on the built-in model."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from iclens.decomposition.creation import (
 )
 from iclens.decomposition.lab import input_groups
 from iclens.errors import TableError
+from iclens.models.forward import record
 from iclens.models.load import LanguageModel, load_model
 from iclens.tables.prompts import PromptSet
 from iclens.tasks.prompts import build_prompts, joined
@@ -211,6 +213,22 @@ def test_the_slope_is_not_in_the_embedding_of_a_label(table: pd.DataFrame) -> No
     assert slope[0, "resid_pre"] < 0.65 and slope[2, "resid_post"] > 0.75
     assert slope[0, "end"] == slope[2, "end"]
     assert slope[0, NO_MLP] != slope[2, NO_MLP] != slope[2, END]
+
+
+def test_what_an_ablation_turns_round_is_not_gone(
+    like: LanguageModel, prompts: PromptSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every sign changed the end says as much; a probe trained before that would read 1 − AUROC."""
+
+    def turned(model: Any, used: PromptSet, _site: Any, acts: np.ndarray, end: Any, where: Any, _batch: Any):
+        return -record(model, used.tokens, [end], where)[end].reshape(len(acts), -1)
+
+    monkeypatch.setattr("iclens.decomposition.creation._ablated", turned)
+    rows = read_rows(prompts, "lab", GRID.rules)
+    found = creation(like, prompts, rows, [concept("double")], GRID, layers=(1,), seed=0, n_resamples=5).df
+    auroc = found.set_index("source")["auroc"]
+    assert auroc[END] > 0.7
+    assert auroc[NO_MLP] == pytest.approx(auroc[END], abs=1e-3)
 
 
 def test_no_inputs_are_on_both_sides(prompts: PromptSet, rng: np.random.Generator) -> None:

@@ -17,9 +17,11 @@ from iclens.study.config import parse_study_config
 from iclens.study.flow import FOLDERS
 from iclens.study.results import TABLES, Results
 from iclens.study.store import save_json
+from iclens.study.transform_findings import confirmed
 from iclens.tables.frame import Table
 from iclens.tables.probes import ProbeTable
 from iclens.tables.specificity import SpecificityTable
+from iclens.tables.transforms import TransformTable
 
 NAN = math.nan
 SITE = "blocks.1.hook_mlp_out"
@@ -56,7 +58,8 @@ def effect(latent: int, belief: str, value: float, **more: Any) -> dict[str, Any
 def own_effect(latent: int, value: float, margin: float, **more: Any) -> dict[str, Any]:
     """The row of the belief that the concept names."""
     ends = {"margin": margin, "margin_low": margin - 0.2, "margin_high": margin + 0.2}
-    return effect(latent, "odd", value, own=True, rival="double", specific=margin > 0.2, **ends) | more
+    sure = dict.fromkeys(("specific", "specific_standardised"), margin > 0.2)
+    return effect(latent, "odd", value, own=True, rival="double", **sure, **ends) | more
 
 
 def probed(name: str, k: int, auroc: float, verdict: str = "") -> dict[str, Any]:
@@ -77,7 +80,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         transform("odd", 5, "candidate", 0.90, role="pre", reason="q 0.200 above 0.05"),
         transform("double", 5, "", 0.71, reason="AUROC below 0.75 on held-out tasks"),
         transform("double", 6, "", 0.66, reason="discovery AUROC below 0.75"),
-        transform("offset", 5, "", NAN, reason="no matched pairs"),
+        transform("offset", 5, "", NAN, discovery_auroc=NAN, reason="no matched pairs"),
     ],
     "masses": [{"site": SITE, "latent": 5, "kind": "detection", "lab_share": 0.98}],
     "tunings": [
@@ -170,6 +173,13 @@ def test_a_concept_without_labels_names_its_best_latent_and_why_it_failed(found:
     assert offset.confirmed is None  # no belief names it
 
 
+def test_a_concept_that_fails_before_it_is_confirmed_is_not_called_unanswerable() -> None:
+    row = transform("odd", 5, "", NAN, discovery_auroc=0.6, reason="no task at AUROC 0.75")
+    assert study.verdict_words(table_of(TransformTable, row).df) == (
+        "No latent is granted the label, and none is a candidate: no task at AUROC 0.75."
+    )
+
+
 def test_shown_are_the_latents_whose_tuning_was_kept(found: ConceptsView) -> None:
     first, second = found.concepts[0].latents
     assert (first.key, first.role, first.label) == (("L1.mlp_out", 5), "lab", "odd")
@@ -243,6 +253,10 @@ def test_a_cause_is_specific_and_beyond_its_controls(found: ConceptsView) -> Non
     [
         ({}, ""),
         ({"specific": False}, "double is moved as much within the interval"),
+        (
+            {"specific_standardised": False},
+            "a rival is moved as much in units of what random latents do to it",
+        ),
         ({"control_p": 0.2, "n_controls": 4}, "4 controls are too few for p ≤ 0.05"),
         ({"control_p": NAN}, "no control was moved"),
         ({"margin": NAN, "specific": False, "reason": "no rival"}, "no rival"),
@@ -253,7 +267,9 @@ def test_a_cause_is_specific_and_beyond_its_controls(found: ConceptsView) -> Non
     ],
 )
 def test_what_keeps_a_latent_from_being_confirmed(change: dict[str, Any], why: str) -> None:
-    assert study.unconfirmed(own_effect(5, -0.9, 0.7, reason="") | change) == why
+    own = own_effect(5, -0.9, 0.7, reason="") | change
+    assert study.unconfirmed(own) == why
+    assert confirmed(table_of(SpecificityTable, own).df).empty is bool(why)  # the index says the same
 
 
 def test_a_concept_without_a_belief_is_not_confirmed_by_anything() -> None:

@@ -4,12 +4,13 @@
 (the last block's resid_post): columns scaled, an L2 logistic regression with balanced classes, its penalty
 chosen between two by twofold validation over whole tasks. 2. It is read on held-out tasks: the AUROC of its
 decision values within the concept's strata. 3. The block's mlp_out, or its attn_out, is set at every `lab` to
-its mean over the rows, and the probe of the end, trained without that, is read again. 4. `verdict` says what
-these AUROCs mean together; attention and MLP are compared on the same resampled prompts.
+its mean over the rows, and a probe of the end is trained and read anew. 4. `verdict` says what these AUROCs
+mean together; attention and MLP are compared on the same resampled prompts.
 
 What enters: a model, the grid's prompts and rows at `lab`, and concepts. What leaves: a `CreationTable`. A
 probe has a direction, so an AUROC below .5 stays below .5. What a probe cannot read linearly counts as not
-there. Ablating a part at `lab` changes what later blocks make of it as well.
+there. Ablating a part at `lab` changes what later blocks make of it as well; a probe trained without the
+ablation would call gone what only stands in other directions after it.
 """
 
 from __future__ import annotations
@@ -89,20 +90,19 @@ def creation(
     end = Site(model.n_blocks - 1, "resid_post")
     where = positions(used, examples)
     last = record(model, used.tokens, [end], where, batch=batch)[end].reshape(len(kept), -1)
-    ends = [one.trained(last) for one in asked]
+    ends = [one.decided(one.trained(last), last) for one in asked]
     found: list[dict[str, Any]] = []
     for layer, sites in _recorded(model, used, layers, where, batch):
-        without = {
+        acts = sites | {
             source: _ablated(model, used, Site(layer, hook), sites[hook], end, where, batch)
             for source, hook in ((NO_MLP, "mlp_out"), (NO_ATTENTION, "attn_out"))
         }
-        for one, probe in zip(asked, ends, strict=True):
-            if probe is None:
+        for one, at_end in zip(asked, ends, strict=True):
+            if one.reason:
                 found += one.unmeasured(layer)
                 continue
-            decided = {hook: one.decided(one.trained(sites[hook]), sites[hook]) for hook in SITES}
-            decided |= {source: one.decided(probe, acts) for source, acts in ({END: last} | without).items()}
-            found += one.figures(layer, decided)
+            decided = {name: one.decided(one.trained(held), held) for name, held in acts.items()}
+            found += one.figures(layer, decided | {END: at_end})
     order = {one.name: i for i, one in enumerate(concepts)}
     found.sort(key=lambda row: order[row["concept"]])
     return CreationTable({key: [row[key] for row in found] for key in CreationTable.COLUMNS})

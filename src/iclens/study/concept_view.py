@@ -39,11 +39,10 @@ from iclens.study.mechanism_view import (
     size_rows,
 )
 from iclens.study.results import Results
+from iclens.study.transform_findings import CAUSAL_P, confirmed
 from iclens.transforms.chosen import CANDIDATE
 from iclens.transforms.concepts import IDENTITY, Concept
 
-CONFIRMED_P = 0.05
-"""Greatest share of matched random latents that may move the own belief as far as a confirmed latent."""
 ALL, JOINT = -1, -1
 """A probe of every feature; all chosen latents of a concept, moved together."""
 TABLES = (
@@ -94,7 +93,6 @@ def _concept(one: Concept, names: Sequence[str], tables: Mapping[str, pd.DataFra
     )
     matrices = moved_views(moved)
     singles = moved[moved["own"] & (moved["latent"] != JOINT)]
-    sure = singles[singles["specific"] & (singles["control_p"] <= CONFIRMED_P)]
     granted, candidates = _labelled(rows)
     return ConceptView(
         one.name,
@@ -103,7 +101,7 @@ def _concept(one: Concept, names: Sequence[str], tables: Mapping[str, pd.DataFra
         granted=len(granted),
         candidates=len(candidates),
         best_auroc=float(rows["auroc"].max()),
-        confirmed=len(_latents(sure)) if one.belief else None,
+        confirmed=len(_latents(confirmed(moved))) if one.belief else None,
         moved=len(_latents(singles)),
         confounds=[confound.name for confound in one.confounds],
         latents=shown_latents(one.name, names, tables),
@@ -152,9 +150,13 @@ def verdict_words(rows: pd.DataFrame) -> str:
 
 def _nothing(rows: pd.DataFrame) -> str:
     measured = rows.dropna(subset=["auroc"])
-    if rows.empty or measured.empty:
-        why = rows["reason"].value_counts().index[0] if len(rows) else "it was not asked of any latent"
-        return f"Nothing can be said of this concept: {why}."
+    if rows.empty:
+        return "Nothing can be said of this concept: it was not asked of any latent."
+    if measured.empty:
+        why = Counter(rows["reason"]).most_common(1)[0][0]
+        if rows["discovery_auroc"].isna().all():
+            return f"Nothing can be said of this concept: {why}."
+        return f"No latent is granted the label, and none is a candidate: {why}."
     best = records(measured.nlargest(1, "auroc"))[0]
     about = f"{best['site']} · {best['latent']} at {best['role']}"
     span = f"{number(best['auroc'])} {interval(best['ci_low'], best['ci_high'])}".strip()
@@ -337,7 +339,7 @@ def _effect(row: Row) -> Figure:
 
 
 def unconfirmed(own: Row) -> str:
-    """Why a latent is not a cause of its own belief; "" when it is.
+    """Why a latent is not a cause of its own belief; "" when it is, as `transform_findings.confirmed` says.
 
     Args:
         own: its row of a SpecificityTable for the belief that its concept names.
@@ -348,12 +350,14 @@ def unconfirmed(own: Row) -> str:
     elif not own["specific"]:
         moved_more = own["margin"] <= 0
         why.append(f"{own['rival']} is moved {'more' if moved_more else 'as much within the interval'}")
+    elif not own["specific_standardised"]:
+        why.append("a rival is moved as much in units of what random latents do to it")
     if math.isnan(own["control_p"]):
         why.append("no control was moved")
-    elif own["control_p"] > CONFIRMED_P:
-        few = 1 / (1 + own["n_controls"]) > CONFIRMED_P
+    elif own["control_p"] > CAUSAL_P:
+        few = 1 / (1 + own["n_controls"]) > CAUSAL_P
         why.append(
-            f"{own['n_controls']} controls are too few for p ≤ {CONFIRMED_P}" if few
+            f"{own['n_controls']} controls are too few for p ≤ {CAUSAL_P}" if few
             else "random latents move it as far"
         )  # fmt: skip
     return "; ".join(dict.fromkeys(why))

@@ -51,19 +51,22 @@ class Outcome:
         }
 
 
-def run_study(config: StudyConfig, root: Path, report: Report) -> Outcome:
+def run_study(config: StudyConfig, root: Path, report: Report, *, last: str | None = None) -> Outcome:
     """Run every stage that is not up to date.
 
     Args:
         config: the resolved study.
         root: folder of all runs.
         report: told what each stage does.
+        last: only this stage and those that it reads; all when not given.
 
     Raises:
+        RunError: for a stage that does not exist.
         IclensError: for anything wrong in what was asked; a run in which no stage finished is removed again.
     """
+    names = NAMES if last is None else _reached_from(_known(last))
     outside = _checked(config)
-    return _bring(run_for(config, root), NAMES, outside, report)
+    return _bring(run_for(config, root), names, outside, report)
 
 
 def run_stage(path: Path, name: str, report: Report) -> Outcome:
@@ -77,10 +80,9 @@ def run_stage(path: Path, name: str, report: Report) -> Outcome:
     Raises:
         RunError: for a run or stage that does not exist.
     """
-    if name not in NAMES:
-        raise RunError(f"stage '{name}'", "unknown", nearest(name, NAMES) + ".")
+    names = _reached_from(_known(name))
     run = find_run(path)
-    return _bring(run, _reached_from(name), _checked(run.config), report)
+    return _bring(run, names, _checked(run.config), report)
 
 
 def run_track_shard(path: Path, rank: int, world: int) -> Path:
@@ -124,6 +126,12 @@ def _bring(run: RunFolder, names: tuple[str, ...], outside: Mapping[str, Hashes]
         run.discard_if_empty()
     index = run.path / FLOW[-1].folder / INDEX
     return Outcome(run.path, tuple(events), index if index.is_file() else None)
+
+
+def _known(name: str) -> str:
+    if name not in NAMES:
+        raise RunError(f"stage '{name}'", "unknown", nearest(name, NAMES) + ".")
+    return name
 
 
 def _reached_from(name: str) -> tuple[str, ...]:

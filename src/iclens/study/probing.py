@@ -98,11 +98,11 @@ def _probed(
 
 
 def _some_prompts(rows: Rows, one: Concept, n_rows: int) -> np.ndarray:
-    """Prompts with rows that the concept uses, as many of each task, with about twice `n_rows` such rows."""
+    """Prompts, ascending, with about twice `n_rows` rows that the concept uses, as many of each task."""
     label = one.contrast.label(rows)
     used = (label != 0) & (rows.example >= FIRST_EXAMPLE)
     prompts, first = np.unique(rows.prompt[used], return_index=True)
     task = rows.task[used][first]
     per_prompt = max(1.0, used.sum() / max(len(prompts), 1))
     each = max(2, round(2 * n_rows / per_prompt / max(len(np.unique(task)), 1)))
-    return np.concatenate([prompts[task == name][:each] for name in np.unique(task)])
+    return np.sort(np.concatenate([prompts[task == name][:each] for name in np.unique(task)]))

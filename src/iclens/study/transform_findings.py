@@ -36,7 +36,8 @@ def _labelled(results: Results) -> Finding:
         verdict,
         (f"Labels granted: {counts}. " if counts else "")
         + f"{len(candidates)} latents are candidates that failed a gate. Measured on {held_out} held-out "
-        f"tasks, chosen on {discovery} others. {len(moved)} of those that were moved change their own belief most.",
+        f"tasks, chosen on {discovery} others. {len(moved)} of those that were moved change their own "
+        "belief most.",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,9 @@ def _followed(
     sure = confidence(
         at_lab, chosen, label_log_prob(tracked), rows, seed=section.seed, concepts=known or CONCEPTS
     )
-    carried = transport(bench.model, bench.saes, _task_prompts(bench, tracked), chosen, seed=section.seed)
+    carried = transport(
+        bench.model, bench.saes, bench.prompts(bench.config.treated), chosen, seed=section.seed
+    )
     return sure, carried
 
 
@@ -128,18 +132,16 @@ def label_log_prob(tracked: Tracked) -> np.ndarray:
     return np.take_along_axis(tracked.probs.log_prob, index[..., None], axis=2)[..., 0]
 
 
-def _task_prompts(bench: Bench, tracked: Tracked):
-    """The tested arm's prompts of the study's own task."""
-    return bench.prompts(bench.config.treated)
-
-
 def _summary(matrix: SpecificityTable, created: CreationTable, sure: ConfidenceTable) -> dict[str, Any]:
     """What the stage says when it is done."""
     own = matrix.where(matrix["own"])
-    verdicts, counts = np.unique(created["verdict"].astype(str), return_counts=True)
-    kinds, sizes = np.unique(sure["verdict"].astype(str), return_counts=True)
+    blocks = created.where(created["source"] == "mlp_out")["verdict"].astype(str)
     return {
         "moves its own belief most": f"{int(own['specific'].sum())} of {len(own)}",
-        "MLPs at lab": dict(zip(verdicts.tolist(), counts.tolist(), strict=True)),
-        "sizes at lab": dict(zip(kinds.tolist(), sizes.tolist(), strict=True)),
+        "concepts at lab, by block": _counted(verdict.split(":")[0] for verdict in blocks),
+        "sizes at lab": _counted(kind or "not told" for kind in sure["verdict"].astype(str)),
     }
+
+
+def _counted(texts: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(texts).most_common())

@@ -143,7 +143,7 @@ def oracle(confounding: float, seed: int) -> Counts:
 
 
 def through_sae(confounding: float, seed: int) -> Counts:
-    """One run through an SAE trained on rows in which the codes are crossed; the prompts alone are confounded."""
+    """One run through an SAE trained where the codes are crossed; the prompts alone are confounded."""
     return _through_sae(confounding, 0.0, seed)
 
 

@@ -285,8 +285,9 @@ def test_a_dash_has_its_reason_in_a_note(page: Page) -> None:
 
 def test_a_confirmed_row_says_yes_and_every_other_why_not(page: Page) -> None:
     rows = table_under(page, "margin", "control p")[1:]
-    assert [row[-1].strip() for row in rows] == ["yes", *["no random latents move it as far"] * 4]
-    assert "-0.92".replace("-", "−") in rows[0][2] and "over double" in rows[0][-3]
+    assert [row[1].strip() for row in rows] == ["yes", *["no random latents move it as far"] * 4]
+    assert "over double" in rows[0][2] and "40 controls" in rows[0][3]
+    assert rows[0][5].split() == ["−0.920", "[−1.02,", "−0.820]"]
 
 
 def test_creation_names_every_source_and_the_verdict(page: Page) -> None:

@@ -101,7 +101,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         probed("latents", -1, 0.95, "below dense"), probed("dense", -1, 0.98),
     ],
     "subspaces": [
-        AT | {"representation": "latents", "of": "y", "period": 10.0, "r2": 0.6, "n_for_90": -1},
+        AT | {"representation": "latents", "of": "y", "period": 10.0, "r2": -0.1, "n_for_90": NAN},
+        AT | {"representation": "latents", "of": "y", "period": 2.0, "r2": 0.6, "n_for_90": 8.0},
     ],
     "specificity": [
         own_effect(5, -0.9, 0.7), effect(5, "double", 0.2),
@@ -211,22 +212,27 @@ def test_sparse_probes_are_compared_without_the_one_of_all_latents(found: Concep
     probes = found.concepts[0].probes
     assert probes is not None and probes.sizes == ["1", "8", "all"]
     assert probes.verdict == (
-        "The whole activation beats the best probe of latents (8 latents) by 0.0800; "
-        "latents minus dense −0.0800 [−0.0900, −0.0700]."
+        "The whole activation beats the best probe of latents (8 latents) by 0.0800 [0.0700, 0.0900]."
     )
     assert [f.value for f in probes.rows[0].aurocs] == [0.7, 0.9, 0.95]
     assert found.concepts[1].probes is None and "could be measured" in found.concepts[1].probes_reason
 
 
 @pytest.mark.parametrize(
-    ("verdict", "said"),
+    ("auroc", "verdict", "said"),
     [
-        ("above dense", "The best probe of latents (1 latent) beats the whole activation by 0.280;"),
-        ("as dense", "The best probe of latents (1 latent) and the whole activation are not told apart;"),
+        (0.99, "above dense", "(1 latent) beats the whole activation by 0.0100 [0, 0.0200]."),
+        (
+            0.97,
+            "as dense",
+            "(1 latent) and the whole activation are not told apart: latents minus whole "
+            "−0.0100 [−0.0200, 0].",
+        ),
     ],
 )
-def test_sparse_probes_may_win_or_tie(verdict: str, said: str) -> None:
-    assert study.sparse_words(table_of(ProbeTable, probed("latents", 1, 0.7, verdict)).df).startswith(said)
+def test_sparse_probes_may_win_or_tie(auroc: float, verdict: str, said: str) -> None:
+    rows = table_of(ProbeTable, probed("latents", 1, auroc, verdict)).df.round(3)
+    assert study.sparse_words(rows) == f"The best probe of latents {said}"
 
 
 def test_probes_that_cannot_be_compared_say_why() -> None:
@@ -289,7 +295,7 @@ def test_mechanism_is_laid_out_by_layer_and_source(found: ConceptsView) -> None:
     assert list(found.weights) == ["attention", "equal"]
     assert [f.value for f in found.carried[0].r2] == [0.6, 0.3]
     assert found.carried[0].difference.value == 0.3
-    assert found.periods[0].enough == "none of the sizes tried"
+    assert [row.enough for row in found.periods] == ["–", "8"]
 
 
 def test_the_page_of_a_run_is_written(found: ConceptsView, tmp_path: Path) -> None:

@@ -38,9 +38,9 @@ def test_every_representation_is_of_the_same_rows(bench, monkeypatch) -> None:
         probing._probed(bench, tracked, grid, concept("odd"), place)
     sae = bench.saes[place[0]]
     again = encode_rows(sae, seen["activation"]).latents.toarray()
-    np.testing.assert_allclose(seen["latents"].toarray(), again, atol=2e-5)
+    np.testing.assert_allclose(seen["latents"].toarray(), again, rtol=1e-4, atol=1e-4)
     down = bench.model.network.model.layers[1].mlp.down_proj.weight.detach().numpy()
-    np.testing.assert_allclose(seen["neurons"] @ down.T, seen["activation"], atol=2e-5)
+    np.testing.assert_allclose(seen["neurons"] @ down.T, seen["activation"], rtol=1e-4, atol=1e-4)
     assert len(seen["rows"]) == len(again)
     assert (np.diff(seen["rows"].prompt) >= 0).all()
 

@@ -253,7 +253,7 @@ class PeriodRow:
         period: T of its cos and sin; 2 is parity.
         r2: on held-out tasks; `reason` says why it is NaN.
         p_value: against relabelled values.
-        enough: features that reach 90 % of r2, in words.
+        enough: features that reach 90 % of r2, or a dash.
         n_features: features that were offered.
     """
 

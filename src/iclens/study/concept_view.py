@@ -138,6 +138,7 @@ def verdict_words(rows: pd.DataFrame) -> str:
     if not (granted or candidates):
         return _nothing(rows)
     said = f"{_counted(len(granted), 'latent')} granted the label, {_counted(len(candidates), 'candidate')}."
+    said = said[0].upper() + said[1:]
     kept = rows[rows["label"] == CANDIDATE].sort_values("auroc", ascending=False)
     own = [key in candidates for key in zip(kept["site"], kept["latent"], strict=True)]
     kept = kept[own].drop_duplicates(["site", "latent"])
@@ -177,7 +178,7 @@ def gates_of(reason: str) -> list[str]:
 
 
 def _counted(n: int, what: str) -> str:
-    return f"{n if n else 'no'} {what}{'' if n == 1 else 's'}"
+    return f"{n:,} {what}{'' if n == 1 else 's'}" if n else f"no {what}"
 
 
 def shown_latents(
@@ -254,7 +255,7 @@ def tuning_words(fit: Row) -> str:
         return f"No regression: {fit['reason']}."
     lost = {"the value itself": "linear_share", "parity": "parity_share"}
     if not math.isnan(fit["best_period"]) and fit["best_period"] != 2:
-        lost[f"period {number(fit['best_period'])}"] = "best_share"
+        lost[f"period {fit['best_period']:g}"] = "best_share"
     known = {what: fit[name] for what, name in lost.items() if not math.isnan(fit[name])}
     parts = [f"{number(share)} without {what}" for what, share in known.items()]
     said = f"R² {number(fit['r2'])}, in random order below {number(fit['null_q95'])}"
@@ -288,13 +289,15 @@ def sparse_words(rows: pd.DataFrame) -> str:
         return f"Latents and the whole activation cannot be compared{': ' + why.iloc[0] if len(why) else ''}."
     best = records(latents.nlargest(1, "auroc"))[0]
     size = "all latents" if best["k"] == ALL else _counted(int(best["k"]), "latent")
-    by = number(abs(best["minus_dense"]))
-    span = interval(best["minus_dense_low"], best["minus_dense_high"])
-    said = {
-        "below dense": f"The whole activation beats the best probe of latents ({size}) by {by}",
-        "above dense": f"The best probe of latents ({size}) beats the whole activation by {by}",
-    }.get(best["verdict"], f"The best probe of latents ({size}) and the whole activation are not told apart")
-    return f"{said}; latents minus dense {number(best['minus_dense'])} {span}."
+    less, low, high = (best[f"minus_dense{end}"] for end in ("", "_low", "_high"))
+    if best["verdict"] == "below dense":
+        by = f"{number(-less)} {interval(-high, -low)}"
+        return f"The whole activation beats the best probe of latents ({size}) by {by}."
+    by = f"{number(less)} {interval(low, high)}"
+    if best["verdict"] == "above dense":
+        return f"The best probe of latents ({size}) beats the whole activation by {by}."
+    said = f"The best probe of latents ({size}) and the whole activation are not told apart"
+    return f"{said}: latents minus whole {by}."
 
 
 def moved_views(rows: pd.DataFrame) -> list[MovedView]:

@@ -21,6 +21,7 @@ from iclens.dashboards.concept_view import (
     PeriodRow,
     SizeRow,
 )
+from iclens.dashboards.text import DASH
 
 PARITY = "odd"
 """The concept that parity claims are about."""
@@ -32,7 +33,7 @@ def period_rows(table: pd.DataFrame) -> list[PeriodRow]:
         PeriodRow(
             f"{row['site']} {row['role']}", row["representation"], row["of"], row["period"],
             Figure(row["r2"], reason=row["reason"]), row["p_value"],
-            "none of the sizes tried" if row["n_for_90"] < 0 else str(row["n_for_90"]), row["n_features"],
+            f"{row['n_for_90']:.0f}" if row["n_for_90"] > 0 else DASH, row["n_features"],
         )
         for row in records(table)
     ]  # fmt: skip

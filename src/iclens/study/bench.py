@@ -248,7 +248,8 @@ def check_task(config: StudyConfig) -> None:
             f"'{section.task}' has {len(section.inputs)}",
             "Ask for fewer.",
         )
-    for key, shown in (("sweep", config.sweep.donor_examples), ("patch", config.patch.donor_examples)):
+    for key in ("sweep", "patch", "transforms"):
+        shown = getattr(config, key).donor_examples
         if shown + 2 > len(section.inputs):
             raise TaskError(
                 f"{key}.donor_examples: {shown} and two queries",

@@ -40,7 +40,7 @@ FLOW = (
     Stage("identify", 8, ("model", "track", "grid", "transforms"), ("model", "saes", "other SAEs"),
           ("models", "saes", "tracking", "tasks", "transforms", "study/grid")),
     # what labelled latents do: probes, the causal matrix, what MLPs write where labels are read
-    Stage("transforms", 9, ("model", "prompts", "track", "grid", "transforms", "patch"),
+    Stage("transforms", 9, ("model", "prompts", "track", "grid", "transforms"),
           ("model", "saes", "prompts", "identify"),
           ("models", "saes", "tracking", "tasks", "transforms", "decomposition", "patching", "study/grid",
            "study/probing", "study/stages/identify")),

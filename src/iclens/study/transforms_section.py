@@ -71,6 +71,10 @@ class TransformsSection(Section):
     """Best latents of each concept whose tuning is kept and whose mechanism is followed."""
     probe_rows: int = Field(default=1200, ge=100)
     """Rows, at most, on which probes are trained and read."""
+    donor_examples: int = Field(default=12, ge=2)
+    """Examples of run A's context in which labelled latents are moved."""
+    n_pairs: int = Field(default=24, ge=4)
+    """Pairs of runs A and B in which they are moved."""
     n_controls: int = Field(default=40, ge=1)
     """Matched random latents beside each latent whose causal effects are measured."""
     seed: int = 1

@@ -83,12 +83,12 @@ def _causal_matrix(bench: Bench, table: TransformTable) -> SpecificityTable:
 
 
 def _runs(bench: Bench) -> Runs:
-    """Runs A and B of the study's task, with as many examples as patches have."""
-    section = bench.config.patch
+    """Runs A and B of the study's task, B as long as A."""
+    section, prompts = bench.config.transforms, bench.config.prompts
     return build_runs(
-        bench.model.tokenizer, bench.config.prompts.rule, recipient="S arm", n_prompts=section.n_prompts // 2,
-        donor_examples=section.donor_examples, seed=bench.config.transforms.seed,
-        inputs=bench.config.prompts.inputs, declared=bench.config.declared,
+        bench.model.tokenizer, prompts.rule, recipient="S arm", n_prompts=section.n_pairs,
+        donor_examples=section.donor_examples, seed=section.seed, inputs=prompts.inputs,
+        declared=bench.config.declared,
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def test_an_unknown_key_is_named_with_the_nearest(extra: str, key: str, nearest:
         ("track: {roles: [pre, lib]}\n", SiteError, "Nearest: lab"),
         ("track: {sites: [L1.mlp]}\n", SiteError, "mlp_out"),
         ("track: {sites: [one]}\n", SiteError, "not a site name"),
-        ("transforms: {tasks: [2x+, 3x]}\n", TaskError, "2x+"),
+        ("grid: {tasks: [2x+, 3x]}\n", TaskError, "2x+"),
         ("growth: 3\n", ConfigError, "growth"),
         ("growth: {dose_examples: 15}\n", ConfigError, "Push after 14 at most"),
         ("track: {beliefs: [agianst:3x]}\n", TaskError, "Nearest: against:3x"),

@@ -108,14 +108,7 @@ class Bench:
     @cached_property
     def mixture(self) -> Mixture | None:
         """The declared mixture that the model was trained on, when its folder holds one."""
-        file = locate(self.config.model.folder) / "mixture.yaml"
-        if not file.is_file():
-            return None
-        try:
-            return Mixture.from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
-        except yaml.YAMLError as cause:
-            line = " ".join(str(cause).split())
-            raise ConfigError(f"{file}", f"not YAML ({line})", "Mend or remove it.") from cause
+        return declared_mixture(locate(self.config.model.folder))
 
     def prompts(self, arm: str) -> PromptSet:
         """The prompts of an arm."""
@@ -138,6 +131,22 @@ class Bench:
     def decoder_norms(self) -> dict[Site, Any]:
         """Site → length of every latent's decoder row, [latent]."""
         return {Site.parse(name): norms for name, norms in self.arrays("saes", DECODER_NORMS).items()}
+
+
+def declared_mixture(folder: Path) -> Mixture | None:
+    """The mixture that a model folder declares, if any.
+
+    Raises:
+        ConfigError: when it is not YAML or no mixture.
+    """
+    file = folder / "mixture.yaml"
+    if not file.is_file():
+        return None
+    try:
+        return Mixture.from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except yaml.YAMLError as cause:
+        line = " ".join(str(cause).split())
+        raise ConfigError(f"{file}", f"not YAML ({line})", "Mend or remove it.") from cause
 
 
 def latents_file(arm: str, site: Site, role: str) -> str:

@@ -25,9 +25,10 @@ from iclens.saes.fit import mismatches
 from iclens.saes.load import CARD_FILE, Misfit, Sae, load_sae, load_sae_set
 from iclens.saes.quality import density_table, fidelity_table, figures, quality_table
 from iclens.saes.tally import Counts, tally
-from iclens.study.bench import locate
+from iclens.study.bench import declared_mixture, locate
 from iclens.study.config import ModelSection, PromptsSection, SaesSection, StudyConfig
 from iclens.study.grid import grid_prompts
+from iclens.study.transforms_section import GridSection
 from iclens.tables.quality import DensityTable, FidelityTable, QualityTable
 
 DTYPES = ("float32", "bfloat16")
@@ -68,6 +69,8 @@ def check_saes(
 ) -> Checked:  # fmt: skip
     """Load SAEs, measure them on prompts of the task grid, and refuse those that do not fit the model.
 
+    Of a model that declares its tasks (`mixture.yaml`), the grid is these.
+
     Args:
         refs: SAE sets, or single SAEs in any layout that `load_sae` takes.
         model: folder or hub name of the model.
@@ -87,8 +90,11 @@ def check_saes(
         raise ConfigError(f"dtype '{dtype}'", "unknown", nearest(dtype, DTYPES) + ".")
     loaded = load_model(locate(model), dtype=getattr(torch, dtype), device=device)
     saes = _load(refs, loaded, site, misfit)
+    mixture = declared_mixture(locate(model))
+    known = None if mixture is None else [task.name for task in mixture.tasks]
     config = StudyConfig(
         study="check",
+        grid=GridSection(tasks=known),
         model=ModelSection(folder=model),
         saes=SaesSection(folder=refs[0]),
         prompts=PromptsSection(task="2x+3"),

@@ -37,11 +37,12 @@ def of_files(folder: Path, patterns: Sequence[str] = ("**/*",)) -> dict[str, str
 
 
 def of_code(packages: Sequence[str]) -> str:
-    """Hash of the source of `iclens` packages or modules, so that changed code redoes its stage."""
+    """Hash of `iclens` packages or modules, with their YAML, so that changed code redoes its stage."""
     root = Path(iclens.__file__).parent
     sources = {}
     for package in packages:
         place = root / package
-        files = [place.with_suffix(".py")] if place.with_suffix(".py").is_file() else place.rglob("*.py")
+        module = place.with_suffix(".py")
+        files = [module] if module.is_file() else [*place.rglob("*.py"), *place.rglob("*.yaml")]
         sources |= {path.relative_to(root).as_posix(): of_file(path) for path in sorted(files)}
     return of_json(sources)

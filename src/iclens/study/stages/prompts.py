@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from iclens.errors import TaskError
 from iclens.study.bench import Bench
 from iclens.study.store import save_prompts
 from iclens.tables.pairing import check_pairing
 from iclens.tasks.prompts import build_prompts
+from iclens.tasks.rendering import spelling
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
     """Write `<arm>.parquet` and `<arm>.safetensors` for every arm."""
     section, built = bench.config.prompts, []
+    _refuse_joined_words(bench)
     for arm in section.arms:
         prompts = build_prompts(
             bench.model.tokenizer, section.rule, arm=arm, n_prompts=section.n_prompts,
@@ -28,3 +31,14 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         "prompts": section.n_prompts,
         "examples": section.n_examples,
     }
+
+
+def _refuse_joined_words(bench: Bench) -> None:
+    """Raise where a declared belief names words that this tokenizer writes with the space before them."""
+    for belief in bench.config.declared:
+        for word, written in spelling(bench.model.tokenizer, belief.words, "y").items():
+            if word != written:
+                raise TaskError(
+                    f"belief '{belief.name}'", f"this tokenizer's prompts hold '{written}' for '{word}'",
+                    "Declare a belief about numbers.",
+                )  # fmt: skip

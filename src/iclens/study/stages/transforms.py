@@ -27,13 +27,15 @@ from iclens.tables.specificity import SpecificityTable
 from iclens.tables.transforms import TransformTable
 from iclens.tracking.track import Tracked
 from iclens.transforms.chosen import best_of
-from iclens.transforms.concepts import CONCEPTS
+from iclens.transforms.concepts import CONCEPTS, IDENTITY
 from iclens.transforms.confidence import confidence
 from iclens.transforms.grid import TaskGrid
 from iclens.transforms.identity import TASK_IDENTITY
 from iclens.transforms.rows import read_rows
 
 LAB = "lab"
+OWN_ANSWER = "exact"
+"""The belief that reads the identity of the study's own task."""
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
@@ -55,12 +57,17 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
 
 
 def _causal_matrix(bench: Bench, table: TransformTable) -> SpecificityTable:
-    """Each concept's best latents, moved where they were found; those at `lab` at every example as well."""
+    """Each concept's best latents, moved where they were found; those at `lab` at every example as well.
+
+    All of it in runs of the study's own task, so of task identities only this task's are moved.
+    """
     section = bench.config.transforms
     own = {one.name: one.belief for one in asked_concepts(bench.config) if one.belief}
     own = {name: belief for name, belief in own.items() if belief in bench.config.belief_names}
+    own[IDENTITY] = OWN_ANSWER
+    elsewhere = (table["concept"] == IDENTITY) & (table["of"] != bench.config.prompts.rule.name)
     by_place: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
-    for row in best_of(table, section.shown):
+    for row in best_of(table.where(~elsewhere), section.shown):
         by_place.setdefault((row["site"], row["role"]), []).append(
             (row["latent"], row["concept"], row["label"])
         )

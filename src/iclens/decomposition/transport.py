@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse import csc_array, diags_array
-from torch import Tensor
 
 from iclens.errors import SaeError, SiteError, TableError
 from iclens.models.attention import attention_patterns, carried, output_weights
 from iclens.models.forward import record
 from iclens.models.load import LanguageModel, as_numpy
 from iclens.names import Site
+from iclens.saes.directions import decoder_directions
 from iclens.saes.encode import encode_rows, refuse_transcoder
 from iclens.saes.load import Sae
 from iclens.tables.arrays import Floats, Ints, Strings
@@ -212,7 +212,7 @@ def flow(
         batch: prompts per forward pass.
     """
     layer = latents[0][0].layer + 1
-    directions = torch.cat([decoder_direction(saes[site], latent) for site, latent in latents])
+    directions = torch.cat([decoder_directions(saes[site], np.array([latent])) for site, latent in latents])
     images = carried(model, layer, directions)
     lengths = images.norm(dim=-1)
     unit = images / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)[..., None]
@@ -226,14 +226,6 @@ def flow(
         np.concatenate(patterns), np.concatenate(amounts, axis=1), as_numpy(lengths).astype(np.float64),
         np.concatenate(actual, axis=1), np.arange(FIRST_QUERY, prompts.n_examples),
     )  # fmt: skip
-
-
-def decoder_direction(sae: Sae, latent: int) -> Tensor:
-    """What one unit of a latent adds to the decoded, decode(e_f) − decode(0), [1 d_in]."""
-    one_hot = sae.W_dec.new_zeros(1, sae.d_sae)
-    nothing = sae.decode(one_hot)
-    one_hot[0, latent] = 1.0
-    return sae.decode(one_hot) - nothing
 
 
 def _batches(

@@ -24,8 +24,8 @@ from iclens.models.forward import answer_probs, record
 from iclens.models.load import LanguageModel
 from iclens.models.tail import Tail, tails_of
 from iclens.names import position
-from iclens.patching.latents.gather import check_decoder, decoder_directions
 from iclens.patching.latents.single import matched
+from iclens.saes.directions import check_decoder, decoder_directions
 from iclens.saes.encode import refuse_transcoder
 from iclens.saes.load import Sae
 from iclens.tables.activations import LatentActs

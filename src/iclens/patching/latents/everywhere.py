@@ -28,7 +28,6 @@ from iclens.models.forward import edited_answers, record
 from iclens.models.load import LanguageModel
 from iclens.names import position
 from iclens.patching.effects import belief_log_odds, resamples
-from iclens.patching.latents.gather import check_decoder, decoder_directions
 from iclens.patching.latents.place import example_of
 from iclens.patching.latents.specificity import (
     Moved,
@@ -40,6 +39,7 @@ from iclens.patching.latents.specificity import (
 )
 from iclens.patching.residual import query_answers, up_to_query
 from iclens.patching.runs import Runs, check_tokenizer
+from iclens.saes.directions import check_decoder, decoder_directions
 from iclens.saes.encode import refuse_transcoder
 from iclens.saes.load import Sae
 from iclens.tables.answers import AnswerProbs

@@ -27,9 +27,10 @@ from torch import Tensor
 
 from iclens.errors import EditError, nearest
 from iclens.patching.effects import LEVEL, control_p_value, means, resamples
-from iclens.patching.latents.gather import Direction, LatentRuns, decoder_directions
+from iclens.patching.latents.gather import Direction, LatentRuns
 from iclens.patching.latents.single import matched, reasons
 from iclens.patching.runs import Runs
+from iclens.saes.directions import decoder_directions
 from iclens.saes.load import Sae
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.specificity import SpecificityTable

@@ -25,7 +25,8 @@ from iclens.errors import IclensError
 from iclens.study.config import StudyConfig, demo_config
 from iclens.study.pipeline import run_study
 from iclens.study.stage import Event
-from iclens.study.transform_findings import CREATED, confirmed
+from iclens.study.transform_findings import confirmed
+from iclens.tables.decomposition import CREATED
 from iclens.training.config import parse_train_config
 from iclens.training.train import train_saes
 from iclens.transforms.concepts import IDENTITY

@@ -217,6 +217,17 @@ def noise_null(seed: int) -> int:
     return len(granted(identify(acts, prompts, EVERY_CONCEPT, grid=grid, seed=0, n_resamples=100)))
 
 
+def task_null(seed: int) -> int:
+    """Labels granted to latents with a random level for each task: all that they tell apart is tasks."""
+    prompts, grid = _demo_prompts(), task_grid(demo_config())
+    rng = np.random.default_rng(seed)
+    _, task = np.unique(prompts.task, return_inverse=True)
+    level = rng.standard_normal((task.max() + 1, 60))[task].repeat(prompts.n_examples, axis=0)
+    values = np.maximum(level + 0.1 * rng.standard_normal(level.shape) - 0.5 * (np.arange(60) % 2), 0)
+    acts = as_latents(csr_array(values.astype(np.float32)), prompts)
+    return len(granted(identify(acts, prompts, EVERY_CONCEPT, grid=grid, seed=0, n_resamples=100)))
+
+
 def dealt_null(seed: int) -> int:
     """Labels granted to the built-in model's latents when each prompt gets another prompt's activations."""
     acts, prompts, grid = _model_latents()

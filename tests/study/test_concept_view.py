@@ -202,7 +202,7 @@ def test_tuning_is_in_order_of_value_with_its_regression_in_words(found: Concept
     assert (y.of, y.values, y.means, rest.values) == ("y", [1, 2], [1.0, 2.0], [-9, 1])
     assert y.words == (
         "R² 0.900, in random order below 0.200; q 0.0100. "
-        "Lost: 0.0500 without the value itself, 0.800 without parity."
+        "A line alone explains 0.0500. Lost: 0.800 without parity."
     )
     assert (x.words, rest.words) == ("No regression: 3 values, 8 needed.", "")
     assert (first.boxes[0].x, first.boxes[0].y, second.boxes) == (10, 20, [])

@@ -63,7 +63,7 @@ def test_the_documented_example_labels_what_it_says(small) -> None:
 
 
 def changed(**concept) -> dict:
-    return {"concepts": {"mine": {"positive": "y > 5"} | concept}}
+    return {"concepts": {"mine": {"positive": "y > 5", "confounds": ["odd"]} | concept}}
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,16 @@ def changed(**concept) -> dict:
         ({"declare": {"concepts": {"mine": {"meaning": "x"}}}}, "no key 'positive'"),
         ({"declare": changed(confounds=["od"])}, "confound 'od': unknown. Nearest: odd"),
         ({"declare": changed(positive="y >")}, "not an expression"),
+        ({"declare": changed(positive="y - x")}, "'y - x' is neither true nor false"),
+        ({"declare": changed(positive="[1, 2]")}, "a list by itself"),
+        ({"declare": changed(within="[1, 2]")}, "a list by itself"),
+        ({"declare": changed(positive="not " * 3000 + "numeric_y")}, "expression 'not not"),
+        ({"declare": changed(confounds=None)}, "no list of confounds"),
+        ({"declare": changed(confounds="odd")}, "no list of confounds"),
+        ({"declare": changed(confounds=3)}, "no list of confounds"),
+        ({"declare": changed(confounds=[["odd"]])}, "unknown"),
+        ({"declare": changed(confounds=["mine"])}, "the concept itself"),
+        ({"declare": {"concepts": {"": {"positive": "y > 3"}}}}, "the name is taken"),
         ({"declare": changed(positive="z > 3")}, "no fact 'z'"),
         (
             {"declare": changed(confounds=[{"name": "a", "positive": "y", "within": "x"}])},
@@ -92,6 +102,7 @@ def test_a_declaration_that_cannot_be_is_refused_in_one_line(section, says) -> N
         parse_study_config(yaml.safe_dump(declared), "study.yaml")
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300
 
 
 @pytest.mark.parametrize(
@@ -106,6 +117,18 @@ def test_a_constant_concept_is_refused_before_anything_is_loaded(positive, says)
     config = with_transforms(demo_config(), declare=changed(positive=positive))
     with pytest.raises(ConfigError, match=says):
         check_concepts(config)
+
+
+def test_a_belief_that_is_not_followed_is_refused() -> None:
+    config = with_transforms(demo_config(), declare=changed(belief="od"))
+    with pytest.raises(ConfigError, match="belief 'od' of 'mine': not followed"):
+        check_concepts(config)
+
+
+def test_a_concept_is_asked_once() -> None:
+    assert [one.name for one in asked_concepts(with_transforms(demo_config(), concepts=["odd", "odd"]))] == [
+        "odd"
+    ]
 
 
 def test_a_concept_that_is_positive_and_negative_at_once_is_refused() -> None:

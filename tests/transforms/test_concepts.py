@@ -41,7 +41,7 @@ LAB = {
     "magnitude": [-1, -1,  +1,  -1,  +1,  +1,   0,  -1],
 }  # fmt: skip
 PRE = {
-    "double": LAB["double"],
+    "double": [+1, 0, -1, 0, 0, 0, 0, 0],  # y of 2x~5 is not known yet, so nothing could match it
     "odd": [+1, 0, -1, +1, +1, 0, 0, +1],
     "numeric": LAB["numeric"],
     "offset": LAB["offset"],

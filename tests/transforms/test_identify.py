@@ -113,8 +113,12 @@ def test_figures_are_of_held_out_tasks_only(found, grid, prompts) -> None:
     rows = read_rows(prompts, ROLE, grid.rules)
     used = np.isin(rows.task, grid.held_out) & (rows.example >= 4)
     label = concept("odd").contrast.label(rows)[used]
+    decade, task = rows.y[used] // 10, rows.task[used]
+    matched = np.isin(decade, decade[label > 0]) & np.isin(decade, decade[label < 0])
     row = found.loc[("odd", "odd")]
-    assert (row["n_positive"], row["n_negative"]) == ((label > 0).sum(), (label < 0).sum())
+    sides = [matched & (label > 0), matched & (label < 0)]
+    assert (row["n_positive"], row["n_negative"]) == tuple(side.sum() for side in sides)
+    assert (row["n_positive_tasks"], row["n_negative_tasks"]) == tuple(len(set(task[s])) for s in sides)
 
 
 @pytest.mark.parametrize("kind", ["rows", "prompts", "tasks"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from iclens.transforms.identify import identify
+from iclens.transforms.identity import TASK_IDENTITY
 from iclens.transforms.rows import read_rows
 
 PLANTED = {
@@ -63,3 +64,27 @@ def test_the_identity_of_a_task_is_told_from_its_values(found, grid) -> None:
 def test_a_task_identity_says_which_rival_it_fell_to(found) -> None:
     assert found.loc[("task identity: one slope", "task identity")]["worst_confound"] in ("the slope", "")
     assert "no task" in found.loc[("task identity: one value", "task identity")]["reason"]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_latents_of_many_tasks_are_the_identity_of_none(share, grid, many_prompts, as_latents) -> None:
+    """Active on a random set of tasks: the best of them is told from the rest, and so is the next."""
+    rng = np.random.default_rng(7)
+    names, task = np.unique(many_prompts.task, return_inverse=True)
+    on = rng.random((len(names), 200)) < share
+    level = (on * (1 + rng.random(on.shape)))[task].repeat(many_prompts.n_examples, axis=0)
+    values = level * (1 + 0.2 * np.abs(rng.standard_normal(level.shape)))
+    table = identify(
+        as_latents(values, many_prompts.n_examples, "lab"), many_prompts, [TASK_IDENTITY], grid=grid, seed=0,
+        n_resamples=30,
+    )  # fmt: skip
+    assert (table["label"] == "task identity").mean() <= 0.01
+    assert (table["auroc"] > 0.9).sum() > 20  # the values alone would have passed for it
+
+
+def test_a_task_whose_labels_no_other_shows_has_no_identity(grid, many_prompts, as_latents) -> None:
+    rows = read_rows(many_prompts, "lab", grid.rules)
+    acts = as_latents((rows.task == "word:size")[:, None] * 1.0, many_prompts.n_examples, "lab")
+    table = identify(acts, many_prompts, [TASK_IDENTITY], grid=grid, seed=0, n_resamples=10)
+    assert table["label"].tolist() == [""]
+    assert "no task at AUROC" in table["reason"][0] or "needed" in table["reason"][0]

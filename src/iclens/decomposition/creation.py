@@ -31,7 +31,7 @@ from iclens.models.forward import record
 from iclens.models.load import LanguageModel
 from iclens.names import Site
 from iclens.tables.arrays import Floats, Ints
-from iclens.tables.decomposition import CreationTable
+from iclens.tables.decomposition import CREATED, CreationTable
 from iclens.tables.edits import Edit
 from iclens.tables.prompts import PromptSet
 from iclens.transforms.auroc import auroc, order_entries, resampled_clusters, sides
@@ -48,7 +48,7 @@ ABSENT, PRESENT = 0.6, 0.85
 """AUROCs below the first say that a concept is not there, those from the second on that it is."""
 FEWEST_PROMPTS = 5
 """Prompts with positives, and with negatives, that each side of the grid must have."""
-CREATED, BEFORE = "created by the MLP", "in the MLP's output, there before"
+BEFORE = "in the MLP's output, there before"
 ATTENTION, NOWHERE = "written by attention", "absent"
 UNDECIDED, NOT_MEASURED = "undecided", "not measured"
 

@@ -250,16 +250,16 @@ def _tunings(curves: pd.DataFrame, fits: pd.DataFrame) -> list[TuningView]:
 
 
 def tuning_words(fit: Row) -> str:
-    """What a regression of a tuning curve says: fit, null, and what is lost without each part."""
+    """What a regression of a tuning curve says: fit, null, the line alone, what is lost without a period."""
     if math.isnan(fit["r2"]):
         return f"No regression: {fit['reason']}."
-    lost = {"the value itself": "linear_share", "parity": "parity_share"}
+    lost = {"parity": "parity_share"}
     if not math.isnan(fit["best_period"]) and fit["best_period"] != 2:
         lost[f"period {fit['best_period']:g}"] = "best_share"
     known = {what: fit[name] for what, name in lost.items() if not math.isnan(fit[name])}
     parts = [f"{number(share)} without {what}" for what, share in known.items()]
     said = f"R² {number(fit['r2'])}, in random order below {number(fit['null_q95'])}"
-    said = f"{said}; q {number(fit['q_value'])}."
+    said = f"{said}; q {number(fit['q_value'])}. A line alone explains {number(fit['linear_share'])}."
     return f"{said} Lost: {', '.join(parts)}." if parts else said
 
 

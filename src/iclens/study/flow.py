@@ -43,7 +43,7 @@ FLOW = (
     Stage("transforms", 9, ("model", "prompts", "track", "grid", "transforms"),
           ("model", "saes", "prompts", "identify"),
           ("models", "saes", "tracking", "tasks", "transforms", "decomposition", "patching", "study/grid",
-           "study/probing", "study/stages/identify")),
+           "study/probing", "study/stages/identify", "study/stages/patch")),
     # whole residuals from run A into run B → SweepTable
     Stage("sweep", 10, ("model", "prompts", "sweep"), ("model",), ("models", "tasks", "patching")),
     # single latents from run A into run B → PatchTable

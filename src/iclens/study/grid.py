@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from iclens.errors import ConfigError, TaskError
+from iclens.errors import ConfigError, TaskError, nearest
 from iclens.study.config import StudyConfig
 from iclens.study.transforms_section import known_concepts
 from iclens.tables.prompts import PromptSet
@@ -38,7 +38,7 @@ def task_inputs(config: StudyConfig, task: Task) -> tuple[str, ...]:
         TaskError: when they are too few for a prompt.
     """
     section = config.grid
-    first, last = section.numbers or config.prompts.numbers
+    first, last = section.numbers
     low, high = section.answers or (0, 999)
     allowed = []
     for x in default_inputs(task.domain, range(first, last + 1)):
@@ -99,7 +99,7 @@ def check_concepts(config: StudyConfig) -> None:
 
     Raises:
         TaskError: when a task has too few inputs, or no task can be held out.
-        ConfigError: when a declared concept is constant on a side of the grid.
+        ConfigError: when a declared concept is constant on a side of the grid, or read by no followed belief.
     """
     grid = task_grid(config)
     asked, declared = asked_concepts(config), config.transforms.declare.get("concepts") or {}
@@ -108,6 +108,11 @@ def check_concepts(config: StudyConfig) -> None:
     for one in asked:
         if one.name not in declared:
             continue
+        if one.belief and one.belief not in config.belief_names:
+            raise ConfigError(
+                f"transforms.declare: belief '{one.belief}' of '{one.name}'", "not followed",
+                nearest(one.belief, config.belief_names),
+            )  # fmt: skip
         for side, rows in drawn.items():
             label = one.contrast.label(rows)
             for what, found in (("positive", label > 0), ("negative", label < 0)):

@@ -6,12 +6,12 @@ import pandas as pd
 
 from iclens.dashboards.view import Finding
 from iclens.study.results import Results
+from iclens.tables.decomposition import CREATED
 from iclens.transforms.chosen import CANDIDATE
 from iclens.transforms.concepts import IDENTITY
 
 CAUSAL_P = 0.05
-"""Largest `control_p` of a latent that moves its own belief."""
-CREATED = "created by the MLP"
+"""Largest `control_p`, not corrected for how many latents are moved, of one that moves its own belief."""
 
 
 def transform_findings(results: Results) -> list[Finding]:

@@ -28,8 +28,8 @@ class GridSection(Section):
 
     tasks: list[str] | None = None
     """Task specs, ranges such as {1..5}x+{0..4} allowed; the default grid when not given."""
-    numbers: tuple[int, int] | None = None
-    """First and last x of number tasks; those of `prompts` when not given."""
+    numbers: tuple[int, int] = (0, 49)
+    """First and last x of number tasks."""
     answers: tuple[int, int] | None = None
     """Least and greatest y of the grid's prompts, so that slopes have like answers; any when not given."""
     templates: list[str] = [TEMPLATE]
@@ -85,3 +85,8 @@ class TransformsSection(Section):
         for name in self.concepts or []:
             concept(name, known)
         return self
+
+    @field_validator("concepts")
+    @classmethod
+    def _each_once(cls, concepts: list[str] | None) -> list[str] | None:
+        return None if concepts is None else list(dict.fromkeys(concepts))

@@ -6,6 +6,9 @@ from typing import ClassVar
 
 from iclens.tables.frame import Column, Table
 
+CREATED = "created by the MLP"
+"""The verdict of M3 that claim 3 asks for."""
+
 
 class OperandTable(Table):
     """One row per (layer, measure): x and y in the residual that a block's MLP reads at `lab`."""

@@ -34,8 +34,11 @@ class TransformTable(Table):
         "overlap": Column("float", "Cohen's kappa of being active and the concept; negative where reversed"),
         "p_value": Column("float", "one-sided, for auroc > .5 in the direction `sign`; prompts are the unit"),
         "q_value": Column("float", "Benjamini-Hochberg over all rows that were identified together"),
-        "n_positive": Column("int", "held-out rows (prompt x example) that are positives"),
-        "n_negative": Column("int", "held-out rows that are negatives"),
+        "unmeasured": Column("str", "confounds that no held-out rows could measure"),
+        "n_positive": Column("int", "held-out positives (prompt x example) that have a matched negative"),
+        "n_negative": Column("int", "held-out negatives that have a matched positive"),
+        "n_positive_tasks": Column("int", "tasks that these positives are of"),
+        "n_negative_tasks": Column("int", "tasks that these negatives are of"),
         "label": Column("str", "the concept's name when every gate is passed, 'candidate', or empty"),
         "reason": Column("str", "the gate that failed, or why a statistic is undefined"),
     }  # fmt: skip

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from iclens.errors import ConfigError, SiteError, nearest
 from iclens.tables.arrays import Ints
-from iclens.transforms.expressions import Expression, Known, parse_expression
+from iclens.transforms.expressions import Expression, Known, parse_expression, says_yes_or_no
 from iclens.transforms.rows import Rows
 
 IDENTITY = "task identity"
@@ -101,7 +101,7 @@ def declare(declared: Mapping[str, Any], source: str, known: Sequence[Concept] =
         contrasts[name] = _contrast(name, entry, source)
     for name, entry in entries["concepts"].items():
         _keys(entry, _CONCEPT, f"concept '{name}' of {source}")
-        if name in RESERVED or name in {c.name for c in known}:
+        if not name or name in RESERVED or name in {c.name for c in known}:
             raise ConfigError(f"concept '{name}' of {source}", "the name is taken", "Choose another name.")
         contrasts[name] = _contrast(name, entry, source)
     return tuple(_concept(name, e, contrasts, source) for name, e in entries["concepts"].items())
@@ -125,19 +125,27 @@ def _keys(entry: Mapping[str, Any], allowed: Sequence[str], what: str) -> None:
 def _contrast(name: str, entry: Mapping[str, Any], source: str) -> Contrast:
     if "positive" not in entry:
         raise ConfigError(f"'{name}' of {source}", "no key 'positive'", "Say which rows are positives.")
-    positive = parse_expression(entry["positive"])
-    negative = parse_expression(entry["negative"]) if "negative" in entry else None
-    return Contrast(name, _Label(name, positive, negative))
+    sides = [parse_expression(entry[side]) for side in _CONTRAST if side in entry]
+    for side in sides:
+        if not says_yes_or_no(side):
+            raise ConfigError(
+                f"'{name}' of {source}", f"'{side.text}' is neither true nor false", "Write a comparison."
+            )
+    return Contrast(name, _Label(name, sides[0], sides[1] if len(sides) > 1 else None))
 
 
 def _concept(name: str, entry: Mapping[str, Any], contrasts: Mapping[str, Contrast], source: str) -> Concept:
     what = f"concept '{name}' of {source}"
-    confounds = []
-    for given in entry.get("confounds") or ():
+    confounds, asked = [], entry.get("confounds")
+    if not isinstance(asked, list) or not asked:
+        raise ConfigError(what, "no list of confounds", "Name what a latent must not be mistaken for.")
+    for given in asked:
+        if given == name:
+            raise ConfigError(f"{what}, confound '{given}'", "the concept itself", "Name another.")
         if isinstance(given, Mapping):
             _keys(given, (*_CONTRAST, "name"), f"a confound of {what}")
             confounds.append(_contrast(str(given.get("name", given.get("positive"))), given, source))
-        elif given not in contrasts:
+        elif not isinstance(given, str) or given not in contrasts:
             raise ConfigError(f"{what}, confound '{given}'", "unknown", nearest(str(given), contrasts))
         else:
             confounds.append(contrasts[given])

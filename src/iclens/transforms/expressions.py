@@ -28,6 +28,8 @@ from iclens.transforms.rows import Rows
 FACTS = ("x", "y", "example", "task", "family", "slope", "offset", "numeric_x", "numeric_y", "template")
 """Names that an expression may use; `transforms.rows.Rows` says what each is."""
 _CALLS = ("abs", "median")
+_SHOWN = 60
+"""Characters of an expression that an error repeats."""
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
@@ -86,14 +88,31 @@ def parse_expression(text: str) -> Expression:
     Raises:
         ConfigError: when it is no expression, or holds a name, function or form that is not allowed.
     """
+    shown = str(text) if len(str(text)) <= _SHOWN else str(text)[:_SHOWN] + " …"
     try:
         tree = ast.parse(str(text).strip(), mode="eval").body
-    except (SyntaxError, ValueError) as cause:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as cause:
         raise ConfigError(
-            f"expression '{text}'", "not an expression", "Write for example y % 2 == 1."
+            f"expression '{shown}'", "not an expression", "Write for example y % 2 == 1."
         ) from cause
-    _check(tree, str(text))
+    if isinstance(tree, ast.List | ast.Tuple):
+        raise ConfigError(f"expression '{shown}'", "a list by itself", "Say what is in it: slope in [1, 3].")
+    try:
+        _check(tree, shown)
+    except RecursionError as cause:
+        raise ConfigError(f"expression '{shown}'", "too deep", "Write it shorter.") from cause
     return Expression(str(text), tree)
+
+
+def says_yes_or_no(expression: Expression) -> bool:
+    """Whether an expression is true or false by its form, and not a number or a text."""
+    match expression.tree:
+        case ast.Compare() | ast.BoolOp() | ast.UnaryOp(op=ast.Not()):
+            return True
+        case ast.Name(id=name):
+            return name.startswith("numeric_")
+        case _:
+            return False
 
 
 def _check(node: ast.expr, text: str) -> None:

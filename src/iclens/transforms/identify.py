@@ -20,7 +20,7 @@ from iclens.errors import TableError
 from iclens.tables.activations import LatentActs
 from iclens.tables.prompts import PromptSet
 from iclens.tables.transforms import TransformTable
-from iclens.transforms.concepts import Concept
+from iclens.transforms.concepts import IDENTITY, Concept
 from iclens.transforms.grid import TaskGrid
 from iclens.transforms.identity import EVERY_CONCEPT, TASK_IDENTITY, measure_identity
 from iclens.transforms.measure import measure, split_rows
@@ -39,6 +39,8 @@ class Gates:
             rows tell the two apart that no label is granted, whatever they say.
         promising: least AUROC, on discovery and on held-out tasks, to be called a candidate.
         prompts: least number of held-out prompts with positives, and with negatives.
+        tasks: least number of held-out tasks that the matched positives, and the negatives, are of: one
+            alone cannot tell a concept from its own identity. It does not hold for `task identity`.
     """
 
     auroc: float = 0.90
@@ -47,6 +49,7 @@ class Gates:
     confounding: float = 0.70
     promising: float = 0.75
     prompts: int = 5
+    tasks: int = 2
 
 
 def identify(
@@ -162,6 +165,10 @@ def _failed_gates(row: dict[str, Any], q: float, gates: Gates) -> list[str]:
             f"design confounds it with {row['confounded_with']}, V {row['confounding']:.2f} above "
             f"{gates.confounding:.2f}"
         )
+    if row["concept"] != IDENTITY:
+        for side in ("positive", "negative"):
+            if row[f"n_{side}_tasks"] < gates.tasks:
+                failed.append(f"{side}s of {row[f'n_{side}_tasks']} held-out task, {gates.tasks} needed")
     if not row["q_value"] <= q:
         failed.append(f"q {row['q_value']:.3f} above {q:.2f}")
     return failed

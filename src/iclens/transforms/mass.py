@@ -14,6 +14,7 @@ from scipy.sparse import coo_array, csr_array
 
 from iclens.errors import TableError
 from iclens.tables.activations import LatentActs
+from iclens.tables.arrays import Ints
 from iclens.tables.transforms import MassTable
 from iclens.transforms.auroc import resampled_clusters
 from iclens.transforms.concepts import DETECTION, EXECUTION
@@ -52,7 +53,7 @@ def role_mass(
     known = ~np.isnan(share)
     low, high = np.full(len(share), np.nan), np.full(len(share), np.nan)
     low[known], high[known] = np.nanquantile(again[:, known], (0.025, 0.975), axis=0)
-    n_active = sum(np.bincount(acts.index, minlength=lab.d_sae) for acts in (lab, pre))
+    n_active = sum(_active_rows(acts, first_example) for acts in (lab, pre))
     told = known & (n_active >= FEWEST)
     kind = np.full(len(share), "", dtype=object)
     kind[told & (low >= SHARE)], kind[told & (high <= 1 - SHARE)] = DETECTION, EXECUTION
@@ -60,6 +61,12 @@ def role_mass(
     columns = {"lab_share": share, "ci_low": low, "ci_high": high, "n_active": n_active, "kind": kind}
     site = np.full(len(share), str(lab.site), dtype=object)
     return MassTable(columns | {"site": site, "latent": np.arange(lab.d_sae), "reason": reason})
+
+
+def _active_rows(acts: LatentActs, first_example: int) -> Ints:
+    """Rows that count in which each latent is active, [latent]."""
+    example = np.repeat(np.arange(len(acts.indptr) - 1) % acts.n_examples, np.diff(acts.indptr))
+    return np.bincount(acts.index[example >= first_example], minlength=acts.d_sae)
 
 
 def _by_prompt(acts: LatentActs, first_example: int) -> csr_array:

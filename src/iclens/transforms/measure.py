@@ -28,6 +28,8 @@ UNDEFINED = (
     "confounding", "effect_size", "mutual_info_nats", "overlap",
 )  # fmt: skip
 """Columns that are NaN where there is too little to measure."""
+COUNTS = ("n_positive", "n_negative", "n_positive_tasks", "n_negative_tasks")
+"""Columns that count what is compared."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,16 @@ class Split:
     def prompt(self) -> Ints:
         """Prompt of each row, renumbered from 0, [row]."""
         return np.unique(self.rows.prompt, return_inverse=True)[1]
+
+    @property
+    def matched(self) -> NDArray[np.bool_]:
+        """Whether a row of the other side stands in the row's stratum, [row]."""
+        _, stratum = np.unique(self.stratum, return_inverse=True)
+        n_positive = np.bincount(stratum, weights=self.positive)
+        other = np.where(
+            self.positive, np.bincount(stratum)[stratum] - n_positive[stratum], n_positive[stratum]
+        )
+        return other > 0
 
     def n_prompts(self, side: NDArray[np.bool_]) -> int:
         """Prompts with a row in `side` [row]."""
@@ -89,13 +101,17 @@ def measure(
         column → [latent]; `reason` says why nothing could be measured, and is empty where it was.
     """
     _, n_latents = cast("tuple[int, int]", held.acts.shape)
+    matched = held.matched
     columns: dict[str, Any] = {
-        "n_positive": np.full(n_latents, held.positive.sum()),
-        "n_negative": np.full(n_latents, (~held.positive).sum()),
-    }
+        f"n_{side}{what}": np.full(n_latents, count)
+        for side, mask in (("positive", held.positive), ("negative", ~held.positive))
+        for what, count in (
+            ("", (matched & mask).sum()), ("_tasks", len(np.unique(held.rows.task[matched & mask])))
+        )
+    }  # fmt: skip
     lack = _lack(found, held, fewest_prompts)
     if lack:
-        texts = {"worst_confound": "", "confounded_with": "", "reason": lack}
+        texts = {"worst_confound": "", "confounded_with": "", "unmeasured": "", "reason": lack}
         columns |= {name: np.full(n_latents, text, dtype=object) for name, text in texts.items()}
         columns |= {name: np.full(n_latents, np.nan) for name in UNDEFINED}
         return columns | {"sign": np.ones(n_latents, dtype=np.int64)}
@@ -109,7 +125,7 @@ def measure(
     low, high = np.quantile(again, (0.025, 0.975), axis=1)
     labels = np.array([confound.label(held.rows) for confound in concept.confounds], dtype=np.int64)
     labels = labels.reshape(-1, len(held.rows)).T
-    worst, confound = _worst_confound(concept, held, labels)
+    worst, confound, unmeasured = _worst_confound(concept, held, labels)
     design, with_ = _most_confounded(concept, held, labels)
     found_out = scores(held.acts, held.positive, held.stratum)
     return columns | {
@@ -120,6 +136,7 @@ def measure(
         "discovery_auroc": np.maximum(chosen, 1 - chosen),
         "worst_confound": worst,
         "confound_auroc": confound,
+        "unmeasured": np.full(n_latents, unmeasured, dtype=object),
         "confounding": np.full(n_latents, design),
         "confounded_with": np.full(n_latents, with_, dtype=object),
         "effect_size": found_out.effect_size,
@@ -135,7 +152,7 @@ def _lack(found: Split, held: Split, fewest_prompts: int) -> str:
         for what, mask in (("positives", side.positive), ("negatives", ~side.positive)):
             if side.n_prompts(mask) < fewest_prompts:
                 return f"{what} in {side.n_prompts(mask)} {where} prompts, {fewest_prompts} needed"
-        if not np.isin(side.stratum[side.positive], side.stratum[~side.positive]).any():
+        if not side.matched.any():
             return f"no {where} positive has a matched negative"
     return ""
 
@@ -144,23 +161,26 @@ def _most_confounded(concept: Concept, held: Split, labels: Ints) -> tuple[float
     """The largest Cramér's V between the concept and one of its confounds [row confound], and which one."""
     found = confounding(held.positive, held.stratum, labels)
     if np.isnan(found).all():
-        return 0.0, ""
+        return np.nan, ""
     most = int(np.nanargmax(found))
     return float(found[most]), concept.confounds[most].name
 
 
-def _worst_confound(concept: Concept, held: Split, labels: Ints) -> tuple[NDArray[np.object_], Floats]:
-    """Name and max(a, 1 − a) of the confound [row confound] answered to most.
+def _worst_confound(concept: Concept, held: Split, labels: Ints) -> tuple[NDArray[np.object_], Floats, str]:
+    """Name and max(a, 1 − a) of the confound [row confound] answered to most, and which cannot be measured.
 
     Only rows are compared that are equal in the concept's label and in what it holds fixed.
     """
+    _, n_latents = cast("tuple[int, int]", held.acts.shape)
+    names = np.array([confound.name for confound in concept.confounds], dtype=object)
     order = order_entries(held.acts, 2 * concept.fixed(held.rows) + held.positive)
-    found = auroc(order, (labels > 0).astype(np.float64), (labels < 0).astype(np.float64))
-    strength = np.fmax(found, 1 - found)
+    strength = np.full((n_latents, len(names)), np.nan)
+    if len(names):
+        found = auroc(order, (labels > 0).astype(np.float64), (labels < 0).astype(np.float64))
+        strength = np.fmax(found, 1 - found)
     known = ~np.isnan(strength).any(axis=0)
-    n_latents = len(strength)
+    unmeasured = ", ".join(names[~known])
     if not known.any():
-        return np.full(n_latents, "", dtype=object), np.full(n_latents, np.nan)
-    names = np.array([confound.name for confound in concept.confounds], dtype=object)[known]
+        return np.full(n_latents, "", dtype=object), np.full(n_latents, np.nan), unmeasured
     worst = strength[:, known].argmax(axis=1)
-    return names[worst], strength[:, known][np.arange(n_latents), worst]
+    return names[known][worst], strength[:, known][np.arange(n_latents), worst], unmeasured

@@ -18,9 +18,10 @@ from iclens.tables.transforms import MassTable, OperandMapTable, TransformTable,
 from iclens.tables.tuning import TuningTable
 from iclens.tracking.track import Place, Tracked, track
 from iclens.transforms.chosen import best_of, granted
+from iclens.transforms.concepts import IDENTITY
 from iclens.transforms.grid import TaskGrid, slope_marginals
 from iclens.transforms.helix import fit_tunings
-from iclens.transforms.identify import identify_all
+from iclens.transforms.identify import Gates, identify_all
 from iclens.transforms.mass import role_mass
 from iclens.transforms.rows import read_rows
 from iclens.transforms.selectivity import AXES, operand_map, task_means, tuning
@@ -67,7 +68,14 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         "candidates": int((table["label"] == "candidate").sum()),
         "tasks": {"discovery": len(grid.discovery), "held out": len(grid.held_out)},
         "labels found in other SAEs": _share(steady),
+        "no label possible (V)": _confounded(table) or "none",
     }
+
+
+def _confounded(table: TransformTable) -> list[str]:
+    """Concepts whose design is so confounded at a role that no label can be granted there."""
+    beyond = table.where((table["confounding"] > Gates().confounding) & (table["concept"] != IDENTITY))
+    return sorted({f"{c} at {r}" for c, r in zip(beyond["concept"], beyond["role"], strict=True)})
 
 
 def _identified(bench: Bench, tracked: Tracked, grid: TaskGrid) -> TransformTable:

@@ -11,7 +11,7 @@ import numpy as np
 
 from iclens.decomposition.creation import creation
 from iclens.decomposition.operands import operands
-from iclens.decomposition.transport import transport
+from iclens.decomposition.transport import READ_BY_THE_NEXT, transport
 from iclens.names import Site
 from iclens.patching.latents.everywhere import ablate_everywhere
 from iclens.patching.latents.gather import gather
@@ -21,6 +21,7 @@ from iclens.study.bench import Bench
 from iclens.study.grid import asked_concepts, task_grid
 from iclens.study.probing import probe_tables
 from iclens.study.stages.identify import tracked_grid
+from iclens.study.stages.patch import TAIL_HOOKS
 from iclens.tables.decomposition import CreationTable, OperandTable
 from iclens.tables.flow import ConfidenceTable, TransportTable
 from iclens.tables.specificity import SpecificityTable
@@ -34,6 +35,8 @@ from iclens.transforms.identity import TASK_IDENTITY
 from iclens.transforms.rows import read_rows
 
 LAB = "lab"
+EVERYWHERE_CONTROLS = 19
+"""Controls, at most, of an ablation at every example, by full passes; with 19, p can be .05."""
 OWN_ANSWER = "exact"
 """The belief that reads the identity of the study's own task."""
 
@@ -53,7 +56,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     sure, carried = _followed(bench, tracked, grid, table)
     sure.save(folder / "confidence.parquet")
     carried.save(folder / "transport.parquet")
-    return _summary(matrix, created, sure)
+    return _summary(matrix, created, sure) | {"sites not moved or followed": _left_out(bench)}
 
 
 def _causal_matrix(bench: Bench, table: TransformTable) -> SpecificityTable:
@@ -74,7 +77,7 @@ def _causal_matrix(bench: Bench, table: TransformTable) -> SpecificityTable:
     parts, runs = [], _runs(bench)
     for (site, role), chosen in by_place.items():
         sae = bench.saes[Site.parse(site)]
-        if sae.target is not None:
+        if sae.site.hook not in TAIL_HOOKS:
             continue
         both = [
             gather(bench.model, sae, runs, role=role, direction=direction, seed=section.seed)
@@ -83,10 +86,16 @@ def _causal_matrix(bench: Bench, table: TransformTable) -> SpecificityTable:
         parts.append(specificity(both, chosen, own, n_controls=section.n_controls, seed=section.seed))
         if role == LAB:
             parts.append(ablate_everywhere(
-                bench.model, sae, runs, chosen, own, role=role, n_controls=min(10, section.n_controls),
-                seed=section.seed,
+                bench.model, sae, runs, chosen, own, role=role,
+                n_controls=min(EVERYWHERE_CONTROLS, section.n_controls), seed=section.seed,
             ))  # fmt: skip
     return SpecificityTable.concat(parts)
+
+
+def _left_out(bench: Bench) -> list[str] | str:
+    """Followed sites at which latents cannot be moved, or whose values no next block reads."""
+    able = set(TAIL_HOOKS) & set(READ_BY_THE_NEXT)
+    return [site.short for site in bench.saes if site.hook not in able] or "none"
 
 
 def _runs(bench: Bench) -> Runs:
@@ -120,15 +129,14 @@ def _followed(
     section = bench.config.transforms
     best = best_of(table, section.shown, role=LAB)
     chosen = [(Site.parse(row["site"]), row["latent"], row["concept"]) for row in best]
+    read = [one for one in chosen if one[0].hook in READ_BY_THE_NEXT]
     rows = read_rows(tracked.prompts, LAB, grid.rules)
     at_lab = [acts for (_, role), acts in tracked.latents.items() if role == LAB]
     known = [one for one in asked_concepts(bench.config) if one is not TASK_IDENTITY]
     sure = confidence(
         at_lab, chosen, label_log_prob(tracked), rows, seed=section.seed, concepts=known or CONCEPTS
     )
-    carried = transport(
-        bench.model, bench.saes, bench.prompts(bench.config.treated), chosen, seed=section.seed
-    )
+    carried = transport(bench.model, bench.saes, bench.prompts(bench.config.treated), read, seed=section.seed)
     return sure, carried
 
 

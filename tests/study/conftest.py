@@ -26,7 +26,7 @@ prompts: {{task: 2x+3, arms: [T, S, D, W], n_prompts: 40, n_examples: 6}}
 track: {{roles: [pre, lab], batch: 8, beliefs: ["against:word:size", "y>=50"]}}
 growth: {{shortlist: 12, dose_latents: 2, dose_prompts: 6, n_controls: 8}}
 grid: {{n_prompts: 2, n_examples: 6, tasks: [2x, 2x+1, 2x+3, x+1, x+2, 3x, 3x+1, word:parity]}}
-transforms: {{shown: 1, probe_rows: 200, n_controls: 4, donor_examples: 3, n_pairs: 6}}
+transforms: {{shown: 1, layers: [1, 2], probe_rows: 200, n_controls: 4, donor_examples: 3, n_pairs: 6}}
 sweep:
   {{donor_examples: 3, n_prompts: 4, roles: [pre, lab], ablations: [[zero, pre], [resample, all positions]],
     ladder_steps: 1, ladder_controls: 1, n_needed: 2}}

@@ -69,6 +69,8 @@ class TransformsSection(Section):
     """Further SAE sets of the model, of other seeds or widths, in which every label is looked for again."""
     shown: int = Field(default=4, ge=1)
     """Best latents of each concept whose tuning is kept and whose mechanism is followed."""
+    layers: list[int] | None = None
+    """Blocks whose MLPs and attention are taken apart at `lab`; all when not given."""
     probe_rows: int = Field(default=1200, ge=100)
     """Rows, at most, on which probes are trained and read."""
     donor_examples: int = Field(default=12, ge=2)

@@ -43,6 +43,8 @@ OWN_ANSWER = "exact"
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
     """Write probes and period subspaces, the causal matrix, and the tables of the MLP decomposition."""
+    for layer in bench.config.transforms.layers or ():
+        bench.model.check_site(Site(layer, "mlp_out"))
     grid, tracked = task_grid(bench.config), tracked_grid(bench)
     table = TransformTable.load(bench.of("identify") / "transforms.parquet")
     probes, subspaces = probe_tables(bench, tracked, grid, table)
@@ -112,7 +114,7 @@ def _decomposed(bench: Bench, tracked: Tracked, grid: TaskGrid) -> tuple[Operand
     """M1 to M4 at every block."""
     seed, batch = bench.config.transforms.seed, bench.config.track.batch
     rows = read_rows(tracked.prompts, LAB, grid.rules)
-    layers = list(range(bench.model.n_blocks))
+    layers = bench.config.transforms.layers or list(range(bench.model.n_blocks))
     asked = [one for one in asked_concepts(bench.config) if one is not TASK_IDENTITY]
     read = operands(bench.model, tracked.prompts, rows, layers=layers, seed=seed, batch=batch)
     created = creation(

@@ -42,11 +42,11 @@ from iclens.tracking.track import track
 from iclens.training.config import Optimisation, SaeSpec
 from iclens.training.data.scaling import Scaling
 from iclens.training.steps.build import build_step
-from iclens.transforms.chosen import granted
 from iclens.transforms.concepts import Concept, Contrast, everywhere, signed
 from iclens.transforms.grid import TaskGrid, split_grid
-from iclens.transforms.identify import identify
-from iclens.transforms.identity import EVERY_CONCEPT
+from iclens.transforms.labels.chosen import granted
+from iclens.transforms.labels.identify import identify
+from iclens.transforms.labels.identity import EVERY_CONCEPT
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFOUNDING = (0.0, 0.3, 0.5, 0.7, 0.9)

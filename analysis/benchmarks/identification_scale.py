@@ -25,8 +25,8 @@ from iclens.tasks.prompts import draw_examples
 from iclens.tasks.spec import parse_task
 from iclens.transforms.concepts import Concept, concept
 from iclens.transforms.grid import DEFAULT_SPECS, TaskGrid, split_grid
-from iclens.transforms.identify import identify
-from iclens.transforms.measure import split_rows
+from iclens.transforms.labels.identify import identify
+from iclens.transforms.labels.measure import split_rows
 from iclens.transforms.rows import Rows, read_rows
 
 CONCEPTS = tuple(concept(name) for name in ("double", "odd", "numeric", "offset", "magnitude"))

@@ -34,11 +34,11 @@ from iclens.tables.arrays import Floats, Ints
 from iclens.tables.decomposition import CREATED, CreationTable
 from iclens.tables.edits import Edit
 from iclens.tables.prompts import PromptSet
-from iclens.transforms.auroc import auroc, order_entries, resampled_clusters, sides
 from iclens.transforms.concepts import Concept
-from iclens.transforms.folds import deal_tasks, spread_prompts
 from iclens.transforms.grid import TaskGrid
-from iclens.transforms.probes import PENALTIES, within_strata
+from iclens.transforms.labels.auroc import auroc, order_entries, resampled_clusters, sides
+from iclens.transforms.reading.folds import deal_tasks, spread_prompts
+from iclens.transforms.reading.probes import PENALTIES, within_strata
 from iclens.transforms.rows import Rows
 
 SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")

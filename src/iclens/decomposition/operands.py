@@ -25,7 +25,7 @@ from iclens.models.load import LanguageModel
 from iclens.names import Site
 from iclens.tables.decomposition import OperandTable
 from iclens.tables.prompts import PromptSet
-from iclens.transforms.folds import spread_prompts
+from iclens.transforms.reading.folds import spread_prompts
 from iclens.transforms.rows import Rows
 
 UNRELATED = ("parity", "random")

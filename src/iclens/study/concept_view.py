@@ -40,8 +40,8 @@ from iclens.study.mechanism_view import (
 )
 from iclens.study.results import Results
 from iclens.study.transform_findings import CAUSAL_P, confirmed
-from iclens.transforms.chosen import CANDIDATE
 from iclens.transforms.concepts import IDENTITY, Concept
+from iclens.transforms.labels.chosen import CANDIDATE
 
 ALL, JOINT = -1, -1
 """A probe of every feature; all chosen latents of a concept, moved together."""

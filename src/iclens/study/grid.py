@@ -14,7 +14,7 @@ from iclens.tasks.rules import Task, default_inputs
 from iclens.tasks.spec import expand, parse_task
 from iclens.transforms.concepts import FORMAT, Concept, concept
 from iclens.transforms.grid import DEFAULT_SPECS, TaskGrid, split_grid
-from iclens.transforms.identity import TASK_IDENTITY
+from iclens.transforms.labels.identity import TASK_IDENTITY
 from iclens.transforms.rows import Rows, rows_of
 
 GRID_ARM = "grid"

@@ -22,10 +22,10 @@ from iclens.tables.tuning import SubspaceTable
 from iclens.tracking.track import Tracked
 from iclens.transforms.concepts import Concept
 from iclens.transforms.grid import TaskGrid
-from iclens.transforms.identity import TASK_IDENTITY
-from iclens.transforms.probes import probe
+from iclens.transforms.labels.identity import TASK_IDENTITY
+from iclens.transforms.reading.probes import probe
+from iclens.transforms.reading.subspace import period_subspaces
 from iclens.transforms.rows import FIRST_EXAMPLE, Rows, read_rows
-from iclens.transforms.subspace import period_subspaces
 
 MAX_FOLDS = 6
 """Folds of a probe at most; each holds out whole tasks."""

@@ -7,8 +7,8 @@ import pandas as pd
 from iclens.dashboards.view import Finding
 from iclens.study.results import Results
 from iclens.tables.decomposition import CREATED
-from iclens.transforms.chosen import CANDIDATE
 from iclens.transforms.concepts import IDENTITY
+from iclens.transforms.labels.chosen import CANDIDATE
 
 CAUSAL_P = 0.05
 """Largest `control_p`, not corrected for how many latents are moved, of one that moves its own belief."""

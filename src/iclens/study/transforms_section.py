@@ -11,7 +11,7 @@ from iclens.study.section import Roles, Section
 from iclens.tasks.rendering import parse_template
 from iclens.tasks.spec import expand, parse_task
 from iclens.transforms.concepts import Concept, concept, declare
-from iclens.transforms.identity import EVERY_CONCEPT
+from iclens.transforms.labels.identity import EVERY_CONCEPT
 
 
 def known_concepts(declared: dict[str, Any]) -> tuple[Concept, ...]:

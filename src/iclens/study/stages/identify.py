@@ -17,15 +17,15 @@ from iclens.tables.stability import StabilityTable
 from iclens.tables.transforms import MassTable, OperandMapTable, TransformTable, TuningCurveTable
 from iclens.tables.tuning import TuningTable
 from iclens.tracking.track import Place, Tracked, track
-from iclens.transforms.chosen import best_of, granted
 from iclens.transforms.concepts import IDENTITY
 from iclens.transforms.grid import TaskGrid, slope_marginals
-from iclens.transforms.helix import fit_tunings
-from iclens.transforms.identify import Gates, identify_all
-from iclens.transforms.mass import role_mass
+from iclens.transforms.labels.chosen import best_of, granted
+from iclens.transforms.labels.identify import Gates, identify_all
+from iclens.transforms.labels.mass import role_mass
+from iclens.transforms.labels.stability import stability
+from iclens.transforms.reading.helix import fit_tunings
+from iclens.transforms.reading.selectivity import AXES, operand_map, task_means, tuning
 from iclens.transforms.rows import read_rows
-from iclens.transforms.selectivity import AXES, operand_map, task_means, tuning
-from iclens.transforms.stability import stability
 
 TASK_MEANS, GRID = "task_means.safetensors", "grid.json"
 

@@ -27,11 +27,11 @@ from iclens.tables.flow import ConfidenceTable, TransportTable
 from iclens.tables.specificity import SpecificityTable
 from iclens.tables.transforms import TransformTable
 from iclens.tracking.track import Tracked
-from iclens.transforms.chosen import best_of
 from iclens.transforms.concepts import CONCEPTS, IDENTITY
-from iclens.transforms.confidence import confidence
 from iclens.transforms.grid import TaskGrid
-from iclens.transforms.identity import TASK_IDENTITY
+from iclens.transforms.labels.chosen import best_of
+from iclens.transforms.labels.identity import TASK_IDENTITY
+from iclens.transforms.reading.confidence import confidence
 from iclens.transforms.rows import read_rows
 
 LAB = "lab"

@@ -13,7 +13,7 @@ from iclens.tables.flow import ConfidenceTable
 from iclens.tables.prompts import PromptSet
 from iclens.tasks.spec import parse_task
 from iclens.transforms.concepts import concept
-from iclens.transforms.confidence import (
+from iclens.transforms.reading.confidence import (
     confidence,
     partial_correlations,
     resampled_covariances,

@@ -8,7 +8,7 @@ from scipy.sparse import csr_array
 from scipy.stats import norm, rankdata
 from sklearn.metrics import roc_auc_score
 
-from iclens.transforms.auroc import auroc, cluster_z, order_entries, resampled_clusters, sides
+from iclens.transforms.labels.auroc import auroc, cluster_z, order_entries, resampled_clusters, sides
 
 seeds = st.integers(0, 10_000)
 
@@ -92,7 +92,7 @@ def test_many_columns_are_the_columns_one_by_one(monkeypatch) -> None:
     p, n = weight * positive[:, None], weight * ~positive[:, None]
     alone = np.column_stack([auroc(order, p[:, [k]], n[:, [k]])[:, 0] for k in range(7)])
     np.testing.assert_allclose(auroc(order, p, n), alone, atol=1e-12)
-    monkeypatch.setattr("iclens.transforms.auroc._CELLS", 20)  # a few entries at a time
+    monkeypatch.setattr("iclens.transforms.labels.auroc._CELLS", 20)  # a few entries at a time
     np.testing.assert_allclose(auroc(order, p, n), alone, atol=1e-12)
 
 

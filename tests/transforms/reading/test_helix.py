@@ -8,7 +8,7 @@ from iclens.errors import ConfigError, TableError
 from iclens.names import Site
 from iclens.tables.activations import LatentActs
 from iclens.tasks.spec import parse_task
-from iclens.transforms.helix import Curves, fit_tunings, helix_regression, tuning_curves
+from iclens.transforms.reading.helix import Curves, fit_tunings, helix_regression, tuning_curves
 from iclens.transforms.rows import rows_of
 
 V = np.arange(100)
@@ -84,7 +84,7 @@ def test_p_value_counts_orders_in_which_a_value_keeps_its_rows() -> None:
 def test_chunks_do_not_matter(monkeypatch) -> None:
     means = np.random.default_rng(3).random((7, 100))
     whole = helix_regression(curves(*means), seed=0, n_null=20)
-    monkeypatch.setattr("iclens.transforms.helix._AT_ONCE", 3)
+    monkeypatch.setattr("iclens.transforms.reading.helix._AT_ONCE", 3)
     parts = helix_regression(curves(*means), seed=0, n_null=20)
     for name in ("r2", "p_value", "null_q95", "period_share"):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-6)

@@ -29,7 +29,7 @@ from iclens.errors import TableError
 from iclens.names import Site
 from iclens.tables.arrays import Floats, Ints, expect_shape
 from iclens.tables.tuning import SubspaceTable
-from iclens.transforms.helix import PERIODS, fits_in, waves
+from iclens.transforms.reading.helix import PERIODS, fits_in, waves
 
 Matrix = csr_array | Floats
 SIZES = (1, 2, 4, 8, 16, 32, 64)

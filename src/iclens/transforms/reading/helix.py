@@ -29,8 +29,8 @@ from iclens.errors import ConfigError, TableError
 from iclens.tables.activations import LatentActs
 from iclens.tables.arrays import Floats, Ints, expect_shape
 from iclens.tables.tuning import TuningTable
+from iclens.transforms.reading.selectivity import AXES
 from iclens.transforms.rows import FIRST_EXAMPLE, Rows
-from iclens.transforms.selectivity import AXES
 
 PERIODS = (2, 5, 10, 25, 50, 100)
 """Periods that other work found in numbers' representations: parity, the last digit, and coarser ones."""

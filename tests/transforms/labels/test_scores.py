@@ -8,7 +8,7 @@ from scipy.sparse import csr_array
 from sklearn.metrics import cohen_kappa_score, mutual_info_score
 
 from iclens.errors import TableError
-from iclens.transforms.scores import confounding, overlap_weights, scores
+from iclens.transforms.labels.scores import confounding, overlap_weights, scores
 
 seeds = st.integers(0, 10_000)
 

@@ -5,8 +5,8 @@ from iclens.errors import TableError
 from iclens.tables.transforms import TransformTable
 from iclens.transforms.concepts import CONCEPTS, concept
 from iclens.transforms.grid import TaskGrid
-from iclens.transforms.identify import Gates, identify, identify_all
-from iclens.transforms.identity import EVERY_CONCEPT
+from iclens.transforms.labels.identify import Gates, identify, identify_all
+from iclens.transforms.labels.identity import EVERY_CONCEPT
 from iclens.transforms.rows import read_rows
 
 ROLE = "lab"

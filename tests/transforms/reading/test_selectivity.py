@@ -5,7 +5,7 @@ from iclens.errors import SiteError, TableError
 from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE
 from iclens.tables.prompts import PromptSet
 from iclens.tasks.spec import parse_task
-from iclens.transforms.selectivity import operand_map, task_means, tuning
+from iclens.transforms.reading.selectivity import operand_map, task_means, tuning
 
 RULES = {name: parse_task(name) for name in ("3x", "word:parity")}
 X = np.array([["1", "2", "2"], ["5", "4", "2"], ["0", "1", "2"]])

@@ -1,7 +1,7 @@
 import numpy as np
 
 from iclens.tables.transforms import TransformTable
-from iclens.transforms.chosen import best_of, granted
+from iclens.transforms.labels.chosen import best_of, granted
 
 
 def table(rows):

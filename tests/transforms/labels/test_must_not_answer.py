@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from iclens.transforms.identify import identify
-from iclens.transforms.identity import TASK_IDENTITY
+from iclens.transforms.labels.identify import identify
+from iclens.transforms.labels.identity import TASK_IDENTITY
 from iclens.transforms.rows import read_rows
 
 PLANTED = {

@@ -18,10 +18,10 @@ from scipy.sparse import csr_array
 from scipy.stats import norm
 
 from iclens.tables.arrays import Floats, Ints
-from iclens.transforms.auroc import auroc, cluster_z, order_entries, resampled_clusters, sides
 from iclens.transforms.concepts import Concept
+from iclens.transforms.labels.auroc import auroc, cluster_z, order_entries, resampled_clusters, sides
+from iclens.transforms.labels.scores import confounding, scores
 from iclens.transforms.rows import Rows
-from iclens.transforms.scores import confounding, scores
 
 UNDEFINED = (
     "auroc", "ci_low", "ci_high", "discovery_auroc", "confound_auroc", "p_value",

@@ -6,7 +6,7 @@ from scipy.sparse import csr_array
 
 from iclens.errors import ConfigError, TableError
 from iclens.names import Site
-from iclens.transforms.subspace import fit_subspaces, period_subspaces
+from iclens.transforms.reading.subspace import fit_subspaces, period_subspaces
 
 ASKED = {"seed": 0, "periods": (2, 10), "n_null": 20}
 

@@ -22,8 +22,8 @@ from iclens.tables.prompts import PromptSet
 from iclens.tables.transforms import TransformTable
 from iclens.transforms.concepts import IDENTITY, Concept
 from iclens.transforms.grid import TaskGrid
-from iclens.transforms.identity import EVERY_CONCEPT, TASK_IDENTITY, measure_identity
-from iclens.transforms.measure import measure, split_rows
+from iclens.transforms.labels.identity import EVERY_CONCEPT, TASK_IDENTITY, measure_identity
+from iclens.transforms.labels.measure import measure, split_rows
 from iclens.transforms.rows import FIRST_EXAMPLE, read_rows
 
 

@@ -4,7 +4,7 @@ from scipy.sparse import csc_array
 
 from iclens.errors import TableError
 from iclens.tables.transforms import TransformTable
-from iclens.transforms.stability import best_matches, stability
+from iclens.transforms.labels.stability import best_matches, stability
 
 SITE = "blocks.1.hook_mlp_out"
 BLANK = {"int": 0, "float": np.nan, "str": "", "bool": False}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from iclens.errors import TableError
-from iclens.transforms.mass import role_mass
+from iclens.transforms.labels.mass import role_mass
 
 N_PROMPTS, N_EXAMPLES = 30, 8
 

@@ -17,9 +17,9 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from iclens.tables.arrays import Ints
-from iclens.transforms.auroc import auroc, order_entries
 from iclens.transforms.concepts import CONCEPTS, IDENTITY, Concept, Contrast, concept, everywhere, signed
-from iclens.transforms.measure import COUNTS, UNDEFINED, Split, measure, split_rows
+from iclens.transforms.labels.auroc import auroc, order_entries
+from iclens.transforms.labels.measure import COUNTS, UNDEFINED, Split, measure, split_rows
 from iclens.transforms.rows import Rows
 
 TASK_IDENTITY = Concept(Contrast(IDENTITY, everywhere), "the task is one and no other", everywhere, ())

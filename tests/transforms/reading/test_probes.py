@@ -9,8 +9,8 @@ from sklearn.metrics import roc_auc_score
 from iclens.errors import ConfigError, TableError
 from iclens.tables.probes import ProbeTable
 from iclens.transforms.concepts import Concept, Contrast, everywhere, signed
-from iclens.transforms.folds import deal_tasks, permuted_labels, splits, spread_prompts
-from iclens.transforms.probes import ALL, probe, relevance, t_interval, verdict, within_strata
+from iclens.transforms.reading.folds import deal_tasks, permuted_labels, splits, spread_prompts
+from iclens.transforms.reading.probes import ALL, probe, relevance, t_interval, verdict, within_strata
 from iclens.transforms.rows import Rows
 
 PURE = Concept(Contrast("steep", lambda r: signed(r.slope == 2, r.slope == 1)), "", everywhere, ())

@@ -16,8 +16,8 @@ from iclens.errors import TableError
 from iclens.tables.activations import LatentActs
 from iclens.tables.arrays import Ints
 from iclens.tables.transforms import MassTable
-from iclens.transforms.auroc import resampled_clusters
 from iclens.transforms.concepts import DETECTION, EXECUTION
+from iclens.transforms.labels.auroc import resampled_clusters
 from iclens.transforms.rows import FIRST_EXAMPLE
 
 SHARE = 0.9

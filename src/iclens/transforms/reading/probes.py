@@ -27,9 +27,9 @@ from sklearn.preprocessing import StandardScaler
 from iclens.errors import ConfigError, TableError
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.probes import ProbeTable
-from iclens.transforms.auroc import auroc, order_entries
 from iclens.transforms.concepts import Concept
-from iclens.transforms.folds import Split, deal_tasks, permuted_labels, splits, spread_prompts
+from iclens.transforms.labels.auroc import auroc, order_entries
+from iclens.transforms.reading.folds import Split, deal_tasks, permuted_labels, splits, spread_prompts
 from iclens.transforms.rows import Rows
 
 Matrix = csr_array | Floats

@@ -1,0 +1,1 @@
+"""Read: what numbers and concepts can be read from latents, one by one or together."""

@@ -26,7 +26,7 @@ from iclens.study.config import StudyConfig, demo_config
 from iclens.study.pipeline import run_study
 from iclens.study.stage import Event
 from iclens.study.transform_findings import confirmed
-from iclens.tables.decomposition import CREATED
+from iclens.tables.decomposition import CREATED, IN_ATTENTION
 from iclens.training.config import parse_train_config
 from iclens.training.train import train_saes
 from iclens.transforms.concepts import IDENTITY
@@ -222,10 +222,10 @@ def claim(run) -> None:
     heading("Against claim 3: MLPs break x → y into features whose size is the model's confidence")
     created = run.creation.drop_duplicates(["concept", "layer"])
     made = created[created["verdict"] == CREATED]
-    attention = created[created["verdict"] == "written by attention"]
+    attention = created[created["verdict"] == IN_ATTENTION]
     where = ", ".join(f"{c} at block {n}" for c, n in attention[["concept", "layer"]].itertuples(index=False))
     print(f"- {len(made)} of {len(created)} (concept, block) pairs are created by the MLP (criteria of M3)")
-    print(f"- {len(attention)} are written by attention: {where or 'none'}")
+    print(f"- {len(attention)} first stand in attention's output: {where or 'none'}")
     jump = run.creation.pivot_table(index=["concept", "layer"], columns="source", values="auroc")
     jump = (jump["mlp_out"] - jump["resid_mid"]).sort_values(ascending=False)
     (concept, layer), rise = jump.index[0], jump.iloc[0]

@@ -284,10 +284,11 @@ def main() -> None:
                 show(rows[-1:] if confounding >= 0.9 else rows[-2:])
         for what, run, n in (
             ("noise of rows and prompts", noise_null, nulls),
+            ("levels of tasks", task_null, nulls),
             ("dealt prompts", dealt_null, nulls),
         ):
             any_label = sum(n > 0 for n in pool.map(run, range(given.seed, given.seed + n)))
-            rows.append(at_most("null runs with any label", 0.05, any_label, n, what))
+            rows.append(at_most("null runs with any label", 0.05, any_label, n, f"{what}, {n} runs"))
             show(rows[-1:])
     print("all demands met" if all(row.met for row in rows) else "NOT met: some demand above")
 

@@ -52,7 +52,12 @@ def effect(latent: int, belief: str, value: float, **more: Any) -> dict[str, Any
     """A row of a SpecificityTable on the concept `odd`."""
     row = {"site": SITE, "role": "lab", "way": "ablate all", "concept": "odd", "latent": latent}
     nothing = dict.fromkeys(("margin", "margin_low", "margin_high"), NAN)
-    return row | {"belief": belief, "effect": value, "n_controls": 40, "control_p": 0.024} | nothing | more
+    return (
+        row
+        | {"belief": belief, "effect": value, "n_controls": 40, "n_active": 9, "control_p": 0.024}
+        | nothing
+        | more
+    )
 
 
 def own_effect(latent: int, value: float, margin: float, **more: Any) -> dict[str, Any]:
@@ -158,7 +163,8 @@ def test_verdict_counts_latents_once_and_names_the_commonest_gate(found: Concept
     odd = found.concepts[0]
     assert (odd.granted, odd.candidates, odd.best_auroc) == (1, 3, 0.96)
     assert odd.verdict == (
-        "1 latent granted the label, 3 candidates. What candidates failed most often: "
+        "1 latent granted the label, 3 candidates; the best of them below. "
+        "What candidates failed most often: "
         "it answers to a confound (2 of 3)."
     )
 
@@ -266,6 +272,7 @@ def test_a_cause_is_specific_and_beyond_its_controls(found: ConceptsView) -> Non
         ({"control_p": 0.2, "n_controls": 4}, "4 controls are too few for p ≤ 0.05"),
         ({"control_p": NAN}, "no control was moved"),
         ({"margin": NAN, "specific": False, "reason": "no rival"}, "no rival"),
+        ({"n_active": 0, "specific": False}, "not tested: it is active in none of these runs"),
         (
             {"specific": False, "control_p": 0.4},
             "double is moved as much within the interval; random latents move it as far",

@@ -78,9 +78,9 @@ def changed(**concept) -> dict:
         ({"declare": changed(positive="[1, 2]")}, "a list by itself"),
         ({"declare": changed(within="[1, 2]")}, "a list by itself"),
         ({"declare": changed(positive="not " * 3000 + "numeric_y")}, "expression 'not not"),
-        ({"declare": changed(confounds=None)}, "no list of confounds"),
-        ({"declare": changed(confounds="odd")}, "no list of confounds"),
-        ({"declare": changed(confounds=3)}, "no list of confounds"),
+        ({"declare": changed(confounds=None)}, "no list of them"),
+        ({"declare": changed(confounds="odd")}, "no list of them"),
+        ({"declare": changed(confounds=3)}, "no list of them"),
         ({"declare": changed(confounds=[["odd"]])}, "unknown"),
         ({"declare": changed(confounds=["mine"])}, "the concept itself"),
         ({"declare": {"concepts": {"": {"positive": "y > 3"}}}}, "the name is taken"),
@@ -91,7 +91,14 @@ def changed(**concept) -> dict:
         ),
         ({"declare": {"concepts": {"odd": {"positive": "y > 3"}}}}, "the name is taken"),
         ({"declare": {"concepts": {"task identity": {"positive": "y > 3"}}}}, "the name is taken"),
-        ({"concepts": ["oddd"]}, "concept 'oddd': unknown. Nearest: odd"),
+        ({"concepts": []}, "give at least one concept"),
+        ({"declare": {"contrasts": {"odd": {"positive": "x > 3"}}}}, "the name is taken"),
+        (
+            {"declare": {"contrasts": {"mine": {"positive": "x > 3"}}}, "concepts": ["mine"]},
+            "a contrast, not a",
+        ),
+        ({"declare": changed(within="z")}, "concept 'mine' of transforms.declare, within: expression 'z'"),
+        ({"concepts": ["oddd"]}, "transforms.concepts: 'oddd': unknown. Nearest: odd"),
     ],
 )
 def test_a_declaration_that_cannot_be_is_refused_in_one_line(section, says) -> None:
@@ -145,6 +152,8 @@ def test_a_concept_that_is_positive_and_negative_at_once_is_refused() -> None:
         ({"tasks": ["2x", "2y"]}, "no such task"),
         ({"answers": [0, 9]}, "16 distinct inputs of"),
         ({"templates": ["(x y)"]}, "template"),
+        ({"answers": [99, 0]}, "the first is larger"),
+        ({"n_examples": 5}, "n_examples"),
     ],
 )
 def test_a_grid_that_cannot_be_is_refused_in_one_line(grid, says) -> None:
@@ -171,3 +180,14 @@ def test_with_several_templates_every_concept_has_to_beat_the_format() -> None:
     assert all(one.confounds[-1] is FORMAT for one in asked if one.confounds)
     assert asked[-1].confounds == ()
     assert FORMAT not in asked_concepts(demo_config())[0].confounds
+
+
+def test_a_template_that_the_tokenizer_splits_otherwise_is_refused_before_training(small) -> None:
+    declared = small.config().model_dump(mode="json")
+    declared["grid"]["templates"] = ["[x, y]"]
+    events = []
+    with pytest.raises(
+        IclensError, match=r"grid.templates: '\[x, y\]': not six tokens .* It supports \(x, y\)"
+    ):
+        run_study(StudyConfig.model_validate(declared), small.runs, events.append)
+    assert not any(event.state == "progress" for event in events)

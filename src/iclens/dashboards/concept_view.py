@@ -382,6 +382,7 @@ class ConceptsView:
         tasks: on which tasks they were, in a sentence.
         periods, operands, creation, sizes, carried: parts on the mechanism; empty where not measured.
         weights: predictions of what is carried, in words.
+        answers: what M1 to M6 found, a sentence each.
     """
 
     concepts: Sequence[ConceptView] = ()
@@ -392,6 +393,7 @@ class ConceptsView:
     sizes: Sequence[SizeRow] = ()
     carried: Sequence[CarriedRow] = ()
     weights: Sequence[str] = ()
+    answers: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for concept in self.concepts:

@@ -31,7 +31,7 @@ from iclens.models.forward import record
 from iclens.models.load import LanguageModel
 from iclens.names import Site
 from iclens.tables.arrays import Floats, Ints
-from iclens.tables.decomposition import CREATED, CreationTable
+from iclens.tables.decomposition import CREATED, IN_ATTENTION, CreationTable
 from iclens.tables.edits import Edit
 from iclens.tables.prompts import PromptSet
 from iclens.transforms.concepts import Concept
@@ -49,7 +49,7 @@ ABSENT, PRESENT = 0.6, 0.85
 FEWEST_PROMPTS = 5
 """Prompts with positives, and with negatives, that each side of the grid must have."""
 BEFORE = "in the MLP's output, there before"
-ATTENTION, NOWHERE = "written by attention", "absent"
+NOWHERE = "absent"
 UNDECIDED, NOT_MEASURED = "undecided", "not measured"
 
 
@@ -297,15 +297,15 @@ def verdict(measured: Mapping[str, float]) -> str:
         measured: AUROC of each of `SOURCES`.
 
     Returns:
-        "written by attention": in attn_out and not in resid_pre. "in the MLP's output, there before": in it
-        and in resid_mid. "created by the MLP": not in resid_mid, in mlp_out, and at the end gone with the MLP
-        ablated and still there with attention ablated. "absent": in no site of the block. Else "undecided",
-        with the clause that failed. In: `PRESENT` or more. Not in, gone: below `ABSENT`.
+        "in attention's output, not before": in attn_out and not in resid_pre. "in the MLP's output, there
+        before": in it and in resid_mid. "created by the MLP": not in resid_mid, in mlp_out, and at the end
+        gone with the MLP ablated and still there with attention ablated. "absent": in no site of the block.
+        Else "undecided", with the clause that failed. In: `PRESENT` or more. Not in, gone: below `ABSENT`.
     """
     pre, attention, mid, mlp = (measured[name] for name in SITES[:4])
     without_mlp, without_attention = measured[NO_MLP], measured[NO_ATTENTION]
     if attention >= PRESENT and pre < ABSENT:
-        return ATTENTION
+        return IN_ATTENTION
     if mlp >= PRESENT and mid >= ABSENT:
         return BEFORE
     if mlp >= PRESENT and without_mlp < ABSENT and without_attention >= PRESENT:

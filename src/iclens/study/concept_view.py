@@ -39,7 +39,7 @@ from iclens.study.mechanism_view import (
     size_rows,
 )
 from iclens.study.results import Results
-from iclens.study.transform_findings import CAUSAL_P, confirmed
+from iclens.study.transform_findings import CAUSAL_P, confirmed, mechanism_words
 from iclens.transforms.concepts import IDENTITY, Concept
 from iclens.transforms.labels.chosen import CANDIDATE
 
@@ -84,6 +84,7 @@ def concepts(results: Results) -> ConceptsView:
         sizes=size_rows(tables["confidence"]),
         carried=carried,
         weights=weights,
+        answers=mechanism_words(results),
     )
 
 
@@ -92,7 +93,7 @@ def _concept(one: Concept, names: Sequence[str], tables: Mapping[str, pd.DataFra
         tables[name][tables[name]["concept"] == one.name] for name in ("transforms", "specificity", "probes")
     )
     matrices = moved_views(moved)
-    singles = moved[moved["own"] & (moved["latent"] != JOINT)]
+    singles = moved[moved["own"] & (moved["latent"] != JOINT) & (moved["n_active"] > 0)]
     granted, candidates = _labelled(rows)
     return ConceptView(
         one.name,
@@ -137,7 +138,8 @@ def verdict_words(rows: pd.DataFrame) -> str:
     granted, candidates = _labelled(rows)
     if not (granted or candidates):
         return _nothing(rows)
-    said = f"{_counted(len(granted), 'latent')} granted the label, {_counted(len(candidates), 'candidate')}."
+    said = f"{_counted(len(granted), 'latent')} granted the label, {_counted(len(candidates), 'candidate')}; "
+    said += "the best of them below."
     said = said[0].upper() + said[1:]
     kept = rows[rows["label"] == CANDIDATE].sort_values("auroc", ascending=False)
     own = [key in candidates for key in zip(kept["site"], kept["latent"], strict=True)]
@@ -347,6 +349,8 @@ def unconfirmed(own: Row) -> str:
     Args:
         own: its row of a SpecificityTable for the belief that its concept names.
     """
+    if own["n_active"] == 0:
+        return "not tested: it is active in none of these runs"
     why = []
     if math.isnan(own["margin"]):
         why.append(own["reason"] or "there is no rival belief")

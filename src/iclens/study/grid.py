@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from iclens.errors import ConfigError, TaskError, nearest
+from iclens.errors import ConfigError, TaskError, TokenizerError, nearest
 from iclens.study.config import StudyConfig
 from iclens.study.transforms_section import known_concepts
 from iclens.tables.prompts import PromptSet
 from iclens.tasks.prompts import build_prompts, draw_examples, joined
-from iclens.tasks.rendering import Tokenizer
+from iclens.tasks.rendering import Tokenizer, supported_templates
 from iclens.tasks.rules import Task, default_inputs
 from iclens.tasks.spec import expand, parse_task
 from iclens.transforms.concepts import FORMAT, Concept, concept
@@ -63,6 +63,13 @@ def grid_prompts(config: StudyConfig, tokenizer: Tokenizer, *, n_prompts: int, s
         TaskError: when a task has too few inputs.
         TokenizerError: when an example of a template is not six tokens.
     """
+    able = supported_templates(tokenizer)
+    for template in config.grid.templates:
+        if template not in able:
+            raise TokenizerError(
+                f"grid.templates: '{template}'", "not six tokens to an example for this model's tokenizer",
+                f"It supports {', '.join(able) or 'none'}.",
+            )  # fmt: skip
     parts = [
         build_prompts(
             tokenizer, task, arm="T", n_prompts=n_prompts, n_examples=config.grid.n_examples,
@@ -102,6 +109,9 @@ def check_concepts(config: StudyConfig) -> None:
         ConfigError: when a declared concept is constant on a side of the grid, or read by no followed belief.
     """
     grid = task_grid(config)
+    low, high = config.grid.answers or (0, 999)
+    if low > high:
+        raise ConfigError(f"grid.answers: [{low}, {high}]", "the first is larger", "Give the least first.")
     asked, declared = asked_concepts(config), config.transforms.declare.get("concepts") or {}
     sides = {"discovery": grid.discovery, "held-out": grid.held_out}
     drawn = {side: _drawn(config, grid, names) for side, names in sides.items()}

@@ -10,6 +10,8 @@ from iclens.tables.decomposition import CREATED
 from iclens.transforms.concepts import IDENTITY
 from iclens.transforms.labels.chosen import CANDIDATE
 
+X_ALONE, X_CUT = "x decodable (y unrelated)", "x decodable, lab→x cut (y unrelated)"
+"""Measures of M2 that tell x from what y gives away."""
 CAUSAL_P = 0.05
 """Largest `control_p`, not corrected for how many latents are moved, of one that moves its own belief."""
 
@@ -53,18 +55,48 @@ def confirmed(matrix: pd.DataFrame) -> pd.DataFrame:
 
 
 def _made_by_mlps(results: Results) -> Finding:
-    created, sure = results.table("creation"), results.table("confidence")
-    pairs = created.drop_duplicates(["concept", "layer"])
-    measured = pairs[pairs["verdict"] != "not measured"]
-    made = measured[measured["verdict"] == CREATED]
-    sizes = sure[sure["over"] == "active rows"]
-    told = sizes[sizes["verdict"] != ""]
-    counts = ", ".join(f"{n} {kind}" for kind, n in told["verdict"].value_counts().items())
-    where = ", ".join(f"{c} at L{layer}" for c, layer in zip(made["concept"], made["layer"], strict=True))
+    words = mechanism_words(results)
+    made, told = words[1], words[2]
     return Finding(
         "Do MLPs break x → y into features as large as the model's confidence? (claim 3)",
-        f"{len(made)} of {len(measured)} appear in an MLP; {int((told['verdict'] == 'confidence').sum())} of "
-        f"{len(told)} latents follow confidence",
-        (f"Created by the MLP: {where}. " if where else "No concept is created by any block's MLP at lab. ")
-        + (f"Sizes of active latents at lab: {counts}." if counts else "No latent at lab was followed."),
+        f"{made.split(':')[0]}; {told.split(':')[0]}",
+        " ".join(f"{sentence}." for sentence in words),
+    )
+
+
+def mechanism_words(results: Results) -> list[str]:
+    """What M1 to M6 found, a sentence each: x at lab, creation, sizes, transport."""
+    operands, created = results.table("operands"), results.table("creation")
+    sure, carried = results.table("confidence"), results.table("transport")
+    pairs = created[created["verdict"] != "not measured"].drop_duplicates(["concept", "layer"])
+    kinds = pairs["verdict"].str.split(":").str[0].value_counts()
+    others = ", ".join(f"{n} {kind}" for kind, n in kinds.items() if kind != CREATED)
+    told = sure[(sure["over"] == "active rows") & (sure["verdict"] != "")].drop_duplicates(["site", "latent"])
+    sizes = told["verdict"].value_counts()
+    rest = ", ".join(f"{n} {kind}" for kind, n in sizes.items() if kind != "confidence")
+    read = (
+        carried[carried["weights"] == "attention"].dropna(subset=["r2"]).drop_duplicates(["site", "latent"])
+    )
+    beats = int((read["attention_minus_equal_low"] > 0).sum())
+    return [
+        _x_at_lab(operands),
+        f"{kinds.get(CREATED, 0)} of {len(pairs)} (concept, block) pairs are created by the MLP: "
+        f"{others or 'none'}",
+        f"{sizes.get('confidence', 0)} of {len(told)} latents at lab follow confidence: {rest or 'none'}",
+        f"Attention weights beat equal weights for certain in {beats} of {len(read)} followed latents",
+    ]
+
+
+def _x_at_lab(operands: pd.DataFrame) -> str:
+    """Where x itself is read best at lab, and what is left of it with attention to it cut."""
+    known = operands.dropna(subset=["value"])
+    alone = known[known["measure"] == X_ALONE].sort_values("value")
+    if alone.empty:
+        return "Whether x is at lab was not measured: no task's y is unrelated to x"
+    layer, best = alone[["layer", "value"]].iloc[-1]
+    left = known[(known["measure"] == X_CUT) & (known["layer"] == layer)]["value"].tolist()
+    cut = f"{left[0]:.2f}" if left else "not measured"
+    return (
+        f"x itself is read best at block {layer:.0f} (R² {best:.2f} where y says nothing of x), and with "
+        f"attention from lab to x cut R² is {cut}"
     )

@@ -6,12 +6,14 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from iclens.errors import ConfigError, SiteError
 from iclens.names import TEMPLATE
 from iclens.study.section import Roles, Section
 from iclens.tasks.rendering import parse_template
 from iclens.tasks.spec import expand, parse_task
 from iclens.transforms.concepts import Concept, concept, declare
 from iclens.transforms.labels.identity import EVERY_CONCEPT
+from iclens.transforms.rows import FIRST_EXAMPLE
 
 
 def known_concepts(declared: dict[str, Any]) -> tuple[Concept, ...]:
@@ -36,7 +38,8 @@ class GridSection(Section):
     """How examples are written, `tasks.rendering.TEMPLATES`; each has to be six tokens for the model."""
     n_prompts: int = Field(default=12, ge=2)
     """Prompts of each task and template."""
-    n_examples: int = Field(default=16, ge=3)
+    n_examples: int = Field(default=16, ge=FIRST_EXAMPLE + 2)
+    """Examples of a prompt; the first four do not count, because the task cannot be known yet."""
     seed: int = 1
 
     @field_validator("tasks")
@@ -84,11 +87,23 @@ class TransformsSection(Section):
     @model_validator(mode="after")
     def _concepts_exist(self) -> TransformsSection:
         known = known_concepts(self.declare)
+        contrasts = self.declare.get("contrasts") or {}
         for name in self.concepts or []:
-            concept(name, known)
+            if name in contrasts:
+                raise ConfigError(
+                    f"transforms.concepts: '{name}'",
+                    "a contrast, not a concept",
+                    "Declare it among concepts.",
+                )
+            try:
+                concept(name, known)
+            except SiteError as wrong:
+                raise ConfigError(f"transforms.concepts: '{name}'", wrong.found, wrong.remedy) from wrong
         return self
 
     @field_validator("concepts")
     @classmethod
     def _each_once(cls, concepts: list[str] | None) -> list[str] | None:
+        if concepts == []:
+            raise ValueError("give at least one concept, or leave the key out")
         return None if concepts is None else list(dict.fromkeys(concepts))

@@ -8,6 +8,8 @@ from iclens.tables.frame import Column, Table
 
 CREATED = "created by the MLP"
 """The verdict of M3 that claim 3 asks for."""
+IN_ATTENTION = "in attention's output, not before"
+"""Its verdict where a concept first stands in what attention writes; no ablation is asked for this one."""
 
 
 class OperandTable(Table):

@@ -98,6 +98,8 @@ def declare(declared: Mapping[str, Any], source: str, known: Sequence[Concept] =
     entries = {key: _entries(declared, key, source) for key in ("contrasts", "concepts")}
     for name, entry in entries["contrasts"].items():
         _keys(entry, _CONTRAST, f"contrast '{name}' of {source}")
+        if not name or name in contrasts:
+            raise ConfigError(f"contrast '{name}' of {source}", "the name is taken", "Choose another name.")
         contrasts[name] = _contrast(name, entry, source)
     for name, entry in entries["concepts"].items():
         _keys(entry, _CONCEPT, f"concept '{name}' of {source}")
@@ -125,7 +127,8 @@ def _keys(entry: Mapping[str, Any], allowed: Sequence[str], what: str) -> None:
 def _contrast(name: str, entry: Mapping[str, Any], source: str) -> Contrast:
     if "positive" not in entry:
         raise ConfigError(f"'{name}' of {source}", "no key 'positive'", "Say which rows are positives.")
-    sides = [parse_expression(entry[side]) for side in _CONTRAST if side in entry]
+    what = f"'{name}' of {source}, "
+    sides = [parse_expression(entry[side], f"{what}{side}: ") for side in _CONTRAST if side in entry]
     for side in sides:
         if not says_yes_or_no(side):
             raise ConfigError(
@@ -138,7 +141,9 @@ def _concept(name: str, entry: Mapping[str, Any], contrasts: Mapping[str, Contra
     what = f"concept '{name}' of {source}"
     confounds, asked = [], entry.get("confounds")
     if not isinstance(asked, list) or not asked:
-        raise ConfigError(what, "no list of confounds", "Name what a latent must not be mistaken for.")
+        raise ConfigError(
+            f"{what}, confounds", "no list of them", "Name what a latent must not be mistaken for."
+        )
     for given in asked:
         if given == name:
             raise ConfigError(f"{what}, confound '{given}'", "the concept itself", "Name another.")
@@ -152,17 +157,16 @@ def _concept(name: str, entry: Mapping[str, Any], contrasts: Mapping[str, Contra
     return Concept(
         contrasts[name],
         str(entry.get("meaning", entry["positive"])),
-        _Strata(_listed(entry.get("within"))),
+        _Strata(_listed(entry.get("within"), f"{what}, within: ")),
         tuple(confounds),
-        _Strata(_listed(entry.get("fixed"))),
+        _Strata(_listed(entry.get("fixed"), f"{what}, fixed: ")),
         str(entry.get("belief", "")),
     )
 
 
-def _listed(given: Any) -> tuple[Expression, ...]:
-    return tuple(
-        parse_expression(text) for text in (given if isinstance(given, list) else [given] if given else [])
-    )
+def _listed(given: Any, what: str) -> tuple[Expression, ...]:
+    texts = given if isinstance(given, list) else [given] if given else []
+    return tuple(parse_expression(text, what) for text in texts)
 
 
 @dataclass(frozen=True)

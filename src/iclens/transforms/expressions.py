@@ -82,8 +82,12 @@ class Expression:
         return Known(values, np.broadcast_to(found.known, len(rows)) & _finite(values))
 
 
-def parse_expression(text: str) -> Expression:
+def parse_expression(text: str, what: str = "") -> Expression:
     """Check an expression.
+
+    Args:
+        text: the expression.
+        what: where it stands, for errors.
 
     Raises:
         ConfigError: when it is no expression, or holds a name, function or form that is not allowed.
@@ -93,14 +97,16 @@ def parse_expression(text: str) -> Expression:
         tree = ast.parse(str(text).strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as cause:
         raise ConfigError(
-            f"expression '{shown}'", "not an expression", "Write for example y % 2 == 1."
+            f"{what}expression '{shown}'", "not an expression", "Write for example y % 2 == 1."
         ) from cause
     if isinstance(tree, ast.List | ast.Tuple):
-        raise ConfigError(f"expression '{shown}'", "a list by itself", "Say what is in it: slope in [1, 3].")
+        raise ConfigError(
+            f"{what}expression '{shown}'", "a list by itself", "Say what is in it: slope in [1, 3]."
+        )
     try:
-        _check(tree, shown)
+        _check(tree, f"{what}expression '{shown}'")
     except RecursionError as cause:
-        raise ConfigError(f"expression '{shown}'", "too deep", "Write it shorter.") from cause
+        raise ConfigError(f"{what}expression '{shown}'", "too deep", "Write it shorter.") from cause
     return Expression(str(text), tree)
 
 
@@ -118,7 +124,7 @@ def says_yes_or_no(expression: Expression) -> bool:
 def _check(node: ast.expr, text: str) -> None:
     if isinstance(node, ast.Name):
         if node.id not in FACTS:
-            raise ConfigError(f"expression '{text}'", f"no fact '{node.id}'", nearest(node.id, FACTS))
+            raise ConfigError(text, f"no fact '{node.id}'", nearest(node.id, FACTS))
         return
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str):
         return
@@ -138,7 +144,7 @@ def _parts(node: ast.expr, text: str) -> list[ast.expr]:
         case ast.Compare() if all(type(op) in _COMPARISONS for op in node.ops):
             for op, part in zip(node.ops, node.comparators, strict=True):
                 if isinstance(op, ast.In | ast.NotIn) and not isinstance(part, ast.List | ast.Tuple):
-                    raise ConfigError(f"expression '{text}'", "'in' without a list", "Write slope in [1, 3].")
+                    raise ConfigError(text, "'in' without a list", "Write slope in [1, 3].")
             return [node.left, *node.comparators]
         case ast.List() | ast.Tuple() if all(
             isinstance(part, ast.Constant | ast.UnaryOp) for part in node.elts
@@ -148,7 +154,7 @@ def _parts(node: ast.expr, text: str) -> list[ast.expr]:
             return [only]
         case _:
             raise ConfigError(
-                f"expression '{text}'",
+                text,
                 f"'{ast.unparse(node)}' is not allowed in it",
                 f"Facts, comparisons, arithmetic, and, or, not, {' and '.join(_CALLS)} are.",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from iclens.tables.tuning import TuningTable
 from iclens.tracking.track import Place, Tracked, track
 from iclens.transforms.concepts import IDENTITY
 from iclens.transforms.grid import TaskGrid, slope_marginals
-from iclens.transforms.labels.chosen import best_of, granted
+from iclens.transforms.labels.chosen import CANDIDATE, best_of, granted
 from iclens.transforms.labels.identify import Gates, identify_all
 from iclens.transforms.labels.mass import role_mass
 from iclens.transforms.labels.stability import stability
@@ -62,14 +63,18 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     maps.save(folder / "operand_maps.parquet")
     steady = _stability(bench, table, tracked, grid)
     steady.save(folder / "stability.parquet")
-    labels, counts = np.unique(granted(table)["label"].astype(str), return_counts=True)
     return {
-        "labels": dict(zip(labels.tolist(), counts.tolist(), strict=True)),
-        "candidates": int((table["label"] == "candidate").sum()),
+        "latents with a label": dict(Counter(label for _, _, label in _distinct(granted(table)))),
+        "candidates": len({pair[:2] for pair in _distinct(table.where(table["label"] == CANDIDATE))}),
         "tasks": {"discovery": len(grid.discovery), "held out": len(grid.held_out)},
         "labels found in other SAEs": _share(steady),
         "no label possible (V)": _confounded(table) or "none",
     }
+
+
+def _distinct(table: TransformTable) -> set[tuple[str, int, str]]:
+    """Site, latent and label, whatever the role."""
+    return set(zip(table["site"].tolist(), table["latent"].tolist(), table["label"].tolist(), strict=True))
 
 
 def _confounded(table: TransformTable) -> list[str]:

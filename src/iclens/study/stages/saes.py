@@ -23,15 +23,15 @@ QUALITY = "quality.parquet"
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
     """Write `set/` (SAEs trained here), `saes.json`, `quality.parquet` and `decoder_norms.safetensors`."""
     section = bench.config.saes
+    prompts = grid_prompts(
+        bench.config, bench.model.tokenizer, n_prompts=section.quality_prompts, seed=section.quality_seed
+    )
     if section.train is not None:
         config = _on_studied_model(load_train_config(locate(section.train)), bench)
         source = _trained(config, bench, folder / "set")
     else:
         source = locate(str(section.folder))
     saes = load_saes(bench.config, bench.model, source)
-    prompts = grid_prompts(
-        bench.config, bench.model.tokenizer, n_prompts=section.quality_prompts, seed=section.quality_seed
-    )
     quality = measure_quality(bench.model, saes, prompts.tokens, pre=prompts.positions("pre"))
     quality.save(folder / QUALITY)
     norms = {site.short: as_numpy(sae.W_dec.norm(dim=1)) for site, sae in saes.items()}

@@ -151,13 +151,21 @@ def label_log_prob(tracked: Tracked) -> np.ndarray:
 
 def _summary(matrix: SpecificityTable, created: CreationTable, sure: ConfidenceTable) -> dict[str, Any]:
     """What the stage says when it is done."""
-    own = matrix.where(matrix["own"])
+    own = matrix.where(matrix["own"] & (matrix["latent"] >= 0) & (matrix["n_active"] > 0))
+    active = sure.where(sure["over"] == "active rows")
     blocks = created.where(created["source"] == "mlp_out")["verdict"].astype(str)
     return {
-        "moves its own belief most": f"{int(own['specific'].sum())} of {len(own)}",
+        "latents that move their own belief most": f"{_n(own.where(own['specific']))} of {_n(own)}",
         "concepts at lab, by block": _counted(verdict.split(":")[0] for verdict in blocks),
-        "sizes at lab": _counted(kind or "not told" for kind in sure["verdict"].astype(str)),
+        "sizes of active latents at lab": _counted(
+            kind or "not told" for kind in active["verdict"].astype(str)
+        ),
     }
+
+
+def _n(table: SpecificityTable) -> int:
+    """How many latents have a row."""
+    return len(set(zip(table["site"].tolist(), table["latent"].tolist(), strict=True)))
 
 
 def _counted(texts: Iterable[str]) -> dict[str, int]:

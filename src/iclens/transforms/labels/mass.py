@@ -52,7 +52,8 @@ def role_mass(
     again = _share(*(times @ part for part in sums))
     known = ~np.isnan(share)
     low, high = np.full(len(share), np.nan), np.full(len(share), np.nan)
-    low[known], high[known] = np.nanquantile(again[:, known], (0.025, 0.975), axis=0)
+    if known.any():
+        low[known], high[known] = np.nanquantile(again[:, known], (0.025, 0.975), axis=0)
     n_active = sum(_active_rows(acts, first_example) for acts in (lab, pre))
     told = known & (n_active >= FEWEST)
     kind = np.full(len(share), "", dtype=object)

@@ -2,8 +2,8 @@
 
 1. For each concept, the site and role at which a single latent told it best on the discovery tasks. 2.
 There, the raw activation and the block's MLP neurons are recorded in some prompts of every task. 3.
-`transforms.probes` reads the concept from latents, neurons, principal components and the whole activation,
-on tasks never trained on; `transforms.subspace` looks for periods of y. Enter tracked latents and a
+`reading.probes` reads the concept from latents, neurons, principal components and the whole activation,
+on tasks never trained on; `reading.subspace` looks for periods of y. Enter tracked latents and a
 TransformTable; leave tables.
 """
 

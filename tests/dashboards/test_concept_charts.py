@@ -14,7 +14,6 @@ from iclens.dashboards.concept_view import (
     BoxView,
     ConceptsView,
     ConceptView,
-    Figure,
     MovedRow,
     MovedView,
     ProbeRow,
@@ -22,6 +21,7 @@ from iclens.dashboards.concept_view import (
     ShownLatent,
     TuningView,
 )
+from iclens.dashboards.mechanism_view import Figure
 from iclens.errors import TableError
 
 NAN = math.nan

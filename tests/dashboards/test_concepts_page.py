@@ -15,22 +15,24 @@ import pytest
 
 from iclens.dashboards.concept_view import (
     BoxView,
-    CarriedRow,
     ConceptsView,
     ConceptView,
-    CreationRow,
-    CreationView,
-    Figure,
     MovedRow,
     MovedView,
-    OperandRow,
-    OperandsView,
-    PeriodRow,
     ProbeRow,
     ProbeView,
     ShownLatent,
-    SizeRow,
     TuningView,
+)
+from iclens.dashboards.mechanism_view import (
+    CarriedRow,
+    CreationRow,
+    CreationView,
+    Figure,
+    OperandRow,
+    OperandsView,
+    PeriodRow,
+    SizeRow,
 )
 from iclens.dashboards.site import build_site
 from iclens.dashboards.view import SiteView

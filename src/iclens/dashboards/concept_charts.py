@@ -16,8 +16,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from iclens.dashboards.concept_view import BoxView, ConceptView, Figure, ShownLatent, TuningView
+from iclens.dashboards.concept_view import BoxView, ConceptView, ShownLatent, TuningView
 from iclens.dashboards.latent_view import Curve
+from iclens.dashboards.mechanism_view import Figure
 from iclens.dashboards.svg import NARROW, Scale, drawing, finite, line_chart, tag, tick_text, ticks
 from iclens.dashboards.text import count, number
 

@@ -19,7 +19,6 @@ from iclens.dashboards.concept_view import (
     BoxView,
     ConceptsView,
     ConceptView,
-    Figure,
     MovedRow,
     MovedView,
     ProbeRow,
@@ -27,6 +26,7 @@ from iclens.dashboards.concept_view import (
     ShownLatent,
     TuningView,
 )
+from iclens.dashboards.mechanism_view import Figure
 from iclens.dashboards.text import interval, number
 from iclens.study.grid import asked_concepts
 from iclens.study.mechanism_view import (

@@ -60,7 +60,7 @@ def _made_by_mlps(results: Results) -> Finding:
     return Finding(
         "Do MLPs break x → y into features as large as the model's confidence? (claim 3)",
         f"{made.split(':')[0]}; {told.split(':')[0]}",
-        " ".join(f"{sentence}." for sentence in words),
+        f"{words[0]}. Other pairs: {made.split(': ')[1]}. Other sizes: {told.split(': ')[1]}. {words[3]}.",
     )
 
 
@@ -95,7 +95,7 @@ def _x_at_lab(operands: pd.DataFrame) -> str:
         return "Whether x is at lab was not measured: no task's y is unrelated to x"
     layer, best = alone[["layer", "value"]].iloc[-1]
     left = known[(known["measure"] == X_CUT) & (known["layer"] == layer)]["value"].tolist()
-    cut = f"{left[0]:.2f}" if left else "not measured"
+    cut = f"{round(left[0], 2) + 0.0:.2f}" if left else "not measured"  # + 0.0: no minus before zero
     return (
         f"x itself is read best at block {layer:.0f} (R² {best:.2f} where y says nothing of x), and with "
         f"attention from lab to x cut R² is {cut}"

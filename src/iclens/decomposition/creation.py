@@ -39,7 +39,7 @@ from iclens.transforms.grid import TaskGrid
 from iclens.transforms.labels.auroc import auroc, order_entries, resampled_clusters, sides
 from iclens.transforms.reading.folds import deal_tasks, spread_prompts
 from iclens.transforms.reading.probes import PENALTIES, within_strata
-from iclens.transforms.rows import Rows
+from iclens.transforms.rows import FIRST_EXAMPLE, Rows
 
 SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 END, NO_MLP, NO_ATTENTION = "end", "end, MLP ablated", "end, attention ablated"
@@ -55,8 +55,8 @@ UNDECIDED, NOT_MEASURED = "undecided", "not measured"
 
 def creation(
     model: LanguageModel, prompts: PromptSet, rows: Rows, concepts: Sequence[Concept], grid: TaskGrid,
-    *, layers: Sequence[int], seed: int, batch: int = 128, first_example: int = 4, n_resamples: int = 200,
-    max_rows: int = 4000,
+    *, layers: Sequence[int], seed: int, batch: int = 128, first_example: int = FIRST_EXAMPLE,
+    n_resamples: int = 200, max_rows: int = 4000,
 ) -> CreationTable:  # fmt: skip
     """How well concepts can be read at `lab` around each part of a block, and at the end without that part.
 

@@ -26,7 +26,7 @@ from iclens.names import Site
 from iclens.tables.decomposition import OperandTable
 from iclens.tables.prompts import PromptSet
 from iclens.transforms.reading.folds import spread_prompts
-from iclens.transforms.rows import Rows
+from iclens.transforms.rows import FIRST_EXAMPLE, Rows
 
 UNRELATED = ("parity", "random")
 """Families whose y is drawn without regard to x."""
@@ -42,7 +42,7 @@ MOST_ROWS = 4000
 
 def operands(
     model: LanguageModel, prompts: PromptSet, rows: Rows, *, layers: Sequence[int], seed: int, rank: int = 4,
-    n_null: int = 20, batch: int = 128, first_example: int = 4,
+    n_null: int = 20, batch: int = 128, first_example: int = FIRST_EXAMPLE,
 ) -> OperandTable:  # fmt: skip
     """Where x and y stand in what each block's MLP reads at `lab`, and what x is left when it is not seen.
 

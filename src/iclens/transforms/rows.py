@@ -21,8 +21,6 @@ from iclens.transforms.grid import Rule
 
 FIRST_EXAMPLE = 4
 """Rows count from this example on unless something else is said: by then the task can be known."""
-NO_NUMBER = -1
-"""Stratum of a row whose x or y is not a number."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,6 @@ class Rows:
     def take(self, chosen: NDArray[np.bool_] | Ints) -> Rows:
         """The chosen rows (a mask or indices)."""
         return Rows(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
-
-    def decade(self, of: str) -> Ints:
-        """⌊value / 10⌋ of column `x` or `y`, [row]; `NO_NUMBER` where there is none."""
-        value = getattr(self, of)
-        return np.where(np.isnan(value), NO_NUMBER, np.nan_to_num(value) // 10).astype(np.int64)
 
 
 def read_rows(prompts: PromptSet, role: str, rules: Mapping[str, Rule]) -> Rows:

@@ -107,7 +107,7 @@ def test_only_pairs_of_one_stratum_are_compared() -> None:
     large = rng.random(len(ROWS)) < np.where(LABEL, 0.9, 0.1)
     rows = rows_of([1, 2] * 6)
     rows.y[:] = np.where(large, 80, 20)
-    matched = Concept(PURE.contrast, "", lambda r: r.decade("y"), ())
+    matched = Concept(PURE.contrast, "", lambda r: (r.y // 10).astype(int), ())
     size = csr_array(rows.y[:, None])
     assert figure(ask({"latents": size}, PURE, rows), "latents", 1)["auroc"] > 0.85
     assert figure(ask({"latents": size}, matched, rows), "latents", 1)["auroc"] == 0.5

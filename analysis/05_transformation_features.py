@@ -23,9 +23,9 @@ import yaml
 import iclens
 from iclens.errors import IclensError
 from iclens.study.config import StudyConfig, demo_config
+from iclens.study.pages.transform_findings import confirmed
 from iclens.study.pipeline import run_study
 from iclens.study.stage import Event
-from iclens.study.transform_findings import confirmed
 from iclens.tables.decomposition import CREATED, IN_ATTENTION
 from iclens.training.config import parse_train_config
 from iclens.training.train import train_saes

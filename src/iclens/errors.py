@@ -81,6 +81,10 @@ class WontFitError(IclensError):
     exit_code = 3
 
 
+class RunWarning(UserWarning):
+    """A run of another version, or one that is damaged, of which only a part can be shown."""
+
+
 def nearest(word: str, options: Iterable[str], n: int = 3) -> str:
     """The `n` closest options to `word`, as text for a remedy."""
     known = list(options)

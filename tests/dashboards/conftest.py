@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iclens.dashboards.additive_view import (
+from iclens.dashboards.records.growth import (
     AccountRow,
     AdditiveView,
     ArmCurve,
@@ -19,8 +19,7 @@ from iclens.dashboards.additive_view import (
     InjectionRow,
     RungCount,
 )
-from iclens.dashboards.site import build_site
-from iclens.dashboards.view import (
+from iclens.dashboards.records.site import (
     BeliefCurve,
     ConceptRow,
     Curve,
@@ -32,6 +31,7 @@ from iclens.dashboards.view import (
     LatentRow,
     LatentView,
     LogitEffect,
+    PatchingView,
     PatchRow,
     PromptView,
     QualityRow,
@@ -42,6 +42,7 @@ from iclens.dashboards.view import (
     TokenView,
     TrajectoryView,
 )
+from iclens.dashboards.site import build_site
 from iclens.tables.verdicts import LADDER
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -209,6 +210,30 @@ def additive(rng: np.random.Generator, hostile: str) -> AdditiveView:
     )
 
 
+def patching(rng: np.random.Generator, hostile: str) -> PatchingView:
+    """Three sweeps and the heads."""
+    return PatchingView(
+        sweeps=[
+            sweep(rng, "Task applied to B’s own x" + hostile, 3),
+            sweep(rng, "The same, in the plain twin", 9),
+            sweep(rng, "A’s answer copied", 6),
+        ],
+        heads=[
+            SweepView(
+                "Heads set to zero, pre" + hostile,
+                "unablated .98" + hostile,
+                [
+                    SweepCell(head, layer, 0.1 * layer)
+                    for head in ("0", "2", "10", "all")
+                    for layer in range(6)
+                ],
+                "block",
+                "head",
+            )
+        ],
+    )
+
+
 def make_view(per_site: int = 40, n_pages: int = 4, hostile: str = HOSTILE) -> SiteView:
     """The study; `hostile` stands in all its texts and on the first of its pages."""
     rng = np.random.default_rng(0)
@@ -267,24 +292,7 @@ def make_view(per_site: int = 40, n_pages: int = 4, hostile: str = HOSTILE) -> S
             for i, site in enumerate(SITES)
         ],
         beliefs=beliefs,
-        sweeps=[
-            sweep(rng, "Task applied to B’s own x" + hostile, 3),
-            sweep(rng, "The same, in the plain twin", 9),
-            sweep(rng, "A’s answer copied", 6),
-        ],
-        heads=[
-            SweepView(
-                "Heads set to zero, pre" + hostile,
-                "unablated .98" + hostile,
-                [
-                    SweepCell(head, layer, 0.1 * layer)
-                    for head in ("0", "2", "10", "all")
-                    for layer in range(6)
-                ],
-                "block",
-                "head",
-            )
-        ],
+        patching=patching(rng, hostile),
         growth=counts,
         additive=additive(rng, hostile),
         latents=rows,
@@ -303,4 +311,4 @@ def view_of() -> Callable[..., SiteView]:
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a built site with 240 latents and four pages."""
-    return build_site(make_view(), tmp_path_factory.mktemp("pages") / "site").parent
+    return build_site(make_view(), tmp_path_factory.mktemp("pages") / "site").index.parent

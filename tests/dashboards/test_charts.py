@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from iclens.dashboards import additive_charts, charts, svg
-from iclens.dashboards.additive_view import AccountRow, ArmCurve, InjectionRow, RungCount
-from iclens.dashboards.view import (
+from iclens.dashboards.charts import growth as additive_charts
+from iclens.dashboards.charts import rendered as charts
+from iclens.dashboards.charts import svg
+from iclens.dashboards.records.growth import AccountRow, ArmCurve, InjectionRow, RungCount
+from iclens.dashboards.records.site import (
     BeliefCurve,
     Curve,
     GrowthCount,

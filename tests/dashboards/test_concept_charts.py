@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from iclens.dashboards import concept_charts as charts
-from iclens.dashboards.concept_view import (
+from iclens.dashboards.charts import concepts as charts
+from iclens.dashboards.records.concepts import (
     BoxView,
     ConceptsView,
     ConceptView,
@@ -21,7 +21,7 @@ from iclens.dashboards.concept_view import (
     ShownLatent,
     TuningView,
 )
-from iclens.dashboards.mechanism_view import Figure
+from iclens.dashboards.records.mechanism import Figure
 from iclens.errors import TableError
 
 NAN = math.nan

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iclens.dashboards.concept_view import (
+from iclens.dashboards.records.concepts import (
     BoxView,
     ConceptsView,
     ConceptView,
@@ -24,7 +24,7 @@ from iclens.dashboards.concept_view import (
     ShownLatent,
     TuningView,
 )
-from iclens.dashboards.mechanism_view import (
+from iclens.dashboards.records.mechanism import (
     CarriedRow,
     CreationRow,
     CreationView,
@@ -34,8 +34,8 @@ from iclens.dashboards.mechanism_view import (
     PeriodRow,
     SizeRow,
 )
+from iclens.dashboards.records.site import SiteView
 from iclens.dashboards.site import build_site
-from iclens.dashboards.view import SiteView
 
 from .test_browser import Browser
 
@@ -193,7 +193,7 @@ def built(
         k for k in others if k not in {(p.site, p.latent) for p in paged}
     ]
     page = make_page(keys[:4], HOSTILE)
-    index = build_site(replace(view, concepts=page), tmp_path_factory.mktemp("concepts") / "site")
+    index = build_site(replace(view, concepts=page), tmp_path_factory.mktemp("concepts") / "site").index
     return index.parent, page
 
 
@@ -250,7 +250,7 @@ def test_without_concepts_there_is_no_page_and_no_link(
     tmp_path: Path, view_of: Callable[..., SiteView]
 ) -> None:
     view = replace(view_of(per_site=2, n_pages=1), beliefs=(), sweeps=(), growth=(), heads=(), additive=None)
-    index = build_site(view, tmp_path / "site")
+    index = build_site(view, tmp_path / "site").index
     assert not (index.parent / "concepts.html").exists()
     assert not [f for f in index.parent.rglob("*.html") if "concepts.html" in f.read_text(encoding="utf-8")]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from iclens.dashboards import site as site_module
-from iclens.dashboards.site import build_site, table_script
-from iclens.dashboards.view import Curve, Histogram, LatentRow, LatentView, SiteView
+from iclens.dashboards.pages import latent as latent_page_module
+from iclens.dashboards.pages.latents import table_script
+from iclens.dashboards.records.site import Curve, Histogram, LatentRow, LatentView, SiteView
+from iclens.dashboards.site import build_site
 from iclens.errors import RunError, TableError
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -122,7 +123,7 @@ def test_the_same_view_gives_the_same_bytes(tmp_path: Path, view_of: Views) -> N
 
 def test_rebuilding_replaces_the_earlier_site(tmp_path: Path, view_of: Views) -> None:
     view = without_charts(view_of(per_site=3, n_pages=2))
-    index = build_site(view, tmp_path / "site")
+    index = build_site(view, tmp_path / "site").index
     assert index == tmp_path / "site" / "index.html"
     build_site(replace(view, pages=view.pages[:1]), tmp_path / "site")
     assert len(list((tmp_path / "site" / "latents").iterdir())) == 1
@@ -133,13 +134,13 @@ def test_a_failed_build_leaves_the_earlier_site_and_nothing_else(
     tmp_path: Path, view_of: Views, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view = without_charts(view_of(per_site=3, n_pages=1))
-    index = build_site(view, tmp_path / "site")
+    index = build_site(view, tmp_path / "site").index
     before = index.read_bytes()
 
     def fails(_: object) -> dict[str, object]:
         raise OSError("disk full")
 
-    monkeypatch.setattr(site_module, "_latent_parts", fails)
+    monkeypatch.setattr(latent_page_module, "_latent_parts", fails)
     with pytest.raises(OSError, match="disk full"):
         build_site(replace(view, title="another"), tmp_path / "site")
     assert index.read_bytes() == before
@@ -174,7 +175,7 @@ def test_a_misfit_is_stated_on_the_index_and_on_its_own_latents_pages(tmp_path: 
 def test_an_empty_study_still_has_pages(tmp_path: Path) -> None:
     row = LatentRow("L0.mlp_out", 7, 0.5)
     page = LatentView("L0.mlp_out", 7, reasons={"patches": "It is the same in A and B."})
-    index = build_site(SiteView("Empty", "Why?", latents=[row], pages=[page]), tmp_path / "site")
+    index = build_site(SiteView("Empty", "Why?", latents=[row], pages=[page]), tmp_path / "site").index
     assert "Growth was not tested" in index.read_text(encoding="utf-8")
     written = (tmp_path / "site" / row.page).read_text(encoding="utf-8")
     assert "Not patched. It is the same in A and B." in written

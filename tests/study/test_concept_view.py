@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from iclens.dashboards.concept_view import ConceptsView
+from iclens.dashboards.records.concepts import ConceptsView
+from iclens.dashboards.records.site import SiteView
 from iclens.dashboards.site import build_site
-from iclens.dashboards.view import SiteView
-from iclens.study import concept_view as study
 from iclens.study.config import parse_study_config
 from iclens.study.flow import FOLDERS
+from iclens.study.pages import concepts as study
+from iclens.study.pages.transform_findings import confirmed
 from iclens.study.results import TABLES, Results
 from iclens.study.store import save_json
-from iclens.study.transform_findings import confirmed
 from iclens.tables.frame import Table
 from iclens.tables.probes import ProbeTable
 from iclens.tables.specificity import SpecificityTable

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import iclens
-from iclens.dashboards.view import SiteView
+from iclens.dashboards.records.site import SiteView
 from iclens.errors import RunError, SaeError, StoppedError
 from iclens.names import Site
 from iclens.study.flow import FOLDERS, NAMES

@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from iclens.dashboards import text
-from iclens.dashboards.charts import inline
+from iclens.dashboards.charts.rendered import inline
 
 POINTS = 240
 """Most points in a curve."""

@@ -53,9 +53,7 @@ FLOW = (
     Stage("dashboard", 12,
           ("study", "model", "prompts", "track", "growth", "grid", "transforms", "dashboard"),
           ("model", "saes", "prompts", "track", "growth", "identify", "transforms", "sweep", "patch"),
-          ("dashboards", "tracking", "saes", "study/results", "study/site_view", "study/latent_pages",
-           "study/additive_view", "study/patch_findings", "study/transform_findings", "study/concept_view",
-           "study/mechanism_view")),
+          ("dashboards", "tracking", "saes", "study/results", "study/pages")),
 )  # fmt: skip
 FOLDERS = {stage.name: stage.folder for stage in FLOW}
 """Stage → its folder in a run."""

@@ -12,11 +12,14 @@ from typing import Any
 
 import pandas as pd
 
-from iclens.errors import RunError
+from iclens.errors import IclensError, RunError
 from iclens.names import Site
+from iclens.study.config import StudyConfig
+from iclens.study.declared import Declared, known
 from iclens.study.flow import FOLDERS
+from iclens.study.opening import RunAsFound
 from iclens.study.runfolder import CARD, RunFolder
-from iclens.study.store import load_arrays, load_json, load_prompts
+from iclens.study.store import load_arrays, load_json, load_prompts, load_rows
 from iclens.tables.activations import LatentActs
 from iclens.tables.decomposition import CreationTable, OperandTable
 from iclens.tables.dose import (
@@ -102,29 +105,56 @@ class Results:
     """The outputs of a run.
 
     Args:
-        run: the run folder.
+        run: the run folder, or one whose config does not validate.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self.run, self.config = run, run.config
+    def __init__(self, run: RunFolder | RunAsFound) -> None:
+        self.run, self.declared = run, Declared.of(run.plain)
+        self._frames: dict[tuple[str, str], pd.DataFrame] = {}
 
-    def table(self, name: str) -> pd.DataFrame:
-        """A table as a new frame.
+    @property
+    def config(self) -> StudyConfig:
+        """The resolved config.
 
         Raises:
-            RunError: when its stage has not run.
+            ConfigError: when it does not validate.
         """
-        stage, kind = TABLES[name]
-        frame = kind.load(self.file(stage, f"{name}.parquet")).df
-        if "site" in frame:
-            frame["site"] = [Site.parse(str(site)).short for site in frame["site"]]
-        return frame
+        return self.run.config
+
+    def table(self, name: str, site: Site | None = None) -> pd.DataFrame:
+        """A table as a new frame with exactly its documented columns; of one site, only its rows are read.
+
+        Raises:
+            SiteError: for a table that there is not, naming the nearest.
+            RunError: when its stage has not run.
+            TableError: when it is damaged, has other columns, or, asked for a site, names none.
+        """
+        stage, kind = TABLES[known("table", name, tuple(TABLES))]
+        rows = load_rows(self.file(stage, f"{name}.parquet"), site).to_pandas()
+        return _short(kind({str(column): rows[column].to_numpy() for column in rows.columns}).df)
+
+    def frame(self, name: str, site: Site | None = None) -> pd.DataFrame:
+        """A table with the columns that its file has, read once and kept; changing it changes no other.
+
+        Raises:
+            SiteError: for a table that there is not, naming the nearest.
+            RunError: when its stage has not run.
+            TableError: when it is damaged or, asked for a site, names none.
+        """
+        stage, _ = TABLES[known("table", name, tuple(TABLES))]
+        key, whole = (name, "" if site is None else site.short), self._frames.get((name, ""))
+        if key not in self._frames and whole is not None and site is not None and "site" in whole:
+            return whole[whole["site"] == site.short].reset_index(drop=True)
+        if key not in self._frames:
+            rows = load_rows(self.file(stage, f"{name}.parquet"), site)
+            self._frames[key] = _short(rows.to_pandas())
+        return self._frames[key].copy(deep=False)
 
     @property
     def patched(self) -> pd.DataFrame:
         """The table `patches` at the first of `patch.roles`, which the pages and selections show."""
         table = self.table("patches")
-        return table[table["role"] == self.config.patch.roles[0]]
+        return table[table["role"] == self.declared.patch_role]
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -134,22 +164,31 @@ class Results:
     @property
     def roles(self) -> tuple[str, ...]:
         """The followed roles."""
-        return tuple(self.config.track.roles)
+        return self.declared.roles
 
     @property
     def arms(self) -> tuple[str, ...]:
         """The arms, the tested one first."""
-        return tuple(self.config.prompts.arms)
+        return self.declared.arms
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """`model` (fingerprint) and `saes` (site → id, d_sae, k)."""
-        return load_json(self.file("saes", "saes.json"))
+        """`model` (fingerprint) and `saes` (site → id, d_sae, k); the run's card holds them as well."""
+        try:
+            return load_json(self.file("saes", "saes.json"))
+        except IclensError:
+            if not isinstance(self.card.get("saes"), dict):
+                raise
+            return {key: self.card.get(key) for key in ("model", "saes")}
 
     @cached_property
     def card(self) -> dict[str, Any]:
-        """Versions, commit, hashes, dtype and seeds."""
-        return json.loads(self._there(CARD).read_text(encoding="utf-8"))
+        """Versions, commit, hashes, dtype and seeds.
+
+        Raises:
+            RunError, TableError: when it is missing or damaged.
+        """
+        return load_json(self._there(CARD))
 
     @cached_property
     def bayes(self) -> dict[str, Any]:
@@ -210,3 +249,11 @@ class Results:
                 f"{name} of run '{self.run.path}'", "not there", "Run `iclens study` on its config."
             )
         return file
+
+
+def _short(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with its sites in their short form."""
+    if "site" in frame:
+        names = {name: Site.parse(str(name)).short for name in frame["site"].unique()}
+        frame["site"] = frame["site"].map(names).astype(str)
+    return frame

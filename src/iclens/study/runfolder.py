@@ -43,6 +43,11 @@ class RunFolder:
     config: StudyConfig
 
     @property
+    def plain(self) -> dict[str, Any]:
+        """The resolved config as plain values."""
+        return self.config.model_dump(mode="json")
+
+    @property
     def done(self) -> bool:
         """Whether every stage finished."""
         return (self.path / DONE).is_file()
@@ -140,18 +145,31 @@ def find_run(path: Path) -> RunFolder:
 
     Raises:
         RunError: when there is no such folder or no finished run in it, naming what is there.
+        ConfigError: when the run's config does not validate.
+    """
+    folder = find_folder(path)
+    return RunFolder(folder, load_study_config(folder / CONFIG))
+
+
+def find_folder(path: Path) -> Path:
+    """The folder of the run at `path`, whatever state it is in.
+
+    Raises:
+        RunError: when there is no such folder or no finished run in it, naming what is there.
     """
     if not path.is_dir():
         beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         raise RunError(f"run '{path}'", "no such folder", nearest(path.name, beside) + ".")
-    if (path / CONFIG).is_file():
-        return RunFolder(path, load_study_config(path / CONFIG))
+    if any((path / name).is_file() for name in (CONFIG, CARD, DONE)) or any(
+        path.glob(f"[0-9][0-9]_*/{RECORD}")
+    ):
+        return path
     finished = sorted(mark.parent for mark in path.glob(f"*/{DONE}"))
     if not finished:
         begun = sorted(mark.parent.name for mark in path.glob(f"*/{CONFIG}"))
         found = f"only unfinished runs ({', '.join(begun)})" if begun else "no run in it"
         raise RunError(f"run '{path}'", found, "Finish one with `iclens study CONFIG`, or name a run folder.")
-    return RunFolder(finished[-1], load_study_config(finished[-1] / CONFIG))
+    return finished[-1]
 
 
 def now() -> str:

@@ -1,4 +1,4 @@
-"""How are prompts and beliefs kept in a run? Parquet for what is read by eye, safetensors for arrays."""
+"""How are tables, prompts and beliefs kept in a run? Parquet for what is read by eye, safetensors for arrays."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from iclens.errors import TableError
+from iclens.names import Site
 from iclens.tables.arrays import Floats
 from iclens.tables.prompts import PromptSet
 
@@ -78,6 +81,21 @@ def load_prompts(folder: Path, name: str) -> PromptSet:
         task, about["arm"], x, y, answer, arrays["tokens"], about["seed"], about["tokenizer"],
         context_x, context_y, arrays.get("probes"), arrays.get("slots"), about["rival"], template,
     )  # fmt: skip
+
+
+def load_rows(path: Path, site: Site | None = None) -> pa.Table:
+    """Rows of a table's parquet file, which is mapped into memory; of one site, only its own rows.
+
+    Raises:
+        TableError: when it is missing or damaged, or when it names no sites.
+    """
+    wanted = None if site is None else [("site", "in", [str(site), site.short])]
+    try:
+        if site is not None and "site" not in pq.read_schema(path, memory_map=True).names:
+            raise TableError(f"{path.stem} of {site.short}", "it names no sites", "Read it whole.")
+        return pq.read_table(path, memory_map=True, filters=wanted)
+    except (OSError, ValueError) as cause:
+        raise TableError(f"{path}", _unreadable(cause), "Run its stage again.") from cause
 
 
 def save_arrays(path: Path, arrays: dict[str, Floats], **about: object) -> None:

@@ -15,6 +15,7 @@ IN_ATTENTION = "in attention's output, not before"
 class OperandTable(Table):
     """One row per (layer, measure): x and y in the residual that a block's MLP reads at `lab`."""
 
+    KEY = ("layer", "measure")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "layer": Column("int", "block; its resid_mid at lab is read"),
         "measure": Column(
@@ -35,6 +36,7 @@ class CreationTable(Table):
     `verdict`, `larger` and the difference are of the concept and layer, and repeated on each of its rows.
     """
 
+    KEY = ("concept", "layer", "source")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "concept": Column("str", "what the probe is trained to read"),
         "layer": Column("int", "block"),

@@ -20,6 +20,7 @@ class DoseTable(Table):
     last one, on prompts other than those that are pushed. Doses run from −1 to 2 natural growths.
     """
 
+    KEY = ("site", "role", "latent", "belief", "n_examples")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "where the latent's decoder direction is added, by its TransformerLens name"),
         "role": Column("str", "token that is pushed: `pre`"),
@@ -55,6 +56,7 @@ class DoseTable(Table):
 class DoseCurveTable(Table):
     """One row per pushed latent, belief, number of examples in context and dose: context × dose."""
 
+    KEY = ("site", "latent", "belief", "n_examples", "dose")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "where, by its TransformerLens name"),
         "latent": Column("int", "latent id"),
@@ -75,6 +77,7 @@ class InjectionTable(Table):
     Everything injected is a mean over prompts that are not pushed, so it carries the task and no answer.
     """
 
+    KEY = ("site", "injected", "belief", "n_examples")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "where, by its TransformerLens name"),
         "injected": Column(
@@ -98,6 +101,7 @@ class InjectionTable(Table):
 class ClosureTable(Table):
     """One row per site and belief: how much of the belief's growth the pushed latents account for."""
 
+    KEY = ("site", "belief", "n_examples")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "where, by its TransformerLens name"),
         "belief": Column("str", "which read-out of the logits, in log-odds"),
@@ -118,6 +122,7 @@ class ClosureTable(Table):
 class InteractionTable(Table):
     """One row per pair of pushed latents: does the effect of both equal the sum of their effects?"""
 
+    KEY = ("site", "latent", "other", "belief")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "where, by its TransformerLens name"),
         "latent": Column("int", "one latent"),

@@ -10,6 +10,7 @@ from iclens.tables.frame import Column, Table
 class EvidenceTable(Table):
     """One row per short-listed latent: its increments regressed on the evidence of the example just read."""
 
+    KEY = ("site", "role", "latent")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "site, by its TransformerLens name"),
         "role": Column("str", "token of each example"),
@@ -36,6 +37,7 @@ class EvidenceTable(Table):
 class BayesTestTable(Table):
     """One row per test of how a read-out takes evidence: duplicates, order, reversal, prior, increments."""
 
+    KEY = ("test", "response")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "test": Column("str", "what was tested"),
         "response": Column(
@@ -55,6 +57,7 @@ class BayesTestTable(Table):
 class LatentAccountTable(Table):
     """One row per short-listed latent and account, fitted to all arms at once; see AccountTable."""
 
+    KEY = ("site", "role", "latent", "account")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "site, by its TransformerLens name"),
         "role": Column("str", "token of each example"),
@@ -75,6 +78,7 @@ class LatentAccountTable(Table):
 class AccountTable(Table):
     """One row per account of growth, fitted to all arms at once and judged on held-out prompts."""
 
+    KEY = ("account",)
     COLUMNS: ClassVar[dict[str, Column]] = {
         "account": Column("str", "its name"),
         "behind": Column("float", "held-out log-likelihood behind the best account, nats per prompt"),

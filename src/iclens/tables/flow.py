@@ -14,6 +14,7 @@ class ConfidenceTable(Table):
     seen and the concept's own label fixed.
     """
 
+    KEY = ("site", "latent", "concept", "over")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "hook name of the site"),
         "latent": Column("int", "latent of the SAE at that site"),
@@ -38,6 +39,7 @@ class ConfidenceTable(Table):
 class TransportTable(Table):
     """Four rows per (site, latent, concept): what reaches later `pre` tokens, by four predictions of it."""
 
+    KEY = ("site", "latent", "concept", "layer", "weights")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "hook name of the site"),
         "latent": Column("int", "latent of the SAE at that site"),

@@ -48,7 +48,7 @@ def _cast(what: str, given: Sequence[Any] | NDArray[Any], kind: str) -> NDArray[
 
 
 class Table:
-    """Rows of a result; subclasses declare `COLUMNS`.
+    """Rows of a result; subclasses declare `COLUMNS`, and in `KEY` those that name a row, at most one each.
 
     Args:
         columns: name → values, all of one length; exactly the declared columns, cast to their types.
@@ -58,6 +58,7 @@ class Table:
     """
 
     COLUMNS: ClassVar[dict[str, Column]] = {}
+    KEY: ClassVar[tuple[str, ...]] = ()
 
     def __repr__(self) -> str:
         """Its name, how many rows, and that `.df` is a pandas frame of them."""

@@ -16,6 +16,7 @@ VERDICTS = ("none", "grows", "falls")
 class GrowthTable(Table):
     """One row per site, role and latent: does its paired trajectory T − S rise with the examples seen?"""
 
+    KEY = ("site", "role", "latent")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "site, by its TransformerLens name"),
         "role": Column("str", "token of each example"),
@@ -52,6 +53,7 @@ class GrowthTable(Table):
 class BeliefTable(Table):
     """One row per belief, arm and number of examples seen, read at `pre`; means over prompts."""
 
+    KEY = ("belief", "arm", "n_seen")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "belief": Column("str", "one of names.BELIEFS"),
         "arm": Column("str", "arm of the prompts"),
@@ -72,6 +74,7 @@ class BeliefTable(Table):
 class AgreementTable(Table):
     """One row per arm and belief: the model's log-odds on the exact ones, over prompts and examples."""
 
+    KEY = ("arm", "belief")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "arm": Column("str", "arm of the prompts"),
         "belief": Column("str", "one of names.BELIEFS, or `task`: P(the task) fitted with guess and lapse"),

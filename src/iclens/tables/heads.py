@@ -14,6 +14,7 @@ from iclens.tables.patches import SweepTable
 class LensTable(Table):
     """What the residual would answer if the model ended there: one row per role, layer and metric."""
 
+    KEY = ("role", "layer", "n_seen", "metric")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "role": Column("str", "token of the query whose residual is read; after `pre` the label is in view"),
         "layer": Column(
@@ -36,6 +37,7 @@ class LensTable(Table):
 class HeadScoreTable(Table):
     """Every head at the query's `pre`: what it writes and where it looks; one row per layer and head."""
 
+    KEY = ("layer", "head", "n_seen")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "layer": Column("int", "block"),
         "head": Column("int", "head"),

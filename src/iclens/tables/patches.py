@@ -21,6 +21,7 @@ _EFFECT = "mean of patched − base over prompts, nats"
 class SweepTable(Table):
     """Whole-residual replacement A→B: one row per role, layer and metric."""
 
+    KEY = ("role", "layer", "recipient", "n_seen", "metric")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "role": Column(
             "str", "what is replaced: `pre` of the query, or this role in every example of the context"
@@ -41,6 +42,7 @@ class SweepTable(Table):
 class HeadTable(Table):
     """Heads of A* ablated: one row per kind, place, layer, head and metric."""
 
+    KEY = ("kind", "place", "layer", "head", "n_seen", "metric")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "kind": Column("str", "what replaces the head's output: zero, its mean over recipients, or resample"),
         "place": Column("str", "where: the query's `pre`, or all positions"),
@@ -61,6 +63,7 @@ class HeadTable(Table):
 class GradedTable(Table):
     """One site's patch by the donor's number of examples, beside the unpatched curve."""
 
+    KEY = ("role", "layer", "recipient", "n_seen", "metric")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "role": SweepTable.COLUMNS["role"],
         "layer": SweepTable.COLUMNS["layer"],
@@ -81,6 +84,7 @@ class GradedTable(Table):
 class PatchTable(Table):
     """Single-latent patches A→B: one row per latent whose activation differs and belief."""
 
+    KEY = ("site", "role", "latent", "belief")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "where the latent's decoder direction is added"),
         "role": Column("str", _ROLE),
@@ -115,6 +119,7 @@ class PatchTable(Table):
 class LadderTable(Table):
     """How much of A a patch must carry: one row per rung and belief, on the test half."""
 
+    KEY = ("site", "role", "rung", "belief")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "where"),
         "role": Column("str", _ROLE),

@@ -10,6 +10,7 @@ from iclens.tables.frame import Column, Table
 class ProbeTable(Table):
     """One row per (site, role, concept, representation, k); every AUROC is of held-out tasks."""
 
+    KEY = ("site", "role", "concept", "representation", "k")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "hook name of the site"),
         "role": Column("str", "token of the example that was read"),

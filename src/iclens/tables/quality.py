@@ -10,6 +10,7 @@ from iclens.tables.frame import Column, Table
 class QualityTable(Table):
     """One row per SAE, measured on tokens that it was not trained on; `saes.quality` defines each figure."""
 
+    KEY = ("site",)
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "where the SAE reads, by its TransformerLens name"),
         "sae_id": Column("str", "fingerprint of the SAE"),
@@ -35,6 +36,7 @@ class QualityTable(Table):
 class FidelityTable(Table):
     """One row per SAE and role, the role `all` standing for every measured token."""
 
+    KEY = ("site", "role")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "where the SAE reads, by its TransformerLens name"),
         "sae_id": Column("str", "fingerprint of the SAE"),
@@ -54,6 +56,7 @@ class FidelityTable(Table):
 class DensityTable(Table):
     """Histogram of latents by density, one row per SAE and bin; dead latents in the first, `high` 0."""
 
+    KEY = ("site", "low")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "where the SAE reads, by its TransformerLens name"),
         "sae_id": Column("str", "fingerprint of the SAE"),

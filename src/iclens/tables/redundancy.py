@@ -23,6 +23,7 @@ _REASON = Column("str", "why a value of the row is NaN, or what keeps it from be
 class DirectTable(Table):
     """Direct effects of an ablation at the query's `pre` of A*: one row per component and belief."""
 
+    KEY = ("ablated", "kind", "place", "reader", "part", "component", "n_seen", "belief")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "ablated": _ABLATED,
         "kind": _KIND,
@@ -64,6 +65,7 @@ class DirectTable(Table):
 class RedundancyTable(Table):
     """Heads ablated together against one at a time, in A*: one row per set and belief."""
 
+    KEY = ("ablated", "kind", "place", "n_seen", "belief")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "ablated": _ABLATED,
         "kind": _KIND,
@@ -94,6 +96,7 @@ class RedundancyTable(Table):
 class RedundancyLadderTable(Table):
     """Ablate what carries the task, sweep again, ablate what took over: one row per step from 0, intact."""
 
+    KEY = ("unit", "kind", "place", "belief", "step")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "step": Column("int", "how many times something was added to the ablated set; 0 is the intact model"),
         "unit": Column("str", '"layer" or "heads": what a step adds'),

@@ -20,6 +20,7 @@ _PATCH = (
 class ResponseTable(Table):
     """Response curve: one row per site, patch and x."""
 
+    KEY = ("task", "site", "patch", "latents", "recipient", "n_seen", "x")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "task": Column("str", "spec of the donor's rule, f"),
         "site": Column("str", "what is patched at the query's `pre`; of base and A*, what they stand beside"),
@@ -54,6 +55,7 @@ class ResponseTable(Table):
 class ResponseFitTable(Table):
     """Response curve in a few numbers: one row per site and patch, intervals a 95 % bootstrap over x."""
 
+    KEY = ("task", "site", "patch", "latents", "recipient", "n_seen")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "task": ResponseTable.COLUMNS["task"],
         "site": ResponseTable.COLUMNS["site"],

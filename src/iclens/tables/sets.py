@@ -20,6 +20,7 @@ _WAY = (
 class SetTable(Table):
     """Sets of latents moved together: one row per way, kind of set, size and belief."""
 
+    KEY = ("site", "role", "direction", "kind", "size", "chosen_for", "belief")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "where the decoder directions are added"),
         "role": PatchTable.COLUMNS["role"],
@@ -67,6 +68,7 @@ class SetTable(Table):
 class ControlTable(Table):
     """The same latents elsewhere, from elsewhere, or backwards: one row per latent, control and belief."""
 
+    KEY = ("site", "role", "latents", "control", "belief")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "where the latent's decoder direction is added"),
         "role": PatchTable.COLUMNS["role"],
@@ -88,6 +90,7 @@ class ControlTable(Table):
 class ScreenTable(Table):
     """How far a linear screen is from the exact effects: one row per site, role and belief."""
 
+    KEY = ("site", "role", "belief")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "where the decoder directions are added"),
         "role": PatchTable.COLUMNS["role"],

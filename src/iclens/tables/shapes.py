@@ -10,6 +10,7 @@ from iclens.tables.frame import Column, Table
 class ShapeTable(Table):
     """One row per short-listed latent: the shape of its mean paired pre-activation, on the shape prompts."""
 
+    KEY = ("site", "role", "latent")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "site, by its TransformerLens name"),
         "role": Column("str", "token of each example"),
@@ -33,6 +34,7 @@ class ShapeTable(Table):
 class ConfirmTable(Table):
     """One row per short-listed latent: the paired slope on prompts that no choice was made on."""
 
+    KEY = ("site", "role", "latent")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "site, by its TransformerLens name"),
         "role": Column("str", "token of each example"),

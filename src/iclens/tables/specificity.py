@@ -13,6 +13,7 @@ class SpecificityTable(Table):
     Margins stand in the row of the concept's own belief alone.
     """
 
+    KEY = ("site", "role", "way", "concept", "latent", "belief")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "hook name of the site"),
         "role": Column(

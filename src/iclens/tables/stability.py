@@ -10,6 +10,7 @@ from iclens.tables.frame import Column, Table
 class StabilityTable(Table):
     """One row per labelled (site, role, latent, concept) and other set of SAEs."""
 
+    KEY = ("site", "role", "latent", "concept", "other")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "hook name of the site"),
         "role": Column("str", "token of the example that was read"),

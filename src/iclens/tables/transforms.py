@@ -13,6 +13,7 @@ class TransformTable(Table):
     For `task identity`, whose task no other could confirm, they are of held-out prompts.
     """
 
+    KEY = ("site", "role", "latent", "concept")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "hook name of the site"),
         "role": Column("str", "token of the example that was read"),
@@ -47,6 +48,7 @@ class TransformTable(Table):
 class MassTable(Table):
     """One row per (site, latent): whether it works where labels are read or where answers are predicted."""
 
+    KEY = ("site", "latent")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "hook name of the site"),
         "latent": Column("int", "latent of the SAE at that site"),
@@ -62,6 +64,7 @@ class MassTable(Table):
 class TuningCurveTable(Table):
     """One row per (concept, site, role, latent, of, value): mean activation of a shown latent."""
 
+    KEY = ("concept", "site", "role", "latent", "of", "value")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "concept": Column("str", "the concept for which the latent is shown"),
         "site": Column("str", "hook name of the site"),
@@ -77,6 +80,7 @@ class TuningCurveTable(Table):
 class OperandMapTable(Table):
     """One row per (concept, site, role, latent, x, y): mean activation over a box of inputs and labels."""
 
+    KEY = ("concept", "site", "role", "latent", "x", "y")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "concept": Column("str", "the concept for which the latent is shown"),
         "site": Column("str", "hook name of the site"),

@@ -10,6 +10,7 @@ from iclens.tables.frame import Column, Table
 class TuningTable(Table):
     """One row per (site, role, latent, of): the curve of mean activation by a number, as line and waves."""
 
+    KEY = ("site", "role", "latent", "of")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "hook name of the site"),
         "role": Column("str", "token of the example that was read"),
@@ -33,6 +34,7 @@ class TuningTable(Table):
 class SubspaceTable(Table):
     """One row per (site, role, representation, of, period): a wave read linearly on held-out tasks."""
 
+    KEY = ("site", "role", "representation", "of", "period")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "hook name of the site"),
         "role": Column("str", "token of the example that was read"),

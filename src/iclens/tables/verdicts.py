@@ -29,6 +29,7 @@ class VerdictTable(Table):
     The gates behind detection are asked of the short list only; elsewhere their columns are NaN or empty.
     """
 
+    KEY = ("site", "role", "latent")
     COLUMNS: ClassVar[dict[str, Column]] = {
         "site": Column("str", "site, by its TransformerLens name"),
         "role": Column("str", "token of each example"),
@@ -82,6 +83,7 @@ class VerdictTable(Table):
 class FalsifierTable(Table):
     """One row per way in which the claim of additive Bayesian feature growth can fail, and whether it did."""
 
+    KEY = ("falsifier",)
     COLUMNS: ClassVar[dict[str, Column]] = {
         "falsifier": Column("str", "F1 to F8"),
         "question": Column("str", "what was asked, in words"),

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from iclens.dashboards.records.site import LogitEffect, PatchingView, SiteView
 from iclens.dashboards.site import build_site
-from iclens.dashboards.view import LogitEffect, SiteView
 from iclens.names import Site
 from iclens.saes.readout import logit_effects
-from iclens.study import site_view
-from iclens.study.additive_view import additive
 from iclens.study.bench import Bench
-from iclens.study.concept_view import concepts
-from iclens.study.latent_pages import (
+from iclens.study.pages import index as site_view
+from iclens.study.pages.concepts import concepts
+from iclens.study.pages.growth import additive
+from iclens.study.pages.latent import (
     PAGES_REASON,
     Seen,
     histogram,
@@ -51,8 +51,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         provenance=site_view.provenance(results),
         quality=site_view.quality_rows(quality),
         beliefs=site_view.belief_curves(results),
-        sweeps=site_view.sweeps(results),
-        heads=site_view.heads(results),
+        patching=PatchingView(site_view.sweeps(results), site_view.heads(results)),
         growth=site_view.growth_counts(growth),
         additive=additive(results),
         concepts=concepts(results),
@@ -61,8 +60,11 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         pages_reason=PAGES_REASON.format(n=n),
         notes=site_view.notes(results),
     )
-    build_site(view, folder / "site")
-    return {"pages": len(pages), "latents": len(rows), "index": "site/index.html"}
+    built = build_site(
+        view, folder / "site", earlier=bench.run.path / folder.name.removesuffix(".new") / "site"
+    )
+    counts = {"drawn": built.drawn, "kept from before": built.kept}
+    return {"latent pages": len(pages), "latents": len(rows), "files": counts, "index": "site/index.html"}
 
 
 def _seen(bench: Bench, results: Results, chosen: dict[Site, list[int]]) -> dict[Site, Seen]:

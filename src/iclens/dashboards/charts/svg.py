@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from iclens.dashboards.latent_view import Curve, Histogram, PatchRow, TaskActivation
+from iclens.dashboards.records.latent import Curve, Histogram, PatchRow, TaskActivation
 from iclens.dashboards.text import number
 
 NARROW, WIDE = 260, 380

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from iclens.dashboards.view import (
+from iclens.dashboards.records.site import (
     ConceptRow,
     Curve,
     DoseView,

@@ -9,10 +9,10 @@ import altair as alt
 import pandas as pd
 from markupsafe import Markup
 
-from iclens.dashboards.additive_view import AccountRow, ArmCurve, InjectionRow, RungCount
-from iclens.dashboards.charts import belief_chart, inline
+from iclens.dashboards.charts.rendered import belief_chart, inline
+from iclens.dashboards.records.growth import AccountRow, ArmCurve, InjectionRow, RungCount
+from iclens.dashboards.records.site import BeliefCurve
 from iclens.dashboards.text import number
-from iclens.dashboards.view import BeliefCurve
 
 _INK, _QUIET = "var(--ink)", "var(--quiet)"
 

@@ -11,13 +11,13 @@ to the page, so a page can only show what stands here. Conventions, the same eve
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from iclens.dashboards.additive_view import AdditiveView
-from iclens.dashboards.concept_view import ConceptsView
-from iclens.dashboards.latent_view import (
+from iclens.dashboards.records.concepts import ConceptsView
+from iclens.dashboards.records.growth import AdditiveView
+from iclens.dashboards.records.how import HowView
+from iclens.dashboards.records.latent import (
     ConceptRow,
     Curve,
     DoseView,
@@ -31,6 +31,8 @@ from iclens.dashboards.latent_view import (
     TokenView,
     TrajectoryView,
 )
+from iclens.dashboards.records.patching import PatchingView, SweepCell, SweepView
+from iclens.dashboards.records.prompts import PromptsView
 from iclens.errors import TableError
 
 __all__ = [
@@ -44,6 +46,9 @@ __all__ = [
     "QualityRow",
     "AdditiveView",
     "ConceptsView",
+    "PatchingView",
+    "PromptsView",
+    "HowView",
     "Curve",
     "DoseView",
     "LatentRow",
@@ -102,36 +107,6 @@ class BeliefCurve:
 
 
 @dataclass(frozen=True)
-class SweepCell:
-    """One cell of a sweep: the metric at a role (or head) and layer, with its interval."""
-
-    role: str
-    layer: int
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-
-@dataclass(frozen=True)
-class SweepView:
-    """One heat map, layers × roles or heads.
-
-    Args:
-        title: metric and recipient, for example "Task applied to B's own x (zero-example recipient)".
-        caption: how it was measured: donor, number of examples, prompts.
-        cells: any order; a missing (role, layer) is left empty. Values are shares of 1.
-        down: what a layer is, beside the chart.
-        across: what the columns are.
-    """
-
-    title: str
-    caption: str
-    cells: Sequence[SweepCell]
-    down: str = "patched before block"
-    across: str = "role"
-
-
-@dataclass(frozen=True)
 class GrowthCount:
     """How many latents of a site grow or fall over the examples at a role, of `n_tested`."""
 
@@ -184,11 +159,12 @@ class SiteView:
         provenance: what was run: model, SAE set, hashes, versions, seeds, date.
         quality: one row per SAE.
         beliefs: one panel each.
-        sweeps: heat maps, headline first.
-        heads: heat maps of ablated heads, one for each kind and place.
         growth: counts per site and role.
         additive: what bears on additive Bayesian growth; None when it was not tested.
         concepts: the page of concepts; None when none was asked.
+        patching: the page of patching; None when nothing was patched.
+        prompts: the pages of single prompts; None when none is shown.
+        how: how it was computed, beside provenance and quality; None when that is not known.
         latents: every latent, in the order the table opens with.
         pages: the latents that get a page.
         pages_reason: how they were chosen, in a sentence.
@@ -204,11 +180,12 @@ class SiteView:
     provenance: Sequence[Fact] = ()
     quality: Sequence[QualityRow] = ()
     beliefs: Sequence[BeliefCurve] = ()
-    sweeps: Sequence[SweepView] = ()
-    heads: Sequence[SweepView] = ()
     growth: Sequence[GrowthCount] = ()
     additive: AdditiveView | None = None
     concepts: ConceptsView | None = None
+    patching: PatchingView | None = None
+    prompts: PromptsView | None = None
+    how: HowView | None = None
     latents: Sequence[LatentRow] = ()
     pages: Sequence[LatentView] = ()
     pages_reason: str = ""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from iclens.dashboards.view import (
+from iclens.dashboards.records.site import (
     BeliefCurve,
     Curve,
     Fact,
@@ -21,9 +21,9 @@ from iclens.dashboards.view import (
 from iclens.growth.verdict import LEVEL
 from iclens.patching.heads.ablate import WHOLE_LAYER
 from iclens.patching.runs import ZERO
-from iclens.study.patch_findings import patch_findings
+from iclens.study.pages.patch_findings import patch_findings
+from iclens.study.pages.transform_findings import transform_findings
 from iclens.study.results import Results
-from iclens.study.transform_findings import transform_findings
 from iclens.tables.verdicts import FALLS, LADDER
 from iclens.tasks.beliefs import BAND
 

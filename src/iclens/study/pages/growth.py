@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from iclens.dashboards.additive_view import (
+from iclens.dashboards.records.growth import (
     AccountRow,
     AdditiveView,
     ArmCurve,
@@ -16,7 +16,7 @@ from iclens.dashboards.additive_view import (
     InjectionRow,
     RungCount,
 )
-from iclens.dashboards.latent_view import Curve
+from iclens.dashboards.records.latent import Curve
 from iclens.growth.account_models import ACCOUNTS
 from iclens.study.results import Results
 from iclens.tables.verdicts import LADDER

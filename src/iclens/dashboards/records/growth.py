@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from iclens.dashboards.latent_view import Curve
+from iclens.dashboards.records.latent import Curve
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from iclens.dashboards.mechanism_view import (
+from iclens.dashboards.records.mechanism import (
     CarriedRow,
     CreationRow,
     CreationView,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from iclens.dashboards.view import Finding
+from iclens.dashboards.records.site import Finding
 from iclens.patching.latents.sets import FULL, GREEDY, HALF
 from iclens.patching.responses import BASE, GIVEN, TARGET
 from iclens.patching.responses import FULL as WHOLE

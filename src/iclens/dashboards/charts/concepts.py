@@ -16,10 +16,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from iclens.dashboards.concept_view import BoxView, ConceptView, ShownLatent, TuningView
-from iclens.dashboards.latent_view import Curve
-from iclens.dashboards.mechanism_view import Figure
-from iclens.dashboards.svg import NARROW, Scale, drawing, finite, line_chart, tag, tick_text, ticks
+from iclens.dashboards.charts.svg import NARROW, Scale, drawing, finite, line_chart, tag, tick_text, ticks
+from iclens.dashboards.records.concepts import BoxView, ConceptView, ShownLatent, TuningView
+from iclens.dashboards.records.latent import Curve
+from iclens.dashboards.records.mechanism import Figure
 from iclens.dashboards.text import count, number
 
 LEVELS = 8

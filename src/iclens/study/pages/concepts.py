@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from iclens.dashboards.concept_view import (
+from iclens.dashboards.records.concepts import (
     BoxView,
     ConceptsView,
     ConceptView,
@@ -26,10 +26,10 @@ from iclens.dashboards.concept_view import (
     ShownLatent,
     TuningView,
 )
-from iclens.dashboards.mechanism_view import Figure
+from iclens.dashboards.records.mechanism import Figure
 from iclens.dashboards.text import interval, number
 from iclens.study.grid import asked_concepts
-from iclens.study.mechanism_view import (
+from iclens.study.pages.mechanism import (
     auroc_of,
     carried_rows,
     creation_views,
@@ -38,8 +38,8 @@ from iclens.study.mechanism_view import (
     records,
     size_rows,
 )
+from iclens.study.pages.transform_findings import CAUSAL_P, confirmed, mechanism_words
 from iclens.study.results import Results
-from iclens.study.transform_findings import CAUSAL_P, confirmed, mechanism_words
 from iclens.transforms.concepts import IDENTITY, Concept
 from iclens.transforms.labels.chosen import CANDIDATE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from iclens.dashboards.view import Finding
+from iclens.dashboards.records.site import Finding
 from iclens.study.results import Results
 from iclens.tables.decomposition import CREATED
 from iclens.transforms.concepts import IDENTITY

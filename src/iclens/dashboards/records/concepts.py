@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from iclens.dashboards.mechanism_view import (
+from iclens.dashboards.records.mechanism import (
     CarriedRow,
     CreationView,
     Figure,

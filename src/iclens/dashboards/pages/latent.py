@@ -1,0 +1,59 @@
+"""The page of one latent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from iclens.dashboards import text
+from iclens.dashboards.pages.page import Chrome, Page, draw
+from iclens.dashboards.records.latent import LatentRow, LatentView, TokenView
+from iclens.dashboards.records.site import SiteView
+
+TASK_BARS = 16
+"""Tasks drawn on a latent page; the others are summed up in a line."""
+_LEVELS = 8
+
+
+def pages(view: SiteView, chrome: Chrome) -> Iterator[Page]:
+    """A page for each latent that is worth one, leading to the next and back."""
+    rows = {row.key: row for row in view.latents}
+    own = [rows[page.site, page.latent] for page in view.pages]
+    beside = zip([None, *own], own, [*own[1:], None], strict=False)
+    for page, (before, row, after) in zip(view.pages, beside, strict=True):
+        near = {"previous": before, "next": after}
+        near_keys = [other and other.key for other in (before, after)]
+        yield Page(row.page, (chrome, row, page, near_keys), partial(_write, chrome, row, page, near))
+
+
+def _write(chrome: Chrome, row: LatentRow, page: LatentView, near: dict[str, LatentRow | None]) -> str:
+    return draw("latent.html.j2", chrome, row.page, page=page, row=row, near=near, **_latent_parts(page))
+
+
+def _latent_parts(page: LatentView) -> dict[str, object]:
+    peak = max((token.value for prompt in page.prompts for token in prompt.tokens), default=0.0)
+    tasks = sorted(page.tasks, key=lambda task: -task.mean if math.isfinite(task.mean) else math.inf)
+    return {
+        "prompts": [(prompt, _lines(prompt.tokens, peak)) for prompt in page.prompts],
+        "peak": peak,
+        "tasks": tasks[:TASK_BARS],
+        "other_tasks": tasks[TASK_BARS:],
+    }
+
+
+def _lines(tokens: Sequence[TokenView], peak: float) -> list[list[tuple[str, float, int]]]:
+    """Tokens as (visible text, activation, colour level 0–8), broken after each newline.
+
+    Neighbours on which the latent is silent are joined: nothing tells them apart on the page.
+    """
+    lines: list[list[tuple[str, float, int]]] = [[]]
+    for token in tokens:
+        level = max(1, round(_LEVELS * token.value / peak)) if token.value > 0 else 0
+        shown = text.visible(token.text)
+        if level == 0 and lines[-1] and lines[-1][-1][2] == 0:
+            shown = lines[-1].pop()[0] + shown
+        lines[-1].append((shown, token.value, level))
+        if token.text.endswith("\n"):
+            lines.append([])
+    return [line for line in lines if line]

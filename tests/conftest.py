@@ -15,6 +15,7 @@ os.environ.update(
 )
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ settings.register_profile("iclens", deadline=None, derandomize=True, database=No
 settings.load_profile("iclens")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+AXE = Path(__file__).parent / "dashboards" / "node_modules" / "axe-core" / "axe.min.js"
 
 
 def browser_tests_stay_out() -> bool:
@@ -34,10 +36,21 @@ def browser_tests_stay_out() -> bool:
     return os.environ.get("CI") != "true" and not any(map(shutil.which, BROWSERS))
 
 
+def axe_tests_stay_out() -> bool:
+    """Whether tests that need axe-core are left out: it was not fetched, and this is not CI."""
+    return os.environ.get("CI") != "true" and not AXE.is_file()
+
+
+def stays_out(item: pytest.Item) -> bool:
+    """Whether a test is left out for what this machine lacks."""
+    if item.get_closest_marker("browser") is None:
+        return False
+    return browser_tests_stay_out() or ("axe" in getattr(item, "fixturenames", ()) and axe_tests_stay_out())
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the browser tests where they stay out."""
-    if browser_tests_stay_out():
-        left_out = [item for item in items if item.get_closest_marker("browser")]
+    if left_out := [item for item in items if stays_out(item)]:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 
@@ -47,6 +60,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if browser_tests_stay_out():
         notice = "NOTICE: no chromium on this machine, so the browser tests were left out; CI runs them."
         terminalreporter.write_line(notice, yellow=True)
+    elif axe_tests_stay_out():
+        notice = "NOTICE: axe-core was not fetched (make test does, with a network), so the accessibility "
+        terminalreporter.write_line(notice + "tests were left out; CI runs them.", yellow=True)
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The source of axe-core, which judges a page's accessibility."""
+    if not AXE.is_file():
+        pytest.fail("axe-core was not fetched: make test fetches it, with a network")
+    return AXE.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ def section(name: str, device: str) -> str:
     """One configuration's part of the page."""
     planned = plan(load_train_config(ROOT / "sae_configs" / f"{name}.yaml"), CARDS[device])
     command = f"iclens plan sae_configs/{name}.yaml --device {device}"
-    return f"### `{name}`\n\n```\n$ {command}\n{planned.as_text()}\n```\n"
+    return f"### `{name}`\n\n```console\n$ {command}\n{planned.as_text()}\n```\n"
 
 
 def pages() -> str:

@@ -12,14 +12,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from iclens.errors import IclensError
+    from iclens.errors import IclensError, RunWarning
     from iclens.names import Site
     from iclens.study.query import Run, Selection
     from iclens.study.query import open_run as open  # the way in reads `iclens.open(...)`
     from iclens.tasks.spec import parse_task
 
 __version__ = "0.1.0"
-__all__ = ["open", "Run", "Selection", "Site", "parse_task", "IclensError", "__version__"]
+__all__ = ["open", "Run", "Selection", "Site", "parse_task", "IclensError", "RunWarning", "__version__"]
 
 _HOMES = {
     "open": ("iclens.study.query", "open_run"),
@@ -28,6 +28,7 @@ _HOMES = {
     "Site": ("iclens.names", "Site"),
     "parse_task": ("iclens.tasks.spec", "parse_task"),
     "IclensError": ("iclens.errors", "IclensError"),
+    "RunWarning": ("iclens.errors", "RunWarning"),
 }
 
 

@@ -1,305 +1,38 @@
-"""A made-up study of realistic size and shape, with hostile text wherever a study puts text."""
+"""Sites of made-up studies, one browser, and a plain static server."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import replace
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from iclens.dashboards.records.growth import (
-    AccountRow,
-    AdditiveView,
-    ArmCurve,
-    FalsifierRow,
-    FollowRow,
-    InjectionRow,
-    RungCount,
-)
-from iclens.dashboards.records.site import (
-    BeliefCurve,
-    ConceptRow,
-    Curve,
-    DoseView,
-    Fact,
-    Finding,
-    GrowthCount,
-    Histogram,
-    LatentRow,
-    LatentView,
-    LogitEffect,
-    PatchingView,
-    PatchRow,
-    PromptView,
-    QualityRow,
-    SiteView,
-    SweepCell,
-    SweepView,
-    TaskActivation,
-    TokenView,
-    TrajectoryView,
-)
-from iclens.dashboards.site import build_site
-from iclens.tables.verdicts import LADDER
+from iclens.dashboards.records.site import SiteView
+from iclens.dashboards.site import build_site, site_pages
 
-HOSTILE = "</script><img src=x onerror=alert(1)>"
-SITES = tuple(f"L{layer}.{hook}" for layer in (1, 2, 3) for hook in ("resid_post", "mlp_out"))
-ROLES = ("x", "pre", "lab", "close")
-EXAMPLES = 16
+from .chromium import Browser
+from .made_up import make_view
 
 
-def curve(rng: np.random.Generator, start: float, stop: float, width: float) -> Curve:
-    """A saturating rise with a band."""
-    n = np.arange(EXAMPLES)
-    mean = start + (stop - start) * n / (n + 3.0) + rng.normal(0, width / 4, EXAMPLES)
-    return Curve(n.tolist(), mean.tolist(), (mean - width).tolist(), (mean + width).tolist())
+def one_of_each(view: SiteView) -> dict[str, str]:
+    """A page of each kind: kind → path; of latents the hostile one, and a second that is realistic."""
+    paths = [page.path for page in site_pages(view) if page.path.endswith(".html")]
+    found: dict[str, str] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        found.setdefault(f"{folder}/" if folder else name.removesuffix(".html"), path)
+    return found | {"latents/, second": [path for path in paths if path.startswith("latents/")][1]}
 
 
-def sweep(rng: np.random.Generator, title: str, peak: int) -> SweepView:
-    """A heat map with one band of layers at `pre`."""
-    cells = [
-        SweepCell(role, layer, float(np.clip((0.95 if role == "pre" and layer == peak else 0.03), 0, 1)))
-        for role in ROLES
-        for layer in range(7)
-    ]
-    return SweepView(title, "12-example donor of 2x+3, 64 pairs", cells)
-
-
-def prompt(rng: np.random.Generator, title: str) -> PromptView:
-    """`(28, 59)` lines with activations on `lab` and `pre`, as a trained SAE gives them."""
-    tokens = [TokenView("<s>"), TokenView("\n")]
-    for j in range(EXAMPLES):
-        x = int(rng.integers(50))
-        strength = j / EXAMPLES * 2.4
-        tokens += [TokenView("("), TokenView(str(x)), TokenView(","), TokenView(" ", strength)]
-        tokens += [TokenView(str(2 * x + 3), strength * 0.4), TokenView(")\n")]
-    return PromptView(title, tokens)
-
-
-def latent_page(rng: np.random.Generator, row: LatentRow, hostile: str) -> LatentView:
-    """A page with every section filled; `hostile` is put wherever text can stand."""
-    specs = [f"{a}x+{b}" for a in (1, 2, 3, 4) for b in (0, 1, 2, 3, 5, 8)]
-    tasks = [
-        TaskActivation(
-            spec + hostile, float(m), float(m) - 0.1, float(m) + 0.1, 64, ("discovery", "held out")[i % 2]
-        )
-        for i, (spec, m) in enumerate(zip(specs, np.sort(rng.gamma(1.2, 0.5, 24))[::-1], strict=True))
-    ]
-    trajectories = [
-        TrajectoryView(
-            role, curve(rng, 0.1, 2 + i, 0.2), curve(rng, 0.1, 0.4, 0.2), 0.12, 0.09, 0.15, 3e-9, "grows"
-        )
-        for i, role in enumerate(ROLES)
-    ]
-    reason = hostile or "confound above .65"
-    concepts = [
-        ConceptRow("double" + hostile, "lab", 0.96, 0.93, 0.98, "3x", 0.61, 1e-6, "double"),
-        ConceptRow("odd", "lab", 0.55, 0.49, 0.61, "magnitude", 0.7, 0.4, "", reason),
-        ConceptRow("numeric", "lab", math.nan, reason="no word task in this run"),
-    ]
-    patches = [
-        PatchRow(
-            belief + hostile,
-            -3.1,
-            -2.6,
-            4.0,
-            e,
-            e - 0.1,
-            e + 0.1,
-            -0.2,
-            0.18,
-            p,
-            0.07,
-            0.01,
-            57,
-            64,
-        )
-        for belief, e, p in (
-            ("numeric", 0.02, 0.62),
-            ("odd", -0.31, 0.05),
-            ("double", 0.92, 0.0099),
-            ("exact", 0.51, 0.0198),
-            ("copy", 0.04, 0.5),
-        )
-    ]
-    words = ["59", "\u202e7", " opposite", "\ufffd", hostile or "odd", "113", "7", "999"]
-    effects = [LogitEffect(w, 2.2 - 0.2 * i) for i, w in enumerate(words)]
-    prompts = [prompt(rng, f"{spec}, task arm{hostile}") for spec in ("2x+3", "2x+5", "2x", "3x+1", "x//2+4")]
-    if hostile:
-        prompts.append(
-            PromptView("hostile", [TokenView(hostile, 2.0), TokenView(f'" onfocus={hostile}', 1.0)])
-        )
-    doses = np.array([-1, -0.5, 0, 0.5, 1, 1.5, 2])
-    pushed = Curve(doses.tolist(), (0.4 * doses).tolist(), (0.3 * doses).tolist(), (0.5 * doses).tolist())
-    bins = Histogram(np.linspace(0, 3, 25).tolist(), (900 * np.exp(-np.arange(24) / 6)).astype(int).tolist())
-    return LatentView(
-        row.site,
-        row.latent,
-        trajectories,
-        "lab",
-        tasks,
-        concepts,
-        patches,
-        prompts,
-        effects,
-        [LogitEffect(e.text, -e.value) for e in effects],
-        bins,
-        doses=[
-            DoseView(n, pushed, "causal" + hostile) for n in ((4, 8) if hostile else ())
-        ],  # few are pushed
-        follows=["At pre it follows the model's belief." + hostile] if hostile else [],
-    )
-
-
-def make_rows(rng: np.random.Generator, per_site: int) -> list[LatentRow]:
-    """`per_site` latents for every site; the first few grow."""
-    rows = []
-    for site in SITES:
-        for latent in range(per_site):
-            grows = latent < per_site // 20 + 1
-            rows.append(
-                LatentRow(
-                    site,
-                    latent,
-                    float(rng.beta(1, 30)),
-                    ROLES[latent % 4],
-                    float(rng.normal(0.2 if grows else 0, 0.05)),
-                    float(10 ** -rng.uniform(2, 14)) if grows else float(rng.uniform(0.05, 1)),
-                    "grows" if grows else "none",
-                    ("double", "candidate", "")[latent % 3] if grows else "",
-                    "double" if grows else "",
-                    float(rng.uniform(0.5, 1)) if grows else math.nan,
-                    "exact" if grows else "",
-                    float(rng.normal(0, 0.5)) if grows else math.nan,
-                    float(rng.uniform(0.01, 1)) if grows else math.nan,
-                )
-            )
-    return sorted(rows, key=lambda row: row.q_value)
-
-
-def additive(rng: np.random.Generator, hostile: str) -> AdditiveView:
-    """Two arms, every rung, three accounts and two falsifiers."""
-    arms = [
-        ArmCurve("T" + hostile, "own labels" + hostile, curve(rng, -4.6, 4.1, 0.3), curve(rng, -4.6, 5, 0.0)),
-        ArmCurve(
-            "D", "one example again and again", curve(rng, -4.6, 0, 0.3), agreement="slope .91" + hostile
-        ),
-    ]
-    rungs = [RungCount(site, rung, 3 * i) for site in SITES for i, rung in enumerate(reversed(LADDER))]
-    accounts = [
-        AccountRow(name + hostile, behind, 0.8 * behind, 1.2 * behind, "what it says" + hostile)
-        for name, behind in (("exact posterior", 0.0), ("attention pooling", 3.2), ("counting", 41.0))
-    ]
-    falsifiers = [
-        FalsifierRow("F1", "Is there no paired growth?" + hostile, "did not fire", "214 latents grow."),
-        FalsifierRow("F7", "Is the closure below 25 %?", "fired", "Closure 0.11 [0.07, 0.16]." + hostile),
-    ]
-    follows = [FollowRow("the model's belief" + hostile, 1234, "as the model believes" + hostile, 0.4)]
-    parts = ("short-listed latents", "all latents", "error only", "full activation" + hostile)
-    injections = [
-        InjectionRow(site, part, 0.4 * i - 0.1, 0.4 * i - 0.3, 0.4 * i + 0.1, math.nan)
-        for site in SITES[:3]
-        for i, part in enumerate(parts)
-    ]
-    said = "Fitted on half of the prompts." + hostile
-    return AdditiveView(
-        arms, rungs, accounts, said, falsifiers, follows, injections, "After 4 examples." + hostile
-    )
-
-
-def patching(rng: np.random.Generator, hostile: str) -> PatchingView:
-    """Three sweeps and the heads."""
-    return PatchingView(
-        sweeps=[
-            sweep(rng, "Task applied to B’s own x" + hostile, 3),
-            sweep(rng, "The same, in the plain twin", 9),
-            sweep(rng, "A’s answer copied", 6),
-        ],
-        heads=[
-            SweepView(
-                "Heads set to zero, pre" + hostile,
-                "unablated .98" + hostile,
-                [
-                    SweepCell(head, layer, 0.1 * layer)
-                    for head in ("0", "2", "10", "all")
-                    for layer in range(6)
-                ],
-                "block",
-                "head",
-            )
-        ],
-    )
-
-
-def make_view(per_site: int = 40, n_pages: int = 4, hostile: str = HOSTILE) -> SiteView:
-    """The study; `hostile` stands in all its texts and on the first of its pages."""
-    rng = np.random.default_rng(0)
-    rows = make_rows(rng, per_site)
-    rows[0] = replace(rows[0], verdict="grows" + hostile, label=hostile, concept=hostile, belief=hostile)
-    beliefs = [
-        BeliefCurve(
-            name + hostile,
-            meaning + hostile,
-            curve(rng, start, stop, 0.25),
-            Curve.line(list(range(EXAMPLES)), (start + (stop + 1.5 - start) * np.arange(16) / 18).tolist()),
-            curve(rng, start, start + 0.3, 0.25),
-        )
-        for name, meaning, start, stop in (
-            ("numeric", "the answer is a number", 2.0, 6.0),
-            ("odd", "the answer is odd, given a number", 0.1, 3.9),
-            ("double", "the answer lies within 5 of 2x", -2.4, 3.3),
-            ("exact", "the answer is the task’s own", -4.6, 4.1),
-            ("copy", "the answer is the donor’s", -5.0, -4.8),
-        )
-    ]
-    counts = [
-        GrowthCount(site, role, per_site, int(rng.integers(4, 60)), int(rng.integers(0, 20)))
-        for site in SITES
-        for role in ROLES
-    ]
-    return SiteView(
-        title="In-context learning in icl-tiny" + hostile,
-        question="Does in-context learning add features, one Bayesian update per example, and which?",
-        findings=[
-            Finding(
-                "Do latents grow with the examples?",
-                "Yes: 214 of 6,144" + hostile,
-                "At q = .05 against paired permuted labels; 9 fall.",
-            ),
-            Finding(
-                "Is the growth additive in log-odds?",
-                "Partly",
-                "Fitted λ = 0.41 nats per example, [0.38, 0.44]; it saturates after 8.",
-            ),
-            Finding(
-                "Does any single latent carry the task?",
-                "No",
-                "The largest single effect is 0.92 nats of the 7.1 between B and A.",
-            ),
-        ],
-        provenance=[
-            Fact("model", "icl-tiny, sha256 41c8e0d2b7f95a13"),
-            Fact("SAE set" + hostile, "icl-tiny-saes"),
-            Fact("versions", "iclens 0.1.0, torch 2.13.0"),
-            Fact("seeds", "prompts 0, split 1"),
-            Fact("date", "2026-01-01 00:00 UTC"),
-        ],
-        quality=[
-            QualityRow(site, f"{i:016x}", 1024, 32, 32.0, 0.041, 0.987, 0.991, 0.013, 65536)
-            for i, site in enumerate(SITES)
-        ],
-        beliefs=beliefs,
-        patching=patching(rng, hostile),
-        growth=counts,
-        additive=additive(rng, hostile),
-        latents=rows,
-        pages=[latent_page(rng, row, hostile if i == 0 else "") for i, row in enumerate(rows[:n_pages])],
-        pages_reason="Pages are written for the latents with the lowest q at any site and role.",
-        notes=["The model is small and its tasks are declared: nothing here generalises by itself."],
-    )
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for `page_path` runs on a page of every kind: its path in `site`."""
+    if "page_path" in metafunc.fixturenames:
+        kinds = one_of_each(make_view())
+        metafunc.parametrize("page_path", list(kinds.values()), ids=list(kinds))
 
 
 @pytest.fixture(scope="session")
@@ -312,3 +45,33 @@ def view_of() -> Callable[..., SiteView]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a built site with 240 latents and four pages."""
     return build_site(make_view(), tmp_path_factory.mktemp("pages") / "site").index.parent
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all tests of a worker."""
+    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if binary is None:
+        pytest.fail("no chromium on this machine: install it (apt-get install chromium) to test the pages")
+    started = Browser(binary, tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    """Serves files and writes no log."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def served(site: Path) -> Iterator[str]:
+    """The address of a plain static server of the built site, without a slash at its end."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(site)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()

@@ -37,7 +37,7 @@ def test_operand_levels_are_shares_of_the_largest() -> None:
 
 def test_operand_boxes_stand_where_their_numbers_are() -> None:
     boxes = [BoxView(0, 0, 10, 1.0, 5), BoxView(10, 20, 10, 2.0, 5), BoxView(10, 0, 10, 0.0, 5)]
-    drawn = str(charts.operand_chart(latent(boxes=boxes)))
+    drawn = str(charts.operand_chart("L2.mlp_out · 7", "lab", boxes))
     paths = dict(re.findall(r'<path d="M([\d. ]+)h[^"]*" class="box (m\d)"', drawn))
     places = {kind: tuple(float(v) for v in at.split()) for at, kind in paths.items()}
     assert places["m4"][0] < places["m8"][0] == places["m0"][0]  # x grows to the right
@@ -46,12 +46,12 @@ def test_operand_boxes_stand_where_their_numbers_are() -> None:
 
 
 def test_a_latent_that_is_never_active_is_said_to_be() -> None:
-    assert charts.peak_words(latent(boxes=[BoxView(0, 0, 10, 0.0, 5)])) == "never active"
-    assert charts.peak_words(latent(boxes=[BoxView(0, 0, 10, NAN, 0)])) == "never active"
+    assert charts.peak_words([BoxView(0, 0, 10, 0.0, 5)]) == "never active"
+    assert charts.peak_words([BoxView(0, 0, 10, NAN, 0)]) == "never active"
 
 
 def test_tuning_chart_has_a_zero_line_and_its_peak_in_words() -> None:
-    drawn = str(charts.tuning_chart(latent(), TuningView("y-2x", [-3, 0, 3], [1.0, 4.0, 2.0], [2, 2, 5])))
+    drawn = str(charts.tuning_chart("L2.mlp_out · 7", "lab", TuningView("y-2x", [-3, 0, 3], [1.0, 4.0, 2.0], [2, 2, 5])))
     assert 'class="zero"' in drawn and "by y-2x: largest 4.00 at 0." in drawn and "y − 2x</text>" in drawn
     assert charts.counted(TuningView("y", [1, 2], [0.0, 1.0], [2, 2000])) == "2 values, 2 to 2,000 rows each"
 

@@ -1,4 +1,3 @@
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from iclens.dashboards.pages import latent as latent_page_module
-from iclens.dashboards.pages.latents import table_script
 from iclens.dashboards.records.site import Curve, Histogram, LatentRow, LatentView, SiteView
 from iclens.dashboards.site import build_site
 from iclens.errors import RunError, TableError
@@ -38,7 +36,7 @@ class Page(HTMLParser):
 
 def without_charts(view: SiteView) -> SiteView:
     """The same study without the charts that take a while to render."""
-    return replace(view, beliefs=(), sweeps=(), growth=())
+    return replace(view, beliefs=(), growth=(), patching=None)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +44,21 @@ def pages(site: Path) -> dict[Path, Page]:
     return {path: Page(path.read_text(encoding="utf-8")) for path in sorted(site.rglob("*.html"))}
 
 
-def test_every_page_is_there(pages: dict[Path, Page], site: Path) -> None:
-    assert len(pages) == 5
-    assert site / "index.html" in pages
+def test_every_page_is_there_and_reached_from_every_other(pages: dict[Path, Page], site: Path) -> None:
+    names = {path.relative_to(site).as_posix() for path in pages}
+    top = {name for name in names if "/" not in name}
+    assert {f"{name}.html" for name in ("index", "growth", "latents", "concepts", "patching", "how")} <= top
+    assert len([name for name in names if name.startswith("latents/")]) == 4
+    for path, page in pages.items():
+        links = {value for tag, name, value in page.attributes if (tag, name) == ("a", "href")}
+        root = "../" * (len(path.relative_to(site).parts) - 1)
+        assert {root + name for name in top} <= links, path
+
+
+def test_the_page_one_is_on_is_marked_in_the_navigation(pages: dict[Path, Page], site: Path) -> None:
+    for path, page in pages.items():
+        marked = [tag for tag, name, value in page.attributes if (name, value) == ("aria-current", "page")]
+        assert marked == (["a"] if path.parent == site else []), path
 
 
 def test_every_link_leads_to_a_file_of_the_site(pages: dict[Path, Page], site: Path) -> None:
@@ -82,7 +92,7 @@ def test_every_chart_has_words_and_every_heading_a_scope(pages: dict[Path, Page]
             if tag == "svg" and name == "class"
         )
         labels = [value for tag, name, value in page.attributes if tag == "svg" and name == "aria-label"]
-        assert charts == len(labels) > 0
+        assert charts == len(labels)
         assert all(labels)
         scopes = [value for tag, name, value in page.attributes if (tag, name) == ("th", "scope")]
         assert len(scopes) == page.tags.count("th")
@@ -90,25 +100,7 @@ def test_every_chart_has_words_and_every_heading_a_scope(pages: dict[Path, Page]
 
 def test_a_page_is_small(site: Path) -> None:
     sizes = [path.stat().st_size for path in (site / "latents").glob("*.html")]
-    assert sorted(sizes)[-2] < 25_000  # the largest carries its hostile text everywhere
-
-
-def test_index_says_how_many_have_pages_and_why(site: Path) -> None:
-    index = (site / "index.html").read_text(encoding="utf-8")
-    assert "240 latents, 4 of them with a page of their own. Pages are written for" in index
-    assert index.count("no page was written for this latent") == 46
-
-
-def test_table_script_is_one_assignment_without_markup(view_of: Views) -> None:
-    script = table_script(view_of())
-    head = '"use strict";\nwindow.iclensLatents = '
-    assert script.startswith(head) and script.endswith(";\n")
-    assert not set("<>&\u2028\u2029") & set(script)
-    rows = json.loads(script.removeprefix(head).removesuffix(";\n"))
-    assert len(rows) == 240
-    assert HOSTILE in rows[0][7]
-    assert [row[-1] for row in rows[:5]] == [1, 1, 1, 1, 0]
-    assert None in rows[-1]
+    assert sorted(sizes)[-2] < 45_000  # the largest carries its hostile text everywhere
 
 
 def test_the_same_view_gives_the_same_bytes(tmp_path: Path, view_of: Views) -> None:
@@ -154,14 +146,14 @@ def test_a_folder_that_is_no_site_is_left_alone(tmp_path: Path, view_of: Views) 
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_misfit_is_stated_on_the_index_and_on_its_own_latents_pages(tmp_path: Path, view_of: Views) -> None:
+def test_a_misfit_is_stated_everywhere_but_on_other_latents_pages(tmp_path: Path, view_of: Views) -> None:
     view = without_charts(view_of())
     first, *others = view.quality
     text = "made for 'a' <b>, used on 'c'"
     bad = replace(view, quality=[replace(first, mismatch=text), *others])
     build_site(bad, tmp_path / "site")
     for file in (tmp_path / "site").rglob("*.html"):
-        own = file.name == "index.html" or any(
+        own = file.parent.name != "latents" or any(
             page.site == first.site and row.page.endswith(file.name)
             for page in view.pages
             for row in view.latents
@@ -175,17 +167,25 @@ def test_a_misfit_is_stated_on_the_index_and_on_its_own_latents_pages(tmp_path: 
 def test_an_empty_study_still_has_pages(tmp_path: Path) -> None:
     row = LatentRow("L0.mlp_out", 7, 0.5)
     page = LatentView("L0.mlp_out", 7, reasons={"patches": "It is the same in A and B."})
-    index = build_site(SiteView("Empty", "Why?", latents=[row], pages=[page]), tmp_path / "site").index
-    assert "Growth was not tested" in index.read_text(encoding="utf-8")
+    folder = build_site(
+        SiteView("Empty", "Why?", latents=[row], pages=[page]), tmp_path / "site"
+    ).index.parent
+    assert "Beliefs were not measured" in (folder / "index.html").read_text(encoding="utf-8")
+    assert "Growth was not tested" in (folder / "growth.html").read_text(encoding="utf-8")
+    assert not (folder / "patching.html").exists() and not (folder / "concepts.html").exists()
     written = (tmp_path / "site" / row.page).read_text(encoding="utf-8")
     assert "Not patched. It is the same in A and B." in written
     assert "No prompt is shown." in written
 
 
-@pytest.mark.parametrize("name", ["table.js", "tokens.js"])
-def test_scripts_write_no_markup(site: Path, name: str) -> None:
-    source = (site / "assets" / name).read_text(encoding="utf-8")
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval|fetch|import", source)
+def test_scripts_write_no_markup(site: Path) -> None:
+    scripts = list((site / "assets").glob("*.js"))
+    assert len(scripts) >= 3
+    markup = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|\bfetch\(|\bimport\b|new Function"
+    )
+    for script in scripts:
+        assert not re.search(markup, script.read_text(encoding="utf-8")), script.name
 
 
 def test_a_view_that_contradicts_itself_is_refused() -> None:

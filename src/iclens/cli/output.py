@@ -21,10 +21,10 @@ _SELDOM = 30.0
 
 
 class _Bar:
-    """A bar of training steps on stderr, drawn while there are steps."""
+    """A bar on stderr, drawn while there are steps of `what` to do."""
 
-    def __init__(self, console: Console) -> None:
-        self._console, self._task = console, TaskID(0)
+    def __init__(self, console: Console, what: str) -> None:
+        self._console, self._what, self._task = console, what, TaskID(0)
         self._progress: Progress | None = None
 
     def show(self, found: dict[str, Any]) -> None:
@@ -33,9 +33,10 @@ class _Bar:
         if step is None or total is None or not self._console.is_terminal:
             return
         if self._progress is None:
-            columns = (TextColumn("  training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            named = TextColumn(f"  {self._what}")
+            columns = (named, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._progress = Progress(*columns, console=self._console, transient=True)
-            self._task = self._progress.add_task("training", total=total)
+            self._task = self._progress.add_task(self._what, total=total)
             self._progress.start()
         self._progress.update(self._task, completed=step)
         if step >= total:
@@ -82,12 +83,13 @@ class _Line:
 def study_report() -> Callable[[Event], None]:
     """A reporter of a study's stages, on stderr."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    line = _Line(console)
+    line, bar = _Line(console), _Bar(console, "pages")
 
     def report(event: Event) -> None:
         if event.state == "progress":
-            return line.show(dict(event.found))
+            return (bar if event.stage == "dashboard" else line).show(dict(event.found))
         line.close()
+        bar.close()
         why = f" ({event.why})" if event.why else ""
         if event.state == "begins":
             return console.print(f"{event.stage}: running{why}", markup=False)
@@ -102,7 +104,7 @@ def study_report() -> Callable[[Event], None]:
 
 def training_report() -> Callable[[dict[str, Any]], None]:
     """A reporter of the built-in model's training steps, on stderr."""
-    return _Bar(Console(stderr=True)).show
+    return _Bar(Console(stderr=True), "training").show
 
 
 def sae_report() -> Callable[[dict[str, Any]], None]:

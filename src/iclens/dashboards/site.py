@@ -6,8 +6,9 @@
 3. the folder is swapped in by renaming, so that no reader meets half a site.
 
 Shared assets are written once. Rows behind tables are assignments in `data/*.js`, because a page opened from
-disk cannot fetch. All text passes through Jinja's autoescape, markupsafe or `textContent`; the pages carry a
-content security policy that allows the site's own files and nothing else, so nothing inline can execute.
+disk cannot fetch. All text is made `inert` first, and passes through Jinja's autoescape, markupsafe or
+`textContent`; the pages carry a content security policy that allows the site's own files and nothing else,
+so nothing inline can execute.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from iclens.dashboards.inert import inert
 from iclens.dashboards.pages import concepts, growth, how, index, latent, latents, patching, prompts
 from iclens.dashboards.pages.page import Chrome, Page, Place
 from iclens.dashboards.records.site import SiteView
@@ -76,6 +78,7 @@ def build_site(
 
 def site_pages(view: SiteView) -> Iterator[Page]:
     """Every file of the site but its assets."""
+    view = inert(view)
     chrome = _chrome(view)
     for kind in (index, growth, latents, latent, prompts, patching, concepts, how):
         yield from kind.pages(view, chrome)

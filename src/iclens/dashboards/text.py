@@ -64,8 +64,9 @@ def visible(token: str) -> str:
     """Token text with white space drawn and invisible characters spelt out."""
     if token in _VISIBLE:
         return _VISIBLE[token]
-    return "".join(_VISIBLE.get(c) or (_spelt(c) if unicodedata.category(c) in _HIDDEN else c) for c in token)
+    return "".join(_VISIBLE.get(c) or (spelt(c) if unicodedata.category(c) in _HIDDEN else c) for c in token)
 
 
-def _spelt(character: str) -> str:
+def spelt(character: str) -> str:
+    """A character by its code point: \\u{202e}."""
     return f"\\u{{{ord(character):x}}}"

@@ -232,7 +232,13 @@ class DashboardSection(Section):
 
     pages_per_site: int = Field(default=40, ge=1)
     """Latents of each site that get a page: the strongest growth, labels and patch effects."""
+    latents: dict[str, list[int]] = {}
+    """Site → latents that get a page besides these, whatever was found of them."""
     top_prompts: int = Field(default=6, ge=1)
+    random_prompts: int = Field(default=3, ge=0)
+    """Prompts drawn at random, shown beside the top ones."""
+    prompts: int = Field(default=8, ge=0)
+    """Prompts with a page of their own, run A beside run B."""
     search_prompts: int = Field(default=128, ge=1)
     """Prompts of the task grid among which the top prompts are looked for."""
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from iclens.study.answers import Answer
+from iclens.study.exports import save_answer
 from iclens.tables.trajectories import Trajectories
+
+if TYPE_CHECKING:
+    import altair as alt
 
 
 @dataclass(frozen=True)
@@ -33,22 +39,28 @@ class Followed:
         return _short(self.arms[0].df, self.arms[0])
 
     @property
-    def summary(self) -> pd.DataFrame:
+    def summary(self) -> Answer:
         """Mean over prompts with its 95 % bootstrap band: a row per arm, latent and n_seen."""
-        return pd.concat([_short(arm.summary(), arm) for arm in self.arms], ignore_index=True)
+        rows = pd.concat([_short(arm.summary(), arm) for arm in self.arms], ignore_index=True)
+        return Answer.of(rows, "summary")
 
-    def plot(self) -> Any:
-        """An altair chart: mean and band by examples seen, a column per latent, a colour per arm."""
-        import altair as alt
+    def plot(self) -> alt.TopLevelMixin:
+        """An altair chart: mean and band by examples seen, a panel per latent, a colour and dash per arm.
 
-        base = alt.Chart(self.summary).encode(
-            x=alt.X("n_seen:Q", title="examples seen"),
-            color=alt.Color("arm:N", sort=[arm.arm for arm in self.arms], title="arm"),
-        )
-        low = alt.Y("ci_low:Q", title="activation")
-        band = base.mark_area(opacity=0.25).encode(y=low, y2="ci_high:Q")
-        line = base.mark_line().encode(y="mean:Q")
-        return (band + line).properties(width=280, height=200).facet(column="latent:N", title=self._title)
+        Raises:
+            TableError: when there is nothing to draw, saying why.
+        """
+        from iclens.study.depictions import depicted
+
+        return depicted("summary").draw(self.summary.df, self._title)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the rows (.parquet, .csv, .json) or the chart (.png, .svg), whole or not at all.
+
+        Raises:
+            TableError: for another ending, where nothing can be written, or when there is nothing to draw.
+        """
+        return save_answer(path, lambda: self.df, self.plot)
 
     @property
     def _title(self) -> str:

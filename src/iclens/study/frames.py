@@ -1,9 +1,12 @@
-"""The tables of a run as pandas frames, one property each; docs/schemas.md documents their columns."""
+"""The tables of a run as frames, one property each; docs/schemas.md documents their columns."""
 
 from __future__ import annotations
 
 import pandas as pd
 
+from iclens.names import Site
+from iclens.study.answers import Answer
+from iclens.study.declared import known
 from iclens.study.results import Results
 
 
@@ -17,239 +20,265 @@ class Frames:
     def __init__(self, results: Results) -> None:
         self.results = results
 
+    def table(self, name: str, site: str | Site | None = None) -> Answer:
+        """A table by its name; of one site, only its rows are read.
+
+        Args:
+            name: as the properties below.
+            site: such as `L2.resid_post` or `blocks.2.hook_resid_post`; all by default.
+
+        Raises:
+            SiteError: for a table or site that the run does not hold, naming the nearest.
+            RunError: when its stage has not run.
+            TableError: when its file is damaged or, asked for a site, names none.
+        """
+        place = None if site is None else self.site(site)
+        return Answer.of(self.results.frame(name, place), name)
+
+    def site(self, site: str | Site) -> Site:
+        """The run's site of that name.
+
+        Raises:
+            SiteError: when it is none of the run's, naming the nearest.
+        """
+        name = site.short if isinstance(site, Site) else site
+        sites = self.results.sites
+        short = {str(one): one.short for one in sites}.get(name, name)
+        return Site.parse(known("site", short, [one.short for one in sites]))
+
     @property
-    def growth(self) -> pd.DataFrame:
+    def growth(self) -> Answer:
         """Verdicts: a row per site, role and latent, its rung of the ladder and why it is not higher."""
-        return self.results.table("growth")
+        return self.table("growth")
 
     @property
-    def falsifiers(self) -> pd.DataFrame:
+    def falsifiers(self) -> Answer:
         """What would refute additive Bayesian growth, and whether it happened: a row per falsifier."""
-        return self.results.table("falsifiers")
+        return self.table("falsifiers")
 
     @property
-    def accounts(self) -> pd.DataFrame:
+    def accounts(self) -> Answer:
         """Accounts of the growth, compared over all arms on held-out prompts: a row per account."""
-        return self.results.table("accounts")
+        return self.table("accounts")
 
     @property
-    def agreement(self) -> pd.DataFrame:
+    def agreement(self) -> Answer:
         """The model's log-odds on the exact ones: a row per arm and belief."""
-        return self.results.table("agreement")
+        return self.table("agreement")
 
     @property
-    def tests(self) -> pd.DataFrame:
+    def tests(self) -> Answer:
         """Duplicates, order, reversal, prior, evidence: a row per test of the answer's log-odds."""
-        return self.results.table("tests")
+        return self.table("tests")
 
     @property
-    def shapes(self) -> pd.DataFrame:
+    def shapes(self) -> Answer:
         """Trajectory models of the short list: a row per site, role and latent."""
-        return self.results.table("shapes")
+        return self.table("shapes")
 
     @property
-    def evidence(self) -> pd.DataFrame:
+    def evidence(self) -> Answer:
         """Evidence regressions of the short list: a row per site, role and latent."""
-        return self.results.table("evidence")
+        return self.table("evidence")
 
     @property
-    def latent_tests(self) -> pd.DataFrame:
+    def latent_tests(self) -> Answer:
         """The same tests on each short-listed latent; `response` names site, role and latent."""
-        return self.results.table("latent_tests")
+        return self.table("latent_tests")
 
     @property
-    def latent_accounts(self) -> pd.DataFrame:
+    def latent_accounts(self) -> Answer:
         """The same accounts of each short-listed latent; `named` marks the one that is named for it."""
-        return self.results.table("latent_accounts")
+        return self.table("latent_accounts")
 
     @property
-    def dose(self) -> pd.DataFrame:
+    def dose(self) -> Answer:
         """Dose-responses of pushed latents: a row per site, latent and belief."""
-        return self.results.table("dose")
+        return self.table("dose")
 
     @property
-    def dose_curves(self) -> pd.DataFrame:
+    def dose_curves(self) -> Answer:
         """The curves behind them, context × dose: a row per site, latent, belief, n_examples and dose."""
-        return self.results.table("dose_curves")
+        return self.table("dose_curves")
 
     @property
-    def injections(self) -> pd.DataFrame:
+    def injections(self) -> Answer:
         """What a site's own mean growth does to the beliefs, whole and in parts."""
-        return self.results.table("injections")
+        return self.table("injections")
 
     @property
-    def closure(self) -> pd.DataFrame:
+    def closure(self) -> Answer:
         """How much of a belief's growth the pushed latents account for: a row per site and belief."""
-        return self.results.table("closure")
+        return self.table("closure")
 
     @property
-    def interactions(self) -> pd.DataFrame:
+    def interactions(self) -> Answer:
         """Two pushed latents at once: a row per pair and belief."""
-        return self.results.table("interactions")
+        return self.table("interactions")
 
     @property
-    def confirmed(self) -> pd.DataFrame:
+    def confirmed(self) -> Answer:
         """The frozen claims on the confirm prompts, with each latent's own slope: a row per claim."""
-        return self.results.table("confirmed")
+        return self.table("confirmed")
 
     @property
-    def detection(self) -> pd.DataFrame:
+    def detection(self) -> Answer:
         """The growth test alone, on the discovery prompts: a row per site, role and latent."""
-        return self.results.table("detection")
+        return self.table("detection")
 
     @property
-    def beliefs(self) -> pd.DataFrame:
+    def beliefs(self) -> Answer:
         """Beliefs over the examples, model beside exact: a row per belief, arm and n_seen."""
-        return self.results.table("beliefs")
+        return self.table("beliefs")
 
     @property
-    def bayes(self) -> pd.DataFrame:
+    def bayes(self) -> Answer:
         """Fits of LO_0 + nλ: a row per belief and source (model, exact), nats."""
         fits = self.results.bayes.items()
         rows = [{"belief": b, "source": s} | fit[s] for b, fit in fits for s in ("model", "exact")]
-        return pd.DataFrame(rows)
+        return Answer.of(pd.DataFrame(rows), "bayes")
 
     @property
-    def transforms(self) -> pd.DataFrame:
+    def transforms(self) -> Answer:
         """Concepts: a row per site, role, latent and concept."""
-        return self.results.table("transforms")
+        return self.table("transforms")
 
     @property
-    def masses(self) -> pd.DataFrame:
+    def masses(self) -> Answer:
         """Detection and execution: a row per site and latent, its share of activation at `lab`."""
-        return self.results.table("masses")
+        return self.table("masses")
 
     @property
-    def tunings(self) -> pd.DataFrame:
+    def tunings(self) -> Answer:
         """Helix regressions: a row per site, role, latent and axis (y, x, y-2x)."""
-        return self.results.table("tunings")
+        return self.table("tunings")
 
     @property
-    def tuning_curves(self) -> pd.DataFrame:
+    def tuning_curves(self) -> Answer:
         """Mean activation by value: a row per shown latent, axis and value."""
-        return self.results.table("tuning_curves")
+        return self.table("tuning_curves")
 
     @property
-    def operand_maps(self) -> pd.DataFrame:
+    def operand_maps(self) -> Answer:
         """Mean activation in boxes of x and y: a row per shown latent and box."""
-        return self.results.table("operand_maps")
+        return self.table("operand_maps")
 
     @property
-    def stability(self) -> pd.DataFrame:
+    def stability(self) -> Answer:
         """Labels looked for again in other SAEs: a row per label and set."""
-        return self.results.table("stability")
+        return self.table("stability")
 
     @property
-    def probes(self) -> pd.DataFrame:
+    def probes(self) -> Answer:
         """Held-out probes: a row per concept, representation and number of features."""
-        return self.results.table("probes")
+        return self.table("probes")
 
     @property
-    def subspaces(self) -> pd.DataFrame:
+    def subspaces(self) -> Answer:
         """Periods of y in several latents or the whole activation: a row per representation and period."""
-        return self.results.table("subspaces")
+        return self.table("subspaces")
 
     @property
-    def specificity(self) -> pd.DataFrame:
+    def specificity(self) -> Answer:
         """The causal matrix: a row per way, concept, latent (-1: all of them) and belief."""
-        return self.results.table("specificity")
+        return self.table("specificity")
 
     @property
-    def operands(self) -> pd.DataFrame:
+    def operands(self) -> Answer:
         """Where x and y stand at `lab`, and what cutting attention removes: a row per layer and measure."""
-        return self.results.table("operands")
+        return self.table("operands")
 
     @property
-    def creation(self) -> pd.DataFrame:
+    def creation(self) -> Answer:
         """Where a concept appears at `lab`, MLP or attention: a row per concept, layer and source."""
-        return self.results.table("creation")
+        return self.table("creation")
 
     @property
-    def confidence(self) -> pd.DataFrame:
-        """Is a latent\'s size the model\'s confidence, or y\'s magnitude: a row per latent at `lab`."""
-        return self.results.table("confidence")
+    def confidence(self) -> Answer:
+        """Is a latent's size the model\'s confidence, or y's magnitude: a row per latent at `lab`."""
+        return self.table("confidence")
 
     @property
-    def transport(self) -> pd.DataFrame:
+    def transport(self) -> Answer:
         """Do sizes at `lab` predict what later `pre` receive: a row per latent and weights."""
-        return self.results.table("transport")
+        return self.table("transport")
 
     @property
-    def sweep(self) -> pd.DataFrame:
+    def sweep(self) -> Answer:
         """Whole-residual patches: a row per recipient, role, layer and metric."""
-        return self.results.table("sweep")
+        return self.table("sweep")
 
     @property
-    def graded(self) -> pd.DataFrame:
+    def graded(self) -> Answer:
         """The best layer's patch by the donor's number of examples."""
-        return self.results.table("graded")
+        return self.table("graded")
 
     @property
-    def heads(self) -> pd.DataFrame:
+    def heads(self) -> Answer:
         """Heads of A* ablated: a row per kind, place, layer, head (-1: the whole layer) and metric."""
-        return self.results.table("heads")
+        return self.table("heads")
 
     @property
-    def lens(self) -> pd.DataFrame:
+    def lens(self) -> Answer:
         """Logit lens of A*: a row per role, layer and metric."""
-        return self.results.table("lens")
+        return self.table("lens")
 
     @property
-    def head_scores(self) -> pd.DataFrame:
+    def head_scores(self) -> Answer:
         """Score, logit attribution and attention of every head at A*'s query: a row per layer and head."""
-        return self.results.table("head_scores")
+        return self.table("head_scores")
 
     @property
-    def direct(self) -> pd.DataFrame:
+    def direct(self) -> Answer:
         """Direct effects when the needed heads are ablated: a row per component and belief."""
-        return self.results.table("direct")
+        return self.table("direct")
 
     @property
-    def redundancy(self) -> pd.DataFrame:
+    def redundancy(self) -> Answer:
         """Joint against single effects of heads and of neighbouring layers: a row per set and belief."""
-        return self.results.table("redundancy")
+        return self.table("redundancy")
 
     @property
-    def redundancy_ladder(self) -> pd.DataFrame:
+    def redundancy_ladder(self) -> Answer:
         """Layers taken away until none brings the task: a row per step, with its verdict."""
-        return self.results.table("redundancy_ladder")
+        return self.table("redundancy_ladder")
 
     @property
-    def patches(self) -> pd.DataFrame:
+    def patches(self) -> Answer:
         """Single-latent patches: a row per site, role, latent and belief."""
-        return self.results.table("patches")
+        return self.table("patches")
 
     @property
-    def ladder(self) -> pd.DataFrame:
+    def ladder(self) -> Answer:
         """Single latent, all latents, error only, full activation: a row per site, role, rung and belief."""
-        return self.results.table("ladder")
+        return self.table("ladder")
 
     @property
-    def sets(self) -> pd.DataFrame:
+    def sets(self) -> Answer:
         """Latents moved together, both ways, beside neurons and random sets: a row per set and belief."""
-        return self.results.table("sets")
+        return self.table("sets")
 
     @property
-    def patch_controls(self) -> pd.DataFrame:
+    def patch_controls(self) -> Answer:
         """The same patches at a wrong role, from a wrong task, backwards: a row per control and belief."""
-        return self.results.table("patch_controls")
+        return self.table("patch_controls")
 
     @property
-    def screens(self) -> pd.DataFrame:
+    def screens(self) -> Answer:
         """How far a linear screen is from the exact effects: a row per site, role and belief."""
-        return self.results.table("screens")
+        return self.table("screens")
 
     @property
-    def responses(self) -> pd.DataFrame:
+    def responses(self) -> Answer:
         """E[y | x] before and after patches at the site that carries most: a row per patch and x."""
-        return self.results.table("responses")
+        return self.table("responses")
 
     @property
-    def response_fits(self) -> pd.DataFrame:
+    def response_fits(self) -> Answer:
         """Lines through these curves: a row per patch."""
-        return self.results.table("response_fits")
+        return self.table("response_fits")
 
     @property
-    def quality(self) -> pd.DataFrame:
+    def quality(self) -> Answer:
         """Quality of the SAEs: a row per site."""
-        return self.results.table("quality")
+        return self.table("quality")

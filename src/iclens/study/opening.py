@@ -78,7 +78,7 @@ class Condition:
         found = self.foreign + self.damaged
         if found:
             more = f" (and {len(found) - 1} more, see run.problems)" if len(found) > 1 else ""
-            text = f"run '{path}': {found[0]}{more}. What can be read is shown."
+            text = f"run '{path}': {next(iter(found))}{more}. What can be read is shown."
             warnings.warn(text, RunWarning, stacklevel=3)
 
 

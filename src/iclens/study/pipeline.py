@@ -109,17 +109,18 @@ def _checked(config: StudyConfig) -> Mapping[str, Hashes]:
 
 
 def _bring(run: RunFolder, names: tuple[str, ...], outside: Mapping[str, Hashes], report: Report) -> Outcome:
+    running = FLOW[0]
+
     def progress(found: dict[str, object]) -> None:
-        report(Event("saes", "progress", found=found))
+        report(Event(running.name, "progress", found=found))
 
     bench = Bench(run, FOLDERS, outside, progress)
     events: list[Event] = []
     try:
-        for stage in FLOW:
-            if stage.name in names:
-                events.append(bring_up_to_date(stage, bench, report))
-                if events[-1].state != "up to date" or not (run.path / CARD).is_file():
-                    run.write_json(CARD, study_card(bench))
+        for running in (stage for stage in FLOW if stage.name in names):
+            events.append(bring_up_to_date(running, bench, report))
+            if events[-1].state != "up to date" or not (run.path / CARD).is_file():
+                run.write_json(CARD, study_card(bench))
         if names == NAMES and not run.done:
             run.write_text(DONE, now() + "\n")
     finally:

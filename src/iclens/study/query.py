@@ -2,8 +2,11 @@
 
     run = iclens.open("runs/demo")                                  newest finished run of the study
     run.growth.query("q_value < .05 and verdict == 'grows'")        frames, columns in docs/schemas.md
+    run.growth.plot(), run.growth.about, run.growth.save("growth.csv")
     run.trajectory("L2.resid_post", latent=12).plot()
     run.sel(site="L2.mlp_out", role="lab", examples=slice(4, 12)).top(20, by="slope")
+    run.compare("runs/other").table("growth")
+    run.problems, run.check()                                       what is wrong with it, a line each
 
 Labels that do not exist raise a SiteError that names the nearest ones.
 """
@@ -14,29 +17,40 @@ from collections.abc import Sequence
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from iclens.errors import SiteError, nearest
+from iclens.errors import IclensError, RunError, nearest
 from iclens.names import Site
+from iclens.study.answers import Answer, frame_html
+from iclens.study.declared import known
 from iclens.study.flow import FOLDERS
 from iclens.study.followed import Followed
 from iclens.study.frames import Frames
-from iclens.study.results import Results
-from iclens.study.runfolder import find_run
+from iclens.study.opening import Condition, changed_files, condition_of, read_run
+from iclens.study.results import TABLES, Results
+from iclens.study.runfolder import find_folder
 from iclens.study.selection import Selection
 from iclens.tables.trajectories import Trajectories
 
+if TYPE_CHECKING:
+    from iclens.study.comparison import Comparison
+    from iclens.study.features import Features
+
 
 def open_run(path: str | Path) -> Run:
-    """Open a run folder, or the newest finished run of a study folder.
+    """Open a run folder, in whatever state, or the newest finished run of a study folder.
+
+    A run of another version, or a damaged one, opens with one RunWarning; `problems` says what is wrong.
 
     Raises:
         RunError: when there is no such folder or no finished run in it.
     """
-    return Run(Results(find_run(Path(path))))
+    found, problem = read_run(find_folder(Path(path)))
+    condition = condition_of(found, problem, TABLES)
+    condition.warn(found.path)
+    return Run(Results(found), condition)
 
 
 class Run(Frames):
@@ -44,7 +58,12 @@ class Run(Frames):
 
     Args:
         results: its outputs.
+        condition: in what state it was found.
     """
+
+    def __init__(self, results: Results, condition: Condition | None = None) -> None:
+        super().__init__(results)
+        self._condition = condition or Condition()
 
     @property
     def path(self) -> Path:
@@ -53,13 +72,26 @@ class Run(Frames):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved study config."""
-        return self.results.config.model_dump(mode="json")
+        """The resolved study config; as it stands in the folder when it no longer validates."""
+        return dict(self.results.run.plain)
 
     @property
     def card(self) -> dict[str, Any]:
-        """Versions, commit, hashes, dtype and seeds."""
+        """Versions, commit, hashes, dtype and seeds.
+
+        Raises:
+            RunError, TableError: when it is missing or damaged.
+        """
         return self.results.card
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is unfinished, of another version, missing or unreadable, a line each."""
+        return self._condition.lines
+
+    def check(self) -> tuple[str, ...]:
+        """`problems`, and every file that is no longer what its stage wrote; reads all files."""
+        return self.problems + changed_files(self.path)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -97,6 +129,8 @@ class Run(Frames):
             SiteError: for a site, role, arm or latent that the run does not hold.
         """
         place, chosen = self.site(site), np.atleast_1d(np.asarray(latent, dtype=np.int64))
+        if not self.arms:
+            raise RunError(f"arms of run '{self.path}'", "its config names none", "See run.problems.")
         role = known("role", role, self.roles)
         wanted = known("arm", arm or self.arms[0], self.arms)
         others = [name for name in self.arms[:2] if name != wanted]
@@ -126,15 +160,42 @@ class Run(Frames):
         chosen = None if role is None else known("role", role, self.roles)
         return Selection(self.results, place, chosen, examples, None if latents is None else tuple(latents))
 
-    def site(self, site: str | Site) -> Site:
-        """The run's site of that name.
+    def top(
+        self, n: int = 20, by: str = "slope", *, site: str | Site | None = None, role: str | None = None
+    ) -> Answer:
+        """The `n` first latents by a column; short for `sel(site=..., role=...).top(n, by)`.
 
         Raises:
-            SiteError: naming the nearest.
+            SiteError: for a label or column that does not exist.
         """
-        name = site.short if isinstance(site, Site) else site
-        short = {str(s): s.short for s in self.results.sites}.get(name, name)
-        return Site.parse(known("site", short, self.sites))
+        return self.sel(site=site, role=role).top(n, by)
+
+    def compare(self, other: Run | str | Path) -> Comparison:
+        """What differs between this run and another, and their tables side by side.
+
+        Args:
+            other: a run, or the path of one.
+
+        Raises:
+            RunError: when there is no such run.
+        """
+        from iclens.study.comparison import Comparison
+
+        return Comparison(self, other if isinstance(other, Run) else open_run(other))
+
+    def features(self, site: str | Site, latents: Sequence[int] | None = None) -> Features:
+        """Latents of a site as feature JSON, for the tools that show features.
+
+        Args:
+            site: such as `L2.resid_post`.
+            latents: latent ids; by default those that have a page, or else the short-listed ones.
+
+        Raises:
+            SiteError: for a site or latent that the run does not hold.
+        """
+        from iclens.study.features import features_of
+
+        return features_of(self.results, self.site(site), latents)
 
     def _of(self, site: Site, role: str, arm: str, latents: Any) -> Trajectories:
         beliefs, _, _ = self.results.beliefs_of(arm)
@@ -144,34 +205,45 @@ class Run(Frames):
             latents,
             arm=arm,
             beliefs=beliefs,
-            belief_names=self.results.config.belief_names,
+            belief_names=self.results.declared.belief_names,
             decoder_norm=norms,
         )
 
     @cached_property
-    def _summary(self) -> pd.DataFrame:
-        counts = self.growth.groupby(["site", "role", "verdict"], sort=False).size()
-        return counts.unstack("verdict", fill_value=0).reset_index()
+    def _summary(self) -> Answer:
+        counts = self.growth.df.groupby(["site", "role", "verdict"], sort=False).size()
+        return Answer.of(counts.unstack("verdict", fill_value=0).reset_index(), "")
+
+    def __getattr__(self, name: str) -> Any:
+        """Never found: what a run has stands on its class.
+
+        Raises:
+            AttributeError: naming the nearest.
+        """
+        if name.startswith("_"):
+            raise AttributeError(name)
+        offered = [own for own in dir(type(self)) if not own.startswith("_")]
+        raise AttributeError(f"a run has no '{name}'. {nearest(name, offered)}.")
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r}, sites={self.sites}, roles={self.roles}, arms={self.arms})"
+        try:
+            sites: tuple[str, ...] | str = self.sites
+        except (IclensError, AttributeError, KeyError, TypeError):
+            sites = "unknown"
+        found = f", problems={len(self.problems)}" if self.problems else ""
+        return f"Run({str(self.path)!r}, sites={sites}, roles={self.roles}, arms={self.arms}{found})"
 
     def _repr_html_(self) -> str:
-        """What was run, and how many latents grow where."""
-        prompts = self.results.config.prompts
-        shown = f"{prompts.n_prompts} prompts of {prompts.n_examples} examples"
-        title = f"{self.results.config.study}: {prompts.task}, {shown}"
-        head = f"<p><b>{escape(title)}</b></p>"
-        missing = [name for name, folder in FOLDERS.items() if not (self.path / folder).is_dir()]
-        if missing:
-            head += f"<p>unfinished: it lacks {', '.join(missing)}; run `iclens study` on its config.yaml</p>"
+        """What was run, what is wrong with it, and how many latents grow where."""
+        said = self.results.declared
+        shown = f"{said.n_prompts} prompts of {said.n_examples} examples"
+        head = f"<p><b>{escape(f'{said.study}: {said.task}, {shown}')}</b></p>"
+        if self.problems:
+            lines = "".join(f"<li>{escape(line)}</li>" for line in self.problems)
+            head += f"<ul>{lines}</ul><p>`iclens study` on its config makes what is not there.</p>"
         if self.index is not None:
             head += f"<p>pages: <code>{escape(str(self.index))}</code></p>"
-        return head if "growth" in missing else head + self._summary.to_html(index=False)
-
-
-def known(what: str, name: str, options: Sequence[str]) -> str:
-    """`name` when it is among `options`; otherwise a SiteError that names the nearest."""
-    if name not in options:
-        raise SiteError(f"{what} '{name}'", "not in this run", nearest(str(name), options) + ".")
-    return name
+        try:
+            return head + frame_html("latents by verdict", self._summary.df)
+        except (IclensError, KeyError) as problem:
+            return head + f"<p>{escape(str(problem))}</p>"

@@ -176,10 +176,14 @@ class Results:
         """`model` (fingerprint) and `saes` (site → id, d_sae, k); the run's card holds them as well."""
         try:
             return load_json(self.file("saes", "saes.json"))
-        except IclensError:
-            if not isinstance(self.card.get("saes"), dict):
+        except IclensError as cause:
+            try:
+                card = self.card
+            except IclensError:
+                raise cause from None
+            if not isinstance(card.get("saes"), dict):
                 raise
-            return {key: self.card.get(key) for key in ("model", "saes")}
+            return {key: card.get(key) for key in ("model", "saes")}
 
     @cached_property
     def card(self) -> dict[str, Any]:
@@ -233,6 +237,18 @@ class Results:
         """Mean activation [latent task] by `<site> <role>`, and the tasks' names."""
         arrays, about = load_arrays(self.file("identify", "task_means.safetensors"))
         return arrays, json.loads(about["tasks"])
+
+    def json(self, stage: str, name: str) -> Any:
+        """A JSON file of a stage.
+
+        Raises:
+            RunError, TableError: when it is missing or damaged.
+        """
+        return load_json(self.file(stage, name))
+
+    def path_of(self, stage: str, name: str) -> Path:
+        """Where a stage's output is, or would be."""
+        return self.run.path / FOLDERS[stage] / name
 
     def file(self, stage: str, name: str = "") -> Path:
         """A stage's output, or its folder.

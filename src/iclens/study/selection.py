@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from iclens.errors import SiteError, nearest
+from iclens.errors import RunError, SiteError, TableError, nearest
 from iclens.growth.test import test_growth
 from iclens.names import Site
+from iclens.study.answers import Answer, frame_html
+from iclens.study.exports import save_answer
 from iclens.study.results import Results
 from iclens.tables.activations import LatentActs, select_rows
 from iclens.tables.arrays import Ints
 
+if TYPE_CHECKING:
+    import altair as alt
+
 _SMALL_IS_CLEAR = ("p_value", "q_value", "control_p", "patch_control_p")
 _KEY = ["site", "latent"]
+_OF_LATENT = ("auroc", "effect", "patch_control_p")
+"""Columns that a latent has once, whatever the role: its first row stands for it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Selection:
             self._chosen_examples(self.examples)
 
     def _chosen_examples(self, examples: slice) -> Ints:
-        total = self.results.config.prompts.n_examples
+        total = self.results.declared.n_examples
         chosen = np.arange(total)[examples]
         asked = f"examples {examples.start}:{examples.stop}"
         if self.site is None or self.role is None:
@@ -66,17 +75,28 @@ class Selection:
         """The growth rows, with each latent's best concept and largest patch effect beside them.
 
         Columns are those of the growth table, then label, concept, auroc, and of the largest patch effect its
-        belief, effect and patch_control_p.
+        belief, effect and patch_control_p. Columns of transforms or patches that are not there are absent.
         """
         found = self._growth()
         if self.latents is not None:
             found = found[found["latent"].isin(self.latents)]
-        return found.merge(self._concepts(), on=_KEY, how="left").merge(self._effects(), on=_KEY, how="left")
+        for beside in (self._concepts, self._effects):
+            try:
+                found = found.merge(beside(), on=_KEY, how="left")
+            except (RunError, TableError, KeyError):  # not there, damaged, or of a version without the column
+                continue
+        return found.reset_index(drop=True)
 
-    def top(self, n: int = 20, by: str = "slope") -> pd.DataFrame:
+    @property
+    def answer(self) -> Answer:
+        """The same rows as an Answer."""
+        return Answer.of(self.df, "selection")
+
+    def top(self, n: int = 20, by: str = "slope") -> Answer:
         """The `n` first rows by a column.
 
-        Smallest first for p and q values (control_p too); by size for effect; largest first otherwise.
+        Smallest first for p and q values (control_p too); by size for effect; largest first otherwise. What a
+        latent has once, whatever the role (auroc, effect), gives one row for each latent.
 
         Raises:
             SiteError: for a column that is not a number or does not exist, naming the nearest.
@@ -85,9 +105,27 @@ class Selection:
         numeric = [str(name) for name in found.select_dtypes("number").columns]
         if by not in numeric:
             raise SiteError(f"column '{by}'", "not a number of this selection", nearest(by, numeric) + ".")
+        if by in _OF_LATENT:
+            found = found.drop_duplicates(_KEY)
         rank = found[by].abs() if by == "effect" else found[by]
         order = rank.sort_values(ascending=by in _SMALL_IS_CLEAR, na_position="last", kind="stable").index
-        return found.loc[order].head(n).reset_index(drop=True)
+        return Answer.of(found.loc[order].head(n).reset_index(drop=True), "selection")
+
+    def plot(self) -> alt.TopLevelMixin:
+        """An altair chart of the slopes, a line per site and role, by verdict.
+
+        Raises:
+            TableError: when there is nothing to draw, saying why.
+        """
+        return self.answer.plot()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the rows (.parquet, .csv, .json) or the chart (.png, .svg), whole or not at all.
+
+        Raises:
+            TableError: for another ending, where nothing can be written, or when there is nothing to draw.
+        """
+        return save_answer(path, lambda: self.df, self.plot)
 
     def _growth(self) -> pd.DataFrame:
         if self.examples is not None and self.site is not None and self.role is not None:
@@ -97,28 +135,34 @@ class Selection:
                 for arm in self.results.arms[:2]
             )
             norms = self.results.decoder_norms[self.site.short]
-            table = test_growth(treated, control, q=self.results.config.growth.q, decoder_norm=norms).df
+            table = test_growth(treated, control, q=self.results.declared.q, decoder_norm=norms).df
             return table.assign(site=self.site.short)
-        found = self.results.table("growth")
-        if self.site is not None:
-            found = found[found["site"] == self.site.short]
+        found = self.results.frame("growth", self.site)
         return found if self.role is None else found[found["role"] == self.role]
 
     def _concepts(self) -> pd.DataFrame:
-        table = self.results.table("transforms").dropna(subset=["auroc"])
+        table = self.results.frame("transforms", self.site).dropna(subset=["auroc"])
         granted = ~table["label"].isin(["", "candidate"])
         best = table.assign(granted=granted).sort_values(["granted", "auroc"], ascending=False)
         return best.drop_duplicates(_KEY)[[*_KEY, "label", "concept", "auroc"]]
 
     def _effects(self) -> pd.DataFrame:
-        table = self.results.patched.dropna(subset=["effect"])
+        table = self.results.frame("patches", self.site).dropna(subset=["effect"])
+        table = table[table["role"] == self.results.declared.patch_role]
         best = table.assign(size=table["effect"].abs()).sort_values("size", ascending=False)
         best = best.rename(columns={"control_p": "patch_control_p"})
         return best.drop_duplicates(_KEY)[[*_KEY, "belief", "effect", "patch_control_p"]]
 
+    def __repr__(self) -> str:
+        asked = {"site": self.site and self.site.short, "role": self.role, "examples": self.examples}
+        given = [f"{name}={value}" for name, value in asked.items() if value is not None]
+        given += [f"latents={list(self.latents)}"] if self.latents is not None else []
+        return f"Selection({', '.join(given) or 'everything'})"
+
     def _repr_html_(self) -> str:
         """The first rows by slope."""
-        return self.top(10).to_html(index=False)
+        found = self.df
+        return frame_html(f"{self!r} of {len(found):,} rows, the first by slope", self.top(20).df)
 
 
 def _examples(acts: LatentActs, chosen: Ints) -> LatentActs:

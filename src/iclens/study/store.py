@@ -1,4 +1,4 @@
-"""How are tables, prompts and beliefs kept in a run? Parquet for what is read by eye, safetensors for arrays."""
+"""How are tables and arrays kept in a run? Parquet for what is read by eye, safetensors for arrays."""
 
 from __future__ import annotations
 

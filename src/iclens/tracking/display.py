@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from scipy.sparse import csr_array, vstack
 
 from iclens.models.forward import record
 from iclens.models.load import LanguageModel
 from iclens.names import Site
+from iclens.saes.encode import encode_rows
 from iclens.saes.load import Sae
 from iclens.tables.arrays import Ints
 
 
-@torch.no_grad()
 def token_activations(
     model: LanguageModel, saes: Mapping[Site, Sae], tokens: Ints, batch: int = 128
 ) -> dict[Site, csr_array]:
@@ -35,6 +34,5 @@ def token_activations(
     for start in range(0, len(tokens), batch):
         recorded = record(model, tokens[start : start + batch], list(saes), everywhere, batch=batch)
         for site, sae in saes.items():
-            rows = torch.from_numpy(recorded[site].reshape(-1, model.d_model))
-            parts[site].append(csr_array(sae.encode(rows).float().cpu().numpy()))
+            parts[site].append(encode_rows(sae, recorded[site].reshape(-1, model.d_model)).latents)
     return {site: csr_array(vstack(found, format="csr")) for site, found in parts.items()}

@@ -16,9 +16,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from iclens.dashboards.charts.svg import NARROW, Scale, drawing, finite, line_chart, tag, tick_text, ticks
-from iclens.dashboards.records.concepts import BoxView, ConceptView, ShownLatent, TuningView
-from iclens.dashboards.records.latent import Curve
+from iclens.dashboards.charts.svg import NARROW, Scale, dot_chart, drawing, finite, short, tag, tick_text, ticks
+from iclens.dashboards.records.concepts import BoxView, ConceptView, TuningView
 from iclens.dashboards.records.mechanism import Figure
 from iclens.dashboards.text import count, number
 
@@ -29,13 +28,13 @@ SHADES = 5
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, NARROW - 4, 8, 132
 
 
-def tuning_chart(latent: ShownLatent, tuning: TuningView) -> Markup:
-    """Mean activation by value, over a zero line."""
-    curve = Curve.line(tuning.values, tuning.means)
+def tuning_chart(name: str, role: str, tuning: TuningView) -> Markup:
+    """Mean activation of the latent `name` at `role` by value: a dot each, for neighbours may differ much."""
     top = _largest(tuning.means)
     said = "undefined" if top is None else f"largest {number(tuning.means[top])} at {tuning.values[top]}"
-    label = f"Mean activation of {latent.name} at {latent.role} by {tuning.of}: {said}."
-    return line_chart([("task thin", curve)], label, axis=tuning.of.replace("-", " − "))
+    label = f"Mean activation of {name} at {role} by {tuning.of}: {said}."
+    points = list(zip(tuning.values, tuning.means, strict=True))
+    return dot_chart(points, label, axis=tuning.of.replace("-", " − "))
 
 
 def counted(tuning: TuningView) -> str:
@@ -45,20 +44,21 @@ def counted(tuning: TuningView) -> str:
     return f"{len(tuning.values)} values, {rows} row{'' if most == 1 else 's'} each"
 
 
-def operand_chart(latent: ShownLatent) -> Markup:
+def operand_chart(name: str, role: str, boxes: Sequence[BoxView]) -> Markup:
     """Mean activation by box of x (across) and y (up); a box without rows is left blank."""
-    boxes = latent.boxes
     x = Scale(min(b.x for b in boxes), max(b.x + b.width for b in boxes), _LEFT, _RIGHT)
     y = Scale(min(b.y for b in boxes), max(b.y + b.width for b in boxes), _BOTTOM, _TOP)
     peak = max(finite(b.mean for b in boxes), default=0.0)
     levels: dict[int, list[str]] = defaultdict(list)
     for box in boxes:
-        wide, high = x(box.x + box.width) - x(box.x), y(box.y) - y(box.y + box.width)
-        path = f"M{x(box.x):g} {y(box.y + box.width):g}h{wide:.4g}v{high:.4g}h-{wide:.4g}z"
-        levels[level(box.mean, peak)].append(path)
-    label = f"Mean activation of {latent.name} at {latent.role} by x and y: {peak_words(latent)}."
+        across, up = (box.x - x.low) / box.width, (y.high - box.y) / box.width - 1
+        levels[level(box.mean, peak)].append(f"M{short(across)} {short(up)}h1v1h-1z")
+    width = boxes[0].width
+    wide, high = x(x.low + width) - _LEFT, _BOTTOM - y(y.low + width)
+    cells = (tag("path", d="".join(paths), class_=f"box m{n}") for n, paths in sorted(levels.items()))
+    label = f"Mean activation of {name} at {role} by x and y: {peak_words(boxes)}."
     marks = [
-        *(("tick mid", tick_text(v), x(v), _BOTTOM + 15.0) for v in ticks(x.low, x.high, 5)),
+        *(("tick mid", tick_text(v), x(v), _BOTTOM + 15.0) for v in ticks(x.low, x.high, 4)),
         *(("tick end", tick_text(v), _LEFT - 6.0, y(v) + 3.5) for v in ticks(y.low, y.high)),
         ("tick mid", "x across, y up", (_LEFT + _RIGHT) / 2, _BOTTOM + 30.0),
     ]
@@ -66,7 +66,7 @@ def operand_chart(latent: ShownLatent) -> Markup:
         NARROW,
         164,
         label,
-        *(tag("path", d="".join(paths), class_=f"box m{n}") for n, paths in sorted(levels.items())),
+        tag("g", *cells, transform=f"translate({_LEFT} {_TOP}) scale({wide:.5g} {high:.5g})"),
         *(tag("text", text, x=f"{at:g}", y=f"{down:g}", class_=kind) for kind, text, at, down in marks),
     )
 
@@ -78,12 +78,12 @@ def level(mean: float, peak: float) -> int:
     return max(1, round(LEVELS * mean / peak))
 
 
-def peak_words(latent: ShownLatent) -> str:
+def peak_words(boxes: Sequence[BoxView]) -> str:
     """Where an operand map is largest, in words."""
-    top = _largest([box.mean for box in latent.boxes])
-    if top is None or latent.boxes[top].mean <= 0:
+    top = _largest([box.mean for box in boxes])
+    if top is None or boxes[top].mean <= 0:
         return "never active"
-    box: BoxView = latent.boxes[top]
+    box = boxes[top]
     spans = (f"{name} {at} to {at + box.width - 1}" for name, at in (("x", box.x), ("y", box.y)))
     return f"largest {number(box.mean)}, {' and '.join(spans)}"
 

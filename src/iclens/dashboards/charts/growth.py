@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 from markupsafe import Markup
 
-from iclens.dashboards.charts.rendered import belief_chart, inline
+from iclens.dashboards.charts.rendered import belief_chart, inline, named
 from iclens.dashboards.records.growth import AccountRow, ArmCurve, InjectionRow, RungCount
 from iclens.dashboards.records.site import BeliefCurve
 from iclens.dashboards.text import number
@@ -41,7 +41,7 @@ def ladder_chart(counts: Sequence[RungCount], rungs: Sequence[str]) -> Markup:
     largest = max((c.count for c in shown), default=1)
     base = alt.Chart(frame).encode(
         x=alt.X(
-            "rung:N", sort=list(rungs), title=None, axis=alt.Axis(orient="top", labelAngle=0, labelLimit=200)
+            "rung:N", sort=list(rungs), title=None, axis=alt.Axis(orient="top", labelAngle=0)
         ),
         y=alt.Y("site:N", sort=list(dict.fromkeys(c.site for c in shown)), title=None),
     )
@@ -59,19 +59,17 @@ def ladder_chart(counts: Sequence[RungCount], rungs: Sequence[str]) -> Markup:
 
 def account_chart(rows: Sequence[AccountRow]) -> Markup:
     """How far each account is behind the best in held-out log-likelihood, with intervals."""
+    names = named(r.account for r in rows)
     frame = pd.DataFrame(
         {
-            "account": [r.account for r in rows],
+            "account": [names[r.account] for r in rows],
             "behind": [r.behind for r in rows],
             "low": [r.low for r in rows],
             "high": [r.high for r in rows],
             "text": [number(r.behind) for r in rows],
         }
     )
-    order = [r.account for r in rows]
-    base = alt.Chart(frame).encode(
-        y=alt.Y("account:N", sort=order, title=None, axis=alt.Axis(labelLimit=220))
-    )
+    base = alt.Chart(frame).encode(y=alt.Y("account:N", sort=list(names.values()), title=None))
     title = "nats per held-out prompt behind the best account"
     far = max((r.high if math.isfinite(r.high) else r.behind for r in rows), default=1.0)
     x = alt.X("behind:Q", title=title, scale=alt.Scale(domain=[0, 1.15 * max(far, 1e-6)]))
@@ -85,10 +83,11 @@ def account_chart(rows: Sequence[AccountRow]) -> Markup:
 
 def injection_chart(rows: Sequence[InjectionRow]) -> Markup:
     """Effect of each part of a site's growth on the answer's log-odds, with intervals, site by site."""
+    names = named(r.injected for r in rows)
     frame = pd.DataFrame(
         {
             "site": [r.site for r in rows],
-            "part": [r.injected for r in rows],
+            "part": [names[r.injected] for r in rows],
             "effect": [r.effect for r in rows],
             "low": [r.low for r in rows],
             "high": [r.high for r in rows],

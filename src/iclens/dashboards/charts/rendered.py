@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from xml.etree import ElementTree
 
 import altair as alt
@@ -30,11 +30,25 @@ _ATTRIBUTES = {
     *("stroke-linejoin", "stroke-linecap", "opacity", "text-anchor", "font-size", "font-weight"),
 }
 _INK, _QUIET, _RULE, _PAPER = "var(--ink)", "var(--quiet)", "var(--rule)", "var(--paper)"
+_MARK = "\u2060"
+"""A character that is not to be seen, and that no text of a record holds once it is inert."""
+_LONGEST = 40
+"""Characters of a name in a chart; its text alternative and the tables hold all of it."""
 _LINES = {
     "model": ("var(--task)", [1, 0]),
     "exact posterior": (_INK, [5, 3]),
     "control arm": ("var(--control)", [2, 2]),
 }
+
+
+def named(texts: Iterable[str]) -> dict[str, str]:
+    """Text → the name that altair is given for it, which `inline` shows without its marks.
+
+    A mark keeps apart names that are cut alike, and names that JavaScript's objects know, as `constructor`.
+    Names are cut here because vega, when it cuts one, may cut a character in two.
+    """
+    cut = {text: text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…" for text in texts}
+    return {text: shown + _MARK * (place + 1) for place, (text, shown) in enumerate(cut.items())}
 
 
 def inline(chart: alt.LayerChart, label: str) -> Markup:
@@ -57,7 +71,7 @@ def _drawn(element: ElementTree.Element) -> Markup:
         return Markup("")
     if name == "g" and not kept:
         return Markup("").join(children)
-    return tag(name, element.text or "", *children, **kept)
+    return tag(name, (element.text or "").replace(_MARK, ""), *children, **kept)
 
 
 def _styled(chart: alt.LayerChart) -> alt.LayerChart:
@@ -71,6 +85,7 @@ def _styled(chart: alt.LayerChart) -> alt.LayerChart:
         "titleFontSize": 11,
         "titleFontWeight": "normal",
         "labelPadding": 6,
+        "labelLimit": 0,
         "titlePadding": 8,
     }
     return chart.properties(background="transparent", padding=2).configure(
@@ -117,17 +132,19 @@ def role_order(roles: set[str]) -> list[str]:
     """Roles in their order in an example; then numbers, as heads have, by size; others last."""
 
     def rank(role: str) -> tuple[int, int, str]:
-        known = ROLES.index(role) if role in ROLES else len(ROLES) + (not role.isdigit())
-        return known, int(role) if role.isdigit() else 0, role
+        is_number = role.isdecimal() and len(role) < 9
+        known = ROLES.index(role) if role in ROLES else len(ROLES) + (not is_number)
+        return known, int(role) if is_number else 0, role
 
     return sorted(roles, key=rank)
 
 
 def sweep_chart(sweep: SweepView) -> Markup:
     """Heat map of layers (rows, last on top) × roles or heads (columns), every value as text."""
+    roles = named(role_order({c.role for c in sweep.cells}))
     frame = pd.DataFrame(
         {
-            "role": [c.role for c in sweep.cells],
+            "role": [roles[c.role] for c in sweep.cells],
             "layer": [c.layer for c in sweep.cells],
             "value": [min(1.0, max(0.0, c.value)) if math.isfinite(c.value) else None for c in sweep.cells],
             "text": [
@@ -135,10 +152,9 @@ def sweep_chart(sweep: SweepView) -> Markup:
             ],
         }
     )
-    roles = role_order({c.role for c in sweep.cells})
     layers = sorted({c.layer for c in sweep.cells})
     base = alt.Chart(frame).encode(
-        x=alt.X("role:N", sort=roles, title=None, axis=alt.Axis(orient="top", labelAngle=0)),
+        x=alt.X("role:N", sort=list(roles.values()), title=None, axis=alt.Axis(orient="top", labelAngle=0)),
         y=alt.Y("layer:O", sort="descending", title=sweep.down),
     )
     cells = base.mark_rect(color="var(--task)", stroke=_PAPER, strokeWidth=2).encode(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from markupsafe import Markup, escape
 
@@ -61,7 +62,7 @@ FINEST = 16
 """Steps that an axis may be cut into to show two of its values at least."""
 
 
-def ticks(low: float, high: float, n: int = 4) -> list[float]:
+def ticks(low: float, high: float, n: int = 3) -> list[float]:
     """About `n` round numbers inside [low, high]."""
     if high <= low:
         return [low]
@@ -89,13 +90,16 @@ def tag(name: str, *children: str, **attributes: object) -> Markup:
 
 def drawing(width: int, height: float, label: str, *parts: str) -> Markup:
     """The `<svg>` around `parts`, with `label` as its text alternative."""
-    box = f"0 0 {width} {height:g}"
-    return tag("svg", *parts, viewBox=box, class_="chart", role="img", aria_label=label)
+    inside = Markup("").join(parts)
+    return Markup(
+        f'<svg class=chart role=img viewBox="0 0 {width} {height:g}" aria-label="{escape(label)}">{inside}</svg>'
+    )
 
 
 def _words(class_: str, entries: Iterable[tuple[str, float, float]]) -> Markup:
-    """Texts of one class, each (content, x, y)."""
-    return tag("g", *(tag("text", c, x=f"{x:g}", y=f"{y:g}") for c, x, y in entries), class_=class_)
+    """Texts of one class, each (content, x, y), to the nearest unit."""
+    texts = (f"<text x={x:.0f} y={y:.0f}>{escape(c)}</text>" for c, x, y in entries)
+    return Markup(f'<g class="{escape(class_)}">{"".join(texts)}</g>')
 
 
 def _rules(class_: str, lines: Iterable[tuple[Point, Point]]) -> Markup:
@@ -104,14 +108,21 @@ def _rules(class_: str, lines: Iterable[tuple[Point, Point]]) -> Markup:
 
 
 def _polyline(points: Sequence[Point]) -> str:
-    """Path through the points, in relative steps."""
-    (x, y), path = points[0], []
-    for to_x, to_y in points[1:]:
-        path += [f"{round(to_x - x, 1):g}", f"{round(to_y - y, 1):g}"]
+    """Path through the points, in relative steps; level ones are joined."""
+    (x, y), steps = points[0], []
+    for (to_x, to_y), after in zip(points[1:], [*points[2:], None], strict=True):
+        if after is not None and y == to_y == after[1]:
+            continue
+        steps.append(f"h{short(to_x - x)}" if y == to_y else f"l{short(to_x - x)} {short(to_y - y)}")
         x, y = to_x, to_y
-    short = [step.replace("0.", ".", 1) if step.lstrip("-").startswith("0.") else step for step in path]
-    steps = f"l{' '.join(short)}" if short else ""
-    return f"M{points[0][0]:g} {points[0][1]:g}{steps}".replace(" -", "-")
+    path = "".join(steps).replace(" -", "-")
+    return f"M{short(points[0][0])} {short(points[0][1])}{path}"
+
+
+def short(value: float) -> str:
+    """A coordinate to a tenth, in as few characters as it takes."""
+    text = f"{round(value, 1):g}"
+    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
 def _boxes(class_: str, boxes: Iterable[tuple[float, float, float, float]]) -> Markup:
@@ -139,32 +150,86 @@ def _bottom_axis(x: Scale, y: float, values: Sequence[float], title: str) -> lis
     return [_words("tick mid", [*entries, (title, middle, y + 30)])]
 
 
-def line_chart(curves: Sequence[tuple[str, Curve]], label: str, axis: str = "examples seen") -> Markup:
+def line_chart(
+    curves: Sequence[tuple[str, Curve]], label: str, axis: str = "examples seen", width: int = NARROW
+) -> Markup:
     """Curves with bands over the number of examples seen, or another quantity; zero is on the upright axis.
 
     Args:
         curves: (CSS class, curve), drawn in this order.
         label: text alternative.
         axis: what the curves run over.
+        width: of the drawing.
     """
-    left, right, top, bottom = 34, NARROW - 4, 8, 132
+    left, right, top, bottom = 34, width - 4, 8, 132
     shown = finite(v for _, c in curves for v in (*c.mean, *c.low, *c.high))
     seen = [n for _, c in curves for n in c.n_seen]
     x = Scale(min(seen, default=0), max(seen, default=1), left + 5, right - 4)
     y = Scale(*_bounds(shown or [0.0, 1.0]), bottom, top)
     parts = _left_axis(y, left, right, ticks(y.low, y.high))
-    parts += _bottom_axis(x, bottom, [v for v in ticks(x.low, x.high, 5) if v == int(v)], axis)
+    parts += _bottom_axis(x, bottom, [v for v in ticks(x.low, x.high) if v == int(v)], axis)
     for class_, curve in curves:
-        parts.append(tag("path", d=_band(curve, x, y), class_=f"band {class_}"))
+        if band := _band(curve, x, y):
+            parts.append(tag("path", d=band, class_=f"band {class_}"))
         parts.append(tag("path", d=_line(curve, x, y), class_=f"line {class_}"))
-    return drawing(NARROW, 164, label, *parts)
+    return drawing(width, 164, label, *parts)
+
+
+def spark(means: Sequence[float], low: float, high: float) -> Markup:
+    """A curve without axes, beside its values in a table, which are its text alternative.
+
+    Args:
+        means: [point].
+        low, high: range of all curves of the table.
+    """
+    x, y = Scale(0, max(len(means) - 1, 1), 4, 188), Scale(low, high, 44, 4)
+    places = [(round(x(i)), round(y(mean))) for i, mean in enumerate(means) if math.isfinite(mean)]
+    path = _polyline(places) if places else ""
+    return Markup(f'<svg class=spark viewBox="0 0 192 48" aria-hidden=true><path d="{path}"/></svg>')
+
+
+def dot_chart(points: Sequence[tuple[float, float]], label: str, axis: str) -> Markup:
+    """Values as dots over a number, which may jump from one to the next; zero is on the upright axis.
+
+    Args:
+        points: (number, value).
+        label: text alternative.
+        axis: what the number is.
+    """
+    left, right, top, bottom = 34, NARROW - 4, 8, 132
+    x = Scale(*span([v for v, _ in points]), left + 5, right - 4)
+    y = Scale(*_bounds(finite(v for _, v in points) or [1.0]), bottom, top)
+    places = [(round(x(v)), round(y(mean))) for v, mean in points if math.isfinite(mean)]
+    return drawing(
+        NARROW,
+        164,
+        label,
+        *_left_axis(y, left, right, ticks(y.low, y.high)),
+        *_bottom_axis(x, bottom, ticks(x.low, x.high, 4), axis),
+        tag("path", d=_dots(places), class_="dots"),
+    )
+
+
+def _dots(places: Sequence[tuple[int, int]]) -> str:
+    """A dot at each place; neighbours of one height become one stroke."""
+    path, at = "", (0, 0)
+    for height, run in groupby(places, key=lambda place: place[1]):
+        (start, _), *_, (stop, _) = [*(own := list(run)), own[-1]]
+        path += f"m{start - at[0]} {height - at[1]}" + (f"h{stop - start}" if stop > start else "z")
+        at = stop, height
+    return path.replace(" -", "-")
+
+
+def span(values: Sequence[float]) -> tuple[float, float]:
+    """Least and largest value; 0 and 1 without any."""
+    return min(values, default=0.0), max(values, default=1.0)
 
 
 def _line(curve: Curve, x: Scale, y: Scale) -> str:
     runs: list[list[Point]] = [[]]
     for n, mean in zip(curve.n_seen, curve.mean, strict=True):
         if math.isfinite(mean):
-            runs[-1].append((x(n), y(mean)))
+            runs[-1].append((round(x(n)), y(mean)))
         else:
             runs.append([])
     return "".join(_polyline(run) for run in runs if run)
@@ -178,7 +243,8 @@ def _band(curve: Curve, x: Scale, y: Scale) -> str:
     ]
     if len(edges) < 2:
         return ""
-    return _polyline([(n, hi) for n, _, hi in edges] + [(n, lo) for n, lo, _ in reversed(edges)]) + "Z"
+    around = [(n, hi) for n, _, hi in edges] + [(n, lo) for n, lo, _ in reversed(edges)]
+    return _polyline([(round(n), round(edge)) for n, edge in around]) + "Z"
 
 
 def bar_chart(tasks: Sequence[TaskActivation], label: str) -> Markup:
@@ -210,7 +276,7 @@ def _shortened(name: str, length: int) -> str:
 
 def interval_chart(patches: Sequence[PatchRow], label: str) -> Markup:
     """Effect on each belief as a point with its interval, over the band of matched random latents."""
-    left, right, bottom = 76, WIDE - 52, len(patches) * 28 + 4
+    left, right, bottom = 88, WIDE - 12, len(patches) * 28 + 4
     reach = (v for p in patches for v in (p.effect, p.ci_low, p.ci_high, p.control_low, p.control_high))
     x = Scale(*_bounds(finite(reach) or [1.0]), left, right)
     rows = [(patch, i * 28 + 18) for i, patch in enumerate(patches)]
@@ -227,8 +293,7 @@ def interval_chart(patches: Sequence[PatchRow], label: str) -> Markup:
         _rules("zero", [((x(0), 4), (x(0), bottom))]),
         _rules("whisker task", (((x(p.ci_low), y), (x(p.ci_high), y)) for p, y in known)),
         tag("g", *(tag("circle", cx=x(p.effect), cy=y, r=4) for p, y in points), class_="point"),
-        _words("name end", ((_shortened(p.belief, 11), left - 12, y + 4) for p, y in rows)),
-        _words("value", ((number(p.effect), right + 8, y + 4) for p, y in rows)),
+        _words("name end", ((_shortened(p.belief, 12), left - 10, y + 4) for p, y in rows)),
         *_bottom_axis(x, bottom, marks, "change in log-odds, nats"),
     )
 

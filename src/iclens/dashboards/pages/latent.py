@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from iclens.dashboards import text
+from iclens.dashboards.charts import concepts as charts
+from iclens.dashboards.charts import svg
 from iclens.dashboards.pages.page import Chrome, Page, draw
-from iclens.dashboards.records.latent import LatentRow, LatentView, TokenView
+from iclens.dashboards.records.latent import Curve, LatentRow, LatentView, TokenView
 from iclens.dashboards.records.site import SiteView
 
-TASK_BARS = 16
+TASK_BARS = 12
 """Tasks drawn on a latent page; the others are summed up in a line."""
 _LEVELS = 8
 
@@ -32,13 +34,31 @@ def _write(chrome: Chrome, row: LatentRow, page: LatentView, near: dict[str, Lat
 
 
 def _latent_parts(page: LatentView) -> dict[str, object]:
-    peak = max((token.value for prompt in page.prompts for token in prompt.tokens), default=0.0)
+    every = (*page.prompts, *page.random)
+    peak = max((token.value for prompt in every for token in prompt.tokens), default=0.0)
     tasks = sorted(page.tasks, key=lambda task: -task.mean if math.isfinite(task.mean) else math.inf)
+    barred = [task for task in tasks[:TASK_BARS] if task.mean != 0] or tasks[:1]
+    prompts, random = (
+        [(prompt, _lines(prompt.tokens, peak)) for prompt in some] for some in (page.prompts, page.random)
+    )
+    means = svg.finite(value for arm in page.arms for value in arm.means)
+    roles = list(dict.fromkeys(patch.role for patch in page.patches))
+    own = page.response
     return {
-        "prompts": [(prompt, _lines(prompt.tokens, peak)) for prompt in page.prompts],
+        "prompts": prompts,
+        "random": random,
         "peak": peak,
-        "tasks": tasks[:TASK_BARS],
-        "other_tasks": tasks[TASK_BARS:],
+        "tasks": barred,
+        "other_tasks": tasks[len(barred) :],
+        "low": min(0.0, *means) if means else 0.0,
+        "high": max(0.0, *means) if means else 1.0,
+        "several_roles": len(roles) > 1,
+        "first_role": roles[0] if roles else "",
+        "first_patches": [patch for patch in page.patches if patch.role == roles[0]],
+        "charts": charts,
+    } | {
+        name: None if own is None else Curve.line(own.xs, getattr(own, name))
+        for name in ("base", "target", "patched")
     }
 
 

@@ -15,30 +15,17 @@ from iclens.dashboards.records.site import (
     Finding,
     GrowthCount,
     QualityRow,
-    SweepCell,
-    SweepView,
 )
 from iclens.growth.verdict import LEVEL
-from iclens.patching.heads.ablate import WHOLE_LAYER
 from iclens.patching.runs import ZERO
 from iclens.study.pages.patch_findings import patch_findings
+from iclens.study.pages.patching import heads as heads
+from iclens.study.pages.patching import sweeps as sweeps
 from iclens.study.pages.transform_findings import transform_findings
 from iclens.study.results import Results
 from iclens.tables.verdicts import FALLS, LADDER
 from iclens.tasks.beliefs import BAND
 
-SWEPT = {
-    "task on own x": "Task applied to B's own x",
-    "copy": "A's own answer copied",
-}
-"""Sweep metrics that get a heat map."""
-HEADLINE = "task on own x"
-REPLACED = {
-    "zero": "Heads set to zero",
-    "mean": "Heads set to their mean without a task",
-    "resample": "Heads set to run B's",
-}
-"""Kinds of ablation in words."""
 MOVED = 0.5
 """Least P(task on B's own x) after a patch for which the task counts as moved."""
 
@@ -112,47 +99,6 @@ def belief_curves(results: Results) -> list[BeliefCurve]:
             )
         )
     return panels
-
-
-def sweeps(results: Results) -> list[SweepView]:
-    """A heat map per headline metric and recipient."""
-    table, section = results.table("sweep"), results.config.sweep
-    donor = f"{section.donor_examples} examples of {results.config.prompts.task}"
-    what = f"Whole residual of run A ({donor}) into run B"
-    where = "Role pre is the query's own, other roles are those of every example."
-    views = []
-    for metric, title in SWEPT.items():
-        for recipient in table["recipient"].unique():
-            rows = table[(table["metric"] == metric) & (table["recipient"] == recipient)]
-            cells = [
-                SweepCell(row["role"], row["layer"], row["value"], row["ci_low"], row["ci_high"])
-                for row in rows.to_dict("records")
-            ]
-            unpatched = f"mean over {section.n_prompts} prompts; without the patch {rows['base'].mean():.3f}"
-            views.append(SweepView(f"{title} (run B: {recipient})", f"{what}, {unpatched}. {where}", cells))
-    return views
-
-
-def heads(results: Results) -> list[SweepView]:
-    """A heat map of how far the task's answer falls without each head, for each kind and place."""
-    table = results.table("heads")
-    table = table[table["metric"] == HEADLINE]
-    views = []
-    for (kind, place), rows in table.groupby(["kind", "place"], sort=False):
-        cells = [
-            SweepCell(
-                "all" if row["head"] == WHOLE_LAYER else str(row["head"]), row["layer"],
-                -row["effect"], -row["ci_high"], -row["ci_low"],
-            )
-            for row in rows.to_dict("records")
-        ]  # fmt: skip
-        first = rows.iloc[0]
-        caption = (
-            f"Mean over {first['n_prompts']} prompts with {first['n_seen']} examples; unablated "
-            f"{first['base']:.3f}."
-        )
-        views.append(SweepView(f"{REPLACED[str(kind)]}, {place}", caption, cells, "block", "head"))
-    return views
 
 
 def growth_counts(growth: pd.DataFrame) -> list[GrowthCount]:

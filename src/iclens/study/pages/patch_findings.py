@@ -77,7 +77,10 @@ def _carried(results: Results) -> Finding:
 
 
 def _follows(results: Results) -> Finding:
-    fits = {row["patch"]: row for row in results.table("response_fits").to_dict("records")}
+    fits = {
+        row["patch"]: row
+        for row in results.table("response_fits").drop_duplicates("patch").to_dict("records")
+    }
     question = "Does the patched answer follow run B's own x?"
     if WHOLE not in fits:
         return Finding(question, "not asked", "No response curve was drawn.")

@@ -73,7 +73,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     for file in WRITTEN:
         found.whole(file).save(folder / file)
     sets = found.whole(SETS)
-    responses = _responses(bench, sets)
+    responses = _responses(bench, found.whole(PATCHES), sets)
     responses.save(folder / RESPONSES)
     fits = response_fits(responses, seed=section.seed) if len(responses) else ResponseFitTable.concat([])
     fits.save(folder / FITS)
@@ -149,8 +149,11 @@ def greedy_members(sets: SetTable) -> list[int]:
     return [int(member) for member in str(rows["members"][enough[0] if enough else order[-1]]).split()]
 
 
-def _responses(bench: Bench, sets: SetTable) -> ResponseTable:
-    """Curve at the site whose full activation at `pre` moves the belief most; empty where x is no number."""
+def _responses(bench: Bench, patches: PatchTable, sets: SetTable) -> ResponseTable:
+    """Curves at the site whose full activation at `pre` moves the belief most; empty where x is no number.
+
+    Patched are, beside the rungs of the ladder, the smallest set that carries half, then each tested latent.
+    """
     section, prompts = bench.config.patch, bench.config.prompts
     place = carrier(sets.where(sets["role"] == "pre"))
     if not section.response_donors or place is None or not all(x.isdigit() for x in prompts.inputs):
@@ -163,10 +166,16 @@ def _responses(bench: Bench, sets: SetTable) -> ResponseTable:
         donors=section.response_donors, donor_examples=section.donor_examples, seed=section.seed,
     )  # fmt: skip
     sae = bench.saes[Site.parse(site)]
+    sets_ = [members, *([latent] for latent in _tested(patches, place))] if members else []
     return response_curve(
-        bench.model, sae, runs, sets=[members] if members else [], donor_value=section.donor_value,
-        seed=section.seed,
-    )  # fmt: skip
+        bench.model, sae, runs, sets=sets_, donor_value=section.donor_value, seed=section.seed
+    )
+
+
+def _tested(patches: PatchTable, place: tuple[str, str]) -> list[int]:
+    """The latents of a site and role that were compared with matched random ones."""
+    here = (patches["site"] == place[0]) & (patches["role"] == place[1]) & (patches["n_controls"] > 0)
+    return np.unique(patches["latent"][here]).tolist()
 
 
 def _places(sets: SetTable) -> list[tuple[str, str]]:

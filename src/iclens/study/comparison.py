@@ -1,0 +1,242 @@
+"""What differs between two runs? Settings, inputs and versions; and a table of both, row beside row.
+
+Rows are joined on the key of their table. A latent id means the same in both runs only where both used the
+same SAE, so rows that name latents are joined there alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+from iclens.errors import IclensError, RunError, SiteError, TableError
+from iclens.names import Site
+from iclens.study.answers import Answer, frame_html
+from iclens.study.declared import known
+from iclens.study.depictions import main_axis
+from iclens.study.exports import save_answer
+from iclens.study.plots import COLOURS, SHAPES
+from iclens.study.results import TABLES
+
+if TYPE_CHECKING:
+    from iclens.study.query import Run
+
+_NAMES_LATENTS = ("latent", "latents", "response")
+"""Key columns that name latents; a response may be a latent's, `L2.mlp_out pre 7`, or the model's."""
+_DRAWN = 2000
+
+
+class Comparison:
+    """Two runs beside each other; differences are of b from a.
+
+    Args:
+        a: the run that was asked.
+        b: the other one.
+    """
+
+    def __init__(self, a: Run, b: Run) -> None:
+        self.a, self.b = a, b
+
+    @cached_property
+    def differences(self) -> Answer:
+        """A row per config key, input hash or version that is not the same: what, a, b."""
+        held = [_facts(run) for run in (self.a, self.b)]
+        keys = list(dict.fromkeys([*held[0], *held[1]]))
+        rows = [(key, held[0].get(key, "–"), held[1].get(key, "–")) for key in keys]
+        found = [(what, a, b) for what, a, b in rows if a != b]
+        return Answer.of(pd.DataFrame(found, columns=["what", "a", "b"]), "differences")
+
+    @cached_property
+    def same_saes(self) -> tuple[str, ...]:
+        """The sites at which both runs used the same SAE."""
+        ours, theirs = _sae_ids(self.a), _sae_ids(self.b)
+        return tuple(site for site, name in ours.items() if theirs.get(site) == name)
+
+    @property
+    def sites_said(self) -> str:
+        """Which sites' latents can be compared and which cannot, in one line."""
+        every = dict.fromkeys([*_sae_ids(self.a), *_sae_ids(self.b)])
+        others = [site for site in every if site not in self.same_saes]
+        parts = [f"latents of {', '.join(self.same_saes)} are compared"] if self.same_saes else []
+        parts += [f"those of {', '.join(others)} are not: their SAEs differ"] if others else []
+        return "; ".join(parts)
+
+    def table(self, name: str = "growth", site: str | Site | None = None) -> Answer:
+        """Rows that both runs have, joined on the table's key.
+
+        Args:
+            name: a table of the runs.
+            site: rows of one site; all by default.
+
+        Returns:
+            The key, then of every other column `<column>_a`, `<column>_b` and, of numbers,
+            `<column>_difference`, b − a.
+
+        Raises:
+            SiteError: for an unknown table or site, or latents of SAEs that differ.
+            RunError, TableError: when a run's table is not there or damaged, or its key is not one row's.
+        """
+        kind = TABLES[known("table", name, tuple(TABLES))][1]
+        frames = [run.table(name, site).df for run in (self.a, self.b)]
+        lacking = [key for key in kind.KEY if any(key not in frame for frame in frames)]
+        if lacking:
+            raise TableError(f"{name} of two runs", f"one lacks {lacking[0]}", "Compare runs of one version.")
+        if any(key in _NAMES_LATENTS for key in kind.KEY):
+            frames = [self._comparable(frame, name) for frame in frames]
+        key = list(kind.KEY)
+        for run, frame in zip((self.a, self.b), frames, strict=True):
+            if frame.duplicated(key).any():
+                raise TableError(
+                    f"{name} of run '{run.path}'", f"several rows of one {key}", "Its file is damaged."
+                )
+        joined = frames[0].merge(frames[1], on=key, suffixes=("_a", "_b"))
+        if joined.empty:
+            raise RunError(
+                f"{name} of two runs", "they have no row in common", "Compare other runs or tables."
+            )
+        return Answer.of(_with_differences(joined, frames, key), f"{name} of two runs")
+
+    @property
+    def df(self) -> pd.DataFrame:
+        """The growth of both runs, joined, as a plain frame."""
+        return self.table().df
+
+    @property
+    def changed(self) -> Answer:
+        """How many latents have which verdict in a and in b: verdict_a, verdict_b, latents."""
+        joined = self.table().df
+        counts = joined.groupby(["verdict_a", "verdict_b"], sort=False).size().rename("latents")
+        return Answer.of(counts.reset_index(), "")
+
+    def plot(self, name: str = "growth") -> alt.TopLevelMixin:
+        """An altair chart of a table's main number, a across and b up, with the line of equal values.
+
+        Raises:
+            SiteError, RunError, TableError: as `table`; TableError when the table has no number to draw.
+        """
+        axis = main_axis(name)
+        joined = self.table(name).df.dropna(subset=[f"{axis.column}_a", f"{axis.column}_b"])
+        if joined.empty:
+            raise TableError(
+                f"plot of {name}", f"no row has {axis.column} in both runs", "Read it as a table."
+            )
+        order = joined[f"{axis.column}_difference"].abs().sort_values(ascending=False, kind="stable").index
+        shown = joined.loc[order[:_DRAWN]]
+        left = (
+            f"left out: {len(joined) - len(shown):,} rows of smaller difference"
+            if len(order) > _DRAWN
+            else ""
+        )
+        return _scatter(shown, axis.column, axis.unit, TABLES[name][1].KEY, (f"{name}: b against a", left))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the joined growth rows (.parquet, .csv, .json) or their chart (.png, .svg), or nothing.
+
+        Raises:
+            TableError: for another ending, or where nothing can be written.
+        """
+        return save_answer(path, lambda: self.df, self.plot)
+
+    def _comparable(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Rows that name no latent, or one of an SAE that both runs used."""
+        sites = frame["site"] if "site" in frame else frame["response"].str.extract(r"^(L\d+\.\w+) ")[0]
+        free = frame["latents"] == "" if "latents" in frame else sites.isna()
+        kept = frame[free | sites.isin(self.same_saes)]
+        if kept.empty and not frame.empty:
+            asked = f"{name} of two runs"
+            raise SiteError(asked, self.sites_said or "they share no site", "Compare runs of the same SAEs.")
+        return kept
+
+    def __repr__(self) -> str:
+        return (
+            f"Comparison(a={self.a.path.name!r}, b={self.b.path.name!r}, {len(self.differences)} differences)"
+        )
+
+    def _repr_html_(self) -> str:
+        """What differs, which latents can be compared, and which verdicts changed."""
+        head = (
+            f"<p>a: <code>{escape(str(self.a.path))}</code>; b: <code>{escape(str(self.b.path))}</code></p>"
+        )
+        head += frame_html("differences", self.differences.df)
+        try:
+            changed = self.changed.df
+        except IclensError as problem:
+            return head + f"<p>{escape(str(problem))}</p>"
+        return head + f"<p>{escape(self.sites_said)}</p>" + frame_html("verdicts", changed)
+
+
+def _facts(run: Run) -> dict[str, str]:
+    """Everything that decides a run's numbers, as text by dotted name."""
+    found = {f"config {key}": value for key, value in _flat(run.config).items()}
+    try:
+        card = dict(run.card)
+    except IclensError:
+        return found
+    card.pop("config", None)
+    return found | {f"card {key}": value for key, value in _flat(card).items()}
+
+
+def _flat(value: Any, path: str = "") -> dict[str, str]:
+    if isinstance(value, Mapping) and value:
+        inner = (_flat(one, f"{path}.{key}" if path else str(key)) for key, one in value.items())
+        return {key: text for part in inner for key, text in part.items()}
+    return {path: str(value)}
+
+
+def _sae_ids(run: Run) -> dict[str, str]:
+    saes = run.results.facts["saes"]
+    return {site: str(fact["sae_id"]) for site, fact in saes.items()}
+
+
+def _with_differences(joined: pd.DataFrame, frames: list[pd.DataFrame], key: list[str]) -> pd.DataFrame:
+    """The key, then each column of both runs side by side; what only one run's version has is left out."""
+    columns = {name: joined[name] for name in key}
+    for name in frames[0].columns:
+        if name in key or name not in frames[1]:
+            continue
+        a, b = joined[f"{name}_a"], joined[f"{name}_b"]
+        columns |= {f"{name}_a": a, f"{name}_b": b}
+        if all(is_numeric_dtype(part) and not is_bool_dtype(part) for part in (a, b)):
+            columns[f"{name}_difference"] = b - a
+    return pd.DataFrame(columns)
+
+
+def _scatter(
+    shown: pd.DataFrame, column: str, unit: str, key: tuple[str, ...], said: tuple[str, str]
+) -> alt.TopLevelMixin:
+    both = (f"{column}_a", f"{column}_b")
+    rows = shown[[*key, *both]].copy()
+    mark = "verdict" if "verdict_a" in shown else ""
+    same = shown["verdict_a"] == shown["verdict_b"] if mark else pd.Series(True, index=shown.index)
+    rows["verdict"] = np.where(same, "same", "changed")
+    ends = [float(rows[list(both)].min().min()), float(rows[list(both)].max().max())]
+    diagonal = alt.Chart(pd.DataFrame({both[0]: ends, both[1]: ends})).mark_line(
+        color="#888888", strokeDash=[4, 3]
+    )
+    scale: dict[str, Any] = {"domain": ["same", "changed"]}
+    points = (
+        alt.Chart(rows)
+        .mark_point(size=28)
+        .encode(
+            tooltip=list(rows.columns),
+            color=alt.Color(
+                "verdict:N", title=mark or None, scale=alt.Scale(**scale, range=list(COLOURS[:2]))
+            ),
+            shape=alt.Shape(
+                "verdict:N", title=mark or None, scale=alt.Scale(**scale, range=list(SHAPES[:2]))
+            ),
+        )
+    )
+    titles = [alt.X(f"{both[0]}:Q", title=f"{column} of a ({unit})")]
+    height = alt.Y(f"{both[1]}:Q", title=f"{column} of b ({unit})")
+    layers = [layer.encode(x=titles[0], y=height) for layer in (diagonal, points)]
+    title = alt.TitleParams(text=said[0], subtitle=[said[1]] if said[1] else [], anchor="start")
+    return alt.LayerChart(layer=layers).properties(width=320, height=320, title=title)

@@ -1,0 +1,89 @@
+"""Which latents get a page, and what does the table say of each? A row for every latent of every site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import zip_longest
+from typing import Any
+
+import pandas as pd
+
+from iclens.dashboards.records.latent import LatentRow
+from iclens.names import Site
+from iclens.study.results import Results
+
+ANSWER = "exact"
+"""The belief that pushes are judged by: the task's own answer."""
+PAGES_REASON = (
+    "Of each site, in turn: the clearest growth, the best concept, the largest tested patch effect, "
+    "until {n} latents are chosen."
+)
+_KEY = ["site", "latent"]
+
+
+def ranked(results: Results, site: Site, n: int) -> list[int]:
+    """The `n` latents of a site that get a page: best of growth, concepts and patches, taken in turn."""
+    growth, transforms, patches = results.table("growth"), results.table("transforms"), results.patched
+    growth, transforms, patches = (t[t["site"] == site.short] for t in (growth, transforms, patches))
+    granted = (~transforms["label"].isin(["", "candidate"])).astype(int)
+    lists = [
+        growth.assign(size=growth["slope"].abs()).sort_values(["q_value", "size"], ascending=[True, False]),
+        transforms.assign(granted=granted).sort_values(["granted", "auroc"], ascending=False),
+        patches.assign(size=patches["effect"].abs()).sort_values(
+            ["control_p", "size"], ascending=[True, False]
+        ),
+    ]
+    known = [
+        frame.dropna(subset=[column])
+        for frame, column in zip(lists, ("q_value", "auroc", "effect"), strict=True)
+    ]
+    orders = [frame["latent"].drop_duplicates().tolist() for frame in known]
+    merged = dict.fromkeys(latent for turn in zip_longest(*orders) for latent in turn if latent is not None)
+    return [int(latent) for latent in list(merged)[:n]]
+
+
+def latent_rows(results: Results, density: Mapping[str, Any]) -> list[LatentRow]:
+    """A row for every latent of every site, clearest growth first.
+
+    Args:
+        results: the run.
+        density: site (short) → share of tokens on which each latent is active, [latent].
+    """
+    growth = results.table("growth").sort_values("q_value", na_position="last").drop_duplicates(_KEY)
+    transforms = results.table("transforms")
+    rank = transforms["label"].map(lambda label: 0 if label in ("", "candidate") else 1)
+    best = (
+        transforms.assign(rank=rank).sort_values(["rank", "auroc"], ascending=False).dropna(subset=["auroc"])
+    )
+    best = best.drop_duplicates(_KEY).set_index(_KEY)
+    patches = results.patched
+    moved = patches.assign(size=patches["effect"].abs()).dropna(subset=["effect"])
+    moved = moved.sort_values("size", ascending=False).drop_duplicates(_KEY).set_index(_KEY)
+    found = growth.merge(_followed(results), on=[*_KEY, "role"], how="left").set_index(_KEY)
+    found = found[["role", "slope", "q_value", "verdict", "follows"]]
+    found = found.join(best[["label", "concept", "auroc"]]).join(moved[["belief", "effect", "control_p"]])
+    found = found.join(_pushed(results))
+    text = ["role", "verdict", "label", "concept", "belief", "follows", "causal"]
+    found[text] = found[text].astype(object).fillna("")
+    found.loc[found["q_value"].isna(), "role"] = ""
+    rows = []
+    for values in found.reset_index().to_dict("records"):
+        site, latent = str(values.pop("site")), int(values.pop("latent"))
+        rows.append(
+            LatentRow(site, latent, float(density[site][latent]), **{str(k): v for k, v in values.items()})
+        )
+    return rows
+
+
+def _followed(results: Results) -> pd.DataFrame:
+    """The account that is named for each latent at each role."""
+    accounts = results.table("latent_accounts")
+    named = accounts[accounts["named"]].rename(columns={"account": "follows"})
+    return named[[*_KEY, "role", "follows"]]
+
+
+def _pushed(results: Results) -> pd.DataFrame:
+    """Whether pushing a latent moves the answer, after any number of examples."""
+    dose = results.table("dose")
+    dose = dose[dose["belief"] == ANSWER]
+    return dose.groupby(_KEY)["causal"].any().map({True: "causal", False: "not causal"}).to_frame()

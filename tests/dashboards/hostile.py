@@ -103,8 +103,8 @@ HOSTILE = {
     "infinity": "NaN",
 }
 """Name → text."""
-KEPT = {"site", "rung", "page"}
-"""Fields that name files or rungs of a fixed ladder."""
+KEPT = {"site", "rung", "page", "where", "kind", "scale", "mark", "role"}
+"""Fields that name files, rungs of a fixed ladder, or a way of drawing."""
 
 
 def filled(record: Any, text: Callable[[str], str], kept: frozenset[str] = frozenset()) -> Any:

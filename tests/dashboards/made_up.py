@@ -23,29 +23,18 @@ from iclens.dashboards.records.site import (
     Finding,
     GrowthCount,
     LatentRow,
-    PatchingView,
     QualityRow,
     SiteView,
-    SweepCell,
-    SweepView,
 )
 from iclens.tables.verdicts import LADDER
 
 from .made_up_concepts import make_page
 from .made_up_latent import EXAMPLES, ROLES, curve, latent_page
+from .made_up_parts import claims, how, patching
+from .made_up_prompts import make_prompts
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 SITES = tuple(f"L{layer}.{hook}" for layer in (1, 2, 3) for hook in ("resid_post", "mlp_out"))
-
-
-def sweep(rng: np.random.Generator, title: str, peak: int) -> SweepView:
-    """A heat map with one band of layers at `pre`."""
-    cells = [
-        SweepCell(role, layer, float(np.clip((0.95 if role == "pre" and layer == peak else 0.03), 0, 1)))
-        for role in ROLES
-        for layer in range(7)
-    ]
-    return SweepView(title, "12-example donor of 2x+3, 64 pairs", cells)
 
 
 def make_rows(rng: np.random.Generator, per_site: int) -> list[LatentRow]:
@@ -106,30 +95,6 @@ def additive(rng: np.random.Generator, hostile: str) -> AdditiveView:
     )
 
 
-def patching(rng: np.random.Generator, hostile: str) -> PatchingView:
-    """Three sweeps and the heads."""
-    return PatchingView(
-        sweeps=[
-            sweep(rng, "Task applied to B’s own x" + hostile, 3),
-            sweep(rng, "The same, in the plain twin", 9),
-            sweep(rng, "A’s answer copied", 6),
-        ],
-        heads=[
-            SweepView(
-                "Heads set to zero, pre" + hostile,
-                "unablated .98" + hostile,
-                [
-                    SweepCell(head, layer, 0.1 * layer)
-                    for head in ("0", "2", "10", "all")
-                    for layer in range(6)
-                ],
-                "block",
-                "head",
-            )
-        ],
-    )
-
-
 def make_view(per_site: int = 40, n_pages: int = 4, hostile: str = HOSTILE) -> SiteView:
     """The study; `hostile` stands in all its texts and on the first of its pages."""
     rng = np.random.default_rng(0)
@@ -161,6 +126,7 @@ def make_view(per_site: int = 40, n_pages: int = 4, hostile: str = HOSTILE) -> S
     return SiteView(
         title="In-context learning in icl-tiny" + hostile,
         question="Does in-context learning add features, one Bayesian update per example, and which?",
+        claims=claims(hostile),
         findings=[
             Finding(
                 "Do latents grow with the examples?",
@@ -194,6 +160,8 @@ def make_view(per_site: int = 40, n_pages: int = 4, hostile: str = HOSTILE) -> S
         growth=counts,
         additive=additive(rng, hostile),
         concepts=make_page([row.key for row in rows[:4]], hostile),
+        prompts=make_prompts([row.key for row in rows[:6]], hostile),
+        how=how(hostile),
         latents=rows,
         pages=[latent_page(rng, row, hostile if i == 0 else "") for i, row in enumerate(rows[:n_pages])],
         pages_reason="Pages are written for the latents with the lowest q at any site and role.",

@@ -28,26 +28,30 @@ HOSTILE = "</text></svg><script>alert(1)</script>"
 CURVE = Curve([0, 1, 2, 3], [0.0, 1.0, math.nan, 2.0], [-0.1, 0.9, math.nan, 1.8], [0.1, 1.1, math.nan, 2.2])
 
 
+def parsed(drawing: Markup) -> ElementTree.Element:
+    """Its elements; attributes may stand without quotes, as HTML allows."""
+    return ElementTree.fromstring(re.sub(r' ([a-z0-9-]+)=([^\s">]+)', r' \1="\2"', str(drawing)))
+
+
 def texts(drawing: Markup) -> list[str]:
-    return [element.text or "" for element in ElementTree.fromstring(drawing).iter("text")]
+    return [element.text or "" for element in parsed(drawing).iter("text")]
 
 
 def path_of(drawing: Markup, class_: str) -> str:
-    found = [e.attrib["d"] for e in ElementTree.fromstring(drawing).iter("path") if e.get("class") == class_]
+    found = [e.attrib["d"] for e in parsed(drawing).iter("path") if e.get("class") == class_]
     assert len(found) == 1
     return found[0]
 
 
 def points(path: str) -> list[tuple[float, float]]:
-    """Absolute points of an M…l… path with relative steps."""
+    """Absolute points of a path of M, l and h, the last two relative."""
     found: list[tuple[float, float]] = []
-    for run in re.findall(r"M([^M]+)", path):
-        numbers = [float(n) for n in re.findall(r"-?(?:\d+\.?\d*|\.\d+)", run)]
-        x, y = numbers[0], numbers[1]
-        found.append((x, y))
-        for dx, dy in zip(numbers[2::2], numbers[3::2], strict=True):
-            x, y = x + dx, y + dy
-            found.append((round(x, 1), round(y, 1)))
+    for command, rest in re.findall(r"([Mlh])([^Mlh]+)", path):
+        numbers = [float(n) for n in re.findall(r"-?(?:\d+\.?\d*|\.\d+)", rest)]
+        steps = [(n, 0.0) for n in numbers] if command == "h" else [*zip(*[iter(numbers)] * 2, strict=True)]
+        for dx, dy in steps:
+            x, y = (0.0, 0.0) if command == "M" else found[-1]
+            found.append((round(x + dx, 1), round(y + dy, 1)))
     return found
 
 
@@ -84,7 +88,13 @@ def test_band_runs_between_low_and_high() -> None:
 
 
 def test_a_line_without_interval_has_no_band() -> None:
-    assert path_of(svg.line_chart([("exact", Curve.line([0, 1], [0.0, 1.0]))], "exact"), "band exact") == ""
+    drawing = svg.line_chart([("exact", Curve.line([0, 1], [0.0, 1.0]))], "exact")
+    assert "band" not in drawing and path_of(drawing, "line exact")
+
+
+def test_a_point_between_two_gaps_is_no_error() -> None:
+    alone = Curve.line([0, 1, 2], [math.nan, 1.0, math.nan])
+    assert path_of(svg.line_chart([("task", alone)], "one point"), "line task").startswith("M")
 
 
 def test_an_undefined_curve_still_draws() -> None:
@@ -98,7 +108,7 @@ def test_small_charts_keep_hostile_text_as_text() -> None:
     bars = svg.bar_chart([TaskActivation(HOSTILE, 1.0), TaskActivation("2x", math.nan)], HOSTILE)
     patched = svg.interval_chart([PatchRow(HOSTILE, 0, 1, 2, 1.0, 0.9, 1.1, -0.1, 0.1)], HOSTILE)
     for drawing in (bars, patched):
-        root = ElementTree.fromstring(drawing)
+        root = parsed(drawing)
         assert root.get("aria-label") == HOSTILE
         assert not list(root.iter("script"))
     assert texts(bars)[0].startswith("</text>")
@@ -128,7 +138,7 @@ def test_heat_map_writes_every_value() -> None:
     written = texts(drawing)
     assert [written.count(v) for v in ("0.00", "0.10", "0.20", "–")] == [2, 2, 2, 1]
     assert written.index("x") < written.index("pre") < written.index("lab")
-    assert "Largest: 0.200" in ElementTree.fromstring(drawing).attrib["aria-label"]
+    assert "Largest: 0.200" in parsed(drawing).attrib["aria-label"]
 
 
 def test_headline_charts_use_the_page_colours_only() -> None:
@@ -145,7 +155,7 @@ def test_headline_charts_use_the_page_colours_only() -> None:
 
 
 def test_belief_chart_says_where_its_curves_start_and_end() -> None:
-    label = ElementTree.fromstring(charts.belief_chart(BeliefCurve("odd", "", CURVE, None, CURVE))).attrib
+    label = parsed(charts.belief_chart(BeliefCurve("odd", "", CURVE, None, CURVE))).attrib
     assert label["aria-label"] == (
         "Log-odds of odd in nats by examples seen: model 0 at 0, 2.00 at 3; control arm 0 at 0, 2.00 at 3."
     )
@@ -169,8 +179,8 @@ def test_inline_keeps_drawing_and_nothing_else(monkeypatch: pytest.MonkeyPatch) 
 def test_rendered_charts_keep_hostile_text_as_text() -> None:
     drawing = charts.sweep_chart(SweepView(HOSTILE, HOSTILE, [SweepCell("<b>&", 0, 0.5)]))
     assert "<b>&" in texts(drawing)
-    assert HOSTILE in ElementTree.fromstring(drawing).attrib["aria-label"]
-    assert not list(ElementTree.fromstring(drawing).iter("script"))
+    assert HOSTILE in parsed(drawing).attrib["aria-label"]
+    assert not list(parsed(drawing).iter("script"))
 
 
 def test_the_ladder_shows_every_count_above_none() -> None:
@@ -216,7 +226,7 @@ def test_a_map_writes_no_negative_zero() -> None:
 
 def test_a_map_of_heads_says_head_and_block() -> None:
     cells = [SweepCell(str(head), layer, 0.2 * head) for head in range(3) for layer in range(2)]
-    label = ElementTree.fromstring(charts.sweep_chart(SweepView("Zeroed", "", cells, "block", "head"))).attrib
+    label = parsed(charts.sweep_chart(SweepView("Zeroed", "", cells, "block", "head"))).attrib
     assert label["aria-label"] == "Zeroed, layers by heads. Largest: 0.400 at head 2, block 0."
 
 

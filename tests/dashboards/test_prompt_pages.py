@@ -66,11 +66,11 @@ def small_pair() -> PromptPair:
         RunToken("9", "x", 1),
     ]
     b = [*start, RunToken("(", "open", 0), RunToken("9", "x", 0)]
-    latent = ShownLatent(5, "grows", [0, 0, 8, 1, 0.1, 4.5], [0, 0, 0, 12.25])
+    latent = ShownLatent(5, "grows", [0, 0, 8, 1, 0.1, 4.5], [0, 0, 0, 12.5])
     return PromptPair(
         "x+1", "9", "10", RunView(a, "10", 0.75, 0.75), RunView(b, "\n", 0.5, 0.125),
         sites=[SiteLatents("L1.resid_post", [latent])],
-        lens=[LensRow("after the last block", LensRead([("10", 0.75)], 0.75), LensRead([("\n", 0.5)], 0.125))],
+        lens=[LensRow("the end", LensRead([("10", 0.75)], 0.75), LensRead([("\n", 0.5)], 0.125))],
     )  # fmt: skip
 
 
@@ -96,10 +96,16 @@ def test_list_quotes_the_first_examples_and_says_who_is_right() -> None:
 def test_levels_are_shares_of_the_largest_activation_in_both_runs() -> None:
     latent = small_pair().sites[0].latents[0]
     column = pages._column("L1.resid_post", latent, {("L1.resid_post", 5): "latents/a.html"})
-    assert latent.peak == 12.25 and (column.peak, column.page) == ("12.3", "../latents/a.html")
+    assert latent.peak == 12.5 and (column.peak, column.page) == ("12.5", "../latents/a.html")
     assert column.levels == {"a": "005113", "b": "0008"}
-    assert column.values == {"a": ["8.00", "1.00", "0.100", "4.50"], "b": ["12.3"]}
+    assert column.values == {"a": ["8.00", "1.00", "0.100", "4.50"], "b": ["12.5"]}
     assert column.cells("a") == [(0, ""), (0, ""), (5, "8.00"), (1, "1.00"), (1, "0.100"), (3, "4.50")]
+
+
+def test_the_first_token_does_not_set_the_scale() -> None:
+    column = pages._column("L1.resid_post", ShownLatent(5, "", [900, 4, 1], [0, 2]), {})
+    assert (column.peak, column.levels) == ("4.00", {"a": "882", "b": "04"})
+    assert ShownLatent(5, "", [900, 0], [900]).peak == 900 and ShownLatent(5, "", [], []).peak == 0
 
 
 def test_query_comes_first_with_run_a_above_run_b() -> None:
@@ -168,7 +174,7 @@ def test_sites_without_a_latent_are_passed_over() -> None:
 
 def test_records_refuse_what_a_page_cannot_show() -> None:
     pair = small_pair()
-    with pytest.raises(TableError, match=r"L1\.resid_post latent 5: found 6 and 1 values for 6 and 4 tokens"):
+    with pytest.raises(TableError, match=r"L1\.resid_post latent 5: 6 and 1 values for 6 and 4 tokens"):
         replace(pair, sites=[SiteLatents("L1.resid_post", [ShownLatent(5, "", [0.0] * 6, [0.0])])])
     with pytest.raises(TableError, match=r"unknown \['nothing'\]"):
         replace(pair, reasons={"nothing": "why"})
@@ -256,13 +262,13 @@ def test_a_link_to_a_latent_opens_its_site_and_selects_it(browser: Browser, fold
     browser.open(f"{address}#latent=L2.mlp_out/702")
     browser.until(f"{STATUS}.startsWith('L2.mlp_out · 702, largest')")
     assert browser.run("document.getElementById('site').value") == "L2.mlp_out"
-    browser.run("location.hash = '#latent=L1.resid_post/9'")
+    browser.run("location.replace('#latent=L1.resid_post/9')")
     browser.until(f"{STATUS}.startsWith('L1.resid_post · 9, largest')")
-    browser.run("location.hash = '#latent=L2.mlp_out/123456'")
+    browser.run("location.replace('#latent=L2.mlp_out/123456')")
     browser.until(f"{STATUS}.endsWith('; 123456 is not shown with this prompt')")
-    browser.run("location.hash = '#latent=L9.mlp_out/1'")
+    browser.run("location.replace('#latent=L9.mlp_out/1')")
     browser.until(f"{STATUS}.endsWith('; L9.mlp_out is not shown with this prompt')")
-    browser.run("location.hash = '#latent=%E0%A4%A/1'")
+    browser.run("location.replace('#latent=%E0%A4%A/1')")
     assert browser.complaints() == []
 
 

@@ -170,7 +170,7 @@ def test_an_empty_study_still_has_pages(tmp_path: Path) -> None:
     folder = build_site(
         SiteView("Empty", "Why?", latents=[row], pages=[page]), tmp_path / "site"
     ).index.parent
-    assert "Beliefs were not measured" in (folder / "index.html").read_text(encoding="utf-8")
+    assert "Nothing was measured" in (folder / "index.html").read_text(encoding="utf-8")
     assert "Growth was not tested" in (folder / "growth.html").read_text(encoding="utf-8")
     assert not (folder / "patching.html").exists() and not (folder / "concepts.html").exists()
     written = (tmp_path / "site" / row.page).read_text(encoding="utf-8")

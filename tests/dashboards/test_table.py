@@ -318,12 +318,15 @@ def test_few_rows_are_in_the_page_and_the_focused_one_is_never_lost(
     browser.press("ArrowDown", 40)
     assert browser.run(f"{FOCUS}.closest('tr').getAttribute('aria-rowindex')") == "5"
     browser.until(f"{STATUS}.startsWith('rows 4–')")
+    browser.press("End", 35)
+    browser.until(f"{STATUS}.includes('–20,004 of 20,004')")
+    assert browser.run(f"{FOCUS}.closest('tr').getAttribute('aria-rowindex')") == "20005"
     browser.run("document.getElementById('region').focus()")
     for key, code, said in (
         ("End", 35, "–20,004 of 20,004"),
         ("Home", 36, "rows 1–"),
         ("ArrowDown", 40, "rows 2–"),
-        ("PageDown", 34, "rows 20–"),
+        ("PageDown", 34, "rows 21–"),
     ):
         browser.press(key, code)
         browser.until(f"{STATUS}.includes('{said}')")

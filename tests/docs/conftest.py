@@ -5,11 +5,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from iclens.reference.recipe import load_recipe
 from iclens.study.config import load_study_config
 from iclens.study.pipeline import run_study
 
@@ -32,23 +35,31 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
             patched.chdir(ROOT)
             run_study(load_study_config(HERE / "demo.yaml"), folder / "runs", lambda event: None)
             tiny_llama(folder / "llama")
+            (folder / "recipe.yaml").write_text(yaml.safe_dump(short_recipe()), encoding="utf-8")
             (folder / "made").touch()
     return folder
 
 
 def tiny_llama(folder: Path) -> None:
-    """Write a Llama of 18 narrow blocks with random weights and a byte-level tokenizer that splits as Llama-3's."""
+    """Write a Llama of 12 narrow blocks with random weights and a byte-level tokenizer that splits as Llama-3's."""
     tokenizer = joining_tokenizer()
     tokenizer.add_tokens(["}\n"])  # of the third template
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=18, bos_token_id=0,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.15,
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=12, bos_token_id=0,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256, initializer_range=0.15,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     text = folder.parent / "text.jsonl"
     text.write_text("".join(json.dumps({"text": f"line {n} of some text"}) + "\n" for n in range(4000)))
+
+
+def short_recipe() -> dict[str, Any]:
+    """The built-in model's recipe for a hundred small steps."""
+    recipe = load_recipe().model_dump(mode="json")
+    recipe["shape"] |= {"d_model": 32, "d_mlp": 16, "n_heads": 2, "n_key_value_heads": 1}
+    return recipe | {"contexts_per_step": 4, "examples": 2, "trunk": {"blocks": 1, "tokens": 100 * 4 * 14}}
 
 
 @pytest.fixture

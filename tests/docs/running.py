@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import os
 import re
@@ -23,8 +24,9 @@ from iclens.training.config import parse_train_config
 
 from .blocks import Block
 
-_SHELL = re.compile(r"[|<>;&$`*]|^\w+=")
+_SHELL = re.compile(r"[|<>;&$`]")
 """What only a shell understands."""
+_OURS = re.compile(r"(\w+=\S+ )*iclens ")
 _SAVED = re.compile(r"^# (\S+\.yaml)\b")
 """First line of a YAML block that is saved under this name for the commands below it."""
 Rewrite = Callable[[str], str]
@@ -73,10 +75,12 @@ class PageRun:
         return ""
 
     def _shell(self, block: Block, asked: str) -> str:
-        command = self._command(asked)
-        code, out, err = in_process(command) if is_ours(command) else in_shell(command, self.folder)
-        assert code == 0, f"{block}: `{asked}`, run as `{command}`, ends with {code}:\n{out}{err}"
-        return out
+        printed = ""
+        for command in self._command(asked).splitlines():
+            code, out, err = in_process(command) if is_ours(command) else in_shell(command, self.folder)
+            assert code == 0, f"{block}: `{asked}`, run as `{command}`, ends with {code}:\n{out}{err}"
+            printed += out
+        return printed
 
     def _yaml(self, block: Block) -> str:
         check_yaml(block.text)
@@ -102,8 +106,8 @@ def commands(text: str) -> Iterator[str]:
 
 
 def is_ours(command: str) -> bool:
-    """Whether it is a plain `iclens …`, which need not start a process of its own."""
-    return command.startswith("iclens ") and not _SHELL.search(command.split(" #")[0])
+    """Whether it is a plain `iclens …`, variables before it or not, which need not start a process of its own."""
+    return bool(_OURS.match(command)) and not _SHELL.search(command.split(" #")[0])
 
 
 def in_process(command: str) -> tuple[int, str, str]:
@@ -114,7 +118,11 @@ def in_process(command: str) -> tuple[int, str, str]:
         contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(io.StringIO()) as err,
     ):
-        patched.setattr(sys, "argv", shlex.split(command, comments=True))
+        words = shlex.split(command, comments=True)
+        while "=" in words[0]:
+            patched.setenv(*words.pop(0).split("=", 1))
+        expanded = [sorted(glob.glob(word)) or [word] if "*" in word else [word] for word in words]
+        patched.setattr(sys, "argv", [word for found in expanded for word in found])
         try:
             cli.main()
         except SystemExit as ended:

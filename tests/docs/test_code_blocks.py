@@ -34,13 +34,33 @@ class StandIn:
         return re.sub(self.found, self.becomes.format(**paths), text, flags=re.MULTILINE)
 
 
-LLAMA = r"meta-llama/Meta-Llama-3-8B\b(?!-)"
+LLAMA = r"(?<!list --model )meta-llama/Meta-Llama-3-8B\b(?!-)"
 SMALL = "what takes hours on a card takes seconds at this size"
 STAND_INS = {
     "command": (
         StandIn(r"^make (?=\w)", "make --dry-run -C {root} ", "`make check` runs this test; dry, every rule is read"),
         StandIn(r"plan +(?=sae_configs/llama)", "plan {root}/", "the configuration as it stands: a plan loads nothing"),
-        StandIn(LLAMA, "{llama}", "16 GB and a licence; a random Llama of 18 narrow blocks"),
+        StandIn(
+            r"check EleutherAI/\S+ --model \S+ --dtype bfloat16 --device cuda",
+            "check checkpoints/icl-tiny-saes/L2.resid_post --model checkpoints/icl-tiny",
+            "4 GB from the network; tests/saes reads the layout",
+        ),
+        StandIn(
+            r"(?<=check )llama_scope_lxr_8x/\S+ --model \S+",
+            "checkpoints/icl-tiny-saes/L2.resid_post --model checkpoints/icl-tiny-twin",
+            "the network; these are another model's SAEs too, which is what --force is for",
+        ),
+        StandIn(r"--device cuda", "--device cpu", "tests need no card"),
+        StandIn(LLAMA, "{llama}", "16 GB and a licence; a random Llama of 12 narrow blocks"),
+        StandIn(
+            r"^torchrun --no-python --nproc-per-node 2 (iclens track .*)",
+            r"RANK=0 WORLD_SIZE=2 \1\nRANK=1 WORLD_SIZE=2 \1",
+            "ranks of tracking meet on the disk alone; one after the other, no interpreter has to start",
+        ),
+        StandIn(r"n_prompts=64", "n_prompts=12", SMALL),
+        StandIn(r"(?<=00_built_in_model.py)", " --contexts 8", SMALL),
+        StandIn(r"(?<=01_task_formation.py)", " --prompts 4", SMALL),
+        StandIn(r"reference train", "reference train --stage trunk --recipe {recipe}", "150 minutes"),
     ),
     "file": (
         StandIn(LLAMA, "{llama}", "as for commands"),
@@ -73,6 +93,7 @@ COMMANDS = ("iclens", "python", "make", "torchrun", "pip", "import", "from", "$"
 def rewritten(where: str, shared: Path) -> Callable[[str], str]:
     grid = '"{1..3}x+{0..1}", odd, even, "word:parity", "word:size", "letter:next"'
     paths = {"grid": grid, "llama": str(shared / "llama"), "corpus": str(shared / "text.jsonl"), "root": str(ROOT)}
+    paths["recipe"] = str(shared / "recipe.yaml")
 
     def rewrite(text: str) -> str:
         for one in STAND_INS[where]:
@@ -94,3 +115,14 @@ def test_every_block_of_the_page_runs(page: Path, page_folder: Callable[..., Pat
 def test_no_command_hides_in_an_indented_block(page: Path) -> None:
     lines = indented(page.read_text(encoding="utf-8"))
     assert not [f"{page.name}:{n}: {line}" for n, line in lines if line.split()[0] in COMMANDS]
+
+
+def test_every_stand_in_stands_for_something() -> None:
+    blocks = [block for page in PAGES for block in BLOCKS[page]]
+    run = [block.text for block in blocks if block.language == "python"]
+    run += [line for block in blocks if block.language in ("sh", "console") for line in commands(block.text)]
+    read = [block.text for block in blocks if block.language == "yaml"]
+    read += [path.read_text(encoding="utf-8") for path in (ROOT / "sae_configs").glob("*.yaml")]
+    for where, texts in (("command", run), ("file", read)):
+        idle = [one.found for one in STAND_INS[where] if not any(re.search(one.found, t, re.M) for t in texts)]
+        assert not idle, f"nothing in the documentation needs the stand-in for {idle}"

@@ -122,7 +122,7 @@ def _write(pages: list[Page], folder: Path, earlier: Path, progress: Progress) -
     kept = 0
     for done, page in enumerate(pages, start=1):
         target = folder / page.path
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         if before.get(page.path) == keys[page.path] and _link(earlier / page.path, target):
             kept += 1
         else:

@@ -13,6 +13,7 @@ import unicodedata
 DASH = "–"
 _MINUS = "−"
 _VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍", "": "∅"}
+_CONTINUES = "·"
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}
 
 
@@ -58,6 +59,11 @@ def percent(share: float) -> str:
 def interval(low: float, high: float) -> str:
     """[low, high], or nothing where it is undefined."""
     return "" if math.isnan(low) or math.isnan(high) else f"[{number(low)}, {number(high)}]"
+
+
+def token_text(token: str, continues: bool) -> str:
+    """A token of a prompt; a dot stands for one that only `continues` a character that began before."""
+    return _CONTINUES if continues and not token else visible(token)
 
 
 def visible(token: str) -> str:

@@ -222,17 +222,15 @@ def _scatter(
         color="#888888", strokeDash=[4, 3]
     )
     scale: dict[str, Any] = {"domain": ["same", "changed"]}
+    legend = alt.Legend(title="verdict") if mark else None
+    colours, shapes = (alt.Scale(**scale, range=list(kept[:2])) for kept in (COLOURS, SHAPES))
     points = (
         alt.Chart(rows)
         .mark_point(size=28)
         .encode(
             tooltip=list(rows.columns),
-            color=alt.Color(
-                "verdict:N", title=mark or None, scale=alt.Scale(**scale, range=list(COLOURS[:2]))
-            ),
-            shape=alt.Shape(
-                "verdict:N", title=mark or None, scale=alt.Scale(**scale, range=list(SHAPES[:2]))
-            ),
+            color=alt.Color("verdict:N", legend=legend, scale=colours),
+            shape=alt.Shape("verdict:N", legend=legend, scale=shapes),
         )
     )
     titles = [alt.X(f"{both[0]}:Q", title=f"{column} of a ({unit})")]

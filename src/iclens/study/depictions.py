@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import altair as alt
 import pandas as pd
+from pandas.api.types import is_float_dtype, is_numeric_dtype
 
 from iclens.errors import TableError
 from iclens.study.declared import known
@@ -143,12 +143,9 @@ def _with_exact(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _general(frame: pd.DataFrame, title: str) -> Depiction:
     """A strip of the first column of fractional numbers, or of any, by the first column of words."""
-    kinds: Mapping[str, list[str]] = {
-        kind: [str(name) for name in frame.select_dtypes(kind).columns]
-        for kind in ("float", "number", "object", "string")
-    }
-    words = kinds["string"] + kinds["object"]
-    numbers = kinds["float"] + kinds["number"]
+    of_numbers = [str(name) for name in frame.columns if is_numeric_dtype(frame[name])]
+    words = [str(name) for name in frame.columns if str(name) not in of_numbers]
+    numbers = sorted(of_numbers, key=lambda name: not is_float_dtype(frame[name]))
     if not numbers or not words:
         lacks = "no column of numbers" if not numbers else "no column of words"
         raise TableError(f"plot of {title}", f"it has {lacks}", "Keep more columns, or use `.df.plot`.")

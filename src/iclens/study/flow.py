@@ -52,8 +52,10 @@ FLOW = (
     # every table → pages
     Stage("dashboard", 12,
           ("study", "model", "prompts", "track", "growth", "grid", "transforms", "dashboard"),
-          ("model", "saes", "prompts", "track", "growth", "identify", "transforms", "sweep", "patch"),
-          ("dashboards", "tracking", "saes", "study/results", "study/pages")),
+          ("model", "saes", "prompts", "track", "detect", "shape", "dose", "growth", "identify", "transforms",
+           "sweep", "patch"),
+          ("dashboards", "models", "tracking", "saes", "patching", "growth", "transforms", "tasks", "study/results",
+           "study/declared", "study/opening", "study/pages", "study/grid")),
 )  # fmt: skip
 FOLDERS = {stage.name: stage.folder for stage in FLOW}
 """Stage → its folder in a run."""

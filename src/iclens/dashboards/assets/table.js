@@ -7,6 +7,7 @@
   const BEYOND = 10; // rows drawn above and below those in view
   const TALLEST = 15e6; // pixels; browsers go no further than about 17 million
   const CHOICES = ["site", "verdict", "label", "concept", "belief"];
+  const FILTERS = ["q", ...CHOICES, "effect", "q_value"];
   const SEARCHED = ["site", "role", "verdict", "label", "concept", "belief"];
   const WIDEST = 26; // characters of a column before its words are cut
 
@@ -16,6 +17,7 @@
   const fields = controls.elements;
   const checks = [...controls.querySelectorAll("[name=column]")];
   const columns = [...table.tHead.rows[0].cells].map((heading) => ({ heading, ...heading.dataset }));
+  const shownNames = () => checks.filter((check) => check.checked).map((check) => check.value);
   const usual = shownNames().join();
 
   let words, values, keys, n; // words of each column, its values, what it sorts by, and how many rows
@@ -26,8 +28,7 @@
   let ignored = []; // what a link asked for that is not there
   const orders = new Map();
 
-  // ---------------------------------------------------------------- rows
-
+  // --- rows
   function decode(given) {
     const read = {};
     for (const [name, joined] of Object.entries(given.values)) {
@@ -41,7 +42,6 @@
   }
 
   const word = (name, i) => words[name][values[name][i]] ?? "";
-  const named = (i) => `${word("site", i)} · ${values.latent[i]}`;
 
   // Undefined values stay last in both directions; equal ones keep the table's own order.
   function order() {
@@ -76,8 +76,7 @@
     return all;
   }
 
-  // ---------------------------------------------------------------- drawing
-
+  // --- drawing
   function number(value) {
     if (isNaN(value)) return "–";
     const size = Math.abs(value);
@@ -90,7 +89,6 @@
   }
 
   const count = (value) => value.toLocaleString("en-US");
-
   function element(name, text, className) {
     const made = document.createElement(name);
     if (text !== undefined) made.textContent = text;
@@ -101,9 +99,10 @@
   function keyCell(i) {
     const cell = element("th");
     cell.scope = "row";
-    const inner = cell.appendChild(element(values.page[i] === 1 ? "a" : "span", named(i)));
-    const path = () => `latents/${encodeURIComponent(word("site", i))}-${values.latent[i]}.html`;
-    if (values.page[i] === 1) inner.href = path();
+    const name = `${word("site", i)} · ${values.latent[i]}`;
+    const inner = cell.appendChild(element(values.page[i] === 1 ? "a" : "span", name));
+    const path = `latents/${encodeURIComponent(word("site", i))}-${values.latent[i]}.html`;
+    if (values.page[i] === 1) inner.href = path;
     else inner.title = "no page was written for this latent";
     return cell;
   }
@@ -135,15 +134,13 @@
     return row;
   }
 
-  function makeSpace() {
+  const shown = () => columns.filter((column) => !column.heading.hidden);
+  const spaces = [0, 1].map(() => {
     const row = element("tr", undefined, "space");
     row.setAttribute("aria-hidden", "true");
     row.append(element("td"));
     return row;
-  }
-
-  const shown = () => columns.filter((column) => !column.heading.hidden);
-  const spaces = [makeSpace(), makeSpace()];
+  });
 
   function stretch(space, pixels) {
     space.firstChild.style.height = `${pixels}px`;
@@ -160,7 +157,6 @@
   }
 
   const held = () => (body.contains(document.activeElement) ? current : -1);
-
   // Rows that stay are left alone, and the one with the focus stays wherever the view goes.
   function draw(beyond = BEYOND) {
     const { tall, view, pace, fit } = geometry();
@@ -174,6 +170,7 @@
     if (focused >= 0 && focused < start) wanted.unshift(focused);
     if (focused >= stop) wanted.push(focused);
     const before = Math.max(0, region.scrollTop + start * HEIGHT - above - (wanted[0] < start ? HEIGHT : 0));
+    stretch(spaces[1], tall); // or the view would be moved up while rows are taken out
     fill(new Set(wanted), wanted);
     stretch(spaces[0], before);
     stretch(spaces[1], Math.max(0, tall - before - wanted.length * HEIGHT));
@@ -196,8 +193,7 @@
   function redraw() {
     if (held() >= 0) region.focus({ preventScroll: true });
     body.replaceChildren(...spaces);
-    stretch(spaces[0], 0);
-    stretch(spaces[1], geometry().tall);
+    spaces.forEach((space, i) => stretch(space, i * geometry().tall));
     table.setAttribute("aria-rowcount", found.length + 1);
   }
 
@@ -216,21 +212,14 @@
       const way = sort.startsWith("-") ? "descending" : "ascending";
       heading.setAttribute("aria-sort", name === sort.replace("-", "") ? way : "none");
     }
-    for (const field of [...fields]) if (field.name) field.toggleAttribute("data-set", isSet(field));
+    for (const field of FILTERS) fields[field].toggleAttribute("data-set", fields[field].value !== "");
     current = row;
     redraw();
     go(row * HEIGHT);
     tell();
   }
 
-  const isSet = (field) => field.name !== "column" && field.name !== "paged" && field.value !== "";
-
-  // ---------------------------------------------------------------- columns
-
-  function shownNames() {
-    return checks.filter((check) => check.checked).map((check) => check.value);
-  }
-
+  // --- columns
   function arrange() {
     const names = new Set(shownNames());
     let sum = 0;
@@ -255,12 +244,10 @@
     }
   }
 
-  // ---------------------------------------------------------------- the address
-
+  // --- the address
   function link() {
     const asked = new URLSearchParams();
-    for (const name of ["q", ...CHOICES, "effect", "q_value"])
-      if (fields[name].value) asked.set(name, fields[name].value);
+    for (const name of FILTERS) if (fields[name].value) asked.set(name, fields[name].value);
     if (fields.paged.checked) asked.set("paged", "1");
     if (sort) asked.set("sort", sort);
     if (shownNames().join() !== usual) asked.set("columns", shownNames().join());
@@ -295,10 +282,8 @@
     arrange();
     const row = ignored.some((one) => one.startsWith("row ")) ? 1 : Number(asked.get("row") ?? 1);
     select(row - 1);
-    if (row > Math.max(1, found.length)) {
-      ignored.push(`row ${row}`);
-      tell();
-    }
+    if (row > Math.max(1, found.length)) ignored.push(`row ${row}`);
+    tell();
   }
 
   function save() {
@@ -310,7 +295,8 @@
   function tell() {
     const first = topRow();
     const last = Math.max(first + 1, Math.min(found.length, Math.floor((above + geometry().view) / HEIGHT + 0.05)));
-    const range = found.length ? `rows ${count(first + 1)}–${count(last)} of ${count(found.length)}` : "No latent matches";
+    const rows = `rows ${count(first + 1)}–${count(last)} of ${count(found.length)}`;
+    const range = found.length ? rows : "No latent matches";
     const outOf = found.length < n ? ` (${count(n)} in all)` : "";
     const left = ignored.length ? `. The link asked for what is not here: ${ignored.join(", ")}` : "";
     const text = range + outOf + left;
@@ -320,14 +306,12 @@
     save();
   }
 
-  let waiting = 0;
-  function later(action) {
-    clearTimeout(waiting);
-    waiting = setTimeout(action, 120);
+  function later(action) { // once the scrolling rests
+    clearTimeout(later.waiting);
+    later.waiting = setTimeout(action, 120);
   }
 
-  // ---------------------------------------------------------------- what a reader does
-
+  // --- what a reader does
   function change(row = 0) {
     ignored = [];
     select(row);

@@ -16,7 +16,17 @@ from typing import Any
 
 from markupsafe import Markup
 
-from iclens.dashboards.charts.svg import NARROW, Scale, dot_chart, drawing, finite, short, tag, tick_text, ticks
+from iclens.dashboards.charts.svg import (
+    NARROW,
+    Scale,
+    dot_chart,
+    drawing,
+    finite,
+    short,
+    tag,
+    tick_text,
+    ticks,
+)
 from iclens.dashboards.records.concepts import BoxView, ConceptView, TuningView
 from iclens.dashboards.records.mechanism import Figure
 from iclens.dashboards.text import count, number

@@ -40,9 +40,7 @@ def ladder_chart(counts: Sequence[RungCount], rungs: Sequence[str]) -> Markup:
     )
     largest = max((c.count for c in shown), default=1)
     base = alt.Chart(frame).encode(
-        x=alt.X(
-            "rung:N", sort=list(rungs), title=None, axis=alt.Axis(orient="top", labelAngle=0)
-        ),
+        x=alt.X("rung:N", sort=list(rungs), title=None, axis=alt.Axis(orient="top", labelAngle=0)),
         y=alt.Y("site:N", sort=list(dict.fromkeys(c.site for c in shown)), title=None),
     )
     scale = alt.Scale(domain=[0, math.sqrt(largest) or 1], range=[0.02, 0.75])

@@ -234,7 +234,8 @@ def _said(step: LadderStep) -> str:
         f", {number(step.control_low)} to {number(step.control_high)} in {step.n_controls} control sets"
     )  # fmt: skip
     left = "" if math.isnan(step.left.value) else f", left where it worked before {number(step.left.value)}"
-    return f"{_without(step).capitalize()}: {number(step.brings.value)}{left}{beside}."
+    name = f"Without {step.ablated}" if step.ablated else "Intact"
+    return f"{name}: {number(step.brings.value)}{left}{beside}."
 
 
 def _control_box(step: LadderStep, at: float, y: Scale) -> list[Markup]:

@@ -155,7 +155,7 @@ def sweep_chart(sweep: SweepView) -> Markup:
     layers = sorted({c.layer for c in sweep.cells})
     base = alt.Chart(frame).encode(
         x=alt.X("role:N", sort=list(roles.values()), title=None, axis=alt.Axis(orient="top", labelAngle=0)),
-        y=alt.Y("layer:O", sort="descending", title=sweep.down),
+        y=alt.Y("layer:O", sort="descending", title=named([sweep.down])[sweep.down]),
     )
     cells = base.mark_rect(color="var(--task)", stroke=_PAPER, strokeWidth=2).encode(
         fillOpacity=alt.FillOpacity("value:Q", scale=alt.Scale(domain=[0, 1], range=[0.04, 1]), legend=None)

@@ -91,9 +91,8 @@ def tag(name: str, *children: str, **attributes: object) -> Markup:
 def drawing(width: int, height: float, label: str, *parts: str) -> Markup:
     """The `<svg>` around `parts`, with `label` as its text alternative."""
     inside = Markup("").join(parts)
-    return Markup(
-        f'<svg class=chart role=img viewBox="0 0 {width} {height:g}" aria-label="{escape(label)}">{inside}</svg>'
-    )
+    head = f'<svg class=chart role=img viewBox="0 0 {width} {height:g}" aria-label="{escape(label)}">'
+    return Markup(f"{head}{inside}</svg>")
 
 
 def _words(class_: str, entries: Iterable[tuple[str, float, float]]) -> Markup:
@@ -110,7 +109,7 @@ def _rules(class_: str, lines: Iterable[tuple[Point, Point]]) -> Markup:
 def _polyline(points: Sequence[Point]) -> str:
     """Path through the points, in relative steps; level ones are joined."""
     (x, y), steps = points[0], []
-    for (to_x, to_y), after in zip(points[1:], [*points[2:], None], strict=True):
+    for (to_x, to_y), after in zip(points[1:], [*points[2:], None], strict=False):
         if after is not None and y == to_y == after[1]:
             continue
         steps.append(f"h{short(to_x - x)}" if y == to_y else f"l{short(to_x - x)} {short(to_y - y)}")
@@ -180,7 +179,8 @@ def spark(means: Sequence[float], low: float, high: float) -> Markup:
 
     Args:
         means: [point].
-        low, high: range of all curves of the table.
+        low: of all curves of the table.
+        high: of all of them.
     """
     x, y = Scale(0, max(len(means) - 1, 1), 4, 188), Scale(low, high, 44, 4)
     places = [(round(x(i)), round(y(mean))) for i, mean in enumerate(means) if math.isfinite(mean)]

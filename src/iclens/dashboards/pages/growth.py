@@ -21,10 +21,15 @@ def pages(view: SiteView, chrome: Chrome) -> Iterator[Page]:
     def write() -> str:
         additive = None if view.additive is None else _additive(view.additive)
         return draw(
-            "growth.html.j2", chrome, PATH, view=view, growth=_by_role(view.growth), additive=additive
+            "growth.html.j2",
+            chrome,
+            PATH,
+            beliefs=[(panel, rendered.belief_chart(panel)) for panel in view.beliefs],
+            growth=_by_role(view.growth),
+            additive=additive,
         )
 
-    yield Page(PATH, (chrome, view.growth, view.additive), write)
+    yield Page(PATH, (chrome, view.beliefs, view.growth, view.additive), write)
 
 
 def _by_role(counts: Sequence[GrowthCount]) -> list[tuple[str, object, object]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from iclens.dashboards import text
@@ -33,7 +33,7 @@ def _write(chrome: Chrome, row: LatentRow, page: LatentView, near: dict[str, Lat
     return draw("latent.html.j2", chrome, row.page, page=page, row=row, near=near, **_latent_parts(page))
 
 
-def _latent_parts(page: LatentView) -> dict[str, object]:
+def _latent_parts(page: LatentView) -> Mapping[str, object]:
     every = (*page.prompts, *page.random)
     peak = max((token.value for prompt in every for token in prompt.tokens), default=0.0)
     tasks = sorted(page.tasks, key=lambda task: -task.mean if math.isfinite(task.mean) else math.inf)
@@ -70,7 +70,7 @@ def _lines(tokens: Sequence[TokenView], peak: float) -> list[list[tuple[str, flo
     lines: list[list[tuple[str, float, int]]] = [[]]
     for token in tokens:
         level = max(1, round(_LEVELS * token.value / peak)) if token.value > 0 else 0
-        shown = text.visible(token.text)
+        shown = text.token_text(token.text, token.continues)
         if level == 0 and lines[-1] and lines[-1][-1][2] == 0:
             shown = lines[-1].pop()[0] + shown
         lines[-1].append((shown, token.value, level))

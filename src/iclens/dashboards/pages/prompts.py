@@ -27,8 +27,6 @@ from iclens.dashboards.records.site import Curve, SiteView
 
 PATH = "prompts.html"
 LEVELS = 8
-CONTINUES = "·"
-"""Stands for a token that only continues a character."""
 LISTED = 3
 """Examples of a prompt that the list quotes."""
 Links = Mapping[tuple[str, int], str]
@@ -42,7 +40,7 @@ class Column:
     Args:
         latent, why: as in `ShownLatent`.
         page: the address of its page from a prompt's page; "" where it has none.
-        peak: its largest activation, as text.
+        peak: its largest activation after the first token, as text.
         levels: run → colour level 0–8 of every token, as digits.
         values: run → the activations on the tokens above level 0, as text, in order.
     """
@@ -155,12 +153,12 @@ def _column(site: str, one: ShownLatent, links: Links) -> Column:
 
 def _level(value: float, peak: float) -> int:
     """Colour level 1–8 of a value above 0, by its share of the largest; else 0."""
-    return max(1, round(LEVELS * value / peak)) if value > 0 else 0
+    return min(max(1, round(LEVELS * value / peak)), LEVELS) if value > 0 else 0
 
 
 def shown(token: RunToken) -> str:
     """A token as it stands on the page."""
-    return CONTINUES if token.continues and not token.text else text.visible(token.text)
+    return text.token_text(token.text, token.continues)
 
 
 def _lines(

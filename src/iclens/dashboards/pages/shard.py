@@ -68,4 +68,10 @@ def word_column(values: Sequence[str]) -> tuple[list[str], str]:
 
 def _reading_order(word: str) -> tuple[list[tuple[int, int, str]], str]:
     parts = [part for part in _DIGITS.split(word.casefold()) if part]
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], word
+    return [_number_order(part) if part.isdecimal() else (1, 0, part) for part in parts], word
+
+
+def _number_order(digits: str) -> tuple[int, int, str]:
+    """The order of a whole number of any length: of two, the longer is the larger."""
+    significant = digits.lstrip("0")
+    return 0, len(significant), significant

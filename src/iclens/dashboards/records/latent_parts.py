@@ -260,10 +260,17 @@ class PatchRow:
 
 @dataclass(frozen=True)
 class TokenView:
-    """A token as text (byte pieces already merged) and the latent's activation on it."""
+    """A token as text, and the latent's activation on it.
+
+    Args:
+        text: a character of several tokens stands at the first of them.
+        value: the activation.
+        continues: whether it only continues a character that began before.
+    """
 
     text: str
     value: float = 0.0
+    continues: bool = False
 
 
 @dataclass(frozen=True)

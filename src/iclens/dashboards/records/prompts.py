@@ -73,8 +73,11 @@ class ShownLatent:
 
     @property
     def peak(self) -> float:
-        """Its largest activation in both runs."""
-        return max((*self.a, *self.b), default=0.0)
+        """Its largest activation in both runs after the first token, or else on it.
+
+        On the first token residuals of large models are out of all scale.
+        """
+        return max((*self.a[1:], *self.b[1:]), default=0.0) or max((*self.a, *self.b), default=0.0)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ __all__ = [
     "SiteView",
     "Fact",
     "Finding",
+    "Clause",
+    "ClaimView",
     "BeliefCurve",
     "SweepCell",
     "SweepView",
@@ -80,11 +82,44 @@ class Finding:
         question: what was asked, in one sentence.
         verdict: the answer in a few words, for example "yes, at one site".
         evidence: the figures it rests on, in one or two sentences.
+        where: the page with the details, "" without one.
+        place: what that page is, in words.
     """
 
     question: str
     verdict: str
     evidence: str
+    where: str = ""
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Clause:
+    """A part of a claim that can be decided.
+
+    Args:
+        asks: what it says.
+        verdict: "holds", "does not hold" or "not tested".
+        evidence: the figures it rests on, in a sentence.
+        where: the page with the details.
+        core: whether the claim stands or falls with it.
+    """
+
+    asks: str
+    verdict: str
+    evidence: str
+    where: str = ""
+    core: bool = False
+
+
+@dataclass(frozen=True)
+class ClaimView:
+    """A claim that the study tests: its `number`, what it says, the `verdict` in words, and its clauses."""
+
+    number: int
+    claim: str
+    verdict: str
+    clauses: Sequence[Clause]
 
 
 @dataclass(frozen=True)
@@ -155,10 +190,11 @@ class SiteView:
     Args:
         title: name of the study.
         question: what it asks, in a sentence or two.
+        claims: the claims that are tested, each with its verdict.
         findings: verdicts in words, the most important first.
         provenance: what was run: model, SAE set, hashes, versions, seeds, date.
         quality: one row per SAE.
-        beliefs: one panel each.
+        beliefs: one panel each, that of the answer first.
         growth: counts per site and role.
         additive: what bears on additive Bayesian growth; None when it was not tested.
         concepts: the page of concepts; None when none was asked.
@@ -176,6 +212,7 @@ class SiteView:
 
     title: str
     question: str
+    claims: Sequence[ClaimView] = ()
     findings: Sequence[Finding] = ()
     provenance: Sequence[Fact] = ()
     quality: Sequence[QualityRow] = ()

@@ -16,12 +16,10 @@ from iclens.dashboards.records.site import (
     GrowthCount,
     QualityRow,
 )
-from iclens.growth.verdict import LEVEL
 from iclens.patching.runs import ZERO
+from iclens.study.pages.latent_rows import ANSWER, Address
 from iclens.study.pages.patch_findings import patch_findings
-from iclens.study.pages.patching import heads as heads
-from iclens.study.pages.patching import sweeps as sweeps
-from iclens.study.pages.transform_findings import transform_findings
+from iclens.study.pages.transform_findings import labelled
 from iclens.study.results import Results
 from iclens.tables.verdicts import FALLS, LADDER
 from iclens.tasks.beliefs import BAND
@@ -78,10 +76,10 @@ def quality_rows(quality: pd.DataFrame) -> list[QualityRow]:
 
 
 def belief_curves(results: Results) -> list[BeliefCurve]:
-    """One panel per belief that is defined."""
+    """One panel per belief that is defined, that of the task's own answer first."""
     table, (treated, control) = results.table("beliefs"), results.arms[:2]
     words, panels = meanings(results), []
-    for belief in results.config.belief_names:
+    for belief in sorted(results.config.belief_names, key=lambda belief: belief != ANSWER):
         own, other = (
             table[(table["belief"] == belief) & (table["arm"] == arm)] for arm in (treated, control)
         )
@@ -124,15 +122,19 @@ def notes(results: Results) -> list[str]:
     return found
 
 
-def findings(results: Results) -> list[Finding]:
-    """The verdicts in words, with the figures they rest on."""
+def findings(results: Results, address: Address) -> list[Finding]:
+    """The verdicts in words, with the figures they rest on.
+
+    Args:
+        results: the run.
+        address: of a latent's page.
+    """
     return [
         _grown(results),
-        _climbed(results),
         _additive(results),
-        *transform_findings(results),
+        labelled(results),
         _placed(results),
-        *patch_findings(results),
+        *patch_findings(results, address),
     ]
 
 
@@ -150,22 +152,6 @@ def _grown(results: Results) -> Finding:
         f"Paired slope {treated} − {control} over prompts, q ≤ {q} with one error rate for the study. "
         + (f"Most: {where}." if where else "None at any site.")
         + " Growth says nothing about its shape.",
-    )
-
-
-def _climbed(results: Results) -> Finding:
-    growth, falsifiers = results.table("growth"), results.table("falsifiers")
-    counts = [int((growth["verdict"] == rung).sum()) for rung in LADDER[2:]]
-    listed = growth[growth["shortlisted"]]
-    confirmed = int((listed["confirm_p"] <= LEVEL).sum())
-    fired = falsifiers[falsifiers["fired"] == "fired"]["falsifier"].tolist()
-    verdict = results.facts_of_growth["accounts"].get("verdict", "")
-    reached = ", ".join(f"{n} {rung}" for n, rung in zip(counts, LADDER[2:], strict=True) if n)
-    return Finding(
-        "Is the growth additive, one Bayesian update per example?",
-        f"{sum(counts)} of {len(listed)} short-listed latents get beyond growing",
-        f"{confirmed} are confirmed on held-out prompts{'; ' + reached if reached else ''}. Falsifiers that "
-        f"fired: {', '.join(fired) or 'none'}. {verdict}".strip(),
     )
 
 

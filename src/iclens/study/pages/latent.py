@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from iclens.dashboards.records.latent import (
     ConceptRow,
+    LatentRow,
     LatentView,
     Neighbour,
     PatchRow,
@@ -21,7 +22,7 @@ from iclens.names import Site
 from iclens.patching.responses import BASE, GIVEN, TARGET
 from iclens.saes.neighbours import Near
 from iclens.study.pages import latent_growth
-from iclens.study.pages.latent_rows import ANSWER
+from iclens.study.pages.latent_rows import ANSWER, Address
 from iclens.study.pages.seen import Seen
 from iclens.study.results import Results
 
@@ -33,9 +34,6 @@ TABLES = (
 UNPUSHED = "Pushed are the first of the short list at pre of each site."
 UNASKED = "Response curves are drawn for the tested latents of the site that carries most."
 SILENT = "It is active on none of the searched prompts."
-
-Address = Callable[[Site, int], str]
-"""The address of a latent's page, "" without one."""
 
 
 def tuned_roles(results: Results, latents: Mapping[Site, Sequence[int]]) -> dict[Site, dict[int, str]]:
@@ -103,6 +101,29 @@ def latent_views(
             )
         )
     return views
+
+
+def exported(view: LatentView, row: LatentRow) -> dict[str, Any]:
+    """What other tools read of a latent with a page: its tokens, logits and activations, as plain values."""
+    prompts = [
+        {
+            "title": prompt.title,
+            "tokens": [token.text for token in prompt.tokens],
+            "values": [token.value for token in prompt.tokens],
+        }
+        for prompt in view.prompts
+    ]
+    bins = view.histogram
+    counts = {"edges": [], "counts": []} if bins is None else {"edges": bins.edges, "counts": bins.counts}
+    return {
+        "site": view.site,
+        "latent": view.latent,
+        "density": row.density,
+        "top_tokens": [[effect.text, effect.value] for effect in view.promotes],
+        "bottom_tokens": [[effect.text, effect.value] for effect in view.suppresses],
+        "histogram": counts,
+        "prompts": prompts,
+    }
 
 
 def _by_latent(table: pd.DataFrame, site: Site, latents: Sequence[int]) -> dict[int, pd.DataFrame]:
@@ -199,4 +220,4 @@ def _neighbours(site: Site, near: Near | None, address: Address) -> list[Neighbo
     if near is None:
         return []
     pairs = zip(near.latents.tolist(), near.values.tolist(), strict=True)
-    return [Neighbour(latent, value, address(site, latent)) for latent, value in pairs]
+    return [Neighbour(latent, value, address(site.short, latent)) for latent, value in pairs]

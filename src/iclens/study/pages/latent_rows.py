@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -12,6 +12,8 @@ from iclens.dashboards.records.latent import LatentRow
 from iclens.names import Site
 from iclens.study.results import Results
 
+Address = Callable[[str, int], str]
+"""The address of the page of a site's latent, "" without one."""
 ANSWER = "exact"
 """The belief that pushes are judged by: the task's own answer."""
 PAGES_REASON = (

@@ -1,4 +1,4 @@
-"""What did patching find? The index's cards on single latents, sets, answers by x, and heads."""
+"""What did patching find? The index's cards on single latents, sets, and answers by x."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from iclens.dashboards.records.site import Finding
 from iclens.patching.latents.sets import FULL, GREEDY, HALF
 from iclens.patching.responses import BASE, GIVEN, TARGET
 from iclens.patching.responses import FULL as WHOLE
+from iclens.study.pages.latent_rows import Address
 from iclens.study.results import PATCH_Q, Results
 
 
-def patch_findings(results: Results) -> list[Finding]:
+def patch_findings(results: Results, address: Address) -> list[Finding]:
     """One card for each question."""
-    return [_moved(results), _carried(results), _follows(results), _taken_away(results)]
+    return [_moved(results, address), _carried(results), _follows(results)]
 
 
-def _moved(results: Results) -> Finding:
+def _moved(results: Results, address: Address) -> Finding:
     table = results.table("patches")
     question = "Does one latent, patched from run A into run B, move a belief?"
     if table.empty:
@@ -43,6 +44,7 @@ def _moved(results: Results) -> Finding:
         f"{n_called} of {len(tested)} tested latents",
         f"{strongest}Against {n_controls} matched random latents pushed as far, q ≤ {PATCH_Q}. {floor}Run B: "
         f"{results.config.patch.recipient}.",
+        *((address(best["site"], best["latent"]), "The page of this latent") if best is not None else ()),
     )
 
 
@@ -96,29 +98,4 @@ def _follows(results: Results) -> Finding:
         f"slope {whole['slope']:.2f} [{whole['slope_low']:.2f}, {whole['slope_high']:.2f}]",
         f"E[y | x] on x with the whole activation of {whole['site']} patched; {slopes}. It "
         f"answers f(x) first on {first:.0f} % of {whole['n_x']} x. Run B: {whole['recipient']}.",
-    )
-
-
-def _taken_away(results: Results) -> Finding:
-    ladder = results.table("redundancy_ladder").to_dict("records")
-    question = "Which layers' heads must go before nothing brings the task, and does anything take over?"
-    if not ladder:
-        return Finding(question, "not asked", "The redundancy ladder had no steps.")
-    first, last = ladder[0], ladder[-1]
-    if len(ladder) == 1:
-        return Finding(question, "the ladder ends before its first step", f"{first['reason']}.")
-    ends = "no layer works" if math.isnan(last["first_layer"]) else f"layer {last['first_layer']:.0f} works"
-    low, high = last["later_heads_low"], last["later_heads_high"]
-    beside = (
-        f" As many other layers taken away leave NE {last['control_ne_before']:.2f}, these leave "
-        f"{last['ne_before']:.2f}."
-        if last["n_controls"]
-        else ""
-    )
-    return Finding(
-        question,
-        f"without {last['ablated']} {ends}",
-        f"Layer {first['first_layer']:.0f} works first in the intact donor. Verdict: {last['verdict']}; "
-        f"what later heads then do is worth {last['later_heads']:+.2f} [{low:+.2f}, {high:+.2f}] nats."
-        f"{beside}",
     )

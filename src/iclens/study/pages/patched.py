@@ -35,7 +35,7 @@ LEVELS = (ALL, MEANS)
 PATCHED = {
     BASE: "Run B, not patched",
     TARGET: "A*, not patched",
-    GIVEN: "The smallest greedy set with half of the effect",
+    GIVEN: "The greedy set alone",
 }
 """Patches of a response curve whose names need words."""
 MARKS = {"own": "full"}

@@ -17,6 +17,7 @@ from scipy.sparse import csc_array, csr_array
 
 from iclens.dashboards.records.concepts import BoxView, TuningView
 from iclens.dashboards.records.latent import Histogram, LogitEffect, PromptView, TokenView
+from iclens.models.token_text import TokenText, token_texts
 from iclens.names import Site
 from iclens.saes.neighbours import Near, by_activation, by_decoder
 from iclens.saes.readout import logit_effects
@@ -67,7 +68,7 @@ class Seen:
 class Texts:
     """Shown prompts as text: `tokens` [prompt][pos] and `titles` [prompt]."""
 
-    tokens: Sequence[Sequence[str]]
+    tokens: Sequence[Sequence[TokenText]]
     titles: Sequence[str]
 
 
@@ -80,10 +81,8 @@ def see(bench: Bench, results: Results, roles: Mapping[Site, Mapping[int, str]])
         roles: site → latent with a page → the role at which its tuning is read.
     """
     prompts = _searched(bench, results)
-    decode = bench.model.tokenizer.decode
-    spelt = {int(token): str(decode([int(token)])) for token in np.unique(prompts.tokens)}
     texts = Texts(
-        [[spelt[int(token)] for token in row] for row in prompts.tokens],
+        [token_texts(bench.model.tokenizer, row.tolist()) for row in prompts.tokens],
         [f"task {task}" for task in prompts.task.tolist()],
     )
     activations = token_activations(bench.model, bench.saes, prompts.tokens, batch=bench.config.track.batch)
@@ -188,9 +187,9 @@ def shown_prompts(
     views = []
     for i in chosen:
         tokens, own = texts.tokens[i], values[i]
-        start, stop = window(tokens, int(own.argmax()))
+        start, stop = window([token.text for token in tokens], int(own.argmax()))
         pairs = zip(tokens[start:stop], own[start:stop].tolist(), strict=True)
-        shown = [TokenView(text, value) for text, value in pairs]
+        shown = [TokenView(token.text, value, token.continues) for token, value in pairs]
         views.append(PromptView(texts.titles[i], shown, start > 0, stop < len(tokens)))
     return views
 

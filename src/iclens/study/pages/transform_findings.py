@@ -16,12 +16,8 @@ CAUSAL_P = 0.05
 """Largest `control_p`, not corrected for how many latents are moved, of one that moves its own belief."""
 
 
-def transform_findings(results: Results) -> list[Finding]:
-    """Two cards: which latents answer to one concept alone, and claim 3 of the post."""
-    return [_labelled(results), _made_by_mlps(results)]
-
-
-def _labelled(results: Results) -> Finding:
+def labelled(results: Results) -> Finding:
+    """Which latents answer to one concept alone."""
     table = results.table("transforms")
     granted = table[~table["label"].isin(["", CANDIDATE])].drop_duplicates(["site", "latent", "label"])
     candidates = table[table["label"] == CANDIDATE].drop_duplicates(["site", "latent"])
@@ -52,16 +48,6 @@ def confirmed(matrix: pd.DataFrame) -> pd.DataFrame:
     own = matrix[matrix["own"] & (matrix["latent"] >= 0)]
     sure = own["specific"] & own["specific_standardised"] & (own["control_p"] <= CAUSAL_P)
     return own[sure].drop_duplicates(["site", "role", "latent", "concept"])
-
-
-def _made_by_mlps(results: Results) -> Finding:
-    words = mechanism_words(results)
-    made, told = words[1], words[2]
-    return Finding(
-        "Do MLPs break x → y into features as large as the model's confidence? (claim 3)",
-        f"{made.split(':')[0]}; {told.split(':')[0]}",
-        f"{words[0]}. Other pairs: {made.split(': ')[1]}. Other sizes: {told.split(': ')[1]}. {words[3]}.",
-    )
 
 
 def mechanism_words(results: Results) -> list[str]:

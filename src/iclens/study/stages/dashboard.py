@@ -5,17 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from iclens.dashboards.records.site import PatchingView, SiteView
+from iclens.dashboards.records.site import SiteView
 from iclens.dashboards.site import Progress, build_site
 from iclens.names import Site
 from iclens.study.bench import Bench
+from iclens.study.features import LATENTS
 from iclens.study.pages import index
+from iclens.study.pages.claims import claims
 from iclens.study.pages.concepts import concepts
 from iclens.study.pages.growth import additive
-from iclens.study.pages.latent import latent_views, tuned_roles
+from iclens.study.pages.how import how
+from iclens.study.pages.latent import exported, latent_views, tuned_roles
 from iclens.study.pages.latent_rows import PAGES_REASON, latent_rows, ranked
+from iclens.study.pages.patching import patching
+from iclens.study.pages.prompts import prompts_view
 from iclens.study.pages.seen import see
 from iclens.study.results import Results
+from iclens.study.store import save_json
 
 QUESTION = (
     "Does in-context learning add features, one update per example, and which features? {task} is shown in "
@@ -26,11 +32,13 @@ SITE = "site"
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Write `site/index.html` and the pages around it."""
+    """Write `site/index.html` and the pages around it, and what other tools read of their latents."""
     results = Results(bench.run)
     view = site_view(bench, results)
     earlier = bench.run.path / folder.name.removesuffix(".new") / SITE
     built = build_site(view, folder / SITE, earlier=earlier, progress=_told(bench))
+    rows = {row.key: row for row in view.latents}
+    save_json(folder / LATENTS, [exported(page, rows[page.site, page.latent]) for page in view.pages])
     files = {"drawn": built.drawn, "kept from before": built.kept}
     found = {"latent pages": len(view.pages), "latents": len(view.latents), "files": files}
     return found | {"index": f"{SITE}/index.html"}
@@ -49,8 +57,8 @@ def site_view(bench: Bench, results: Results) -> SiteView:
     rows = latent_rows(results, {site.short: found.density for site, found in seen.items()})
     addresses = {row.key: row.page for row in rows if row.latent in roles[Site.parse(row.site)]}
 
-    def address(site: Site, latent: int) -> str:
-        return addresses.get((site.short, latent), "")
+    def address(site: str, latent: int) -> str:
+        return addresses.get((site, latent), "")
 
     pages = [
         view
@@ -60,11 +68,14 @@ def site_view(bench: Bench, results: Results) -> SiteView:
     return SiteView(
         title=bench.config.study,
         question=QUESTION.format(task=bench.config.prompts.task, n=len(results.sites)),
-        findings=index.findings(results),
+        claims=claims(results),
+        findings=index.findings(results, address),
         provenance=index.provenance(results),
         quality=index.quality_rows(results.table("quality")),
         beliefs=index.belief_curves(results),
-        patching=PatchingView(index.sweeps(results), index.heads(results)),
+        patching=patching(results),
+        prompts=prompts_view(bench, results, set(addresses)) if bench.config.dashboard.prompts else None,
+        how=how(results),
         growth=index.growth_counts(results.table("growth")),
         additive=additive(results),
         concepts=concepts(results),

@@ -1,0 +1,249 @@
+"""What can be called? docs/reference, written from the docstrings and the command line's own help.
+
+python docs/make_reference.py
+"""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import griffe
+import typer.main
+
+from iclens.cli.main import app
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "docs" / "reference"
+WIDTH = 100
+PAGES: dict[str, tuple[str, Sequence[str]]] = {
+    "query": (
+        "What `iclens.open` returns, and what can be asked of it. How to use it: [query.md](../query.md).",
+        ["study.query", "study.frames", "study.answers", "study.selection", "study.followed", "study.comparison",
+         "study.features", "names"],
+    ),
+    "config": (
+        "The sections of a study's YAML and of a training configuration. Defaults: [schemas.md](../schemas.md).",
+        ["study.config", "study.transforms_section", "training.config"],
+    ),
+    "study": ("Running a study from Python.", ["study.pipeline", "study.check", "study.catalogue"]),
+    "tasks": (
+        "Tasks, prompts and what an ideal learner believes.",
+        ["tasks.rules", "tasks.spec", "tasks.arms", "tasks.prompts", "tasks.rendering", "tasks.mixture",
+         "tasks.posterior", "tasks.declared"],
+    ),
+    "models": ("Loading and running a model.", ["models.load", "models.forward", "models.tail"]),
+    "saes": ("Loading, judging and converting SAEs.", ["saes.load", "saes.encode", "saes.quality", "saes.convert"]),
+    "tracking": ("Latents and beliefs over the examples.", ["tracking.track", "tracking.beliefs"]),
+    "growth": (
+        "Which latents grow, and how. The tests in words: [growth.md](../growth.md).",
+        ["growth.test", "growth.bayes", "growth.shape.certificate", "growth.evidence", "growth.dose",
+         "growth.accounts", "growth.verdict", "growth.falsifiers"],
+    ),
+    "transforms": (
+        "Which latents answer to which concept. In words: [transforms.md](../transforms.md).",
+        ["transforms.grid", "transforms.concepts", "transforms.labels.identify", "transforms.labels.stability",
+         "transforms.reading.probes"],
+    ),
+    "patching": (
+        "Residuals, heads and latents from run A into run B. In words: [patching.md](../patching.md).",
+        ["patching.runs", "patching.sweep", "patching.latents.gather", "patching.latents.single",
+         "patching.latents.sets", "patching.latents.specificity", "patching.latents.everywhere"],
+    ),
+    "training": ("Training SAEs, and planning it.", ["training.train", "training.planning.plan"]),
+    "dashboards": ("Writing pages from records.", ["dashboards.site"]),
+}  # fmt: skip
+"""Page → what it is about, and the modules whose public functions and classes it holds."""
+TABLES = "tables"
+
+
+def pages() -> dict[str, str]:
+    """File name → text of every page."""
+    logging.getLogger("griffe").setLevel(logging.ERROR)
+    package = griffe.load("iclens", search_paths=[str(ROOT / "src")], docstring_parser="google")
+    found = {f"{name}.md": _page(package, name, *what) for name, what in PAGES.items()}
+    found["tables.md"] = _tables(package)
+    found["cli.md"] = _commands()
+    about = {name: what for name, (what, _) in PAGES.items()}
+    about |= {"tables": "Names and meanings of the tables.", "cli": "Every command with its arguments and options."}
+    lines = [f"- [{name}]({name}.md): {what.replace('](../', '](../')}" for name, what in about.items()]
+    found["README.md"] = _text(
+        ["# Reference", "Written by `python docs/make_reference.py` from docstrings; a test compares.", "\n".join(lines)]
+    )
+    return found
+
+
+def _text(parts: Sequence[str]) -> str:
+    return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
+
+
+def _page(package: Any, name: str, about: str, modules: Sequence[str]) -> str:
+    parts = [f"# {name.capitalize()}", about]
+    for path in modules:
+        module = package[path]
+        parts.append(f"## `iclens.{path}`")
+        parts.append(_prose(module.docstring))
+        for member in _own(module):
+            parts.extend(_function(member, 3) if member.is_function else _class(member))
+    return _text(parts)
+
+
+def _own(module: Any) -> Iterator[Any]:
+    """Public functions and classes of a module, in the order of its source."""
+    for name, member in module.members.items():
+        if not name.startswith("_") and not member.is_alias and (member.is_function or member.is_class):
+            yield member
+
+
+def _function(function: Any, depth: int) -> Iterator[str]:
+    yield f"{'#' * depth} `{function.name}`"
+    yield f"```text\n{_signature(function)}\n```"
+    yield _sections(function.docstring)
+
+
+def _class(kind: Any) -> Iterator[str]:
+    bases = f"({', '.join(str(base) for base in kind.bases)})" if kind.bases else ""
+    yield f"### `{kind.name}`"
+    yield f"```text\nclass {kind.name}{bases}\n```"
+    yield _sections(kind.docstring)
+    members = [m for name, m in kind.members.items() if not name.startswith("_") and not m.is_alias]
+    fields = [m for m in members if m.is_attribute and m.annotation is not None]
+    documented = {p.name for s in _parsed(kind.docstring) if s.kind.value == "parameters" for p in s.value}
+    rows = [
+        f"- `{m.name}: {m.annotation}{'' if m.value is None else f' = {_short(m.value)}'}`"
+        + (f": {_line(m.docstring)}" if m.docstring else "")
+        for m in fields
+        if m.name not in documented and "property" not in m.labels
+    ]
+    rows += [f"- `{m.name}`: {_line(m.docstring)}" for m in members if "property" in m.labels]
+    yield "\n".join(rows)
+    for method in members:
+        if method.is_function and method.docstring is not None and not method.decorators:
+            yield from _function(method, 4)
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _line(docstring: Any) -> str:
+    return " ".join(docstring.value.split("\n\n")[0].split()) if docstring else ""
+
+
+def _signature(function: Any) -> str:
+    """`name(a: int, *, b: str = 'x') -> int`, over several lines where it is long."""
+    parts, starred = [], False
+    for parameter in function.parameters:
+        if parameter.name in ("self", "cls"):
+            continue
+        kind = parameter.kind.value
+        starred |= kind == "variadic positional"
+        if kind == "keyword-only" and not starred:
+            parts.append("*")
+            starred = True
+        stars = {"variadic positional": "*", "variadic keyword": "**"}.get(kind, "")
+        text = f"{stars}{parameter.name}" + (f": {parameter.annotation}" if parameter.annotation else "")
+        parts.append(text + (f" = {parameter.default}" if parameter.default and not stars else ""))
+    end = f" -> {function.returns}" if function.returns else ""
+    line = f"{function.name}({', '.join(parts)}){end}"
+    if len(line) <= WIDTH:
+        return line
+    return f"{function.name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){end}"
+
+
+def _parsed(docstring: Any) -> list[Any]:
+    if docstring is None:
+        return []
+    return docstring.parse("google", returns_multiple_items=False, returns_named_value=False)
+
+
+def _prose(docstring: Any) -> str:
+    return "" if docstring is None else _fenced(docstring.value)
+
+
+def _fenced(text: str) -> str:
+    """Prose with its indented parts as text blocks."""
+    parts = []
+    for part in text.split("\n\n"):
+        indented = all(line.startswith("    ") for line in part.splitlines())
+        parts.append(f"```text\n{textwrap.dedent(part)}\n```" if indented else part)
+    return "\n\n".join(parts)
+
+
+def _sections(docstring: Any) -> str:
+    parts = []
+    for section in _parsed(docstring):
+        kind = section.kind.value
+        if kind == "text":
+            parts.append(_fenced(section.value))
+        elif kind in ("parameters", "attributes"):
+            parts.append("\n".join(f"- `{one.name}`: {_flat(one.description)}" for one in section.value))
+        elif kind in ("returns", "yields"):
+            parts.append("\n".join(f"{kind.capitalize()}: {_flat(one.description)}" for one in section.value))
+        elif kind == "raises":
+            parts.append("\n".join(f"- raises `{one.annotation}` {_flat(one.description)}" for one in section.value))
+        elif kind == "admonition":
+            parts.append(f"{section.title}: {_flat(section.value.description)}")
+        else:
+            raise ValueError(f"a docstring section '{kind}' that no page knows how to show")
+    return "\n\n".join(parts)
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _tables(package: Any) -> str:
+    """Every table class with what it is; columns are in schemas.md."""
+    rows = ["| class | module | is |", "|---|---|---|"]
+    for module in package[TABLES].modules.values():
+        rows += [
+            f"| `{kind.name}` | `{module.path.removeprefix('iclens.')}` | {_line(kind.docstring).replace('|', chr(92) + '|')} |"
+            for kind in _own(module)
+            if kind.is_class
+        ]
+    return _text(["# Tables", "Columns with type and meaning: [schemas.md](../schemas.md).", "\n".join(rows)])
+
+
+def _commands() -> str:
+    command = typer.main.get_command(app)
+    return _text(["# Commands", *_command("iclens", command)])
+
+
+def _command(name: str, command: Any) -> Iterator[str]:
+    """A command's help, its parameters, and its subcommands."""
+    yield f"## `{name}`"
+    yield command.help or ""
+    if isinstance(command, click.Group) or hasattr(command, "commands"):
+        for inner, found in sorted(command.commands.items()):
+            yield from _command(f"{name} {inner}", found)
+        return
+    arguments = [p.name.upper() for p in command.params if p.param_type_name == "argument"]
+    yield f"```text\n{' '.join([name, *arguments, '[OPTIONS]'])}\n```"
+    yield "\n".join(_parameter(one) for one in command.params if one.name != "help")
+
+
+def _parameter(one: Any) -> str:
+    default = "" if one.default is None or one.default is False or one.required else f" Default: `{one.default}`."
+    named = one.name.upper() if one.param_type_name == "argument" else ", ".join((*one.opts, *one.secondary_opts))
+    return f"- `{named}`: {one.help or ''}{default}"
+
+
+def main() -> None:
+    """Write every page; pages that are no more are removed."""
+    OUT.mkdir(exist_ok=True)
+    made = pages()
+    for old in OUT.glob("*.md"):
+        if old.name not in made:
+            old.unlink()
+    for name, text in made.items():
+        (OUT / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

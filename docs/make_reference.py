@@ -23,11 +23,11 @@ WIDTH = 100
 PAGES: dict[str, tuple[str, Sequence[str]]] = {
     "query": (
         "What `iclens.open` returns, and what can be asked of it. How to use it: [query.md](../query.md).",
-        ["study.query", "study.frames", "study.answers", "study.selection", "study.followed", "study.comparison",
-         "study.features", "names"],
+        ["study.query", "study.frames", "study.answers", "study.selection", "study.followed",
+         "study.comparison", "study.features", "names"],
     ),
     "config": (
-        "The sections of a study's YAML and of a training configuration. Defaults: [schemas.md](../schemas.md).",
+        "Sections of a study's YAML and of a training configuration. Defaults: [schemas.md](../schemas.md).",
         ["study.config", "study.transforms_section", "training.config"],
     ),
     "study": ("Running a study from Python.", ["study.pipeline", "study.check", "study.catalogue"]),
@@ -37,7 +37,10 @@ PAGES: dict[str, tuple[str, Sequence[str]]] = {
          "tasks.posterior", "tasks.declared"],
     ),
     "models": ("Loading and running a model.", ["models.load", "models.forward", "models.tail"]),
-    "saes": ("Loading, judging and converting SAEs.", ["saes.load", "saes.encode", "saes.quality", "saes.convert"]),
+    "saes": (
+        "Loading, judging and converting SAEs.",
+        ["saes.load", "saes.encode", "saes.quality", "saes.convert"],
+    ),
     "tracking": ("Latents and beliefs over the examples.", ["tracking.track", "tracking.beliefs"]),
     "growth": (
         "Which latents grow, and how. The tests in words: [growth.md](../growth.md).",
@@ -46,8 +49,8 @@ PAGES: dict[str, tuple[str, Sequence[str]]] = {
     ),
     "transforms": (
         "Which latents answer to which concept. In words: [transforms.md](../transforms.md).",
-        ["transforms.grid", "transforms.concepts", "transforms.labels.identify", "transforms.labels.stability",
-         "transforms.reading.probes"],
+        ["transforms.grid", "transforms.concepts", "transforms.labels.identify",
+         "transforms.labels.stability", "transforms.reading.probes"],
     ),
     "patching": (
         "Residuals, heads and latents from run A into run B. In words: [patching.md](../patching.md).",
@@ -69,10 +72,17 @@ def pages() -> dict[str, str]:
     found["tables.md"] = _tables(package)
     found["cli.md"] = _commands()
     about = {name: what for name, (what, _) in PAGES.items()}
-    about |= {"tables": "Names and meanings of the tables.", "cli": "Every command with its arguments and options."}
+    about |= {
+        "tables": "Names and meanings of the tables.",
+        "cli": "Every command with its arguments and options.",
+    }
     lines = [f"- [{name}]({name}.md): {what.replace('](../', '](../')}" for name, what in about.items()]
     found["README.md"] = _text(
-        ["# Reference", "Written by `python docs/make_reference.py` from docstrings; a test compares.", "\n".join(lines)]
+        [
+            "# Reference",
+            "Written by `python docs/make_reference.py` from docstrings; a test compares.",
+            "\n".join(lines),
+        ]
     )
     return found
 
@@ -186,7 +196,9 @@ def _sections(docstring: Any) -> str:
         elif kind in ("returns", "yields"):
             parts.append("\n".join(f"{kind.capitalize()}: {_flat(one.description)}" for one in section.value))
         elif kind == "raises":
-            parts.append("\n".join(f"- raises `{one.annotation}` {_flat(one.description)}" for one in section.value))
+            parts.append(
+                "\n".join(f"- raises `{one.annotation}` {_flat(one.description)}" for one in section.value)
+            )
         elif kind == "admonition":
             parts.append(f"{section.title}: {_flat(section.value.description)}")
         else:
@@ -202,11 +214,11 @@ def _tables(package: Any) -> str:
     """Every table class with what it is; columns are in schemas.md."""
     rows = ["| class | module | is |", "|---|---|---|"]
     for module in package[TABLES].modules.values():
-        rows += [
-            f"| `{kind.name}` | `{module.path.removeprefix('iclens.')}` | {_line(kind.docstring).replace('|', chr(92) + '|')} |"
-            for kind in _own(module)
-            if kind.is_class
-        ]
+        name = module.path.removeprefix("iclens.")
+        for kind in _own(module):
+            if kind.is_class:
+                meaning = _line(kind.docstring).replace("|", "\\|")
+                rows.append(f"| `{kind.name}` | `{name}` | {meaning} |")
     return _text(["# Tables", "Columns with type and meaning: [schemas.md](../schemas.md).", "\n".join(rows)])
 
 
@@ -229,8 +241,12 @@ def _command(name: str, command: Any) -> Iterator[str]:
 
 
 def _parameter(one: Any) -> str:
-    default = "" if one.default is None or one.default is False or one.required else f" Default: `{one.default}`."
-    named = one.name.upper() if one.param_type_name == "argument" else ", ".join((*one.opts, *one.secondary_opts))
+    default = (
+        "" if one.default is None or one.default is False or one.required else f" Default: `{one.default}`."
+    )
+    named = (
+        one.name.upper() if one.param_type_name == "argument" else ", ".join((*one.opts, *one.secondary_opts))
+    )
     return f"- `{named}`: {one.help or ''}{default}"
 
 

@@ -88,6 +88,7 @@ def latent_page(rng: np.random.Generator, row: LatentRow, hostile: str) -> Laten
             0.01,
             57,
             64,
+            role="pre",
         )
         for belief, e, p in (
             ("numeric", 0.02, 0.62),

@@ -47,3 +47,23 @@ def test_page_has_no_serious_violation(
     grave = [violation for violation in found if violation["impact"] in GRAVE]
     others = Counter(str(violation["impact"]) for violation in found if violation not in grave)
     assert grave == [], f"and {dict(others)} beside"
+
+
+LEAST_CONTRAST = """
+(() => {
+  const channels = (c) => c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+    .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+  const luminance = (c) => channels(c).reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const paper = luminance(getComputedStyle(document.body).backgroundColor);
+  const ratio = (c) => (Math.max(luminance(c), paper) + .05) / (Math.min(luminance(c), paper) + .05);
+  const words = [...document.querySelectorAll('svg text:not([fill="var(--paper)"])')];
+  return Math.min(21, ...words.map(e => ratio(getComputedStyle(e).fill)));
+})()
+"""
+"""The least contrast of words in charts with the page; those on a dark cell take the page's own colour."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_in_charts_have_contrast(browser: Browser, site: Path, page_path: str, scheme: str) -> None:
+    browser.open(site / page_path, scheme=scheme)
+    assert browser.run(LEAST_CONTRAST) >= 4.5

@@ -51,7 +51,8 @@ def test_a_latent_that_is_never_active_is_said_to_be() -> None:
 
 
 def test_tuning_chart_has_a_zero_line_and_its_peak_in_words() -> None:
-    drawn = str(charts.tuning_chart("L2.mlp_out · 7", "lab", TuningView("y-2x", [-3, 0, 3], [1.0, 4.0, 2.0], [2, 2, 5])))
+    by_difference = TuningView("y-2x", [-3, 0, 3], [1.0, 4.0, 2.0], [2, 2, 5])
+    drawn = str(charts.tuning_chart("L2.mlp_out · 7", "lab", by_difference))
     assert 'class="zero"' in drawn and "by y-2x: largest 4.00 at 0." in drawn and "y − 2x</text>" in drawn
     assert charts.counted(TuningView("y", [1, 2], [0.0, 1.0], [2, 2000])) == "2 values, 2 to 2,000 rows each"
 

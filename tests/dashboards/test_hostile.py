@@ -29,7 +29,7 @@ from .hostile import HOSTILE, filled
 
 pytestmark = pytest.mark.browser
 
-KNOWN = frozenset({*LADDER, "falls", "passed", "fired", "not asked", "full", "open", "linear", "log"})
+KNOWN = frozenset({*LADDER, "falls", "passed", "fired", "not asked", "holds", "does not hold", "not tested"})
 """Words that the code knows by name."""
 TAGS = """
 (() => {
@@ -90,7 +90,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
         promotes=[LogitEffect(text, 1.0) for text in texts],
     )  # fmt: skip
     view = SiteView(
-        texts[0], texts[1], [Finding(text, text, text) for text in texts],
+        texts[0], texts[1], findings=[Finding(text, text, text) for text in texts],
         provenance=[Fact(text, text) for text in texts], latents=rows, pages=[page], notes=texts,
     )  # fmt: skip
     return build_site(view, tmp_path_factory.mktemp("shown") / "site").index.parent
@@ -119,6 +119,7 @@ def test_nothing_executes_is_asked_for_or_leaves_its_place(
         assert {tag: n - expected.get(tag, 0) for tag, n in tags.items() if n > expected.get(tag, 0)} == {}, (
             path
         )
+        browser.run("document.querySelectorAll('details').forEach(part => { part.open = true; })")
         assert browser.run("document.documentElement.scrollWidth") <= width, path
 
 
@@ -132,7 +133,7 @@ CELLS = """
     for (const cell of document.querySelectorAll('#table tbody td')) seen.add(cell.textContent);
     if (at('forth').disabled) break;
     at('forth').click();
-    await new Promise(done => setTimeout(done, 60));
+    await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
   }
   return [...seen];
 })()
@@ -212,7 +213,7 @@ def test_what_follows_a_text_stays_where_it_was_written(
         for name in ("שלום", "مرحبا", "\u202eabc ש")
     ]
     folder = build_site(replace(view, beliefs=beliefs), tmp_path / "site").index.parent
-    browser.open(folder / "index.html")
+    browser.open(folder / "growth.html")
     places = browser.run(BESIDE)
     assert len(places) == 3
     assert all(name <= number for name, number in places), places

@@ -56,7 +56,9 @@ def fenced(page: Path, text: str) -> Iterator[Block]:
         indent, fence, language = opened.groups()
         start = number + 1
         number = start
-        while number < len(lines) and not re.match(rf"^ *{re.escape(fence[0])}{{{len(fence)},}}\s*$", lines[number]):
+        while number < len(lines) and not re.match(
+            rf"^ *{re.escape(fence[0])}{{{len(fence)},}}\s*$", lines[number]
+        ):
             number += 1
         if number == len(lines):
             raise ValueError(f"{page}:{start}: the fence is never closed")
@@ -66,7 +68,7 @@ def fenced(page: Path, text: str) -> Iterator[Block]:
 
 
 def indented(text: str) -> Iterator[tuple[int, str]]:
-    """Line number and text of every line of an indented block: four spaces after a blank line, not in a list."""
+    """Number and text of every line of an indented block: four spaces after a blank line, not in a list."""
     inside, blank, in_list, fence = False, True, False, ""
     for number, line in enumerate(text.splitlines(), start=1):
         opened = _FENCE.match(line)

@@ -1,4 +1,4 @@
-"""A finished demo, small, and a folder of a page's own that holds a copy of it; no weights but the shipped ones."""
+"""A finished demo, small, and for each page a folder of its own that holds a copy of it."""
 
 import fcntl
 import json
@@ -41,7 +41,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 
 def tiny_llama(folder: Path) -> None:
-    """Write a Llama of 12 narrow blocks with random weights and a byte-level tokenizer that splits as Llama-3's."""
+    """Write a Llama of 12 narrow blocks, random, and a byte-level tokenizer that splits as Llama-3's."""
     tokenizer = joining_tokenizer()
     tokenizer.add_tokens(["}\n"])  # of the third template
     torch.manual_seed(0)
@@ -81,4 +81,3 @@ def page_folder(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return tmp_path
 
     return make
-

@@ -1,4 +1,4 @@
-"""How is a block run? Python in one namespace per page, commands in the page's own folder, YAML through its loader."""
+"""How is a block run? Python in one namespace per page, commands in its folder, YAML through its loader."""
 
 from __future__ import annotations
 
@@ -54,14 +54,16 @@ class PageRun:
             self.printed = None
             return
         handlers = {"python": self._python, "sh": self._sh, "console": self._console, "yaml": self._yaml}
-        assert block.language in handlers, f"{block}: language {block.language!r} is not run. Known: {list(handlers)}"
+        assert block.language in handlers, (
+            f"{block}: language {block.language!r} is not run. Known: {list(handlers)}"
+        )
         self.printed = handlers[block.language](block)
 
     def _python(self, block: Block) -> str:
         # Blank lines in front, so that a traceback names the page's own line.
         code = "\n" * (block.line - 1) + self._command(block.text)
         with contextlib.redirect_stdout(io.StringIO()) as said:
-            exec(compile(code, str(block.page), "exec"), self.names)  # noqa: S102 - the documentation is our own
+            exec(compile(code, str(block.page), "exec"), self.names)  # noqa: S102
         return said.getvalue()
 
     def _sh(self, block: Block) -> str:
@@ -91,7 +93,9 @@ class PageRun:
     @staticmethod
     def _compare(block: Block, expected: str, printed: str) -> None:
         """Equal but for spaces at the ends of lines; `…` stands for any text."""
-        want, got = (["".join(line.rstrip() + "\n") for line in t.strip().splitlines()] for t in (expected, printed))
+        want, got = (
+            ["".join(line.rstrip() + "\n") for line in t.strip().splitlines()] for t in (expected, printed)
+        )
         pattern = "".join(map(re.escape, want)).replace(re.escape("…"), ".*")
         assert re.fullmatch(pattern, "".join(got), flags=re.DOTALL), (
             f"{block}: the page says\n{''.join(want)}\nbut it prints\n{''.join(got)}"
@@ -106,7 +110,7 @@ def commands(text: str) -> Iterator[str]:
 
 
 def is_ours(command: str) -> bool:
-    """Whether it is a plain `iclens …`, variables before it or not, which need not start a process of its own."""
+    """Whether it is a plain `iclens …`, perhaps after variables, which needs no process of its own."""
     return bool(_OURS.match(command)) and not _SHELL.search(command.split(" #")[0])
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from .blocks import PAGES, ROOT, Block, fenced, indented
-from .running import PageRun, check_yaml, commands
+from .blocks import PAGES, ROOT, fenced, indented
+from .running import PageRun, commands
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,16 @@ LLAMA = r"(?<!list --model )meta-llama/Meta-Llama-3-8B\b(?!-)"
 SMALL = "what takes hours on a card takes seconds at this size"
 STAND_INS = {
     "command": (
-        StandIn(r"^make (?=\w)", "make --dry-run -C {root} ", "`make check` runs this test; dry, every rule is read"),
-        StandIn(r"plan +(?=sae_configs/llama)", "plan {root}/", "the configuration as it stands: a plan loads nothing"),
+        StandIn(
+            r"^make (?=\w)",
+            "make --dry-run -C {root} ",
+            "`make check` runs this test; dry, every rule is read",
+        ),
+        StandIn(
+            r"plan +(?=sae_configs/llama)",
+            "plan {root}/",
+            "the configuration as it stands: a plan loads nothing",
+        ),
         StandIn(
             r"check EleutherAI/\S+ --model \S+ --dtype bfloat16 --device cuda",
             "check checkpoints/icl-tiny-saes/L2.resid_post --model checkpoints/icl-tiny",
@@ -53,7 +61,7 @@ STAND_INS = {
         StandIn(r"--device cuda", "--device cpu", "tests need no card"),
         StandIn(LLAMA, "{llama}", "16 GB and a licence; a random Llama of 12 narrow blocks"),
         StandIn(
-            r"^torchrun --no-python --nproc-per-node 2 (iclens track .*)",
+            r"^torchrun --standalone --no-python --nproc-per-node 2 (iclens track .*)",
             r"RANK=0 WORLD_SIZE=2 \1\nRANK=1 WORLD_SIZE=2 \1",
             "ranks of tracking meet on the disk alone; one after the other, no interpreter has to start",
         ),
@@ -65,8 +73,14 @@ STAND_INS = {
     "file": (
         StandIn(LLAMA, "{llama}", "as for commands"),
         StandIn(r"device: cuda", "device: cpu", "tests need no card"),
-        StandIn(r"dataset: HuggingFaceFW/fineweb.*\n +subset: .*\n", "dataset: {corpus}\n", "tests need no network"),
-        StandIn(r"(?<=sites:\n    - L10.resid_post\n)(    - .*\n)+", "", "one SAE instead of fourteen; " + SMALL),
+        StandIn(
+            r"dataset: HuggingFaceFW/fineweb.*\n +subset: .*\n",
+            "dataset: {corpus}\n",
+            "tests need no network",
+        ),
+        StandIn(
+            r"(?<=sites:\n    - L10.resid_post\n)(    - .*\n)+", "", "one SAE instead of fourteen; " + SMALL
+        ),
         StandIn(r"\btokens: \d+(_000)+\b", "tokens: 2_000", SMALL),
         StandIn(r"context_tokens: 256", "context_tokens: 64", SMALL),
         StandIn(r"batch_tokens: 4096", "batch_tokens: 128", SMALL),
@@ -80,7 +94,9 @@ STAND_INS = {
         StandIn(r'grid: .*"\], n_prompts: 8', "grid: {{tasks: [{grid}], n_prompts: 4", SMALL),
         StandIn(r"dose_latents: 6, n_controls: 200", "dose_latents: 1, n_controls: 4", SMALL),
         StandIn(r"n_prompts: 64", "n_prompts: 8", SMALL),
-        StandIn(r"n_controls: 200, ch", "n_controls: 8, n_tested: 2, largest_set: 4, n_random_sets: 2, ch", SMALL),
+        StandIn(
+            r"n_controls: 200, ch", "n_controls: 8, n_tested: 2, largest_set: 4, n_random_sets: 2, ch", SMALL
+        ),
         StandIn(r"layers: \[10, .*\]", "layers: [10], probe_rows: 200, n_pairs: 4, n_controls: 4", SMALL),
         StandIn(r"pages_per_site: 60", "pages_per_site: 2", SMALL),
     ),
@@ -92,7 +108,12 @@ COMMANDS = ("iclens", "python", "make", "torchrun", "pip", "import", "from", "$"
 
 def rewritten(where: str, shared: Path) -> Callable[[str], str]:
     grid = '"{1..3}x+{0..1}", odd, even, "word:parity", "word:size", "letter:next"'
-    paths = {"grid": grid, "llama": str(shared / "llama"), "corpus": str(shared / "text.jsonl"), "root": str(ROOT)}
+    paths = {
+        "grid": grid,
+        "llama": str(shared / "llama"),
+        "corpus": str(shared / "text.jsonl"),
+        "root": str(ROOT),
+    }
     paths["recipe"] = str(shared / "recipe.yaml")
 
     def rewrite(text: str) -> str:
@@ -103,7 +124,9 @@ def rewritten(where: str, shared: Path) -> Callable[[str], str]:
     return rewrite
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if BLOCKS[p]], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if BLOCKS[p]], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_every_block_of_the_page_runs(page: Path, page_folder: Callable[..., Path], shared: Path) -> None:
     file = rewritten("file", shared)
     running = PageRun(page_folder(file), rewritten("command", shared), file)
@@ -124,5 +147,7 @@ def test_every_stand_in_stands_for_something() -> None:
     read = [block.text for block in blocks if block.language == "yaml"]
     read += [path.read_text(encoding="utf-8") for path in (ROOT / "sae_configs").glob("*.yaml")]
     for where, texts in (("command", run), ("file", read)):
-        idle = [one.found for one in STAND_INS[where] if not any(re.search(one.found, t, re.M) for t in texts)]
+        idle = [
+            one.found for one in STAND_INS[where] if not any(re.search(one.found, t, re.M) for t in texts)
+        ]
         assert not idle, f"nothing in the documentation needs the stand-in for {idle}"

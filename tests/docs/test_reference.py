@@ -1,4 +1,4 @@
-"""docs/reference is what docs/make_reference.py writes now, and every page of the documentation is linked to."""
+"""docs/reference is what docs/make_reference.py writes now; links lead somewhere, and to every page."""
 
 import importlib.util
 import re
@@ -23,7 +23,9 @@ def made() -> dict[str, str]:
 
 
 def test_the_files_are_what_the_script_writes(made: dict[str, str]) -> None:
-    held = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md")}
+    held = {
+        path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md")
+    }
     assert held.keys() == made.keys()
     stale = [name for name, text in made.items() if held[name] != text]
     assert not stale, f"run docs/make_reference.py: {stale}"

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from iclens.cli import plan, replicate, saes, train
-from iclens.cli.output import say, study_report, training_report
+from iclens.cli.output import pages_report, say, study_report, training_report
 from iclens.errors import IclensError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ app.add_typer(reference_app, name="reference")
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable results on stdout.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
 Config = Annotated[Path, typer.Argument(help="A YAML file.")]
+AsIs = Annotated[bool, typer.Option("--as-is", help="From the tables that are there, without the model.")]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, or a study folder, whose newest run is taken.")]
 
 
@@ -98,9 +99,14 @@ def patch(run: RunPath, json: Json = False) -> None:
 
 
 @app.command()
-def dashboard(run: RunPath, json: Json = False) -> None:
+def dashboard(run: RunPath, as_is: AsIs = False, json: Json = False) -> None:
     """Write the pages."""
-    _stage("dashboard", run, json)
+    if not as_is:
+        return _stage("dashboard", run, json)
+    from iclens.study.pages.as_is import write_as_is
+
+    page = write_as_is(run, pages_report())
+    return say({"index": str(page)} if json else f"pages: {page.resolve()}")
 
 
 @reference_app.command("train")

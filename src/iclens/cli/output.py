@@ -107,6 +107,12 @@ def training_report() -> Callable[[dict[str, Any]], None]:
     return _Bar(Console(stderr=True), "training").show
 
 
+def pages_report() -> Callable[[int, int], None]:
+    """A reporter of pages written, on stderr."""
+    bar = _Bar(Console(stderr=True), "pages")
+    return lambda done, total: bar.show({"step": done, "of": total})
+
+
 def sae_report() -> Callable[[dict[str, Any]], None]:
     """A reporter of SAE training, on stderr."""
     return _Line(Console(stderr=True, highlight=False, soft_wrap=True)).show

@@ -95,7 +95,7 @@ def _chrome(view: SiteView) -> Chrome:
         Place("How", how.PATH),
     )
     misfits = tuple((q.site, q.mismatch) for q in view.quality if q.mismatch)
-    return Chrome(view.title, places, misfits)
+    return Chrome(view.title, places, misfits, tuple(view.notices))
 
 
 def _expect_replaceable(out: Path) -> None:

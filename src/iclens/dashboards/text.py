@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from functools import lru_cache
 
 DASH = "–"
 _MINUS = "−"
@@ -66,6 +67,7 @@ def token_text(token: str, continues: bool) -> str:
     return _CONTINUES if continues and not token else visible(token)
 
 
+@lru_cache(maxsize=1 << 16)
 def visible(token: str) -> str:
     """Token text with white space drawn and invisible characters spelt out."""
     if token in _VISIBLE:

@@ -54,8 +54,8 @@ FLOW = (
           ("study", "model", "prompts", "track", "growth", "grid", "transforms", "dashboard"),
           ("model", "saes", "prompts", "track", "detect", "shape", "dose", "growth", "identify", "transforms",
            "sweep", "patch"),
-          ("dashboards", "models", "tracking", "saes", "patching", "growth", "transforms", "tasks", "study/results",
-           "study/declared", "study/opening", "study/pages", "study/grid")),
+          ("dashboards", "models", "tracking", "saes", "patching", "growth", "transforms", "tasks",
+           "study/results", "study/declared", "study/opening", "study/pages", "study/grid")),
 )  # fmt: skip
 FOLDERS = {stage.name: stage.folder for stage in FLOW}
 """Stage → its folder in a run."""

@@ -110,6 +110,7 @@ class Results:
 
     def __init__(self, run: RunFolder | RunAsFound) -> None:
         self.run, self.declared = run, Declared.of(run.plain)
+        self._tables: dict[tuple[str, str], pd.DataFrame] = {}
         self._frames: dict[tuple[str, str], pd.DataFrame] = {}
 
     @property
@@ -122,7 +123,7 @@ class Results:
         return self.run.config
 
     def table(self, name: str, site: Site | None = None) -> pd.DataFrame:
-        """A table as a new frame with exactly its documented columns; of one site, only its rows are read.
+        """A table with exactly its documented columns, read once and kept; of one site, only its rows.
 
         Raises:
             SiteError: for a table that there is not, naming the nearest.
@@ -130,8 +131,12 @@ class Results:
             TableError: when it is damaged, has other columns, or, asked for a site, names none.
         """
         stage, kind = TABLES[known("table", name, tuple(TABLES))]
-        rows = load_rows(self.file(stage, f"{name}.parquet"), site).to_pandas()
-        return _short(kind({str(column): rows[column].to_numpy() for column in rows.columns}).df)
+        key = name, "" if site is None else site.short
+        if key not in self._tables:
+            rows = load_rows(self.file(stage, f"{name}.parquet"), site).to_pandas()
+            checked = kind({str(column): rows[column].to_numpy() for column in rows.columns})
+            self._tables[key] = _short(checked.df)
+        return self._tables[key].copy(deep=False)
 
     def frame(self, name: str, site: Site | None = None) -> pd.DataFrame:
         """A table with the columns that its file has, read once and kept; changing it changes no other.

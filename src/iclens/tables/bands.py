@@ -10,6 +10,9 @@ from iclens.errors import TableError
 from iclens.tables.arrays import Floats, Ints
 
 
+_ENDS = (0.025, 0.975)
+
+
 class Band(NamedTuple):
     """A mean over prompts, its 95 % interval, and the prompts behind it, each [...]."""
 
@@ -44,7 +47,7 @@ def prompt_band(values: Floats, rng: np.random.Generator, n_resamples: int = 100
     draws = resample_prompts(len(values), n_resamples, rng).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         resampled = (draws @ np.where(counted, flat, 0.0)) / (draws @ counted)
-    low, high = (np.array([_quantile(column, q) for column in resampled.T]) for q in (0.025, 0.975))
+    low, high = _quantiles(resampled)
     shape = values.shape[1:]
     mean = prompt_mean(values)
     return Band(mean, low.reshape(shape), high.reshape(shape), counted.sum(axis=0).reshape(shape))
@@ -57,7 +60,14 @@ def prompt_mean(values: Floats) -> Floats:
         return np.where(counted, values, 0.0).sum(axis=0, dtype=np.float64) / counted.sum(axis=0)
 
 
-def _quantile(resampled: Floats, q: float) -> float:
-    """Quantile over the resamples [resample] that drew a prompt with a value; NaN when none did."""
-    drawn = resampled[np.isfinite(resampled)]
-    return float(np.quantile(drawn, q)) if drawn.size else float("nan")
+def _quantiles(resampled: Floats) -> Floats:
+    """Ends of the 95 % interval over the resamples [resample value] that drew a prompt with a value, [2 value].
+
+    NaN where none did.
+    """
+    drawn = np.isfinite(resampled)
+    found, whole = np.full((2, resampled.shape[1]), np.nan), drawn.all(axis=0)
+    found[:, whole] = np.quantile(resampled[:, whole], _ENDS, axis=0)
+    for i in np.flatnonzero(~whole & drawn.any(axis=0)):
+        found[:, i] = np.quantile(resampled[drawn[:, i], i], _ENDS)
+    return found

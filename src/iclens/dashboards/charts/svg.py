@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 
 from markupsafe import Markup, escape
@@ -40,8 +41,17 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         """Coordinate of `value`, to a tenth of a unit."""
-        share = (value - self.low) / (self.high - self.low or 1.0)
-        return round(self.start + share * (self.stop - self.start), 1)
+        return round(self.start + (value - self.low) * self.slope, 1)
+
+    @property
+    def slope(self) -> float:
+        """Units of the drawing per unit of the value."""
+        return (self.stop - self.start) / (self.high - self.low or 1.0)
+
+    def tenths(self, values: Iterable[float]) -> list[int | None]:
+        """Coordinates in tenths of a unit; None where a value is undefined."""
+        start, slope = 10 * (self.start - self.low * self.slope), 10 * self.slope
+        return [round(start + v * slope) if math.isfinite(v) else None for v in values]
 
 
 def finite(values: Iterable[float]) -> list[float]:
@@ -103,31 +113,45 @@ def _words(class_: str, entries: Iterable[tuple[str, float, float]]) -> Markup:
 
 def _rules(class_: str, lines: Iterable[tuple[Point, Point]]) -> Markup:
     """Straight lines of one class, as one path."""
-    return tag("path", d="".join(map(_polyline, lines)), class_=class_)
+    paths = (f"M{short(x)} {short(y)}L{short(to_x)} {short(to_y)}" for (x, y), (to_x, to_y) in lines)
+    return _path(class_, "".join(paths))
 
 
-def _polyline(points: Sequence[Point]) -> str:
-    """Path through the points, in relative steps; level ones are joined."""
-    (x, y), steps = points[0], []
-    for (to_x, to_y), after in zip(points[1:], [*points[2:], None], strict=False):
-        if after is not None and y == to_y == after[1]:
-            continue
-        steps.append(f"h{short(to_x - x)}" if y == to_y else f"l{short(to_x - x)} {short(to_y - y)}")
+def _path(class_: str, steps: str) -> Markup:
+    return Markup(f'<path d="{steps}" class="{class_}"/>')
+
+
+def _polyline(points: Sequence[tuple[int, int]]) -> str:
+    """Path through points given in tenths of a unit, in relative steps; level ones are joined."""
+    (x, y), steps = points[0], [f"M{tenth(points[0][0])} {tenth(points[0][1])}"]
+    last = len(points) - 1
+    for i, (to_x, to_y) in enumerate(points[1:], start=1):
+        if y == to_y:
+            if i < last and points[i + 1][1] == y:
+                continue
+            steps.append(f"h{tenth(to_x - x)}")
+        else:
+            steps.append(f"l{tenth(to_x - x)} {tenth(to_y - y)}")
         x, y = to_x, to_y
-    path = "".join(steps).replace(" -", "-")
-    return f"M{short(points[0][0])} {short(points[0][1])}{path}"
+    return "".join(steps).replace(" -", "-")
 
 
 def short(value: float) -> str:
     """A coordinate to a tenth, in as few characters as it takes."""
-    text = f"{round(value, 1):g}"
+    return tenth(round(10 * value))
+
+
+@cache
+def tenth(n: int) -> str:
+    """`n` tenths of a unit, in as few characters as it takes: .5, -12, 3.1."""
+    text = f"{n / 10:g}"
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
 def _boxes(class_: str, boxes: Iterable[tuple[float, float, float, float]]) -> Markup:
     """Rectangles of one class, each (left, top, width, height), as one path."""
-    paths = (f"M{x:g} {y:g}h{w:.4g}v{h:.4g}h-{w:.4g}z" for x, y, w, h in boxes)
-    return tag("path", d="".join(paths), class_=class_)
+    paths = (f"M{short(x)} {short(y)}h{short(w)}v{short(h)}h-{short(w)}z" for x, y, w, h in boxes)
+    return _path(class_, "".join(paths))
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
@@ -169,8 +193,8 @@ def line_chart(
     parts += _bottom_axis(x, bottom, [v for v in ticks(x.low, x.high) if v == int(v)], axis)
     for class_, curve in curves:
         if band := _band(curve, x, y):
-            parts.append(tag("path", d=band, class_=f"band {class_}"))
-        parts.append(tag("path", d=_line(curve, x, y), class_=f"line {class_}"))
+            parts.append(_path(f"band {class_}", band))
+        parts.append(_path(f"line {class_}", _line(curve, x, y)))
     return drawing(width, 164, label, *parts)
 
 
@@ -183,8 +207,7 @@ def spark(means: Sequence[float], low: float, high: float) -> Markup:
         high: of all of them.
     """
     x, y = Scale(0, max(len(means) - 1, 1), 4, 188), Scale(low, high, 44, 4)
-    places = [(round(x(i)), round(y(mean))) for i, mean in enumerate(means) if math.isfinite(mean)]
-    path = _polyline(places) if places else ""
+    path = _line(Curve.line(range(len(means)), means), x, y)
     return Markup(f'<svg class=spark viewBox="0 0 192 48" aria-hidden=true><path d="{path}"/></svg>')
 
 
@@ -199,14 +222,19 @@ def dot_chart(points: Sequence[tuple[float, float]], label: str, axis: str) -> M
     left, right, top, bottom = 34, NARROW - 4, 8, 132
     x = Scale(*span([v for v, _ in points]), left + 5, right - 4)
     y = Scale(*_bounds(finite(v for _, v in points) or [1.0]), bottom, top)
-    places = [(round(x(v)), round(y(mean))) for v, mean in points if math.isfinite(mean)]
+    across, up = x.tenths(v for v, _ in points), y.tenths(v for _, v in points)
+    places = [
+        (v // 10, mean // 10)
+        for v, mean in zip(across, up, strict=True)
+        if v is not None and mean is not None
+    ]
     return drawing(
         NARROW,
         164,
         label,
         *_left_axis(y, left, right, ticks(y.low, y.high)),
         *_bottom_axis(x, bottom, ticks(x.low, x.high, 4), axis),
-        tag("path", d=_dots(places), class_="dots"),
+        _path("dots", _dots(places)),
     )
 
 
@@ -226,25 +254,31 @@ def span(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _line(curve: Curve, x: Scale, y: Scale) -> str:
-    runs: list[list[Point]] = [[]]
-    for n, mean in zip(curve.n_seen, curve.mean, strict=True):
-        if math.isfinite(mean):
-            runs[-1].append((round(x(n)), y(mean)))
+    runs: list[list[tuple[int, int]]] = [[]]
+    for n, mean in zip(x.tenths(curve.n_seen), y.tenths(curve.mean), strict=True):
+        if n is not None and mean is not None:
+            runs[-1].append((_whole(n), mean))
         else:
             runs.append([])
     return "".join(_polyline(run) for run in runs if run)
 
 
+def _whole(n: int) -> int:
+    """Tenths to the nearest whole unit, in tenths."""
+    return (n + 5) // 10 * 10
+
+
 def _band(curve: Curve, x: Scale, y: Scale) -> str:
+    places = zip(x.tenths(curve.n_seen), y.tenths(curve.low), y.tenths(curve.high), strict=True)
     edges = [
-        (x(n), y(lo), y(hi))
-        for n, lo, hi in zip(curve.n_seen, curve.low, curve.high, strict=True)
-        if math.isfinite(lo) and math.isfinite(hi)
+        (_whole(n), _whole(low), _whole(high))
+        for n, low, high in places
+        if n is not None and low is not None and high is not None
     ]
     if len(edges) < 2:
         return ""
-    around = [(n, hi) for n, _, hi in edges] + [(n, lo) for n, lo, _ in reversed(edges)]
-    return _polyline([(round(n), round(edge)) for n, edge in around]) + "Z"
+    around = [(n, high) for n, _, high in edges] + [(n, low) for n, low, _ in reversed(edges)]
+    return _polyline(around) + "Z"
 
 
 def bar_chart(tasks: Sequence[TaskActivation], label: str) -> Markup:

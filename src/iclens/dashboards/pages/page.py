@@ -35,11 +35,13 @@ class Chrome:
         title: of the study.
         places: the pages of the navigation.
         misfits: (site, in what its SAE does not fit the model), stated on every page made with it.
+        notices: stated on every page.
     """
 
     title: str
     places: tuple[Place, ...] = ()
     misfits: tuple[tuple[str, str], ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

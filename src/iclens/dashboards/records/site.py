@@ -205,6 +205,7 @@ class SiteView:
         pages: the latents that get a page.
         pages_reason: how they were chosen, in a sentence.
         notes: limits and caveats, a sentence each.
+        notices: what a reader of any page has to know first, a sentence each.
 
     Raises:
         TableError: when a latent is listed twice, or a page has no row.
@@ -227,6 +228,7 @@ class SiteView:
     pages: Sequence[LatentView] = ()
     pages_reason: str = ""
     notes: Sequence[str] = ()
+    notices: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         rows, pages = [r.key for r in self.latents], [(p.site, p.latent) for p in self.pages]

@@ -8,6 +8,7 @@ A clause whose table has no answer is not tested, and counts for neither.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,8 @@ from iclens.study.results import Results
 from iclens.tables.decomposition import CREATED
 from iclens.tables.verdicts import LADDER
 
+Decide = Callable[[Results], list[Clause]]
+"""Decides the clauses of one claim."""
 HOLDS, FAILS, UNTESTED = "holds", "does not hold", "not tested"
 BACKUP = ("backup", "both")
 """Verdicts of the redundancy ladder in which later heads rise."""
@@ -34,14 +37,22 @@ STATED = {
 """What each falsifier would refute, said as the claim says it."""
 
 
-def claims(results: Results) -> list[ClaimView]:
-    """The three claims, in the post's order."""
-    stated = (
-        ("Language models have many redundant attention heads for a task.", _redundant(results)),
-        ("In-context learning adds features, one Bayesian update per example.", _additive(results)),
-        ("MLPs break the task into subtasks, as features as large as their confidence.", _broken(results)),
+def claims(of: Callable[[str, Decide], list[Clause]]) -> list[ClaimView]:
+    """The three claims, in the post's order.
+
+    Args:
+        of: gives the clauses of the claim it is told, by what decides them from a run.
+    """
+    stated: tuple[tuple[str, Decide], ...] = (
+        ("Language models have many redundant attention heads for a task.", _redundant),
+        ("In-context learning adds features, one Bayesian update per example.", _additive),
+        ("MLPs break the task into subtasks, as features as large as their confidence.", _broken),
     )
-    return [ClaimView(i, claim, judged(clauses), clauses) for i, (claim, clauses) in enumerate(stated, 1)]
+    views = []
+    for number, (claim, decide) in enumerate(stated, start=1):
+        clauses = of(f"claim {number}", decide)
+        views.append(ClaimView(number, claim, judged(clauses), clauses))
+    return views
 
 
 def judged(clauses: list[Clause]) -> str:
@@ -98,10 +109,11 @@ def _additive(results: Results) -> list[Clause]:
     growth, page = results.table("growth"), "growth.html"
     linear = int(growth["verdict"].isin(LADDER[2:]).sum())
     listed = int(growth["shortlisted"].sum())
+    named = results.facts_of_growth["accounts"].get("verdict", "")
     core = Clause(
         "Some latent adds an equal step per example (certified on its short list).",
         _verdict(linear > 0 if listed else None),
-        f"{linear} of {listed} short-listed latents do. {results.facts_of_growth['accounts'].get('verdict', '')}".strip(),
+        f"{linear} of {listed} short-listed latents do. {named}".strip(),
         page,
         core=True,
     )

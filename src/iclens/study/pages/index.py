@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from iclens.dashboards.records.site import (
 )
 from iclens.patching.runs import ZERO
 from iclens.study.pages.latent_rows import ANSWER, Address
-from iclens.study.pages.patch_findings import patch_findings
+from iclens.study.pages.patch_findings import carried, follows, moved
 from iclens.study.pages.transform_findings import labelled
 from iclens.study.results import Results
 from iclens.tables.verdicts import FALLS, LADDER
@@ -122,20 +124,21 @@ def notes(results: Results) -> list[str]:
     return found
 
 
-def findings(results: Results, address: Address) -> list[Finding]:
-    """The verdicts in words, with the figures they rest on.
+def cards(address: Address) -> dict[str, Callable[[Results], Finding]]:
+    """What each card is about, and what fills it from a run: a verdict in words, and its figures.
 
     Args:
-        results: the run.
         address: of a latent's page.
     """
-    return [
-        _grown(results),
-        _additive(results),
-        labelled(results),
-        _placed(results),
-        *patch_findings(results, address),
-    ]
+    return {
+        "growth": _grown,
+        "log-odds": _additive,
+        "labels": labelled,
+        "the residual": _placed,
+        "single latents": partial(moved, address=address),
+        "sets of latents": carried,
+        "answers by x": follows,
+    }
 
 
 def _grown(results: Results) -> Finding:

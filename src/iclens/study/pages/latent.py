@@ -127,7 +127,7 @@ def exported(view: LatentView, row: LatentRow) -> dict[str, Any]:
 
 
 def _by_latent(table: pd.DataFrame, site: Site, latents: Sequence[int]) -> dict[int, pd.DataFrame]:
-    here = table[table["site"] == site.short]
+    here = table[(table["site"] == site.short) & table["latent"].isin(latents)]
     groups = dict(iter(here.groupby("latent", sort=False)))
     return {latent: groups.get(latent, here.iloc[:0]) for latent in latents}
 
@@ -144,7 +144,9 @@ def _reasons(
             if patched
             else f"{site.short} was not patched."
         )
-    if not seen.prompts.get(latent):
+    if seen.reason:
+        reasons |= dict.fromkeys(("prompts", "histogram", "logits", "neighbours", "tunings"), seen.reason)
+    elif not seen.prompts.get(latent):
         reasons["prompts"] = reasons["histogram"] = SILENT
     return reasons
 

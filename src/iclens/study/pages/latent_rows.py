@@ -44,27 +44,32 @@ def ranked(results: Results, site: Site, n: int) -> list[int]:
     return [int(latent) for latent in list(merged)[:n]]
 
 
-def latent_rows(results: Results, density: Mapping[str, Any]) -> list[LatentRow]:
+def latent_rows(
+    results: Results, density: Mapping[str, Any], table: Callable[[str], pd.DataFrame] | None = None
+) -> list[LatentRow]:
     """A row for every latent of every site, clearest growth first.
 
     Args:
         results: the run.
         density: site (short) → share of tokens on which each latent is active, [latent].
+        table: gives a table by name, the run's own by default.
     """
-    growth = results.table("growth").sort_values("q_value", na_position="last").drop_duplicates(_KEY)
-    transforms = results.table("transforms")
+    table = results.table if table is None else table
+    growth = table("growth").sort_values("q_value", na_position="last").drop_duplicates(_KEY)
+    transforms = table("transforms")
     rank = transforms["label"].map(lambda label: 0 if label in ("", "candidate") else 1)
     best = (
         transforms.assign(rank=rank).sort_values(["rank", "auroc"], ascending=False).dropna(subset=["auroc"])
     )
     best = best.drop_duplicates(_KEY).set_index(_KEY)
-    patches = results.patched
+    patches = table("patches")
+    patches = patches[patches["role"] == results.config.patch.roles[0]]
     moved = patches.assign(size=patches["effect"].abs()).dropna(subset=["effect"])
     moved = moved.sort_values("size", ascending=False).drop_duplicates(_KEY).set_index(_KEY)
-    found = growth.merge(_followed(results), on=[*_KEY, "role"], how="left").set_index(_KEY)
+    found = growth.merge(_followed(table("latent_accounts")), on=[*_KEY, "role"], how="left").set_index(_KEY)
     found = found[["role", "slope", "q_value", "verdict", "follows"]]
     found = found.join(best[["label", "concept", "auroc"]]).join(moved[["belief", "effect", "control_p"]])
-    found = found.join(_pushed(results))
+    found = found.join(_pushed(table("dose")))
     text = ["role", "verdict", "label", "concept", "belief", "follows", "causal"]
     found[text] = found[text].astype(object).fillna("")
     found.loc[found["q_value"].isna(), "role"] = ""
@@ -77,15 +82,13 @@ def latent_rows(results: Results, density: Mapping[str, Any]) -> list[LatentRow]
     return rows
 
 
-def _followed(results: Results) -> pd.DataFrame:
+def _followed(accounts: pd.DataFrame) -> pd.DataFrame:
     """The account that is named for each latent at each role."""
-    accounts = results.table("latent_accounts")
-    named = accounts[accounts["named"]].rename(columns={"account": "follows"})
+    named = accounts[accounts["named"].astype(bool)].rename(columns={"account": "follows"})
     return named[[*_KEY, "role", "follows"]]
 
 
-def _pushed(results: Results) -> pd.DataFrame:
+def _pushed(dose: pd.DataFrame) -> pd.DataFrame:
     """Whether pushing a latent moves the answer, after any number of examples."""
-    dose = results.table("dose")
     dose = dose[dose["belief"] == ANSWER]
     return dose.groupby(_KEY)["causal"].any().map({True: "causal", False: "not causal"}).to_frame()

@@ -12,12 +12,8 @@ from iclens.study.pages.latent_rows import Address
 from iclens.study.results import PATCH_Q, Results
 
 
-def patch_findings(results: Results, address: Address) -> list[Finding]:
-    """One card for each question."""
-    return [_moved(results, address), _carried(results), _follows(results)]
-
-
-def _moved(results: Results, address: Address) -> Finding:
+def moved(results: Results, address: Address) -> Finding:
+    """Which single latents move a belief."""
     table = results.table("patches")
     question = "Does one latent, patched from run A into run B, move a belief?"
     if table.empty:
@@ -29,8 +25,8 @@ def _moved(results: Results, address: Address) -> Finding:
     best = max(called, key=lambda record: abs(record["effect"]), default=None)
     strongest = ""
     if best is not None:
-        moved = f"{best['site']} latent {best['latent']} on {best['belief']}, {best['effect']:+.2f} nats"
-        strongest = f"Largest: {moved}. "
+        said = f"{best['site']} latent {best['latent']} on {best['belief']}, {best['effect']:+.2f} nats"
+        strongest = f"Largest: {said}. "
     n_tests = int(table.groupby(["site", "role"])["control_p"].count().max())
     least = math.ceil(n_tests / (PATCH_Q * (n_controls + 1)))
     floor = (
@@ -48,7 +44,8 @@ def _moved(results: Results, address: Address) -> Finding:
     )
 
 
-def _carried(results: Results) -> Finding:
+def carried(results: Results) -> Finding:
+    """How few latents together bring half of what the whole activation brings."""
     sets, belief = results.table("sets"), results.config.patch.chosen_for
     question = f"How few latents, moved together, bring half of what the whole activation brings ({belief})?"
     sets = sets[(sets["direction"] == "sufficiency") & (sets["belief"] == belief)]
@@ -78,7 +75,8 @@ def _carried(results: Results) -> Finding:
     )
 
 
-def _follows(results: Results) -> Finding:
+def follows(results: Results) -> Finding:
+    """Whether the patched answer follows run B's x."""
     fits = {
         row["patch"]: row
         for row in results.table("response_fits").drop_duplicates("patch").to_dict("records")

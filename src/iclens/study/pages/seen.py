@@ -50,6 +50,7 @@ class Seen:
         promotes, suppresses: latent → tokens whose logit rises or falls most.
         close, together: latent → its neighbours by decoder row and by activation.
         tunings, boxes: latent → its mean activation by numbers.
+        reason: why nothing was seen, "" when something was.
     """
 
     density: Floats
@@ -62,6 +63,7 @@ class Seen:
     together: Mapping[int, Near] = field(default_factory=dict)
     tunings: Mapping[int, list[TuningView]] = field(default_factory=dict)
     boxes: Mapping[int, list[BoxView]] = field(default_factory=dict)
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,11 @@ from iclens.study.pages.latent import exported, latent_views, tuned_roles
 from iclens.study.pages.latent_rows import PAGES_REASON, latent_rows, ranked
 from iclens.study.pages.patching import patching
 from iclens.study.pages.prompts import prompts_view
+from iclens.study.pages.question import QUESTION
 from iclens.study.pages.seen import see
 from iclens.study.results import Results
 from iclens.study.store import save_json
 
-QUESTION = (
-    "Does in-context learning add features, one update per example, and which features? {task} is shown in "
-    "context; every latent of {n} SAEs is followed over the examples, tested, identified and patched."
-)
 SITE = "site"
 """Folder of the pages, inside the stage's."""
 
@@ -68,8 +65,8 @@ def site_view(bench: Bench, results: Results) -> SiteView:
     return SiteView(
         title=bench.config.study,
         question=QUESTION.format(task=bench.config.prompts.task, n=len(results.sites)),
-        claims=claims(results),
-        findings=index.findings(results, address),
+        claims=claims(lambda _, decide: decide(results)),
+        findings=[card(results) for card in index.cards(address).values()],
         provenance=index.provenance(results),
         quality=index.quality_rows(results.table("quality")),
         beliefs=index.belief_curves(results),

@@ -241,3 +241,16 @@ def test_an_arm_is_drawn_with_and_without_an_exact_posterior() -> None:
     alone, beside = (additive_charts.arm_chart(ArmCurve("D", "repeated", CURVE, e)) for e in (None, CURVE))
     assert "exact posterior" not in alone and "exact posterior" in beside
     assert "exact in arm D" in alone
+
+
+def test_names_that_are_cut_alike_stay_apart_and_none_is_a_word_of_javascript() -> None:
+    names = ["x" * 50 + "a", "x" * 50 + "b", "constructor", "__proto__", "👨‍👩‍👧" * 30]
+    drawn = additive_charts.account_chart([AccountRow(name, i, i, i, "") for i, name in enumerate(names)])
+    found = texts(drawn)
+    assert found.count("x" * 39 + "…") == 2 and {"constructor", "__proto__"} <= set(found)
+    assert not any("\u2060" in text for text in found)
+    assert names[0] in parsed(drawn).attrib["aria-label"], "the text alternative holds all of it"
+
+
+def test_roles_may_be_named_anything() -> None:
+    assert charts.role_order({"9" * 5000, "²", "2", "lab"}) == ["lab", "2", "9" * 5000, "²"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from iclens.study.flow import FOLDERS
 from iclens.study.pages import concepts as study
 from iclens.study.pages.transform_findings import confirmed
 from iclens.study.results import TABLES, Results
+from iclens.study.runfolder import RunFolder
 from iclens.study.store import save_json
 from iclens.tables.frame import Table
 from iclens.tables.probes import ProbeTable
@@ -143,8 +143,7 @@ def results_of(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> Results:
         table = table_of(kind, *rows[name]) if name in rows else kind.concat([])
         table.save(folder / FOLDERS[stage] / f"{name}.parquet")
     save_json(folder / FOLDERS["identify"] / "grid.json", {"discovery": ["2x"] * 40, "held_out": ["3x"] * 22})
-    run: Any = SimpleNamespace(path=folder, config=config)
-    return Results(run)
+    return Results(RunFolder(folder, config))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import iclens
-from iclens.dashboards.records.site import SiteView
+from iclens.dashboards.records.latent import LatentView
 from iclens.errors import RunError, SaeError, StoppedError
 from iclens.names import Site
 from iclens.study.flow import FOLDERS, NAMES
@@ -111,8 +111,9 @@ def test_every_head_and_layer_is_ablated_as_declared(first: Outcome) -> None:
         ("zero", "pre"), ("resample", "all positions"),
     }  # fmt: skip
     assert len(heads) == 2 * 6 * (4 + 1) * heads["metric"].nunique()
-    index = (first.run / FOLDERS["dashboard"] / INDEX).read_text(encoding="utf-8")
-    assert "Heads set to zero, pre" in index and "Heads set to run B&#39;s, all positions" in index
+    site = (first.run / FOLDERS["dashboard"] / INDEX).parent
+    page = (site / "patching.html").read_text(encoding="utf-8")
+    assert "Heads set to zero, pre" in page and "Heads set to run B&#39;s, all positions" in page
 
 
 def test_every_short_listed_latent_has_one_named_account(first: Outcome) -> None:
@@ -223,15 +224,13 @@ def test_another_model_redoes_the_stages_that_read_it(
     assert (first.run / "01_saes" / "stage.json").is_file()
 
 
-def test_the_index_shows_the_runs_own_figures(first: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[SiteView] = []
-    monkeypatch.setattr("iclens.study.stages.dashboard.build_site", lambda view, out: seen.append(view))
+def test_the_pages_show_the_runs_own_figures(first: Outcome) -> None:
     from iclens.study.bench import Bench
-    from iclens.study.stages.dashboard import work
+    from iclens.study.stages.dashboard import site_view
 
     run = find_run(first.run)
-    work(Bench(run, FOLDERS, {}, print), run.path)
-    view, results = seen[0], Results(run)
+    results = Results(run)
+    view = site_view(Bench(run, FOLDERS, {}, print), results)
     growth = results.table("growth")
     assert len(view.latents) == 2 * 192
     assert len(view.pages) == 6
@@ -245,7 +244,8 @@ def test_the_index_shows_the_runs_own_figures(first: Outcome, monkeypatch: pytes
     assert list(exact.model.mean) == beliefs["mean"].tolist()
     assert exact.exact is not None
     assert list(exact.exact.mean) == beliefs["exact_mean"].tolist()
-    cells = {(cell.role, cell.layer): cell.value for cell in view.sweeps[0].cells}
+    assert view.patching is not None
+    cells = {(cell.role, cell.layer): cell.value for cell in view.patching.sweeps[0].cells}
     own = results.table("sweep").query("metric == 'task on own x' and recipient == 'zero examples'")
     assert cells == {(r, n): v for r, n, v in zip(own["role"], own["layer"], own["value"], strict=True)}
     page = view.pages[0]
@@ -254,3 +254,41 @@ def test_the_index_shows_the_runs_own_figures(first: Outcome, monkeypatch: pytes
     assert row.q_value == pytest.approx(expected, nan_ok=True)
     assert {trajectory.role for trajectory in page.trajectories} == {"pre", "lab"}
     assert {"exact", "odd", "numeric"} <= {panel.belief for panel in view.beliefs}
+    assert view.beliefs[0].belief == "exact"
+    _a_latents_page_is_the_tables(results, page)
+
+
+def _a_latents_page_is_the_tables(results: Results, page: LatentView) -> None:
+    site, latent = page.site, page.latent
+    own = results.table("growth").query(f"site == '{site}' and latent == {latent} and role == '{page.role}'")
+    assert page.ladder is not None
+    assert [page.ladder.verdict, page.ladder.reason] == own[["verdict", "reason"]].iloc[0].tolist()
+    assert [arm.arm for arm in page.arms] == list(results.arms)
+    place = next(place for place in results.sites if place.short == site)
+    for arm in page.arms:
+        saved = results.latents(arm.arm, place, page.role).dense(np.array([latent]))
+        norm = results.decoder_norms[site][latent]
+        np.testing.assert_allclose(arm.means, saved[0].mean(axis=0) * norm, rtol=1e-5)
+    exact = results.table("beliefs").query("belief == 'exact' and arm == 'T'")["exact_mean"].to_numpy()
+    if page.posterior is not None:
+        fitted = np.polynomial.Polynomial.fit(exact, page.trajectories[0].task.mean, 1)(exact)
+        if page.role == page.trajectories[0].role:
+            np.testing.assert_allclose(page.posterior.curve.mean, fitted, atol=1e-4)
+    assert {row.role for row in page.patches} <= {"pre", "lab"}
+    assert len({row.concept for row in page.concepts}) == len(page.concepts)
+    assert latent not in {near.latent for near in (*page.close, *page.together)}
+
+
+def test_a_study_can_end_before_its_saes(small: Small) -> None:
+    outcome = run_study(small.config(("study: small", "study: begun")), small.runs, print, last="prompts")
+    assert [event.stage for event in outcome.events] == ["prompts"]
+    assert "saes" not in json.loads((outcome.run / "card.json").read_text(encoding="utf-8"))
+
+
+def test_a_page_is_kept_when_nothing_on_it_changed(first: Outcome, small: Small) -> None:
+    outcome = small.run(("search_prompts: 8", "search_prompts: 8, top_prompts: 7"))
+    drawn, kept = outcome.events[-1].found["files"].values()
+    assert kept > drawn > 0
+    name = "site/concepts.html"
+    older, newer = (o.run / FOLDERS["dashboard"] / name for o in (first, outcome))
+    assert older.read_bytes() == newer.read_bytes()

@@ -73,6 +73,10 @@ class Bench:
             )
         return folder
 
+    def there(self, stage: str) -> bool:
+        """Whether a stage has left its folder."""
+        return (self.run.path / self._folders[stage]).is_dir()
+
     def digest(self, name: str) -> str:
         """Hash of an outside input, or of a finished stage's outputs."""
         if name in self.outside:

@@ -25,7 +25,7 @@ PACKAGES = (
 
 
 def study_card(bench: Bench) -> dict[str, Any]:
-    """The card of a run whose SAEs exist."""
+    """The card of a run; of its SAEs once they exist."""
     config = bench.config
     sections = config.model_dump(mode="json")
     seeds = {
@@ -41,7 +41,7 @@ def study_card(bench: Bench) -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "model folder": {"name": config.model.folder, "files": bench.outside["model"]},
         "SAE source": bench.outside["SAE source"],
-        **bench.facts,
+        **(bench.facts if bench.there("saes") else {}),
         "dtype": config.model.dtype,
         "device": config.model.device,
         "seeds": seeds,

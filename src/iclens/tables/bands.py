@@ -9,7 +9,6 @@ import numpy as np
 from iclens.errors import TableError
 from iclens.tables.arrays import Floats, Ints
 
-
 _ENDS = (0.025, 0.975)
 
 
@@ -61,7 +60,7 @@ def prompt_mean(values: Floats) -> Floats:
 
 
 def _quantiles(resampled: Floats) -> Floats:
-    """Ends of the 95 % interval over the resamples [resample value] that drew a prompt with a value, [2 value].
+    """Ends of the 95 % interval over resamples [resample value] that drew a prompt with a value, [2 value].
 
     NaN where none did.
     """

@@ -367,3 +367,9 @@ def test_what_is_not_of_the_rows_is_refused() -> None:
             ask({"latents": values})
     with pytest.raises(ConfigError, match="a probe needs a feature"):
         ask({"latents": noise(2)}, ks=(1, 0))
+
+
+def test_where_all_rows_have_one_label_no_feature_is_relevant() -> None:
+    values = np.random.default_rng(0).normal(size=(20, 3))
+    assert np.isnan(relevance(values, np.ones(20, dtype=bool))).all()
+    assert np.isfinite(relevance(values, np.arange(20) % 2 == 0)).all()

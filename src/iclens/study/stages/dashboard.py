@@ -32,13 +32,20 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     """Write `site/index.html` and the pages around it, and what other tools read of their latents."""
     results = Results(bench.run)
     view = site_view(bench, results)
-    earlier = bench.run.path / folder.name.removesuffix(".new") / SITE
-    built = build_site(view, folder / SITE, earlier=earlier, progress=_told(bench))
+    built = build_site(view, folder / SITE, earlier=_earlier(bench, folder), progress=_told(bench))
     rows = {row.key: row for row in view.latents}
     save_json(folder / LATENTS, [exported(page, rows[page.site, page.latent]) for page in view.pages])
     files = {"drawn": built.drawn, "kept from before": built.kept}
     found = {"latent pages": len(view.pages), "latents": len(view.latents), "files": files}
     return found | {"index": f"{SITE}/index.html"}
+
+
+def _earlier(bench: Bench, folder: Path) -> Path | None:
+    """This run's pages, or else those of the study's newest run that has any."""
+    name = f"{folder.name.removesuffix('.new')}/{SITE}"
+    others = sorted(bench.run.path.parent.glob(f"*/{name}"))
+    own = bench.run.path / name
+    return own if own.is_dir() else next(reversed(others), None)
 
 
 def _told(bench: Bench) -> Progress:

@@ -174,13 +174,14 @@ def relevance(values: Matrix, positive: NDArray[np.bool_]) -> Floats:
         positive: [row].
 
     Returns:
-        [feature]; NaN for a feature that is constant, or sparse and active on few rows (`FEWEST_ACTIVE`).
+        [feature]; NaN for a feature that is constant, or sparse and active on few rows (`FEWEST_ACTIVE`), and
+        for every feature where all rows have one label.
     """
     n_rows = len(positive)
     lift = positive - positive.mean()
     squares = cast("Floats", (values**2).mean(axis=0))
     spread = squares - np.asarray(values.mean(axis=0)) ** 2
-    live = spread > 1e-12 * squares
+    live = (spread > 1e-12 * squares) & (lift != 0).any()
     if isinstance(values, csr_array):
         live &= np.bincount(values.indices[values.data != 0], minlength=len(squares)) >= FEWEST_ACTIVE
     moved = (np.asarray(values.T @ lift) / n_rows) ** 2

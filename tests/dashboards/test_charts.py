@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from iclens.dashboards.charts import growth as additive_charts
+from iclens.dashboards.charts import patching as patching_charts
 from iclens.dashboards.charts import rendered as charts
 from iclens.dashboards.charts import svg
 from iclens.dashboards.records.growth import AccountRow, ArmCurve, InjectionRow, RungCount
+from iclens.dashboards.records.patching import Line, LinesView
 from iclens.dashboards.records.site import (
     BeliefCurve,
     Curve,
@@ -72,7 +74,8 @@ def test_ticks_stay_inside_any_range(low: float, span: float) -> None:
 def test_line_goes_through_its_values_and_leaves_a_gap() -> None:
     line = path_of(svg.line_chart([("task", CURVE)], "rises"), "line task")
     assert line.count("M") == 2
-    drawn = points(line)
+    assert line.endswith("h0"), "a point alone is drawn by its round cap"
+    drawn = list(dict.fromkeys(points(line)))
     assert len(drawn) == 3
     (x0, y0), (x1, y1), (x3, y3) = drawn
     assert (x3 - x0) / (x1 - x0) == pytest.approx(3, abs=0.01)
@@ -254,3 +257,53 @@ def test_names_that_are_cut_alike_stay_apart_and_none_is_a_word_of_javascript() 
 
 def test_roles_may_be_named_anything() -> None:
     assert charts.role_order({"9" * 5000, "²", "2", "lab"}) == ["lab", "2", "9" * 5000, "²"]
+
+
+def test_a_dot_stands_for_each_value_and_nothing_between_them() -> None:
+    apart = path_of(svg.dot_chart([(0, 0.0), (50, 0.0), (100, 0.0)], "three", "x"), "dots")
+    assert apart.count("z") == 3 and "h" not in apart
+    gap = path_of(
+        svg.dot_chart([(i, math.nan if i == 50 else 1.0) for i in range(100)], "a gap", "x"), "dots"
+    )
+    assert gap.count("h") == 2
+    whole = path_of(svg.dot_chart([(i, 1.0) for i in range(100)], "no gap", "x"), "dots")
+    assert whole.count("h") == 1 and "z" not in whole
+
+
+@pytest.mark.parametrize("kind", ["first", "second", "third", "model", "random"])
+def test_a_value_without_a_place_is_left_out_of_a_line_over_logarithms(kind: str) -> None:
+    """0 has no place on a log2 axis; the values at 1 and 4 have marks, and nothing leads to 0."""
+    sizes = Curve([0, 1, 4], [0.2, 0.1, 0.5], [0.1, 0.0, 0.4], [0.3, 0.2, 0.6])
+    view = LinesView("sets", "", [Line("greedy", kind, sizes)], "members", "share", (), "log2")
+    drawn = patching_charts.lines_chart(view)
+    assert "nan" not in drawn and "inf" not in drawn
+    marks = path_of(drawn, f"mark k-{kind}")
+    assert marks.count("M") == {"model": 4}.get(kind, 2)
+    assert path_of(drawn, f"line k-{kind}").count("M") == 1
+
+
+def place_of(drawing: Markup, written: str) -> float:
+    """x of a text that altair drew, in its group's units."""
+    found = [e.attrib for e in parsed(drawing).iter("text") if e.text == written]
+    assert len(found) == 1, (written, texts(drawing))
+    shift = re.search(r"translate\(([-\d.]+)", found[0].get("transform", ""))
+    return float(shift[1]) if shift else float(found[0]["x"])
+
+
+def test_a_number_without_an_interval_stands_at_its_bar() -> None:
+    """A number stands 4 pixels beyond its end: 10, its own value, and 20, that of its interval."""
+    rows = [AccountRow("a", 10.0, math.nan, math.nan, ""), AccountRow("b", 12.0, 8.0, 20.0, "")]
+    drawn = additive_charts.account_chart(rows)
+    near, far = (place_of(drawn, text) - 4 for text in ("10.0", "12.0"))
+    assert near > 0 and far == pytest.approx(2 * near, rel=0.01)
+
+
+def test_an_effect_without_an_interval_keeps_its_number_and_none_lies_on_a_bar() -> None:
+    rows = [
+        InjectionRow("L1.mlp_out", "up", 0.5, math.nan, math.nan, math.nan),
+        InjectionRow("L1.mlp_out", "wide", 0.5, 0.25, 1.0, math.nan),
+        InjectionRow("L1.mlp_out", "down", -0.5, -0.75, -0.25, math.nan),
+    ]
+    drawn = additive_charts.injection_chart(rows)
+    down, up, wide = (place_of(drawn, text) for text in ("down  −0.500", "up  0.500", "wide  0.500"))
+    assert wide - up == pytest.approx(up - down), "at 0, .5 and 1"

@@ -93,7 +93,7 @@ def test_an_empty_study_opens_quietly_too(browser: Browser, tmp_path: Path) -> N
     }
     view = SiteView("Empty", "Why?", latents=[row], pages=[LatentView("L0.mlp_out", 7)], **parts)
     pages = sorted(build_site(view, tmp_path / "site").index.parent.rglob("*.html"))
-    assert len(pages) == 8
+    assert len(pages) == 9
     for page in pages:
         browser.open(page, width=PHONE, scheme="dark")
         assert browser.complaints() == [], page.name

@@ -229,12 +229,28 @@ def test_another_site_comes_from_the_shard_and_back(browser: Browser, folder: Pa
         browser.until(f"document.getElementById('caption').textContent === '{name}'")
         assert browser.run(GRID) == expected_grid(MADE.prompts[1], site)
         assert browser.run(STATUS).startswith(f"{name} · ")
+        first = MADE.prompts[1].sites[site].latents[0].latent
+        assert browser.run("location.hash") == f"#latent={name}/{first}"
         links = browser.run(
             "[...document.querySelectorAll('#grid thead a')].map(a => a.getAttribute('href'))"
         )
         assert links == [f"../latents/{at}-{latent}.html" for at, latent in KEYS if at == name]
     assert browser.run(GRID) == written
     assert browser.complaints() == []
+
+
+@pytest.mark.browser
+def test_of_two_sites_asked_for_at_once_the_later_is_shown(browser: Browser, folder: Path) -> None:
+    browser.open(folder / "prompts" / "2.html")
+    browser.run(
+        "(() => { const s = document.getElementById('site');"
+        " for (const name of ['L2.mlp_out', 'L1.resid_post'])"
+        " { s.value = name; s.dispatchEvent(new Event('change')); }"
+        " iclens.need(s.dataset.rows).then(() => setTimeout(() => { window.given = true; })); })()"
+    )
+    browser.until("window.given")
+    assert browser.run("document.getElementById('site').value") == "L1.resid_post"
+    assert browser.run(GRID) == expected_grid(MADE.prompts[1], 0)
 
 
 @pytest.mark.browser
@@ -280,6 +296,9 @@ def test_a_missing_shard_is_said_and_the_page_goes_on(browser: Browser, tmp_path
     assert "data/prompts/1.js" in browser.until(f"{STATUS}.includes('missing') && {STATUS}")
     assert browser.run("document.getElementById('site').value") == "L1.resid_post"
     assert browser.run(GRID) == expected_grid(MADE.prompts[0], 0)
+    browser.open(f"{(site / 'prompts' / '1.html').resolve().as_uri()}#latent=L1.resid_post/9")
+    assert browser.run(STATUS).startswith("L1.resid_post · 9, largest")
+    assert not [url for url in browser.requested() if url.endswith("data/prompts/1.js")]
 
 
 @pytest.mark.browser

@@ -117,3 +117,29 @@ def test_progress_is_told_page_by_page(view: SiteView, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     built = build_site(view, tmp_path / "site", progress=lambda done, total: told.append((done, total)))
     assert told == [(i, built.drawn) for i in range(1, built.drawn + 1)]
+
+
+def test_a_page_that_was_cut_short_is_drawn_again(view: SiteView, folder: Path) -> None:
+    page = folder / view.latents[0].page
+    text = page.read_bytes()
+    page.unlink()
+    page.write_bytes(text[:100])
+    assert build_site(view, folder).drawn == 1
+    assert page.read_bytes() == text
+
+
+def test_a_swap_that_fails_leaves_the_earlier_site(
+    view: SiteView, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, rename = (folder / "index.html").read_bytes(), Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if target == folder and not self.name.endswith("-old"):
+            raise OSError("no more inodes")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="no more inodes"):
+        build_site(replace(view, title="another"), folder)
+    assert (folder / "index.html").read_bytes() == before
+    assert [path.name for path in folder.parent.iterdir()] == ["site"]

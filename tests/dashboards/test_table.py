@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,42 +19,9 @@ from iclens.dashboards.site import build_site
 
 from .chromium import Browser
 from .made_up import HOSTILE, make_view
+from .table_reader import FOCUS, NAMES, ROWS, STATUS, enter, expect, names, show
 
-VIEW = make_view()
-ROWS = VIEW.latents
-STATUS = "document.getElementById('status').textContent"
-NAMES = "[...document.querySelectorAll('#table tbody [aria-rowindex] th')].map(cell => cell.textContent)"
-FOCUS = "document.activeElement"
 browser_test = pytest.mark.browser
-
-
-def names(rows: Sequence[LatentRow]) -> list[str]:
-    """What stands in the first column."""
-    return [f"{row.site} · {row.latent}" for row in rows]
-
-
-def show(browser: Browser, site: Path, asked: str = "", **window: int) -> None:
-    """Open the table, with what a link asks for, and wait for its rows."""
-    browser.open(f"{(site / 'latents.html').resolve().as_uri()}#{asked}", **window)
-    browser.until(STATUS)
-
-
-def enter(browser: Browser, field: str, value: str) -> None:
-    """Put a value into a control, as a reader does."""
-    browser.run(
-        f"(() => {{ const field = document.getElementById('{field}'); field.value = {json.dumps(value)};"
-        " field.dispatchEvent(new Event('input', { bubbles: true })); })()"
-    )
-
-
-def expect(browser: Browser, rows: Sequence[LatentRow]) -> None:
-    """Exactly these rows are found, in this order, and the first of them stand there."""
-    shown = browser.run(NAMES)
-    assert shown == names(rows)[: len(shown)]
-    assert len(shown) >= min(len(rows), 18)
-    said = browser.run(STATUS)
-    assert f" of {len(rows)}" in said if rows else said.startswith("No latent matches")
-    assert ("(240 in all)" in said) is (len(rows) < 240)
 
 
 @pytest.fixture(scope="module")
@@ -245,28 +212,17 @@ def test_a_link_and_back_restore_what_was_shown(browser: Browser, long_site: Pat
 
 
 @browser_test
-def test_a_link_that_asks_for_what_is_not_there_says_so(browser: Browser, site: Path) -> None:
-    asked = "site=L9.none&sort=shape&columns=density,colour&effect=-1&hue=3&row=0x2&constructor=1"
-    show(browser, site, asked)
-    said = browser.run(STATUS)
-    for part in ("site L9.none", "sort shape", "columns colour", "effect -1", "hue 3", "row 0x2"):
-        assert part in said
-    assert "constructor 1" in said and " of 240. The link asked for what is not here" in said
-    show(browser, site, "row=999")
-    assert browser.run(STATUS).endswith("row 999") and "–240 of 240" in browser.run(STATUS)
-    enter(browser, "search", "l2")
-    assert "not here" not in browser.run(STATUS)
-    browser.run("location.hash = 'site=L1.mlp_out'")
-    browser.until(f"{STATUS}.includes('of 40 ')")
-    browser.run("location.hash = 'main'")
-    assert " of 40 " in browser.run(STATUS)
-
-
-@browser_test
 def test_the_table_is_used_by_keyboard_alone(browser: Browser, site: Path) -> None:
     show(browser, site)
     browser.press("/", 191)
-    assert browser.run(f"{FOCUS}.id") == "search"
+    assert browser.run(f"{FOCUS} === document.body"), "a key that is a character works only in the table"
+    for place in ("region", "paged", "forth"):
+        browser.run(f"document.getElementById('{place}').focus()")
+        browser.press("/", 191)
+        assert browser.run(f"{FOCUS}.id") == "search", place
+    browser.press("/", 191)
+    assert browser.run("document.getElementById('search').value") == "/", "in a field it is a character"
+    browser.run("document.getElementById('search').select()")
     browser.type("grows")
     for _ in range(40):
         browser.press("Tab", 9)
@@ -385,15 +341,3 @@ def test_hostile_words_stay_words(browser: Browser, site: Path) -> None:
     assert sorted(browser.run(options)) == sorted({"", *(row.label for row in ROWS)})
     assert browser.run("document.querySelectorAll('img, main script').length") == 0
     assert browser.complaints() == []
-
-
-@browser_test
-def test_a_printed_table_is_its_rows(browser: Browser, site: Path) -> None:
-    show(browser, site)
-    browser.media("print")
-    for selector in ("#controls", "#pager", ".space"):
-        assert browser.run(f"getComputedStyle(document.querySelector('{selector}')).display") == "none"
-    assert browser.run("document.getElementById('region').scrollHeight") == browser.run(
-        "document.getElementById('region').clientHeight"
-    )
-    browser.media("screen")

@@ -14,12 +14,21 @@ from .chromium import DESKTOP, PHONE, Browser
 from .test_accessibility import GRAVE, violations
 
 HOSTILE = "</style><script>alert(1)</script>{{ 7*7 }}\u202e\x00"
-QUALITY = {"l0": 32.0, "fvu": 0.04, "fvu_pre": 0.05, "ce_recovered": 0.98, "ce_recovered_pre": None, "kl": 0.1}
+QUALITY = {
+    "l0": 32.0,
+    "fvu": 0.04,
+    "fvu_pre": 0.05,
+    "ce_recovered": 0.98,
+    "ce_recovered_pre": None,
+    "kl": 0.1,
+}
 
 
 def report() -> str:
     """The report of two SAEs with hostile names."""
-    rows = [{"sae_id": "a", "low": 10.0**-i, "high": 10.0 ** (1 - i), "n_latents": 3 * i} for i in range(1, 5)]
+    rows = [
+        {"sae_id": "a", "low": 10.0**-i, "high": 10.0 ** (1 - i), "n_latents": 3 * i} for i in range(1, 5)
+    ]
     card = {
         "model": {"name": HOSTILE, "fingerprint": "12ab"},
         "config": {"training": {"tokens": 600_000, "note": HOSTILE}},

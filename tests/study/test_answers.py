@@ -1,5 +1,6 @@
 """What a run answers with: frames that explain, draw and save themselves, read once and by site."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -148,6 +149,31 @@ def test_an_unknown_column_keeps_pandas_error_and_names_the_nearest(run: iclens.
     with pytest.raises(pd.errors.UndefinedVariableError) as undefined:
         run.growth.query("slop > 1")
     assert undefined.value.__notes__[0].startswith("Nearest: slope")
+
+
+def test_an_unknown_attribute_names_the_nearest(run: iclens.Run) -> None:
+    with pytest.raises(AttributeError, match=r"growth has no 'qurey'\. Nearest: query"):
+        run.growth.qurey  # noqa: B018
+    with pytest.raises(AttributeError, match=r"Nearest: slope"):
+        run.growth.slpe  # noqa: B018
+    assert not hasattr(run.growth, "_nothing")
+    with pytest.raises(AttributeError, match="sparse"):
+        run.growth.sparse  # noqa: B018
+    assert "slope" in dir(run.growth)
+    pd.testing.assert_frame_equal(copy.deepcopy(run.quality).df, run.quality.df)
+
+
+def test_a_named_index_is_kept(run: iclens.Run, tmp_path: Path) -> None:
+    means = run.growth.groupby("site").mean(numeric_only=True)
+    assert pd.read_csv(means.save(tmp_path / "m.csv"))["site"].tolist() == list(run.sites)
+    assert pd.read_parquet(means.save(tmp_path / "m.parquet"))["site"].tolist() == list(run.sites)
+    assert "L1.mlp_out" in means._repr_html_()
+    both = run.growth.set_index(["site", "latent"]).save(tmp_path / "two.csv")
+    assert pd.read_csv(both, nrows=1).columns[:2].tolist() == ["site", "latent"]
+    twice = run.growth.set_index("site", drop=False).head(2)
+    assert pd.read_csv(twice.save(tmp_path / "t.csv")).columns.tolist() == list(run.growth.columns)
+    plain = run.growth.query("slope > 0").head(2).save(tmp_path / "p.csv")
+    assert pd.read_csv(plain).columns.tolist() == list(run.growth.columns)
 
 
 def test_an_unknown_table_names_the_nearest(run: iclens.Run) -> None:

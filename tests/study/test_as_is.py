@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from iclens.cli.main import app
-from iclens.errors import RunError, SiteError
+from iclens.errors import RunError
 from iclens.study.flow import FOLDERS
 from iclens.study.pages.as_is import write_as_is
 from iclens.study.pipeline import Outcome
@@ -84,5 +84,7 @@ def test_named_latents_get_a_page_first(copy: Path) -> None:
     assert {"L2.resid_post-5.html", "L2.resid_post-7.html"} < pages
     strange = config.replace("  latents: {}\n", "  latents: {L2.resid_post: [192]}\n")
     (copy / "config.yaml").write_text(strange, encoding="utf-8")
-    with pytest.raises(SiteError, match=r"latent 192 of L2\.resid_post: its SAE has 192"):
-        write_as_is(copy)
+    index = write_as_is(copy)
+    said = told(index)
+    assert "latent 192 of L2.resid_post (its SAE has 192): pages of latents" in said
+    assert "384 latents" in (index.parent / "latents.html").read_text(encoding="utf-8")

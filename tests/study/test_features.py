@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import iclens
@@ -91,6 +92,41 @@ def test_what_cannot_be_is_one_line(seen: iclens.Run, tmp_path: Path, ask, kind,
     with pytest.raises(kind) as caught:
         ask(seen, tmp_path)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        ("[1, 2]", "of another form at 0"),
+        ("{}", "of another form"),
+        (
+            '[{"site": "L2.resid_post", "latent": 5, "density": null}]',
+            "latent 5 of L2.resid_post is of another",
+        ),
+        (
+            '[{"site": "L2.resid_post", "latent": 5, "density": 1, "prompts": [{}]}]',
+            "latent 5 of L2.resid_post",
+        ),
+    ],
+)
+def test_damaged_pages_are_one_line_and_leave_the_rest(first, tmp_path: Path, held: str, words: str) -> None:
+    path = Path(shutil.copytree(first.run, tmp_path / first.run.name))
+    (path / FOLDERS["dashboard"] / "latents.json").write_text(held, encoding="utf-8")
+    features = iclens.open(path).features("L2.resid_post", [5])
+    with pytest.raises(TableError, match=words):
+        features.batch  # noqa: B018
+    with pytest.warns(RunWarning, match=r"unreadable.*there is no batch"):
+        out = features.save(tmp_path / "out")
+    assert sorted(file.name for file in out.iterdir()) == ["found.json", "quick_list.json"]
+    assert len(features.found[0]["growth"]) == 2
+
+
+def test_latents_are_one_or_several_integers(seen: iclens.Run) -> None:
+    assert seen.features("L2.resid_post", 5).latents == (5,)
+    assert seen.features("L2.resid_post", np.array([5, 3, 5])).latents == (5, 3)
+    for value in ([5.5], True, "5"):
+        with pytest.raises(SiteError, match="not whole numbers"):
+            seen.features("L2.resid_post", value)
 
 
 def test_it_is_shown(seen: iclens.Run) -> None:

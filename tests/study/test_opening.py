@@ -111,6 +111,40 @@ def test_a_changed_file_is_found_by_its_hash_alone(copy: Path) -> None:
     )
 
 
+def test_files_that_no_stage_wrote_are_named(copy: Path) -> None:
+    stage = copy / FOLDERS["growth"]
+    (stage / "mine.csv").write_text("a", encoding="utf-8")
+    (stage / "more").mkdir()
+    (stage / "more" / "b.txt").write_text("b", encoding="utf-8")
+    for i in range(7):
+        (copy / FOLDERS["dose"] / f"copy{i}.parquet").write_bytes(b"")
+    run, said = opened(copy)
+    assert said == [] and run.problems == ()
+    assert run.check() == (
+        "06_dose: its stage did not write 7 of its files, such as copy0.parquet",
+        "07_growth/mine.csv: its stage did not write it",
+        "07_growth/more/b.txt: its stage did not write it",
+    )
+
+
+def test_a_config_that_the_folder_is_not_named_after(copy: Path) -> None:
+    named, text = copy.name[-8:], (copy / "config.yaml").read_text(encoding="utf-8")
+    fewer = text.replace("  split_seed: 0\n", "")
+    assert fewer != text
+    (copy / "config.yaml").write_text(fewer, encoding="utf-8")
+    assert opened(copy)[0].check() == (), "a default that is not written out is the same config"
+    (copy / "config.yaml").write_text(text.replace("split_seed: 0", "split_seed: 5"), encoding="utf-8")
+    run, said = opened(copy)
+    assert said == [] and len(run.check()) == 1
+    assert run.check()[0].startswith("config.yaml: its hash is ")
+    assert run.check()[0].endswith(f", the folder is named {named}")
+    other = copy.rename(copy.with_name("mine"))
+    assert opened(other)[0].check() == (), "a folder that bears no hash"
+    (other / "config.yaml").write_text(f"{text}more: 1\n", encoding="utf-8")
+    other = other.rename(other.with_name(copy.name))
+    assert not any("its hash is" in line for line in opened(other)[0].check())
+
+
 @pytest.mark.parametrize("text", [None, "a: [", "- 1", "{study: 3, prompts: x}"])
 def test_a_config_that_cannot_be_read_leaves_the_tables(copy: Path, text: str | None) -> None:
     if text is None:

@@ -17,7 +17,7 @@ from iclens.study.flow import FOLDERS
 from iclens.study.pages import self_tests
 from iclens.study.pages.how import how, words
 from iclens.study.pages.patch_tables import Tables
-from iclens.study.pages.patching import heads, patching, sweeps
+from iclens.study.pages.patching import patching
 from iclens.study.results import TABLES, Results
 from iclens.study.runfolder import RunFolder
 from iclens.study.store import save_json
@@ -97,7 +97,8 @@ def test_a_run_without_a_stage_has_no_part_and_says_so_for_each(fake: Fake) -> N
     assert view.graded is None and view.direct is None and view.screens is None
     assert view.reasons["sweep"] == "Not run: the stage `sweep` has left no sweep.parquet."
     assert view.reasons["rungs"] == "Not run: the stage `patch` has left no ladder.parquet."
-    assert sweeps(fake.results) == heads(fake.results) == []
+    view = patching(fake.results)
+    assert list(view.sweeps) == list(view.heads) == []
 
 
 def test_a_damaged_or_empty_table_is_told_from_a_missing_one(fake: Fake) -> None:

@@ -23,13 +23,23 @@ from importlib import resources
 from pathlib import Path
 
 from iclens.dashboards.inert import inert
-from iclens.dashboards.pages import concepts, growth, how, index, latent, latents, patching, prompts
+from iclens.dashboards.pages import (
+    concepts,
+    growth,
+    how,
+    index,
+    latent,
+    latents,
+    patching,
+    prompts,
+    words,
+)
 from iclens.dashboards.pages.page import Chrome, Page, Place
 from iclens.dashboards.records.site import SiteView
 from iclens.errors import RunError
 
 MARKER = ".iclens-site"
-"""Marks a folder as a site, and holds the key of each of its pages."""
+"""Marks a folder as a site, and holds key and size of each of its pages."""
 
 Progress = Callable[[int, int], None]
 
@@ -80,7 +90,7 @@ def site_pages(view: SiteView) -> Iterator[Page]:
     """Every file of the site but its assets."""
     view = inert(view)
     chrome = _chrome(view)
-    for kind in (index, growth, latents, latent, prompts, patching, concepts, how):
+    for kind in (index, growth, latents, latent, prompts, patching, concepts, how, words):
         yield from kind.pages(view, chrome)
 
 
@@ -111,7 +121,11 @@ def _swap(scratch: Path, out: Path) -> None:
         return
     old = scratch.with_name(scratch.name + "-old")
     out.rename(old)
-    scratch.rename(out)
+    try:
+        scratch.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
     shutil.rmtree(old)
 
 
@@ -123,12 +137,14 @@ def _write(pages: list[Page], folder: Path, earlier: Path, progress: Progress) -
     for done, page in enumerate(pages, start=1):
         target = folder / page.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        if before.get(page.path) == keys[page.path] and _link(earlier / page.path, target):
+        key, size = before.get(page.path, ("", -1))
+        if key == keys[page.path] and _take_over(earlier / page.path, target, size):
             kept += 1
         else:
             target.write_text(page.write(), encoding="utf-8")
         progress(done, len(pages))
-    (folder / MARKER).write_text(json.dumps(keys, indent=0) + "\n", encoding="utf-8")
+    record = {path: [key, (folder / path).stat().st_size] for path, key in keys.items()}
+    (folder / MARKER).write_text(json.dumps(record, indent=0) + "\n", encoding="utf-8")
     return len(pages) - kept, kept
 
 
@@ -138,18 +154,20 @@ def _write_assets(folder: Path) -> None:
         (folder / source.name).write_bytes(source.read_bytes())
 
 
-def _keys(site: Path) -> dict[str, str]:
-    """Keys of an earlier site's pages; none where there is no site, or its record is damaged."""
+def _keys(site: Path) -> dict[str, tuple[str, int]]:
+    """Key and size of an earlier site's pages; none where there is no site, or its record is damaged."""
     try:
         found = json.loads((site / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {str(path): (str(key), int(size)) for path, (key, size) in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
-def _link(source: Path, target: Path) -> bool:
-    """Take a page over; False where it is gone. Files of a site are never changed in place."""
+def _take_over(source: Path, target: Path, size: int) -> bool:
+    """Link a page of that size, or copy it; False where it is gone or another. No file is changed in place."""
     try:
+        if source.stat().st_size != size:
+            return False
         os.link(source, target)
     except FileNotFoundError:
         return False

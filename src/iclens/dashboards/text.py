@@ -8,6 +8,7 @@ otherwise be invisible or reorder the line.
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from functools import lru_cache
 
@@ -16,6 +17,11 @@ _MINUS = "−"
 _VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍", "": "∅"}
 _CONTINUES = "·"
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}
+
+
+def minus(words: str) -> str:
+    """Words with a true minus sign before each negative number."""
+    return re.sub(r"(?<![\w)\]])-(?=\.?\d)", _MINUS, words)
 
 
 def three_digits(value: float) -> float | None:
@@ -53,8 +59,11 @@ def count(value: int) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage: 1.2 %."""
-    return DASH if math.isnan(share) else f"{100 * share:.2g} %".replace("1e+02", "100")
+    """A share as a percentage, as numbers are written: 1.2 %."""
+    if math.isnan(share):
+        return DASH
+    value = float(f"{100 * share:.2g}")
+    return f"{value:g} %" if value == 0 or 0.01 <= abs(value) < 1000 else f"{number(value)} %"
 
 
 def interval(low: float, high: float) -> str:

@@ -56,18 +56,22 @@ def training_page(
         )
         for key, title, about in _PANELS
     ]
-    return environment().get_template("training.html.j2").render(
-        style=Markup(style),
-        card=card,
-        figures=_FIGURES,
-        tables=[
-            ("held-out contexts", names.items()),
-            ("prompts of the tasks mixed in", _prompts(card, names)),
-        ],
-        panels=panels,
-        densities=_densities(card, names),
-        pace=curve(pace, "tokens_per_second", "Pace in tokens per second"),
-        last={name: lines[-1] for name, lines in metrics.items() if lines},
+    return (
+        environment()
+        .get_template("training.html.j2")
+        .render(
+            style=Markup(style),
+            card=card,
+            figures=_FIGURES,
+            tables=[
+                ("held-out contexts", names.items()),
+                ("prompts of the tasks mixed in", _prompts(card, names)),
+            ],
+            panels=panels,
+            densities=_densities(card, names),
+            pace=curve(pace, "tokens_per_second", "Pace in tokens per second"),
+            last={name: lines[-1] for name, lines in metrics.items() if lines},
+        )
     )
 
 

@@ -102,8 +102,9 @@ def ask(figures: Figures) -> FalsifierTable:
 def _nothing_grows(f: Figures) -> Outcome:
     if f.n_tested == 0:
         return None, "No latent was active often enough to be tested."
-    found = f"{f.n_grows} of {f.n_tested} latents grow, {f.n_confirmed} of {f.n_shortlisted} short-listed"
-    return f.n_confirmed == 0, f"{found} ones are confirmed on held-out prompts."
+    found = f"{f.n_grows} of {f.n_tested} tests, of a latent at a role, grow"
+    confirmed = f"{f.n_confirmed} of {f.n_shortlisted} short-listed ones are confirmed on held-out prompts"
+    return f.n_confirmed == 0, f"{found}; {confirmed}."
 
 
 def _not_additive(f: Figures) -> Outcome:
@@ -112,14 +113,18 @@ def _not_additive(f: Figures) -> Outcome:
     belief = f.belief_exponent.known and f.belief_exponent.high < ADDITIVE[0]
     latents = f.n_shaped > 0 and f.n_sublinear > f.n_shaped / 2
     shown = f"the answer's log-odds grow as n^{f.belief_exponent}" if f.belief_exponent.known else ""
-    counted = f"{f.n_sublinear} of {f.n_shaped} growing latents saturate or step" if f.n_shaped else ""
+    counted = (
+        f"{f.n_sublinear} of the {f.n_shaped} whose shape could be judged saturate or step"
+        if f.n_shaped
+        else ""
+    )
     return belief or latents, _sentence("; ".join(part for part in (shown, counted) if part))
 
 
 def _in_controls(f: Figures) -> Outcome:
     if f.n_rising < 0:
         return None, "Trajectories without their controls were not measured."
-    found = f"{f.n_grows} latents rise beyond every control, {f.n_rising} in the task's own arm; of the "
+    found = f"{f.n_grows} tests find a rise beyond every control, {f.n_rising} in the task's own arm; of the "
     found += f"{f.n_confirmed} confirmed, {f.n_own} do both, the others rise because a control falls"
     return f.n_rising > 0 and f.n_own == 0, _sentence(found)
 

@@ -35,13 +35,17 @@ Place = tuple[Site, str]
 
 
 def test_growth(
-    treated: LatentActs, control: LatentActs, *, q: float = 0.05, decoder_norm: Floats | None = None
+    treated: LatentActs,
+    control: LatentActs | Sequence[LatentActs],
+    *,
+    q: float = 0.05,
+    decoder_norm: Floats | None = None,
 ) -> GrowthTable:
     """Verdicts for the latents of one site and role, taken as the whole study.
 
     Args:
         treated: arm T.
-        control: arm S on the paired prompts.
+        control: arm S on the paired prompts; or several controls, of which the first gives the slopes shown.
         q: false discovery rate.
         decoder_norm: length of every latent's decoder row, [latent], 1 by default; scales slopes, not p.
 
@@ -49,9 +53,15 @@ def test_growth(
         One row per latent of the SAE.
 
     Raises:
-        TableError: when the arms are not comparable or hold identical activations.
+        TableError: when the arms are not comparable, two of them hold identical activations, or there is no
+            control.
     """
-    return _verdicts([(treated, [slope_moments(treated, control)], decoder_norm)], q)
+    controls = [control] if isinstance(control, LatentActs) else list(control)
+    if not controls:
+        raise TableError("paired arms", "no control", "Pair them.")
+    for first, second in combinations(controls, 2):
+        check_comparable(first, second)
+    return _verdicts([(treated, [slope_moments(treated, other) for other in controls], decoder_norm)], q)
 
 
 def test_arms(
@@ -160,10 +170,12 @@ def _reasons(against: Sequence[SlopeMoments]) -> np.ndarray:
         f"active in {n} of {against[0].n_prompts} prompt pairs, {MIN_ACTIVE} needed"
         for n in range(MIN_ACTIVE)
     ]
-    known = np.array(["", "never active", "the arms do not differ", *few], dtype=object)
+    silent = "never active in the tested arm"
+    known = np.array(["", "never active", "the arms do not differ", *few, silent], dtype=object)
     code = np.where(
         n_active >= MIN_ACTIVE,
         np.where(n_differing == 0, 2, 0),
         3 + np.minimum(n_active, MIN_ACTIVE - 1),
     )
-    return known[np.where(n_active == 0, 1, code)]
+    elsewhere = np.max([m.n_active for m in against], axis=0) > 0
+    return known[np.where(n_active == 0, np.where(elsewhere, len(known) - 1, 1), code)]

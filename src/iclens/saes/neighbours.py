@@ -3,8 +3,8 @@
     cosine(f, g) = W_dec[f] · W_dec[g] / (|W_dec[f]| |W_dec[g]|)
     correlation(f, g) = Pearson r over tokens of the gated activations
 
-Both look through the whole SAE. A latent that is never active has no correlation, and a decoder row of zero
-length no cosine: neither is anyone's neighbour.
+Both look through the whole SAE and name only what is above zero. A latent that is never active, or always
+equally, has no correlation, and a decoder row of zero length no cosine: neither is anyone's neighbour.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from scipy.sparse import csr_array
 from iclens.saes.load import Sae
 from iclens.tables.arrays import Floats, Ints
 
+_LEAST_SPREAD = 1e-9
+"""Share of a latent's mean square that its variance must exceed; below, it is rounding."""
 _CELLS = 1 << 26
 """Cosines held at a time."""
 
@@ -68,7 +70,9 @@ def by_activation(activations: csr_array, latents: Sequence[int], n: int = 6) ->
     held = csr_array(activations).astype(np.float64)
     n_tokens = max(cast("tuple[int, int]", held.shape)[0], 1)
     mean = np.asarray(held.sum(axis=0)).ravel() / n_tokens
-    spread = np.sqrt(np.maximum(np.asarray(held.power(2).sum(axis=0)).ravel() / n_tokens - mean**2, 0.0))
+    squares = np.asarray(held.power(2).sum(axis=0)).ravel() / n_tokens
+    varies = squares - mean**2 > _LEAST_SPREAD * squares
+    spread = np.sqrt(np.where(varies, squares - mean**2, np.nan))
     found = []
     columns = held.tocsc()
     for f in latents:
@@ -79,8 +83,8 @@ def by_activation(activations: csr_array, latents: Sequence[int], n: int = 6) ->
 
 
 def _nearest(values: Floats, own: int, n: int) -> Near:
-    """The `n` largest, without the latent itself and without undefined or zero ones."""
-    held = np.where(np.isfinite(values) & (values != 0), values, -np.inf)
+    """The `n` largest that are above zero, without the latent itself and without undefined ones."""
+    held = np.where(np.isfinite(values) & (values > 0), values, -np.inf)
     held[own] = -np.inf
     n = min(n, int(np.isfinite(held).sum()))
     largest = np.argpartition(-held, n - 1)[:n] if n else np.array([], dtype=np.int64)

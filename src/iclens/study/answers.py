@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 
 from iclens.errors import nearest
-from iclens.study.exports import save_answer
+from iclens.study.exports import indexed, save_answer
 from iclens.study.meanings import meanings_of
 
 if TYPE_CHECKING:
@@ -95,6 +95,22 @@ class Answer(pd.DataFrame):
                 return super().__getitem__(key)
         return super().__getitem__(key)
 
+    def __getattr__(self, name: str) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As pandas' own; the error of an unknown name also names the nearest columns and methods.
+
+        Raises:
+            AttributeError: for an unknown name.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or hasattr(type(self), name):
+                raise
+            offered = [*map(str, self.columns), *(own for own in dir(type(self)) if own[0] != "_")]
+            raise AttributeError(
+                f"{self.table or 'a frame'} has no '{name}'. {nearest(name, offered)}."
+            ) from None
+
     @contextmanager
     def _nearest_noted(self, name: str | None = None) -> Iterator[None]:
         try:
@@ -113,6 +129,7 @@ class Answer(pd.DataFrame):
 
 def frame_html(title: str, frame: pd.DataFrame, note: str = "") -> str:
     """A title with the number of rows, and the first 20 rows, as HTML in which all text is escaped."""
+    frame = indexed(frame)
     n = len(frame)
     shown = f"{n:,} row{'' if n == 1 else 's'}" + (f", the first {_ROWS} shown" if n > _ROWS else "")
     head = f"<p><b>{escape(title)}</b>: {shown}{escape(note)}</p>"

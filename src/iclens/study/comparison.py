@@ -1,11 +1,12 @@
 """What differs between two runs? Settings, inputs and versions; and a table of both, row beside row.
 
 Rows are joined on the key of their table. A latent id means the same in both runs only where both used the
-same SAE, so rows that name latents are joined there alone.
+same SAE, so rows of tables that name latents are joined there alone.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from html import escape
@@ -29,8 +30,10 @@ from iclens.study.results import TABLES
 if TYPE_CHECKING:
     from iclens.study.query import Run
 
-_NAMES_LATENTS = ("latent", "latents", "response")
-"""Key columns that name latents; a response may be a latent's, `L2.mlp_out pre 7`, or the model's."""
+_IDS = ("latent", "latents", "worst_latent", "other", "match")
+"""Columns that hold latent ids, of which there is no difference; `other` may also be a name."""
+_NAMES_LATENTS = ("latent", "latents", "worst_latent", "response")
+"""Columns that name latents; a response may be a latent's, `L2.mlp_out pre 7`, or the model's."""
 _DRAWN = 2000
 
 
@@ -47,9 +50,9 @@ class Comparison:
 
     @cached_property
     def differences(self) -> Answer:
-        """A row per config key, input hash or version that is not the same: what, a, b."""
+        """A row per config key, input hash or version that is not the same: what, a, b (– where it lacks)."""
         held = [_facts(run) for run in (self.a, self.b)]
-        keys = list(dict.fromkeys([*held[0], *held[1]]))
+        keys = dict.fromkeys([*held[0], *held[1]])
         rows = [(key, held[0].get(key, "–"), held[1].get(key, "–")) for key in keys]
         found = [(what, a, b) for what, a, b in rows if a != b]
         return Answer.of(pd.DataFrame(found, columns=["what", "a", "b"]), "differences")
@@ -66,7 +69,8 @@ class Comparison:
         every = dict.fromkeys([*_sae_ids(self.a), *_sae_ids(self.b)])
         others = [site for site in every if site not in self.same_saes]
         parts = [f"latents of {', '.join(self.same_saes)} are compared"] if self.same_saes else []
-        parts += [f"those of {', '.join(others)} are not: their SAEs differ"] if others else []
+        subject = "those" if parts else "latents"
+        parts += [f"{subject} of {', '.join(others)} are not compared: their SAEs differ"] if others else []
         return "; ".join(parts)
 
     def table(self, name: str = "growth", site: str | Site | None = None) -> Answer:
@@ -86,11 +90,10 @@ class Comparison:
         """
         kind = TABLES[known("table", name, tuple(TABLES))][1]
         frames = [run.table(name, site).df for run in (self.a, self.b)]
-        lacking = [key for key in kind.KEY if any(key not in frame for frame in frames)]
-        if lacking:
-            raise TableError(f"{name} of two runs", f"one lacks {lacking[0]}", "Compare runs of one version.")
-        if any(key in _NAMES_LATENTS for key in kind.KEY):
-            frames = [self._comparable(frame, name) for frame in frames]
+        for frame in frames:
+            _both(frame, name, *kind.KEY)
+        if any(column in _NAMES_LATENTS for column in kind.COLUMNS):
+            frames = self._comparable(frames)
         key = list(kind.KEY)
         for run, frame in zip((self.a, self.b), frames, strict=True):
             if frame.duplicated(key).any():
@@ -111,9 +114,9 @@ class Comparison:
 
     @property
     def changed(self) -> Answer:
-        """How many latents have which verdict in a and in b: verdict_a, verdict_b, latents."""
-        joined = self.table().df
-        counts = joined.groupby(["verdict_a", "verdict_b"], sort=False).size().rename("latents")
+        """How many growth tests, of a latent at a role, have which verdict: verdict_a, verdict_b, tests."""
+        joined = _both(self.table().df, "growth", "verdict_a", "verdict_b")
+        counts = joined.groupby(["verdict_a", "verdict_b"], sort=False).size().rename("tests")
         return Answer.of(counts.reset_index(), "")
 
     def plot(self, name: str = "growth") -> alt.TopLevelMixin:
@@ -123,7 +126,8 @@ class Comparison:
             SiteError, RunError, TableError: as `table`; TableError when the table has no number to draw.
         """
         axis = main_axis(name)
-        joined = self.table(name).df.dropna(subset=[f"{axis.column}_a", f"{axis.column}_b"])
+        drawn = tuple(f"{axis.column}_{end}" for end in ("a", "b", "difference"))
+        joined = _both(self.table(name).df, name, *drawn).dropna(subset=list(drawn))
         if joined.empty:
             raise TableError(
                 f"plot of {name}", f"no row has {axis.column} in both runs", "Read it as a table."
@@ -145,14 +149,18 @@ class Comparison:
         """
         return save_answer(path, lambda: self.df, self.plot)
 
-    def _comparable(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    def _comparable(self, frames: list[pd.DataFrame]) -> list[pd.DataFrame]:
         """Rows that name no latent, or one of an SAE that both runs used."""
-        sites = frame["site"] if "site" in frame else frame["response"].str.extract(r"^(L\d+\.\w+) ")[0]
-        free = frame["latents"] == "" if "latents" in frame else sites.isna()
-        kept = frame[free | sites.isin(self.same_saes)]
-        if kept.empty and not frame.empty:
-            asked = f"{name} of two runs"
-            raise SiteError(asked, self.sites_said or "they share no site", "Compare runs of the same SAEs.")
+        places = [_sites_of(frame) for frame in frames]
+        kept = [
+            frame[sites.isin(self.same_saes) | (sites == "")]
+            for frame, sites in zip(frames, places, strict=True)
+        ]
+        if any(part.empty and not frame.empty for part, frame in zip(kept, frames, strict=True)):
+            others = dict.fromkeys(str(site) for sites in places for site in sites.unique())
+            where = ", ".join(site for site in others if site and site not in self.same_saes)
+            remedy = "Other tables compare, such as table('beliefs')."
+            raise SiteError(f"latents cannot be matched at {where}", "the runs' SAEs differ", remedy)
         return kept
 
     def __repr__(self) -> str:
@@ -167,21 +175,21 @@ class Comparison:
         )
         head += frame_html("differences", self.differences.df)
         try:
-            changed = self.changed.df
+            changed, said = self.changed.df, self.sites_said
         except IclensError as problem:
             return head + f"<p>{escape(str(problem))}</p>"
-        return head + f"<p>{escape(self.sites_said)}</p>" + frame_html("verdicts", changed)
+        return head + f"<p>{escape(said)}</p>" + frame_html("verdicts", changed)
 
 
 def _facts(run: Run) -> dict[str, str]:
     """Everything that decides a run's numbers, as text by dotted name."""
-    found = {f"config {key}": value for key, value in _flat(run.config).items()}
+    found = {f"config {key}": value for key, value in _flat(run.config).items() if key}
     try:
         card = dict(run.card)
     except IclensError:
         return found
     card.pop("config", None)
-    return found | {f"card {key}": value for key, value in _flat(card).items()}
+    return found | {f"card {key}": value for key, value in _flat(card).items() if key}
 
 
 def _flat(value: Any, path: str = "") -> dict[str, str]:
@@ -196,6 +204,29 @@ def _sae_ids(run: Run) -> dict[str, str]:
     return {site: str(fact["sae_id"]) for site, fact in saes.items()}
 
 
+def _both(frame: pd.DataFrame, name: str, *columns: str) -> pd.DataFrame:
+    """The frame, when it has some columns.
+
+    Raises:
+        TableError: naming the first that it lacks, so that one of the runs does.
+    """
+    absent = [column for column in columns if column not in frame]
+    if absent:
+        column = re.sub(r"_(a|b|difference)$", "", absent[0])
+        raise TableError(f"{name} of two runs", f"one lacks {column}", "Compare runs of one version.")
+    return frame
+
+
+def _sites_of(frame: pd.DataFrame) -> pd.Series:
+    """The site whose latents a row names, [row]; "" where it names none."""
+    if "site" not in frame:
+        found = frame["response"].str.extract(r"^(L\d+\.\w+) ")[0]
+        return found.fillna("")
+    words = [name for name in ("latent", "latents") if name in frame and not is_numeric_dtype(frame[name])]
+    free = pd.Series(False, index=frame.index) if not words else (frame[words] == "").all(axis=1)
+    return frame["site"].mask(free, "")
+
+
 def _with_differences(joined: pd.DataFrame, frames: list[pd.DataFrame], key: list[str]) -> pd.DataFrame:
     """The key, then each column of both runs side by side; what only one run's version has is left out."""
     columns = {name: joined[name] for name in key}
@@ -204,7 +235,7 @@ def _with_differences(joined: pd.DataFrame, frames: list[pd.DataFrame], key: lis
             continue
         a, b = joined[f"{name}_a"], joined[f"{name}_b"]
         columns |= {f"{name}_a": a, f"{name}_b": b}
-        if all(is_numeric_dtype(part) and not is_bool_dtype(part) for part in (a, b)):
+        if name not in _IDS and all(is_numeric_dtype(part) and not is_bool_dtype(part) for part in (a, b)):
             columns[f"{name}_difference"] = b - a
     return pd.DataFrame(columns)
 

@@ -325,7 +325,8 @@ def load_study_config(path: Path) -> StudyConfig:
     """Read a study config.
 
     Raises:
-        ConfigError: for a missing file, invalid YAML, an unknown key (naming the nearest) or a wrong value.
+        ConfigError: for a missing or unreadable file, invalid YAML, an unknown key (naming the nearest) or a
+            wrong value.
         TaskError, SiteError: for a task, arm, role or site that does not exist.
     """
     try:
@@ -334,6 +335,8 @@ def load_study_config(path: Path) -> StudyConfig:
         raise ConfigError(
             f"study config '{path}'", "no such file", "Give the path of a YAML file."
         ) from cause
+    except (OSError, UnicodeDecodeError) as cause:
+        raise ConfigError(f"study config '{path}'", f"unreadable ({one_line(cause)})", "Mend it.") from cause
     return parse_study_config(text, str(path))
 
 

@@ -48,6 +48,7 @@ DEPICTIONS: dict[str, Depiction] = {
     ),
     "growth": Strip(Axis("slope", _SIZE), ("site", "role"), "verdict"),
     "selection": Strip(Axis("slope", _SIZE), ("site", "role"), "verdict"),
+    "selection over examples": Strip(Axis("slope", _SIZE), ("site", "role"), "verdict"),
     "confirmed": Points(Axis("confirm_slope", _SIZE, "confirm_low", "confirm_high"), _LATENT),
     "beliefs": Curves(_SEEN, Axis("mean", "log-odds, nats", "ci_low", "ci_high"), ("arm",), ("belief",)),
     "bayes": Points(Axis("lam", "nats per example", "lam_low", "lam_high"), ("belief",), "source"),

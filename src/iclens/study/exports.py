@@ -38,7 +38,7 @@ def save_answer(path: str | Path, rows: Callable[[], pd.DataFrame], drawn: Calla
     if ending in DRAWN:
         chart = drawn()
         return write_whole(target, lambda file: chart.save(str(file), format=ending[1:]))
-    frame = rows()
+    frame = indexed(rows())
     writers: dict[str, Callable[[Path], Any]] = {
         ".parquet": lambda file: frame.to_parquet(file, index=False),
         ".csv": lambda file: frame.to_csv(file, index=False),
@@ -47,6 +47,12 @@ def save_answer(path: str | Path, rows: Callable[[], pd.DataFrame], drawn: Calla
         ),
     }
     return write_whole(target, writers[ending])
+
+
+def indexed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with every named level of its index as a column."""
+    named = [name for name in frame.index.names if name is not None and name not in frame.columns]
+    return frame.reset_index(level=named) if named else frame
 
 
 def write_json(path: Path, value: Any) -> Path:

@@ -28,12 +28,13 @@ from iclens.errors import IclensError, RunError, RunWarning, SiteError, TableErr
 from iclens.names import Site
 from iclens.study.answers import Answer, frame_html
 from iclens.study.exports import write_json
-from iclens.study.results import Results
+from iclens.study.results import Results, having
 
 LATENTS = "latents.json"
 """What the dashboard stage saw of the latents that have a page."""
 _FOUND = ("growth", "transforms", "patches", "masses", "dose")
 """Tables whose rows of a latent say what the study found."""
+_PAGES = [{"site": str, "latent": int}]
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,21 @@ class Features:
 
         Raises:
             RunError: when the run holds neither tokens nor logits of any of the latents.
+            TableError: when what it holds is damaged.
         """
-        features = [_feature(latent, self.pages[latent]) for latent in self.latents if latent in self.pages]
+        file = self.results.path_of("dashboard", LATENTS)
+        features = []
+        for latent in self.latents:
+            if latent in self.pages:
+                try:
+                    features.append(_feature(latent, self.pages[latent]))
+                except (LookupError, TypeError, ValueError, AttributeError) as cause:
+                    found = f"unreadable: latent {latent} of {self.site.short} is of another form"
+                    raise TableError(f"{file}", found, "Run `iclens dashboard RUN`.") from cause
         if not features:
             asked = f"tokens and logits of latents of {self.site.short}"
-            file = self.results.path_of("dashboard", LATENTS)
+            if file.is_file():
+                self.results.part("dashboard", LATENTS, _PAGES)
             found = "none of them has a page" if file.is_file() else f"{file} is not there"
             raise RunError(asked, found, "Run `iclens dashboard RUN`, or ask for `.found`.")
         return {
@@ -81,7 +92,7 @@ class Features:
         tables = {}
         for name in _FOUND:
             try:
-                rows = self.results.frame(name, self.site)
+                rows = having(self.results.frame(name, self.site), name, "latent")
             except (RunError, TableError):
                 continue
             rows = rows[rows["latent"].isin(self.latents)].drop(columns="site")
@@ -110,7 +121,7 @@ class Features:
         Raises:
             TableError: when there is nothing to draw, saying why.
         """
-        growth = self.results.frame("growth", self.site)
+        growth = having(self.results.frame("growth", self.site), "growth", "latent")
         return Answer.of(growth[growth["latent"].isin(self.latents)], "growth").plot()
 
     def save(self, path: str | Path) -> Path:
@@ -122,7 +133,8 @@ class Features:
 
         Raises:
             RunError: for a file, when there is nothing for the batch.
-            TableError: for another ending, or where nothing can be written.
+            TableError: for a file, when its batch is damaged; for another ending, or where nothing can be
+                written.
         """
         target = Path(path)
         if target.suffix == ".json":
@@ -137,10 +149,13 @@ class Features:
             raise TableError(
                 f"folder '{target}'", f"it cannot be made ({cause.strerror})", "Name another."
             ) from cause
+        batch = None
         try:
-            write_json(target / "batch-0.json", self.batch)
-        except RunError as problem:
+            batch = self.batch
+        except (RunError, TableError) as problem:
             warnings.warn(f"{problem} Without them there is no batch.", RunWarning, stacklevel=2)
+        if batch is not None:
+            write_json(target / "batch-0.json", batch)
         write_json(target / "quick_list.json", self.quick_list)
         write_json(target / "found.json", self.found)
         return target
@@ -181,14 +196,14 @@ def features_of(results: Results, site: Site, latents: Sequence[int] | None) -> 
         return Features(results, site, tuple(dict.fromkeys(int(latent) for latent in latents)), pages)
     if pages:
         return Features(results, site, tuple(pages), pages)
-    growth = results.frame("growth", site)
+    growth = having(results.frame("growth", site), "growth", "latent", "shortlisted")
     listed = growth.loc[growth["shortlisted"], "latent"].drop_duplicates()
     return Features(results, site, tuple(int(latent) for latent in listed), {})
 
 
 def _pages(results: Results, site: Site) -> dict[int, Mapping[str, Any]]:
     try:
-        held = results.json("dashboard", LATENTS)
+        held = results.part("dashboard", LATENTS, _PAGES)
     except IclensError:
         return {}
     return {int(one["latent"]): one for one in held if one["site"] == site.short}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from iclens.errors import IclensError
 from iclens.study.answers import Answer
 from iclens.study.exports import save_answer
 from iclens.tables.trajectories import Trajectories
@@ -74,9 +75,12 @@ class Followed:
         )
 
     def _repr_html_(self) -> str:
-        """The chart as a drawing that needs no network."""
+        """The chart as a drawing that needs no network; in one line why there is none."""
         drawn = StringIO()
-        self.plot().save(drawn, format="svg")
+        try:
+            self.plot().save(drawn, format="svg")
+        except IclensError as problem:
+            return f"<p>{escape(str(problem))}</p>"
         return f"<figure>{drawn.getvalue()}<figcaption>{escape(self._title)}</figcaption></figure>"
 
 

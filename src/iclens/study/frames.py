@@ -41,7 +41,7 @@ class Frames:
         Raises:
             SiteError: when it is none of the run's, naming the nearest.
         """
-        name = site.short if isinstance(site, Site) else site
+        name = site.short if isinstance(site, Site) else str(site)
         sites = self.results.sites
         short = {str(one): one.short for one in sites}.get(name, name)
         return Site.parse(known("site", short, [one.short for one in sites]))

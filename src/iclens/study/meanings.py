@@ -18,19 +18,26 @@ _PLACE = {
     "latent": Column("int", "latent id"),
 }
 _UNIT = "activation × decoder norm"
+_BESIDE: dict[str, Column] = {
+    "label": Column(
+        "str", "of its best concept: granted first, then by AUROC; candidate when no gate kept it"
+    ),
+    "concept": TransformTable.COLUMNS["concept"],
+    "auroc": TransformTable.COLUMNS["auroc"],
+    "belief": Column("str", "the belief on which its patch has the largest effect"),
+    "effect": PatchTable.COLUMNS["effect"],
+    "patch_control_p": PatchTable.COLUMNS["control_p"],
+}
 _MADE: dict[str, dict[str, Column]] = {
-    "selection": GrowthTable.COLUMNS
-    | VerdictTable.COLUMNS
+    "selection": GrowthTable.COLUMNS | VerdictTable.COLUMNS | _PLACE | _BESIDE,
+    "selection over examples": GrowthTable.COLUMNS
     | _PLACE
+    | _BESIDE
     | {
-        "label": Column(
-            "str", "of its best concept: granted first, then by AUROC; candidate when no gate kept it"
+        "q_value": Column(
+            "float", "Benjamini–Hochberg over the latents of this site and role, rising and falling, alone"
         ),
-        "concept": TransformTable.COLUMNS["concept"],
-        "auroc": TransformTable.COLUMNS["auroc"],
-        "belief": Column("str", "the belief on which its patch has the largest effect"),
-        "effect": PatchTable.COLUMNS["effect"],
-        "patch_control_p": PatchTable.COLUMNS["control_p"],
+        "verdict": Column("str", '"grows", "falls" or "none" over these examples, by that q_value'),
     },
     "trajectory": _PLACE
     | {

@@ -8,6 +8,7 @@ Opening looks only whether files are there; `changed_files` reads every one of t
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from iclens.study.runfolder import CARD, CONFIG, DONE, RECORD, RunFolder
 from iclens.tables.frame import Table
 
 _SHOWN = 5
-"""Missing files of a stage that get a line each; beyond, one line counts them."""
+"""Missing files of a stage, or files that it did not write, with a line each; beyond, one line counts."""
 
 
 @dataclass(frozen=True)
@@ -130,14 +131,36 @@ def condition_of(
 
 
 def changed_files(path: Path) -> tuple[str, ...]:
-    """Outputs of finished stages that are not what the stage wrote, a line each; reads every file."""
+    """Files of finished stages that are not what the stage's record says it wrote, a line each; reads them.
+
+    A file that was rewritten together with its record is not seen.
+    """
     found = []
     for folder in FOLDERS.values():
-        for name, digest in _outputs(path / folder).items():
+        outputs = _outputs(path / folder)
+        for name, digest in outputs.items():
             file = path / folder / name
             if file.is_file() and digests.of_file(file) != digest:
                 found.append(f"{folder}/{name}: not what its stage wrote")
+        if outputs:
+            found += _unrecorded(path, folder, outputs)
     return tuple(found)
+
+
+def renamed_config(run: RunFolder | RunAsFound) -> tuple[str, ...]:
+    """A line when a config validates but is not the one whose hash ends the folder's name; else nothing."""
+    named = re.search(r"-([0-9a-f]{8})$", run.path.name)
+    if named is None or isinstance(run, RunAsFound):
+        return ()
+    held: list[Any] = [run.plain]
+    try:  # as it stands as well: an older iclens had fewer keys
+        held.append(yaml.safe_load((run.path / CONFIG).read_text(encoding="utf-8")))
+        known = {digests.of_json(value)[:8] for value in held}
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as cause:
+        return (f"{CONFIG}: unreadable ({one_line(cause)})",)
+    if named[1] in known:
+        return ()
+    return (f"{CONFIG}: its hash is {digests.of_json(run.plain)[:8]}, the folder is named {named[1]}",)
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -177,6 +200,15 @@ def _missing(path: Path, folder: str) -> list[str]:
     if len(gone) > _SHOWN:
         return [f"{folder}: {len(gone)} of {len(outputs)} files are not there, such as {gone[0]}"]
     return [f"{folder}/{name}: not there" for name in gone]
+
+
+def _unrecorded(path: Path, folder: str, outputs: Mapping[str, Any]) -> list[str]:
+    files = (file for file in (path / folder).rglob("*") if file.is_file())
+    names = sorted(file.relative_to(path / folder).as_posix() for file in files)
+    strange = [name for name in names if name != RECORD and name not in outputs]
+    if len(strange) > _SHOWN:
+        return [f"{folder}: its stage did not write {len(strange)} of its files, such as {strange[0]}"]
+    return [f"{folder}/{name}: its stage did not write it" for name in strange]
 
 
 def _columns(file: Path, kind: type[Table]) -> tuple[list[str], list[str]]:

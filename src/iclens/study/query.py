@@ -24,12 +24,13 @@ import numpy as np
 from iclens.errors import IclensError, RunError, nearest
 from iclens.names import Site
 from iclens.study.answers import Answer, frame_html
+from iclens.study.asked import example_slice, latent_ids
 from iclens.study.declared import known
 from iclens.study.flow import FOLDERS
 from iclens.study.followed import Followed
 from iclens.study.frames import Frames
-from iclens.study.opening import Condition, changed_files, condition_of, read_run
-from iclens.study.results import TABLES, Results
+from iclens.study.opening import Condition, changed_files, condition_of, read_run, renamed_config
+from iclens.study.results import TABLES, Results, having
 from iclens.study.runfolder import find_folder
 from iclens.study.selection import Selection
 from iclens.tables.trajectories import Trajectories
@@ -45,8 +46,10 @@ def open_run(path: str | Path) -> Run:
     A run of another version, or a damaged one, opens with one RunWarning; `problems` says what is wrong.
 
     Raises:
-        RunError: when there is no such folder or no finished run in it.
+        RunError: when there is no such folder or no finished run in it, or for what is no path.
     """
+    if not isinstance(path, str | Path):
+        raise RunError(f"run {path!r}"[:80], "neither a run nor a path", "Give the path of a run folder.")
     found, problem = read_run(find_folder(Path(path)))
     condition = condition_of(found, problem, TABLES)
     condition.warn(found.path)
@@ -90,8 +93,13 @@ class Run(Frames):
         return self._condition.lines
 
     def check(self) -> tuple[str, ...]:
-        """`problems`, and every file that is no longer what its stage wrote; reads all files."""
-        return self.problems + changed_files(self.path)
+        """`problems`, and what differs from the run's own record, a line each; reads all files.
+
+        Named are files that are not what their stage wrote, files that no stage wrote, and a config whose
+        hash is not the one in the folder's name. Everything is compared with the records in the run itself:
+        whoever rewrites a file and its record is not seen.
+        """
+        return self.problems + renamed_config(self.results.run) + changed_files(self.path)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -105,8 +113,13 @@ class Run(Frames):
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The arms; the first is tested against the second."""
+        """The arms; the first is tested against `controls`, the others are followed as well."""
         return self.results.arms
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The arms that growth must be beyond: `growth.controls`, or else the second arm."""
+        return self.results.declared.controls
 
     @property
     def index(self) -> Path | None:
@@ -123,17 +136,17 @@ class Run(Frames):
             site: such as `L2.resid_post` or `blocks.2.hook_resid_post`.
             latent: one latent id, or several.
             role: token of each example.
-            arm: the run's first arm by default.
+            arm: the run's first arm by default; the first control stands beside it.
 
         Raises:
             SiteError: for a site, role, arm or latent that the run does not hold.
         """
-        place, chosen = self.site(site), np.atleast_1d(np.asarray(latent, dtype=np.int64))
+        place, chosen = self.site(site), np.array(latent_ids(latent), dtype=np.int64)
         if not self.arms:
             raise RunError(f"arms of run '{self.path}'", "its config names none", "See run.problems.")
         role = known("role", role, self.roles)
         wanted = known("arm", arm or self.arms[0], self.arms)
-        others = [name for name in self.arms[:2] if name != wanted]
+        others = [name for name in (self.arms[0], *self.controls[:1]) if name != wanted]
         return Followed(tuple(self._of(place, role, name, chosen) for name in (wanted, *others)))
 
     def sel(
@@ -142,23 +155,26 @@ class Run(Frames):
         site: str | Site | None = None,
         role: str | None = None,
         examples: slice | None = None,
-        latents: Sequence[int] | None = None,
+        latents: int | Sequence[int] | None = None,
     ) -> Selection:
         """Rows of the run by label; see `Selection`.
 
         Args:
             site: one site; all by default.
             role: one role; all by default.
-            examples: a slice of the examples; slopes are then measured over these alone, which needs one
-                site and role.
-            latents: latent ids; all by default.
+            examples: a slice of the examples; growth is then tested over these alone, as the study tests it
+                (discovery prompts, every control), which needs one site and role. The q values are
+                corrected over the latents of this site and role, and not over the whole study.
+            latents: one latent id, or several; all by default.
 
         Raises:
             SiteError: for a label that does not exist, or examples without one site and role.
         """
         place = None if site is None else self.site(site)
         chosen = None if role is None else known("role", role, self.roles)
-        return Selection(self.results, place, chosen, examples, None if latents is None else tuple(latents))
+        over = None if examples is None else example_slice(examples)
+        ids = None if latents is None else latent_ids(latents)
+        return Selection(self.results, place, chosen, over, ids)
 
     def top(
         self, n: int = 20, by: str = "slope", *, site: str | Site | None = None, role: str | None = None
@@ -166,7 +182,7 @@ class Run(Frames):
         """The `n` first latents by a column; short for `sel(site=..., role=...).top(n, by)`.
 
         Raises:
-            SiteError: for a label or column that does not exist.
+            SiteError: for a label or column that does not exist, or an `n` that is not a positive integer.
         """
         return self.sel(site=site, role=role).top(n, by)
 
@@ -183,19 +199,20 @@ class Run(Frames):
 
         return Comparison(self, other if isinstance(other, Run) else open_run(other))
 
-    def features(self, site: str | Site, latents: Sequence[int] | None = None) -> Features:
+    def features(self, site: str | Site, latents: int | Sequence[int] | None = None) -> Features:
         """Latents of a site as feature JSON, for the tools that show features.
 
         Args:
             site: such as `L2.resid_post`.
-            latents: latent ids; by default those that have a page, or else the short-listed ones.
+            latents: one latent id, or several; by default those that have a page, or else the short-listed.
 
         Raises:
             SiteError: for a site or latent that the run does not hold.
         """
         from iclens.study.features import features_of
 
-        return features_of(self.results, self.site(site), latents)
+        ids = None if latents is None else latent_ids(latents)
+        return features_of(self.results, self.site(site), ids)
 
     def _of(self, site: Site, role: str, arm: str, latents: Any) -> Trajectories:
         beliefs, _, _ = self.results.beliefs_of(arm)
@@ -211,7 +228,8 @@ class Run(Frames):
 
     @cached_property
     def _summary(self) -> Answer:
-        counts = self.growth.df.groupby(["site", "role", "verdict"], sort=False).size()
+        columns = ["site", "role", "verdict"]
+        counts = having(self.growth.df, "growth", *columns).groupby(columns, sort=False).size()
         return Answer.of(counts.unstack("verdict", fill_value=0).reset_index(), "")
 
     def __getattr__(self, name: str) -> Any:
@@ -228,7 +246,7 @@ class Run(Frames):
     def __repr__(self) -> str:
         try:
             sites: tuple[str, ...] | str = self.sites
-        except (IclensError, AttributeError, KeyError, TypeError):
+        except IclensError:
             sites = "unknown"
         found = f", problems={len(self.problems)}" if self.problems else ""
         return f"Run({str(self.path)!r}, sites={sites}, roles={self.roles}, arms={self.arms}{found})"
@@ -245,5 +263,5 @@ class Run(Frames):
             head += f"<p>pages: <code>{escape(str(self.index))}</code></p>"
         try:
             return head + frame_html("latents by verdict", self._summary.df)
-        except (IclensError, KeyError) as problem:
+        except IclensError as problem:
             return head + f"<p>{escape(str(problem))}</p>"

@@ -12,14 +12,14 @@ from typing import Any
 
 import pandas as pd
 
-from iclens.errors import IclensError, RunError
+from iclens.errors import IclensError, RunError, TableError
 from iclens.names import Site
 from iclens.study.config import StudyConfig
 from iclens.study.declared import Declared, known
 from iclens.study.flow import FOLDERS
 from iclens.study.opening import RunAsFound
 from iclens.study.runfolder import CARD, RunFolder
-from iclens.study.store import load_arrays, load_json, load_prompts, load_rows
+from iclens.study.store import EVERY, check_form, load_arrays, load_json, load_prompts, load_rows
 from iclens.tables.activations import LatentActs
 from iclens.tables.decomposition import CreationTable, OperandTable
 from iclens.tables.dose import (
@@ -99,6 +99,8 @@ TABLES: dict[str, tuple[str, type[Table]]] = {
     "response_fits": ("patch", ResponseFitTable),
 }
 """Table name → the stage that writes `<name>.parquet`, and its type."""
+_SAES = {"saes": {EVERY: {"sae_id": str, "d_sae": int}}}
+_FITS = {EVERY: {"model": dict, "exact": dict}}
 
 
 class Results:
@@ -180,14 +182,12 @@ class Results:
     def facts(self) -> dict[str, Any]:
         """`model` (fingerprint) and `saes` (site → id, d_sae, k); the run's card holds them as well."""
         try:
-            return load_json(self.file("saes", "saes.json"))
+            return self.part("saes", "saes.json", _SAES)
         except IclensError as cause:
             try:
-                card = self.card
+                card = check_form(self.card, _SAES, self.run.path / CARD)
             except IclensError:
                 raise cause from None
-            if not isinstance(card.get("saes"), dict):
-                raise
             return {key: card.get(key) for key in ("model", "saes")}
 
     @cached_property
@@ -197,27 +197,34 @@ class Results:
         Raises:
             RunError, TableError: when it is missing or damaged.
         """
-        return load_json(self._there(CARD))
+        return check_form(load_json(self._there(CARD)), {}, self.run.path / CARD)
 
     @cached_property
     def bayes(self) -> dict[str, Any]:
         """Belief → fits of LO_0 + nλ for the model and the exact posterior, and their agreement."""
-        return load_json(self.file("growth", "bayes.json"))
+        return self.part("growth", "bayes.json", _FITS)
 
     @cached_property
     def facts_of_growth(self) -> dict[str, Any]:
         """What the growth stage says beside its tables: splits, manifest hash, calibration, accounts."""
-        return load_json(self.file("growth", "growth.json"))
+        return self.part("growth", "growth.json", {"accounts": dict})
 
     @cached_property
     def decoder_norms(self) -> dict[str, Any]:
         """Site (short) → length of every latent's decoder row, [latent]."""
-        return load_arrays(self.file("saes", "decoder_norms.safetensors"))[0]
+        sites = self.facts["saes"]
+        arrays, _ = self._arrays("saes", "decoder_norms.safetensors", tuple(sites))
+        strange = [site for site, fact in sites.items() if arrays[site].shape != (fact["d_sae"],)]
+        if strange:
+            path = self.path_of("saes", "decoder_norms.safetensors")
+            raise _of_another_form(path, f"{strange[0]} has shape {arrays[strange[0]].shape}")
+        return arrays
 
     def beliefs_of(self, arm: str) -> tuple[Any, Any, str]:
         """Log-odds of model and exact posterior [prompt example belief], and why the latter is NaN."""
-        arrays, about = load_arrays(self.file("track", f"beliefs_{arm}.safetensors"))
-        return arrays["model"], arrays["exact"], json.loads(about["reason"])
+        name = f"beliefs_{arm}.safetensors"
+        arrays, about = self._arrays("track", name, ("model", "exact"), "reason")
+        return arrays["model"], arrays["exact"], about
 
     def latents(self, arm: str, site: Site, role: str) -> LatentActs:
         """Active latents of an arm at a site and role."""
@@ -235,13 +242,12 @@ class Results:
     @cached_property
     def grid(self) -> dict[str, Any]:
         """Which tasks of the grid are `discovery` and which `held_out`."""
-        return load_json(self.file("identify", "grid.json"))
+        return self.part("identify", "grid.json", {"discovery": list, "held_out": list})
 
     @cached_property
     def task_means(self) -> tuple[dict[str, Any], list[str]]:
         """Mean activation [latent task] by `<site> <role>`, and the tasks' names."""
-        arrays, about = load_arrays(self.file("identify", "task_means.safetensors"))
-        return arrays, json.loads(about["tasks"])
+        return self._arrays("identify", "task_means.safetensors", (), "tasks")
 
     def json(self, stage: str, name: str) -> Any:
         """A JSON file of a stage.
@@ -250,6 +256,28 @@ class Results:
             RunError, TableError: when it is missing or damaged.
         """
         return load_json(self.file(stage, name))
+
+    def part(self, stage: str, name: str, form: Any) -> Any:
+        """A JSON file of a stage, when it has a form (`store.check_form`).
+
+        Raises:
+            RunError, TableError: when it is missing or damaged, or of another form.
+        """
+        path = self.file(stage, name)
+        return check_form(load_json(path), form, path)
+
+    def _arrays(self, stage: str, name: str, named: tuple[str, ...], key: str = "") -> tuple[Any, Any]:
+        """Arrays of a file that has those named, and the value at a key of its metadata."""
+        path = self.file(stage, name)
+        arrays, about = load_arrays(path)
+        absent = [wanted for wanted in named if wanted not in arrays]
+        absent += [key] if key and key not in about else []
+        if absent:
+            raise _of_another_form(path, f"lacks {absent[0]}")
+        try:
+            return arrays, json.loads(about[key]) if key else None
+        except ValueError as cause:
+            raise _of_another_form(path, f"{key} is not JSON") from cause
 
     def path_of(self, stage: str, name: str) -> Path:
         """Where a stage's output is, or would be."""
@@ -270,6 +298,23 @@ class Results:
                 f"{name} of run '{self.run.path}'", "not there", "Run `iclens study` on its config."
             )
         return file
+
+
+def having(frame: pd.DataFrame, table: str, *columns: str) -> pd.DataFrame:
+    """The frame, when it has some columns.
+
+    Raises:
+        TableError: naming the first that it lacks.
+    """
+    absent = [name for name in columns if name not in frame]
+    if absent:
+        found = f"lacks {absent[0]}"
+        raise TableError(f"table {table}", found, "It is damaged, or of another version of iclens.")
+    return frame
+
+
+def _of_another_form(path: Path, found: str) -> TableError:
+    return TableError(f"{path}", f"unreadable: {found}", "Run its stage again.")
 
 
 def _short(frame: pd.DataFrame) -> pd.DataFrame:

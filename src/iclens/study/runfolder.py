@@ -108,7 +108,9 @@ class RunFolder:
         folder = self.path / name
         try:
             kept = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, ValueError):  # not there, not JSON, or not text
+            return None
+        if not isinstance(kept, dict):
             return None
         outputs = digests.of_files(folder)
         outputs.pop(RECORD)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from iclens.errors import RunError, SiteError, TableError, nearest
+from iclens.errors import IclensError, RunError, SiteError, TableError, nearest
+from iclens.growth.splits import split_prompts
 from iclens.growth.test import test_growth
 from iclens.names import Site
 from iclens.study.answers import Answer, frame_html
+from iclens.study.asked import n_rows
 from iclens.study.exports import save_answer
-from iclens.study.results import Results
+from iclens.study.results import Results, having
 from iclens.tables.activations import LatentActs, select_rows
 from iclens.tables.arrays import Ints
 
@@ -35,7 +38,9 @@ class Selection:
         results: the run's outputs.
         site: one site, or None for all.
         role: one role, or None for all.
-        examples: examples over which slopes are measured anew, or None for the run's own test.
+        examples: examples over which growth is tested anew, or None for the run's own test. The test is the
+            study's: its discovery prompts, every control. Its q values are corrected over the latents of
+            this site and role, rising and falling, and not, as the study's are, over all sites and roles.
         latents: latent ids, or None for all.
 
     Raises:
@@ -79,6 +84,7 @@ class Selection:
         """
         found = self._growth()
         if self.latents is not None:
+            found = having(found, "growth", "latent")
             found = found[found["latent"].isin(self.latents)]
         for beside in (self._concepts, self._effects):
             try:
@@ -90,7 +96,7 @@ class Selection:
     @property
     def answer(self) -> Answer:
         """The same rows as an Answer."""
-        return Answer.of(self.df, "selection")
+        return Answer.of(self.df, self._table)
 
     def top(self, n: int = 20, by: str = "slope") -> Answer:
         """The `n` first rows by a column.
@@ -99,9 +105,10 @@ class Selection:
         latent has once, whatever the role (auroc, effect), gives one row for each latent.
 
         Raises:
-            SiteError: for a column that is not a number or does not exist, naming the nearest.
+            SiteError: for a column that is not a number or does not exist, naming the nearest; for an `n`
+                that is not a positive integer.
         """
-        found = self.df
+        n, found = n_rows(n), self.df
         numeric = [str(name) for name in found.select_dtypes("number").columns]
         if by not in numeric:
             raise SiteError(f"column '{by}'", "not a number of this selection", nearest(by, numeric) + ".")
@@ -109,7 +116,7 @@ class Selection:
             found = found.drop_duplicates(_KEY)
         rank = found[by].abs() if by == "effect" else found[by]
         order = rank.sort_values(ascending=by in _SMALL_IS_CLEAR, na_position="last", kind="stable").index
-        return Answer.of(found.loc[order].head(n).reset_index(drop=True), "selection")
+        return Answer.of(found.loc[order].head(n).reset_index(drop=True), self._table)
 
     def plot(self) -> alt.TopLevelMixin:
         """An altair chart of the slopes, a line per site and role, by verdict.
@@ -129,16 +136,28 @@ class Selection:
 
     def _growth(self) -> pd.DataFrame:
         if self.examples is not None and self.site is not None and self.role is not None:
-            chosen = self._chosen_examples(self.examples)
-            treated, control = (
-                _examples(self.results.latents(arm, self.site, self.role), chosen)
-                for arm in self.results.arms[:2]
-            )
-            norms = self.results.decoder_norms[self.site.short]
-            table = test_growth(treated, control, q=self.results.declared.q, decoder_norm=norms).df
-            return table.assign(site=self.site.short)
+            return self._tested(self.site, self.role, self._chosen_examples(self.examples))
         found = self.results.frame("growth", self.site)
-        return found if self.role is None else found[found["role"] == self.role]
+        return found if self.role is None else found[having(found, "growth", "role")["role"] == self.role]
+
+    def _tested(self, site: Site, role: str, chosen: Ints) -> pd.DataFrame:
+        """The growth test over some examples [example], as the study does it."""
+        said = self.results.declared
+        if len(said.arms) < 2:
+            raise RunError(
+                f"arms of run '{self.results.run.path}'", "its config names no two", "See run.problems."
+            )
+        discovery = split_prompts(said.n_prompts, said.n_examples, seed=said.split_seed).discovery
+        treated, *controls = (
+            _some(self.results.latents(arm, site, role), discovery, chosen)
+            for arm in (said.arms[0], *said.controls)
+        )
+        norms = self.results.decoder_norms[site.short]
+        return test_growth(treated, controls, q=said.q, decoder_norm=norms).df.assign(site=site.short)
+
+    @property
+    def _table(self) -> str:
+        return "selection" if self.examples is None else "selection over examples"
 
     def _concepts(self) -> pd.DataFrame:
         table = self.results.frame("transforms", self.site).dropna(subset=["auroc"])
@@ -160,11 +179,25 @@ class Selection:
         return f"Selection({', '.join(given) or 'everything'})"
 
     def _repr_html_(self) -> str:
-        """The first rows by slope."""
-        found = self.df
-        return frame_html(f"{self!r} of {len(found):,} rows, the first by slope", self.top(20).df)
+        """The first rows by slope; in one line why there are none."""
+        try:
+            found = self.df
+            shown = self.top(20).df
+        except IclensError as problem:
+            return f"<p>{escape(str(problem))}</p>"
+        return frame_html(f"{self!r} of {len(found):,} rows, the first by slope", shown)
 
 
-def _examples(acts: LatentActs, chosen: Ints) -> LatentActs:
-    """The same latents at some of the examples [example] only."""
-    return select_rows(acts, np.arange(acts.n_prompts), chosen)
+def _some(acts: LatentActs, prompts: Ints, examples: Ints) -> LatentActs:
+    """The same latents on some of the prompts [prompt] and examples [example] only.
+
+    Raises:
+        TableError: when there are fewer than the config says.
+    """
+    if prompts.max() >= acts.n_prompts or examples.max() >= acts.n_examples:
+        raise TableError(
+            f"latents at {acts.site.short} {acts.role}",
+            f"{acts.n_prompts} prompts of {acts.n_examples} examples",
+            "The config says more; see run.problems.",
+        )
+    return select_rows(acts, prompts, examples)

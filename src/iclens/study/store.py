@@ -22,6 +22,8 @@ from iclens.tables.prompts import PromptSet
 _TEXT = ("x", "y", "answer")
 _ABOUT = "prompts"
 """Metadata key of a prompt set's names and numbers."""
+EVERY = "*"
+"""Key of a form that stands for every key of an object, of which there is at least one."""
 
 
 def save_prompts(prompts: PromptSet, folder: Path, name: str) -> None:
@@ -132,8 +134,48 @@ def load_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as cause:
+    except (OSError, ValueError, RecursionError) as cause:  # not there, not JSON, or not text
         raise TableError(f"{path}", _unreadable(cause), "Run its stage again.") from cause
+
+
+def check_form(value: Any, form: Any, path: Path) -> Any:
+    """`value`, read from `path`, when it has a form.
+
+    Args:
+        value: what the file holds.
+        form: a type, a list of one form (of its elements), or a mapping of keys that have to be there, or
+            `EVERY`, to forms.
+        path: names it in errors.
+
+    Raises:
+        TableError: naming what it lacks, or where it is of another form.
+    """
+    if said := _lacking(value, form, ""):
+        raise TableError(f"{path}", f"unreadable: {said}", "Run its stage again.")
+    return value
+
+
+def _lacking(value: Any, form: Any, place: str) -> str:
+    at = f" at {place}" if place else ""
+    if isinstance(form, type):
+        return "" if isinstance(value, form) else f"of another form{at}"
+    if isinstance(form, list):
+        if not isinstance(value, list):
+            return f"of another form{at}"
+        parts = [(str(i), one, form[0]) for i, one in enumerate(value)]
+    elif not isinstance(value, dict):
+        return f"of another form{at}"
+    elif EVERY in form:
+        if not value:
+            return f"empty{at}"
+        parts = [(str(key), one, form[EVERY]) for key, one in value.items()]
+    else:
+        absent = [key for key in form if key not in value]
+        if absent:
+            return f"lacks {absent[0]}{at}"
+        parts = [(key, value[key], inner) for key, inner in form.items()]
+    found = (_lacking(one, inner, f"{place}.{key}".lstrip(".")) for key, one, inner in parts)
+    return next((said for said in found if said), "")
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@
   const caption = document.getElementById("caption");
   const [whys, heads] = grid.tHead.rows;
   let site = caption.textContent;
+  let asked = site; // last
 
   const element = (name, attributes, ...inside) => {
     const made = document.createElement(name);
@@ -67,32 +68,43 @@
     }
   }
 
+  // Only another site's rows come from the shard; of two that are asked for, the later one is shown.
   async function show(wanted, latent) {
-    const held = await iclens.need(select.dataset.rows).catch((error) => { status.textContent = error.message; });
-    const found = held?.find((one) => one.site === wanted);
-    if (!found) {
-      if (held) status.textContent = `${status.textContent}; ${wanted} is not shown with this prompt`;
-      select.value = site;
-      return;
+    asked = wanted;
+    if (wanted !== site) {
+      const held = await iclens.need(select.dataset.rows).catch((error) => { status.textContent = error.message; });
+      if (asked !== wanted) return;
+      const found = held?.find((one) => one.site === wanted);
+      if (!found) {
+        if (held) status.textContent = `${status.textContent}; ${wanted} is not shown with this prompt`;
+        select.value = site;
+        return;
+      }
+      draw(found);
     }
-    if (found.site !== site) draw(found);
+    select.value = site;
     const column = latent === undefined ? 0 : buttons().findIndex((button) => button.textContent === latent);
     colour(Math.max(column, 0));
     if (column < 0) status.textContent += `; ${latent} is not shown with this prompt`;
   }
 
   function follow() {
-    const asked = /^#latent=([\w.-]+)\/(\d+)$/.exec(location.hash);
-    if (asked) show(asked[1], asked[2]);
+    const linked = /^#latent=([\w.-]+)\/(\d+)$/.exec(location.hash);
+    if (linked) show(linked[1], linked[2]);
+  }
+
+  function name() {
+    const pressed = buttons().find((button) => button.getAttribute("aria-pressed") === "true");
+    history.replaceState(null, "", `#latent=${site}/${pressed.textContent}`);
   }
 
   heads.addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (!button) return;
     colour(buttons().indexOf(button));
-    history.replaceState(null, "", `#latent=${site}/${button.textContent}`);
+    name();
   });
-  select.addEventListener("change", () => show(select.value));
+  select.addEventListener("change", () => show(select.value).then(name));
   window.addEventListener("hashchange", follow);
   for (const button of buttons()) button.disabled = false;
   colour(0);

@@ -8,7 +8,6 @@
   const TALLEST = 15e6; // pixels; browsers go no further than about 17 million
   const CHOICES = ["site", "verdict", "label", "concept", "belief"];
   const FILTERS = ["q", ...CHOICES, "effect", "q_value"];
-  const SEARCHED = ["site", "role", "verdict", "label", "concept", "belief"];
   const WIDEST = 26; // characters of a column before its words are cut
 
   const at = (id) => document.getElementById(id);
@@ -20,51 +19,21 @@
   const shownNames = () => checks.filter((check) => check.checked).map((check) => check.value);
   const usual = shownNames().join();
 
-  let words, values, keys, n; // words of each column, its values, what it sorts by, and how many rows
+  let latents, words, values, n; // as rows.js reads them: words of each column, its values, how many rows
   let found; // places of the rows that match, in order
   let sort = ""; // column's name, after "-" when descending
   let current = 0; // row that Tab leads to
   let above = 0; // pixels of the rows above the view
   let ignored = []; // what a link asked for that is not there
-  const orders = new Map();
 
-  // --- rows
-  function decode(given) {
-    const read = {};
-    for (const [name, joined] of Object.entries(given.values)) {
-      const parts = given.rows ? joined.split(" ") : [];
-      const numbers = Float64Array.from(parts, (part) => (part === "" ? NaN : Number(part)));
-      if (numbers.length !== given.rows) throw new Error("data/latents.js is damaged; write the pages again");
-      read[name] = numbers;
-    }
-    [words, values, n] = [given.words, read, given.rows];
-    keys = { ...values, latent: values.site.map((site, i) => site * 2 ** 32 + values.latent[i]) };
-  }
+  const word = (name, i) => latents.word(name, i);
+  const sorted = () => sort.replace("-", "");
+  const way = () => (sort.startsWith("-") ? "descending" : "ascending");
 
-  const word = (name, i) => words[name][values[name][i]] ?? "";
-
-  // Undefined values stay last in both directions; equal ones keep the table's own order.
-  function order() {
-    if (!orders.has(sort)) {
-      const key = keys[sort.replace("-", "")];
-      const sign = sort.startsWith("-") ? -1 : 1;
-      const places = Uint32Array.from({ length: n }, (_, i) => i);
-      if (key) places.sort((a, b) => isNaN(key[a]) - isNaN(key[b]) || sign * (key[a] - key[b]) || a - b);
-      orders.set(sort, places);
-    }
-    return orders.get(sort);
-  }
-
-  // A word of a search is looked up among the words of each column, once, and not row by row.
-  function contains(term) {
-    const flags = SEARCHED.map((name) => [values[name], words[name].map((w) => w.toLowerCase().includes(term))]);
-    const digits = /^\d+$/.test(term);
-    return (i) =>
-      flags.some(([codes, has]) => has[codes[i]]) || (digits && String(values.latent[i]).includes(term));
-  }
-
+  // --- what is asked
   function conditions() {
-    const all = fields.q.value.toLowerCase().split(/\s+/).filter((term) => term && term !== "·").map(contains);
+    const terms = fields.q.value.toLowerCase().split(/\s+/).filter((term) => term && term !== "·");
+    const all = terms.map(latents.contains);
     for (const name of CHOICES.filter((choice) => fields[choice].value)) {
       const code = words[name].indexOf(fields[name].value);
       all.push((i) => values[name][i] === code);
@@ -74,6 +43,16 @@
     if (most) all.push((i) => values.q_value[i] <= Number(most));
     if (fields.paged.checked) all.push((i) => values.page[i] === 1);
     return all;
+  }
+
+  // The filters and the order as a printed table says them.
+  function inWords() {
+    const set = FILTERS.filter((name) => fields[name].value);
+    const said = set.map((name) => `${fields[name].labels[0].firstElementChild.textContent} ${fields[name].value}`);
+    if (fields.paged.checked) said.push("with a page");
+    const column = columns.find(({ name }) => name === sorted());
+    if (column) said.push(`sorted by ${column.heading.textContent}, ${way()}`);
+    return said;
   }
 
   // --- drawing
@@ -103,7 +82,7 @@
     const inner = cell.appendChild(element(values.page[i] === 1 ? "a" : "span", name));
     const path = `latents/${encodeURIComponent(word("site", i))}-${values.latent[i]}.html`;
     if (values.page[i] === 1) inner.href = path;
-    else inner.title = "no page was written for this latent";
+    else inner.title = "no page was written; dashboard.latents of the config gives it one";
     return cell;
   }
 
@@ -207,11 +186,8 @@
 
   function select(row = 0) {
     const all = conditions();
-    found = order().filter((i) => all.every((holds) => holds(i)));
-    for (const { heading, name } of columns) {
-      const way = sort.startsWith("-") ? "descending" : "ascending";
-      heading.setAttribute("aria-sort", name === sort.replace("-", "") ? way : "none");
-    }
+    found = latents.order(sort).filter((i) => all.every((holds) => holds(i)));
+    for (const { heading, name } of columns) heading.setAttribute("aria-sort", name === sorted() ? way() : "none");
     for (const field of FILTERS) fields[field].toggleAttribute("data-set", fields[field].value !== "");
     current = row;
     redraw();
@@ -271,10 +247,12 @@
   for (const name of CHOICES)
     readers[name] = (value) => words[name].includes(value) && ((fields[name].value = value), true);
   for (const name of ["effect", "q_value"])
-    readers[name] = (value) => value.trim() !== "" && Number(value) >= 0 && ((fields[name].value = value), true);
+    readers[name] = (value) => Number(value) >= 0 && ((fields[name].value = value), fields[name].value !== "");
+
+  const asks = () => location.hash.includes("="); // and does not lead to a place in the page, as #main does
 
   function follow() {
-    const asked = new URLSearchParams(location.hash.slice(1));
+    const asked = new URLSearchParams(asks() ? location.hash.slice(1) : "");
     controls.reset();
     [sort, ignored] = ["", []];
     for (const [name, value] of asked)
@@ -292,15 +270,20 @@
     history.replaceState(null, "", location.href.split("#")[0] + (asked ? `#${asked}` : ""));
   }
 
+  function range(first, last) {
+    const outOf = found.length < n ? ` (${count(n)} in all)` : "";
+    const rows = `rows ${count(first + 1)}–${count(last)} of ${count(found.length)}`;
+    return (found.length ? rows : "No latent matches") + outOf;
+  }
+
   function tell() {
     const first = topRow();
     const last = Math.max(first + 1, Math.min(found.length, Math.floor((above + geometry().view) / HEIGHT + 0.05)));
-    const rows = `rows ${count(first + 1)}–${count(last)} of ${count(found.length)}`;
-    const range = found.length ? rows : "No latent matches";
-    const outOf = found.length < n ? ` (${count(n)} in all)` : "";
     const left = ignored.length ? `. The link asked for what is not here: ${ignored.join(", ")}` : "";
-    const text = range + outOf + left;
+    const text = range(first, last) + left;
     if (status.textContent !== text) status.textContent = text;
+    const places = [...body.querySelectorAll("[aria-rowindex]")].map(placeOf);
+    at("printed").textContent = [range(places[0], places.at(-1) + 1), ...inWords()].join("; ");
     at("back").setAttribute("aria-disabled", first === 0);
     at("forth").setAttribute("aria-disabled", last >= found.length);
     save();
@@ -347,6 +330,21 @@
     row.cells[0].firstChild.focus({ preventScroll: true });
   }
 
+  // A key that is a character may lead away only from the table itself and what belongs to it (WCAG 2.1.4).
+  function seek(event) {
+    if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.closest("input:not([type=checkbox]), select")) return;
+    event.preventDefault();
+    at("search").focus();
+  }
+
+  // What is printed are the rows in view and no others, also when the focus is on a row elsewhere.
+  function print() {
+    if (held() >= 0) region.focus({ preventScroll: true });
+    draw(0);
+    tell();
+  }
+
   function listen() {
     for (const column of columns) {
       column.heading.firstElementChild.disabled = false;
@@ -371,20 +369,22 @@
     body.addEventListener("focusin", ({ target }) => (current = placeOf(target.closest("tr"))));
     body.addEventListener("click", save);
     window.addEventListener("resize", () => draw());
-    window.addEventListener("hashchange", () => (location.hash.includes("=") || !location.hash) && follow());
-    window.addEventListener("beforeprint", () => draw(0));
+    window.addEventListener("hashchange", () => (asks() || !location.hash ? follow() : save()));
+    window.addEventListener("beforeprint", print);
     window.addEventListener("afterprint", () => draw());
-    document.addEventListener("keydown", (event) => {
-      if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey) return;
-      if (event.target.closest("input, select, textarea")) return;
-      event.preventDefault();
-      at("search").focus();
-    });
+    for (const part of [controls, region, at("pager")]) part.addEventListener("keydown", seek);
+  }
+
+  function option(text) {
+    const made = element("option", text);
+    made.value = text; // the text alone would lose doubled spaces
+    return made;
   }
 
   function start(given) {
-    decode(given);
-    for (const name of CHOICES) fields[name].append(...words[name].map((one) => element("option", one)));
+    latents = iclens.latents(given);
+    ({ words, values, n } = latents);
+    for (const name of CHOICES) fields[name].append(...words[name].map(option));
     measure();
     table.tHead.rows[0].setAttribute("aria-rowindex", 1);
     region.classList.add("window");

@@ -41,7 +41,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 34, NARROW - 4, 8, 132
 def tuning_chart(name: str, role: str, tuning: TuningView) -> Markup:
     """Mean activation of the latent `name` at `role` by value: a dot each, for neighbours may differ much."""
     top = _largest(tuning.means)
-    said = "undefined" if top is None else f"largest {number(tuning.means[top])} at {tuning.values[top]}"
+    at = "" if top is None else tick_text(tuning.values[top])
+    said = "undefined" if top is None else f"largest {number(tuning.means[top])} at {at}"
     label = f"Mean activation of {name} at {role} by {tuning.of}: {said}."
     points = list(zip(tuning.values, tuning.means, strict=True))
     return dot_chart(points, label, axis=tuning.of.replace("-", " − "))

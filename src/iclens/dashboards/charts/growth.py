@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 from markupsafe import Markup
 
-from iclens.dashboards.charts.rendered import belief_chart, inline, named
+from iclens.dashboards.charts.rendered import FAINTEST, FULLEST, belief_chart, inline, named
 from iclens.dashboards.records.growth import AccountRow, ArmCurve, InjectionRow, RungCount
 from iclens.dashboards.records.site import BeliefCurve
 from iclens.dashboards.text import number
@@ -43,10 +43,10 @@ def ladder_chart(counts: Sequence[RungCount], rungs: Sequence[str]) -> Markup:
         x=alt.X("rung:N", sort=list(rungs), title=None, axis=alt.Axis(orient="top", labelAngle=0)),
         y=alt.Y("site:N", sort=list(dict.fromkeys(c.site for c in shown)), title=None),
     )
-    scale = alt.Scale(domain=[0, math.sqrt(largest) or 1], range=[0.02, 0.75])
+    scale = alt.Scale(domain=[0, math.sqrt(largest) or 1], range=[FAINTEST, FULLEST])
     cells = (
         base.transform_calculate(root="sqrt(datum.n)")
-        .mark_rect(color="var(--task)", stroke="var(--paper)", strokeWidth=2)
+        .mark_rect(color="var(--shade)", stroke="var(--paper)", strokeWidth=2)
         .encode(fillOpacity=alt.FillOpacity("root:Q", scale=scale, legend=None))
     )
     words = base.mark_text(fontSize=11, color=_INK).encode(text="text:N")
@@ -64,16 +64,17 @@ def account_chart(rows: Sequence[AccountRow]) -> Markup:
             "behind": [r.behind for r in rows],
             "low": [r.low for r in rows],
             "high": [r.high for r in rows],
+            "end": [_end(r.behind, r.high) for r in rows],
             "text": [number(r.behind) for r in rows],
         }
     )
     base = alt.Chart(frame).encode(y=alt.Y("account:N", sort=list(names.values()), title=None))
     title = "nats per held-out prompt behind the best account"
-    far = max((r.high if math.isfinite(r.high) else r.behind for r in rows), default=1.0)
+    far = max((_end(r.behind, r.high) for r in rows), default=1.0)
     x = alt.X("behind:Q", title=title, scale=alt.Scale(domain=[0, 1.15 * max(far, 1e-6)]))
     bars = base.mark_bar(color="var(--task)", opacity=0.75, height=12).encode(x=x)
     spans = base.mark_rule(color=_QUIET).encode(x="low:Q", x2="high:Q")
-    words = base.mark_text(align="left", dx=4, fontSize=11, color=_INK).encode(x="high:Q", text="text:N")
+    words = base.mark_text(align="left", dx=4, fontSize=11, color=_INK).encode(x="end:Q", text="text:N")
     said = "; ".join(f"{r.account} {number(r.behind)}" for r in rows)
     chart = alt.LayerChart(layer=[bars, spans, words], width=360, height=alt.Step(24))
     return inline(chart, f"Accounts of the growth, nats per prompt behind the best: {said}.")
@@ -89,6 +90,7 @@ def injection_chart(rows: Sequence[InjectionRow]) -> Markup:
             "effect": [r.effect for r in rows],
             "low": [r.low for r in rows],
             "high": [r.high for r in rows],
+            "end": [max(0.0, _end(r.effect, r.high)) for r in rows],  # on no bar, to the left or right
             "text": [number(r.effect) for r in rows],
         }
     )
@@ -105,8 +107,13 @@ def injection_chart(rows: Sequence[InjectionRow]) -> Markup:
         align="left", dx=5, fontSize=10, color=_INK
     )
     chart = alt.LayerChart(
-        layer=[bars, spans, words.encode(x="high:Q", text="label:N")], width=420,
+        layer=[bars, spans, words.encode(x="end:Q", text="label:N")], width=420,
         height=alt.Step(15),
     )  # fmt: skip
     said = "; ".join(f"{r.site} {r.injected} {number(r.effect)}" for r in rows)
     return inline(chart, f"Effect of injected growth on the answer's log-odds, nats: {said}.")
+
+
+def _end(value: float, high: float) -> float:
+    """Where a bar with its interval ends, and its number stands."""
+    return high if math.isfinite(high) else value

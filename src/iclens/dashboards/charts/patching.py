@@ -249,7 +249,7 @@ def _control_box(step: LadderStep, at: float, y: Scale) -> list[Markup]:
 def _mark(kind: str, at: Point) -> str:
     """Path of a point: a disc, a diamond, a square, a cross or a bar by its kind."""
     x, y = at
-    if not math.isfinite(y):
+    if not (math.isfinite(x) and math.isfinite(y)):
         return ""
     r = _FEW
     return {

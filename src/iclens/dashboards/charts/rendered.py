@@ -1,4 +1,4 @@
-"""How are the index's headline charts drawn? By altair, rendered to SVG while the site is built.
+"""How are beliefs, counts of growth and heat maps drawn? By altair, rendered to SVG while the site is built.
 
 1. Each function turns one record of the view into an altair chart whose colours are CSS variables
    (`var(--task)`), so that one drawing serves light and dark;
@@ -30,6 +30,8 @@ _ATTRIBUTES = {
     *("stroke-linejoin", "stroke-linecap", "opacity", "text-anchor", "font-size", "font-weight"),
 }
 _INK, _QUIET, _RULE, _PAPER = "var(--ink)", "var(--quiet)", "var(--rule)", "var(--paper)"
+FAINTEST, FULLEST = 0.04, 0.66
+"""How opaque the cells of a heat map are, least and most: ink is read on all of them, light and dark."""
 _MARK = "\u2060"
 """A character that is not to be seen, and that no text of a record holds once it is inert."""
 _LONGEST = 40
@@ -157,12 +159,11 @@ def sweep_chart(sweep: SweepView) -> Markup:
         x=alt.X("role:N", sort=list(roles.values()), title=None, axis=alt.Axis(orient="top", labelAngle=0)),
         y=alt.Y("layer:O", sort="descending", title=named([sweep.down])[sweep.down]),
     )
-    cells = base.mark_rect(color="var(--task)", stroke=_PAPER, strokeWidth=2).encode(
-        fillOpacity=alt.FillOpacity("value:Q", scale=alt.Scale(domain=[0, 1], range=[0.04, 1]), legend=None)
+    scale = alt.Scale(domain=[0, 1], range=[FAINTEST, FULLEST])
+    cells = base.mark_rect(color="var(--shade)", stroke=_PAPER, strokeWidth=2).encode(
+        fillOpacity=alt.FillOpacity("value:Q", scale=scale, legend=None)
     )
-    words = base.mark_text(fontSize=11).encode(
-        text="text:N", color=alt.condition("datum.value > .5", alt.value(_PAPER), alt.value(_INK))
-    )
+    words = base.mark_text(fontSize=11, color=_INK).encode(text="text:N")
     defined = [c for c in sweep.cells if math.isfinite(c.value)]
     best = max(defined, key=lambda c: c.value, default=None)
     label = f"{sweep.title}, layers by {sweep.across}s. " + (

@@ -15,7 +15,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
 
 from markupsafe import Markup, escape
 
@@ -68,6 +67,8 @@ def ends(curve: Curve) -> str:
     return f"{number(start)} at {tick_text(first)}, {number(stop)} at {tick_text(last)}"
 
 
+DOT = 3
+"""Width of a dot, as the style sheet draws it."""
 FINEST = 16
 """Steps that an axis may be cut into to show two of its values at least."""
 
@@ -133,6 +134,8 @@ def _polyline(points: Sequence[tuple[int, int]]) -> str:
         else:
             steps.append(f"l{tenth(to_x - x)} {tenth(to_y - y)}")
         x, y = to_x, to_y
+    if not last:
+        steps.append("h0")  # a round cap makes it a dot
     return "".join(steps).replace(" -", "-")
 
 
@@ -206,9 +209,12 @@ def spark(means: Sequence[float], low: float, high: float) -> Markup:
         low: of all curves of the table.
         high: of all of them.
     """
-    x, y = Scale(0, max(len(means) - 1, 1), 4, 188), Scale(low, high, 44, 4)
+    x, y = (
+        Scale(0, max(len(means) - 1, 1), 4, 188),
+        Scale(low, high, 44, 4),
+    )  # twice what the style sheet shows
     path = _line(Curve.line(range(len(means)), means), x, y)
-    return Markup(f'<svg class=spark viewBox="0 0 192 48" aria-hidden=true><path d="{path}"/></svg>')
+    return Markup(f'<svg class=spark aria-hidden=true><path d="{path}"/></svg>')
 
 
 def dot_chart(points: Sequence[tuple[float, float]], label: str, axis: str) -> Markup:
@@ -222,12 +228,7 @@ def dot_chart(points: Sequence[tuple[float, float]], label: str, axis: str) -> M
     left, right, top, bottom = 34, NARROW - 4, 8, 132
     x = Scale(*span([v for v, _ in points]), left + 5, right - 4)
     y = Scale(*_bounds(finite(v for _, v in points) or [1.0]), bottom, top)
-    across, up = x.tenths(v for v, _ in points), y.tenths(v for _, v in points)
-    places = [
-        (v // 10, mean // 10)
-        for v, mean in zip(across, up, strict=True)
-        if v is not None and mean is not None
-    ]
+    places = list(zip(x.tenths(v for v, _ in points), y.tenths(v for _, v in points), strict=True))
     return drawing(
         NARROW,
         164,
@@ -238,13 +239,22 @@ def dot_chart(points: Sequence[tuple[float, float]], label: str, axis: str) -> M
     )
 
 
-def _dots(places: Sequence[tuple[int, int]]) -> str:
-    """A dot at each place; neighbours of one height become one stroke."""
-    path, at = "", (0, 0)
-    for height, run in groupby(places, key=lambda place: place[1]):
-        (start, _), *_, (stop, _) = [*(own := list(run)), own[-1]]
-        path += f"m{start - at[0]} {height - at[1]}" + (f"h{stop - start}" if stop > start else "z")
-        at = stop, height
+def _dots(places: Sequence[tuple[int | None, int | None]]) -> str:
+    """A dot at each place, in tenths; touching neighbours of one height become one stroke."""
+    strokes: list[list[int]] = []
+    for across, up in places:
+        if across is None or up is None:
+            strokes.append([])
+            continue
+        n, height = _whole(across) // 10, _whole(up) // 10
+        if strokes and strokes[-1] and strokes[-1][2] == height and n - strokes[-1][1] <= DOT:
+            strokes[-1][1] = n
+        else:
+            strokes.append([n, n, height])
+    path, x, y = "", 0, 0
+    for start, stop, height in filter(None, strokes):
+        path += f"m{start - x} {height - y}" + (f"h{stop - start}" if stop > start else "z")
+        x, y = stop, height
     return path.replace(" -", "-")
 
 

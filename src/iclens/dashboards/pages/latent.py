@@ -35,7 +35,7 @@ def _write(chrome: Chrome, row: LatentRow, page: LatentView, near: dict[str, Lat
 
 def _latent_parts(page: LatentView) -> Mapping[str, object]:
     every = (*page.prompts, *page.random)
-    peak = max((token.value for prompt in every for token in prompt.tokens), default=0.0)
+    peak = max(svg.finite(token.value for prompt in every for token in prompt.tokens), default=0.0)
     tasks = sorted(page.tasks, key=lambda task: -task.mean if math.isfinite(task.mean) else math.inf)
     barred = [task for task in tasks[:TASK_BARS] if task.mean != 0] or tasks[:1]
     prompts, random = (
@@ -49,7 +49,7 @@ def _latent_parts(page: LatentView) -> Mapping[str, object]:
         "random": random,
         "peak": peak,
         "tasks": barred,
-        "other_tasks": tasks[len(barred) :],
+        "other_tasks": [task for task in tasks if task not in barred],
         "low": min(0.0, *means) if means else 0.0,
         "high": max(0.0, *means) if means else 1.0,
         "several_roles": len(roles) > 1,
@@ -69,7 +69,7 @@ def _lines(tokens: Sequence[TokenView], peak: float) -> list[list[tuple[str, flo
     """
     lines: list[list[tuple[str, float, int]]] = [[]]
     for token in tokens:
-        level = max(1, round(_LEVELS * token.value / peak)) if token.value > 0 else 0
+        level = max(1, round(_LEVELS * token.value / peak)) if 0 < token.value < math.inf else 0
         shown = text.token_text(token.text, token.continues)
         if level == 0 and lines[-1] and lines[-1][-1][2] == 0:
             shown = lines[-1].pop()[0] + shown

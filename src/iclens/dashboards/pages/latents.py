@@ -50,6 +50,7 @@ COLUMNS = (
         "effect", "patch effect", "largest change in a belief’s log-odds, nats", "number", "belief", "down"
     ),
     Column("control_p", "control p", "share of matched random latents with at least that effect"),
+    Column("answer", "on the answer", "change in the task’s own answer’s log-odds, nats", first="down"),
     Column(
         "follows", "follows", "account of growth that it follows at its role", "word", shown="when chosen"
     ),
@@ -58,7 +59,7 @@ COLUMNS = (
 CHOICES = ("site", "verdict", "label", "concept", "belief")
 """Fields that a reader chooses a value of."""
 _WORDS = ("site", "role", "verdict", "label", "concept", "belief", "follows", "causal")
-_NUMBERS = ("density", "slope", "q_value", "auroc", "effect", "control_p")
+_NUMBERS = ("density", "slope", "q_value", "auroc", "effect", "control_p", "answer")
 
 
 def pages(view: SiteView, chrome: Chrome) -> Iterator[Page]:

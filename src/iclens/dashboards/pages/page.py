@@ -12,11 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from importlib.metadata import version
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from iclens.dashboards import text
 from iclens.dashboards.charts import svg
+from iclens.names import ROLES
+from iclens.tables.verdicts import LADDER
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,12 @@ class Page:
 
 @cache
 def code_key() -> str:
-    """Hash of every module, template and asset of the dashboards."""
-    found, todo = hashlib.sha256(), [resources.files("iclens.dashboards")]
+    """Hash of whatever draws: the dashboards' modules, templates and assets, and what they draw with."""
+    versions = {name: version(name) for name in ("altair", "vl-convert-python", "jinja2", "markupsafe")}
+    found, todo = (
+        hashlib.sha256(repr((LADDER, ROLES, versions)).encode()),
+        [resources.files("iclens.dashboards")],
+    )
     while todo:
         for entry in sorted(todo.pop().iterdir(), key=lambda entry: entry.name):
             if entry.is_dir():
@@ -92,6 +99,7 @@ def environment() -> Environment:
         "count": text.count,
         "percent": text.percent,
         "visible": text.visible,
+        "minus": text.minus,
     }
     made.tests["finite"] = math.isfinite
     made.globals |= {"interval": text.interval, "svg": svg}

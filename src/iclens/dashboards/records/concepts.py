@@ -1,6 +1,6 @@
-"""What does the page of concepts show of each? Latents, probes, effects; the rest is `mechanism_view`.
+"""What does the page of concepts show of each? Latents, probes, effects; the rest is in `mechanism`.
 
-Plain records; nothing is computed on the way. The conventions are those of `view`.
+Plain records; nothing is computed on the way. The conventions are those of `site`.
 """
 
 from __future__ import annotations

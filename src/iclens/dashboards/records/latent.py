@@ -76,6 +76,7 @@ class LatentRow:
         control_p: share of matched random latents with at least that effect.
         follows: account of growth that it follows at `role`, "" if that was not asked.
         causal: whether pushing it moves the answer, "causal" or "not causal"; "" if it was not pushed.
+        answer: change in the log-odds of the task's own answer when it is patched, nats.
     """
 
     site: str
@@ -93,6 +94,7 @@ class LatentRow:
     control_p: float = math.nan
     follows: str = ""
     causal: str = ""
+    answer: float = math.nan
 
     def __post_init__(self) -> None:
         if not _FILE_SAFE.fullmatch(self.site):
@@ -133,6 +135,7 @@ class LatentView:
         histogram: of its activations, or None.
         reasons: section (one of `SECTIONS`) → why it is empty, in a sentence.
         doses: one for each number of examples in context at which it was pushed.
+        moved: what moving it in other ways does, a sentence each.
         close: latents whose decoder directions are most alike, by cosine.
         together: latents that are active with it, by correlation over tokens.
         follows: which account of growth predicts it in all arms, role by role, in words.
@@ -161,6 +164,7 @@ class LatentView:
     reasons: Mapping[str, str] = field(default_factory=dict)
     doses: Sequence[DoseView] = ()
     follows: Sequence[str] = ()
+    moved: Sequence[str] = ()
     close: Sequence[Neighbour] = ()
     together: Sequence[Neighbour] = ()
 

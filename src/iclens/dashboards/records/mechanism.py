@@ -1,6 +1,6 @@
 """What does the page of concepts show of the mechanism? Periods of numbers, and what MLPs do at `lab`.
 
-Plain records; nothing is computed on the way. The conventions are those of `view`.
+Plain records; nothing is computed on the way. The conventions are those of `site`.
 """
 
 from __future__ import annotations

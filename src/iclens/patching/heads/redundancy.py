@@ -66,7 +66,7 @@ LEAST_RISE = BACKUP_SHARE * LEAST_SPAN
 shares are defined."""
 NEVER = np.inf
 """Stands for L* where no layer works, in a bootstrap draw."""
-SATURATED = "the singles sum to more than the context is worth, and the joint effect cannot"
+SATURATED = "the singles sum to more than the context is worth, which the joint effect may not reach"
 DELAY, BACKUP, BOTH, NEITHER, UNDECIDED = "delay", "backup", "both", "neither", "undecided"
 
 

@@ -17,7 +17,8 @@ import pandas as pd
 from iclens.dashboards.records.latent import LatentRow, LatentView
 from iclens.dashboards.records.site import Finding, SiteView
 from iclens.dashboards.site import Progress, build_site
-from iclens.errors import IclensError, RunError, TableError
+from iclens.errors import IclensError
+from iclens.study.config_errors import one_line
 from iclens.study.opening import condition_of
 from iclens.study.pages import index
 from iclens.study.pages.claims import claims
@@ -34,6 +35,8 @@ from iclens.study.runfolder import find_run
 
 FOLDER = "as_is"
 UNSEEN = "These pages were written from the run's tables, without its model."
+_FORMLESS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration)
+"""What a part makes of a file that can be read but has no rows, or another form."""
 T = TypeVar("T")
 
 
@@ -88,13 +91,17 @@ class _Parts:
         self.missing: dict[str, list[str]] = {}
 
     def of(self, what: str, make: Callable[[], T], otherwise: T) -> T:
-        """What `make` gives, or `otherwise` where a table that it reads is missing or damaged."""
+        """What `make` gives, or `otherwise` where what it reads is missing or damaged."""
         try:
             return make()
-        except (RunError, TableError) as cause:
+        except IclensError as cause:
             name = cause.asked.removeprefix(f"{self._path}/").split(" of run ")[0]
-            self.missing.setdefault(f"{name} ({cause.found})", []).append(what)
-            return otherwise
+            why = f"{name} ({cause.found})"
+        except _FORMLESS as cause:
+            said = one_line(f"{type(cause).__name__}: {cause}")
+            why = f"what it reads, unreadable or empty ({said})"
+        self.missing.setdefault(why, []).append(what)
+        return otherwise
 
 
 def _findings(results: Results, parts: _Parts) -> list[Finding]:

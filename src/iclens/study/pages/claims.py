@@ -73,7 +73,9 @@ def _verdict(held: bool | None) -> str:
 
 
 def _redundant(results: Results) -> list[Clause]:
-    ladder = results.table("redundancy_ladder").to_dict("records")
+    table = results.table("redundancy_ladder")
+    ladders = [rows for _, rows in table.groupby(["unit", "kind", "place", "belief"], sort=False)]
+    ladder = ladders[0].to_dict("records") if ladders else []
     page = "patching.html"
     other = "When the layers that bring the task lose their heads, a later layer brings it."
     rise = "Later heads do more once earlier ones are gone (backup)."
@@ -85,12 +87,15 @@ def _redundant(results: Results) -> list[Clause]:
         ]
     first, second = ladder[0], ladder[1]
     layer = second["first_layer"]
-    found = "no layer brings it" if math.isnan(layer) else f"layer {layer:.0f} brings it"
+    found = "none brings it" if math.isnan(layer) else f"that entering block {layer:.0f} brings it"
     said = (
-        f"Layer {first['first_layer']:.0f} brings it first; without the heads of {second['ablated']} {found}."
+        f"The residual entering block {first['first_layer']:.0f} brings it first; without the heads of "
+        f"{second['ablated']} {found}."
     )
     if second["n_controls"]:
-        said += f" Other layers taken away leave {second['control_ne_before']:.2f} of the effect, these "
+        said += (
+            f" As many other layers taken away leave {second['control_ne_before']:.2f} of the effect, these "
+        )
         said += f"{second['ne_before']:.2f}."
     low, high = second["later_heads_low"], second["later_heads_high"]
     worth = f"{second['later_heads']:+.2f} [{low:+.2f}, {high:+.2f}] nats; verdict {second['verdict']}"
@@ -113,7 +118,7 @@ def _additive(results: Results) -> list[Clause]:
     core = Clause(
         "Some latent adds an equal step per example (certified on its short list).",
         _verdict(linear > 0 if listed else None),
-        f"{linear} of {listed} short-listed latents do. {named}".strip(),
+        f"{linear} of {listed} on the short list do. {named}".strip(),
         page,
         core=True,
     )

@@ -102,7 +102,7 @@ def _concept(one: Concept, names: Sequence[str], tables: Mapping[str, pd.DataFra
         granted=len(granted),
         candidates=len(candidates),
         best_auroc=float(rows["auroc"].max()),
-        confirmed=len(_latents(confirmed(moved))) if one.belief else None,
+        confirmed=len(_latents(confirmed(moved))) if one.belief or moved["own"].any() else None,
         moved=len(_latents(singles)),
         confounds=[confound.name for confound in one.confounds],
         latents=shown_latents(one.name, names, tables),

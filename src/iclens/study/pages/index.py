@@ -79,7 +79,7 @@ def quality_rows(quality: pd.DataFrame) -> list[QualityRow]:
 
 def belief_curves(results: Results) -> list[BeliefCurve]:
     """One panel per belief that is defined, that of the task's own answer first."""
-    table, (treated, control) = results.table("beliefs"), results.arms[:2]
+    table, treated, control = results.table("beliefs"), results.config.treated, results.config.controls[0]
     words, panels = meanings(results), []
     for belief in sorted(results.config.belief_names, key=lambda belief: belief != ANSWER):
         own, other = (
@@ -103,12 +103,18 @@ def belief_curves(results: Results) -> list[BeliefCurve]:
 
 def growth_counts(growth: pd.DataFrame) -> list[GrowthCount]:
     """How many latents grow and fall at each site and role."""
-    counts = []
-    for site, role in growth[["site", "role"]].drop_duplicates().itertuples(index=False):
-        rows = growth[(growth["site"] == site) & (growth["role"] == role)]
-        grows, falls = int(rows["verdict"].isin(LADDER[1:]).sum()), int((rows["verdict"] == FALLS).sum())
-        counts.append(GrowthCount(str(site), str(role), int(rows["q_value"].notna().sum()), grows, falls))
-    return counts
+    flags = growth[["site", "role"]].assign(
+        tested=growth["q_value"].notna(),
+        grows=growth["verdict"].isin(LADDER[1:]),
+        falls=growth["verdict"] == FALLS,
+    )
+    counts = flags.groupby(["site", "role"], sort=False).sum().reset_index()
+    return [
+        GrowthCount(
+            str(row["site"]), str(row["role"]), int(row["tested"]), int(row["grows"]), int(row["falls"])
+        )
+        for row in counts.to_dict("records")
+    ]
 
 
 def notes(results: Results) -> list[str]:
@@ -155,6 +161,8 @@ def _grown(results: Results) -> Finding:
         f"Paired slope {treated} − {control} over prompts, q ≤ {q} with one error rate for the study. "
         + (f"Most: {where}." if where else "None at any site.")
         + " Growth says nothing about its shape.",
+        "latents.html#verdict=grows&sort=-slope",
+        "Every latent that grows, steepest first",
     )
 
 

@@ -22,15 +22,22 @@ from iclens.names import Site
 from iclens.patching.responses import BASE, GIVEN, TARGET
 from iclens.saes.neighbours import Near
 from iclens.study.pages import latent_growth
-from iclens.study.pages.latent_rows import ANSWER, Address
+from iclens.study.pages.latent_rows import ANSWER, Address, clearest_first
 from iclens.study.pages.seen import Seen
 from iclens.study.results import Results
+from iclens.transforms.labels.chosen import CANDIDATE
 
 TABLES = (
-    *("growth", "transforms", "patches", "dose", "dose_curves", "latent_accounts"),
+    *("growth", "transforms", "patches", "dose", "dose_curves", "latent_accounts", "specificity"),
     *("responses", "response_fits"),
 )
 """Tables whose rows of one latent stand on its page."""
+WAYS = {
+    "ablate": "Taken out of run A",
+    "ablate all": "Taken out of run A at every example,",
+    "mean": "Set to run B’s value in run A",
+}
+"""Other ways of moving a latent, in words."""
 UNPUSHED = "Pushed are the first of the short list at pre of each site."
 UNASKED = "Response curves are drawn for the tested latents of the site that carries most."
 SILENT = "It is active on none of the searched prompts."
@@ -39,7 +46,9 @@ SILENT = "It is active on none of the searched prompts."
 def tuned_roles(results: Results, latents: Mapping[Site, Sequence[int]]) -> dict[Site, dict[int, str]]:
     """Site → latent → the role at which its best concept is told, where its tuning is read."""
     transforms = results.table("transforms").dropna(subset=["auroc"])
-    best = transforms.sort_values("auroc", ascending=False).drop_duplicates(["site", "latent"])
+    granted = ~transforms["label"].isin(["", CANDIDATE])
+    order = transforms.assign(granted=granted).sort_values(["granted", "auroc"], ascending=False)
+    best = order.drop_duplicates(["site", "latent"])
     roles: dict[Any, str] = best.set_index(["site", "latent"])["role"].to_dict()
     first = results.config.transforms.roles[0]
     return {site: {f: roles.get((site.short, f), first) for f in ids} for site, ids in latents.items()}
@@ -60,7 +69,8 @@ def latent_views(
     latents = list(roles)
     rows = {name: _by_latent(results.table(name), site, latents) for name in TABLES[:-2]}
     curves = latent_growth.trajectories(results, site, latents)
-    clearest = {latent: latent_growth.clearest(curves[latent]) for latent in latents}
+    first = {f: clearest_first(rows["growth"][f])["role"].iloc[0] for f in latents}
+    clearest = {f: next(view for view in curves[f] if view.role == first[f]) for f in latents}
     arms = latent_growth.arm_means(results, site, {f: clearest[f].role for f in latents})
     exact = latent_growth.posterior(results)
     answered = responses(results, site)
@@ -75,7 +85,9 @@ def latent_views(
             LatentView(
                 site.short,
                 latent,
-                summary=_summary(latent_growth.standing(best), concepts, patches),
+                summary=_summary(
+                    latent_growth.standing(best), concepts, patches, results.declared.patch_role
+                ),
                 role=best.role,
                 trajectories=curves[latent],
                 posterior=latent_growth.scaled_posterior(exact, best.task),
@@ -94,6 +106,7 @@ def latent_views(
                 suppresses=seen.suppresses.get(latent, []),
                 histogram=seen.histograms.get(latent),
                 reasons=_reasons(results, site, latent, own, seen),
+                moved=moved_words(own["specificity"]),
                 doses=latent_growth.doses(own["dose"], own["dose_curves"]),
                 follows=latent_growth.follows(own["latent_accounts"]),
                 close=_neighbours(site, seen.close.get(latent), address),
@@ -140,7 +153,7 @@ def _reasons(
     if own["patches"].empty:
         patched = results.patched["site"].eq(site.short).any()
         reasons["patches"] = (
-            f"At `{results.config.patch.roles[0]}` its activation is the same in run A and run B."
+            f"At {results.config.patch.roles[0]} its activation is the same in run A and run B."
             if patched
             else f"{site.short} was not patched."
         )
@@ -151,17 +164,18 @@ def _reasons(
     return reasons
 
 
-def _summary(standing: str, concepts: Sequence[ConceptRow], patches: Sequence[PatchRow]) -> str:
-    """What is known of a latent, in a few sentences."""
-    labels = list(dict.fromkeys(c.label for c in concepts if c.label not in ("", "candidate")))
+def _summary(standing: str, concepts: Sequence[ConceptRow], patches: Sequence[PatchRow], role: str) -> str:
+    """What is known of a latent, in a few sentences; of its patches, those at a role."""
+    labels = list(dict.fromkeys(c.label for c in concepts if c.label not in ("", CANDIDATE)))
     said = [standing, f"It is labelled {', '.join(labels)}." if labels else "No label was granted."]
-    answer = next((p for p in patches if p.belief == ANSWER and math.isfinite(p.effect)), None)
+    own = (p for p in patches if p.belief == ANSWER and p.role == role and math.isfinite(p.effect))
+    answer = next(own, None)
     if answer is None:
-        said.append("It was not patched.")
+        said.append(f"It was not patched at {role}.")
     else:
         beside = f", control p {number(answer.control_p)}" if math.isfinite(answer.control_p) else ""
         change = f"{number(answer.effect)} {interval(answer.ci_low, answer.ci_high)} nats{beside}"
-        said.append(f"Patched from run A into run B it changes the answer’s log-odds by {change}.")
+        said.append(f"Patched from run A into run B at {role} it changes the answer’s log-odds by {change}.")
     return " ".join(said)
 
 
@@ -177,7 +191,7 @@ def _tasks(results: Results, site: Site, role: str, latent: int) -> list[TaskAct
 
 def _best_roles(concepts: pd.DataFrame) -> pd.DataFrame:
     """One row per concept: at the role where it has a label, or else is told best."""
-    granted = (~concepts["label"].isin(["", "candidate"])).astype(int)
+    granted = ~concepts["label"].isin(["", CANDIDATE])
     order = concepts.assign(granted=granted).sort_values(["granted", "auroc"], ascending=False)
     best = order.drop_duplicates("concept").set_index("concept")
     return best.loc[list(dict.fromkeys(concepts["concept"]))].reset_index()
@@ -215,6 +229,21 @@ def responses(results: Results, site: Site) -> dict[int, ResponseView]:
                 f"{interval(line['slope_change_low'], line['slope_change_high'])}."
             )
             found[int(str(members))] = ResponseView(rows["x"].tolist(), base, mean, target, words + changed)
+    return found
+
+
+def moved_words(rows: pd.DataFrame) -> list[str]:
+    """What moving a latent in other ways than from A to B does to the belief that its concept names."""
+    own = rows[rows["own"].astype(bool) & (rows["way"] != "patch") & rows["reason"].eq("")]
+    found = []
+    for row in own.drop_duplicates(["role", "way", "belief"]).to_dict("records"):
+        if row["way"] in WAYS:
+            effect = (
+                f"{number(row['effect'])} {interval(row['ci_low'], row['ci_high'])} nats on {row['belief']}"
+            )
+            beside = f"control p {number(row['control_p'])} beside {row['n_controls']} matched latents"
+            where = f"{WAYS[row['way']]} at {row['role']}"
+            found.append(f"{where}: {effect}, of {number(row['base'])} without the change; {beside}.")
     return found
 
 

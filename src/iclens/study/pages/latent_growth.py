@@ -19,7 +19,7 @@ from iclens.dashboards.records.latent import (
 )
 from iclens.dashboards.text import interval, number
 from iclens.names import Site
-from iclens.study.pages.latent_rows import ANSWER
+from iclens.study.pages.latent_rows import ANSWER, LEAST_R2
 from iclens.study.results import Results
 from iclens.tables.trajectories import Trajectories
 from iclens.tables.verdicts import FALLS, LADDER
@@ -30,10 +30,11 @@ Row = Mapping[str, Any]
 
 def trajectories(results: Results, site: Site, latents: Sequence[int]) -> dict[int, list[TrajectoryView]]:
     """Latent → its mean activation at each role, in the tested arm and its control, and the test on it."""
-    treated, control = results.arms[:2]
+    treated, control = results.config.treated, results.config.controls[0]
     ids, norms = np.array(latents, dtype=np.int64), results.decoder_norms[site.short]
     growth = results.table("growth")
-    growth = growth[growth["site"] == site.short].set_index(["role", "latent"])
+    growth = growth[(growth["site"] == site.short) & growth["latent"].isin(latents)]
+    growth = growth.set_index(["role", "latent"])
     tests: dict[Any, Any] = {key: row for key, row in growth.to_dict("index").items()}
     views: dict[int, list[TrajectoryView]] = {latent: [] for latent in latents}
     for role in results.roles:
@@ -52,16 +53,6 @@ def trajectories(results: Results, site: Site, latents: Sequence[int]) -> dict[i
             task, beside = (found[latent] for found in curves)
             views[latent].append(TrajectoryView(role, task, beside, **{name: test[name] for name in names}))
     return views
-
-
-def clearest(views: Sequence[TrajectoryView]) -> TrajectoryView:
-    """The role at which a latent gets furthest: the highest rung, then the smallest q, then the first."""
-
-    def rank(view: TrajectoryView) -> tuple[int, float]:
-        height = LADDER.index(view.verdict) if view.verdict in LADDER else 0
-        return -height, view.q_value if math.isfinite(view.q_value) else math.inf
-
-    return min(views, key=rank)
 
 
 def arm_means(results: Results, site: Site, roles: Mapping[int, str]) -> dict[int, list[ArmMeans]]:
@@ -157,8 +148,11 @@ def follows(accounts: pd.DataFrame) -> list[str]:
     for role, rows in accounts.groupby("role", sort=False):
         best = rows[rows["named"]].iloc[0]
         at = f", {best['parameter']}" if best["parameter"] else ""
-        named = f"{best['account']}{at} (R² {best['r2']:.2f})"
-        found.append(f"At {role} it follows best, over arms {best['arms']}: {named}.")
+        named = f"{best['account']}{at}, with R² {number(best['r2'])} over arms {best['arms']}"
+        if best["r2"] >= LEAST_R2:
+            found.append(f"At {role} it follows {named}.")
+        else:
+            found.append(f"At {role} it follows none of the accounts; the nearest is {named}.")
     return found
 
 
@@ -167,11 +161,11 @@ def standing(view: TrajectoryView) -> str:
     if not math.isfinite(view.q_value):
         return f"Growth was not tested: {view.reason}." if view.reason else "Growth was not tested."
     sure = f"slope {number(view.slope)} {interval(view.ci_low, view.ci_high)}, q {number(view.q_value)}"
-    if view.verdict == FALLS:
-        return f"It falls with the examples at {view.role} ({sure})."
-    if view.verdict == LADDER[0]:
-        return f"It does not grow with the examples at {view.role} ({sure})."
-    return f"It {view.verdict} at {view.role} ({sure})."
+    known = [value for value in view.task.mean if math.isfinite(value)]
+    alone = f" The task arm alone goes from {number(known[0])} to {number(known[-1])}." if known else ""
+    beside = "beside the control arm" if view.verdict in (FALLS, LADDER[0]) else "beyond the control arms"
+    said = "does not grow" if view.verdict == LADDER[0] else view.verdict
+    return f"At {view.role} it {said} {beside} ({sure}).{alone}"
 
 
 def curve(rows: pd.DataFrame) -> Curve:

@@ -13,14 +13,20 @@ from iclens.errors import SiteError
 from iclens.names import Site
 from iclens.study.declared import known
 from iclens.study.results import Results
+from iclens.tables.verdicts import FALLS, LADDER
+from iclens.transforms.concepts import IDENTITY
+from iclens.transforms.labels.chosen import CANDIDATE
 
 Address = Callable[[str, int], str]
 """The address of the page of a site's latent, "" without one."""
 ANSWER = "exact"
 """The belief that pushes are judged by: the task's own answer."""
+LEAST_R2 = 0.1
+"""Least share of a latent's means that an account has to explain for the latent to follow it."""
 PAGES_REASON = (
-    "Of each site, in turn: the clearest growth, the best concept, the largest tested patch effect, "
-    "until {n} latents are chosen; others get one when `dashboard.latents` names them."
+    "Of each site, latents with a label that is not one task's, then in turn the clearest growth, the best "
+    "concept, the largest tested patch effect, until {n} latents are chosen; others get one when "
+    "`dashboard.latents` names them."
 )
 _KEY = ["site", "latent"]
 
@@ -47,7 +53,7 @@ def ranked(results: Results, site: Site, n: int) -> list[int]:
 
 
 def with_pages(results: Results) -> dict[Site, list[int]]:
-    """Site → its latents that get a page: those that `dashboard.latents` names, then the ranked ones.
+    """Site → its latents that get a page: named by `dashboard.latents`, labelled with a concept, ranked.
 
     Raises:
         SiteError: when it names a site that is not followed, or a latent that the SAE does not have.
@@ -62,9 +68,18 @@ def with_pages(results: Results) -> dict[Site, list[int]]:
             where = f"dashboard.latents: latent {strange[0]} of {site}"
             raise SiteError(where, f"its SAE has {d_sae}", f"Latents run from 0 to {d_sae - 1}.")
         asked[site] = latents
+    transforms = results.table("transforms")
+    concepts = transforms[~transforms["label"].isin(["", CANDIDATE, IDENTITY])]
+    labelled = {str(site): rows["latent"].unique().tolist() for site, rows in concepts.groupby("site")}
     return {
         site: list(
-            dict.fromkeys([*asked.get(site.short, ()), *ranked(results, site, section.pages_per_site)])
+            dict.fromkeys(
+                [
+                    *asked.get(site.short, ()),
+                    *labelled.get(site.short, ()),
+                    *ranked(results, site, section.pages_per_site),
+                ]
+            )
         )
         for site in results.sites
     }
@@ -81,7 +96,7 @@ def latent_rows(
         table: gives a table by name, the run's own by default.
     """
     table = results.table if table is None else table
-    growth = table("growth").sort_values("q_value", na_position="last").drop_duplicates(_KEY)
+    growth = clearest_first(table("growth")).drop_duplicates(_KEY)
     transforms = table("transforms")
     rank = transforms["label"].map(lambda label: 0 if label in ("", "candidate") else 1)
     best = (
@@ -90,12 +105,13 @@ def latent_rows(
     best = best.drop_duplicates(_KEY).set_index(_KEY)
     patches = table("patches")
     patches = patches[patches["role"] == results.config.patch.roles[0]]
+    answer = patches[patches["belief"] == ANSWER].set_index(_KEY)["effect"].rename("answer")
     moved = patches.assign(size=patches["effect"].abs()).dropna(subset=["effect"])
     moved = moved.sort_values("size", ascending=False).drop_duplicates(_KEY).set_index(_KEY)
     found = growth.merge(_followed(table("latent_accounts")), on=[*_KEY, "role"], how="left").set_index(_KEY)
     found = found[["role", "slope", "q_value", "verdict", "follows"]]
     found = found.join(best[["label", "concept", "auroc"]]).join(moved[["belief", "effect", "control_p"]])
-    found = found.join(_pushed(table("dose")))
+    found = found.join(answer).join(_pushed(table("dose")))
     text = ["role", "verdict", "label", "concept", "belief", "follows", "causal"]
     found[text] = found[text].astype(object).fillna("")
     found.loc[found["q_value"].isna(), "role"] = ""
@@ -108,10 +124,23 @@ def latent_rows(
     return rows
 
 
+def clearest_first(growth: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the growth table in the order in which they are shown, a latent's best role before its others.
+
+    A latent's best role is where it gets furthest up the ladder; one that grows at one role and falls at
+    another is a growing one. The smallest q comes first, of equal ones the steepest.
+    """
+    height = growth["verdict"].map({rung: i for i, rung in enumerate(LADDER)} | {FALLS: 0.5})
+    best = height.groupby([growth[name] for name in _KEY]).transform("max")
+    order = growth.assign(beside=height < best, size=-growth["slope"].abs())
+    order = order.sort_values(["beside", "q_value", "size"], na_position="last", kind="stable")
+    return order.drop(columns=["beside", "size"])
+
+
 def _followed(accounts: pd.DataFrame) -> pd.DataFrame:
     """The account that is named for each latent at each role."""
-    named = accounts[accounts["named"].astype(bool)].rename(columns={"account": "follows"})
-    return named[[*_KEY, "role", "follows"]]
+    named = accounts[accounts["named"].astype(bool) & (accounts["r2"] >= LEAST_R2)]
+    return named.rename(columns={"account": "follows"})[[*_KEY, "role", "follows"]]
 
 
 def _pushed(dose: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
+from typing import Any
+
+import pandas as pd
 
 from iclens.dashboards.records.site import Finding
 from iclens.patching.latents.sets import FULL, GREEDY, HALF
@@ -26,7 +30,7 @@ def moved(results: Results, address: Address) -> Finding:
     strongest = ""
     if best is not None:
         said = f"{best['site']} latent {best['latent']} on {best['belief']}, {best['effect']:+.2f} nats"
-        strongest = f"Largest: {said}. "
+        strongest = f"Largest at q ≤ {PATCH_Q}: {said}. {_missed(table, best)}"
     n_tests = int(table.groupby(["site", "role"])["control_p"].count().max())
     least = math.ceil(n_tests / (PATCH_Q * (n_controls + 1)))
     floor = (
@@ -38,16 +42,30 @@ def moved(results: Results, address: Address) -> Finding:
     return Finding(
         question,
         f"{n_called} of {len(tested)} tested latents",
-        f"{strongest}Against {n_controls} matched random latents pushed as far, q ≤ {PATCH_Q}. {floor}Run B: "
+        f"{strongest}Against {n_controls} matched random latents pushed as far. {floor}Run B: "
         f"{results.config.patch.recipient}.",
         *((address(best["site"], best["latent"]), "The page of this latent") if best is not None else ()),
+    )
+
+
+def _missed(table: pd.DataFrame, best: dict[Hashable, Any]) -> str:
+    """The tested effect that is larger than the largest called one, if any, and why it is not called."""
+    larger = table[(table["effect"].abs() > abs(best["effect"])) & table["q_value"].notna()]
+    if larger.empty:
+        return ""
+    row = larger.loc[[larger["effect"].abs().idxmax()]].to_dict("records")[0]
+    return (
+        f"Larger, but not called: {row['site']} latent {row['latent']} on {row['belief']}, "
+        f"{row['effect']:+.2f} nats (control p {row['control_p']:.2g}, q {row['q_value']:.2g}). "
     )
 
 
 def carried(results: Results) -> Finding:
     """How few latents together bring half of what the whole activation brings."""
     sets, belief = results.table("sets"), results.config.patch.chosen_for
-    question = f"How few latents, moved together, bring half of what the whole activation brings ({belief})?"
+    question = (
+        f"How much do few latents bring of what the whole activation brings, chosen to bring half ({belief})?"
+    )
     sets = sets[(sets["direction"] == "sufficiency") & (sets["belief"] == belief)]
     whole = sets[sets["kind"] == FULL].to_dict("records")
     full = max(whole, key=lambda row: row["effect"], default=None)
@@ -69,8 +87,8 @@ def carried(results: Results) -> Finding:
     )
     return Finding(
         question,
-        f"{best['size']} at {best['site']} {best['role']}",
-        f"Chosen on one half of the prompts; on the other their share is {best['share_of_full']:.2f} "
+        f"{best['size']} at {best['site']} {best['role']} bring {best['share_of_full']:.2f}",
+        f"Chosen on half of the prompts; on the others their share is {best['share_of_full']:.2f} "
         f"[{best['share_low']:.2f}, {best['share_high']:.2f}],{beside} {said}",
     )
 

@@ -250,13 +250,15 @@ def responses(tables: Tables) -> list[AnswersView]:
         mean, spread = rows["mean"], rows["sd"]
         points = Curve(rows["x"].tolist(), mean.tolist(), (mean - spread).tolist(), (mean + spread).tolist())
         slope, intercept = (math.nan, math.nan) if row is None else (row["slope"], row["intercept"])
-        which = f" Latents {held['latents']}." if held["latents"] else ""
+        which = f" Latents {held['latents']}." if " " in held["latents"] else ""
         views.append(AnswersView(
-            PATCHED.get(held["patch"], held["patch"].capitalize()),
+            _patch_name(held["patch"], held["latents"]),
             f"{held['site']} at pre; {int(rows['n_donors'].max())} donors for each x.{which}",
             points, Curve.line(rows["x"].tolist(), answers), slope, intercept,
         ))  # fmt: skip
-        columns[f"{held['patch']}, {held['site']}"] = dict(zip(rows["x"], mean, strict=True))
+        columns[f"{_patch_name(held['patch'], held['latents'])}, {held['site']}"] = dict(
+            zip(rows["x"], mean, strict=True)
+        )
     if len(table):
         asked = table.drop_duplicates("x").sort_values("x")
         tables.put(
@@ -270,6 +272,13 @@ def responses(tables: Tables) -> list[AnswersView]:
     return views
 
 
+def _patch_name(patch: str, latents: str) -> str:
+    """What was patched, in words."""
+    if latents.isdigit():
+        return f"Latent {latents} alone"
+    return PATCHED.get(patch, patch.capitalize())
+
+
 def _put_fits(tables: Tables, rows: list[dict[str, Any]]) -> None:
     """Keep the fitted lines, and how often the answer is the task's own."""
     shares = {
@@ -281,7 +290,7 @@ def _put_fits(tables: Tables, rows: list[dict[str, Any]]) -> None:
         "fits",
         ("patch", "site", "x asked", *bounds, *shares, "why undefined"),
         [
-            (f"{PATCHED.get(row['patch'], row['patch'])}", row["site"], row["n_x"],
+            (_patch_name(row["patch"], row["latents"]), row["site"], row["n_x"],
              *(row[column] for columns in FITS.values() for column in columns),
              *(row[column] for column in shares.values()), row["reason"])
             for row in rows

@@ -85,16 +85,6 @@ def patching(results: Results) -> PatchingView:
     )
 
 
-def sweeps(results: Results) -> list[SweepView]:
-    """A heat map per headline metric and recipient; none where the sweep has not run."""
-    return sweep_maps(Tables(results))
-
-
-def heads(results: Results) -> list[SweepView]:
-    """A heat map of how far the task's answer falls without each head, for each kind and place."""
-    return head_maps(Tables(results))
-
-
 def _said(results: Results) -> dict[str, str]:
     sweep = results.config.sweep
     examples = f"{sweep.donor_examples} examples of {results.config.prompts.task}"

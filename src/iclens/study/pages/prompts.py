@@ -23,6 +23,7 @@ from iclens.dashboards.records.prompts import (
 from iclens.models.forward import answer_probs
 from iclens.models.token_text import token_texts
 from iclens.names import PREFIX_LENGTH, ROLES, TOKENS_PER_EXAMPLE
+from iclens.patching.latents.sets import FULL
 from iclens.patching.lens_tokens import LensReads, lens_tokens
 from iclens.patching.residual import up_to_query
 from iclens.patching.runs import ZERO, build_runs
@@ -44,7 +45,7 @@ ABOUT = (
     "The first {n} prompts that the patching stage draws: the {shown} examples of run A with run B’s query, "
     "and that query alone. Of each site, at most {per_site} latents are shown, taken in turn by the largest "
     "difference between the runs at the query, the clearest growth, and the largest activation after the "
-    "first token; sizes are multiplied by the length of the decoder direction."
+    "first token; for the choice, sizes are multiplied by the decoder row's length."
 )
 NO_POSTERIOR = "There is no exact posterior: {why}."
 
@@ -84,6 +85,7 @@ def prompts_view(bench: Bench, results: Results, paged: set[tuple[str, int]]) ->
     beliefs = _beliefs(bench, pair)
     lens = _lens(bench, pair)
     words = meanings(results)
+    first = _carrier(results)
     text = _token_names(bench, (lens[0].top, lens[1].top))
     prompts = []
     for i in range(n):
@@ -95,7 +97,7 @@ def prompts_view(bench: Bench, results: Results, paged: set[tuple[str, int]]) ->
                 wanted=str(pair.a.answer[i, -1]),
                 a=_run(bench, pair.a, i, depth[-1].a),
                 b=_run(bench, pair.b, i, depth[-1].b),
-                sites=sites[i],
+                sites=sorted(sites[i], key=lambda held: held.site != first),
                 beliefs=_belief_views(bench.config.belief_names, words, beliefs, i),
                 lens=depth,
                 reasons={"beliefs": NO_POSTERIOR.format(why=beliefs.reason)} if beliefs.reason else {},
@@ -129,6 +131,15 @@ def _place(pos: int) -> tuple[str, int]:
         return "start", START
     example, role = divmod(pos - PREFIX_LENGTH, TOKENS_PER_EXAMPLE)
     return ROLES[role], example
+
+
+def _carrier(results: Results) -> str:
+    """The site whose whole activation, put into run B, moves the belief most; "" where none was patched."""
+    sets = results.table("sets")
+    belief = results.config.patch.chosen_for
+    whole = sets[(sets["kind"] == FULL) & (sets["direction"] == "sufficiency") & (sets["belief"] == belief)]
+    ranked = whole.dropna(subset=["effect"]).sort_values("effect", ascending=False)
+    return "" if ranked.empty else str(ranked["site"].iloc[0])
 
 
 def _site_latents(

@@ -30,6 +30,8 @@ from iclens.tables.prompts import PromptSet
 from iclens.tracking.display import token_activations
 from iclens.transforms.reading.selectivity import AXES, operand_map, tuning
 
+AFTER_BOS = 1
+"""First token that counts: activations on BOS say nothing of the prompt, and may be out of scale."""
 LINES_BEFORE, LINES_AFTER = 3, 1
 """Lines of a prompt shown around its largest activation."""
 MOST_TOKENS = 60
@@ -108,7 +110,7 @@ def _seen_at(
 ) -> Seen:  # fmt: skip
     sae, section = bench.saes[site], bench.config.dashboard
     n_tokens, _ = cast("tuple[int, int]", every.shape)
-    later = np.flatnonzero(np.arange(n_tokens) % len(texts.tokens[0]) > 0)
+    later = np.flatnonzero(np.arange(n_tokens) % len(texts.tokens[0]) >= AFTER_BOS)
     rows, columns = csr_array(every[later]), every.tocsc()
     after_bos = rows.tocsc()
     effects = {e.latent: e for e in logit_effects(bench.model, sae, latents)}
@@ -169,7 +171,7 @@ def top_prompts(activations: csc_array, latent: int, texts: Texts, n: int) -> li
         texts: the prompts.
         n: at most so many.
     """
-    peak = _values(activations, latent, texts).max(axis=1)
+    peak = _values(activations, latent, texts)[:, AFTER_BOS:].max(axis=1)
     order = [int(i) for i in np.argsort(-peak, kind="stable")[:n] if peak[i] > 0]
     return shown_prompts(activations, latent, texts, order)
 
@@ -189,7 +191,7 @@ def shown_prompts(
     views = []
     for i in chosen:
         tokens, own = texts.tokens[i], values[i]
-        start, stop = window([token.text for token in tokens], int(own.argmax()))
+        start, stop = window([token.text for token in tokens], AFTER_BOS + int(own[AFTER_BOS:].argmax()))
         pairs = zip(tokens[start:stop], own[start:stop].tolist(), strict=True)
         shown = [TokenView(token.text, value, token.continues) for token, value in pairs]
         views.append(PromptView(texts.titles[i], shown, start > 0, stop < len(tokens)))

@@ -24,18 +24,22 @@ def labelled(results: Results) -> Finding:
     of_one_task = int((granted["label"] == IDENTITY).sum())
     others = granted[granted["label"] != IDENTITY]
     counts = ", ".join(f"{label} {n}" for label, n in others["label"].value_counts().items())
+    named = ", ".join(f"{row['site']} {row['latent']}" for row in others.head(6).to_dict("records"))
     held_out, discovery = (len(results.grid[side]) for side in ("held_out", "discovery"))
-    verdict = f"{len(others)} latents" if len(others) else "none"
+    verdict = f"{len(others)} latents, for {', '.join(others['label'].unique())}" if len(others) else "none"
     if of_one_task:
         verdict += f"; {of_one_task} stand for one task alone"
     moved = confirmed(results.table("specificity"))
+    which = ", ".join(f"{row['site']} {row['latent']} ({row['concept']})" for row in moved.to_dict("records"))
     return Finding(
         "Which latents answer to a transformation and to nothing else?",
         verdict,
-        (f"Labels granted: {counts}. " if counts else "")
+        (f"Labels granted: {counts} ({named}). " if counts else "")
         + f"{len(candidates)} latents are candidates that failed a gate. Measured on {held_out} held-out "
         f"tasks, chosen on {discovery} others. {len(moved)} of those that were moved change their own "
-        "belief most.",
+        f"belief most{': ' + which if which else ''}.",
+        "concepts.html",
+        "All concepts",
     )
 
 

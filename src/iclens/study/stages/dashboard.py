@@ -7,7 +7,6 @@ from typing import Any
 
 from iclens.dashboards.records.site import SiteView
 from iclens.dashboards.site import Progress, build_site
-from iclens.names import Site
 from iclens.study.bench import Bench
 from iclens.study.features import LATENTS
 from iclens.study.pages import index
@@ -59,7 +58,8 @@ def site_view(bench: Bench, results: Results) -> SiteView:
     roles = tuned_roles(results, with_pages(results))
     seen = see(bench, results, roles)
     rows = latent_rows(results, {site.short: found.density for site, found in seen.items()})
-    addresses = {row.key: row.page for row in rows if row.latent in roles[Site.parse(row.site)]}
+    paged = {(site.short, latent) for site, latents in roles.items() for latent in latents}
+    addresses = {row.key: row.page for row in rows if row.key in paged}
 
     def address(site: str, latent: int) -> str:
         return addresses.get((site, latent), "")

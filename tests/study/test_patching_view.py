@@ -255,7 +255,7 @@ def test_a_manifest_that_was_changed_fires(fake: Fake) -> None:
     assert self_tests.manifest(fake.tables).verdict == NOT_ASKED
     file = fake.place("shape") / "manifest.json"
     frozen = Manifest((Claim("L2.resid_post", "pre", 7, 1.5, "grows"),), (0, 1), "f")
-    save_json(fake.place("growth") / "growth.json", {"manifest": frozen.freeze(file)})
+    save_json(fake.place("growth") / "growth.json", {"accounts": {}, "manifest": frozen.freeze(file)})
     assert self_tests.manifest(fake.tables).verdict == PASSED
     file.write_text(file.read_text(encoding="utf-8").replace('"pre",7', '"pre",8'), encoding="utf-8")
     changed = self_tests.manifest(fake.tables)

@@ -164,7 +164,7 @@ def _keys(site: Path) -> dict[str, tuple[str, int]]:
 
 
 def _take_over(source: Path, target: Path, size: int) -> bool:
-    """Link a page of that size, or copy it; False where it is gone or another. No file is changed in place."""
+    """Link a page of that size, or copy it; False where it is gone or another; none is changed in place."""
     try:
         if source.stat().st_size != size:
             return False

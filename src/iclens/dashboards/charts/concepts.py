@@ -22,6 +22,7 @@ from iclens.dashboards.charts.svg import (
     dot_chart,
     drawing,
     finite,
+    level,
     short,
     tag,
     tick_text,
@@ -31,8 +32,6 @@ from iclens.dashboards.records.concepts import BoxView, ConceptView, TuningView
 from iclens.dashboards.records.mechanism import Figure
 from iclens.dashboards.text import count, number
 
-LEVELS = 8
-"""Steps of colour in an operand map."""
 SHADES = 5
 """Steps of colour in a table of AUROCs: so light that text on them keeps its contrast."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, NARROW - 4, 8, 132
@@ -80,13 +79,6 @@ def operand_chart(name: str, role: str, boxes: Sequence[BoxView]) -> Markup:
         tag("g", *cells, transform=f"translate({_LEFT} {_TOP}) scale({wide:.5g} {high:.5g})"),
         *(tag("text", text, x=f"{at:g}", y=f"{down:g}", class_=kind) for kind, text, at, down in marks),
     )
-
-
-def level(mean: float, peak: float) -> int:
-    """Colour of a box, 0 (not above zero) to `LEVELS` (the largest of the map)."""
-    if not (math.isfinite(mean) and mean > 0):
-        return 0
-    return max(1, round(LEVELS * mean / peak))
 
 
 def peak_words(boxes: Sequence[BoxView]) -> str:

@@ -53,6 +53,13 @@ class Scale:
         return [round(start + v * slope) if math.isfinite(v) else None for v in values]
 
 
+def level(value: float, peak: float) -> int:
+    """Step of colour of a value, 0 (not above zero, or undefined) to `LEVELS` (the largest)."""
+    if not (math.isfinite(value) and value > 0):
+        return 0
+    return min(max(1, round(LEVELS * value / peak)), LEVELS)
+
+
 def finite(values: Iterable[float]) -> list[float]:
     """The defined ones."""
     return [v for v in values if math.isfinite(v)]
@@ -67,6 +74,8 @@ def ends(curve: Curve) -> str:
     return f"{number(start)} at {tick_text(first)}, {number(stop)} at {tick_text(last)}"
 
 
+LEVELS = 8
+"""Steps of colour, as the style sheet has them."""
 DOT = 3
 """Width of a dot, as the style sheet draws it."""
 FINEST = 16

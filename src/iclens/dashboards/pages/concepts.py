@@ -15,8 +15,7 @@ def pages(view: SiteView, chrome: Chrome) -> Iterator[Page]:
     """One page, when concepts were asked."""
     if view.concepts is None:
         return
-    own, rows = view.concepts, {row.key: row for row in view.latents}
-    linked = {(page.site, page.latent): rows[page.site, page.latent].page for page in view.pages}
+    own, linked = view.concepts, view.addresses
 
     def write() -> str:
         anchors = charts.anchors(own.concepts)

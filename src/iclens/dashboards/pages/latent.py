@@ -15,7 +15,6 @@ from iclens.dashboards.records.site import SiteView
 
 TASK_BARS = 12
 """Tasks drawn on a latent page; the others are summed up in a line."""
-_LEVELS = 8
 
 
 def pages(view: SiteView, chrome: Chrome) -> Iterator[Page]:
@@ -69,7 +68,7 @@ def _lines(tokens: Sequence[TokenView], peak: float) -> list[list[tuple[str, flo
     """
     lines: list[list[tuple[str, float, int]]] = [[]]
     for token in tokens:
-        level = max(1, round(_LEVELS * token.value / peak)) if 0 < token.value < math.inf else 0
+        level = svg.level(token.value, peak)
         shown = text.token_text(token.text, token.continues)
         if level == 0 and lines[-1] and lines[-1][-1][2] == 0:
             shown = lines[-1].pop()[0] + shown

@@ -18,8 +18,7 @@ def pages(view: SiteView, chrome: Chrome) -> Iterator[Page]:
     own = view.patching
     if own is None:
         return
-    rows = {row.key: row for row in view.latents}
-    linked = {(page.site, page.latent): rows[page.site, page.latent].page for page in view.pages}
+    linked = view.addresses
     singles = {(row.site, row.latent) for shown in own.singles for row in shown.rows}
     mapped = {key: path for key, path in linked.items() if key in singles}
     yield Page(PATH, (chrome, own, sorted(mapped.items())), lambda: write(own, chrome, mapped))

@@ -26,7 +26,6 @@ from iclens.dashboards.records.prompts import (
 from iclens.dashboards.records.site import Curve, SiteView
 
 PATH = "prompts.html"
-LEVELS = 8
 LISTED = 3
 """Examples of a prompt that the list quotes."""
 Links = Mapping[tuple[str, int], str]
@@ -62,8 +61,7 @@ def pages(view: SiteView, chrome: Chrome) -> Iterator[Page]:
     """The list of prompts, and a page for each, when there are any."""
     if view.prompts is None:
         return
-    own, rows = view.prompts, {row.key: row for row in view.latents}
-    every = {(page.site, page.latent): rows[page.site, page.latent].page for page in view.pages}
+    own, every = view.prompts, view.addresses
     yield Page(
         PATH,
         (chrome, own),
@@ -120,7 +118,7 @@ def _write(chrome: Chrome, number: int, pair: PromptPair, near: Mapping[str, int
         cells={run: [column.cells(run) for column in first] for run in ("a", "b")},
         beliefs=beliefs,
         has_exact=any(math.isfinite(v) for one in pair.beliefs for v in (*one.exact, one.exact_b)),
-        level=lambda share: _level(share, 1.0),
+        level=lambda share: svg.level(share, 1.0),
         shown=shown,
     )
 
@@ -142,18 +140,13 @@ def _site(held: SiteLatents, links: Links) -> dict[str, object]:
 
 def _column(site: str, one: ShownLatent, links: Links) -> Column:
     page = f"../{links[site, one.latent]}" if (site, one.latent) in links else ""
-    levels = {run: [_level(v, one.peak) for v in values] for run, values in (("a", one.a), ("b", one.b))}
+    levels = {run: [svg.level(v, one.peak) for v in values] for run, values in (("a", one.a), ("b", one.b))}
     values = {
         run: [text.number(v) for v, level in zip(held, levels[run], strict=True) if level]
         for run, held in (("a", one.a), ("b", one.b))
     }
     digits = {run: "".join(map(str, found)) for run, found in levels.items()}
     return Column(one.latent, one.why, page, text.number(one.peak), digits, values)
-
-
-def _level(value: float, peak: float) -> int:
-    """Colour level 1–8 of a value above 0, by its share of the largest; else 0."""
-    return min(max(1, round(LEVELS * value / peak)), LEVELS) if value > 0 else 0
 
 
 def shown(token: RunToken) -> str:

@@ -230,6 +230,12 @@ class SiteView:
     notes: Sequence[str] = ()
     notices: Sequence[str] = ()
 
+    @property
+    def addresses(self) -> dict[tuple[str, int], str]:
+        """(site, latent) → the address of its page, for those that have one."""
+        rows = {row.key: row.page for row in self.latents}
+        return {(page.site, page.latent): rows[page.site, page.latent] for page in self.pages}
+
     def __post_init__(self) -> None:
         rows, pages = [r.key for r in self.latents], [(p.site, p.latent) for p in self.pages]
         for owner, keys in (("SiteView.latents", rows), ("SiteView.pages", pages)):

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from iclens.errors import IclensError, RunWarning
     from iclens.names import Site
-    from iclens.study.query import Run, Selection
-    from iclens.study.query import open_run as open  # the way in reads `iclens.open(...)`
+    from iclens.study.query.run import Run, Selection
+    from iclens.study.query.run import open_run as open  # the way in reads `iclens.open(...)`
     from iclens.tasks.spec import parse_task
 
 __version__ = "0.1.0"
 __all__ = ["open", "Run", "Selection", "Site", "parse_task", "IclensError", "RunWarning", "__version__"]
 
 _HOMES = {
-    "open": ("iclens.study.query", "open_run"),
-    "Run": ("iclens.study.query", "Run"),
-    "Selection": ("iclens.study.query", "Selection"),
+    "open": ("iclens.study.query.run", "open_run"),
+    "Run": ("iclens.study.query.run", "Run"),
+    "Selection": ("iclens.study.query.run", "Selection"),
     "Site": ("iclens.names", "Site"),
     "parse_task": ("iclens.tasks.spec", "parse_task"),
     "IclensError": ("iclens.errors", "IclensError"),

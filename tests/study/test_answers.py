@@ -11,11 +11,11 @@ import pytest
 import iclens
 import iclens.study.results
 from iclens.errors import SiteError, TableError
-from iclens.study.answers import Answer, frame_html
-from iclens.study.depictions import main_axis
+from iclens.study.query.answers import Answer, frame_html
+from iclens.study.query.depictions import main_axis
+from iclens.study.query.thinning import categories, largest, spread
 from iclens.study.results import TABLES, Results
 from iclens.study.runfolder import find_run
-from iclens.study.thinning import categories, largest, spread
 
 WITHOUT = {"falsifiers": "words alone"}
 

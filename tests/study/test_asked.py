@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from iclens.errors import SiteError
-from iclens.study.asked import example_slice, latent_ids, n_rows
+from iclens.study.query.asked import example_slice, latent_ids, n_rows
 
 
 @pytest.mark.parametrize(

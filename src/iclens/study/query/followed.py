@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from iclens.errors import IclensError
-from iclens.study.answers import Answer
-from iclens.study.exports import save_answer
+from iclens.study.query.answers import Answer
+from iclens.study.query.exports import save_answer
 from iclens.tables.trajectories import Trajectories
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Followed:
         Raises:
             TableError: when there is nothing to draw, saying why.
         """
-        from iclens.study.depictions import depicted
+        from iclens.study.query.depictions import depicted
 
         return depicted("summary").draw(self.summary.df, self._title)
 

@@ -14,9 +14,9 @@ from iclens.errors import IclensError, RunError, SiteError, TableError, nearest
 from iclens.growth.splits import split_prompts
 from iclens.growth.test import test_growth
 from iclens.names import Site
-from iclens.study.answers import Answer, frame_html
-from iclens.study.asked import n_rows
-from iclens.study.exports import save_answer
+from iclens.study.query.answers import Answer, frame_html
+from iclens.study.query.asked import n_rows
+from iclens.study.query.exports import save_answer
 from iclens.study.results import Results, having
 from iclens.tables.activations import LatentActs, select_rows
 from iclens.tables.arrays import Ints

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 
 from iclens.errors import nearest
-from iclens.study.exports import indexed, save_answer
-from iclens.study.meanings import meanings_of
+from iclens.study.query.exports import indexed, save_answer
+from iclens.study.query.meanings import meanings_of
 
 if TYPE_CHECKING:
     import altair as alt
@@ -70,7 +70,7 @@ class Answer(pd.DataFrame):
         Raises:
             TableError: when there is nothing to draw, saying why.
         """
-        from iclens.study.depictions import chart_of
+        from iclens.study.query.depictions import chart_of
 
         return chart_of(self.df, self.table)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from iclens.names import Site
-from iclens.study.answers import Answer
 from iclens.study.declared import known
+from iclens.study.query.answers import Answer
 from iclens.study.results import Results
 
 

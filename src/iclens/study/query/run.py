@@ -23,21 +23,21 @@ import numpy as np
 
 from iclens.errors import IclensError, RunError, nearest
 from iclens.names import Site
-from iclens.study.answers import Answer, frame_html
-from iclens.study.asked import example_slice, latent_ids
 from iclens.study.declared import known
 from iclens.study.flow import FOLDERS
-from iclens.study.followed import Followed
-from iclens.study.frames import Frames
 from iclens.study.opening import Condition, changed_files, condition_of, read_run, renamed_config
+from iclens.study.query.answers import Answer, frame_html
+from iclens.study.query.asked import example_slice, latent_ids
+from iclens.study.query.followed import Followed
+from iclens.study.query.frames import Frames
+from iclens.study.query.selection import Selection
 from iclens.study.results import TABLES, Results, having
 from iclens.study.runfolder import find_folder
-from iclens.study.selection import Selection
 from iclens.tables.trajectories import Trajectories
 
 if TYPE_CHECKING:
-    from iclens.study.comparison import Comparison
-    from iclens.study.features import Features
+    from iclens.study.query.comparison import Comparison
+    from iclens.study.query.features import Features
 
 
 def open_run(path: str | Path) -> Run:
@@ -195,7 +195,7 @@ class Run(Frames):
         Raises:
             RunError: when there is no such run.
         """
-        from iclens.study.comparison import Comparison
+        from iclens.study.query.comparison import Comparison
 
         return Comparison(self, other if isinstance(other, Run) else open_run(other))
 
@@ -209,7 +209,7 @@ class Run(Frames):
         Raises:
             SiteError: for a site or latent that the run does not hold.
         """
-        from iclens.study.features import features_of
+        from iclens.study.query.features import features_of
 
         ids = None if latents is None else latent_ids(latents)
         return features_of(self.results, self.site(site), ids)

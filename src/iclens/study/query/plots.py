@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import altair as alt
 import pandas as pd
 
-from iclens.study.thinning import (
+from iclens.study.query.thinning import (
     MOST,
     categories,
     defined,

@@ -20,15 +20,15 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from iclens.errors import IclensError, RunError, SiteError, TableError
 from iclens.names import Site
-from iclens.study.answers import Answer, frame_html
 from iclens.study.declared import known
-from iclens.study.depictions import main_axis
-from iclens.study.exports import save_answer
-from iclens.study.plots import COLOURS, SHAPES
+from iclens.study.query.answers import Answer, frame_html
+from iclens.study.query.depictions import main_axis
+from iclens.study.query.exports import save_answer
+from iclens.study.query.plots import COLOURS, SHAPES
 from iclens.study.results import TABLES
 
 if TYPE_CHECKING:
-    from iclens.study.query import Run
+    from iclens.study.query.run import Run
 
 _IDS = ("latent", "latents", "worst_latent", "other", "match")
 """Columns that hold latent ids, of which there is no difference; `other` may also be a name."""

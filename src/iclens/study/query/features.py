@@ -26,8 +26,8 @@ import pandas as pd
 
 from iclens.errors import IclensError, RunError, RunWarning, SiteError, TableError
 from iclens.names import Site
-from iclens.study.answers import Answer, frame_html
-from iclens.study.exports import write_json
+from iclens.study.query.answers import Answer, frame_html
+from iclens.study.query.exports import write_json
 from iclens.study.results import Results, having
 
 LATENTS = "latents.json"

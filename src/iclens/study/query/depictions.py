@@ -10,7 +10,7 @@ from pandas.api.types import is_float_dtype, is_numeric_dtype
 
 from iclens.errors import TableError
 from iclens.study.declared import known
-from iclens.study.plots import Axis, Curves, Depiction, Heat, Points, Strip
+from iclens.study.query.plots import Axis, Curves, Depiction, Heat, Points, Strip
 
 _LATENT = ("site", "role", "latent")
 _NATS = "nats"

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass, replace
+from functools import cache
+from operator import is_
 from typing import Any, TypeVar
 
 from iclens.dashboards.text import spelt
@@ -38,20 +40,28 @@ def inert(record: Record) -> Record:
 
 
 def _inert(record: Any) -> Any:
-    if isinstance(record, str):
+    kind = record.__class__
+    if kind in _PLAIN:
+        return record
+    if kind is str:
         return _UNFIT.sub(lambda match: spelt(match.group()), record) if _UNFIT.search(record) else record
+    if kind is list or kind is tuple:
+        if set(map(type, record)) <= _PLAIN:
+            return record
+        parts = [_inert(part) for part in record]
+        return record if all(map(is_, parts, record)) else kind(parts)
     if isinstance(record, Mapping):
         pairs = {_inert(key): _inert(value) for key, value in record.items()}
         return record if all(pairs.get(key) is value for key, value in record.items()) else pairs
-    if isinstance(record, list | tuple):
-        parts = [_inert(part) for part in record]
-        same = all(new is old for new, old in zip(parts, record, strict=True))
-        return record if same else type(record)(parts)
-    if is_dataclass(record) and not isinstance(record, type):
+    if is_record(kind):
         changed = {
-            name: fresh
-            for name, value in vars(record).items()
-            if value.__class__ not in _PLAIN and (fresh := _inert(value)) is not value
+            name: fresh for name, value in vars(record).items() if (fresh := _inert(value)) is not value
         }
         return replace(record, **changed) if changed else record
     return record
+
+
+@cache
+def is_record(kind: type) -> bool:
+    """Whether a class is a dataclass."""
+    return is_dataclass(kind)

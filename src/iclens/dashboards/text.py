@@ -41,6 +41,8 @@ def number(value: float | None) -> str:
     """Three significant digits: 0.0123, 12.3, 4,096; two beyond: 1.2e−5; a dash where undefined."""
     if value is None or math.isnan(value):
         return DASH
+    if 1e-3 <= abs(value) < 999:
+        return f"{value:#.3g}".rstrip(".").replace("-", _MINUS)
     if math.isinf(value):
         return "∞" if value > 0 else f"{_MINUS}∞"
     value = _rounded(value)

@@ -117,7 +117,7 @@ def drawing(width: int, height: float, label: str, *parts: str) -> Markup:
 
 def _words(class_: str, entries: Iterable[tuple[str, float, float]]) -> Markup:
     """Texts of one class, each (content, x, y), to the nearest unit."""
-    texts = (f"<text x={x:.0f} y={y:.0f}>{escape(c)}</text>" for c, x, y in entries)
+    texts = (f"<text x={x:.0f} y={y:.0f}>{c if c.isalnum() else escape(c)}</text>" for c, x, y in entries)
     return Markup(f'<g class="{escape(class_)}">{"".join(texts)}</g>')
 
 

@@ -37,6 +37,7 @@ def _latent_parts(page: LatentView) -> Mapping[str, object]:
     peak = max(svg.finite(token.value for prompt in every for token in prompt.tokens), default=0.0)
     tasks = sorted(page.tasks, key=lambda task: -task.mean if math.isfinite(task.mean) else math.inf)
     barred = [task for task in tasks[:TASK_BARS] if task.mean != 0] or tasks[:1]
+    drawn = {id(task) for task in barred}
     prompts, random = (
         [(prompt, _lines(prompt.tokens, peak)) for prompt in some] for some in (page.prompts, page.random)
     )
@@ -48,7 +49,7 @@ def _latent_parts(page: LatentView) -> Mapping[str, object]:
         "random": random,
         "peak": peak,
         "tasks": barred,
-        "other_tasks": [task for task in tasks if task not in barred],
+        "other_tasks": [task for task in tasks if id(task) not in drawn],
         "low": min(0.0, *means) if means else 0.0,
         "high": max(0.0, *means) if means else 1.0,
         "several_roles": len(roles) > 1,

@@ -23,8 +23,8 @@ WIDTH = 100
 PAGES: dict[str, tuple[str, Sequence[str]]] = {
     "query": (
         "What `iclens.open` returns, and what can be asked of it. How to use it: [query.md](../query.md).",
-        ["study.query.run", "study.query.frames", "study.query.answers", "study.query.selection", "study.query.followed",
-         "study.query.comparison", "study.query.features", "names"],
+        ["study.query.run", "study.query.frames", "study.query.answers", "study.query.selection",
+         "study.query.followed", "study.query.comparison", "study.query.features", "names"],
     ),
     "config": (
         "Sections of a study's YAML and of a training configuration. Defaults: [schemas.md](../schemas.md).",

@@ -26,7 +26,7 @@ LEAST_R2 = 0.1
 PAGES_REASON = (
     "Of each site, latents with a label that is not one task's, then in turn the clearest growth, the best "
     "concept, the largest tested patch effect, until {n} latents are chosen; others get one when "
-    "`dashboard.latents` names them."
+    "dashboard.latents of the config names them."
 )
 _KEY = ["site", "latent"]
 
@@ -128,13 +128,13 @@ def clearest_first(growth: pd.DataFrame) -> pd.DataFrame:
     """Rows of the growth table in the order in which they are shown, a latent's best role before its others.
 
     A latent's best role is where it gets furthest up the ladder; one that grows at one role and falls at
-    another is a growing one. The smallest q comes first, of equal ones the steepest.
+    another is a growing one. The smallest q comes first; of equal ones what grows, and the steepest.
     """
     height = growth["verdict"].map({rung: i for i, rung in enumerate(LADDER)} | {FALLS: 0.5})
     best = height.groupby([growth[name] for name in _KEY]).transform("max")
-    order = growth.assign(beside=height < best, size=-growth["slope"].abs())
-    order = order.sort_values(["beside", "q_value", "size"], na_position="last", kind="stable")
-    return order.drop(columns=["beside", "size"])
+    order = growth.assign(beside=height < best, low=-height, size=-growth["slope"].abs())
+    order = order.sort_values(["beside", "q_value", "low", "size"], na_position="last", kind="stable")
+    return order.drop(columns=["beside", "low", "size"])
 
 
 def _followed(accounts: pd.DataFrame) -> pd.DataFrame:

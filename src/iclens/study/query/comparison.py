@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -24,11 +24,9 @@ from iclens.study.declared import known
 from iclens.study.query.answers import Answer, frame_html
 from iclens.study.query.depictions import main_axis
 from iclens.study.query.exports import save_answer
+from iclens.study.query.frames import Frames
 from iclens.study.query.plots import COLOURS, SHAPES
 from iclens.study.results import TABLES
-
-if TYPE_CHECKING:
-    from iclens.study.query.run import Run
 
 _IDS = ("latent", "latents", "worst_latent", "other", "match")
 """Columns that hold latent ids, of which there is no difference; `other` may also be a name."""
@@ -45,7 +43,7 @@ class Comparison:
         b: the other one.
     """
 
-    def __init__(self, a: Run, b: Run) -> None:
+    def __init__(self, a: Frames, b: Frames) -> None:
         self.a, self.b = a, b
 
     @cached_property
@@ -98,7 +96,9 @@ class Comparison:
         for run, frame in zip((self.a, self.b), frames, strict=True):
             if frame.duplicated(key).any():
                 raise TableError(
-                    f"{name} of run '{run.path}'", f"several rows of one {key}", "Its file is damaged."
+                    f"{name} of run '{run.path}'",
+                    f"several rows of one {key}",
+                    "Its file is damaged.",
                 )
         joined = frames[0].merge(frames[1], on=key, suffixes=("_a", "_b"))
         if joined.empty:
@@ -181,11 +181,11 @@ class Comparison:
         return head + f"<p>{escape(said)}</p>" + frame_html("verdicts", changed)
 
 
-def _facts(run: Run) -> dict[str, str]:
+def _facts(run: Frames) -> dict[str, str]:
     """Everything that decides a run's numbers, as text by dotted name."""
-    found = {f"config {key}": value for key, value in _flat(run.config).items() if key}
+    found = {f"config {key}": value for key, value in _flat(run.results.run.plain).items() if key}
     try:
-        card = dict(run.card)
+        card = dict(run.results.card)
     except IclensError:
         return found
     card.pop("config", None)
@@ -199,7 +199,7 @@ def _flat(value: Any, path: str = "") -> dict[str, str]:
     return {path: str(value)}
 
 
-def _sae_ids(run: Run) -> dict[str, str]:
+def _sae_ids(run: Frames) -> dict[str, str]:
     saes = run.results.facts["saes"]
     return {site: str(fact["sae_id"]) for site, fact in saes.items()}
 

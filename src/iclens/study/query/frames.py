@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 
 from iclens.names import Site
@@ -19,6 +21,11 @@ class Frames:
 
     def __init__(self, results: Results) -> None:
         self.results = results
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self.results.run.path
 
     def table(self, name: str, site: str | Site | None = None) -> Answer:
         """A table by its name; of one site, only its rows are read.

@@ -69,11 +69,6 @@ class Run(Frames):
         self._condition = condition or Condition()
 
     @property
-    def path(self) -> Path:
-        """The run folder."""
-        return self.results.run.path
-
-    @property
     def config(self) -> dict[str, Any]:
         """The resolved study config; as it stands in the folder when it no longer validates."""
         return dict(self.results.run.plain)

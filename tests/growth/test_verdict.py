@@ -64,7 +64,7 @@ def test_a_latent_that_passes_every_gate_stands_on_the_top_rung() -> None:
         ({"causal": False}, "grows with evidence", "no stronger than matched latents"),
         ({"closure": 0.1}, "causally additive", "closure 0.10 [0.05, 0.15]"),
         ({"detected": "none"}, "none", "no paired growth (q 0.0001)"),
-        ({"detected": "falls"}, "falls", "it falls with the examples"),
+        ({"detected": "falls"}, "falls", "it falls beside its control"),
         ({"shortlisted": False}, "grows", "not on the short list"),
     ],
 )

@@ -82,7 +82,7 @@ def _climb(row: dict[str, Any], found: Found) -> tuple[str, str]:
     if row["detected"] == "none":
         return "none", row["untested"] or f"no paired growth (q {row['q_value']:.2g})"
     if row["detected"] == FALLS:
-        return FALLS, "it falls with the examples; the ladder is for growth"
+        return FALLS, "it falls beside its control; the ladder is for growth"
     if not row["shortlisted"]:
         return "grows", "not on the short list: others grow more clearly"
     for rung, gate in enumerate(GATES, start=1):

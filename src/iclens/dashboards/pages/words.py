@@ -61,6 +61,14 @@ WORDS = {
             "the task arm’s activation rises with the examples beyond the control arms’, prompt by prompt",
         ),
         (
+            "falls",
+            "the task arm’s activation falls beside the control arms’, or rises less than theirs",
+        ),
+        ("confirmed", "of growth: held on prompts kept back; of a cause: moved its own belief most"),
+        ("core", "the clause without which a claim does not hold"),
+        ("natural growth", "a latent’s own rise from n examples to the last; dose 1 pushes it as far"),
+        ("λ", "what one example adds to the log-odds, in nats, on a straight line"),
+        (
             "rung",
             "a step of the ladder grows, grows linearly, grows with evidence, causally additive, "
             "accounts for belief; a latent stands on the highest whose gates it passed",

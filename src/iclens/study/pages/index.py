@@ -183,7 +183,7 @@ def _additive(results: Results) -> Finding:
         slope = f" Model on exact log-odds: slope {agree['slope']:.2f}, r {agree['r']:.2f}."
     return Finding(
         question,
-        f"λ {model['lam']:.2f} (exact {exact['lam']:.2f}), r {model['r']:.3f}",
+        f"λ {model['lam']:.2f} (exact {exact['lam']:.2f}), r of the line {model['r']:.3f}",
         f"{evidence}, exact posterior {_interval(exact, 'lam')}.{slope}",
     )
 

@@ -118,7 +118,13 @@ def ladder(row: Row) -> LadderView:
         figures.append(("best curve", str(row["best_curve"]), "smallest BIC of the curves tried"))
     if math.isfinite(row["evidence"]):
         value = f"{number(row['evidence'])} {interval(row['evidence_low'], row['evidence_high'])}"
-        figures.append(("step per nat of evidence", value, f"and {number(row['count'])} at none"))
+        figures.append(
+            (
+                "step per nat of evidence",
+                value,
+                f"of a label; a label without any adds {number(row['count'])}",
+            )
+        )
     if math.isfinite(row["dose_effect"]):
         value = f"{number(row['dose_effect'])} {interval(row['dose_low'], row['dose_high'])} nats"
         figures.append(("effect of its own growth", value, f"control p {number(row['control_p'])}"))

@@ -71,7 +71,8 @@ def said(results: Results) -> dict[str, str]:
         "latents": f"Run B: {patch.recipient}; it receives {value}, at {' and '.join(patch.roles)}, from run "
         f"A with {patch.donor_examples} examples. {half}",
         "singles": f"The {patch.n_tested} of largest effect on the screening half of each site were compared "
-        f"with {patch.n_controls} matched random latents pushed as far; q is corrected over these.",
+        f"with {patch.n_controls} matched random latents pushed as far; q is corrected over these, "
+        "within the site.",
     }
 
 

@@ -176,7 +176,7 @@ def _identity(question: str, differences: pd.Series, missing: str) -> SelfTest:
 def random_sets(tables: Tables) -> SelfTest:
     """Whether as many matched random latents do the same as the smallest set with half of the effect."""
     question = "Do as many matched random latents, pushed as far, move the belief as the chosen ones do?"
-    rule = f"Fires when p > {PATCH_Q} for the smallest greedy set with half of the full effect."
+    rule = f"Fires when p > {PATCH_Q} for the smallest greedy set chosen to bring half of the full effect."
     table, belief = tables.of("sets", "sets"), tables.config.patch.chosen_for
     table = table[(table["belief"] == belief) & (table["direction"] == "sufficiency")]
     if table.empty:
@@ -188,7 +188,9 @@ def random_sets(tables: Tables) -> SelfTest:
         (there["kind"] == GREEDY) & (there["screen_share"] >= HALF) & (there["n_controls"] > 0)
     ].sort_values("size")
     if greedy.empty:
-        return SelfTest(question, NOT_ASKED, "Not run: no greedy set brings half of the full effect.", rule)
+        return SelfTest(
+            question, NOT_ASKED, "Not run: no greedy set was chosen to bring half of the full effect.", rule
+        )
     best = records(greedy)[0]
     figure = (
         f"{best['size']} latents at {best['site']} {best['role']} bring {number(best['share_of_full'])}, "
@@ -199,7 +201,10 @@ def random_sets(tables: Tables) -> SelfTest:
 
 def elsewhere(tables: Tables) -> SelfTest:
     """Whether a wrong token, another task's values or the opposite sign do the same."""
-    question = "Does the strongest set do as much at a wrong token, with another task's values, or backwards?"
+    question = (
+        "Do the chosen set or a tested latent do as much at a wrong token, with another task's values, or "
+        "backwards?"
+    )
     rule = f"Fires when one of these brings {HALF:g} of its own effect or more."
     table, belief = tables.of("patch_controls", "controls"), tables.config.patch.chosen_for
     table = table[(table["belief"] == belief) & table["effect"].notna()]

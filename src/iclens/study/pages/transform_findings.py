@@ -30,7 +30,9 @@ def labelled(results: Results) -> Finding:
     if of_one_task:
         verdict += f"; {of_one_task} stand for one task alone"
     moved = confirmed(results.table("specificity"))
-    which = ", ".join(f"{row['site']} {row['latent']} ({row['concept']})" for row in moved.to_dict("records"))
+    which = ", ".join(
+        f"{row['site']} {row['latent']} ({row['concept']}, {row['way']})" for row in moved.to_dict("records")
+    )
     return Finding(
         "Which latents answer to a transformation and to nothing else?",
         verdict,

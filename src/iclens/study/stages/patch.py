@@ -212,5 +212,5 @@ def _summary(table: PatchTable, sets: SetTable) -> dict[str, Any]:
         "tested": len(set(zip(tested["site"], tested["latent"], strict=True))),
         f"with an effect at q ≤ {PATCH_Q}": len(set(zip(called["site"], called["latent"], strict=True))),
         "largest tested effect, nats": round(largest, 3),
-        "smallest set with half of the full activation's effect": few,
+        "smallest set chosen to bring half of the full activation's effect": few,
     }

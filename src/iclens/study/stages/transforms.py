@@ -155,7 +155,9 @@ def _summary(matrix: SpecificityTable, created: CreationTable, sure: ConfidenceT
     active = sure.where(sure["over"] == "active rows")
     blocks = created.where(created["source"] == "mlp_out")["verdict"].astype(str)
     return {
-        "latents that move their own belief most, controls aside": f"{_n(own.where(own['specific']))} of {_n(own)}",
+        "latents that move their own belief most, controls aside": (
+            f"{_n(own.where(own['specific']))} of {_n(own)}"
+        ),
         "concepts at lab, by block": _counted(verdict.split(":")[0] for verdict in blocks),
         "sizes of active latents at lab": _counted(
             kind or "not told" for kind in active["verdict"].astype(str)

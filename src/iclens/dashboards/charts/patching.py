@@ -16,7 +16,20 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from iclens.dashboards.charts.rendered import role_order
-from iclens.dashboards.charts.svg import WIDE, Point, Scale, drawing, ends, finite, tag, tick_text, ticks
+from iclens.dashboards.charts.svg import (
+    WIDE,
+    Point,
+    Scale,
+    bottom_axis,
+    drawing,
+    ends,
+    finite,
+    left_axis,
+    rules,
+    tag,
+    tick_text,
+    ticks,
+)
 from iclens.dashboards.records.latent import Curve
 from iclens.dashboards.records.mechanism import Figure
 from iclens.dashboards.records.patching import (
@@ -86,18 +99,18 @@ def _rows_chart(
     left, right, bottom = 170, WIDE - 52, len(rows) * _ROW + 6
     x = Scale(*bounds, left + 7, right - 5)
     marks = ticks(x.low, x.high, 3)
-    parts = [_rules("grid", [((x(v), 4), (x(v), bottom)) for v in marks if v != 0])]
-    parts.append(_rules("zero", [((x(0), 4), (x(0), bottom))]))
+    parts = [rules("grid", [((x(v), 4), (x(v), bottom)) for v in marks if v != 0])]
+    parts.append(rules("zero", [((x(0), 4), (x(0), bottom))]))
     for i, (name, figures, words) in enumerate(rows):
         y = i * _ROW + 17
         for figure, mark in figures:
             if len(finite((figure.low, figure.high))) == 2:
-                parts.append(_rules("whisker task", [((x(figure.low), y), (x(figure.high), y))]))
+                parts.append(rules("whisker task", [((x(figure.low), y), (x(figure.high), y))]))
             if math.isfinite(figure.value):
                 parts.append(tag("circle", cx=x(figure.value), cy=y, r=4, class_=f"dot {mark}"))
         parts.append(tag("text", _cut(name), x=left - 10, y=y + 4, class_="name end"))
         parts.append(tag("text", words, x=right + 8, y=y + 4, class_="value"))
-    return drawing(WIDE, bottom + 36, label, *parts, *_bottom_axis(x, bottom, marks, axis))
+    return drawing(WIDE, bottom + 36, label, *parts, *bottom_axis(x, bottom, marks, axis))
 
 
 def joint_chart(rows: Sequence[JointRow]) -> Markup:
@@ -135,7 +148,7 @@ def lines_chart(view: LinesView) -> Markup:
     whole = [v for v in steps if v == int(v)] or [v for v in ticks(x.low, x.high, 6) if v == int(v)]
     marks = [(x(v), tick_text(2**v if view.scale == "log2" else v)) for v in whole]
     for _name, value in view.levels:
-        parts.append(_rules("level", [((_LEFT, y(value)), (_RIGHT, y(value)))]))
+        parts.append(rules("level", [((_LEFT, y(value)), (_RIGHT, y(value)))]))
     parts += [_level_name(name, y(value)) for name, value in _apart(view.levels, y)]
     for line in view.lines:
         points = [
@@ -167,7 +180,7 @@ def ladder_chart(view: RedundancyLadder) -> Markup:
     x = Scale(0, max(1, len(steps) - 1), _LEFT + 44, _RIGHT - 54)
     y = Scale(*_around([*finite(values), 1.0]), _BOTTOM - 16, _TOP)
     parts = _left_axis(y, "share of what the context is worth")
-    half = _rules("level", [((_LEFT, y(0.5)), (_RIGHT, y(0.5)))])
+    half = rules("level", [((_LEFT, y(0.5)), (_RIGHT, y(0.5)))])
     parts += [half, tag("text", "half: a layer “works”", x=_RIGHT, y=y(0.5) - 4, class_="tick end")]
     for step in steps:
         parts += _control_box(step, x(step.step), y)
@@ -202,9 +215,9 @@ def response_chart(view: AnswersView) -> Markup:
     ]
     own = [(x(n), y(m)) for n, m in zip(answers.n_seen, answers.mean, strict=True) if math.isfinite(m)]
     parts = [*_left_axis(y, "E[y | x]"), tag("path", d=_runs(own), class_="line exact")]
-    parts.append(_rules("spread", spread))
+    parts.append(rules("spread", spread))
     if len(finite(line)) == 2:
-        parts.append(_rules("line k-second fit", [((x(x.low), y(line[0])), (x(x.high), y(line[1])))]))
+        parts.append(rules("line k-second fit", [((x(x.low), y(line[0])), (x(x.high), y(line[1])))]))
     parts.append(tag("g", *(tag("circle", cx=at, cy=up, r=2.2) for at, up in dots), class_="point"))
     label = f"{view.title}: E[y | x] by x, slope {number(view.slope)}, intercept {number(view.intercept)}."
     return drawing(WIDE, _HIGH, label, *parts, *_axis_of(marks, "x of run B’s query"))
@@ -303,25 +316,10 @@ def _level_name(name: str, at: float) -> Markup:
 
 
 def _left_axis(y: Scale, unit: str) -> list[Markup]:
-    values = ticks(y.low, y.high)
-    return [
-        _rules("grid", [((_LEFT, y(v)), (_RIGHT, y(v))) for v in values if v != 0]),
-        _rules("zero", [((_LEFT, y(v)), (_RIGHT, y(v))) for v in values if v == 0]),
-        *(tag("text", tick_text(v), x=_LEFT - 6, y=y(v) + 3.5, class_="tick end") for v in values),
-        tag("text", unit, x=0, y=7, class_="axis"),
-    ]
-
-
-def _bottom_axis(x: Scale, y: float, values: Sequence[float], title: str) -> list[Markup]:
-    entries = [tag("text", tick_text(v), x=x(v), y=y + 15, class_="tick mid") for v in values]
-    return [*entries, tag("text", title, x=(x.start + x.stop) / 2, y=y + 31, class_="axis mid")]
+    unit_name = tag("text", unit, x=0, y=7, class_="axis")
+    return [*left_axis(y, _LEFT, _RIGHT, ticks(y.low, y.high)), unit_name]
 
 
 def _axis_of(marks: Sequence[tuple[float, str]], title: str) -> list[Markup]:
     entries = [tag("text", text, x=at, y=_BOTTOM + 15, class_="tick mid") for at, text in marks]
     return [*entries, tag("text", title, x=(_LEFT + _RIGHT) / 2, y=_BOTTOM + 31, class_="axis mid")]
-
-
-def _rules(class_: str, lines: Sequence[tuple[Point, Point]]) -> Markup:
-    path = "".join(f"M{x:g} {y:g}L{to_x:g} {to_y:g}" for (x, y), (to_x, to_y) in lines)
-    return tag("path", d=path, class_=class_)

@@ -121,7 +121,7 @@ def _words(class_: str, entries: Iterable[tuple[str, float, float]]) -> Markup:
     return Markup(f'<g class="{escape(class_)}">{"".join(texts)}</g>')
 
 
-def _rules(class_: str, lines: Iterable[tuple[Point, Point]]) -> Markup:
+def rules(class_: str, lines: Iterable[tuple[Point, Point]]) -> Markup:
     """Straight lines of one class, as one path."""
     paths = (f"M{short(x)} {short(y)}L{short(to_x)} {short(to_y)}" for (x, y), (to_x, to_y) in lines)
     return _path(class_, "".join(paths))
@@ -171,15 +171,17 @@ def _bounds(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high > low else (0.0, 1.0)
 
 
-def _left_axis(y: Scale, left: float, right: float, values: Sequence[float]) -> list[Markup]:
+def left_axis(y: Scale, left: float, right: float, values: Sequence[float]) -> list[Markup]:
+    """Lines across and labels at some values of the upright axis."""
     return [
-        _rules("grid", (((left, y(v)), (right, y(v))) for v in values if v != 0)),
-        _rules("zero", (((left, y(v)), (right, y(v))) for v in values if v == 0)),
+        rules("grid", (((left, y(v)), (right, y(v))) for v in values if v != 0)),
+        rules("zero", (((left, y(v)), (right, y(v))) for v in values if v == 0)),
         _words("tick end", ((tick_text(v), left - 6, y(v) + 3.5) for v in values)),
     ]
 
 
-def _bottom_axis(x: Scale, y: float, values: Sequence[float], title: str) -> list[Markup]:
+def bottom_axis(x: Scale, y: float, values: Sequence[float], title: str) -> list[Markup]:
+    """Labels at some values of the axis below, and its title."""
     middle = (x.start + x.stop) / 2
     entries = [(tick_text(v), x(v), y + 15) for v in values]
     return [_words("tick mid", [*entries, (title, middle, y + 30)])]
@@ -201,8 +203,8 @@ def line_chart(
     seen = [n for _, c in curves for n in c.n_seen]
     x = Scale(min(seen, default=0), max(seen, default=1), left + 5, right - 4)
     y = Scale(*_bounds(shown or [0.0, 1.0]), bottom, top)
-    parts = _left_axis(y, left, right, ticks(y.low, y.high))
-    parts += _bottom_axis(x, bottom, [v for v in ticks(x.low, x.high) if v == int(v)], axis)
+    parts = left_axis(y, left, right, ticks(y.low, y.high))
+    parts += bottom_axis(x, bottom, [v for v in ticks(x.low, x.high) if v == int(v)], axis)
     for class_, curve in curves:
         if band := _band(curve, x, y):
             parts.append(_path(f"band {class_}", band))
@@ -242,8 +244,8 @@ def dot_chart(points: Sequence[tuple[float, float]], label: str, axis: str) -> M
         NARROW,
         164,
         label,
-        *_left_axis(y, left, right, ticks(y.low, y.high)),
-        *_bottom_axis(x, bottom, ticks(x.low, x.high, 4), axis),
+        *left_axis(y, left, right, ticks(y.low, y.high)),
+        *bottom_axis(x, bottom, ticks(x.low, x.high, 4), axis),
         _path("dots", _dots(places)),
     )
 
@@ -312,8 +314,8 @@ def bar_chart(tasks: Sequence[TaskActivation], label: str) -> Markup:
         bottom + 4,
         label,
         _boxes("bar", ((lo, y - 6, hi - lo, 12) for (lo, hi), y in spans)),
-        _rules("whisker", (((x(t.low), y), (x(t.high), y)) for t, y in known)),
-        _rules("zero", [((x(0), 2), (x(0), bottom))]),
+        rules("whisker", (((x(t.low), y), (x(t.high), y)) for t, y in known)),
+        rules("zero", [((x(0), 2), (x(0), bottom))]),
         _words("name end", ((_task_name(t), left - 8, y + 4) for t, y in rows)),
         _words("value", ((number(t.mean), right + 6, y + 4) for t, y in rows)),
     )
@@ -341,13 +343,13 @@ def interval_chart(patches: Sequence[PatchRow], label: str) -> Markup:
         WIDE,
         bottom + 34,
         label,
-        _rules("grid", (((x(v), 4), (x(v), bottom)) for v in marks if v != 0)),
+        rules("grid", (((x(v), 4), (x(v), bottom)) for v in marks if v != 0)),
         _boxes("control-band", (_control_box(p, x, y) for p, y in controls)),
-        _rules("zero", [((x(0), 4), (x(0), bottom))]),
-        _rules("whisker task", (((x(p.ci_low), y), (x(p.ci_high), y)) for p, y in known)),
+        rules("zero", [((x(0), 4), (x(0), bottom))]),
+        rules("whisker task", (((x(p.ci_low), y), (x(p.ci_high), y)) for p, y in known)),
         tag("g", *(tag("circle", cx=x(p.effect), cy=y, r=4) for p, y in points), class_="point"),
         _words("name end", ((_shortened(p.belief, 12), left - 10, y + 4) for p, y in rows)),
-        *_bottom_axis(x, bottom, marks, "change in log-odds, nats"),
+        *bottom_axis(x, bottom, marks, "change in log-odds, nats"),
     )
 
 
@@ -367,5 +369,5 @@ def histogram(bins: Histogram, label: str) -> Markup:
         for start, stop, held in zip(bins.edges, bins.edges[1:], bins.counts, strict=False)
         if held
     ]
-    across = _bottom_axis(x, bottom, ticks(x.low, x.high), "activation where active")
-    return drawing(WIDE, 152, label, *_left_axis(y, left, right, marks), _boxes("bar", bars), *across)
+    across = bottom_axis(x, bottom, ticks(x.low, x.high), "activation where active")
+    return drawing(WIDE, 152, label, *left_axis(y, left, right, marks), _boxes("bar", bars), *across)

@@ -26,6 +26,14 @@ def tiny_model() -> LanguageModel:
 
 
 @pytest.fixture(scope="session")
+def exact_model(
+    tiny_model: LanguageModel, in_float64: Callable[[LanguageModel], LanguageModel]
+) -> LanguageModel:
+    """The same in float64, so that rounding is out of the way."""
+    return in_float64(tiny_model)
+
+
+@pytest.fixture(scope="session")
 def make_runs(tiny_model: LanguageModel) -> MakeRuns:
     """Runs of 2x+3 (or another task) with four examples (or another number)."""
 

@@ -301,7 +301,7 @@ def edited_answers(
             embedded = model.network.model.embed_tokens(torch.as_tensor(rows, device=model.device()))
             resid = run_blocks(model.network, embedded, 0, model.n_blocks)
         fired += len(rows) * np.array(seen.fired, dtype=int)
-        parts.append(as_numpy(read_answers(model, resid[:, where], ids)))
+        parts.append(read_answers(model, resid[:, where], ids).cpu().numpy())
     return EditedAnswers(AnswerProbs(answers, np.concatenate(parts)), tuple(fired.tolist()))
 
 
@@ -339,7 +339,7 @@ def record_and_answer(
                 read = run_blocks(model.network, embedded, 0, model.n_blocks)[:, where]
             else:
                 read = run_to_end(model.network, embedded, where)
-        probs = AnswerProbs(answers, as_numpy(read_answers(model, read, ids)))
+        probs = AnswerProbs(answers, read_answers(model, read, ids).cpu().numpy())
         yield {site: seen.values[site].float() for site in sites}, probs
 
 
@@ -354,12 +354,14 @@ def refuse_part(model: LanguageModel) -> None:
 def read_answers(model: LanguageModel, resid: Tensor, ids: Tensor) -> Tensor:
     """log P of the answers `ids` [answer] from the last block's resid_post [... d_model], as [... answer].
 
-    Logits over the whole vocabulary, which the normaliser needs, exist for `LOGITS` entries at a time.
+    In float32, or float64 for a model in float64. Logits over the whole vocabulary, which the normaliser
+    needs, exist for `LOGITS` entries at a time.
     """
     rows, chosen = resid.flatten(0, -2), ids.to(resid.device)
     parts = []
     for some in rows.split(max(1, LOGITS // model.network.config.vocab_size)):
-        logits = unembed(model.network, some).float()
+        logits = unembed(model.network, some)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         parts.append(logits[:, chosen] - logits.logsumexp(dim=-1, keepdim=True))
     return torch.cat(parts).unflatten(0, resid.shape[:-1])
 

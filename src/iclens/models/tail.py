@@ -214,7 +214,7 @@ class Tail:
         for rows in whole.split(batch or self.rows_at_once()) if len(whole) else ():
             (last,) = side_by_side([self], [rows.to(like)], layer)
             parts.append(read_answers(self.model, last, self.ids))
-        return AnswerProbs(self.answers, torch.cat(parts).float().cpu().numpy())
+        return AnswerProbs(self.answers, torch.cat(parts).cpu().numpy())
 
     def only_itself(self, rows: Tensor, width: int) -> Tensor:
         """What is added to attention scores, [1 1 width·suffix pos + width·suffix].

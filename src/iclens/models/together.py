@@ -79,7 +79,7 @@ def _in_batches(
         batch, pieces = pieces[:taken], pieces[taken:]
         rows = [enter(tails[i], some) for i, some in batch]
         last = side_by_side([tails[i] for i, _ in batch], rows, layer)
-        read = read_answers(first.model, torch.cat(last), first.ids).float().cpu()
+        read = read_answers(first.model, torch.cat(last), first.ids).cpu()
         for (i, _), part in zip(batch, read.split([len(part) for part in last]), strict=True):
             found[i].append(part)
     nothing = torch.zeros(0, len(first.answers))

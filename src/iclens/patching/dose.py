@@ -88,12 +88,17 @@ class Bed:
         return found
 
     def effects(self, delta: Tensor, batch: int | None = None) -> Floats:
-        """Rise of each belief when `delta` [row d_model] is added at `pre`, nats [row prompt belief]."""
-        found = []
-        for i, tail in enumerate(self.tails):
-            probs = tail.added(self.sae.site, delta, batch)
-            found.append(read(probs, self.prompts, (i, self.n_examples), self.declared) - self.base[i])
-        return np.stack(found, axis=1)
+        """Rise of each belief when `delta` [row d_model] is added at `pre`, nats [row prompt belief].
+
+        A row of zeros moves nothing and is not run: its effect is 0, not the rounding of another batch.
+        """
+        moved = (delta != 0).any(dim=1)
+        effects = np.tile(0 * self.base, (len(delta), 1, 1))
+        for i, tail in enumerate(self.tails if moved.any() else ()):
+            probs = tail.added(self.sae.site, delta[moved], batch)
+            after = read(probs, self.prompts, (i, self.n_examples), self.declared)
+            effects[moved.cpu().numpy(), i] = after - self.base[i]
+        return effects
 
     def directions(self, latents: Ints) -> Tensor:
         """What one unit of each latent adds at the site, [latent d_model]."""

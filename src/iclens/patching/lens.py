@@ -79,7 +79,7 @@ def lens_answers(model: LanguageModel, resid: Floats, extra: tuple[str, ...] = (
     answers, ids = model.answer_space(extra)
     like = model.network.lm_head.weight
     held = torch.as_tensor(resid, dtype=like.dtype, device=like.device)
-    return AnswerProbs(answers, as_numpy(read_answers(model, held, ids)))
+    return AnswerProbs(answers, read_answers(model, held, ids).cpu().numpy())
 
 
 @torch.no_grad()

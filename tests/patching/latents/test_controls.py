@@ -19,6 +19,7 @@ from iclens.tables.edits import Edit
 from iclens.tables.sets import ControlTable
 from iclens.tasks.declared import parse_belief
 
+from ...conftest import EXACT
 from ..conftest import MakeRuns, MakeSae
 
 
@@ -29,10 +30,10 @@ def effect(table: ControlTable, latents: str, control: str, belief: str = "exact
 
 
 def test_controls_are_what_their_names_say(
-    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+    exact_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
 ) -> None:
     runs = replace(make_runs(n_prompts=12), declared=(parse_belief("against:3x"),))
-    held = gather(tiny_model, make_sae(), runs)
+    held = gather(exact_model, make_sae(), runs)
     one, pair = held.differing[:1], held.differing[1:3]
     table = patch_controls(
         held, [one, pair], wrong=make_runs(n_prompts=12, task="4x+5"), roles=("x", "comma")
@@ -44,34 +45,34 @@ def test_controls_are_what_their_names_say(
     }  # fmt: skip
     own = single_effects(held, one)[held.test].mean(axis=0)[0]
     for b, belief in enumerate(held.beliefs):
-        assert effect(table, name, "own", belief) == pytest.approx(own[b], abs=1e-5)
+        assert effect(table, name, "own", belief) == pytest.approx(own[b], abs=EXACT)
     assert held.beliefs[-1] == "against:3x"
     flipped = np.mean([held.effects(int(i), -joint(held, pair)[int(i)][None])[0, 3] for i in held.test])
-    assert effect(table, both, "sign flip") == pytest.approx(flipped, abs=1e-5)
+    assert effect(table, both, "sign flip") == pytest.approx(flipped, abs=EXACT)
     tokens = up_to_query(runs.recipient)[held.test]
     where, end = np.array([position("x", runs.recipient.n_examples - 1)]), np.array([tokens.shape[1] - 1])
     edit = Edit(held.sae.site, "add", where, joint(held, pair)[held.test][:, None].numpy())
     words = tuple(held.tails[0].answers[1000:])
-    probs = answer_probs(tiny_model, tokens, end, edits=[edit], extra=words)
+    probs = answer_probs(exact_model, tokens, end, edits=[edit], extra=words)
     after = [
         read_lent(AnswerProbs(probs.answers, probs.log_prob[k]), runs, i, held.lent[i])
         for k, i in enumerate(held.test.tolist())
     ]
     wanted = (np.concatenate(after) - held.base[held.test]).mean(axis=0)
     for b, belief in enumerate(held.beliefs):
-        assert effect(table, both, "wrong role x", belief) == pytest.approx(wanted[b], abs=1e-4)
+        assert effect(table, both, "wrong role x", belief) == pytest.approx(wanted[b], abs=EXACT)
     assert effect(table, both, "wrong role x") != pytest.approx(effect(table, both, "own"), abs=1e-3)
 
 
 def test_values_of_the_same_task_are_its_own_and_of_another_are_not(
-    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+    exact_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
 ) -> None:
     runs = make_runs(n_prompts=12)
-    held = gather(tiny_model, make_sae(), runs)
+    held = gather(exact_model, make_sae(), runs)
     groups = [held.differing]
     name = " ".join(str(f) for f in held.differing)
     alike = patch_controls(held, groups, wrong=runs, roles=())
-    assert effect(alike, name, "wrong task 2x+3") == pytest.approx(effect(alike, name, "own"), abs=1e-5)
+    assert effect(alike, name, "wrong task 2x+3") == pytest.approx(effect(alike, name, "own"), abs=EXACT)
     other = patch_controls(held, groups, wrong=make_runs(n_prompts=12, task="x+7"), roles=())
     assert effect(other, name, "wrong task x+7") != pytest.approx(effect(other, name, "own"), abs=1e-3)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from iclens.errors import EditError
 from iclens.models.tail import tails_of
 from iclens.patching.effects import means, resamples
-from iclens.patching.latents.gather import LatentRuns, gather, read_lent
+from iclens.patching.latents.gather import LatentRuns, gather
 from iclens.patching.latents.place import place_of
 from iclens.patching.latents.sets import joint
 from iclens.patching.residual import up_to_query
@@ -79,24 +79,16 @@ def _at_place(held: LatentRuns, deltas: Sequence[Tensor]) -> Floats:
 
 def _elsewhere(held: LatentRuns, deltas: Sequence[Tensor], roles: Sequence[str]) -> Mapping[str, Floats]:
     """Effects of the same additions at other roles, role → [test prompt, addition, belief]."""
-    tokens, own = up_to_query(held.receiver), int(held.place[0])
+    tokens = up_to_query(held.receiver)
     places = {role: place_of(held.receiver, role) for role in roles if role != held.role}
     if not places:
         return {}
     late = [role for role, place in places.items() if place >= tokens.shape[1]]
     if late:
         raise EditError(f"a control at `{late[0]}`", "it comes after the query", "Choose an earlier role.")
-    words = held.tails[0].answers[1000:]
-    tails = tails_of(held.model, tokens[held.test], tuple(words), first=min(min(places.values()), own))
-    found = {}
-    for role, place in places.items():
-        rows = []
-        for tail, i in zip(tails, held.test.tolist(), strict=True):
-            delta = torch.stack([d[i] for d in deltas])
-            probs = tail.added(held.sae.site, delta, positions=np.array([place]))
-            rows.append(read_lent(probs, held.runs, i, held.lent[i]) - held.base[i])
-        found[role] = np.stack(rows)
-    return found
+    first = min(*places.values(), int(held.place[0]))
+    tails = tails_of(held.model, tokens, held.tails[0].answers[1000:], first=first)
+    return {role: _at_place(replace(held, role=role, tails=tails), deltas) for role in places}
 
 
 def _lent(held: LatentRuns, wrong: Runs, seed: int) -> LatentRuns:

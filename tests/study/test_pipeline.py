@@ -41,6 +41,12 @@ def test_every_stage_runs_and_leaves_a_whole_run(first: Outcome) -> None:
     assert not [path for path in first.run.rglob("*") if path.suffix in (".pkl", ".pt", ".pickle")]
 
 
+def test_how_training_went_is_a_page_and_no_input_of_any_stage(first: Outcome) -> None:
+    page = first.run / FOLDERS["dashboard"] / "training.html"
+    assert "L2.resid_post" in page.read_text(encoding="utf-8")
+    assert not list((first.run / FOLDERS["saes"]).rglob("*.html"))
+
+
 def test_interrupted_training_goes_on_where_it_was(small: Small, tmp_path: Path) -> None:
     def stop(event: Event) -> None:
         if event.found.get("step"):
@@ -211,7 +217,7 @@ def test_another_model_redoes_the_stages_that_read_it(
     small: Small, first: Outcome, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The study says which inputs changed, before the first stage does its work."""
-    monkeypatch.setattr("iclens.study.bench.model_files", lambda config: {"model.safetensors": "another"})
+    monkeypatch.setattr("iclens.study.outside.model_files", lambda config: {"model.safetensors": "another"})
 
     def stop(*_: object) -> dict[str, object]:
         raise SaeError("stopped", "at the first stage", "As wanted.")

@@ -16,8 +16,9 @@ from iclens.models.forward import answer_probs
 from iclens.names import BELIEFS, position
 from iclens.patching.residual import up_to_query
 from iclens.patching.runs import Runs, build_runs
-from iclens.study.bench import Bench, outside_inputs
+from iclens.study.bench import Bench
 from iclens.study.flow import FOLDERS
+from iclens.study.outside import outside_inputs
 from iclens.study.pages import prompts as study
 from iclens.study.pipeline import Outcome
 from iclens.study.results import Results

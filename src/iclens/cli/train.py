@@ -26,10 +26,12 @@ def train(
     """Train several SAEs from one forward pass; a signal leaves a checkpoint to continue from."""
     from iclens.training.config import load_train_config
     from iclens.training.mirror import mirrored
+    from iclens.training.report import REPORT, write_report
     from iclens.training.train import train_saes
 
     first, declared, report = os.environ.get("RANK", "0") == "0", load_train_config(config), sae_report()
     with mirrored(report, wandb, declared) if wandb and first else nullcontext(report) as telling:
         folder = train_saes(declared, out, telling, "newest" if resume else "no")
     if first:
+        write_report(folder, folder / REPORT)
         say({"saes": str(folder)} if json else f"saes: {folder}, with report.html")

@@ -50,7 +50,7 @@ class Bench:
     Args:
         run: the run folder.
         folders: stage name → folder name, for every stage of the flow.
-        outside: outside input → hashes of its files, as `outside_inputs` gives them.
+        outside: outside input → hashes of its files, as `outside.outside_inputs` gives them.
         progress: told how far a long stage is.
     """
 
@@ -90,13 +90,24 @@ class Bench:
 
     @cached_property
     def model(self) -> LanguageModel:
-        """The model, whole."""
+        """The model, whole.
+
+        Raises:
+            ModelError: when it cannot be loaded, or is another than the one whose hashes were taken.
+        """
         import torch
 
         from iclens.models.load import load_model
 
         section = self.config.model
-        return load_model(locate(section.folder), dtype=getattr(torch, section.dtype), device=section.device)
+        model = load_model(locate(section.folder), dtype=getattr(torch, section.dtype), device=section.device)
+        hashed = self.outside.get("model", {}).get("commit")
+        if hashed is not None and (loaded := digests.of_hub(section.folder)) != hashed:
+            raise ModelError(
+                f"model '{section.folder}' at commit {hashed}", f"the hub has moved on to {loaded}",
+                "Run `iclens study` again: it then begins with the new commit.",
+            )  # fmt: skip
+        return model
 
     @property
     def sae_folder(self) -> Path:
@@ -150,7 +161,9 @@ def declared_mixture(folder: Path) -> Mixture | None:
         return Mixture.from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
     except yaml.YAMLError as cause:
         line = " ".join(str(cause).split())
-        raise ConfigError(f"{file}", f"not YAML ({line})", "Mend or remove it.") from cause
+        raise ConfigError(
+            f"{file}", f"not YAML ({line})", "Write a mixture in YAML, or remove the file: it is optional."
+        ) from cause
 
 
 def latents_file(arm: str, site: Site, role: str) -> str:
@@ -199,52 +212,6 @@ def load_saes_of(bench: Bench, name: str) -> dict[Site, Sae]:
             f"transforms.other_saes: '{name}'", f"it has no SAE at {have}", "Name a set of these sites."
         )
     return found
-
-
-def outside_inputs(config: StudyConfig) -> dict[str, Hashes]:
-    """Hashes of what a study reads from outside its run: `model`, `SAE source` and `other SAEs`.
-
-    Raises:
-        ModelError, ConfigError, SaeError: when one of them is not there.
-    """
-    others: Hashes = {}
-    for name in config.transforms.other_saes:
-        if not locate(name).is_dir():
-            raise SaeError(f"SAE set '{name}'", "no such folder", "Mend transforms.other_saes.")
-        others |= {f"{name}/{file}": found for file, found in digests.of_files(locate(name)).items()}
-    return {"model": model_files(config), "SAE source": sae_files(config), "other SAEs": others}
-
-
-def model_files(config: StudyConfig) -> Hashes:
-    """Hashes of the model's files; for a hub name, the name.
-
-    Raises:
-        ModelError: when it is neither a folder nor like a hub name.
-    """
-    name = config.model.folder
-    folder = locate(name)
-    if folder.is_dir():
-        return digests.of_files(folder, digests.MODEL_FILES)
-    if Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1 or Path(name).parent.is_dir():
-        raise ModelError(f"model '{name}'", "no such folder", "Give a Hugging Face folder or hub name.")
-    return {"hub": name}
-
-
-def sae_files(config: StudyConfig) -> Hashes:
-    """Hashes of the training config, or of the SAE set that is loaded.
-
-    Raises:
-        ConfigError, SaeError: when there is no such file or folder.
-    """
-    if config.saes.train is not None:
-        file = locate(config.saes.train)
-        if not file.is_file():
-            raise ConfigError(f"training config '{config.saes.train}'", "no such file", "Mend saes.train.")
-        return {"training config": digests.of_file(file)}
-    folder = locate(str(config.saes.folder))
-    if not folder.is_dir():
-        raise SaeError(f"SAE set '{config.saes.folder}'", "no such folder", "Mend saes.folder.")
-    return digests.of_files(folder)
 
 
 def check_task(config: StudyConfig) -> None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iclens.errors import RunError, nearest
-from iclens.study.bench import Bench, Hashes, check_task, outside_inputs
+from iclens.study.bench import Bench, Hashes, check_task
 from iclens.study.card import study_card
 from iclens.study.config import StudyConfig
 from iclens.study.flow import FLOW, FOLDERS, NAMES
 from iclens.study.grid import check_concepts
+from iclens.study.outside import outside_inputs
 from iclens.study.runfolder import CARD, DONE, RunFolder, find_run, now, run_for
-from iclens.study.shards import write_shard
 from iclens.study.stage import Event, Report, bring_up_to_date
 
 INDEX = "site/index.html"
@@ -96,6 +96,8 @@ def run_track_shard(path: Path, rank: int, world: int) -> Path:
     Raises:
         RunError: when the run's SAEs or prompts are not there yet, or there are too many ranks.
     """
+    from iclens.study.shards import write_shard  # loads torch, which a run that is up to date does not need
+
     run = find_run(path)
     bench = Bench(run, FOLDERS, _checked(run.config), lambda found: None)
     return write_shard(bench, rank, world)

@@ -48,8 +48,6 @@ from iclens.tables.transforms import MassTable, OperandMapTable, TransformTable,
 from iclens.tables.tuning import SubspaceTable, TuningTable
 from iclens.tables.verdicts import FalsifierTable, VerdictTable
 
-PATCH_Q = 0.05
-"""False discovery rate at which a patch effect is called."""
 TABLES: dict[str, tuple[str, type[Table]]] = {
     "quality": ("saes", QualityTable),
     "detection": ("detect", GrowthTable),

@@ -21,6 +21,7 @@ from iclens.errors import RunError
 from iclens.names import Site
 from iclens.study import digests
 from iclens.study.bench import Bench, latents_file
+from iclens.study.flow import FLOW, inputs_of
 from iclens.study.store import load_arrays, save_arrays
 from iclens.tables.activations import LatentActs, join_prompts
 from iclens.tables.arrays import Floats
@@ -122,9 +123,6 @@ def joined(parts: Sequence[Path], arm: str) -> ArmTracked:
 
 def _folder(bench: Bench) -> Path:
     """Where the parts of this stage's key are."""
-    from iclens.study.flow import FLOW
-    from iclens.study.stage import inputs_of
-
     stage = next(stage for stage in FLOW if stage.name == "track")
     return bench.run.path / PARTS / digests.of_json(inputs_of(stage, bench))[:16]
 

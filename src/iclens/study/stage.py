@@ -1,6 +1,4 @@
-"""Does this stage have to be done again? A stage, its key, and the rule that skips it.
-
-    key = hash(config slice, code of its steps, hashes of what it reads)
+"""Does this stage have to be done again? The rule that skips it, by its key (`flow.inputs_of`).
 
 1. Equal keys and undamaged outputs: up to date. 2. Another run of the study holds equal keys: taken over
 from there. 3. Otherwise it is done, and what changed is said.
@@ -17,41 +15,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import iclens
 from iclens.study import digests
 from iclens.study.bench import Bench
+from iclens.study.flow import Stage, inputs_of
 from iclens.study.runfolder import RECORD, RunFolder
 
 Found = dict[str, Any]
 STATES = ("begins", "progress", "done", "up to date", "taken over")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of a study.
-
-    Args:
-        name: of the stage; its folder is `NN_name`.
-        number: place in the flow, from 1.
-        settings: config sections that decide its result.
-        reads: earlier stages, or outside inputs (`model`, `training config`, `SAE set`), that it reads.
-        code: packages or modules of `iclens` whose code decides its result.
-    """
-
-    name: str
-    number: int
-    settings: tuple[str, ...]
-    reads: tuple[str, ...]
-    code: tuple[str, ...]
-
-    def work(self, bench: Bench, folder: Path) -> Found:
-        """Fill an empty folder; returns what was found, for the log."""
-        return import_module(f"iclens.study.stages.{self.name}").work(bench, folder)
-
-    @property
-    def folder(self) -> str:
-        """Folder name inside the run."""
-        return f"{self.number:02d}_{self.name}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +65,7 @@ def bring_up_to_date(stage: Stage, bench: Bench, report: Report) -> Event:
         started = time.monotonic()
 
         def write(folder: Path) -> dict[str, Any]:
-            found = stage.work(bench, folder)
+            found = import_module(stage.module).work(bench, folder)
             seconds = round(time.monotonic() - started, 2)
             return {"stage": stage.name, "key": key, "inputs": inputs, "seconds": seconds, "found": found}
 
@@ -106,21 +76,6 @@ def bring_up_to_date(stage: Stage, bench: Bench, report: Report) -> Event:
     )
     report(event)
     return event
-
-
-def inputs_of(stage: Stage, bench: Bench) -> dict[str, str]:
-    """Everything that decides a stage's result, each as a hash."""
-    settings = bench.config.model_dump(mode="json", include=set(stage.settings))
-    inputs = {
-        "iclens": iclens.__version__,
-        "config": digests.of_json({"stage": stage.name} | settings),
-        "code": digests.of_code(
-            ("names", "tables", "study/store", f"study/stages/{stage.name}", *stage.code)
-        ),
-    }
-    for name in stage.reads:
-        inputs[name] = bench.digest(name)
-    return inputs
 
 
 def _found(run: RunFolder, stage: Stage) -> Found:

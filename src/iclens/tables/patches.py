@@ -15,6 +15,8 @@ _METRIC = (
     'prompts whose most probable answer that is, "effect on <belief>" = mean rise of the belief\'s log-odds'
 )
 _ROLE = "at which token: of the query; for `lab` and `close`, of the last example before it"
+PATCH_Q = 0.05
+"""False discovery rate at which a patch effect is called."""
 _EFFECT = "mean of patched − base over prompts, nats"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -110,6 +111,10 @@ class Contexts(Strict):
     massive: Massive | None = Massive()
     """Further positions left out, found by their length; null leaves none out."""
 
+    def files(self) -> list[Path]:
+        """The local files that contexts are read from, as far as they are there."""
+        return []
+
     @field_validator("prompts")
     @classmethod
     def _weights_fit(cls, prompts: tuple[Prompts, ...]) -> tuple[Prompts, ...]:
@@ -128,6 +133,10 @@ class MixtureContexts(Contexts):
     mixture: Path | None = None
     """YAML of the mixture; `mixture.yaml` in the model folder by default."""
 
+    def files(self) -> list[Path]:
+        """The mixture, when it has a file of its own."""
+        return [path for path in [self.mixture] if path is not None and path.is_file()]
+
 
 class TextContexts(Contexts):
     """Contexts of running text, packed to one length."""
@@ -141,6 +150,10 @@ class TextContexts(Contexts):
     context_tokens: Annotated[int, Field(gt=1)] = 256
     """Length of a context, BOS included."""
 
+    def files(self) -> list[Path]:
+        """The dataset's local files; none of one that is streamed from the hub."""
+        return [Path(name) for name in sorted(glob(self.dataset, recursive=True)) if Path(name).is_file()]
+
 
 class TokenContexts(Contexts):
     """Contexts that were tokenised before."""
@@ -150,6 +163,10 @@ class TokenContexts(Contexts):
     """A .npy or .safetensors file of token ids, [context pos] or flat [token]."""
     context_tokens: Annotated[int, Field(gt=1)] | None = None
     """Length into which a flat array is cut; not needed for [context pos]."""
+
+    def files(self) -> list[Path]:
+        """The array."""
+        return [path for path in [self.path] if path.is_file()]
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,18 @@ from iclens.training.metrics import PACE, read_metrics
 REPORT = "report.html"
 
 
-def write_report(folder: Path) -> Path:
-    """Write `report.html` into a set's folder, from its card and metrics; it opens from disk, alone."""
+def write_report(folder: Path, page: Path) -> None:
+    """Write the page of a set, from its card and metrics; it opens from disk, alone.
+
+    Not part of training: a change of how pages look must not ask for the SAEs to be trained again.
+
+    Args:
+        folder: of the set.
+        page: file to write, `report.html` in the set's folder for `iclens train`.
+    """
     card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
     members = parse_train_config(card["config"]).saes.members
     metrics = {spec.name: read_metrics(folder / spec.name / "metrics.jsonl") for spec in members}
-    page = folder / REPORT
     page.write_text(
         training_page(card, metrics, read_metrics(folder / f"{PACE}.jsonl")) + "\n", encoding="utf-8"
     )
-    return page

@@ -33,7 +33,6 @@ from iclens.training.folder import Place, save_card, save_sae
 from iclens.training.loop import Loop, Report, read_scaling
 from iclens.training.metrics import PACE, MetricsLog
 from iclens.training.ranks import Ranks, joined
-from iclens.training.report import write_report
 from iclens.training.steps.build import build_step, check_spec
 from iclens.training.stop import Stop, Stopped, stopped, watched
 
@@ -196,7 +195,7 @@ class _Run:
         }
 
     def _publish(self, model: LanguageModel, facts: Mapping[str, Any], measured: Measured) -> None:
-        """The card, the report page, and the set's name."""
+        """The card, and the set's name."""
         names = [spec.name for spec in self.config.saes.members]
         tables = {
             kind: [row for name in names for row in measured[name].get(kind, [])]
@@ -214,7 +213,6 @@ class _Run:
             "versions": {name: _version(name) for name in ("iclens", "sae_lens", "torch", "transformers")},
         }
         save_card(self.place.partial, card)
-        write_report(self.place.partial)
         self.place.publish()
         self.report({"quality": tables["quality"]})
 

@@ -13,7 +13,8 @@ from iclens.patching.latents.sets import FULL, GREEDY, HALF
 from iclens.patching.responses import BASE, GIVEN, TARGET
 from iclens.patching.responses import FULL as WHOLE
 from iclens.study.pages.latent_rows import Address
-from iclens.study.results import PATCH_Q, Results
+from iclens.study.results import Results
+from iclens.tables.patches import PATCH_Q
 
 
 def moved(results: Results, address: Address) -> Finding:

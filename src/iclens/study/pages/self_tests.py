@@ -23,7 +23,7 @@ from iclens.patching.runs import ZERO
 from iclens.study import digests
 from iclens.study.flow import FLOW
 from iclens.study.pages.patch_tables import Tables, records
-from iclens.study.results import PATCH_Q
+from iclens.tables.patches import PATCH_Q
 
 SAME = 1e-3
 """Largest difference of two probabilities that count as equal."""

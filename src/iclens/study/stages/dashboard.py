@@ -22,17 +22,20 @@ from iclens.study.pages.seen import see
 from iclens.study.query.features import LATENTS
 from iclens.study.results import Results
 from iclens.study.store import save_json
+from iclens.training.report import write_report
 
-SITE = "site"
-"""Folder of the pages, inside the stage's."""
+SITE, TRAINING = "site", "training.html"
+"""Folder of the pages inside the stage's, and the page of the SAEs' training beside it."""
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Write `site/index.html` and the pages around it, and what other tools read of their latents."""
+    """Write `site/`, what other tools read of its latents, and of SAEs trained here `training.html`."""
     results = Results(bench.run)
     view = site_view(bench, results)
     built = build_site(view, folder / SITE, earlier=_earlier(bench, folder), progress=_told(bench))
     rows = {row.key: row for row in view.latents}
+    if bench.config.saes.train is not None:
+        write_report(bench.sae_folder, folder / TRAINING)
     save_json(folder / LATENTS, [exported(page, rows[page.site, page.latent]) for page in view.pages])
     files = {"drawn": built.drawn, "kept from before": built.kept}
     found = {"latent pages": len(view.pages), "latents": len(view.latents), "files": files}

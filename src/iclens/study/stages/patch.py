@@ -20,9 +20,8 @@ from iclens.patching.responses import response_curve, response_fits
 from iclens.patching.runs import Runs, build_runs, runs_by_query
 from iclens.saes.load import Sae
 from iclens.study.bench import Bench
-from iclens.study.results import PATCH_Q
 from iclens.tables.frame import Table
-from iclens.tables.patches import LadderTable, PatchTable
+from iclens.tables.patches import PATCH_Q, LadderTable, PatchTable
 from iclens.tables.responses import ResponseFitTable, ResponseTable
 from iclens.tables.sets import ControlTable, ScreenTable, SetTable
 from iclens.tasks.arms import default_rival, other_task

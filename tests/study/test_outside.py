@@ -1,0 +1,136 @@
+"""What a study reads from outside counts with every file that decides a number, and with no other."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import constants
+
+from iclens.errors import ModelError
+from iclens.study.bench import CHECKOUT, Bench
+from iclens.study.config import StudyConfig, parse_study_config
+from iclens.study.flow import FOLDERS
+from iclens.study.outside import model_files, outside_inputs, sae_files
+from iclens.study.runfolder import RunFolder
+
+from .conftest import MODEL, STUDY, TRAINING
+
+FIRST, SECOND = "1" * 40, "2" * 40
+
+
+def study(model: object = MODEL, training: object = "t.yaml") -> StudyConfig:
+    return parse_study_config(STUDY.format(model=model, training=training), "study.yaml")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json", "model.safetensors", "model.safetensors.index.json", "model-1-of-2.safetensors",
+        "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "vocab.json",
+        "added_tokens.json", "merges.txt", "qwen.tiktoken", "chat_template.jinja", "mixture.yaml",
+    ],
+)  # fmt: skip
+def test_any_file_that_loading_may_read_decides(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    config = study(tmp_path / "model")
+    absent = model_files(config)
+    (tmp_path / "model" / name).write_text("a")
+    present = model_files(config)
+    (tmp_path / "model" / name).write_text("b")
+    assert absent != present != model_files(config)
+
+
+@pytest.mark.parametrize("name", ["README.md", "card.json", "generation_config.json", "training.log"])
+def test_files_that_tell_of_a_model_decide_nothing(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("a")
+    assert model_files(study(tmp_path)) == {}
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub cache that holds the built-in model as `someone/tiny`, at the first commit."""
+    repository = tmp_path / "cache" / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(FIRST)
+    shutil.copytree(MODEL, repository / "snapshots" / FIRST)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return repository
+
+
+def test_a_model_of_the_hub_is_its_commit(cached: Path) -> None:
+    config = study("someone/tiny")
+    assert model_files(config) == {"hub": "someone/tiny", "commit": FIRST}
+    (cached / "snapshots" / FIRST).rename(cached / "snapshots" / SECOND)
+    (cached / "refs" / "main").write_text(SECOND)
+    assert model_files(config) == {"hub": "someone/tiny", "commit": SECOND}
+
+
+def test_a_model_that_moved_on_while_a_study_ran_is_refused(cached: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, study("someone/tiny"))
+    same, other = (Bench(run, FOLDERS, {"model": {"commit": c}}, print) for c in (FIRST, SECOND))
+    assert same.model.n_blocks == 6
+    with pytest.raises(ModelError, match=rf"{SECOND}.*moved on to {FIRST}.*Run `iclens study` again"):
+        _ = other.model
+
+
+def test_a_model_that_neither_disk_nor_hub_has_is_refused_in_one_line() -> None:
+    with pytest.raises(
+        ModelError, match=r"'someone/none'.*no such folder, and the hub does not give it"
+    ) as caught:
+        model_files(study("someone/none"))
+    assert "\n" not in str(caught.value)
+
+
+def tokens(folder: Path) -> dict[str, object]:
+    np.save(folder / "ids.npy", np.arange(1000))
+    return {"kind": "tokens", "path": str(folder / "ids.npy"), "context_tokens": 50}
+
+
+def text(folder: Path) -> dict[str, object]:
+    (folder / "a.txt").write_text("one")
+    return {"kind": "text", "dataset": str(folder / "*.txt")}
+
+
+def mixture(folder: Path) -> dict[str, object]:
+    shutil.copy(MODEL / "mixture.yaml", folder / "mine.yaml")
+    return {"kind": "mixture", "mixture": str(folder / "mine.yaml")}
+
+
+@pytest.mark.parametrize(
+    ("data", "file"), [(tokens, "ids.npy"), (text, "a.txt"), (text, "b.txt"), (mixture, "mine.yaml")]
+)
+def test_what_saes_are_trained_on_decides_them(
+    data: Callable[[Path], dict[str, object]], file: str, tmp_path: Path
+) -> None:
+    declared = yaml.safe_load(TRAINING.format(model=MODEL)) | {"data": data(tmp_path)}
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(declared))
+    config = study(training=tmp_path / "t.yaml")
+    before = sae_files(config)
+    assert before == sae_files(config) and len(before) == 2
+    with (tmp_path / file).open("ab") as stream:
+        stream.write(b"more")
+    assert sae_files(config) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "decides"),
+    [
+        ("card.json", True), ("L2.mlp_out/cfg.json", True), ("L2.mlp_out/sae_weights.safetensors", True),
+        ("report.html", False), ("L2.resid_post/metrics.jsonl", False), ("pace.jsonl", False),
+    ],
+)  # fmt: skip
+def test_files_of_an_sae_set(name: str, decides: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(CHECKOUT / "checkpoints" / "icl-tiny-saes", folder)
+    plain = yaml.safe_load(STUDY.format(model=MODEL, training="x")) | {"saes": {"folder": str(folder)}}
+    plain["transforms"] |= {"other_saes": [str(folder)]}
+    config = parse_study_config(yaml.safe_dump(plain), "study.yaml")
+    before = outside_inputs(config)
+    with (folder / name).open("a") as stream:
+        stream.write(" ")
+    after = outside_inputs(config)
+    changed = {key for key in before if before[key] != after[key]}
+    assert changed == ({"SAE source", "other SAEs"} if decides else set())

@@ -25,6 +25,11 @@ class IclensError(Exception):
         self.asked, self.found, self.remedy = asked, found, remedy
         super().__init__(f"{asked}: {found}. {remedy}")
 
+    def also(self, remedy: str) -> None:
+        """Add a sentence to the remedy."""
+        self.remedy = f"{self.remedy} {remedy}"
+        self.args = (f"{self.asked}: {self.found}. {self.remedy}",)
+
 
 class ConfigError(IclensError):
     """A configuration file that does not validate."""

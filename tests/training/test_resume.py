@@ -1,5 +1,6 @@
 """Ends before the time: a signal, a kill, a divergence; and going on from a checkpoint, to the bit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors import SafetensorError
 
 from iclens.errors import ConfigError, IclensError, RunError, StoppedError
+from iclens.models.load import load_model
+from iclens.saes.load import load_sae_set
 from iclens.training import loop
 from iclens.training.config import TrainConfig, parse_train_config
+from iclens.training.data import activations, streams
+from iclens.training.steps import sparse
 from iclens.training.train import train_saes
 
 Declare = Callable[..., dict[str, Any]]
@@ -192,3 +199,128 @@ def test_a_full_disk_ends_in_one_line(
     with pytest.raises(RunError, match=r"No space left on device\)\. Make room; no checkpoint"):
         train_saes(parse_train_config(short()), tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
+
+
+def no_numbers(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("a fault that nobody thought of")
+
+
+def out_of_memory(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("out of memory")
+
+
+def full(*_: Any, **__: Any) -> Any:
+    raise OSError(28, "No space left on device")
+
+
+BREAKS: dict[str, tuple[Any, str, Any]] = {
+    "the data": (streams.MixedStream, "next", no_numbers),
+    "the model": (activations, "run_blocks", out_of_memory),
+    "the metrics": (loop.MetricsLog, "add", full),
+    "a report": (None, "", None),
+}
+
+
+@pytest.mark.parametrize("place", BREAKS)
+def test_an_error_between_two_steps_leaves_a_checkpoint_from_which_the_same_weights_follow(
+    whole: tuple[TrainConfig, dict[str, bytes]], tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, expected = whole
+    holder, name, wrong = BREAKS[place]
+
+    def act() -> None:
+        if holder is None:
+            no_numbers()
+        monkeypatch.setattr(holder, name, wrong)
+
+    with pytest.raises(Exception) as caught:
+        train_saes(config, tmp_path / "set", at_step(5, act))
+    monkeypatch.undo()
+    words = str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
+    (kept,) = (tmp_path / "set.checkpoints").glob("0*")
+    tokens = int(kept.name)
+    assert tokens >= 5 * 512 and f"'{kept}'. --resume goes on from there, at {tokens:,} tokens." in words
+    told: Told = []
+    train_saes(config, tmp_path / "set", told.append, resume="newest")
+    assert told[0] == {"continued_at": tokens}
+    assert files(tmp_path / "set") == expected
+
+
+def test_a_step_that_fails_midway_keeps_the_checkpoint_before_it(
+    short: Declare,
+    whole: tuple[TrainConfig, dict[str, bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, expected = parse_train_config(short(checkpoints={"every_tokens": 1024})), whole[1]
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        train_saes(
+            config,
+            tmp_path / "set",
+            at_step(5, lambda: monkeypatch.setattr(sparse, "reconstruct", out_of_memory)),
+        )
+    monkeypatch.undo()
+    newest = tmp_path / "set.checkpoints" / f"{2048:012d}"
+    assert caught.value.__notes__ == [
+        f"The last good checkpoint is '{newest}'. --resume goes on from there, at 2,048 tokens."
+    ]
+    assert files(train_saes(config, tmp_path / "set", resume="newest")) == expected
+
+
+def test_measuring_that_fails_does_not_take_the_saes_along(
+    whole: tuple[TrainConfig, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, expected = whole
+    monkeypatch.setattr("iclens.training.evaluate.tally", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        train_saes(config, tmp_path / "set")
+    assert f"The SAEs are whole in '{tmp_path / 'set'}'" in caught.value.__notes__[0]
+    assert files(tmp_path / "set") == expected
+    card = json.loads((tmp_path / "set" / "card.json").read_text())
+    assert card["quality"] == [] and card["not_measured"] == "out of memory"
+    assert list(load_sae_set(tmp_path / "set", load_model(config.model.name))) == list(config.saes.recorded)
+
+
+@pytest.mark.parametrize(
+    "library", [OSError(28, "No space left on device"), SafetensorError("No space left")]
+)
+def test_a_full_disk_keeps_older_checkpoints(
+    short: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: Exception
+) -> None:
+    config = parse_train_config(short(checkpoints={"every_tokens": 2048}))
+
+    def refuse(*_: Any) -> Any:
+        raise library
+
+    with pytest.raises(
+        RunError, match=r"No space left.*\. Make room; the last good checkpoint is '.*0002048'"
+    ):
+        train_saes(
+            config, tmp_path / "set", at_step(5, lambda: monkeypatch.setattr(loop, "write_part", refuse))
+        )
+    assert [p.name for p in (tmp_path / "set.checkpoints").glob("*0*")] == [f"{2048:012d}"]
+
+
+TEXTS = [f"({n}, {2 * n + 3})\n" * 20 for n in range(60)]
+
+
+@pytest.mark.parametrize(("bad", "line"), [("{", 45), ('{"text": 3}', 46), ('["text"]', 47)])
+def test_a_mended_row_is_gone_on_with(short: Declare, tmp_path: Path, bad: str, line: int) -> None:
+    rows = [json.dumps({"text": text}) for text in TEXTS]
+    declared = short(checkpoints={"every_minutes": None})
+    declared["data"] = {"kind": "text", "dataset": str(tmp_path / "t.jsonl"), "context_tokens": 64}
+
+    def write(lines: list[str]) -> None:
+        (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
+
+    write([*rows[: line - 1], bad, *rows[line:]])
+    config = parse_train_config(declared)
+    with pytest.raises(
+        ConfigError, match=rf"t.jsonl', line {line}: it .*--resume goes on from there"
+    ) as caught:
+        train_saes(config, tmp_path / "set")
+    (kept,) = (tmp_path / "set.checkpoints").glob("0*")
+    assert f"{int(kept.name):,} tokens" in str(caught.value)
+    write(rows)
+    mended = train_saes(config, tmp_path / "set", resume="newest")
+    assert files(mended) == files(train_saes(config, tmp_path / "never-broken"))

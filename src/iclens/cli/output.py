@@ -61,6 +61,10 @@ class _Line:
 
         if "continued_at" in found:
             return self._console.print(f"continued at {found['continued_at']:,} tokens", markup=False)
+        if "data" in found:
+            self.close()
+            words = "; ".join(f"{what}: {count:,}" for what, count in found["data"].items() if count)
+            return self._console.print(f"data: {words}", markup=False)
         if "sites" not in found:
             return self.close()
         last, line = found["step"] >= found["of"], f"  {progress_text(found)}"

@@ -2,7 +2,9 @@
 
 1. A batch of the buffer goes to every SAE of this process. 2. At intervals the metrics are written and looked
 at; an error that is not finite, or that explodes, ends training with its step and SAE. 3. A checkpoint is
-written when one is due or a signal came. Between two intervals nothing waits for the device.
+written when one is due, when a signal came, and when anything failed between two steps: data that cannot be
+read, a model out of memory, a full disk for metrics. Only a step that failed midway leaves none, as the SAEs
+stand at different steps then. Between two intervals nothing waits for the device.
 
 Everything that decides the next step is in a checkpoint: the SAEs' states, the buffer's rows and order, the
 position in the contexts, torch's generators, the number of steps. The schedule follows from that number.
@@ -11,24 +13,25 @@ position in the contexts, torch's generators, the number of steps. The schedule 
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from iclens.errors import ConfigError, RunError
+from iclens.errors import ConfigError, IclensError, RunError, StoppedError
 from iclens.names import Site
 from iclens.training.checkpoint import Checkpoint, CheckpointFolder, write_part
 from iclens.training.config import SaeSpec, TrainConfig
 from iclens.training.data.buffer import ActivationBuffer
 from iclens.training.data.scaling import Scaling
 from iclens.training.metrics import PACE, MetricsLog, Pace
-from iclens.training.ranks import Ranks
+from iclens.training.ranks import GoneError, Ranks
 from iclens.training.steps.build import SaeStep
 from iclens.training.stop import Stop, stopped
 
@@ -70,6 +73,14 @@ class Watch:
         return {name: int(first) for name, first in self._first.items() if int(first) >= 0}
 
 
+class DivergedError(ConfigError):
+    """An SAE whose error exploded or is not finite; its state is not worth saving."""
+
+
+class UnsavedError(RunError):
+    """A checkpoint that the disk did not take."""
+
+
 @dataclass
 class Loop:
     """SAEs in training.
@@ -105,6 +116,8 @@ class Loop:
     constant: Mapping[str, Any]
     done: int = 0
     saved: int = -1
+    between: bool = True
+    """Whether every SAE stands at the same step."""
     seconds: float = 0.0
     watch: Watch = field(default_factory=Watch)
 
@@ -133,12 +146,24 @@ class Loop:
         _restore_generators(checkpoint.tensors(f"generators-{rank if rank < state['world'] else 0}"))
 
     def run(self) -> None:
-        """Train to the end, or until a signal; either way the last step's checkpoint is there.
+        """Train to the end, or until a signal or an error; the last whole step's checkpoint is there.
 
         Raises:
-            ConfigError: when an SAE diverged.
+            DivergedError: when an SAE diverged.
             StoppedError: when a signal came, or another process is gone.
         """
+        try:
+            signal = self._train()
+        except (DivergedError, UnsavedError, GoneError):
+            raise
+        except Exception as error:  # whatever it is, what was trained is kept
+            self._keep(error)
+            raise
+        if signal:
+            raise stopped(signal, self.checkpoints.root / f"{self.tokens:012d}")
+
+    def _train(self) -> int:
+        """Train to the end, or until a signal, whose number is returned."""
         pace, started, earlier = Pace(self.config.training.tokens), time.monotonic(), self.seconds
         saved_at = started
         while True:
@@ -147,23 +172,40 @@ class Loop:
             if interrupted or due or self.done == self.total:
                 self.save()
                 saved_at = time.monotonic()
-            if interrupted:
-                raise stopped(interrupted, self.checkpoints.root / f"{self.tokens:012d}")
-            if self.done == self.total:
-                return
+            if interrupted or self.done == self.total:
+                return interrupted
             found = self._step()
             if (self.done - 1) % EVERY == 0 or self.done == self.total:
                 self.seconds = earlier + time.monotonic() - started
                 self._tell(found, pace.at(self.tokens, self.seconds))
 
+    def _keep(self, error: Exception) -> None:
+        """Save the last whole step, where all processes can, and add to the error from where to go on."""
+        if self.between and self.done and self.ranks.known(error):
+            with suppress(UnsavedError):  # the error that came first says why training ended
+                self.save()
+        if self.saved > 0:
+            tokens = self.saved * self.config.training.batch_tokens
+            words = f"{self._last_good()} --resume goes on from there, at {tokens:,} tokens."
+        else:
+            words = "Nothing was trained yet." if not self.done else self._last_good()
+        words = words[0].upper() + words[1:]
+        if isinstance(error, IclensError):
+            error.also(words)
+        else:
+            error.add_note(words)
+
     def _step(self) -> dict[str, dict[str, Tensor]]:
         batch = self.buffer.next()
         rate = learning_rate(self.config, self.done / self.total)
         found = {}
-        for spec in self.specs:
-            target = None if spec.target is None else batch[spec.target]
-            found[spec.name] = self.steps[spec.name].update(batch[spec.site], target, rate)
-            self.watch.see(self.done, spec.name, found[spec.name])
+        self.between = False
+        with self.ranks.agreed():
+            for spec in self.specs:
+                target = None if spec.target is None else batch[spec.target]
+                found[spec.name] = self.steps[spec.name].update(batch[spec.site], target, rate)
+                self.watch.see(self.done, spec.name, found[spec.name])
+        self.between = True
         self.done += 1
         return found
 
@@ -181,12 +223,15 @@ class Loop:
         """Write and report the metrics of the last step; ends training that diverged."""
         rate = learning_rate(self.config, (self.done - 1) / self.total)
         plain = {name: {key: float(x) for key, x in figures.items()} for name, figures in found.items()}
-        for spec in self.specs:
-            line = {"step": self.done, "tokens": self.tokens, "lr": spec.lr * rate, **plain[spec.name]}
-            self.log.add(spec.name, line)
+        with self.ranks.agreed():
+            for spec in self.specs:
+                line = {"step": self.done, "tokens": self.tokens, "lr": spec.lr * rate, **plain[spec.name]}
+                self.log.add(spec.name, line)
         self._refuse_divergence()
         sites = self.ranks.merged(plain)
-        if self.ranks.first:
+        with self.ranks.agreed():
+            if not self.ranks.first:
+                return
             self.log.add(
                 PACE, {"step": self.done, "tokens": self.tokens, "seconds": round(self.seconds, 3), **pace}
             )
@@ -201,8 +246,8 @@ class Loop:
         """Write a checkpoint of this moment, unless there is one.
 
         Raises:
-            ConfigError: when a state is not finite; it is not saved.
-            RunError: when the disk does not take it.
+            DivergedError: when a state is not finite; it is not saved.
+            UnsavedError: when the disk does not take it.
         """
         if self.saved == self.done:
             return
@@ -212,47 +257,52 @@ class Loop:
                 lost = torch.tensor(math.nan, device=self.device)
                 self.watch.see(self.done - 1, name, {"fvu": lost, "loss": lost})
         self._refuse_divergence()
-        partial = (
-            self.checkpoints.root
-            / self.ranks.collect(self.checkpoints.begin(self.tokens).name if self.ranks.first else "")[0]
-        )
         try:
-            self._write(partial, states)
-        except OSError as cause:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise RunError(
-                f"checkpoint '{partial.parent}'", f"cannot be written ({cause.strerror or cause})",
+            with self.ranks.agreed():
+                name = self.checkpoints.begin(self.tokens).name if self.ranks.first else ""
+            self._write(self.checkpoints.root / self.ranks.collect(name)[0], states)
+        except GoneError:
+            raise
+        except (OSError, SafetensorError, StoppedError) as cause:
+            self.checkpoints.tidy()
+            raise UnsavedError(
+                f"checkpoint at {self.tokens:,} tokens in '{self.checkpoints.root}'",
+                f"cannot be written ({getattr(cause, 'strerror', None) or cause})",
                 f"Make room; {self._last_good()}",
             ) from cause  # fmt: skip
         self.saved = self.done
 
     def _write(self, partial: Path, states: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Every process writes its SAEs' states and the rows of the sites it is the first reader of."""
-        files = write_part(partial, f"generators-{self.ranks.rank}", _generators())
-        for name, tensors in states.items():
-            files |= write_part(partial, sae_part(name), tensors)
         rows = self.buffer.tensors()
-        for site, readers in self.readers.items():
-            if readers[0] == self.ranks.rank:
-                mine = {name: x for name, x in rows.items() if name.startswith(f"{site.short}.")}
-                files |= write_part(partial, site_part(site), mine | _scaling_tensors(self.scalings[site]))
-        files, sizes = self.ranks.merged(files), self.ranks.merged(self.log.sizes())
-        if self.ranks.first:
-            state = {
-                "done": self.done,
-                "seconds": self.seconds,
-                "world": self.ranks.world,
-                "buffer": self.buffer.state(),
-                "metrics": sizes,
-            }
-            self.checkpoints.finish(partial, files, {**self.constant, **state})
-        self.ranks.collect(None)
+        with self.ranks.agreed():
+            files = write_part(partial, f"generators-{self.ranks.rank}", _generators())
+            for name, tensors in states.items():
+                files |= write_part(partial, sae_part(name), tensors)
+            for site, readers in self.readers.items():
+                if readers[0] == self.ranks.rank:
+                    mine = {name: x for name, x in rows.items() if name.startswith(f"{site.short}.")}
+                    files |= write_part(
+                        partial, site_part(site), mine | _scaling_tensors(self.scalings[site])
+                    )
+            sizes = self.log.sizes()
+        files, sizes = self.ranks.merged(files), self.ranks.merged(sizes)
+        with self.ranks.agreed():
+            if self.ranks.first:
+                state = {
+                    "done": self.done,
+                    "seconds": self.seconds,
+                    "world": self.ranks.world,
+                    "buffer": self.buffer.state(),
+                    "metrics": sizes,
+                }
+                self.checkpoints.finish(partial, files, {**self.constant, **state})
 
     def _refuse_divergence(self) -> None:
         complaints = self.ranks.merged(self.watch.complaints())
         if complaints:
             name = min(complaints, key=lambda name: complaints[name])
-            raise ConfigError(
+            raise DivergedError(
                 f"training of {name}", f"its error exploded or is not finite at step {complaints[name] + 1}",
                 f"Lower lr; {self._last_good()}",
             )  # fmt: skip

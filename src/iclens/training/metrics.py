@@ -18,7 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from iclens.errors import RunError
+
 PACE = "pace"
+MAKE_ROOM = "Make room on the disk, then continue with --resume."
 _RECENT = 16
 """Intervals over which the pace is taken."""
 
@@ -40,10 +43,21 @@ class MetricsLog:
         return self.folder / f"{name}.jsonl"
 
     def add(self, name: str, line: Mapping[str, Any]) -> None:
-        """Append one line; a figure that is not finite is written as null."""
+        """Append one line; a figure that is not finite is written as null.
+
+        Raises:
+            RunError: when the disk does not take it.
+        """
         plain = {key: value if _finite(value) else None for key, value in line.items()}
-        with self.file(name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(plain) + "\n")
+        before = self.file(name).stat().st_size
+        try:
+            with self.file(name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(plain) + "\n")
+        except OSError as cause:
+            os.truncate(self.file(name), before)  # half a line would spoil the one after it
+            raise RunError(
+                f"metrics '{self.file(name)}'", f"cannot be written ({cause.strerror or cause})", MAKE_ROOM
+            ) from cause
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, all of them on the disk."""

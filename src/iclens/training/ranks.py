@@ -3,7 +3,8 @@
 1. SAEs are dealt out to processes. 2. Every process draws the same contexts, runs the model on its share of
 them, and sends each site's rows to the process that trains on it; there they stand in the order in which one
 process alone would have recorded them, so each SAE takes the steps it would take in one process. 3. Once per
-step the processes agree on stopping and saving. When one is lost, the others end in one line.
+step the processes agree on stopping and saving. 4. What fails in one fails in all, at the same place, so that
+all can save; when one is lost, the others end in one line.
 
 Weights and gradients never travel: an SAE lives in one process, and of a batch only its own sites' rows do.
 """
@@ -15,7 +16,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -29,6 +30,8 @@ from iclens.names import Site
 from iclens.tables.arrays import Ints
 from iclens.training.config import SaeSpec
 from iclens.training.data.activations import Record
+from iclens.training.data.contexts import Facts, State
+from iclens.training.data.streams import TokenStream
 
 _PATIENCE = timedelta(hours=2)
 """How long a process waits for another that is still there, for example while that one measures its SAEs."""
@@ -45,6 +48,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+    _failures: list[Exception] = field(default_factory=list, compare=False)
 
     @property
     def first(self) -> bool:
@@ -98,6 +102,34 @@ class Ranks:
         """Mappings of all processes as one."""
         return {name: found for part in self.collect(dict(value)) for name, found in part.items()}
 
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Inside, what fails in one process fails in all of them when they leave the block."""
+        if self.world == 1:
+            yield
+            return
+        failure: Exception | None = None
+        try:
+            yield
+        except GoneError:
+            raise
+        except Exception as error:  # whatever it is, the others have to know
+            failure = error
+        if any(self.largest(int(failure is not None))):
+            lines = self.collect(None if failure is None else " ".join(str(failure).split())[:500])
+            line = next(line for line in lines if line is not None)
+            failure = failure or StoppedError("training in several processes", "another one failed", line)
+            self._failures.append(failure)
+            raise failure
+
+    def known(self, error: Exception) -> bool:
+        """Whether every process ends with this error, or one that stands for it, at this place."""
+        return self.world == 1 or any(error is failure for failure in self._failures)
+
+    def in_step(self, stream: TokenStream) -> TokenStream:
+        """The same stream, which fails in every process when it fails in one."""
+        return stream if self.world == 1 else _InStep(self, stream)
+
     def shared(self, record: Record, readers: Mapping[Site, Sequence[int]]) -> Record:
         """A `Record` that runs the model on this process's share of the contexts.
 
@@ -115,7 +147,8 @@ class Ranks:
             share = math.ceil(len(tokens) / self.world)
             places = np.arange(self.rank * share, (self.rank + 1) * share)
             # The last share is filled up, so that all have one size; what fills it is cut off below.
-            found = record(tokens[np.minimum(places, len(tokens) - 1)], tuple(readers))
+            with self.agreed():
+                found = record(tokens[np.minimum(places, len(tokens) - 1)], tuple(readers))
             return {
                 site: whole[: len(tokens)]
                 for site, ranks in readers.items()
@@ -136,6 +169,36 @@ class Ranks:
             if parts is not None:
                 whole = torch.cat([part.view(x.dtype) for part in parts])
         return whole
+
+
+@dataclass(frozen=True)
+class _InStep:
+    """A stream that every process reads, in the same order."""
+
+    ranks: Ranks
+    stream: TokenStream
+
+    def next(self) -> Ints:
+        with self.ranks.agreed():
+            return self.stream.next()
+
+    def samples(self) -> list[Ints]:
+        with self.ranks.agreed():
+            return self.stream.samples()
+
+    def state(self) -> State:
+        return self.stream.state()
+
+    def restore(self, state: State) -> None:
+        with self.ranks.agreed():
+            self.stream.restore(state)
+
+    def facts(self) -> Facts:
+        return self.stream.facts()
+
+
+class GoneError(StoppedError):
+    """Another process is not there any more, so that nothing can be done together."""
 
 
 @contextmanager
@@ -163,7 +226,7 @@ def _together() -> Iterator[None]:
         yield
     except RuntimeError as cause:
         line = str(cause).strip().splitlines()[0]
-        raise StoppedError(
+        raise GoneError(
             "training in several processes", f"another process is gone ({line})",
             "Continue from the newest checkpoint with --resume.",
         ) from cause  # fmt: skip

@@ -3,7 +3,7 @@
 1. The model and the stream of contexts are opened; positions to leave out and the units of each site are
 found. 2. A shuffled buffer holds the same rows of every site, and each SAE takes one step per batch. 3. The
 SAEs are written, read back, and measured on held-out contexts. The set appears under its name when it is
-whole.
+whole; when measuring fails it appears without figures, and the failure is raised.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
-from iclens.errors import ConfigError
+from iclens.errors import ConfigError, IclensError, RunError
 from iclens.models.load import LanguageModel, load_model
 from iclens.names import Site
 from iclens.training.checkpoint import Checkpoint
@@ -31,7 +32,7 @@ from iclens.training.data.streams import build_stream, held_out
 from iclens.training.evaluate import Measured, evaluate
 from iclens.training.folder import Place, save_card, save_sae
 from iclens.training.loop import Loop, Report, read_scaling
-from iclens.training.metrics import PACE, MetricsLog
+from iclens.training.metrics import MAKE_ROOM, PACE, MetricsLog
 from iclens.training.ranks import Ranks, joined
 from iclens.training.steps.build import build_step, check_spec
 from iclens.training.stop import Stop, Stopped, stopped, watched
@@ -48,7 +49,8 @@ def train_saes(config: TrainConfig, out: Path, report: Report | None = None, res
         config: what to train.
         out: folder to make; `<out>/<SAE>/` holds each SAE and its metrics.jsonl, `<out>/card.json` the rest.
         report: called with {"step", "of", "tokens", "seconds", "sites": {SAE: metrics}, …} as training goes,
-            then once with {"quality": [...]} of the held-out contexts; in the first process only.
+            then once with {"quality": [...]} of the held-out contexts; in the first process only. What is to
+            be known of the data comes as {"data": {words: count}}.
         resume: `newest` continues from the newest whole checkpoint, and begins where there is none.
 
     Returns:
@@ -105,11 +107,23 @@ class _Run:
         contexts = held_out(self.config, model.tokenizer)
         facts = self._fit(model, checkpoint)
         excluded = [int(pos) for pos in facts["excluded"]]
-        measured = evaluate(self.config, model, self._specs(), self.place.partial, contexts, excluded)
+        failure, measured = None, {}
+        try:
+            with self.ranks.agreed():
+                measured = evaluate(self.config, model, self._specs(), self.place.partial, contexts, excluded)
+        except Exception as error:  # whatever it is, the trained SAEs are not to be lost
+            if not self.ranks.known(error):
+                raise
+            failure, measured = error, {}
         measured = self.ranks.merged(measured)
         if self.ranks.first:
-            self._publish(model, facts, measured)
+            with _writing(self.place.out):
+                self._publish(model, facts, measured, failure)
         self.ranks.collect(None)
+        if failure is not None:
+            words = f"The SAEs are whole in '{self.place.out}'; `iclens saes check` can measure them."
+            failure.also(words) if isinstance(failure, IclensError) else failure.add_note(words)
+            raise failure
 
     def _specs(self) -> tuple[SaeSpec, ...]:
         """The SAEs of this process."""
@@ -144,20 +158,24 @@ class _Run:
         loop = self._loop(model, checkpoint)
         with self.stop.noted():
             loop.run()
-        excluded = loop.constant["excluded"]
-        for spec in loop.specs:
-            folder = self.place.partial / spec.name
-            save_sae(folder, spec, loop.steps[spec.name].export(), model, map(int, excluded))
-            shutil.copyfile(loop.log.file(spec.name), folder / "metrics.jsonl")
-        if self.ranks.first:
-            shutil.copyfile(loop.log.file(PACE), self.place.partial / f"{PACE}.jsonl")
-        return {"seconds": round(loop.seconds, 1), "excluded": excluded}
+        excluded, data = loop.constant["excluded"], loop.buffer.facts()
+        if self.ranks.first and data:
+            self.report({"data": data})
+        with _writing(self.place.out):
+            for spec in loop.specs:
+                folder = self.place.partial / spec.name
+                save_sae(folder, spec, loop.steps[spec.name].export(), model, map(int, excluded))
+                shutil.copyfile(loop.log.file(spec.name), folder / "metrics.jsonl")
+            if self.ranks.first:
+                shutil.copyfile(loop.log.file(PACE), self.place.partial / f"{PACE}.jsonl")
+        return {"seconds": round(loop.seconds, 1), "excluded": excluded, "data": data}
 
     def _loop(self, model: LanguageModel, checkpoint: Checkpoint | None) -> Loop:
         config, settings, specs = self.config, self.config.training, self._specs()
         readers = self._readers()
         mine = tuple(site for site, ranks in readers.items() if self.ranks.rank in ranks)
-        stream, alone = build_stream(config, model.tokenizer), recorder(model)
+        stream = self.ranks.in_step(build_stream(config, model.tokenizer))
+        alone = recorder(model)
         if checkpoint is None:
             excluded = excluded_positions(config.data, alone, stream, config.saes.recorded)
         else:
@@ -194,11 +212,13 @@ class _Run:
             for site in self.config.saes.recorded
         }
 
-    def _publish(self, model: LanguageModel, facts: Mapping[str, Any], measured: Measured) -> None:
-        """The card, and the set's name."""
+    def _publish(
+        self, model: LanguageModel, facts: Mapping[str, Any], measured: Measured, failure: Exception | None
+    ) -> None:
+        """The card, and the set's name; without figures after a failure."""
         names = [spec.name for spec in self.config.saes.members]
         tables = {
-            kind: [row for name in names for row in measured[name].get(kind, [])]
+            kind: [row for name in names for row in measured.get(name, {}).get(kind, [])]
             for kind in ("quality", "quality_prompts", "density")
         }
         card = {
@@ -212,9 +232,21 @@ class _Run:
             "threads": torch.get_num_threads(),
             "versions": {name: _version(name) for name in ("iclens", "sae_lens", "torch", "transformers")},
         }
+        if failure is not None:
+            card["not_measured"] = " ".join(str(failure).split()) or type(failure).__name__
         save_card(self.place.partial, card)
         self.place.publish()
         self.report({"quality": tables["quality"]})
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Turns a disk that takes no more into one line; the last checkpoint is there."""
+    try:
+        yield
+    except (OSError, SafetensorError) as cause:
+        reason = getattr(cause, "strerror", None) or cause
+        raise RunError(f"output '{out}'", f"cannot be written ({reason})", MAKE_ROOM) from cause
 
 
 def _steps(

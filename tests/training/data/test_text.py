@@ -1,11 +1,14 @@
 """Running text: packed behind BOS, entered anywhere exactly, and refused in one line when it cannot serve."""
 
+import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +17,7 @@ import pytest
 from iclens.errors import ConfigError
 from iclens.models.load import LanguageModel
 from iclens.training.config import TextContexts
+from iclens.training.data import documents
 from iclens.training.data.documents import LocalDocuments, open_documents
 from iclens.training.data.text import TextSource
 
@@ -119,7 +123,7 @@ def test_other_files_are_not_gone_on_with(source: Make, tmp_path: Path) -> None:
     name = write(tmp_path, "jsonl")
     state = source(name).state()
     jsonl(tmp_path / "c.jsonl", [{"text": "1 2 3"}])
-    with pytest.raises(ConfigError, match="not the files that training began with"):
+    with pytest.raises(ConfigError, match=r"training began with: it is \['a.jsonl', 'b.jsonl', 'c"):
         source(name).restore(state)
 
 
@@ -133,9 +137,9 @@ def settings(dataset: str) -> TextContexts:
         ([{"text": "1 2 3"}], {}, "it holds 0 contexts of 10 tokens, none left to train on"),
         ([{"text": TEXTS[1]}], {"context_tokens": 60}, "it holds 1 contexts of 60 tokens"),
         ([], {}, "none left to train on"),
-        ([{"txt": "1 2 3"}], {}, r"text_field 'text': a row has \['txt'\]"),
-        (["1 2 3"], {}, "a row has str"),
-        ([{"text": 3}], {}, "a row holds int"),
+        ([{"txt": "1 2 3"}], {}, r"no row has the field 'text', the last one read has \['txt'\]"),
+        (["1 2 3"], {}, "line 1: it is str, not an object"),
+        ([{"text": 3}], {}, "line 1: it holds a number in 'text', not text"),
     ],
 )
 def test_text_that_cannot_serve_is_refused(
@@ -158,12 +162,12 @@ def test_a_text_wholly_held_out_is_refused(source: Make, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.jsonl", b'{"text": "1 2"}\n\n{"text": \n', "line 3 is not JSON"),
-        ("a.jsonl", b'{"text": "\xff\xfe"}\n', "line 1 is not JSON"),
+        ("a.jsonl", b'{"text": "1 2"}\n\n{"text": \n', "line 3: it is not JSON"),
+        ("a.jsonl", b'{"text": "\xff\xfe"}\n', "line 1: it is not UTF-8"),
         ("a.parquet", b"PAR1 and no more", "a.parquet"),
         ("a.parquet", b"", "a.parquet"),
-        ("a.txt", b"1 2\n\xff\xfe 3\n", "not UTF-8"),
-        ("a.csv", b"text\n1 2\n", r"not a file of .jsonl, .parquet, .txt"),
+        ("a.txt", b"1 2\n\xff\xfe 3\n", "line 2: it is not UTF-8"),
+        ("a.csv", b"text\n1 2\n", r"not a file of .jsonl, .json, .parquet, .txt"),
     ],
 )
 def test_broken_files_are_refused(
@@ -181,9 +185,187 @@ def test_missing_files_are_refused(source: Make, tmp_path: Path, name: str) -> N
         source(tmp_path / name)
 
 
+STANDING = ["1 2 3 4 5 6 7 8 9 10", None, "11 12 13 14 15 16 17 18 19 20 21", "22 \ud83d 23 24", "25 26 27"]
+
+
+def write_rows(path: Path, rows: list[str | None]) -> Path:
+    """Rows of which some have no text and one a lone surrogate, as the file's name says."""
+    lines = "".join(
+        json.dumps({} if n % 2 and text is None else {"text": text}) + "\n" for n, text in enumerate(rows)
+    )
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(lines.encode()))
+    elif path.suffix == ".zst":
+        path.write_bytes(pa.compress(lines.encode(), codec="zstd", asbytes=True))
+    elif path.suffix == ".parquet":
+        kinds = {"large.parquet": pa.large_string(), "names.parquet": pa.dictionary(pa.int32(), pa.string())}
+        texts = [None if text is None else text.replace("\ud83d", "\ufffd") for text in rows]
+        pq.write_table(pa.table({"text": pa.array(texts).cast(kinds.get(path.name, pa.string()))}), path)
+    else:
+        path.write_text(lines)
+    return path
+
+
+NAMES = ["a.jsonl", "a.json.gz", "a.jsonl.zst", "a.parquet", "large.parquet", "names.parquet"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_without_text_are_skipped_and_half_pairs_read(name: str, source: Make, tmp_path: Path) -> None:
+    text = source(write_rows(tmp_path / name, [None, *STANDING, *STANDING]), reserved=0)
+    whole = source(
+        write_rows(
+            tmp_path / "b.jsonl", [(t or "").replace("\ud83d", "\ufffd") for t in [*STANDING, *STANDING]]
+        ),
+        0,
+    )
+    np.testing.assert_array_equal(text.take(5), whole.take(5))
+    assert list(text.facts().values()) == [5, 2, 0 if "parquet" in name else 1]
+    again = source(tmp_path / name, reserved=0)
+    again.restore(json.loads(json.dumps(text.state())))
+    assert again.facts() == text.facts()
+    np.testing.assert_array_equal(again.take(9), text.take(9))
+
+
+def mended(rows: list[str | None]) -> dict[str, list[str | None]]:
+    """The rows after a user mended them: one behind, one before, one removed before, two put in before."""
+    return {
+        "behind": [*rows[:-1], "28"],
+        "before": ["100 200 300 1 2", *rows[1:]],
+        "shorter": rows[1:],
+        "longer": ["1", "2", *rows],
+    }
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.json.gz", "a.jsonl.zst", "a.parquet"])
+@pytest.mark.parametrize("change", mended([""]))
+def test_text_goes_on_after_other_rows_were_mended(
+    name: str, change: str, source: Make, tmp_path: Path
+) -> None:
+    def write(rows: list[str | None]) -> Path:
+        if name != "a.txt":
+            return write_rows(tmp_path / name, rows)
+        (tmp_path / name).write_text("".join(f"{row}\n" for row in rows))
+        return tmp_path / name
+
+    rows: list[str | None] = [" ".join(map(str, range(n, n + 12))) for n in range(0, 200, 10)]
+    text = source(write(rows), reserved=0)
+    text.take(6)
+    state = json.loads(json.dumps(text.state()))
+    wanted = text.take(4)
+    again = source(write(mended(rows)[change]), reserved=0)
+    again.restore(state)
+    np.testing.assert_array_equal(again.take(4), wanted)
+    gone = source(write([f"{row} 1" for row in rows]), reserved=0)
+    with pytest.raises(ConfigError, match="not the text that training began with: the row at which"):
+        gone.restore(state)
+
+
+class Stream:
+    """Rows of numbers that break off with an error before some of them, `times` at each."""
+
+    def __init__(self, error: Exception, before: Sequence[int], times: int, steps: int = 1) -> None:
+        self.error, self.left, self.steps = error, dict.fromkeys(before, times), steps
+        self.at = 0
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        for number in range(self.at - self.at % self.steps, 40):
+            self.at = number
+            if self.left.get(self.at, 0):
+                self.left[self.at] -= 1
+                raise self.error
+            yield {"text": f" {self.at}"}
+
+    def state_dict(self) -> dict[str, int]:
+        return {"example": (self.at + 1) // self.steps * self.steps}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["example"]
+
+
+def status(code: int) -> Exception:
+    error = ValueError(f"status {code}")
+    error.response = SimpleNamespace(status_code=code)  # pyright: ignore[reportAttributeAccessIssue]
+    return error
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+BREAKS = {
+    "timeout": httpx.ReadTimeout("The read operation timed out"),
+    "closed": RuntimeError("Cannot send a request, as the client has been closed."),
+    "reset": ConnectionResetError("reset by peer"),
+    "busy": status(503),
+    "many": status(429),
+    "wrapped": caused(ValueError("generation failed"), httpx.ConnectError("no route")),
+}
+ENDS = {
+    "script": RuntimeError("Dataset scripts are no longer supported, but found corpus.py"),
+    "gated": caused(FileNotFoundError("a gated dataset"), status(403)),
+    "missing": status(404),
+    "schema": pa.ArrowInvalid("column 'text' of another type"),
+    "offline": type("OfflineModeIsEnabled", (ConnectionError,), {})("offline mode"),
+}
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that reading would have waited."""
+    found: list[float] = []
+    monkeypatch.setattr(documents.time, "sleep", found.append)
+    return found
+
+
+def stream(monkeypatch: pytest.MonkeyPatch, rows: Any) -> Iterator[tuple[str | None, Any]]:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    return open_documents(settings("someone/texts")).read()
+
+
+@pytest.mark.parametrize("name", BREAKS)
+@pytest.mark.parametrize("steps", [1, 4, 100])
+def test_a_stream_that_breaks_off_is_entered_again(
+    name: str, steps: int, waited: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = stream(monkeypatch, Stream(BREAKS[name], (0, 7, 8, 30), 2, steps))
+    assert [text for text, _ in rows] == [f" {n}" for n in range(40)]
+    assert waited == [1, 2] * 4
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_stream_that_stays_broken_ends_in_one_line(
+    name: str, waited: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = stream(monkeypatch, Stream(BREAKS[name], (7,), 99))
+    with pytest.raises(
+        ConfigError, match=r"cannot be read behind row 7 \(.*\). Continue with --resume when"
+    ) as caught:
+        list(rows)
+    assert waited == [1, 2, 4, 8] and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_an_error_that_waiting_cannot_mend_ends_at_once(
+    name: str, waited: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = stream(monkeypatch, Stream(ENDS[name], (7,), 99))
+    with pytest.raises(
+        ConfigError, match=r"behind row 7 .*\). Check data.dataset, data.subset and data.split"
+    ):
+        list(rows)
+    assert waited == []
+
+
+def test_a_bad_row_of_a_stream_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = stream(monkeypatch, datasets.Dataset.from_list([{"text": [" 1"]}] * 3).to_iterable_dataset())
+    with pytest.raises(ConfigError, match="dataset 'someone/texts', row 1: it holds a list in 'text'"):
+        next(rows)
+
+
 def test_a_parquet_file_without_the_field_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["1"]}), tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match=r"text_field 'text': a row has \['body'\]"):
+    with pytest.raises(ConfigError, match=r"it has no column 'text', but \['body'\]"):
         list(LocalDocuments([tmp_path / "a.parquet"], "text").read())
 
 

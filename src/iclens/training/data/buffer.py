@@ -3,7 +3,8 @@
 1. `capacity` rows are filled from the stream, at all sites at the same places. 2. A round serves a random
 half of the places in batches. 3. Before the next round these places take fresh rows; what a block of contexts
 has left over waits for the round after. Memory is taken once. Order follows from the seed and the round's
-number, so that place in the stream, round, batch and rows are the whole state.
+number, so that place in the stream, round, batch and rows are the whole state: also after an error of the
+stream or the model, which leaves the buffer behind the last block that came whole.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from iclens.errors import ConfigError
 from iclens.names import Site
 from iclens.training.data.activations import Record, kept_positions, kept_rows
+from iclens.training.data.contexts import Facts
 from iclens.training.data.streams import TokenStream
 
 
@@ -50,7 +52,7 @@ class ActivationBuffer:
         self._rows: dict[Site, Tensor] = {}
         self._waiting: dict[Site, Tensor] = {}
         self._n_waiting = self._left_out = 0
-        self._filled = False
+        self._filled, self._at = False, stream.state()
         self._start_round(0, 0)
 
     def next(self) -> dict[Site, Tensor]:
@@ -76,8 +78,8 @@ class ActivationBuffer:
     def state(self) -> dict[str, Any]:
         """What besides `tensors` decides the following batches, the place in the stream included."""
         return {
-            "stream": self._stream.state(), "filled": self._filled, "round": self._round,
-            "served": self._served, "waiting": self._n_waiting, "left_out": self._left_out,
+            "stream": self._at, "filled": self._filled, "round": self._round, "served": self._served,
+            "fresh": self._fresh, "waiting": self._n_waiting, "left_out": self._left_out,
             "shape": [self._capacity, self._batch],
         }  # fmt: skip
 
@@ -97,6 +99,7 @@ class ActivationBuffer:
             )
         self._stream.restore(state["stream"])
         self._start_round(state["round"], state["served"])
+        self._at, self._fresh = state["stream"], state["fresh"]
         self._filled, self._n_waiting = state["filled"], state["waiting"]
         self._left_out = state["left_out"]
         self._rows, self._waiting = (
@@ -109,38 +112,44 @@ class ActivationBuffer:
         reasons = {str(pos): reason for pos, reason in self._excluded.items()}
         return {"excluded_positions": reasons, "rows_left_out": self._left_out}
 
+    def facts(self) -> Facts:
+        """What is to be known of the data read so far."""
+        return self._stream.facts()
+
     def _start_round(self, number: int, served: int) -> None:
         """Draw the places that a round serves, in order: whole batches, about half of all."""
         half = max(self._batch, self._capacity // 2 // self._batch * self._batch)
         order = np.random.default_rng([self._seed, 3, number]).permutation(self._capacity)[:half]
         self._places = torch.as_tensor(order, device=self._device)
         self._round, self._served = number, served
+        self._fresh = 0  # places of this round that hold the next round's rows already
 
     def _fill_once(self) -> None:
         if not self._filled:
             self._take_block()
             self._rows = {site: x.new_empty(self._capacity, x.shape[1]) for site, x in self._waiting.items()}
             self._fill(torch.arange(self._capacity, device=self._device))
-            self._filled = True
+            self._fresh, self._filled = 0, True
 
     def _fill(self, places: Tensor) -> None:
-        """Put fresh rows at `places`, in the order of the stream."""
-        done = 0
-        while done < len(places):
+        """Put fresh rows at `places`, in the order of the stream; goes on where an error stopped it."""
+        while self._fresh < len(places):
             if not self._n_waiting:
                 self._take_block()
-            size = min(len(places) - done, self._n_waiting)
+            size = min(len(places) - self._fresh, self._n_waiting)
+            at = places[self._fresh : self._fresh + size]
             for site, x in self._waiting.items():
-                self._rows[site][places[done : done + size]] = x[:size]
+                self._rows[site][at] = x[:size]
                 self._waiting[site] = x[size:]
             self._n_waiting -= size
-            done += size
+            self._fresh += size
 
     def _take_block(self) -> None:
         """Let the rows of the next block of contexts wait; those of the last block are freed before."""
-        self._waiting = {}
+        self._waiting = {site: x.new_empty(0, x.shape[1]) for site, x in self._waiting.items()}
         tokens = self._stream.next()
         rows = kept_rows(self._record, tokens, self._sites, self._excluded)
         self._n_waiting = tokens.shape[0] * len(kept_positions(tokens.shape[1], self._excluded))
         self._left_out += tokens.size - self._n_waiting
         self._waiting = {site: x.to(self._device) for site, x in rows.items()}
+        self._at = self._stream.state()

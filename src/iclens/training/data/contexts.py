@@ -27,6 +27,10 @@ State = dict[str, Any]
 """Where a source or stream stands: small, and made of what JSON knows."""
 
 
+Facts = dict[str, int]
+"""What is to be known of the data, in words, and of how many rows or tokens it is true."""
+
+
 class Source(Protocol):
     """An endless sequence of contexts of one length."""
 
@@ -45,6 +49,10 @@ class Source(Protocol):
 
     def restore(self, state: State) -> None:
         """Go on from there; the following contexts are the same, bit for bit."""
+        ...
+
+    def facts(self) -> Facts:
+        """What is to be known of the data read so far; empty for contexts that are drawn."""
         ...
 
 
@@ -70,6 +78,10 @@ class _Drawn:
     def restore(self, state: State) -> None:
         """Go on from there."""
         self._calls = state["calls"]
+
+    def facts(self) -> Facts:
+        """Nothing."""
+        return {}
 
 
 class MixtureSource(_Drawn):

@@ -15,7 +15,15 @@ import numpy as np
 
 from iclens.tables.arrays import Ints
 from iclens.training.config import MixtureContexts, TextContexts, TrainConfig
-from iclens.training.data.contexts import MainSource, MixtureSource, PromptSource, Source, State, read_mixture
+from iclens.training.data.contexts import (
+    Facts,
+    MainSource,
+    MixtureSource,
+    PromptSource,
+    Source,
+    State,
+    read_mixture,
+)
 from iclens.training.data.text import TextSource
 from iclens.training.data.tokens import TokenSource
 
@@ -37,6 +45,10 @@ class TokenStream(Protocol):
 
     def restore(self, state: State) -> None:
         """Go on from there."""
+        ...
+
+    def facts(self) -> Facts:
+        """What is to be known of the data read so far."""
         ...
 
 
@@ -154,3 +166,10 @@ class MixedStream:
             group.blocks, group.contexts = then["blocks"], list(then["contexts"])
             for source, place in zip(group.sources, then["sources"], strict=True):
                 source.restore(place)
+
+    def facts(self) -> Facts:
+        """What is to be known of the data read so far."""
+        found: Facts = {}
+        for source in (source for group in self._groups for source in group.sources):
+            found |= source.facts()
+        return found

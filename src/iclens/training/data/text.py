@@ -1,7 +1,8 @@
 """Contexts of running text: documents are tokenised, joined, and cut into contexts that each begin with BOS.
 
 The first contexts are set aside. A finite text is read again from its start, without them. The place of the
-current document, what was carried into it and how far it was cut say where a source stands.
+current document, what was carried into it and how far it was cut say where a source stands; the document's
+digest finds it again when rows before it were changed.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import numpy as np
 from iclens.errors import ConfigError
 from iclens.tables.arrays import Ints
 from iclens.training.config import TextContexts
-from iclens.training.data.contexts import State
-from iclens.training.data.documents import Documents, Place, open_documents
+from iclens.training.data.contexts import Facts, State
+from iclens.training.data.documents import Documents, Place, digest_of, open_documents
+
+ROWS, WITHOUT = "rows read", "rows without text, skipped"
+HALVED = "rows with half of a surrogate pair, read as U+FFFD"
 
 
 class TextSource:
@@ -35,6 +39,7 @@ class TextSource:
         self._settings, self._tokenizer, self._reserved = settings, tokenizer, reserved
         self._prefix = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self._documents: Documents = open_documents(settings)
+        self._facts: Facts = {ROWS: 0, WITHOUT: 0, HALVED: 0}
         self._enter(None)
 
     def take(self, n_contexts: int) -> Ints:
@@ -65,39 +70,57 @@ class TextSource:
         while len(found) < n_contexts and (context := fresh._cut()) is not None:
             found.append(context)
         if len(found) < n_contexts:
-            self._too_short(len(found))
+            fresh._too_short(len(found))
         return np.array(found, dtype=np.int64)
+
+    def facts(self) -> Facts:
+        """Rows read so far, and in how many of them the text was missing or changed."""
+        return dict(self._facts)
 
     def state(self) -> State:
         """Where it stands: the document, the tokens carried into it, and how far both are cut."""
         return {
             "text": self._documents.identity(), "count": self._count, "open": self._open,
-            "place": self._place, "carried": self._carried, "at": self._at,
+            "place": self._place, "digest": self._digest, "carried": self._carried, "at": self._at,
+            "facts": dict(self._facts),
         }  # fmt: skip
 
     def restore(self, state: State) -> None:
-        """Go on from there.
+        """Go on from there, also when other rows of the text were changed since.
 
         Raises:
             ConfigError: when the text is not the one of the state.
         """
         if state["text"] != self._documents.identity():
-            raise ConfigError(
-                f"dataset '{self._settings.dataset}'", "not the files that training began with",
-                "Put them back, or train anew.",
-            )  # fmt: skip
+            self._changed(f"it is {self._documents.identity()}, training began with {state['text']}")
         self._enter(state["place"])
-        self._count, self._carried = state["count"], list(state["carried"])
-        if state["open"]:
-            self._ids = list(self._carried)
-            self._read_on()
-            self._at = state["at"]
+        if state["open"] and not self._opens(state["place"], state):
+            place = self._documents.find(state["digest"], state["place"])
+            if place is None or not self._opens(place, state):
+                self._changed("the row at which training stopped is not there any more")
+        self._count, self._at, self._facts = state["count"], state["at"], dict(state["facts"])
+        self._carried = list(state["carried"])
+
+    def _opens(self, place: Place, state: State) -> bool:
+        """Open the document at `place`; whether it is the one of the state."""
+        self._enter(place)
+        self._ids = list(state["carried"])
+        try:
+            return self._read_on() and self._digest == state["digest"]
+        except ConfigError:  # a byte in the middle of a row, after rows before it were changed
+            return False
+
+    def _changed(self, found: str) -> None:
+        raise ConfigError(
+            f"dataset '{self._settings.dataset}'", f"not the text that training began with: {found}",
+            "Put it back as it was up to there, or train anew under another --out.",
+        )  # fmt: skip
 
     def _enter(self, place: Place) -> None:
         """Stand before the document at `place`, with nothing carried."""
-        self._reader: Iterator[tuple[str, Place]] = self._documents.read(place)
+        self._reader: Iterator[tuple[str | None, Place]] = self._documents.read(place)
         self._place, self._after = place, place
-        self._open = False
+        self._open, self._digest = False, ""
         self._carried: list[int] = []
         self._ids: list[int] = []
         self._at = self._count = 0
@@ -115,18 +138,33 @@ class TextSource:
 
     def _read_on(self) -> bool:
         """Take the next document behind what is left of this one; False when there is none."""
-        found = next(self._reader, None)
-        if found is None:
-            return False
-        self._place, (text, self._after) = self._after, found
-        self._carried = self._ids[self._at :]
-        new = self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        self._ids, self._at, self._open = self._carried + new, 0, True
-        return True
+        for text, after in self._reader:
+            self._place, self._after = self._after, after
+            self._facts[ROWS] += 1
+            if text is None:
+                self._facts[WITHOUT] += 1
+                continue
+            whole = well_formed(text)
+            self._facts[HALVED] += whole != text
+            self._carried, self._digest = self._ids[self._at :], digest_of(text)
+            new = self._tokenizer(whole, add_special_tokens=False, verbose=False).input_ids
+            self._ids, self._at, self._open = self._carried + new, 0, True
+            return True
+        return False
 
     def _too_short(self, n_contexts: int) -> None:
+        without = f" ({self._facts[WITHOUT]} rows have no text)" if self._facts[WITHOUT] else ""
         raise ConfigError(
             f"dataset '{self._settings.dataset}'",
-            f"it holds {n_contexts} contexts of {self.length} tokens, none left to train on",
+            f"it holds {n_contexts} contexts of {self.length} tokens{without}, none left to train on",
             "Give more text, shorter contexts or fewer held_out.contexts.",
         )
+
+
+def well_formed(text: str) -> str:
+    """The text with every half of a surrogate pair, which JSON may hold but no UTF-8, as U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from iclens.errors import ConfigError
 from iclens.tables.arrays import Ints
 from iclens.training.config import TokenContexts
-from iclens.training.data.contexts import State
+from iclens.training.data.contexts import Facts, State
 
 
 class TokenSource:
@@ -63,6 +63,10 @@ class TokenSource:
     def state(self) -> State:
         """Where it stands."""
         return {"shape": list(self._ids.shape), "taken": self._taken}
+
+    def facts(self) -> Facts:
+        """Nothing."""
+        return {}
 
     def restore(self, state: State) -> None:
         """Go on from there.

@@ -235,7 +235,7 @@ def refused(folder: Path, *words: str) -> None:
     [
         ({"transcode": True}, "transcode"), ({"skip_connection": True}, "skip_connection"),
         ({"activation": "groupmax"}, "groupmax"), ({"signed": True}, "signed"), ({"k": 0}, "k is 0"),
-        ({"k": 33}, "33 of 32"), ({"k": "4"}, "k is '4'"), ({"d_in": 9}, "9"),
+        ({"k": 33}, "k is 33"), ({"k": "4"}, "k is '4'"), ({"d_in": 9}, "9"),
         ({"expansion_factor": 3}, "24"),
         ({"num_latents": 16}, "16"), ({"num_latents": -1}, "num_latents is -1"), ({"d_in": None}, "d_in"),
     ],
@@ -267,9 +267,9 @@ def test_llama_scope_configs_that_mean_something_else(
 @pytest.mark.parametrize(
     ("spoil", "word"),
     [
-        (lambda raw: raw.pop("b_dec"), "b_dec is missing"),
+        (lambda raw: raw.pop("b_dec"), "b_dec [8] is missing"),
         (lambda raw: raw.update(W_dec=raw["W_dec"].T.contiguous()), "W_dec is [8, 32]"),
-        (lambda raw: raw.update(extra=torch.zeros(1)), "extra is not known"),
+        (lambda raw: raw.update(extra=torch.zeros(1)), "extra [1] is not known"),
         (lambda raw: raw.update(b_dec=torch.zeros(8, dtype=torch.int64)), "torch.int64"),
         (lambda raw: raw.update(b_dec=torch.full((8,), float("nan"))), "b_dec is not finite"),
     ],

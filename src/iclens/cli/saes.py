@@ -53,11 +53,16 @@ def saes_convert(
     ref: Annotated[str, typer.Argument(help="A folder, release/sae_id, or owner/repository/folder.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to make.")],
     site: Place = None,
+    input_scale: Annotated[
+        float | None,
+        typer.Option("--input-scale", help="For expected_average_only_in: √d_in / mean length in training."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Write an SAE of any layout as SAELens saves it."""
+    """Write an SAE of any layout as SAELens saves it, with the scale of its input in its weights."""
     from iclens.names import Site
     from iclens.saes.convert import convert
 
-    folder = convert(ref, out, site=None if site is None else Site.parse(site))
+    place = None if site is None else Site.parse(site)
+    folder = convert(ref, out, site=place, input_scale=input_scale)
     say({"sae": str(folder)} if json else f"sae: {folder}")

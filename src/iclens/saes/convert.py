@@ -18,13 +18,16 @@ from iclens.saes.formats import native
 from iclens.saes.load import Sae, load_sae
 
 
-def convert(ref: str | Path, out: str | Path, *, site: Site | None = None) -> Path:
+def convert(
+    ref: str | Path, out: str | Path, *, site: Site | None = None, input_scale: float | None = None
+) -> Path:
     """Write the SAE `ref` as a sae_lens folder.
 
     Args:
         ref: what `load_sae` takes.
         out: folder to make.
         site: where it is to be used; the site that it names by default.
+        input_scale: as for `load_sae`.
 
     Returns:
         `out`.
@@ -34,7 +37,7 @@ def convert(ref: str | Path, out: str | Path, *, site: Site | None = None) -> Pa
     """
     if Path(out).exists():
         raise SaeError(f"output '{out}'", "it exists", "Name a new folder, or remove this one.")
-    return save_native(load_sae(ref, site=site), Path(out))
+    return save_native(load_sae(ref, site=site, input_scale=input_scale), Path(out))
 
 
 def save_native(sae: Sae, out: Path) -> Path:
@@ -45,7 +48,7 @@ def save_native(sae: Sae, out: Path) -> Path:
     """
     described = {
         "hook_name": str(sae.site), "hook_layer": sae.site.layer, "model_name": sae.model, "l0": sae.l0,
-        "model_fingerprint": sae.model_fingerprint,
+        "model_fingerprint": sae.model_fingerprint, "mean_length": sae.mean_length,
         "hook_name_out": None if sae.target is None else str(sae.target),
         "converted_from": None if sae.layout == "sae_lens" else {"layout": sae.layout, "sae_id": sae.sae_id},
     }  # fmt: skip

@@ -16,9 +16,10 @@ from torch import Tensor
 from iclens.errors import SaeError
 from iclens.models.load import LanguageModel
 from iclens.names import Site
-from iclens.saes.formats.detect import read_folder
-from iclens.saes.formats.native import CONFIG as CONFIG_FILE
-from iclens.saes.formats.parts import Parts, read_json, refuse_width
+from iclens.saes.formats.checked import check
+from iclens.saes.formats.detect import parts_of_one, read_folder
+from iclens.saes.formats.native import UNFOLDED, scaled
+from iclens.saes.formats.parts import Parts, Settings, read_json, refuse_width
 from iclens.saes.formats.registry import read_hub
 
 CARD_FILE = "card.json"
@@ -43,6 +44,8 @@ class Sae:
         model: name of the model it was trained on; None when it names none.
         model_fingerprint: that model's fingerprint; None when unknown.
         l0: mean number of active latents that its makers state; None when they do not.
+        mean_length: mean length of the site's activations in its training, by which it scales its input; None
+            when it does not, or it is not known.
         mismatches: in what it does not fit the model it is used on, recorded when its set was made.
     """
 
@@ -58,6 +61,7 @@ class Sae:
     model: str | None = None
     model_fingerprint: str | None = None
     l0: float | None = None
+    mean_length: float | None = None
     mismatches: tuple[str, ...] = ()
 
     @torch.no_grad()
@@ -145,8 +149,9 @@ class Sae:
 
 
 def load_sae(
-    ref: str | Path, *, site: Site | None = None, d_model: int | None = None, device: str = "cpu"
-) -> Sae:
+    ref: str | Path, *, site: Site | None = None, d_model: int | None = None, device: str = "cpu",
+    input_scale: float | None = None,
+) -> Sae:  # fmt: skip
     """Load an SAE of any layout in `saes.formats.detect.LAYOUTS`.
 
     Args:
@@ -154,6 +159,8 @@ def load_sae(
         site: where it is to be used; the site that it names by default.
         d_model: width of the model that it is to be used on; not checked by default.
         device: torch device.
+        input_scale: √d_in / mean length of the site's activations in training, for an SAE that scales its
+            input by it (`expected_average_only_in`) and does not state it.
 
     Raises:
         SaeError: when it is missing or damaged, when it is of another width or site, or when it computes
@@ -164,10 +171,27 @@ def load_sae(
         raise SaeError(
             f"SAE for {site.short}", f"'{ref}' is of {parts.site.short}", "Choose the SAE of that site."
         )
+    _scale_input(str(ref), parts, input_scale)
+    check(str(ref), parts)
     place = site or parts.site
     if place is None:
-        raise SaeError(f"SAE '{ref}'", "it names no site", "Say which site it belongs to (--site).")
+        named = (
+            "it names no site" if parts.hook is None else f"it reads {parts.hook!r}, which is no site here"
+        )
+        raise SaeError(f"SAE '{ref}'", named, "Say which site it reads: --site L8.resid_post, say.")
     return _sae(parts, place, Path(ref), d_model)
+
+
+def _scale_input(what: str, parts: Parts, scale: float | None) -> None:
+    """Write into the weights by how much its input is scaled, where that is given."""
+    if scale is None:
+        return
+    stated = parts.network.cfg.normalize_activations
+    if stated != UNFOLDED:
+        raise SaeError(
+            f"SAE '{what}'", f"it needs no input scale: normalize_activations is {stated!r}", "Leave it out."
+        )
+    scaled(parts.network, Settings(what, "what was given", {"input_scale": scale}).number("input_scale"))
 
 
 def _on_hub(ref: str | Path) -> bool:
@@ -187,7 +211,7 @@ def _sae(parts: Parts, site: Site, folder: Path, d_model: int | None) -> Sae:
     return Sae(
         site, parts.sae_id, int(d_in), int(d_sae), getattr(network.cfg, "k", None), network, folder,
         target=parts.target, layout=parts.layout, model=parts.model,
-        model_fingerprint=parts.model_fingerprint, l0=parts.l0,
+        model_fingerprint=parts.model_fingerprint, l0=parts.l0, mean_length=parts.mean_length,
     )  # fmt: skip
 
 
@@ -215,7 +239,7 @@ def load_sae_set(
     """
     path = Path(folder)
     card = read_card(path)
-    made_for = card.get("model", {})
+    made_for = card["model"]
     foreign = made_for.get("fingerprint") != model.fingerprint or (
         model.fingerprint == "hub" and made_for.get("name") != model.name
     )
@@ -225,15 +249,15 @@ def load_sae_set(
             f"SAE set '{path}' on model '{model.name}' ({model.fingerprint})", origin,
             "Use that model, or train a set on this one.",
         )  # fmt: skip
-    recorded = card.get("mismatches", {})
+    recorded = card["mismatches"]
     saes: dict[Site, Sae] = {}
-    for member in sorted(p.parent for p in path.glob(f"*/{CONFIG_FILE}")):
+    for member in sorted(inner for inner in path.iterdir() if inner.is_dir() and parts_of_one(inner)):
         sae = load_sae(member, d_model=model.d_model, device=device)
         for site in (sae.site, sae.output):
             if site.layer >= model.n_blocks:
                 raise SaeError(
                     f"SAE '{member}'", f"it reads {site.short}, the model has {model.n_blocks} blocks",
-                    "Load more blocks, or use another set.",
+                    "Use a set that was made for this model, or load all of its blocks.",
                 )  # fmt: skip
         if sae.site in saes:
             raise SaeError(
@@ -247,11 +271,19 @@ def load_sae_set(
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The card of an SAE set: model, training configuration, quality, versions.
+    """The card of an SAE set: model, training configuration, quality, versions, mismatches.
 
     Raises:
-        SaeError: when the folder or its card is missing or damaged.
+        SaeError: when the folder or its card is missing or damaged, or an entry has another type.
     """
     if not folder.is_dir():
         raise SaeError(f"SAE set '{folder}'", "no such folder", "Train one with `iclens train`.")
-    return read_json(folder / CARD_FILE, "SAE set")
+    card = read_json(folder / CARD_FILE, "SAE set")
+    values = Settings(str(folder), CARD_FILE, card)
+    made_for, mismatches = values.mapping("model"), values.mapping("mismatches")
+    for key in ("name", "fingerprint"):
+        made_for.text(key)
+    for site, texts in mismatches.values.items():
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            mismatches.refuse(site, "It must be a list of texts.")
+    return card | {"model": made_for.values, "mismatches": mismatches.values}

@@ -68,6 +68,7 @@ class Counts:
         shares: name → its share of error.
         fires: tokens on which each latent is active, [latent].
         active: active latents, [prompt pos].
+        length: ‖x‖ of what the SAE reads, [prompt pos].
         base: −log P(next token) of the model as it is, [prompt pos]; NaN where unknown, as in the next three.
         spliced: the same with the site replaced by its reconstruction.
         zeroed: the same with the site set to zero.
@@ -79,6 +80,7 @@ class Counts:
     shares: Mapping[str, ErrorShare]
     fires: Tensor
     active: Floats
+    length: Floats
     base: Floats
     spliced: Floats
     zeroed: Floats
@@ -97,7 +99,9 @@ class _Tally:
         self.sae, self.groups = sae, groups
         self.shares = {name: ErrorShare() for name in groups}
         self.fires = torch.zeros(sae.d_sae, dtype=torch.int64)
-        self.seen: dict[str, list[Floats]] = {key: [] for key in ("active", "spliced", "zeroed", "kl")}
+        self.seen: dict[str, list[Floats]] = {
+            key: [] for key in ("active", "length", "spliced", "zeroed", "kl")
+        }
 
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
         """Count activations x of the site and y of its output [row pos d]; return the reconstruction."""
@@ -109,6 +113,7 @@ class _Tally:
             self.fires += (latents > 0).sum(dim=0).cpu()
         y_hat = torch.cat(parts).view(y.shape)
         self.seen["active"].append(as_numpy(torch.cat(active).view(y.shape[:2])))
+        self.seen["length"].append(as_numpy(x.float().norm(dim=2)))
         before, after = as_numpy(y), as_numpy(y_hat)
         for name, mask in self.groups.items():
             width = before.shape[-1]

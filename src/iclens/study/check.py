@@ -135,7 +135,7 @@ def _load(refs: Sequence[str], model: LanguageModel, site: Site | None, misfit: 
 def _judged(counts: Counts, model: LanguageModel) -> Counts:
     """The counts with what does not fit noted in the SAE."""
     whole = figures(counts)
-    own = mismatches(counts.sae, model, whole.l0, whole.fvu)
+    own = mismatches(counts.sae, model, whole.l0, whole.fvu, float(counts.length.mean()))
     noted = tuple(dict.fromkeys((*counts.sae.mismatches, *own)))
     return replace(counts, sae=replace(counts.sae, mismatches=noted))
 

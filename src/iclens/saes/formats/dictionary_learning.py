@@ -1,40 +1,42 @@
 """Dictionaries of dictionary_learning: `config.json` and `ae.pt`, one folder per trainer.
 
-    AutoEncoder             a = relu((x − bias) @ Eᵀ + e);  decoder columns are made unit on loading, as there
+    AutoEncoder             a = relu((x − bias) @ Eᵀ + e);  decoder columns are made unit on loading, as
+                            there, and a column of zeros stays zero, its latent dead
     AutoEncoderNew          a = relu(x @ Eᵀ + e)
     AutoEncoderTopK         the k largest of relu((x − b_dec) @ Eᵀ + e); its saved threshold is not used
     BatchTopKSAE, Matryoshka…  relu((x − b_dec) @ Eᵀ + e) where it exceeds the threshold learnt in training
-    JumpReluAutoEncoder     relu(x @ W_enc + b_enc) where it exceeds a threshold per latent
+    JumpReluAutoEncoder     relu(x @ W_enc + b_enc) where it exceeds a threshold per latent, one below 0 as 0
     GatedAutoEncoder        relu(exp(r_mag) · z + mag_bias) where z + gate_bias > 0, z = (x − b) @ Eᵀ
 
 `ae.pt` is a pickle. It is read by torch's weights-only unpickler, which makes tensors and nothing else; a
-file that asks for more is refused. The site is read from `submodule_name` (`resid_post_layer_8`); older
-configs name only a layer, and then the caller must say which site it is.
+file that asks for more is refused. k of the oldest TopK dictionaries stands in `config.json` alone; keys of
+compiled trainers begin with `_orig_mod.`; the oldest configs have the trainer's keys at the top. The site is
+read from `submodule_name` (`resid_post_layer_8`); where a config names only a layer, the caller must say
+which site it is.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from iclens.errors import SaeError
 from iclens.names import HOOKS, Site
 from iclens.saes.formats.parts import (
     Parts,
+    Settings,
     build,
     fingerprint,
-    number,
-    read_json,
+    read_pickle,
+    refuse_unlearnt,
     refuse_width,
+    settings,
     take,
-    unreadable,
+    unit_rows,
 )
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
@@ -50,49 +52,38 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     Raises:
         SaeError: when a file is missing, damaged or no plain set of tensors, or of an unknown class.
     """
-    config = read_json(folder / CONFIG)
-    trainer = config.get("trainer")
-    if not isinstance(trainer, dict):
-        raise SaeError(f"SAE '{folder}'", "config.json has no trainer", "Copy it again.")
-    name = trainer.get("dict_class")
+    config = settings(folder / CONFIG)
+    trainer = config.mapping("trainer") if "trainer" in config.values else config
+    name = trainer.text("dict_class")
     if name not in CLASSES:
-        raise SaeError(f"SAE '{folder}'", f"dict_class is {name!r}", f"Known: {', '.join(CLASSES)}.")
-    d_in, d_sae = number(trainer, "activation_dim", folder), number(trainer, "dict_size", folder)
-    refuse_width(str(folder), d_in, d_model)
-    tensors = _unpickled(folder)
-    architecture, weights, options, l0 = CLASSES[name](folder, tensors, d_in, d_sae)
-    site = _site(trainer, config)
-    model = trainer.get("lm_name")
-    model = model if isinstance(model, str) else None
+        trainer.refuse("dict_class", f"Known: {', '.join(CLASSES)}.")
+    d_in, d_sae = trainer.whole("activation_dim"), trainer.whole("dict_size")
+    refuse_width(config.what, d_in, d_model)
+    architecture, weights, options, l0 = CLASSES[name](trainer, _tensors(folder), d_in, d_sae)
+    site, model = _site(trainer, config), trainer.text("lm_name")
     network = build(architecture, weights, site=site, model=model, device=device, **options)
     files = [folder / CONFIG, folder / WEIGHTS]
-    return Parts("dictionary_learning", fingerprint(files), network, site, model=model, l0=l0)
+    return Parts(
+        "dictionary_learning", fingerprint(files), network, site, hook=trainer.text("submodule_name"),
+        model=model, l0=l0,
+    )  # fmt: skip
 
 
-def _unpickled(folder: Path) -> Tensors:
-    """The tensors of ae.pt, unpickled without running anything that the file asks for."""
-    file = folder / WEIGHTS
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about the pickle's version
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as cause:
+def _tensors(folder: Path) -> Tensors:
+    """The tensors of ae.pt, without the prefix that torch.compile gives their names."""
+    tensors = read_pickle(folder / WEIGHTS)
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise SaeError(
-            f"SAE '{folder}'", f"{WEIGHTS} is damaged or holds more than tensors, and is not unpickled",
-            "Get it again, as plain tensors.",
-        ) from cause  # fmt: skip
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as cause:
-        raise unreadable(folder, cause) from cause
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise SaeError(f"SAE '{folder}'", f"{WEIGHTS} is no mapping of tensors", "Copy it again.")
-    return {str(name): value for name, value in found.items()}
+            f"SAE '{folder}'", f"{WEIGHTS} is not a mapping of names to tensors",
+            "Save the dictionary's state_dict() there with torch.save.",
+        )  # fmt: skip
+    return {str(name).removeprefix("_orig_mod."): value for name, value in tensors.items()}
 
 
-def _site(trainer: dict[str, Any], config: dict[str, Any]) -> Site | None:
+def _site(trainer: Settings, config: Settings) -> Site | None:
     """The site that submodule_name says, when it does and the buffer took the module's output."""
-    buffer = config.get("buffer")
-    took = buffer.get("io", "out") if isinstance(buffer, dict) else "out"
-    match = _SUBMODULE.fullmatch(str(trainer.get("submodule_name")))
+    took = config.mapping("buffer").get("io", "out")
+    match = _SUBMODULE.fullmatch(str(trainer.text("submodule_name")))
     if match is None or took != "out" or match[1] not in HOOKS or match[1] == "z":
         return None
     return Site(int(match[2]), match[1])
@@ -104,63 +95,75 @@ def _linear(d_in: int, d_sae: int, *, bias: bool = True) -> dict[str, tuple[int,
     return shapes | ({"encoder.bias": (d_sae,)} if bias else {})
 
 
-def _standard(folder: Path, tensors: Tensors, d_in: int, d_sae: int) -> Built:
-    found = take(folder, tensors, _linear(d_in, d_sae) | {"bias": (d_in,)})
-    lengths = found["decoder.weight"].norm(dim=0)
+def _standard(trainer: Settings, tensors: Tensors, d_in: int, d_sae: int) -> Built:
+    stored = take(trainer.what, WEIGHTS, tensors, _linear(d_in, d_sae) | {"bias": (d_in,)})
+    rows, lengths = unit_rows(stored["decoder.weight"].T)
     weights = {
-        "W_enc": found["encoder.weight"].T * lengths, "b_enc": found["encoder.bias"] * lengths,
-        "W_dec": found["decoder.weight"].T / lengths[:, None], "b_dec": found["bias"],
+        "W_enc": stored["encoder.weight"].T * lengths, "b_enc": stored["encoder.bias"] * lengths,
+        "W_dec": rows, "b_dec": stored["bias"],
     }  # fmt: skip
     return "standard", weights, {}, None
 
 
-def _new(folder: Path, tensors: Tensors, d_in: int, d_sae: int) -> Built:
-    found = take(folder, tensors, _linear(d_in, d_sae) | {"decoder.bias": (d_in,)})
-    return "standard", _plain(found, "decoder.bias"), {"subtract_b_dec": False}, None
+def _new(trainer: Settings, tensors: Tensors, d_in: int, d_sae: int) -> Built:
+    stored = take(trainer.what, WEIGHTS, tensors, _linear(d_in, d_sae) | {"decoder.bias": (d_in,)})
+    return "standard", _plain(stored, "decoder.bias"), {"subtract_b_dec": False}, None
 
 
-def _top_k(folder: Path, tensors: Tensors, d_in: int, d_sae: int) -> Built:
-    k = _k(folder, tensors)
+def _top_k(trainer: Settings, tensors: Tensors, d_in: int, d_sae: int) -> Built:
+    k = _k(trainer, tensors)
     rest = {name: value for name, value in tensors.items() if name not in ("k", "threshold")}
-    found = take(folder, rest, _linear(d_in, d_sae) | {"b_dec": (d_in,)})
-    return "topk", _plain(found, "b_dec"), {"k": k}, k
+    stored = take(trainer.what, WEIGHTS, rest, _linear(d_in, d_sae) | {"b_dec": (d_in,)})
+    return "topk", _plain(stored, "b_dec"), {"k": k}, k
 
 
-def _batch_top_k(folder: Path, tensors: Tensors, d_in: int, d_sae: int) -> Built:
-    k = _k(folder, tensors)
+def _batch_top_k(trainer: Settings, tensors: Tensors, d_in: int, d_sae: int) -> Built:
+    weights, k = _with_threshold(trainer, tensors, _linear(d_in, d_sae) | {"b_dec": (d_in,)})
+    return "jumprelu", _plain(weights, "b_dec") | {"threshold": weights["threshold"].expand(d_sae)}, {}, k
+
+
+def _matryoshka(trainer: Settings, tensors: Tensors, d_in: int, d_sae: int) -> Built:
+    rest = {name: value for name, value in tensors.items() if name != "group_sizes"}
+    weights, k = _with_threshold(trainer, rest, _matrices(d_in, d_sae))
+    return "jumprelu", weights | {"threshold": weights["threshold"].expand(d_sae)}, {}, k
+
+
+def _with_threshold(
+    trainer: Settings, tensors: Tensors, shapes: dict[str, tuple[int, ...]]
+) -> tuple[Tensors, int]:
+    """Weights with the one threshold that BatchTopK training learnt, and k.
+
+    Raises:
+        SaeError: when training ended before it did: it starts at −1.
+    """
+    k = _k(trainer, tensors)
     rest = {name: value for name, value in tensors.items() if name != "k"}
-    found = take(folder, rest, _linear(d_in, d_sae) | {"b_dec": (d_in,), "threshold": ()})
-    threshold = found["threshold"].expand(d_sae)
-    return "jumprelu", _plain(found, "b_dec") | {"threshold": threshold}, {}, k
+    weights = take(trainer.what, WEIGHTS, rest, shapes | {"threshold": ()})
+    refuse_unlearnt(trainer.what, WEIGHTS, float(weights["threshold"]), k)
+    return weights, k
 
 
-def _matryoshka(folder: Path, tensors: Tensors, d_in: int, d_sae: int) -> Built:
-    k = _k(folder, tensors)
-    rest = {name: value for name, value in tensors.items() if name not in ("k", "group_sizes")}
-    found = take(folder, rest, _matrices(d_in, d_sae) | {"threshold": ()})
-    return "jumprelu", found | {"threshold": found["threshold"].expand(d_sae)}, {}, k
+def _jump_relu(trainer: Settings, tensors: Tensors, d_in: int, d_sae: int) -> Built:
+    weights = take(trainer.what, WEIGHTS, tensors, _matrices(d_in, d_sae) | {"threshold": (d_sae,)})
+    weights["threshold"] = weights["threshold"].clamp_min(0)
+    return "jumprelu", weights, {"subtract_b_dec": False}, None
 
 
-def _jump_relu(folder: Path, tensors: Tensors, d_in: int, d_sae: int) -> Built:
-    found = take(folder, tensors, _matrices(d_in, d_sae) | {"threshold": (d_sae,)})
-    return "jumprelu", found, {"subtract_b_dec": False}, None
-
-
-def _gated(folder: Path, tensors: Tensors, d_in: int, d_sae: int) -> Built:
-    own = {name: (d_sae,) for name in ("r_mag", "gate_bias", "mag_bias")} | {"decoder_bias": (d_in,)}
-    found = take(folder, tensors, _linear(d_in, d_sae, bias=False) | own)
+def _gated(trainer: Settings, tensors: Tensors, d_in: int, d_sae: int) -> Built:
+    biases = {name: (d_sae,) for name in ("r_mag", "gate_bias", "mag_bias")} | {"decoder_bias": (d_in,)}
+    stored = take(trainer.what, WEIGHTS, tensors, _linear(d_in, d_sae, bias=False) | biases)
     weights = {
-        "W_enc": found["encoder.weight"].T, "W_dec": found["decoder.weight"].T,
-        "b_dec": found["decoder_bias"],
-        "b_gate": found["gate_bias"], "b_mag": found["mag_bias"], "r_mag": found["r_mag"],
+        "W_enc": stored["encoder.weight"].T, "W_dec": stored["decoder.weight"].T,
+        "b_dec": stored["decoder_bias"],
+        "b_gate": stored["gate_bias"], "b_mag": stored["mag_bias"], "r_mag": stored["r_mag"],
     }  # fmt: skip
     return "gated", weights, {}, None
 
 
-def _plain(found: Tensors, b_dec: str) -> Tensors:
+def _plain(stored: Tensors, b_dec: str) -> Tensors:
     return {
-        "W_enc": found["encoder.weight"].T, "b_enc": found["encoder.bias"],
-        "W_dec": found["decoder.weight"].T, "b_dec": found[b_dec],
+        "W_enc": stored["encoder.weight"].T, "b_enc": stored["encoder.bias"],
+        "W_dec": stored["decoder.weight"].T, "b_dec": stored[b_dec],
     }  # fmt: skip
 
 
@@ -168,14 +171,24 @@ def _matrices(d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
     return {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
 
 
-def _k(folder: Path, tensors: Tensors) -> int:
-    value = tensors.get("k")
-    if value is None or value.numel() != 1 or value.is_floating_point() or int(value) < 1:
-        raise SaeError(f"weights of SAE '{folder}'", "k is missing or no positive number", "Copy it again.")
-    return int(value)
+def _k(trainer: Settings, tensors: Tensors) -> int:
+    """k, which stands among the tensors, in the config, or in both."""
+    stored = tensors.get("k")
+    if stored is None:
+        return trainer.whole("k")
+    k = stored.item() if stored.numel() == 1 else stored.tolist()
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise SaeError(
+            f"weights of SAE '{trainer.what}'",
+            f"k is {k!r} in {WEIGHTS}",
+            "It must be a whole number above 0.",
+        )
+    if trainer.get("k") is not None and trainer.whole("k") != k:
+        trainer.refuse("k", f"{WEIGHTS} says {k}: keep the one it was trained with.")
+    return k
 
 
-CLASSES: dict[str, Callable[[Path, Tensors, int, int], Built]] = {
+CLASSES: dict[str, Callable[[Settings, Tensors, int, int], Built]] = {
     "AutoEncoder": _standard,
     "AutoEncoderNew": _new,
     "AutoEncoderTopK": _top_k,

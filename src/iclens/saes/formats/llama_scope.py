@@ -8,6 +8,7 @@ is stated in units of x. With v_f the length of decoder column f (1 in the relea
     x̂ = Σ_f a_f · decoder.weight_f / v_f + decoder.bias / s
 
 so that x is read as it is and latents are in its units: a JumpReLU SAE that subtracts no b_dec first.
+In some folders the two mean lengths stand among the weights instead of in `hyperparams.json`.
 Transcoders (LXTC) read their MLP's input before the norm's gain, which is no site of ours: refused.
 """
 
@@ -16,24 +17,29 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
-from iclens.errors import SaeError, SiteError
-from iclens.names import Site, sae_site
+from iclens.errors import SaeError
 from iclens.saes.formats.parts import (
     Parts,
+    Settings,
     build,
     fingerprint,
-    number,
-    read_json,
     read_tensors,
     refuse_width,
+    settings,
     take,
+    unit_rows,
 )
 
 CONFIG, WEIGHTS, MODEL = "hyperparams.json", "checkpoints/final.safetensors", "lm_config.json"
+LENGTHS = "dataset_average_activation_norm"
+_PLAIN = {
+    "act_fn": "jumprelu", "norm_activation": "dataset-wise", "apply_decoder_bias_to_pre_encoder": False,
+    "use_decoder_bias": True, "use_glu_encoder": False, "sparsity_include_decoder_norm": True,
+}  # fmt: skip
 _NAME = re.compile(r"Llama3_1-8B-Base-L\d+[RMA]-\d+x")
 
 
@@ -43,76 +49,81 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     Raises:
         SaeError: when a file is missing or damaged, or when it computes something sae_lens cannot.
     """
-    config = read_json(folder / CONFIG)
-    site = _site(config, folder)
-    _refuse_other_kinds(config, folder)
-    d_in, d_sae = number(config, "d_model", folder), number(config, "d_sae", folder)
-    refuse_width(str(folder), d_in, d_model)
+    config = settings(folder / CONFIG)
+    refuse_transcoder(config)
+    for key, plain in _PLAIN.items():
+        config.only(key, (plain,), plain)
+    d_in, d_sae = config.whole("d_model"), config.whole("d_sae")
+    refuse_width(config.what, d_in, d_model)
+    tensors = read_tensors(folder / WEIGHTS)
+    lengths = {name: tensors.pop(name) for name in list(tensors) if name.startswith(f"{LENGTHS}.")}
     shapes = {
         "encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,),
         "decoder.weight": (d_in, d_sae), "decoder.bias": (d_in,),
     }  # fmt: skip
-    found = take(folder, read_tensors(folder / WEIGHTS), shapes)
-    s, threshold = _scale(config, d_in, folder), _positive(config.get("jump_relu_threshold"), folder)
-    v = found["decoder.weight"].norm(dim=0)
-    if not (v > 0).all():
-        raise SaeError(f"weights of SAE '{folder}'", "a decoder column is zero", "Copy it again.")
+    stored = take(config.what, WEIGHTS, tensors, shapes)
+    mean_length = _mean_length(config, lengths)
+    s, threshold = math.sqrt(d_in) / mean_length, config.number("jump_relu_threshold")
+    rows, v = unit_rows(stored["decoder.weight"].T)
     weights = {
-        "W_enc": found["encoder.weight"].T * v, "b_enc": found["encoder.bias"] / s * v,
-        "W_dec": found["decoder.weight"].T / v[:, None], "b_dec": found["decoder.bias"] / s,
-        "threshold": torch.full((d_sae,), threshold),
+        "W_enc": stored["encoder.weight"].T * v, "b_enc": stored["encoder.bias"] / s * v,
+        "W_dec": rows, "b_dec": stored["decoder.bias"] / s, "threshold": torch.full((d_sae,), threshold),
     }  # fmt: skip
-    model = _model(folder)
+    site, model = config.site("hook_point_in"), model_of(folder)
     network = build("jumprelu", weights, site=site, model=model, subtract_b_dec=False, device=device)
-    files = [folder / CONFIG, folder / WEIGHTS]
-    return Parts("llama_scope", fingerprint(files), network, site, model=model, l0=config.get("top_k"))
+    return Parts(
+        "llama_scope", fingerprint([folder / CONFIG, folder / WEIGHTS]), network, site,
+        hook=config.text("hook_point_in"), model=model, mean_length=mean_length,
+        l0=None if config.get("top_k") is None else config.number("top_k"),
+    )  # fmt: skip
 
 
-def _site(config: dict[str, Any], folder: Path) -> Site:
-    """The site it reads and reconstructs."""
-    reads, writes = config.get("hook_point_in"), config.get("hook_point_out")
+def refuse_transcoder(config: Settings) -> None:
+    """Raise a SaeError when an SAE reconstructs another activation than it reads."""
+    reads, writes = config.text("hook_point_in"), config.text("hook_point_out")
     if writes is not None and reads != writes:
-        raise SaeError(
-            f"SAE '{folder}'", f"a transcoder from '{reads}' to '{writes}'",
-            "It reads a norm's output before its gain, which is no site here.",
-        )  # fmt: skip
-    try:
-        return sae_site(str(reads))
-    except SiteError as cause:
-        raise SaeError(f"SAE '{folder}'", f"it reads '{reads}'", "Use one of another site.") from cause
-
-
-def _refuse_other_kinds(config: dict[str, Any], folder: Path) -> None:
-    plain = {
-        "act_fn": "jumprelu", "norm_activation": "dataset-wise", "apply_decoder_bias_to_pre_encoder": False,
-        "use_decoder_bias": True, "use_glu_encoder": False, "sparsity_include_decoder_norm": True,
-    }  # fmt: skip
-    for key, value in plain.items():
-        if config.get(key, value) != value:
-            raise SaeError(f"SAE '{folder}'", f"{key} is {config[key]!r}", f"Only {value!r} can be read.")
-
-
-def _scale(config: dict[str, Any], d_in: int, folder: Path) -> float:
-    lengths = config.get("dataset_average_activation_norm")
-    if not isinstance(lengths, dict):
-        raise SaeError(f"SAE '{folder}'", "dataset_average_activation_norm is missing", "Copy it again.")
-    return math.sqrt(d_in) / _positive(lengths.get("in"), folder)
-
-
-def _positive(value: Any, folder: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise SaeError(
-            f"SAE '{folder}'",
-            f"a threshold or activation length is {value!r}",
-            "Copy hyperparams.json again.",
+        config.refuse(
+            "hook_point_out",
+            f"It must be hook_point_in ({reads!r}): a transcoder of this layout reads a norm's output before "
+            "its gain, which is no site here.",
         )
-    return float(value)
 
 
-def _model(folder: Path) -> str | None:
+def stored_length(config: Settings, file: str, name: str, tensor: Tensor) -> float:
+    """The mean length of activations that stands among the weights.
+
+    Raises:
+        SaeError: when it is not one positive finite number.
+    """
+    value = float(take(config.what, file, {name: tensor.reshape(-1)}, {name: (1,)})[name])
+    if not value > 0:
+        raise SaeError(
+            f"weights of SAE '{config.what}'", f"{name} is {value:g} in {file}",
+            "It must be the mean length of the activations in training, above 0.",
+        )  # fmt: skip
+    return value
+
+
+def _mean_length(config: Settings, stored: dict[str, Tensor]) -> float:
+    """Of the activations that it reads, from the config or from the weights.
+
+    Raises:
+        SaeError: when neither states it, or they disagree.
+    """
+    stated = [config.mapping(LENGTHS).number("in")] if config.get(LENGTHS) is not None else []
+    for name, tensor in stored.items():
+        if name.removeprefix(f"{LENGTHS}.") in ("in", config.text("hook_point_in")):
+            stated.append(stored_length(config, WEIGHTS, name, tensor))
+    if not stated:
+        config.refuse(
+            LENGTHS, f"State the mean length of the activations it was trained on: {LENGTHS}: {{in: …}}."
+        )
+    if not math.isclose(min(stated), max(stated), rel_tol=0.01):
+        config.refuse(LENGTHS, f"{WEIGHTS} says {stated[-1]:g}: keep the one it was trained with.")
+    return stated[0]
+
+
+def model_of(folder: Path) -> str | None:
     """The model named in lm_config.json, or the one that the folder's name stands for."""
-    if (folder / MODEL).is_file():
-        name = read_json(folder / MODEL).get("model_name")
-        if isinstance(name, str):
-            return name
-    return "meta-llama/Llama-3.1-8B" if _NAME.fullmatch(folder.resolve().name) else None
+    name = settings(folder / MODEL).text("model_name") if (folder / MODEL).is_file() else None
+    return name or ("meta-llama/Llama-3.1-8B" if _NAME.fullmatch(folder.resolve().name) else None)

@@ -1,19 +1,22 @@
 """What every layout is read into, and the strict readers that all of them use.
 
-1. JSON and tensors are read whole or refused. 2. Tensors are compared with the shapes that the config
-promises, and every one of them must be finite. 3. `build` makes the sae_lens SAE that computes
-z = (x − b_dec·[apply_b_dec_to_input])·W_enc + b_enc and x̂ = a·W_dec + b_dec, with W_enc [d_in d_sae] and
-W_dec [d_sae d_in].
+1. JSON and tensors are read whole or refused; values of a config are read by their JSON type (`Settings`).
+2. `take` compares tensors with the shapes that the config promises. 3. `build` makes the sae_lens SAE that
+computes z = (x − b_dec·[apply_b_dec_to_input])·W_enc + b_enc and x̂ = a·W_dec + b_dec, with W_enc [d_in d_sae]
+and W_dec [d_sae d_in]. 4. `formats.checked` tries the SAE that came of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import pickle
+import reprlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from sae_lens import SAE
@@ -23,16 +26,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from iclens.errors import SaeError
-from iclens.names import Site
+from iclens.errors import SaeError, SiteError
+from iclens.names import Site, sae_site
 
-ARCHITECTURES = (
-    "standard", "gated", "topk", "jumprelu",
-    "transcoder", "jumprelu_transcoder", "skip_transcoder", "jumprelu_skip_transcoder",
-)  # fmt: skip
-"""sae_lens architectures that are used: non-negative latents that are read from one token at a time."""
 NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 """What an SAE may do to its input; the others of sae_lens have to be folded into the weights."""
+_POINTER = b"version https://git-lfs"
+"""How a file starts that Git left in place of a large one."""
+_FETCH = "Fetch this file again from where the SAE is published."
 
 
 @dataclass(frozen=True)
@@ -43,21 +44,107 @@ class Parts:
         layout: name of the layout it was read from.
         sae_id: sha256 over the files it was read from, 16 hex digits.
         network: the sae_lens SAE; float32, for raw activations.
-        site: what it reads; None when the files do not say.
+        site: what it reads; None when the files do not say, or name what is no site.
+        hook: what it reads, as its files name it; None when they do not say.
         target: what it reconstructs, when that is another site (a transcoder).
         model: name of the model it was trained on; None when the files do not say.
         model_fingerprint: that model's fingerprint, where `iclens` trained it; None otherwise.
         l0: mean number of active latents that its makers state; None when they do not.
+        mean_length: mean length of the site's activations in its training data, by which it scales them;
+            None when it does not.
     """
 
     layout: str
     sae_id: str
     network: Any
     site: Site | None
+    hook: str | None = None
     target: Site | None = None
     model: str | None = None
     model_fingerprint: str | None = None
     l0: float | None = None
+    mean_length: float | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values of an SAE's config, read by their JSON type: 24 is a number, "24" and true are not.
+
+    Args:
+        what: the SAE as messages name it, a folder or a reference.
+        file: the config's name.
+        values: key → value.
+    """
+
+    what: str
+    file: str
+    values: Mapping[str, Any]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value; `default` where it is absent or null."""
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def refuse(self, key: str, allowed: str, cause: Exception | None = None) -> NoReturn:
+        """Raise a SaeError that names the key, its value, the file and what is allowed."""
+        raise SaeError(
+            f"SAE '{self.what}'", f"{key} is {reprlib.repr(self.values.get(key))} in {self.file}", allowed
+        ) from cause
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive finite number."""
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
+            self.refuse(key, f"{key} must be a positive number, without quotes.")
+        return float(value)
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A positive whole number."""
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value % 1:
+            self.refuse(key, f"{key} must be a positive whole number, without quotes.")
+        return int(value)
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        """True or false."""
+        value = self.get(key, default)
+        return value if isinstance(value, bool) else self.refuse(key, f"{key} must be true or false.")
+
+    def text(self, key: str) -> str | None:
+        """A text; None where it is absent or null."""
+        value = self.get(key)
+        return (
+            value if value is None or isinstance(value, str) else self.refuse(key, f"{key} must be a text.")
+        )
+
+    def mapping(self, key: str) -> Settings:
+        """The settings that stand under a key; none where it is absent or null."""
+        value = self.get(key, {})
+        if not isinstance(value, dict):
+            self.refuse(key, f"{key} must be a mapping of keys to values.")
+        return Settings(self.what, self.file, value)
+
+    def only(self, key: str, allowed: Sequence[Any], default: Any) -> Any:
+        """One of the values that can be computed here."""
+        value = self.get(key, default)
+        if not any(type(value) is type(option) and value == option for option in allowed):
+            options = " or ".join(json.dumps(option) for option in allowed)
+            self.refuse(key, f"What is computed here is {key} {options}.")
+        return value
+
+    def site(self, key: str) -> Site | None:
+        """The site that a hook's name means; None where it is absent, or names what is no site.
+
+        Raises:
+            SaeError: for the heads' outputs.
+        """
+        name = self.text(key)
+        try:
+            return None if name is None else sae_site(name)
+        except SiteError as cause:
+            if "hook_z" in f"{cause}":
+                self.refuse(key, cause.remedy, cause)
+            return None
 
 
 def fingerprint(files: Sequence[Path]) -> str:
@@ -74,17 +161,40 @@ def read_json(file: Path, what: str = "SAE") -> dict[str, Any]:
     """The mapping that a JSON file holds.
 
     Raises:
-        SaeError: when it is missing, damaged or no mapping.
+        SaeError: when it is missing, cannot be read, or is not one JSON mapping in which no key stands twice.
     """
+    asked = f"{what} '{file.parent}'"
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in items]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise SaeError(asked, f"{key!r} stands twice in {file.name}", "Keep one of them.")
+        return dict(items)
+
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=pairs)
+    except FileNotFoundError as cause:
+        raise SaeError(asked, f"{file.name} is missing", _FETCH) from cause
     except OSError as cause:
-        raise SaeError(f"{what} '{file.parent}'", f"{file.name} is missing", "Copy it again.") from cause
-    except ValueError as cause:
-        raise SaeError(f"{what} '{file.parent}'", f"{file.name} is damaged", "Copy it again.") from cause
-    if not isinstance(found, dict):
-        raise SaeError(f"{what} '{file.parent}'", f"{file.name} is no mapping", "Copy it again.")
-    return found
+        raise SaeError(asked, f"{file.name} cannot be read ({cause.strerror})", _FETCH) from cause
+    except UnicodeDecodeError as cause:
+        raise SaeError(asked, f"{file.name} is not UTF-8 text", "Save it as UTF-8.") from cause
+    except (ValueError, RecursionError) as cause:
+        line = "too deeply nested" if isinstance(cause, RecursionError) else f"{cause}".splitlines()[0]
+        raise SaeError(asked, f"{file.name} is not JSON ({line})", "It must hold one mapping.") from cause
+    if not isinstance(values, dict):
+        raise SaeError(asked, f"{file.name} is not a mapping of keys to values", "It must hold one.")
+    return values
+
+
+def settings(file: Path) -> Settings:
+    """The settings of a config file.
+
+    Raises:
+        SaeError: as for `read_json`.
+    """
+    return Settings(str(file.parent), file.name, read_json(file))
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -93,28 +203,50 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     Raises:
         SaeError: when it is missing or damaged.
     """
+    _refuse_pointer(file)
     try:
         return load_file(file)
-    except (SafetensorError, OSError, ValueError) as cause:
-        raise unreadable(file.parent, cause) from cause
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as cause:
+        raise _unreadable(file, cause) from cause
 
 
-def unreadable(folder: Path, cause: Exception) -> SaeError:
-    """The error for weights that cannot be read."""
-    line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-    return SaeError(f"SAE '{folder}'", f"cannot be read ({line})", "Copy or train it again.")
-
-
-def number(config: Mapping[str, Any], key: str, folder: Path) -> int:
-    """A positive whole number of a config.
+def read_pickle(file: Path) -> Any:
+    """What a file of torch.save holds, unpickled without running anything that the file asks for.
 
     Raises:
-        SaeError: when it is missing or something else.
+        SaeError: when it is missing or damaged, or asks for more than plain values and tensors.
     """
-    value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SaeError(f"SAE '{folder}'", f"{key} is {value!r}", f"{key} must be a positive whole number.")
-    return value
+    _refuse_pointer(file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the pickle's version
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as cause:
+        raise SaeError(
+            f"SAE '{file.parent}'",
+            f"{file.name} is damaged or holds more than tensors, and is not unpickled",
+            "Where you trust it, load it in Python and save its state_dict() of tensors with torch.save.",
+        ) from cause  # fmt: skip
+    except Exception as cause:  # a broken pickle can make torch.load raise anything
+        raise _unreadable(file, cause) from cause
+
+
+def _refuse_pointer(file: Path) -> None:
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(len(_POINTER))
+    except OSError as cause:
+        raise _unreadable(file, cause) from cause
+    if start == _POINTER:
+        raise SaeError(
+            f"SAE '{file.parent}'", f"{file.name} is a Git LFS pointer, not the weights",
+            "Run `git lfs pull` in its repository.",
+        )  # fmt: skip
+
+
+def _unreadable(file: Path, cause: Exception) -> SaeError:
+    line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    return SaeError(f"SAE '{file.parent}'", f"{file.name} cannot be read ({line})", _FETCH)
 
 
 def refuse_width(what: str, width: Any, d_model: int | None, kind: str = "width") -> None:
@@ -130,35 +262,75 @@ def refuse_width(what: str, width: Any, d_model: int | None, kind: str = "width"
 
 
 def take(
-    folder: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
+    what: str, file: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], remedy: str = ""
 ) -> dict[str, Tensor]:
     """The tensors as float32, each of the promised shape and finite, none missing and none left over.
 
+    Args:
+        what: the SAE, as messages name it.
+        file: the name of the file that holds them.
+        tensors: name → values.
+        shapes: name → the shape that the config promises.
+        remedy: what to do when they are others; by default the names that are expected.
+
     Raises:
-        SaeError: naming the first that is not.
+        SaeError: naming the file and every tensor that is missing or left over, or the first that is wrong.
     """
-    missing, strange = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
+    asked = f"weights of SAE '{what}'"
+    missing = [f"{name} {list(shapes[name])} is missing" for name in shapes if name not in tensors]
+    strange = [
+        f"{name if name.isprintable() else ascii(name)} {list(tensors[name].shape)} is not known"
+        for name in tensors if name not in shapes
+    ]  # fmt: skip
     if missing or strange:
-        found = f"{missing[0]} is missing" if missing else f"{strange[0]} is not known"
-        raise SaeError(f"weights of SAE '{folder}'", found, "It is another layout or a damaged file.")
+        wrong = "; ".join([*missing, *strange][:6])
+        raise SaeError(asked, f"{wrong} in {file}", remedy or f"It must hold {', '.join(shapes)}.")
+    taken = {}
     for name, shape in shapes.items():
         tensor = tensors[name]
         if tuple(tensor.shape) != tuple(shape):
             raise SaeError(
-                f"weights of SAE '{folder}'",
-                f"{name} is {list(tensor.shape)}, the config promises {list(shape)}",
-                "Config and weights belong to different SAEs.",
+                asked, f"{name} is {list(tensor.shape)} in {file}, the config promises {list(shape)}",
+                "Config and weights belong to different SAEs, or one of them was changed.",
             )  # fmt: skip
-        if not tensor.is_floating_point():
-            raise SaeError(f"weights of SAE '{folder}'", f"{name} is {tensor.dtype}", "Floats are needed.")
-        if not tensor.isfinite().all():
-            raise SaeError(f"weights of SAE '{folder}'", f"{name} is not finite", "Copy or train it again.")
-    return {name: tensors[name].float() for name in shapes}
+        if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+            kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
+            raise SaeError(asked, f"{name} is {kind} in {file}", "It must hold dense floating-point numbers.")
+        taken[name] = tensor.float()
+        refuse_not_finite(asked, file, name, taken[name])
+    return taken
+
+
+def refuse_not_finite(asked: str, file: str, name: str, tensor: Tensor) -> None:
+    """Raise a SaeError when a tensor holds NaN or an infinity, with how many and where the first stands."""
+    if not (finite := tensor.isfinite()).all():
+        n_wrong, first = int((~finite).sum()), (~finite).nonzero()[0].tolist()
+        raise SaeError(
+            asked, f"{name} is not finite in {file}: {n_wrong} of {tensor.numel()}, at {first} first",
+            "Its training diverged or the file is damaged: take an earlier checkpoint, or fetch it again.",
+        )  # fmt: skip
+
+
+def refuse_unlearnt(what: str, file: str, threshold: float, k: float) -> None:
+    """Raise a SaeError when BatchTopK training set no threshold: about half of all latents would fire."""
+    if threshold <= 0:
+        raise SaeError(
+            f"weights of SAE '{what}'",
+            f"threshold is {threshold:g} in {file}: BatchTopK training (k {k:g}) ended before it learnt one",
+            "Use a later checkpoint of the same training.",
+        )
+
+
+def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [latent d_in] made of length 1, and the lengths they had [latent]; a row of zeros stays zero."""
+    lengths = rows.norm(dim=1)
+    return rows / lengths.clamp_min(torch.finfo(rows.dtype).tiny)[:, None], lengths
 
 
 def build(
     architecture: str, weights: Mapping[str, Tensor], *, site: Site | None, model: str | None,
-    subtract_b_dec: bool = True, device: str = "cpu", **options: Any,
+    subtract_b_dec: bool = True, device: str = "cpu", metadata: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> SAE[Any]:  # fmt: skip
     """The sae_lens SAE with these weights.
 
@@ -169,21 +341,25 @@ def build(
         model: the model's name, for its metadata.
         subtract_b_dec: whether b_dec is subtracted from the input.
         device: torch device.
+        metadata: more that is kept in its metadata.
         options: further fields of the config, such as k.
     """
     network_class, config_class = get_sae_class(architecture)
     d_in, d_sae = weights["W_enc"].shape
-    named = {} if site is None else {"hook_name": str(site), "hook_layer": site.layer}
-    metadata = SAEMetadata(**named, **({} if model is None else {"model_name": model}))
+    described: dict[str, Any] = dict(metadata or {})
+    if site is not None:
+        described |= {"hook_name": str(site), "hook_layer": site.layer}
+    if model is not None:
+        described["model_name"] = model
+    kept = SAEMetadata()
+    for key, value in described.items():
+        if not hasattr(SAEMetadata, key):
+            kept[key] = value
     config: Any = config_class(
-        d_in=d_in,
-        d_sae=d_sae,
-        device="meta",
-        apply_b_dec_to_input=subtract_b_dec,
-        metadata=metadata,
-        **options,
+        d_in=d_in, d_sae=d_sae, device="meta", apply_b_dec_to_input=subtract_b_dec, **options
     )
     network: Any = network_class(config)
+    config.metadata = kept
     values = {name: torch.nn.Parameter(value.contiguous().to(device)) for name, value in weights.items()}
     network.load_state_dict(values, assign=True)
     config.device = device

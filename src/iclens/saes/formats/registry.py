@@ -1,7 +1,7 @@
 """SAEs on the hub: `release/sae_id` of sae_lens' registry, or `owner/repository/folder` in a known layout.
 
 The files are fetched once into the hub's cache. Releases of Llama Scope and dictionary_learning are read by
-our own readers; the others by sae_lens, and refused when that leaves a normalisation unfolded.
+our own readers; the others by sae_lens, whose SAE is then read like one that it saved.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from sae_lens import SAE
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
 from iclens.errors import SaeError, nearest
+from iclens.saes.formats import native
 from iclens.saes.formats.detect import read_folder
-from iclens.saes.formats.native import checked, declared_site
-from iclens.saes.formats.parts import NORMALISATIONS, Parts
+from iclens.saes.formats.parts import Parts, Settings
 
 _OURS = ("llama_scope", "dictionary_learning_1")
 """Conversion functions whose releases are read by our own readers."""
@@ -90,6 +90,11 @@ def _fetched(ref: str, repository: str, folder: str) -> Path:
             f"SAE '{ref}'", f"cannot be fetched ({str(cause).strip().splitlines()[0]})",
             "Check the name and the network, or give a local folder.",
         ) from cause  # fmt: skip
+    if not (root / folder).is_dir():
+        raise SaeError(
+            f"SAE '{ref}'", f"repository '{repository}' has no folder '{folder}'",
+            f"Name one of those listed on the hub's page of {repository}.",
+        )  # fmt: skip
     return root / folder
 
 
@@ -101,17 +106,14 @@ def _converted(ref: str, release: str, sae_id: str, device: str) -> Parts:
             network: Any = SAE.from_pretrained(release, sae_id, device=device, dtype="float32")
     except (HTTPError, OSError, ValueError, KeyError, RuntimeError) as cause:
         line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise SaeError(f"SAE '{ref}'", f"sae_lens cannot load it ({line})", "Use another.") from cause
-    for key, plain in (("normalize_activations", NORMALISATIONS), ("reshape_activations", ("none",))):
-        if getattr(network.cfg, key) not in plain:
-            raise SaeError(f"SAE '{ref}'", f"{key} is '{getattr(network.cfg, key)}'", "Use another.")
-    metadata = checked(ref, network).cfg.metadata
-    site, target = (declared_site(ref, metadata.get(key)) for key in ("hook_name", "hook_name_out"))
+        raise SaeError(
+            f"SAE '{ref}'", f"sae_lens cannot load it ({line})",
+            "Check the network; `iclens saes list` names the releases that it knows.",
+        ) from cause  # fmt: skip
+    weights = network.state_dict()
+    config = Settings(ref, "the config that sae_lens gives", network.cfg.to_dict())
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    k = getattr(network.cfg, "k", None)
-    return Parts(
-        "sae_lens registry", digest.hexdigest()[:16], network, site,
-        target=None if target == site else target, model=metadata.model_name, l0=k,
-    )  # fmt: skip
+    parts = native.from_tensors(config, "the weights that sae_lens gives", weights, device)
+    return replace(parts, layout="sae_lens registry", sae_id=digest.hexdigest()[:16])

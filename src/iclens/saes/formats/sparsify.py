@@ -16,18 +16,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
-from iclens.errors import SaeError
 from iclens.names import Site
 from iclens.saes.formats.parts import (
     Parts,
+    Settings,
     build,
     fingerprint,
-    number,
-    read_json,
     read_tensors,
     refuse_width,
+    settings,
     take,
 )
 
@@ -43,29 +41,33 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     Raises:
         SaeError: when a file is missing or damaged, or when it computes something sae_lens cannot.
     """
-    config = read_json(folder / CONFIG)
+    config = settings(folder / CONFIG)
     for key, plain in _PLAIN.items():
-        if config.get(key, plain) != plain:
-            raise SaeError(
-                f"SAE '{folder}'", f"{key} is {config[key]!r}", "Only plain TopK SAEs can be used."
-            )
-    d_in, k = number(config, "d_in", folder), number(config, "k", folder)
-    refuse_width(str(folder), d_in, d_model)
-    d_sae = _n_latents(config, d_in, folder)
+        config.only(key, (plain,), plain)
+    d_in, k = config.whole("d_in"), config.whole("k")
+    refuse_width(config.what, d_in, d_model)
+    d_sae = _n_latents(config, d_in)
     if k > d_sae:
-        raise SaeError(f"SAE '{folder}'", f"k is {k} of {d_sae} latents", "Mend cfg.json.")
+        config.refuse("k", f"k must be within 1 … {d_sae}, the number of its latents.")
     shapes = {
         "encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,),
     }  # fmt: skip
-    found = take(folder, read_tensors(folder / WEIGHTS), shapes)
+    stored = take(config.what, WEIGHTS, read_tensors(folder / WEIGHTS), shapes)
     weights = {
-        "W_enc": found["encoder.weight"].T, "b_enc": found["encoder.bias"],
-        "W_dec": found["W_dec"], "b_dec": found["b_dec"],
+        "W_enc": stored["encoder.weight"].T, "b_enc": stored["encoder.bias"],
+        "W_dec": stored["W_dec"], "b_dec": stored["b_dec"],
     }  # fmt: skip
-    site, model = hookpoint(folder.resolve().name), _model(folder)
+    name = folder.resolve().name
+    site, model = hookpoint(name), _model(folder)
     network = build("topk", weights, site=site, model=model, device=device, k=k)
     return Parts(
-        "sparsify", fingerprint([folder / CONFIG, folder / WEIGHTS]), network, site, model=model, l0=k
+        "sparsify",
+        fingerprint([folder / CONFIG, folder / WEIGHTS]),
+        network,
+        site,
+        hook=name,
+        model=model,
+        l0=k,
     )
 
 
@@ -77,13 +79,12 @@ def hookpoint(name: str) -> Site | None:
     return None if match is None else Site(int(match[1]), _HOOKS.get(match[2], "attn_out"))
 
 
-def _n_latents(config: dict[str, Any], d_in: int, folder: Path) -> int:
-    if config.get("num_latents"):
-        return number(config, "num_latents", folder)
-    return d_in * number(config, "expansion_factor", folder)
+def _n_latents(config: Settings, d_in: int) -> int:
+    if config.get("num_latents", 0) == 0:
+        return d_in * config.whole("expansion_factor")
+    return config.whole("num_latents")
 
 
 def _model(folder: Path) -> str | None:
     beside = folder.resolve().parent / "config.json"
-    name = read_json(beside).get("model") if beside.is_file() else None
-    return name if isinstance(name, str) else None
+    return settings(beside).text("model") if beside.is_file() else None

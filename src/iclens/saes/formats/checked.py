@@ -1,0 +1,77 @@
+"""The one check of every SAE, of whatever layout, after it was converted.
+
+1. Its architecture is one of those used, every parameter has that architecture's shape and is finite, no
+threshold is negative, and k is within 1 … d_sae. 2. Its input is scaled by nothing but the input itself.
+3. Two rows are encoded and decoded: what comes out is finite, and no latent is negative.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from iclens.errors import SaeError
+from iclens.saes.formats.native import ARCHITECTURES, SCALER, UNFOLDED, shapes
+from iclens.saes.formats.parts import NORMALISATIONS, Parts, refuse_not_finite
+
+
+def check(what: str, parts: Parts) -> None:
+    """Refuse an SAE with which a figure could be wrong or undefined.
+
+    Args:
+        what: the SAE, as messages name it.
+        parts: as its reader gives them.
+
+    Raises:
+        SaeError: naming the parameter or setting, and what is allowed.
+    """
+    network, config = parts.network, parts.network.cfg
+    asked, name = f"SAE '{what}'", config.architecture()
+    if name not in ARCHITECTURES:
+        raise SaeError(asked, f"architecture is {name!r}", f"Known: {', '.join(ARCHITECTURES)}.")
+    expected = shapes(name, config.d_in, config.d_sae, getattr(config, "d_out", config.d_in))
+    held = network.state_dict()
+    for key in sorted(expected.keys() | held.keys()):
+        shape = list(held[key].shape) if key in held else None
+        if key not in expected or shape != list(expected[key]):
+            raise SaeError(
+                asked, f"{key} is {shape}", f"{name} of this size has {key} {list(expected.get(key, ()))}."
+            )
+        refuse_not_finite(f"weights of {asked}", f"{parts.layout} weights as float32", key, held[key])
+    if "threshold" in held and float(held["threshold"].min()) < 0:
+        latent = int(held["threshold"].argmin())
+        raise SaeError(
+            f"weights of {asked}", f"threshold of latent {latent} is {float(held['threshold'][latent]):g}",
+            "Thresholds must not be negative: latents are not.",
+        )  # fmt: skip
+    k = getattr(config, "k", 1)
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= config.d_sae:
+        raise SaeError(
+            asked, f"k is {k!r} of {config.d_sae} latents", f"k must be within 1 … {config.d_sae}."
+        )
+    if config.normalize_activations == UNFOLDED:
+        raise SaeError(
+            asked, f"normalize_activations is {UNFOLDED!r}, and {SCALER} does not stand beside it",
+            "Give the factor of its training: `iclens saes convert REF --out FOLDER --input-scale S`, "
+            "S = √d_in / mean length of the site's activations in training.",
+        )  # fmt: skip
+    if config.normalize_activations not in NORMALISATIONS or config.reshape_activations != "none":
+        raise SaeError(
+            asked, f"normalize_activations is {config.normalize_activations!r}, "
+            f"reshape_activations {config.reshape_activations!r}",
+            f"Allowed: {', '.join(NORMALISATIONS)}; inputs that are not reshaped.",
+        )  # fmt: skip
+    _try(asked, parts)
+
+
+@torch.no_grad()
+def _try(asked: str, parts: Parts) -> None:
+    """Encode and decode two rows."""
+    weights = parts.network.W_enc
+    x = torch.stack([torch.ones(len(weights)), torch.linspace(-1, 1, len(weights))]).to(weights)
+    latents = parts.network.encode(x)
+    decoded = parts.network.decode(latents)
+    if not (latents.isfinite().all() and decoded.isfinite().all() and (latents >= 0).all()):
+        raise SaeError(
+            f"weights of {asked}", "rows of length one are not encoded and decoded to finite numbers",
+            "Its weights are too large for float32: take another checkpoint.",
+        )  # fmt: skip

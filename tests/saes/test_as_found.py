@@ -1,0 +1,598 @@
+"""SAE folders as they are found: old versions, dead latents, unlearnt thresholds, roots, halves."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import (
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    MatryoshkaBatchTopKTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAEConfig,
+)
+from sae_lens.saes.sae import SAEMetadata
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from iclens.errors import SaeError
+from iclens.names import Site
+from iclens.saes.convert import convert
+from iclens.saes.load import Sae, load_sae
+
+FIXTURES = Path(__file__).parent / "fixtures"
+SPARSIFY, LEARNT = FIXTURES / "sparsify", FIXTURES / "dictionary_learning"
+SITE = Site(2, "resid_post")
+HOOK = str(SITE)
+D_IN, D_SAE, K = 8, 24, 4
+Raw = dict[str, Tensor]
+Write = Callable[..., Path]
+
+
+def refused(call: Callable[[], object], *words: str) -> str:
+    with pytest.raises(SaeError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+    return message
+
+
+def drawn(**shapes: tuple[int, ...]) -> Raw:
+    generator = torch.Generator().manual_seed(3)
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def rows(n: int = 40, d_in: int = D_IN) -> Tensor:
+    return 2 * torch.randn(n, d_in, generator=torch.Generator().manual_seed(1)) + 0.5
+
+
+def native(folder: Path, config: dict[str, Any], weights: Raw) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "cfg.json").write_text(json.dumps(config))
+    save_file(
+        {name: value.contiguous() for name, value in weights.items()}, folder / "sae_weights.safetensors"
+    )
+    return folder
+
+
+def plain(architecture: str = "standard") -> tuple[dict[str, Any], Raw]:
+    """A config of sae_lens 6 and weights of an architecture."""
+    config = {
+        "d_in": D_IN, "d_sae": D_SAE, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True,
+        "normalize_activations": "none", "reshape_activations": "none", "architecture": architecture,
+        "metadata": {"hook_name": HOOK, "model_name": "gpt2", "sae_lens_version": "6.5.0"},
+    }  # fmt: skip
+    weights = drawn(W_enc=(D_IN, D_SAE), W_dec=(D_SAE, D_IN), b_dec=(D_IN,), b_enc=(D_SAE,))
+    if architecture == "topk":
+        config["k"] = K
+    if architecture == "jumprelu":
+        weights["threshold"] = torch.full((D_SAE,), 0.5)
+    if architecture == "gated":
+        weights |= {"b_gate": weights.pop("b_enc"), **drawn(b_mag=(D_SAE,), r_mag=(D_SAE,))}
+    return config, weights
+
+
+def dictionary(folder: Path, name: str, change: Callable[[Raw, dict[str, Any]], object]) -> Path:
+    """A fixture of dictionary_learning, its tensors and its trainer's config changed."""
+    shutil.copytree(LEARNT / name, folder)
+    tensors = torch.load(folder / "ae.pt", weights_only=True)
+    config = json.loads((folder / "config.json").read_text())
+    change(tensors, config["trainer"])
+    torch.save(tensors, folder / "ae.pt")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+# ------------------------------------------------------------------------------------------ dead latents
+
+
+def dead_standard(folder: Path, _: Write) -> Path:
+    return dictionary(folder, "standard", lambda tensors, _: tensors["decoder.weight"][:, 5].zero_())
+
+
+def dead_scope(folder: Path, write_scope: Write) -> Path:
+    write_scope(folder, torch.float32)
+    file = folder / "checkpoints" / "final.safetensors"
+    tensors = load_file(file)
+    tensors["decoder.weight"][:, 5] = 0
+    save_file(tensors, file)
+    return folder
+
+
+def dead_rescaled(folder: Path, _: Write) -> Path:
+    config, weights = plain("topk")
+    weights["W_dec"][5] = 0
+    return native(folder, config | {"rescale_acts_by_decoder_norm": True}, weights)
+
+
+def dead_llamascopium(folder: Path, _: Write) -> Path:
+    config, weights = scopium("topk")
+    weights["W_D"][5] = 0
+    return write_scopium(folder, config, weights)
+
+
+@pytest.mark.parametrize("make", [dead_standard, dead_scope, dead_rescaled, dead_llamascopium])
+def test_a_decoder_row_of_zeros_stays_zero_and_its_latent_dead(
+    tmp_path: Path, write_scope: Write, make: Callable[[Path, Write], Path]
+) -> None:
+    sae = load_sae(make(tmp_path / "sae", write_scope), site=SITE)
+    x = 100 * rows()
+    latents = sae.encode(x)
+    assert all(value.isfinite().all() for value in (sae.W_dec, latents, sae.reconstruct(x, latents)))
+    assert not sae.W_dec[5].any() and not latents[:, 5].any()
+    assert (latents.sum(dim=0) > 0).sum() > sae.d_sae // 2
+
+
+# ------------------------------------------------------------------------------------ sae_lens' versions
+
+
+def older(config: dict[str, Any]) -> dict[str, Any]:
+    """The same as written before 6.0: flat, without a version."""
+    flat = {
+        key: value for key, value in config.items() if key not in ("metadata", "architecture", "k", "dtype")
+    }
+    return flat | {"hook_point": HOOK, "model_name": "gpt2", "prepend_bos": True}
+
+
+def unversioned(config: dict[str, Any]) -> dict[str, Any]:
+    """The same as by hand: nested, but without a version or a dtype."""
+    metadata = {"hook_name": HOOK, "model_name": "gpt2"}
+    return {key: value for key, value in config.items() if key != "dtype"} | {"metadata": metadata}
+
+
+@pytest.mark.parametrize("written", [older, unversioned])
+@pytest.mark.parametrize("architecture", ["standard", "topk"])
+def test_a_config_without_a_version_is_read_whole(
+    tmp_path: Path, architecture: str, written: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    config, weights = plain(architecture)
+    changed = written(config)
+    if written is older and architecture == "topk":
+        changed |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}
+    new, old = (
+        load_sae(native(tmp_path / "new", config, weights)),
+        load_sae(native(tmp_path / "old", changed, weights)),
+    )
+    assert (old.site, old.model, old.k, old.l0) == (SITE, "gpt2", new.k, new.l0)
+    assert torch.equal(old.encode(rows()), new.encode(rows()))
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"activation_fn_str": "tanh-relu"}, {"activation_fn": "tanh-relu", "activation_fn_kwargs": {}},
+        {"activation_fn": "gelu"}, {"activation_fn_str": "topk"},
+        {"activation_fn_str": "relu", "activation_fn_kwargs": {"alpha": 0.1}},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_activation_that_is_not_computed_is_refused_by_name(
+    tmp_path: Path, stated: dict[str, Any], nested: bool
+) -> None:
+    config, weights = plain()
+    config = config | ({"metadata": config["metadata"] | stated} if nested else stated)
+    words = ("k is None",) if "topk" in stated.values() else (str(next(iter(stated.values()))),)
+    words = ("alpha",) if stated.get("activation_fn_kwargs") else words
+    refused(lambda: load_sae(native(tmp_path / "sae", config, weights)), "cfg.json", *words)
+
+
+def test_two_places_that_disagree_are_refused(tmp_path: Path) -> None:
+    config, weights = plain("topk")
+    kwargs = {"activation_fn": "topk", "activation_fn_kwargs": {"k": K + 1}}
+    refused(lambda: load_sae(native(tmp_path / "k", config | kwargs, weights)), "k is 4", "says 5")
+    hook = {"hook_name": "blocks.3.hook_resid_post"}
+    refused(
+        lambda: load_sae(native(tmp_path / "hook", config | hook, weights)), "hook_name", "blocks.3", HOOK
+    )
+    text = '{"d_in": 8, "k": 4, "k": 5}'
+    (tmp_path / "k" / "cfg.json").write_text(text)
+    refused(lambda: load_sae(tmp_path / "k"), "'k' stands twice in cfg.json")
+
+
+@pytest.mark.parametrize("architecture", ["temporal", "matching_pursuit", "ReLU", None, 3, ["topk"]])
+def test_an_unknown_architecture_is_refused_with_those_that_are_known(
+    tmp_path: Path, architecture: Any
+) -> None:
+    config, weights = plain()
+    folder = native(tmp_path / "sae", config | {"architecture": architecture}, weights)
+    if architecture is None:
+        assert load_sae(folder).network.cfg.architecture() == "standard"
+    else:
+        refused(lambda: load_sae(folder), "architecture", "jumprelu", "batchtopk", "topk")
+
+
+def test_a_finetuned_decoder_is_scaled_as_sae_lens_5_did(tmp_path: Path) -> None:
+    config, weights = plain()
+    factors = torch.linspace(0.5, 2, D_SAE)
+    folder = native(
+        tmp_path / "sae", config | {"finetuning_scaling_factor": True}, weights | {"scaling_factor": factors}
+    )
+    sae, x = load_sae(folder), rows()
+    acts = ((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]).relu()
+    torch.testing.assert_close(sae.encode(x), acts)
+    torch.testing.assert_close(sae.decode(acts), (acts * factors) @ weights["W_dec"] + weights["b_dec"])
+    unstated = native(tmp_path / "unstated", config, weights | {"scaling_factor": factors})
+    refused(lambda: load_sae(unstated), "finetuning_scaling_factor")
+    ones = native(tmp_path / "ones", config, weights | {"scaling_factor": torch.ones(D_SAE)})
+    assert torch.equal(load_sae(ones).W_dec, weights["W_dec"])
+
+
+# ------------------------------------------------------------------------------------- BatchTopK training
+
+
+def batch_top_k(threshold: float, matryoshka: bool = False, **options: Any) -> Any:
+    metadata = SAEMetadata(hook_name=HOOK, model_name="gpt2")
+    if matryoshka:
+        network: Any = MatryoshkaBatchTopKTrainingSAE(
+            MatryoshkaBatchTopKTrainingSAEConfig(
+                d_in=D_IN, d_sae=D_SAE, k=K, matryoshka_widths=[8, 24], metadata=metadata, **options
+            )
+        )
+    else:
+        network = BatchTopKTrainingSAE(
+            BatchTopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, metadata=metadata, **options)
+        )
+    with torch.no_grad():
+        for name, value in drawn(
+            W_enc=(D_IN, D_SAE), W_dec=(D_SAE, D_IN), b_dec=(D_IN,), b_enc=(D_SAE,)
+        ).items():
+            getattr(network, name).copy_(value)
+        network.topk_threshold.fill_(threshold)
+    return network
+
+
+@pytest.mark.parametrize("matryoshka", [False, True])
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_a_batchtopk_checkpoint_is_its_final_folder(tmp_path: Path, matryoshka: bool, rescaled: bool) -> None:
+    network = batch_top_k(2.5, matryoshka, rescale_acts_by_decoder_norm=rescaled)
+    network.save_model(tmp_path / "checkpoint")
+    network.save_inference_model(tmp_path / "final")
+    checkpoint, final = load_sae(tmp_path / "checkpoint"), load_sae(tmp_path / "final")
+    acts = checkpoint.encode(rows())
+    torch.testing.assert_close(acts, final.encode(rows()))
+    torch.testing.assert_close(checkpoint.decode(acts), final.decode(acts))
+    assert 0 < (acts > 0).float().mean() < 0.5
+    assert checkpoint.l0 == final.l0 == K and checkpoint.k is final.k is None
+
+
+def unlearnt_final(folder: Path) -> None:
+    batch_top_k(0.0).save_inference_model(folder)
+
+
+def unlearnt_checkpoint(folder: Path) -> None:
+    batch_top_k(0.0).save_model(folder)
+
+
+def unlearnt_matryoshka(folder: Path) -> None:
+    batch_top_k(0.0, matryoshka=True).save_inference_model(folder)
+
+
+def unlearnt_learnt(name: str, threshold: float) -> Callable[[Path], object]:
+    return lambda folder: dictionary(folder, name, lambda tensors, _: tensors["threshold"].fill_(threshold))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        unlearnt_final, unlearnt_checkpoint, unlearnt_matryoshka, unlearnt_learnt("batchtopk", -1.0),
+        unlearnt_learnt("batchtopk", 0.0), unlearnt_learnt("matryoshka", -1.0),
+    ],
+)  # fmt: skip
+def test_a_batchtopk_sae_that_learnt_no_threshold_is_refused(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    make(tmp_path / "sae")
+    refused(lambda: load_sae(tmp_path / "sae"), "threshold is", "ended before it learnt one", "(k 4)")
+
+
+# --------------------------------------------------------------------------------------- input scales
+
+
+def wrapped(network: Any, s: float, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What an SAE that was trained on s·x computes of x, by sae_lens itself."""
+    with torch.no_grad():
+        acts = network.encode(s * x)
+        return acts, network.decode(acts) / s
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
+@pytest.mark.parametrize("subtracted", [True, False])
+@pytest.mark.parametrize("given", ["beside it", "to the command"])
+def test_an_input_scale_is_written_into_the_weights(
+    tmp_path: Path, architecture: str, subtracted: bool, given: str
+) -> None:
+    s, x = 0.37, 10 * rows()
+    config, weights = plain(architecture)
+    config |= {"apply_b_dec_to_input": subtracted}
+    reference = load_sae(native(tmp_path / "reference", config, weights)).network
+    folder = native(tmp_path / "sae", config | {"normalize_activations": "expected_average_only_in"}, weights)
+    refused(lambda: load_sae(folder), "expected_average_only_in", "iclens saes convert", "--input-scale")
+    refused(lambda: convert(folder, tmp_path / "no"), "activation_scaler.json", "--input-scale")
+    if given == "beside it":
+        (folder / "activation_scaler.json").write_text(
+            json.dumps({"scaling_factor": s, "has_whitening": False})
+        )
+        folded = load_sae(convert(folder, tmp_path / "out"))
+    else:
+        folded = load_sae(convert(folder, tmp_path / "out", input_scale=s))
+    acts, x_hat = wrapped(reference, s, x)
+    torch.testing.assert_close(folded.encode(x), acts, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(folded.reconstruct(x, acts), x_hat, rtol=1e-4, atol=1e-4)
+    assert folded.normalisation == "none" and (acts > 0).any()
+
+
+def test_an_input_scale_must_be_wanted_and_possible(tmp_path: Path) -> None:
+    config, weights = plain()
+    folder = native(tmp_path / "plain", config, weights)
+    refused(lambda: load_sae(folder, input_scale=2.0), "needs no input scale")
+    scaled = native(tmp_path / "scaled", config | {"normalize_activations": True}, weights)
+    refused(lambda: load_sae(scaled, input_scale=0.0), "input_scale is 0.0")
+    refused(lambda: load_sae(scaled, input_scale=math.nan), "input_scale is nan")
+    for text in ('{"scaling_factor": null}', '{"scaling_factor": "2"}', '{"scaling_factor": -1}', "[]"):
+        (scaled / "activation_scaler.json").write_text(text)
+        refused(lambda: load_sae(scaled), "activation_scaler.json")
+    whitened = native(tmp_path / "white", config | {"normalize_activations": "covariance_whitening"}, weights)
+    refused(lambda: load_sae(whitened), "covariance_whitening", "final folder")
+
+
+# ------------------------------------------------------------------------------------------ llamascopium
+
+
+def scopium(act_fn: str = "jumprelu", **changes: Any) -> tuple[dict[str, Any], Raw]:
+    """What llamascopium 2 writes: its config and its tensors."""
+    config = {
+        "sae_type": "sae", "hook_point_in": HOOK, "hook_point_out": HOOK, "d_model": D_IN,
+        "expansion_factor": D_SAE / D_IN, "act_fn": act_fn, "norm_activation": "dataset-wise", "top_k": K,
+        "sparsity_include_decoder_norm": True, "use_decoder_bias": True, "use_glu_encoder": False,
+        "jumprelu_threshold_window": 2.0, "dtype": "torch.float32", "device": "cpu",
+    }  # fmt: skip
+    weights = drawn(W_E=(D_IN, D_SAE), b_E=(D_SAE,), W_D=(D_SAE, D_IN), b_D=(D_IN,))
+    weights[f"dataset_average_activation_norm.{HOOK}"] = torch.tensor(7.0)
+    if act_fn == "jumprelu":
+        weights["activation_function.log_jumprelu_threshold"] = torch.linspace(-1, 1, D_SAE)
+    return config | changes, weights
+
+
+def write_scopium(
+    folder: Path, config: dict[str, Any], weights: Raw, file: str = "sae_weights.safetensors"
+) -> Path:
+    (folder / file).parent.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if file.endswith(".pt"):
+        torch.save({"sae": weights, "version": "2.0.0"}, folder / file)
+    else:
+        save_file(weights, folder / file)
+    return folder
+
+
+def inferred(config: dict[str, Any], weights: Raw, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Its own steps: scale, encode with decoder norms, decode, undo the scale; latents of unit rows."""
+    mean = weights[f"dataset_average_activation_norm.{HOOK}"]
+    s = {
+        "dataset-wise": torch.full((len(x), 1), math.sqrt(D_IN) / float(mean)),
+        "inference": torch.ones(len(x), 1), "token-wise": math.sqrt(D_IN) / x.norm(dim=1, keepdim=True),
+    }[config["norm_activation"]]  # fmt: skip
+    v = weights["W_D"].norm(dim=1) if config["sparsity_include_decoder_norm"] else torch.ones(D_SAE)
+    z = (s * x @ weights["W_E"] + weights["b_E"]) * v
+    if config["act_fn"] == "jumprelu":
+        acts = z * (z > weights["activation_function.log_jumprelu_threshold"].exp())
+    elif config["act_fn"] == "topk":
+        best = z.relu().topk(config["top_k"], dim=1)
+        acts = torch.zeros_like(z).scatter(1, best.indices, best.values)
+    else:
+        acts = z.relu()
+    return acts, ((acts / v) @ weights["W_D"] + weights.get("b_D", 0)) / s
+
+
+@pytest.mark.parametrize("act_fn", ["jumprelu", "topk", "relu"])
+@pytest.mark.parametrize("norm", ["dataset-wise", "inference", "token-wise"])
+@pytest.mark.parametrize("included", [True, False])
+def test_llamascopium_is_read_as_it_infers(tmp_path: Path, act_fn: str, norm: str, included: bool) -> None:
+    config, weights = scopium(act_fn, norm_activation=norm, sparsity_include_decoder_norm=included)
+    folder = write_scopium(tmp_path / "sae", config, weights)
+    sae, x = load_sae(folder), 3 * rows()
+    acts, x_hat = inferred(config, weights, x)
+    latents = sae.encode(x)
+    assert torch.equal(latents > 0, acts > 0) and 0 < (acts > 0).float().mean() < 1
+    torch.testing.assert_close(sae.reconstruct(x, latents), x_hat, rtol=1e-4, atol=1e-4)
+    s = math.sqrt(D_IN) / 7 if norm == "dataset-wise" else 1.0
+    torch.testing.assert_close(latents, acts / s, rtol=1e-4, atol=1e-4)
+    assert (sae.layout, sae.site, sae.mean_length) == (
+        "llamascopium",
+        SITE,
+        7.0 if norm == "dataset-wise" else None,
+    )
+    again = load_sae(convert(folder, tmp_path / "out"))
+    assert again.mean_length == sae.mean_length and torch.equal(again.encode(x), latents)
+
+
+@pytest.mark.parametrize(
+    "file", ["sae_weights.pt", "checkpoints/final.safetensors", "checkpoints/pruned.safetensors"]
+)
+def test_llamascopium_weights_stand_in_several_places(tmp_path: Path, file: str) -> None:
+    config, weights = scopium(use_decoder_bias=False)
+    del weights["b_D"]
+    sae = load_sae(write_scopium(tmp_path / "sae", config, weights, file))
+    acts, x_hat = inferred(config, weights, rows())
+    torch.testing.assert_close(sae.reconstruct(rows(), sae.encode(rows())), x_hat, rtol=1e-4, atol=1e-4)
+    assert (acts > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sae_type": "lorsa"}, ("sae_type is 'lorsa'",)), ({"expansion_factor": "3"}, ("'3'",)),
+        ({"act_fn": "batchtopk"}, ("act_fn is 'batchtopk'", "jumprelu")),
+        ({"norm_activation": "batch-wise"}, ("batch-wise",)),
+        ({"use_glu_encoder": True}, ("use_glu_encoder",)),
+        ({"hook_point_out": "blocks.2.hook_mlp_out"}, ("hook_point_out",)),
+        ({"act_fn": "gelu"}, ("gelu",)), ({"top_k": True, "act_fn": "topk"}, ("top_k is True",)),
+    ],
+)  # fmt: skip
+def test_llamascopium_configs_that_mean_something_else(
+    tmp_path: Path, change: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    config, weights = scopium(change.get("act_fn", "jumprelu"))
+    refused(
+        lambda: load_sae(write_scopium(tmp_path / "sae", config | change, weights)), "config.json", *words
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, math.nan, math.inf])
+def test_a_mean_length_that_is_none_is_refused(tmp_path: Path, write_scope: Write, value: float) -> None:
+    config, weights = scopium()
+    name = f"dataset_average_activation_norm.{HOOK}"
+    weights[name] = torch.tensor(value)
+    refused(
+        lambda: load_sae(write_scopium(tmp_path / "sae", config, weights)), name, "sae_weights.safetensors"
+    )
+    del weights[name]
+    refused(lambda: load_sae(write_scopium(tmp_path / "none", config, weights)), name, "dataset-wise")
+
+
+def test_llama_scope_may_keep_its_lengths_among_the_weights(tmp_path: Path, write_scope: Write) -> None:
+    name = "dataset_average_activation_norm"
+    plain_folder = write_scope(tmp_path / "plain")
+    file = Path("checkpoints") / "final.safetensors"
+    for folder, lengths, config in (
+        ("both", {"in": 4.5, "out": 4.5}, {}), ("alone", {"in": 4.5, "out": 4.5}, {name: None}),
+        ("hook", {HOOK: 4.5}, {name: None}),
+    ):  # fmt: skip
+        write_scope(tmp_path / folder, **config)
+        inner = {f"{name}.{key}": torch.tensor(value) for key, value in lengths.items()}
+        save_file(load_file(tmp_path / folder / file) | inner, tmp_path / folder / file)
+        assert torch.equal(load_sae(tmp_path / folder).encode(rows()), load_sae(plain_folder).encode(rows()))
+    inner = {f"{name}.in": torch.tensor(9.0)}
+    save_file(load_file(plain_folder / file) | inner, plain_folder / file)
+    refused(lambda: load_sae(plain_folder), name, "says 9")
+
+
+# ------------------------------------------------------------------------------------ dictionary_learning
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
+def test_k_may_stand_in_the_config_alone_or_in_both(tmp_path: Path, name: str) -> None:
+    alone = dictionary(
+        tmp_path / "alone", name, lambda tensors, trainer: trainer.update(k=int(tensors.pop("k")))
+    )
+    expected = load_file(LEARNT / name / "expected.safetensors")
+    sae = load_sae(alone, site=SITE)
+    torch.testing.assert_close(sae.encode(expected["x"]), expected["acts"], rtol=1e-5, atol=1e-5)
+    assert sae.l0 == K
+    other = dictionary(tmp_path / "other", name, lambda _, trainer: trainer.update(k=9))
+    refused(lambda: load_sae(other), "k is 9 in config.json", "ae.pt says 4")
+    none = dictionary(tmp_path / "none", name, lambda tensors, trainer: (tensors.pop("k"), trainer.pop("k")))
+    refused(lambda: load_sae(none), "k is None in config.json")
+
+
+@pytest.mark.parametrize("name", ["standard", "topk", "gated", "jumprelu"])
+def test_names_of_a_compiled_trainer_and_flat_configs(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "sae"
+    shutil.copytree(LEARNT / name, folder)
+    tensors = torch.load(folder / "ae.pt", weights_only=True)
+    torch.save({f"_orig_mod.{key}": value for key, value in tensors.items()}, folder / "ae.pt")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config["trainer"]))
+    expected = load_file(folder / "expected.safetensors")
+    torch.testing.assert_close(load_sae(folder).encode(expected["x"]), expected["acts"], rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------- roots, models, halves
+
+
+def test_a_root_names_its_saes_in_every_layout(tmp_path: Path, write_scope: Write, write_sae: Write) -> None:
+    shutil.copytree(SPARSIFY, tmp_path / "sparsify")
+    (tmp_path / "sparsify" / "config.json").write_text('{"hookpoints": ["layers.2"]}')
+    for trainer in range(2):
+        shutil.copytree(LEARNT / "topk", tmp_path / "learnt" / "resid_post_layer_3" / f"trainer_{trainer}")
+    write_scope(tmp_path / "scope" / "Llama3_1-8B-Base-L2R-8x")
+    shutil.copytree(write_sae("one", hook=HOOK), tmp_path / "native" / "L2.resid_post")
+    write_scopium(tmp_path / "scopium" / "L2", *scopium())
+    for root, inner in (
+        ("sparsify", "layers.2, layers.3.mlp"), ("learnt", "resid_post_layer_3/trainer_0"),
+        ("learnt/resid_post_layer_3", "trainer_0, trainer_1"), ("scope", "Llama3_1-8B-Base-L2R-8x"),
+        ("native", "L2.resid_post"), ("scopium", "L2"), (".", "native/L2.resid_post"),
+    ):  # fmt: skip
+        message = refused(lambda root=root: load_sae(tmp_path / root), inner, "Name one: '")
+        assert "missing" not in message
+        named = message.split("Name one: '")[1].split("'")[0]
+        assert load_sae(named, site=SITE if "sparsify" not in named else None)
+
+
+def test_a_language_model_is_called_one(tmp_path: Path) -> None:
+    for config in ({"model_type": "llama", "hidden_size": 8}, {"architectures": ["LlamaForCausalLM"]}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        message = refused(lambda: load_sae(tmp_path), "a language model, not an SAE", "--model")
+        assert "ae.pt" not in message
+
+
+@pytest.mark.parametrize(
+    ("layout", "gone", "words"),
+    [
+        ("native", "cfg.json", ("cfg.json is missing", "(sae_lens)")),
+        ("native", "sae_weights.safetensors", ("sae_weights.safetensors is missing", "(sae_lens)")),
+        ("sparsify", "cfg.json", ("cfg.json is missing", "(sparsify)")),
+        ("sparsify", "sae.safetensors", ("sae.safetensors is missing", "(sparsify)")),
+        ("scope", "hyperparams.json", ("hyperparams.json is missing", "(llama_scope)")),
+        ("scope", "checkpoints/final.safetensors", ("final.safetensors is missing", "(llama_scope)")),
+        ("learnt", "config.json", ("config.json is missing", "(dictionary_learning)")),
+        ("learnt", "ae.pt", ("ae.pt is missing", "(dictionary_learning)")),
+        ("scopium", "config.json", ("config.json is missing", "(llamascopium)")),
+        ("scopium", "sae_weights.safetensors", ("sae_weights.safetensors", "is missing", "(llamascopium)")),
+    ],
+)
+def test_a_half_names_the_other_half_and_its_layout(
+    tmp_path: Path, write_scope: Write, write_sae: Write, layout: str, gone: str, words: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "half"
+    if layout == "native":
+        shutil.copytree(write_sae(hook=HOOK), folder)
+    elif layout == "scope":
+        write_scope(folder)
+    elif layout == "scopium":
+        write_scopium(folder, *scopium())
+    else:
+        shutil.copytree(LEARNT / "topk" if layout == "learnt" else SPARSIFY / "layers.2", folder)
+    assert load_sae(folder, site=SITE)
+    (folder / gone).unlink()
+    others = {"sae_lens", "sparsify", "llama_scope", "dictionary_learning", "llamascopium"}
+    message = refused(lambda: load_sae(folder), *words)
+    assert sum(f"({other})" in message for other in others) == 1
+
+
+def test_a_file_or_a_pointer_is_called_what_it_is(tmp_path: Path, write_sae: Write) -> None:
+    folder = write_sae(hook=HOOK)
+    refused(lambda: load_sae(folder / "sae_weights.safetensors"), "a file", f"'{folder}'")
+    (folder / "sae_weights.safetensors").write_text("version https://git-lfs.example/spec/v1\nsize 4\n")
+    refused(lambda: load_sae(folder), "Git LFS pointer", "git lfs pull")
+
+
+def loads(sae: Sae) -> bool:
+    return bool(sae.encode(rows()).isfinite().all())
+
+
+def test_a_mark_of_byte_order_is_no_damage(tmp_path: Path, write_sae: Write) -> None:
+    folder = write_sae(hook=HOOK)
+    config = (folder / "cfg.json").read_bytes()
+    (folder / "cfg.json").write_bytes(b"\xef\xbb\xbf" + config.replace(b"\n", b"\r\n"))
+    assert loads(load_sae(folder))
+    (folder / "cfg.json").write_bytes(config.decode().encode("utf-16"))
+    refused(lambda: load_sae(folder), "cfg.json is not UTF-8")
+
+
+@pytest.mark.parametrize("value", ["24", True, [24], {"mean": 24}, -1, 0, 1e400])
+def test_a_stated_l0_is_a_number_in_every_layout(tmp_path: Path, write_scope: Write, value: Any) -> None:
+    config, weights = plain()
+    config["metadata"]["l0"] = value
+    refused(lambda: load_sae(native(tmp_path / "native", config, weights)), "l0 is", "cfg.json")
+    refused(lambda: load_sae(write_scope(tmp_path / "scope", top_k=value)), "top_k is", "hyperparams.json")
+    folder = dictionary(tmp_path / "learnt", "topk", lambda _, trainer: trainer.update(k=value))
+    refused(lambda: load_sae(folder), "k is", "config.json")
+    shutil.copytree(SPARSIFY / "layers.2", tmp_path / "layers.2")
+    sparse = json.loads((tmp_path / "layers.2" / "cfg.json").read_text())
+    (tmp_path / "layers.2" / "cfg.json").write_text(json.dumps(sparse | {"k": value}))
+    refused(lambda: load_sae(tmp_path / "layers.2"), "k is", "cfg.json")

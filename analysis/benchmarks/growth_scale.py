@@ -31,6 +31,7 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from iclens.growth.shape.certificate import fit_shapes
 from iclens.growth.test import test_growth
 from iclens.models.load import LanguageModel, load_model
+from iclens.models.shape import LLAMA3_8B, ModelShape
 from iclens.names import Site
 from iclens.saes.load import Sae, load_sae_set
 from iclens.tables.activations import LatentActs
@@ -38,7 +39,6 @@ from iclens.tables.growth import GrowthTable
 from iclens.tasks.prompts import build_prompts
 from iclens.tasks.spec import parse_task
 from iclens.tracking.track import TRACKED_ROLES, track
-from iclens.training.planning.shape import LLAMA3_8B, ModelShape
 
 ROOT = Path(__file__).resolve().parents[2]
 D_SAE, N_PROMPTS, N_EXAMPLES, ACTIVE = 131_072, 256, 16, 48

@@ -28,6 +28,7 @@ from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAET
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from iclens.models.load import LanguageModel
+from iclens.models.shape import LLAMA3_8B, ModelShape
 from iclens.names import Site
 from iclens.training.config import TrainConfig, parse_train_config
 from iclens.training.data.activations import recorder
@@ -35,7 +36,6 @@ from iclens.training.data.buffer import ActivationBuffer
 from iclens.training.data.scaling import estimate_scalings
 from iclens.training.planning.costs import Job, times
 from iclens.training.planning.devices import Device, cpu, present_device
-from iclens.training.planning.shape import LLAMA3_8B, ModelShape
 from iclens.training.steps.build import build_step
 
 

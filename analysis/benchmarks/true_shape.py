@@ -39,6 +39,7 @@ from torch.nn import functional as F
 from iclens.errors import IclensError, ModelError
 from iclens.models.forward import record
 from iclens.models.load import load_model
+from iclens.models.shape import LLAMA3_8B, ModelShape
 from iclens.names import Site
 from iclens.saes.load import load_sae
 from iclens.tasks.prompts import build_prompts
@@ -46,7 +47,6 @@ from iclens.tasks.spec import parse_task
 from iclens.training.config import parse_train_config
 from iclens.training.planning.devices import cpu, peak_memory
 from iclens.training.planning.plan import plan
-from iclens.training.planning.shape import LLAMA3_8B, ModelShape
 from iclens.training.train import train_saes
 
 GATE = 0.10

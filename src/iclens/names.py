@@ -110,6 +110,11 @@ def check_role(role: str) -> str:
     return role
 
 
+def prompt_length(examples: int) -> int:
+    """Tokens of a prompt of so many examples."""
+    return PREFIX_LENGTH + TOKENS_PER_EXAMPLE * examples
+
+
 def position(role: str, example: int) -> int:
     """Token index of `role` in example number `example` (from 0)."""
     return PREFIX_LENGTH + TOKENS_PER_EXAMPLE * example + ROLES.index(check_role(role))

@@ -42,11 +42,9 @@ def study(folder: Path, model: Path = MODEL, saes: object = "none", task: str = 
 
 def tiny_set(folder: Path, width: int) -> Path:
     """An SAE set that claims the built-in model, with SAEs of another width."""
-    from iclens.models.load import fingerprint
-
     inner = folder / "L1.mlp_out"
     inner.mkdir(parents=True)
-    card = {"model": {"name": "icl-tiny", "fingerprint": fingerprint(MODEL)}}
+    card = {"model": {"name": "icl-tiny"}}
     (folder / "card.json").write_text(json.dumps(card), encoding="utf-8")
     config = {
         "architecture": "topk", "d_in": width, "d_sae": 8, "k": 2, "dtype": "float32", "device": "cpu",

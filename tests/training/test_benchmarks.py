@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from iclens.errors import ModelError
+from iclens.models.shape import read_shape
 from iclens.training.planning.devices import cpu
 from iclens.training.planning.plan import plan
-from iclens.training.planning.shape import read_shape
 
 FOLDER = Path(__file__).resolve().parents[2] / "analysis" / "benchmarks"
 
@@ -175,7 +175,7 @@ def test_planned_memory_is_compared_with_a_run(benchmarks: dict[str, ModuleType]
 
 
 def _shape(script: ModuleType, size: Any) -> Any:
-    from iclens.training.planning.shape import ModelShape
+    from iclens.models.shape import ModelShape
 
     return ModelShape.from_config(script.model_config(size))
 

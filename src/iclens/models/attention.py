@@ -1,9 +1,10 @@
 """Where does each head look, and what does it write?
 
 1. A layer's queries and keys are caught as its projections give them and turned by their positions' rotation;
-their scaled products go through a causal softmax in float32, so the pattern is the same whatever kernel the
-model itself attends with. 2. A head's output is its part of the site `L3.z` times its columns of the output
-projection; a layer's heads add up to its `attn_out`, less the projection's bias where it has one.
+their scaled products go through a softmax over the keys that the query sees, in float32, so the pattern is
+the same whatever kernel the model itself attends with. 2. A head's output is its part of the site `L3.z`
+times its columns of the output projection; a layer's heads add up to its `attn_out`, less the projection's
+bias where it has one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from iclens.errors import EditError
-from iclens.models.blocks import run_blocks
+from iclens.models.blocks import run_blocks, visible
 from iclens.models.forward import attached, batches
 from iclens.models.load import LanguageModel, as_numpy
 from iclens.names import Site
@@ -32,6 +33,8 @@ def attention_patterns(
 ) -> dict[int, Floats]:  # fmt: skip
     """Attention probabilities, softmax_k(q·k / √d_head) over keys no later than the query.
 
+    A model with a sliding window attends to the keys in it alone.
+
     Args:
         model: the model; only blocks up to the deepest layer or edit are run.
         tokens: [row pos].
@@ -41,7 +44,7 @@ def attention_patterns(
         batch: rows per forward pass.
 
     Returns:
-        layer → float32 [row head query key]; each query's masses sum to 1, and later keys have none.
+        layer → float32 [row head query key]; each query's masses sum to 1, and keys it cannot see have none.
 
     Raises:
         SiteError: for a layer that the model does not have.
@@ -57,11 +60,10 @@ def attention_patterns(
     stop = 1 + max([*layers, *(edit.site.layer for edit in edits)])
     parts: dict[int, list[Floats]] = {layer: [] for layer in layers}
     for rows, some in batches(tokens, batch, edits):
-        ids = torch.as_tensor(rows, device=model.device())
-        embedded = model.network.model.embed_tokens(ids)
+        embedded = model.embed(rows)
         with attached(model, (), where, some), _caught(model, layers) as seen:
             run_blocks(model.network, embedded, 0, stop)
-        rotary = model.network.model.rotary_emb(embedded, torch.arange(length, device=ids.device)[None])
+        rotary = model.network.model.rotary_emb(embedded, torch.arange(length, device=embedded.device)[None])
         for layer in layers:
             parts[layer].append(as_numpy(_pattern(model, layer, *seen.pop(layer), rotary, where)))
     return {layer: np.concatenate(part) for layer, part in parts.items()}
@@ -171,5 +173,5 @@ def _pattern(
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = q[:, :, at].float() @ k.float().transpose(2, 3)
     scores = scores * model.network.model.layers[layer].self_attn.scaling
-    later = torch.arange(k.shape[2], device=q.device)[None] > at[:, None]
-    return scores.masked_fill(later, -torch.inf).softmax(dim=-1)
+    seen = visible(model.network, at, torch.arange(k.shape[2], device=q.device))
+    return scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)

@@ -1,7 +1,8 @@
 """Blocks of a Hugging Face Llama, run in parts.
 
 Every forward of ours goes through `run_blocks`: a residual enters block `start` and leaves block
-`stop - 1`. Hidden states are the raw residual stream, before the final norm.
+`stop - 1`. Hidden states are the raw residual stream, before the final norm. What a position sees of the
+others (`visible`) and how many positions a model has (`context`) are decided here alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from iclens.models.shape import refuse_longer
 
 
 def run_blocks(
@@ -23,15 +26,18 @@ def run_blocks(
         resid: resid_pre of block `start`, [row pos d_model], positions from 0.
         start: first block.
         stop: block after the last.
-        masks: block → what is added to its attention scores in place of the causal mask, [1 1 pos pos].
+        masks: block → what is added to its attention scores in place of the usual mask, [1 1 pos pos].
 
     Returns:
         resid_post of block stop − 1, [row pos d_model].
+
+    Raises:
+        ModelError: for more positions than the model has.
     """
-    context, special = _context(model, resid), masks or {}
+    shared, special = context(model, resid), masks or {}
     for layer, block in enumerate(model.model.layers[start:stop], start):
         own = {"attention_mask": special[layer]} if layer in special else {}
-        resid = block(resid, **(context | own))
+        resid = block(resid, **(shared | own))
     return resid
 
 
@@ -47,10 +53,13 @@ def run_to_end(model: Any, resid: Tensor, where: Tensor) -> Tensor:
 
     Returns:
         resid_post of the last block there, [row read d_model].
+
+    Raises:
+        ModelError: for more positions than the model has.
     """
     last = model.model.layers[-1]
     resid = run_blocks(model, resid, 0, len(model.model.layers) - 1)
-    return feed(last, attend(last, resid, _context(model, resid))[:, where])
+    return feed(last, attend(last, resid, context(model, resid))[:, where])
 
 
 def attend(block: Any, resid: Tensor, context: Mapping[str, Any]) -> Tensor:
@@ -76,25 +85,53 @@ def neurons(block: Any, mlp_in: Tensor) -> Tensor:
     return mlp.act_fn(mlp.gate_proj(mlp_in)) * mlp.up_proj(mlp_in)
 
 
-def _context(model: Any, resid: Tensor) -> dict[str, Tensor | None]:
-    """What a block is told besides the residual [row pos d_model]: positions, their rotation, the mask."""
-    positions = torch.arange(resid.shape[1], device=resid.device)[None]
-    rotary = model.model.rotary_emb(resid, positions)
+def context(model: Any, resid: Tensor) -> dict[str, Any]:
+    """What a block is told besides the residual [row pos d_model]: positions, their rotation, the mask.
+
+    Raises:
+        ModelError: for more positions than the model has.
+    """
+    length = resid.shape[1]
+    refuse_longer(length, model.config.max_position_embeddings, "the model")
+    positions = torch.arange(length, device=resid.device)[None]
     return {
-        "attention_mask": causal_mask(model, resid), "position_embeddings": rotary, "position_ids": positions,
+        "attention_mask": _mask(model, resid), "position_ids": positions,
+        "position_embeddings": model.model.rotary_emb(resid, positions),
     }  # fmt: skip
 
 
-def causal_mask(model: Any, resid: Tensor) -> Tensor | None:
-    """What is added to attention scores so that no position sees a later one, [1 1 pos pos].
+def window(model: Any) -> int | None:
+    """How many keys a query of a Mistral sees, itself included; None where it sees all earlier ones."""
+    return model.config.sliding_window if model.config.model_type == "mistral" else None
 
-    None under SDPA, which is causal by itself when it is given no mask; eager attention would see everything.
+
+def visible(model: Any, queries: Tensor, keys: Tensor) -> Tensor:
+    """Whether attention from positions `queries` sees positions `keys`, bool [query key].
+
+    No query sees a later key, nor one that lies a sliding window or more behind it.
     """
-    if model.config._attn_implementation != "eager":
+    behind, reach = queries[:, None] - keys[None], window(model)
+    return (behind >= 0) if reach is None else (behind >= 0) & (behind < reach)
+
+
+def _mask(model: Any, resid: Tensor) -> Tensor | None:
+    """What is added to attention scores so that no position sees more than it may, [1 1 pos pos].
+
+    None under SDPA where every earlier key is seen: it is causal by itself when it is given no mask, whereas
+    eager attention would see everything.
+    """
+    length, reach = resid.shape[1], window(model)
+    if model.config._attn_implementation != "eager" and (reach is None or length <= reach):
         return None
-    size = resid.shape[1]
-    never = torch.finfo(resid.dtype).min
-    return torch.full((size, size), never, dtype=resid.dtype, device=resid.device).triu(1)[None, None]
+    positions = torch.arange(length, device=resid.device)
+    return added_to_scores(visible(model, positions, positions), resid)[None, None]
+
+
+def added_to_scores(seen: Tensor, like: Tensor) -> Tensor:
+    """0 where a key is seen, elsewhere a number that no score outweighs, in the dtype of `like`."""
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(
+        ~seen, torch.finfo(like.dtype).min
+    )
 
 
 def unembed(model: Any, resid: Tensor) -> Tensor:

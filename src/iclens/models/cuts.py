@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from iclens.errors import EditError
-from iclens.models.blocks import run_blocks
+from iclens.models.blocks import run_blocks, visible
 from iclens.models.forward import attached, batches
 from iclens.models.load import LanguageModel, as_numpy
 from iclens.names import Site, position
@@ -93,23 +93,23 @@ def record_cut(
     parts: dict[Site, list[Floats]] = {site: [] for site in sites}
     for rows, _ in batches(tokens, batch, ()):
         with attached(model, sites, positions) as seen:
-            ids = torch.as_tensor(rows, device=model.device())
-            run_blocks(model.network, model.network.model.embed_tokens(ids), 0, stop, masks=masks)
+            run_blocks(model.network, model.embed(rows), 0, stop, masks=masks)
         for site in sites:
             parts[site].append(as_numpy(seen.values[site]))
     return {site: np.concatenate(found) for site, found in parts.items()}
 
 
 def _masks(model: LanguageModel, cuts: Sequence[Cut], length: int) -> Mapping[int, Tensor]:
-    """What is added to the scores in each block that has a cut, [1 1 pos pos]: −∞ at later keys and edges."""
-    seen: dict[int, np.ndarray] = {}
+    """What is added to the scores in each block that has a cut, [1 1 pos pos]: −∞ at unseen keys, edges."""
+    positions, seen = torch.arange(length), dict[int, np.ndarray]()
+    uncut = visible(model.network, positions, positions).numpy()
     for cut in cuts:
         queries, keys = np.asarray(cut.queries), np.asarray(cut.keys)
         _check(queries, keys, length)
         for layer in cut.layers:
             model.check_site(Site(layer, "z"))
             if len(queries):
-                kept = seen.setdefault(layer, np.tri(length, dtype=bool))
+                kept = seen.setdefault(layer, uncut.copy())
                 kept[queries, keys] = False
     for layer, kept in seen.items():
         blind = np.flatnonzero(~kept.any(axis=1))

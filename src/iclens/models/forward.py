@@ -206,8 +206,7 @@ def record(
     parts: dict[Site, list[np.ndarray]] = {site: [] for site in sites}
     for rows, some in batches(tokens, batch, edits):
         with attached(model, sites, positions, some) as seen:
-            ids = torch.as_tensor(rows, device=model.device())
-            run_blocks(model.network, model.network.model.embed_tokens(ids), 0, stop)
+            run_blocks(model.network, model.embed(rows), 0, stop)
         for site in sites:
             parts[site].append(as_numpy(seen.values[site]))
     return {site: np.concatenate(found) for site, found in parts.items()}
@@ -298,7 +297,7 @@ def edited_answers(
     parts, fired = [], np.zeros(len(edits), dtype=int)
     for rows, some in batches(tokens, batch, edits):
         with attached(model, (), positions, some) as seen:
-            embedded = model.network.model.embed_tokens(torch.as_tensor(rows, device=model.device()))
+            embedded = model.embed(rows)
             resid = run_blocks(model.network, embedded, 0, model.n_blocks)
         fired += len(rows) * np.array(seen.fired, dtype=int)
         parts.append(read_answers(model, resid[:, where], ids).cpu().numpy())
@@ -334,7 +333,7 @@ def record_and_answer(
     last_is_recorded = any(site.layer == model.n_blocks - 1 for site in sites)
     for rows, _ in batches(tokens, batch, ()):
         with attached(model, sites, positions) as seen:
-            embedded = model.network.model.embed_tokens(torch.as_tensor(rows, device=model.device()))
+            embedded = model.embed(rows)
             if last_is_recorded:
                 read = run_blocks(model.network, embedded, 0, model.n_blocks)[:, where]
             else:

@@ -1,14 +1,16 @@
 """Loading a model folder: whole or its first blocks, strictly.
 
-The same code loads the built-in model and llama-3-8b. 1. Read the config and tokenizer, check the
-six-token layout. 2. Build the network without memory for its weights. 3. Read the weights of as many blocks
-as asked, by key (`models.weights`). Without the last block there are no final norm and no head.
+The same code loads the built-in model and llama-3-8b. 1. Check the config (`models.shape`), read the
+tokenizer, check the six-token layout. 2. Build the network without memory for its weights. 3. Read the
+weights of as many blocks as asked, by key (`models.weights`). Without the last block there are no final norm
+and no head.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -20,16 +22,18 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
 from iclens.errors import ModelError, SiteError
+from iclens.models.identity import fingerprint
+from iclens.models.shape import read_shape
 from iclens.models.weights import read_weights
 from iclens.names import Site
 from iclens.tables.answers import NUMBERS
+from iclens.tables.arrays import Ints
 from iclens.tasks.rendering import check_tokenizer, token_id
 
-ARCHITECTURES = ("llama", "mistral")
-"""Model types whose blocks are run as `models.blocks` runs them; others scale the residual on the way."""
 _UNREADABLE = (
     OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError,
     StrictDataclassError,
@@ -92,10 +96,25 @@ class LanguageModel:
     def _number_ids(self) -> torch.Tensor:
         return torch.tensor([token_id(self.tokenizer, y) for y in NUMBERS])
 
+    def embed(self, tokens: Ints) -> torch.Tensor:
+        """The embeddings of tokens [row pos], [row pos d_model].
+
+        Raises:
+            ModelError: for an id that the model has no embedding of.
+        """
+        ids, n_vocab = np.asarray(tokens), int(self.network.config.vocab_size)
+        if ids.size and not 0 <= ids.min() <= ids.max() < n_vocab:
+            wrong = ids.min() if ids.min() < 0 else ids.max()
+            raise ModelError(
+                f"token {wrong} in '{self.name}'", f"it has embeddings of tokens 0 to {n_vocab - 1}",
+                "Tokenise with the tokenizer that belongs to the model.",
+            )  # fmt: skip
+        return self.network.model.embed_tokens(torch.as_tensor(ids, device=self.device()))
+
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over config and weight files, 16 hex digits; reads every shard when first asked for."""
-        return fingerprint(Path(self.name))
+        """What the model is, `models.identity.fingerprint`; taken when first asked for."""
+        return fingerprint(self.network, self.whole)
 
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -126,45 +145,43 @@ def load_model(
         raise ModelError(
             f"device '{device}'", "torch cannot use it here", "Give cpu, or cuda where there is one."
         ) from cause
-    path = Path(name)
-    like_a_path = path.is_absolute() or str(name).count("/") != 1 or str(name).startswith(".")
-    if not path.is_dir() and (like_a_path or path.parent.is_dir()):
-        raise ModelError(f"model '{name}'", "no such folder", "Give a Hugging Face folder or hub name.")
+    shape = read_shape(name)
+    total, n_blocks = shape.n_blocks, shape.n_blocks if blocks is None else blocks
+    if not 1 <= n_blocks <= total:
+        raise ModelError(f"{n_blocks} blocks of '{name}'", f"it has {total}", f"Ask for 1 to {total}.")
     transformers_logging.disable_progress_bar()
-    try:
+    with _reading(name, "config.json"):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        total = config.num_hidden_layers
-        n_blocks = total if blocks is None else blocks
-        if not 1 <= n_blocks <= total:
-            raise ModelError(f"{n_blocks} blocks of '{name}'", f"it has {total}", "Ask for others.")
         config.num_hidden_layers = n_blocks
-        network = _empty_network(str(name), config, dtype, attention)
-        if n_blocks < total:
-            del network.lm_head, network.model.norm
+        network = _empty_network(config, dtype, attention)
+    with _reading(name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    if n_blocks < total:
+        del network.lm_head, network.model.norm
+    with _reading(name, "weights"):
         _fill(str(name), network, total, dtype, device)
-    except _UNREADABLE as cause:
-        line = " ".join(str(cause).split()) or type(cause).__name__
-        raise ModelError(
-            f"model '{name}'", f"cannot be loaded ({line[:300]})", "Check the folder's files."
-        ) from cause
     check_tokenizer(tokenizer)
     return LanguageModel(str(name), network, tokenizer, n_blocks, n_blocks == total)
 
 
-def _empty_network(name: str, config: Any, dtype: torch.dtype, attention: str) -> Any:
-    """The network of a config, its weights on the meta device.
-
-    Raises:
-        ModelError: when its blocks are not run as Llama's are, or its weights are quantised.
-    """
-    if config.model_type not in ARCHITECTURES:
+@contextmanager
+def _reading(name: str | Path, part: str) -> Iterator[None]:
+    """Turns what transformers and safetensors raise on a damaged part of a folder into one line."""
+    try:
+        yield
+    except _UNREADABLE as cause:
+        line = " ".join(str(cause).split()) or type(cause).__name__
         raise ModelError(
-            f"model '{name}'", f"its architecture is '{config.model_type}'",
-            f"Give one of {', '.join(ARCHITECTURES)}.",
-        )  # fmt: skip
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(f"model '{name}'", "its weights are quantised", "Give the unquantised model.")
+            f"{part} of model '{name}'",
+            f"cannot be loaded ({line[:300]})",
+            f"Its {part} must be whole.",
+        ) from cause
+
+
+def _empty_network(config: Any, dtype: torch.dtype, attention: str) -> Any:
+    """The network of a config, its weights on the meta device."""
+    if config.hidden_act not in ACT2FN:
+        raise ValueError(f"hidden_act '{config.hidden_act}' is no activation of transformers")
     with torch.device("meta"):
         network: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     return network
@@ -204,18 +221,6 @@ def _is_left_out(key: str, network: Any, total: int) -> bool:
     headless = not hasattr(network, "lm_head")
     tied = bool(network.config.tie_word_embeddings)
     return (key == "lm_head.weight" and (headless or tied)) or (key == "model.norm.weight" and headless)
-
-
-def fingerprint(folder: Path) -> str:
-    """sha256 over config.json and the safetensors files, 16 hex digits; "hub" for a hub name."""
-    if not folder.is_dir():
-        return "hub"
-    digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()[:16]
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:

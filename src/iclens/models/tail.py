@@ -3,7 +3,8 @@
 1. A prompt is run once; the keys and values of the positions before the first edited one are kept, and the
 residuals from there on. 2. A row is that suffix with something changed: usually one position, the prompt's
 last. 3. Rows run through the blocks above the edit, about `WIDTH` positions side by side as one sequence:
-each row sees the kept keys and values and itself, so the prefix is read once for all of them. Exact, because
+each row sees itself and the kept keys and values, those in its sliding window where the model has one, so
+the prefix is read once for all of them. Exact, because
 earlier positions cannot see a later one. Rows are taken in batches that fit a memory budget.
 """
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from iclens.errors import EditError
-from iclens.models.blocks import attend, causal_mask, feed
+from iclens.models.blocks import added_to_scores, attend, context, feed, visible
 from iclens.models.forward import read_answers, refuse_part
 from iclens.models.load import LanguageModel
 from iclens.names import Site
@@ -102,16 +103,12 @@ def hold(model: LanguageModel, tokens: Ints, first: int | None = None) -> list[H
     start = length - 1 if first is None else first
     if not 0 <= start < length:
         raise EditError(f"rows from position {start}", f"{length} positions", "Choose one of these.")
-    resid = model.network.model.embed_tokens(torch.as_tensor(tokens, device=model.device()))
-    positions = torch.arange(length, device=resid.device)[None]
-    rotary, keep = model.network.model.rotary_emb(resid, positions), _Keep()
-    context = {
-        "attention_mask": causal_mask(model.network, resid), "position_embeddings": rotary,
-        "position_ids": positions, "past_key_values": keep,
-    }  # fmt: skip
+    resid = model.embed(tokens)
+    keep = _Keep()
+    shared: dict[str, Any] = context(model.network, resid) | {"past_key_values": keep}
     pre, mids = [resid[:, start:]], []
     for layer, block in enumerate(model.network.model.layers):
-        mid = attend(block, resid, context)
+        mid = attend(block, resid, shared)
         # Nothing attends to what the last block leaves: its MLP is needed from `start` on alone.
         resid = feed(block, mid if layer < model.n_blocks - 1 else mid[:, start:])
         mids.append(mid[:, start:])
@@ -121,7 +118,7 @@ def hold(model: LanguageModel, tokens: Ints, first: int | None = None) -> list[H
         Held(
             start, tuple(rows[i] for rows in pre), tuple(rows[i] for rows in mids),
             {layer: (k[i : i + 1], v[i : i + 1]) for layer, (k, v) in kept.items()},
-            tuple(part[:, start:] for part in rotary),
+            tuple(part[:, start:] for part in shared["position_embeddings"]),
         )
         for i in range(len(tokens))
     ]  # fmt: skip
@@ -219,15 +216,16 @@ class Tail:
     def only_itself(self, rows: Tensor, width: int) -> Tensor:
         """What is added to attention scores, [1 1 width·suffix pos + width·suffix].
 
-        0 for the prefix and for a row's own earlier positions, a number that no score outweighs elsewhere.
+        0 for what a row sees of the prefix and of itself, a number that no score outweighs elsewhere.
         """
         prefix, suffix = self._held.first, self.n_suffix
-        size = width * suffix
-        mask = rows.new_full((size, prefix + size), torch.finfo(rows.dtype).min)
-        mask[:, :prefix] = 0
-        own = mask[:, prefix:].view(width, suffix, width, suffix).diagonal(dim1=0, dim2=2)
-        own.masked_fill_(torch.ones_like(own[..., 0], dtype=torch.bool).tril()[..., None], 0)
-        return mask[None, None]
+        positions = torch.arange(prefix + suffix, device=rows.device)
+        alone = visible(self.model.network, positions[prefix:], positions)  # [suffix pos]
+        seen = alone.new_zeros(width, suffix, prefix + width * suffix)
+        seen[..., :prefix] = alone[:, :prefix]
+        own = seen[..., prefix:].unflatten(2, (width, suffix)).diagonal(dim1=0, dim2=2)
+        own.copy_(alone[:, prefix:, None])  # [suffix suffix width]
+        return added_to_scores(seen.flatten(0, 1), rows)[None, None]
 
     def entry(self, site: Site) -> int:
         """The block whose resid_pre carries an addition at `site` onwards.

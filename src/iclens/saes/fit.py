@@ -3,7 +3,7 @@
 An SAE is refused on a model when one of these holds (`docs/saes.md` says why these values):
 
     width     d_in or d_out is not the model's d_model; nothing can be measured then, so it cannot be forced
-    model     it was trained on another model: by fingerprint where both are known, else by name
+    model     it was trained on another model, by `models.identity`
     L0        measured / stated outside [1/3, 3]; none stated: below 1, or more active latents than dimensions
     length    it states the mean length of its training's activations: measured / stated outside [1/3, 3]
     FVU       above 0.8: it explains less than a fifth of the variance
@@ -12,9 +12,8 @@ An SAE is refused on a model when one of these holds (`docs/saes.md` says why th
 from __future__ import annotations
 
 import math
-import re
-from pathlib import Path
 
+from iclens.models.identity import other_model
 from iclens.models.load import LanguageModel
 from iclens.saes.load import Sae
 
@@ -24,7 +23,6 @@ LENGTH_FACTOR = 3.0
 """How far the measured mean length of activations may be from the stated one, either way."""
 WORST_FVU = 0.8
 """The largest fraction of variance unexplained with which an SAE still fits."""
-_CACHED = re.compile(r"models--.+?--(.+)")
 
 
 def mismatches(
@@ -39,26 +37,10 @@ def mismatches(
         fvu: measured fraction of variance unexplained, all tokens.
         length: measured mean length of the activations that it reads; NaN leaves it unchecked.
     """
-    found = [other_model(sae, model), _l0(sae, l0), _length(sae, length), _fvu(fvu)]
+    found = [
+        other_model(sae.model, sae.model_fingerprint, model), _l0(sae, l0), _length(sae, length), _fvu(fvu),
+    ]  # fmt: skip
     return tuple(text for text in found if text)
-
-
-def other_model(sae: Sae, model: LanguageModel) -> str:
-    """Whether the SAE says that it was made for another model; empty when not, or when it names none."""
-    known = sae.model_fingerprint not in (None, "hub") and model.fingerprint != "hub"
-    if known:
-        same = sae.model_fingerprint == model.fingerprint
-    else:
-        own = getattr(model.network.config, "_name_or_path", None)
-        same = sae.model is None or plain_name(sae.model) in {plain_name(n) for n in (model.name, own) if n}
-    return "" if same else f"made for '{sae.model}', used on '{model.name}'"
-
-
-def plain_name(name: str) -> str:
-    """A model's name without its owner, folder or `Meta-`, in lower case: the same for all its spellings."""
-    parts = Path(name).parts or (name,)
-    cached = [match[1] for part in parts if (match := _CACHED.fullmatch(part))]
-    return (cached or parts)[-1].lower().replace("_", "-").removeprefix("meta-")
 
 
 def _l0(sae: Sae, l0: float) -> str:

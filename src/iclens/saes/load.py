@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from iclens.errors import SaeError
+from iclens.models.identity import other_model
 from iclens.models.load import LanguageModel
 from iclens.names import Site
 from iclens.saes.formats.checked import check
@@ -240,14 +241,11 @@ def load_sae_set(
     path = Path(folder)
     card = read_card(path)
     made_for = card["model"]
-    foreign = made_for.get("fingerprint") != model.fingerprint or (
-        model.fingerprint == "hub" and made_for.get("name") != model.name
-    )
-    origin = f"it was made for '{made_for.get('name')}' ({made_for.get('fingerprint')})"
+    foreign = other_model(made_for.get("name"), made_for.get("fingerprint"), model)
     if foreign and misfit == "refuse":
         raise SaeError(
-            f"SAE set '{path}' on model '{model.name}' ({model.fingerprint})", origin,
-            "Use that model, or train a set on this one.",
+            f"SAE set '{path}'", foreign,
+            "Use it on that model, train a set on this one, or see `iclens saes check --force`.",
         )  # fmt: skip
     recorded = card["mismatches"]
     saes: dict[Site, Sae] = {}
@@ -263,7 +261,7 @@ def load_sae_set(
             raise SaeError(
                 f"SAE '{member}'", f"{sae.site.short} stands twice in the set", "Keep one of them."
             )
-        noted = (*recorded.get(sae.site.short, ()), *([origin] if foreign else ()))
+        noted = (*recorded.get(sae.site.short, ()), *([foreign] if foreign else ()))
         saes[sae.site] = replace(sae, mismatches=noted)
     if not saes:
         raise SaeError(f"SAE set '{path}'", "it holds no SAE", "Train one with `iclens train`.")

@@ -168,7 +168,7 @@ def _count_batch(model: LanguageModel, tallies: Mapping[Site, _Tally], rows: Ten
     outputs = {site: counter.sae.output for site, counter in tallies.items()}
     entries = {site: Site(output.layer, "resid_pre") for site, output in outputs.items()}
     recorded = [*tallies, *outputs.values(), *entries.values()]
-    seen, final = _run(model, model.network.model.embed_tokens(rows), 0, recorded, ())
+    seen, final = _run(model, model.embed(as_numpy(rows)), 0, recorded, ())
     base, _ = _predictions(model, rows, kept, final, None)
     for site, counter in tallies.items():
         output = outputs[site]

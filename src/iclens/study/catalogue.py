@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from iclens.errors import SaeError, nearest
-from iclens.saes.fit import plain_name
+from iclens.models.identity import plain_name
 from iclens.saes.formats.detect import LAYOUTS
 from iclens.saes.formats.registry import Release, releases
 

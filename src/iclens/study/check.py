@@ -28,6 +28,7 @@ from iclens.saes.tally import Counts, tally
 from iclens.study.bench import declared_mixture, locate
 from iclens.study.config import ModelSection, PromptsSection, SaesSection, StudyConfig
 from iclens.study.grid import grid_prompts
+from iclens.study.limits import check_model
 from iclens.study.transforms_section import GridSection
 from iclens.tables.quality import DensityTable, FidelityTable, QualityTable
 
@@ -88,8 +89,6 @@ def check_saes(
         raise SaeError(f"output '{out}'", "it exists", "Name a new folder, or remove this one.")
     if dtype not in DTYPES:
         raise ConfigError(f"dtype '{dtype}'", "unknown", nearest(dtype, DTYPES) + ".")
-    loaded = load_model(locate(model), dtype=getattr(torch, dtype), device=device)
-    saes = _load(refs, loaded, site, misfit)
     mixture = declared_mixture(locate(model))
     known = None if mixture is None else [task.name for task in mixture.tasks]
     config = StudyConfig(
@@ -99,6 +98,9 @@ def check_saes(
         saes=SaesSection(folder=refs[0]),
         prompts=PromptsSection(task="2x+3"),
     )
+    check_model(config)
+    loaded = load_model(locate(model), dtype=getattr(torch, dtype), device=device)
+    saes = _load(refs, loaded, site, misfit)
     prompts = grid_prompts(
         config, loaded.tokenizer, n_prompts=config.saes.quality_prompts, seed=config.saes.quality_seed
     )

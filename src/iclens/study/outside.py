@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from iclens.errors import ConfigError, ModelError, SaeError
+from iclens.errors import ConfigError, SaeError
+from iclens.models.shape import model_folder
 from iclens.study import digests
 from iclens.study.bench import Hashes, locate
 from iclens.study.config import StudyConfig
@@ -40,11 +41,9 @@ def model_files(config: StudyConfig) -> Hashes:
         ModelError: when it is neither a folder nor to be had from the hub.
     """
     name = config.model.folder
-    folder = locate(name)
-    if folder.is_dir():
+    folder = model_folder(locate(name))
+    if folder is not None:
         return digests.of_files(folder, digests.MODEL_FILES, digests.NOT_READ)
-    if Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1 or Path(name).parent.is_dir():
-        raise ModelError(f"model '{name}'", "no such folder", "Give a Hugging Face folder or hub name.")
     return {"hub": name, "commit": digests.of_hub(name)}
 
 

@@ -12,6 +12,7 @@ from iclens.study.card import study_card
 from iclens.study.config import StudyConfig
 from iclens.study.flow import FLOW, FOLDERS, NAMES
 from iclens.study.grid import check_concepts
+from iclens.study.limits import check_model
 from iclens.study.outside import outside_inputs
 from iclens.study.runfolder import CARD, DONE, RunFolder, find_run, now, run_for
 from iclens.study.stage import Event, Report, bring_up_to_date
@@ -105,6 +106,7 @@ def run_track_shard(path: Path, rank: int, world: int) -> Path:
 
 def _checked(config: StudyConfig) -> Mapping[str, Hashes]:
     """The outside inputs, after refusing what can be seen to be wrong before a run folder is made."""
+    check_model(config)
     check_task(config)
     check_concepts(config)
     return outside_inputs(config)

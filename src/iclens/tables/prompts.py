@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from iclens.errors import TableError
-from iclens.names import PREFIX_LENGTH, TEMPLATE, TOKENS_PER_EXAMPLE, position
+from iclens.names import PREFIX_LENGTH, TEMPLATE, TOKENS_PER_EXAMPLE, position, prompt_length
 from iclens.tables.arrays import Ints, Strings, expect_shape
 
 
@@ -79,7 +79,7 @@ class PromptSet:
             task=(self.task, ("prompt",)),
             tokens=(self.tokens, ("prompt", "pos")),
         )
-        if sizes["pos"] != PREFIX_LENGTH + TOKENS_PER_EXAMPLE * sizes["example"]:
+        if sizes["pos"] != prompt_length(sizes["example"]):
             raise TableError("PromptSet.tokens", f"{sizes['pos']} positions", "2 + 6 per example are needed.")
         if self.template is not None:
             expect_shape("PromptSet", template=(self.template, (sizes["prompt"],)))

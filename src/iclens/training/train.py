@@ -21,7 +21,9 @@ import torch
 from safetensors import SafetensorError
 
 from iclens.errors import ConfigError, IclensError, RunError
+from iclens.models.identity import other_model
 from iclens.models.load import LanguageModel, load_model
+from iclens.models.shape import read_shape
 from iclens.names import Site
 from iclens.training.checkpoint import Checkpoint
 from iclens.training.config import SaeSpec, TrainConfig
@@ -31,6 +33,7 @@ from iclens.training.data.scaling import Scaling, estimate_scalings
 from iclens.training.data.streams import build_stream, held_out
 from iclens.training.evaluate import Measured, evaluate
 from iclens.training.folder import Place, save_card, save_sae
+from iclens.training.limits import check_limits
 from iclens.training.loop import Loop, Report, read_scaling
 from iclens.training.metrics import MAKE_ROOM, PACE, MetricsLog
 from iclens.training.ranks import Ranks, joined
@@ -38,6 +41,7 @@ from iclens.training.steps.build import build_step, check_spec
 from iclens.training.stop import Stop, Stopped, stopped, watched
 
 Resume = Literal["no", "newest"]
+_NAME = "config.model.name"
 
 
 def train_saes(config: TrainConfig, out: Path, report: Report | None = None, resume: Resume = "no") -> Path:
@@ -98,10 +102,11 @@ class _Run:
     def train(self) -> None:
         for spec in self.config.saes.members:
             check_spec(spec)
+        check_limits(self.config, read_shape(self.config.model.name))
         checkpoint = self._newest()
         model = self._open_model()
         if checkpoint is not None:
-            _refuse_change(checkpoint, self._constant(model))
+            _refuse_change(checkpoint, self._constant(model), model)
             if self.ranks.first:
                 self.report({"continued_at": checkpoint.tokens})
         contexts = held_out(self.config, model.tokenizer)
@@ -137,16 +142,13 @@ class _Run:
         return None if tokens < 0 else found or self.place.checkpoints.at(tokens)
 
     def _open_model(self) -> LanguageModel:
-        settings, sites = self.config.model, self.config.saes.recorded
-        deepest = max(site.layer for site in sites)
-        model = load_model(
+        settings = self.config.model
+        deepest = max(site.layer for site in self.config.saes.recorded)
+        return load_model(
             settings.name, blocks=deepest + 1 if settings.load == "needed" else None,
             dtype=getattr(torch, settings.dtype), device=self.ranks.device(settings.device),
             attention=settings.attention,
         )  # fmt: skip
-        for site in sites:
-            model.check_site(site)
-        return model
 
     def _constant(self, model: LanguageModel) -> dict[str, Any]:
         """What a checkpoint keeps of the run, and what has to be the same when it is continued."""
@@ -265,10 +267,15 @@ def _steps(
     return steps
 
 
-def _refuse_change(checkpoint: Checkpoint, constant: Mapping[str, Any]) -> None:
+def _refuse_change(checkpoint: Checkpoint, constant: Mapping[str, Any], model: LanguageModel) -> None:
     """Raise a ConfigError when the checkpoint is of another configuration or model."""
     then, now = _flat(checkpoint.state), _flat(json.loads(json.dumps(constant)))
-    for key in now:
+    other = other_model(then.pop(_NAME, None), then.pop("model", None), model)
+    if other:
+        raise ConfigError(
+            f"continuing '{checkpoint.folder.parent}'", other, "Name that model, or remove this folder."
+        )
+    for key in now.keys() - {_NAME, "model"}:
         if then.get(key) != now[key]:
             raise ConfigError(
                 f"continuing with key '{key.removeprefix('config.')}' = {now[key]}",

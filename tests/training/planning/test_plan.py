@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from iclens.errors import ConfigError, IclensError, ModelError, SiteError, WontFitError
+from iclens.models.shape import LLAMA3_8B, ModelShape, read_shape
 from iclens.training.config import TrainConfig, parse_train_config
 from iclens.training.planning.costs import INTERPRETER, Job
 from iclens.training.planning.devices import CARDS, Device, cpu
 from iclens.training.planning.plan import Plan, plan
 from iclens.training.planning.remedies import CHANGES
-from iclens.training.planning.shape import LLAMA3_8B, ModelShape, read_shape
 
 Declare = Callable[..., dict[str, Any]]
 MODEL = Path(__file__).resolve().parents[3] / "checkpoints" / "icl-tiny"
@@ -217,10 +217,11 @@ def test_every_change_yields_valid_configurations() -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"hidden_size": 8}, "num_attention_heads is None"),
-        ({"hidden_size": "8"}, "hidden_size is 8"),
+        ({"model_type": "llama", "hidden_size": 8}, "num_attention_heads is None"),
+        ({"model_type": "mistral", "hidden_size": "8"}, "hidden_size is '8'"),
+        ({"hidden_size": 8}, "its architecture is 'None'"),
         ([1], "no mapping"),
-        ("{", "missing or damaged"),
+        ("{", "it is not JSON"),
     ],
 )
 def test_a_config_that_is_no_llamas_is_one_line(tmp_path: Path, config: Any, words: str) -> None:

@@ -21,6 +21,7 @@ import torch
 
 from iclens.errors import ConfigError, RunError, nearest
 from iclens.models.load import LanguageModel, load_model
+from iclens.models.shape import read_shape, refuse_longer
 from iclens.study.bench import locate
 from iclens.study.replicate.beyond import go_beyond
 from iclens.study.replicate.observe import Report, observe
@@ -144,6 +145,11 @@ def replicate_seed_post(
             raise ConfigError(f"{name} '{asked}'", "unknown", nearest(asked, known) + ".")
     if out is not None and out.exists():
         raise RunError(f"output '{out}'", "it exists", "Name a new folder, or remove this one.")
+    longest = max(recorded().prompts.values(), key=lambda prompt: len(prompt.tokens))
+    refuse_longer(
+        1 + len(longest.tokens), read_shape(locate(model)).n_positions, f"'{model}'",
+        f"recorded prompt '{longest.name}'", "Choose a model with more positions.",
+    )  # fmt: skip
     report(f"loading {model}")
     loaded = load_model(locate(model), dtype=getattr(torch, dtype), device=device)
     found = replicated(loaded, protocol, dtype, seed, report, parts)

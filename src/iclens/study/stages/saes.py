@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from iclens.errors import ConfigError
-from iclens.models.load import as_numpy
+from iclens.models.identity import other_model
+from iclens.models.load import as_numpy, load_model
 from iclens.names import Site
 from iclens.saes.quality import measure_quality
 from iclens.study.bench import DECODER_NORMS, SAES, Bench, load_saes, locate
@@ -59,9 +60,10 @@ def _on_studied_model(config: TrainConfig, bench: Bench) -> TrainConfig:
     """The training config with its model's folder found, refused when that is not the study's model."""
     named, studied = locate(config.model.name), locate(bench.config.model.folder)
     if named.resolve() != studied.resolve():
-        raise ConfigError(
-            f"training config '{bench.config.saes.train}'",
-            f"its model is '{named}', the study's '{studied}'",
-            "Name one model in both.",
-        )
+        trained_on = load_model(named)
+        other = other_model(trained_on.name, trained_on.fingerprint, bench.model)
+        if other:
+            raise ConfigError(
+                f"training config '{bench.config.saes.train}'", other, "Name one model in both."
+            )
     return config.model_copy(update={"model": config.model.model_copy(update={"name": str(named)})})

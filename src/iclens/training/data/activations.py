@@ -32,10 +32,8 @@ def recorder(model: LanguageModel) -> Record:
 
     @torch.no_grad()
     def record(tokens: Ints, sites: Sequence[Site]) -> dict[Site, Tensor]:
-        ids = torch.as_tensor(tokens, device=model.device())
         with attached(model, sites, np.arange(tokens.shape[1])) as seen:
-            embedded = model.network.model.embed_tokens(ids)
-            run_blocks(model.network, embedded, 0, 1 + max(site.layer for site in sites))
+            run_blocks(model.network, model.embed(tokens), 0, 1 + max(site.layer for site in sites))
         return seen.values
 
     return record

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from iclens.errors import ConfigError
-from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE
+from iclens.names import prompt_length
 from iclens.tables.arrays import Ints
 from iclens.tasks.assemble import TokenTable
 from iclens.tasks.mixture import Contexts, Mixture
@@ -68,7 +68,7 @@ class _Drawn:
     """The state of a source that is drawn: how often."""
 
     def __init__(self, examples: int) -> None:
-        self.length = PREFIX_LENGTH + TOKENS_PER_EXAMPLE * examples
+        self.length = prompt_length(examples)
         self._calls = 0
 
     def state(self) -> State:

@@ -16,13 +16,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from iclens.errors import ConfigError, SiteError
-from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, Site
-from iclens.training.config import MixtureContexts, SaeSpec, TextContexts, TokenContexts, TrainConfig
+from iclens.models.shape import ModelShape
+from iclens.names import Site
+from iclens.training.config import MixtureContexts, SaeSpec, TokenContexts, TrainConfig
+from iclens.training.limits import check_limits, context_length, stored_shape
 from iclens.training.planning.devices import Device
-from iclens.training.planning.shape import ModelShape
 
 PHASES = ("fill", "step", "save", "measure")
 SIZE = {"float32": 4, "bfloat16": 2}
@@ -83,8 +81,7 @@ class Job:
     """A configuration, the shape of its model, and the lengths that follow from them.
 
     Raises:
-        SiteError: when the model has no such block.
-        ConfigError: when the length of a context cannot be known.
+        SiteError, ModelError, ConfigError: as `limits.check_limits`.
     """
 
     config: TrainConfig
@@ -95,15 +92,9 @@ class Job:
     """Tokens of a context."""
 
     def __post_init__(self) -> None:
-        deepest = max(self.config.saes.recorded)
-        if deepest.layer >= self.shape.n_blocks:
-            raise SiteError(
-                f"site {deepest}",
-                f"the model has blocks 0 to {self.shape.n_blocks - 1}",
-                "Choose one of these.",
-            )
-        object.__setattr__(self, "needed", deepest.layer + 1)
-        object.__setattr__(self, "context", _context_length(self.config))
+        check_limits(self.config, self.shape)
+        object.__setattr__(self, "needed", max(self.config.saes.recorded).layer + 1)
+        object.__setattr__(self, "context", context_length(self.config))
 
     @property
     def rows(self) -> int:
@@ -114,32 +105,6 @@ class Job:
     def whole(self) -> bool:
         """Whether every block and the unembedding are loaded."""
         return self.config.model.load == "whole" or self.needed == self.shape.n_blocks
-
-
-def _context_length(config: TrainConfig) -> int:
-    found = config.data
-    if isinstance(found, TextContexts):
-        return found.context_tokens
-    if isinstance(found, TokenContexts):
-        if found.context_tokens:
-            return found.context_tokens
-        shape = _stored_shape(found)
-        if len(shape) != 2:
-            raise ConfigError(f"tokens '{found.path}'", "they are flat", "Give data.context_tokens.")
-        return shape[1]
-    return PREFIX_LENGTH + TOKENS_PER_EXAMPLE * found.examples
-
-
-def _stored_shape(found: TokenContexts) -> tuple[int, ...]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        if found.path.suffix == ".npy":
-            return tuple(np.load(found.path, mmap_mode="r").shape)
-        with safe_open(found.path, "np") as file:
-            return tuple(file.get_slice(next(iter(file.keys()))).get_shape())
-    except (OSError, ValueError, SafetensorError, StopIteration) as cause:
-        raise ConfigError(f"tokens '{found.path}'", "cannot be read", "Give data.context_tokens.") from cause
 
 
 # ----------------------------------------------------------------------------------------- memory
@@ -201,7 +166,7 @@ def _ids(config: TrainConfig) -> int | None:
     if isinstance(found, MixtureContexts):
         return MIXTURE_IDS
     if isinstance(found, TokenContexts) and found.path.is_file():
-        return MIXTURE_IDS + math.prod(_stored_shape(found))
+        return MIXTURE_IDS + math.prod(stored_shape(found))
     return None
 
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from iclens.errors import WontFitError
+from iclens.models.shape import ModelShape, read_shape
 from iclens.training.config import TrainConfig
 from iclens.training.planning.costs import PHASES, Cost, Disk, Job, Part, disk, memory, times
 from iclens.training.planning.devices import Device
 from iclens.training.planning.remedies import remedies
-from iclens.training.planning.shape import ModelShape, read_shape
 
 GB = 1e9
 

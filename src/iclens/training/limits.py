@@ -1,0 +1,81 @@
+"""What a training run asks of its model, held against the model's config.json before a weight is read.
+
+Its sites lie in blocks that the model has, and no context is longer than the model's positions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from iclens.errors import ConfigError, SiteError
+from iclens.models.shape import ModelShape, refuse_longer
+from iclens.names import prompt_length
+from iclens.training.config import TextContexts, TokenContexts, TrainConfig
+
+
+def check_limits(config: TrainConfig, shape: ModelShape) -> None:
+    """Refuse a run that its model cannot serve.
+
+    Raises:
+        SiteError: for a site in a block that the model does not have.
+        ModelError: for contexts longer than the model's positions.
+        ConfigError: when the length of a context cannot be known.
+    """
+    for site in config.saes.recorded:
+        if site.layer >= shape.n_blocks:
+            raise SiteError(
+                f"site {site}", f"the model has blocks 0 to {shape.n_blocks - 1}", "Choose one of these."
+            )
+    lengths = {_length_key(config): context_length(config)}
+    if config.data.prompts:
+        lengths[f"data.examples: {config.data.examples}"] = prompt_length(config.data.examples)
+    for key, tokens in lengths.items():
+        refuse_longer(
+            tokens, shape.n_positions, f"'{config.model.name}'", f"key '{key}'",
+            f"Give contexts of at most {shape.n_positions} tokens.",
+        )  # fmt: skip
+
+
+def context_length(config: TrainConfig) -> int:
+    """Tokens of a context of the main source.
+
+    Raises:
+        ConfigError: when it is not declared, and the file of tokens cannot be read.
+    """
+    data = config.data
+    if isinstance(data, TextContexts):
+        return data.context_tokens
+    if not isinstance(data, TokenContexts):
+        return prompt_length(data.examples)
+    if data.context_tokens:
+        return data.context_tokens
+    shape = stored_shape(data)
+    if len(shape) != 2:
+        raise ConfigError(f"tokens '{data.path}'", "they are flat", "Give data.context_tokens.")
+    return shape[1]
+
+
+def stored_shape(data: TokenContexts) -> tuple[int, ...]:
+    """Shape of the array of token ids, from its file's header.
+
+    Raises:
+        ConfigError: when it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if data.path.suffix == ".npy":
+            return tuple(np.load(data.path, mmap_mode="r").shape)
+        with safe_open(data.path, "np") as file:
+            return tuple(file.get_slice(next(iter(file.keys()))).get_shape())
+    except (OSError, ValueError, SafetensorError, StopIteration) as cause:
+        raise ConfigError(f"tokens '{data.path}'", "cannot be read", "Give data.context_tokens.") from cause
+
+
+def _length_key(config: TrainConfig) -> str:
+    data = config.data
+    if isinstance(data, TokenContexts):
+        return f"data.path: {data.path}"
+    if isinstance(data, TextContexts):
+        return f"data.context_tokens: {data.context_tokens}"
+    return f"data.examples: {data.examples}"

@@ -123,7 +123,7 @@ NATIVE: list[Case] = [
     ("an unknown architecture", config(architecture="perceptron"), "perceptron"),
     ("an architecture of whole sequences", config(architecture="temporal"), "temporal"),
     ("k of zero", config(k=0), "k is 0"),
-    ("k above the latents", config(k=25), "k is 25 of 24"),
+    ("k above the latents", config(k=25), "k is 25 in cfg.json. It must be a whole number from 1 to 24"),
     ("k in words", config(k="four"), "k is 'four'"),
     (
         "activations normalised by a constant",

@@ -20,16 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from iclens.errors import SaeError
-from iclens.names import Site
 from iclens.saes.convert import convert
 from iclens.saes.load import Sae, load_sae
 
+from . import layouts
+from .layouts import D_IN, D_SAE, HOOK, LENGTH, SITE, K, Raw, drawn, llamascopium, rows, write
+
 FIXTURES = Path(__file__).parent / "fixtures"
 SPARSIFY, LEARNT = FIXTURES / "sparsify", FIXTURES / "dictionary_learning"
-SITE = Site(2, "resid_post")
-HOOK = str(SITE)
-D_IN, D_SAE, K = 8, 24, 4
-Raw = dict[str, Tensor]
 Write = Callable[..., Path]
 
 
@@ -41,42 +39,11 @@ def refused(call: Callable[[], object], *words: str) -> str:
     return message
 
 
-def drawn(**shapes: tuple[int, ...]) -> Raw:
-    generator = torch.Generator().manual_seed(3)
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-
-
-def rows(n: int = 40, d_in: int = D_IN) -> Tensor:
-    return 2 * torch.randn(n, d_in, generator=torch.Generator().manual_seed(1)) + 0.5
-
-
 def native(folder: Path, config: dict[str, Any], weights: Raw) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "cfg.json").write_text(json.dumps(config))
-    save_file(
-        {name: value.contiguous() for name, value in weights.items()}, folder / "sae_weights.safetensors"
-    )
-    return folder
+    return write(folder, "sae_lens standard", config, weights)
 
 
-def plain(architecture: str = "standard") -> tuple[dict[str, Any], Raw]:
-    """A config of sae_lens 6 and weights of an architecture."""
-    config = {
-        "d_in": D_IN, "d_sae": D_SAE, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True,
-        "normalize_activations": "none", "reshape_activations": "none", "architecture": architecture,
-        "metadata": {"hook_name": HOOK, "model_name": "gpt2", "sae_lens_version": "6.5.0"},
-    }  # fmt: skip
-    weights = drawn(W_enc=(D_IN, D_SAE), W_dec=(D_SAE, D_IN), b_dec=(D_IN,), b_enc=(D_SAE,))
-    if architecture == "topk":
-        config["k"] = K
-    if architecture == "jumprelu":
-        weights["threshold"] = torch.full((D_SAE,), 0.5)
-    if architecture == "gated":
-        weights |= {"b_gate": weights.pop("b_enc"), **drawn(b_mag=(D_SAE,), r_mag=(D_SAE,))}
-    return config, weights
-
-
-def dictionary(folder: Path, name: str, change: Callable[[Raw, dict[str, Any]], object]) -> Path:
+def changed_dictionary(folder: Path, name: str, change: Callable[[Raw, dict[str, Any]], object]) -> Path:
     """A fixture of dictionary_learning, its tensors and its trainer's config changed."""
     shutil.copytree(LEARNT / name, folder)
     tensors = torch.load(folder / "ae.pt", weights_only=True)
@@ -91,7 +58,7 @@ def dictionary(folder: Path, name: str, change: Callable[[Raw, dict[str, Any]], 
 
 
 def dead_standard(folder: Path, _: Write) -> Path:
-    return dictionary(folder, "standard", lambda tensors, _: tensors["decoder.weight"][:, 5].zero_())
+    return changed_dictionary(folder, "standard", lambda tensors, _: tensors["decoder.weight"][:, 5].zero_())
 
 
 def dead_scope(folder: Path, write_scope: Write) -> Path:
@@ -104,13 +71,13 @@ def dead_scope(folder: Path, write_scope: Write) -> Path:
 
 
 def dead_rescaled(folder: Path, _: Write) -> Path:
-    config, weights = plain("topk")
+    config, weights = layouts.native("topk")
     weights["W_dec"][5] = 0
     return native(folder, config | {"rescale_acts_by_decoder_norm": True}, weights)
 
 
 def dead_llamascopium(folder: Path, _: Write) -> Path:
-    config, weights = scopium("topk")
+    config, weights = llamascopium("topk")
     weights["W_D"][5] = 0
     return write_scopium(folder, config, weights)
 
@@ -149,7 +116,7 @@ def unversioned(config: dict[str, Any]) -> dict[str, Any]:
 def test_a_config_without_a_version_is_read_whole(
     tmp_path: Path, architecture: str, written: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
-    config, weights = plain(architecture)
+    config, weights = layouts.native(architecture)
     changed = written(config)
     if written is older and architecture == "topk":
         changed |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}
@@ -173,7 +140,7 @@ def test_a_config_without_a_version_is_read_whole(
 def test_an_activation_that_is_not_computed_is_refused_by_name(
     tmp_path: Path, stated: dict[str, Any], nested: bool
 ) -> None:
-    config, weights = plain()
+    config, weights = layouts.native()
     config = config | ({"metadata": config["metadata"] | stated} if nested else stated)
     words = ("k is None",) if "topk" in stated.values() else (str(next(iter(stated.values()))),)
     words = ("alpha",) if stated.get("activation_fn_kwargs") else words
@@ -181,7 +148,7 @@ def test_an_activation_that_is_not_computed_is_refused_by_name(
 
 
 def test_two_places_that_disagree_are_refused(tmp_path: Path) -> None:
-    config, weights = plain("topk")
+    config, weights = layouts.native("topk")
     kwargs = {"activation_fn": "topk", "activation_fn_kwargs": {"k": K + 1}}
     refused(lambda: load_sae(native(tmp_path / "k", config | kwargs, weights)), "k is 4", "says 5")
     hook = {"hook_name": "blocks.3.hook_resid_post"}
@@ -197,7 +164,7 @@ def test_two_places_that_disagree_are_refused(tmp_path: Path) -> None:
 def test_an_unknown_architecture_is_refused_with_those_that_are_known(
     tmp_path: Path, architecture: Any
 ) -> None:
-    config, weights = plain()
+    config, weights = layouts.native()
     folder = native(tmp_path / "sae", config | {"architecture": architecture}, weights)
     if architecture is None:
         assert load_sae(folder).network.cfg.architecture() == "standard"
@@ -206,7 +173,7 @@ def test_an_unknown_architecture_is_refused_with_those_that_are_known(
 
 
 def test_a_finetuned_decoder_is_scaled_as_sae_lens_5_did(tmp_path: Path) -> None:
-    config, weights = plain()
+    config, weights = layouts.native()
     factors = torch.linspace(0.5, 2, D_SAE)
     folder = native(
         tmp_path / "sae", config | {"finetuning_scaling_factor": True}, weights | {"scaling_factor": factors}
@@ -272,7 +239,9 @@ def unlearnt_matryoshka(folder: Path) -> None:
 
 
 def unlearnt_learnt(name: str, threshold: float) -> Callable[[Path], object]:
-    return lambda folder: dictionary(folder, name, lambda tensors, _: tensors["threshold"].fill_(threshold))
+    return lambda folder: changed_dictionary(
+        folder, name, lambda tensors, _: tensors["threshold"].fill_(threshold)
+    )
 
 
 @pytest.mark.parametrize(
@@ -306,7 +275,7 @@ def test_an_input_scale_is_written_into_the_weights(
     tmp_path: Path, architecture: str, subtracted: bool, given: str
 ) -> None:
     s, x = 0.37, 10 * rows()
-    config, weights = plain(architecture)
+    config, weights = layouts.native(architecture)
     config |= {"apply_b_dec_to_input": subtracted}
     reference = load_sae(native(tmp_path / "reference", config, weights)).network
     folder = native(tmp_path / "sae", config | {"normalize_activations": "expected_average_only_in"}, weights)
@@ -326,7 +295,7 @@ def test_an_input_scale_is_written_into_the_weights(
 
 
 def test_an_input_scale_must_be_wanted_and_possible(tmp_path: Path) -> None:
-    config, weights = plain()
+    config, weights = layouts.native()
     folder = native(tmp_path / "plain", config, weights)
     refused(lambda: load_sae(folder, input_scale=2.0), "needs no input scale")
     scaled = native(tmp_path / "scaled", config | {"normalize_activations": True}, weights)
@@ -340,21 +309,6 @@ def test_an_input_scale_must_be_wanted_and_possible(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------ llamascopium
-
-
-def scopium(act_fn: str = "jumprelu", **changes: Any) -> tuple[dict[str, Any], Raw]:
-    """What llamascopium 2 writes: its config and its tensors."""
-    config = {
-        "sae_type": "sae", "hook_point_in": HOOK, "hook_point_out": HOOK, "d_model": D_IN,
-        "expansion_factor": D_SAE / D_IN, "act_fn": act_fn, "norm_activation": "dataset-wise", "top_k": K,
-        "sparsity_include_decoder_norm": True, "use_decoder_bias": True, "use_glu_encoder": False,
-        "jumprelu_threshold_window": 2.0, "dtype": "torch.float32", "device": "cpu",
-    }  # fmt: skip
-    weights = drawn(W_E=(D_IN, D_SAE), b_E=(D_SAE,), W_D=(D_SAE, D_IN), b_D=(D_IN,))
-    weights[f"dataset_average_activation_norm.{HOOK}"] = torch.tensor(7.0)
-    if act_fn == "jumprelu":
-        weights["activation_function.log_jumprelu_threshold"] = torch.linspace(-1, 1, D_SAE)
-    return config | changes, weights
 
 
 def write_scopium(
@@ -371,7 +325,7 @@ def write_scopium(
 
 def inferred(config: dict[str, Any], weights: Raw, x: Tensor) -> tuple[Tensor, Tensor]:
     """Its own steps: scale, encode with decoder norms, decode, undo the scale; latents of unit rows."""
-    mean = weights[f"dataset_average_activation_norm.{HOOK}"]
+    mean = weights[LENGTH]
     s = {
         "dataset-wise": torch.full((len(x), 1), math.sqrt(D_IN) / float(mean)),
         "inference": torch.ones(len(x), 1), "token-wise": math.sqrt(D_IN) / x.norm(dim=1, keepdim=True),
@@ -392,7 +346,7 @@ def inferred(config: dict[str, Any], weights: Raw, x: Tensor) -> tuple[Tensor, T
 @pytest.mark.parametrize("norm", ["dataset-wise", "inference", "token-wise"])
 @pytest.mark.parametrize("included", [True, False])
 def test_llamascopium_is_read_as_it_infers(tmp_path: Path, act_fn: str, norm: str, included: bool) -> None:
-    config, weights = scopium(act_fn, norm_activation=norm, sparsity_include_decoder_norm=included)
+    config, weights = llamascopium(act_fn, norm_activation=norm, sparsity_include_decoder_norm=included)
     folder = write_scopium(tmp_path / "sae", config, weights)
     sae, x = load_sae(folder), 3 * rows()
     acts, x_hat = inferred(config, weights, x)
@@ -414,7 +368,7 @@ def test_llamascopium_is_read_as_it_infers(tmp_path: Path, act_fn: str, norm: st
     "file", ["sae_weights.pt", "checkpoints/final.safetensors", "checkpoints/pruned.safetensors"]
 )
 def test_llamascopium_weights_stand_in_several_places(tmp_path: Path, file: str) -> None:
-    config, weights = scopium(use_decoder_bias=False)
+    config, weights = llamascopium(use_decoder_bias=False)
     del weights["b_D"]
     sae = load_sae(write_scopium(tmp_path / "sae", config, weights, file))
     acts, x_hat = inferred(config, weights, rows())
@@ -436,7 +390,7 @@ def test_llamascopium_weights_stand_in_several_places(tmp_path: Path, file: str)
 def test_llamascopium_configs_that_mean_something_else(
     tmp_path: Path, change: dict[str, Any], words: tuple[str, ...]
 ) -> None:
-    config, weights = scopium(change.get("act_fn", "jumprelu"))
+    config, weights = llamascopium(change.get("act_fn", "jumprelu"))
     refused(
         lambda: load_sae(write_scopium(tmp_path / "sae", config | change, weights)), "config.json", *words
     )
@@ -444,8 +398,8 @@ def test_llamascopium_configs_that_mean_something_else(
 
 @pytest.mark.parametrize("value", [0.0, -3.0, math.nan, math.inf])
 def test_a_mean_length_that_is_none_is_refused(tmp_path: Path, write_scope: Write, value: float) -> None:
-    config, weights = scopium()
-    name = f"dataset_average_activation_norm.{HOOK}"
+    config, weights = llamascopium()
+    name = LENGTH
     weights[name] = torch.tensor(value)
     refused(
         lambda: load_sae(write_scopium(tmp_path / "sae", config, weights)), name, "sae_weights.safetensors"
@@ -476,16 +430,18 @@ def test_llama_scope_may_keep_its_lengths_among_the_weights(tmp_path: Path, writ
 
 @pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
 def test_k_may_stand_in_the_config_alone_or_in_both(tmp_path: Path, name: str) -> None:
-    alone = dictionary(
+    alone = changed_dictionary(
         tmp_path / "alone", name, lambda tensors, trainer: trainer.update(k=int(tensors.pop("k")))
     )
     expected = load_file(LEARNT / name / "expected.safetensors")
     sae = load_sae(alone, site=SITE)
     torch.testing.assert_close(sae.encode(expected["x"]), expected["acts"], rtol=1e-5, atol=1e-5)
     assert sae.l0 == K
-    other = dictionary(tmp_path / "other", name, lambda _, trainer: trainer.update(k=9))
+    other = changed_dictionary(tmp_path / "other", name, lambda _, trainer: trainer.update(k=9))
     refused(lambda: load_sae(other), "k is 9 in config.json", "ae.pt says 4")
-    none = dictionary(tmp_path / "none", name, lambda tensors, trainer: (tensors.pop("k"), trainer.pop("k")))
+    none = changed_dictionary(
+        tmp_path / "none", name, lambda tensors, trainer: (tensors.pop("k"), trainer.pop("k"))
+    )
     refused(lambda: load_sae(none), "k is None in config.json")
 
 
@@ -511,7 +467,7 @@ def test_a_root_names_its_saes_in_every_layout(tmp_path: Path, write_scope: Writ
         shutil.copytree(LEARNT / "topk", tmp_path / "learnt" / "resid_post_layer_3" / f"trainer_{trainer}")
     write_scope(tmp_path / "scope" / "Llama3_1-8B-Base-L2R-8x")
     shutil.copytree(write_sae("one", hook=HOOK), tmp_path / "native" / "L2.resid_post")
-    write_scopium(tmp_path / "scopium" / "L2", *scopium())
+    write_scopium(tmp_path / "scopium" / "L2", *llamascopium())
     for root, inner in (
         ("sparsify", "layers.2, layers.3.mlp"), ("learnt", "resid_post_layer_3/trainer_0"),
         ("learnt/resid_post_layer_3", "trainer_0, trainer_1"), ("scope", "Llama3_1-8B-Base-L2R-8x"),
@@ -554,7 +510,7 @@ def test_a_half_names_the_other_half_and_its_layout(
     elif layout == "scope":
         write_scope(folder)
     elif layout == "scopium":
-        write_scopium(folder, *scopium())
+        write_scopium(folder, *llamascopium())
     else:
         shutil.copytree(LEARNT / "topk" if layout == "learnt" else SPARSIFY / "layers.2", folder)
     assert load_sae(folder, site=SITE)
@@ -586,11 +542,11 @@ def test_a_mark_of_byte_order_is_no_damage(tmp_path: Path, write_sae: Write) -> 
 
 @pytest.mark.parametrize("value", ["24", True, [24], {"mean": 24}, -1, 0, 1e400])
 def test_a_stated_l0_is_a_number_in_every_layout(tmp_path: Path, write_scope: Write, value: Any) -> None:
-    config, weights = plain()
+    config, weights = layouts.native()
     config["metadata"]["l0"] = value
     refused(lambda: load_sae(native(tmp_path / "native", config, weights)), "l0 is", "cfg.json")
     refused(lambda: load_sae(write_scope(tmp_path / "scope", top_k=value)), "top_k is", "hyperparams.json")
-    folder = dictionary(tmp_path / "learnt", "topk", lambda _, trainer: trainer.update(k=value))
+    folder = changed_dictionary(tmp_path / "learnt", "topk", lambda _, trainer: trainer.update(k=value))
     refused(lambda: load_sae(folder), "k is", "config.json")
     shutil.copytree(SPARSIFY / "layers.2", tmp_path / "layers.2")
     sparse = json.loads((tmp_path / "layers.2" / "cfg.json").read_text())

@@ -1,12 +1,13 @@
 """Converting: what SAELens opens afterwards computes the same, and a failure leaves nothing."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sae_lens import SAE, JumpReLUTranscoder, JumpReLUTranscoderConfig
+from sae_lens import SAE, JumpReLUTranscoder, JumpReLUTranscoderConfig, __version__
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file
 
@@ -14,6 +15,8 @@ from iclens.errors import SaeError
 from iclens.names import Site
 from iclens.saes.convert import convert
 from iclens.saes.load import load_sae
+
+from .layouts import native, write
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SITE = Site(2, "resid_post")
@@ -89,3 +92,21 @@ def test_a_half_written_folder_is_not_kept(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(SaeError, match="b_dec was not written as it is"):
         convert(FIXTURES / "sparsify" / "layers.2", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_metadata_of_any_kind_are_kept_or_left_out(tmp_path: Path) -> None:
+    config, weights = native("standard")
+    strange = {
+        "get": 1,
+        "to_dict": "x",
+        "self": 2,
+        "": 3,
+        "loss": float("nan"),
+        "context_size": 64,
+        "__class__": "x",
+    }
+    config["metadata"] |= strange | {"sae_lens_version": "5.0.0", "model_from_pretrained_kwargs": {"a": 1}}
+    folder = convert(write(tmp_path / "sae", "sae_lens standard", config, weights), tmp_path / "out")
+    theirs: Any = load_sae(folder).network
+    assert theirs.cfg.metadata.context_size == 64 and theirs.cfg.metadata.hook_name == str(SITE)
+    assert json.loads((folder / "cfg.json").read_text())["metadata"]["sae_lens_version"] == __version__

@@ -52,3 +52,14 @@ def test_each_misfit_is_named(sae: Sae, model: LanguageModel) -> None:
     assert mismatches(sae, model, 12, 0.81) == ("FVU is 0.81, above 0.8",)
     assert "undefined" in mismatches(sae, model, 12, float("nan"))[0]
     assert len(mismatches(replace(sae, model="other"), model, 100, 5.0)) == 3
+
+
+def test_a_stated_length_is_held_to_the_model(sae: Sae, model: LanguageModel) -> None:
+    stated = replace(sae, mean_length=10.0)
+    assert (
+        mismatches(stated, model, 12, 0.3, length=3.4) == mismatches(stated, model, 12, 0.3, length=29) == ()
+    )
+    assert mismatches(sae, model, 12, 0.3, length=300) == ()
+    (text,) = mismatches(stated, model, 12, 0.3, length=31)
+    assert text == "activations have a mean length of 31, its files state 10"
+    assert len(mismatches(stated, model, 12, 0.3, length=3.2)) == 1

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from iclens.errors import SaeError
 from iclens.models.load import LanguageModel
 from iclens.names import Site
 from iclens.saes.load import load_sae, load_sae_set
+
+from .layouts import LAYOUTS, native, rows, write
 
 HOOK = "blocks.1.hook_mlp_out"
 Write = Callable[..., Path]
@@ -26,6 +29,31 @@ def test_loaded_sae_encodes_as_sae_lens_does(write_sae: Write) -> None:
     torch.testing.assert_close(sae.encode(x), theirs.encode(x), rtol=0, atol=0)
     torch.testing.assert_close(sae.decode(sae.encode(x)), theirs(x), rtol=0, atol=0)
     assert not sae.encode(x).requires_grad
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name.startswith("sae_lens")])
+def test_every_architecture_computes_what_sae_lens_does(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path / "sae", name)
+    sae, theirs = load_sae(folder), SAE.load_from_disk(folder)
+    assert type(sae.network) is type(theirs) and sae.network.cfg.metadata.model_name == "gpt2"
+    with torch.no_grad():
+        latents = theirs.encode(rows())
+        assert torch.equal(sae.encode(rows()), latents)
+        assert torch.equal(sae.reconstruct(rows(), latents), theirs(rows()))
+
+
+def test_norms_of_decoder_rows_are_written_into_the_weights(tmp_path: Path) -> None:
+    config, weights = native("topk")
+    folder = write(
+        tmp_path / "sae", "sae_lens topk", config | {"rescale_acts_by_decoder_norm": True}, weights
+    )
+    sae, theirs = load_sae(folder), SAE.load_from_disk(folder)
+    with torch.no_grad():
+        latents = theirs.encode(rows())
+        torch.testing.assert_close(sae.encode(rows()), latents)
+        torch.testing.assert_close(sae.decode(latents), theirs.decode(latents))
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(len(sae.W_dec)))
+    assert not sae.network.cfg.rescale_acts_by_decoder_norm
 
 
 def test_encode_leaves_no_state(write_sae: Write) -> None:
@@ -151,7 +179,7 @@ def test_a_set_of_another_model_width_or_layer_is_refused(
     write_sae: Write, tmp_path: Path, model: LanguageModel
 ) -> None:
     refused(lambda: load_sae_set(tmp_path / "no", model), "no such folder")
-    refused(lambda: load_sae_set(tmp_path, model), "card.json is missing")
+    refused(lambda: load_sae_set(tmp_path, model), "card.json is missing", "iclens saes check", "--out")
     card(tmp_path, model)
     refused(lambda: load_sae_set(tmp_path, model), "holds no SAE")
     write_sae("L1.mlp_out", d_in=128, hook=HOOK)
@@ -167,3 +195,32 @@ def test_a_set_of_another_model_width_or_layer_is_refused(
     refused(lambda: load_sae_set(tmp_path, model), "stands twice")
     write_sae("deep", d_in=64, hook="blocks.2.hook_mlp_out")
     refused(lambda: load_sae_set(tmp_path, model), "width is 64")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"model": "icl-tiny"}, {"model": {"name": 5}}, {"mismatches": ["FVU"]},
+        {"mismatches": {"L1.mlp_out": "FVU"}}, {"mismatches": {"L1.mlp_out": [1]}},
+    ],
+)  # fmt: skip
+def test_a_card_of_other_types_is_refused(
+    write_sae: Write, tmp_path: Path, model: LanguageModel, entry: dict[str, object]
+) -> None:
+    write_sae("L1.mlp_out", d_in=128, hook=HOOK)
+    card(tmp_path, model)
+    (tmp_path / "card.json").write_text(json.dumps(json.loads((tmp_path / "card.json").read_text()) | entry))
+    refused(lambda: load_sae_set(tmp_path, model), "card.json", "It must be", next(iter(entry)))
+
+
+def test_no_member_of_a_set_is_passed_over(write_sae: Write, tmp_path: Path, model: LanguageModel) -> None:
+    card(tmp_path, model)
+    write_sae("L1.mlp_out", d_in=128, hook=HOOK)
+    half = write_sae("L2.mlp_out", d_in=128, hook="blocks.2.hook_mlp_out")
+    (tmp_path / "metrics").mkdir()
+    assert len(load_sae_set(tmp_path, model)) == 2
+    (half / "cfg.json").unlink()
+    refused(lambda: load_sae_set(tmp_path, model), "L2.mlp_out", "cfg.json is missing")
+    shutil.rmtree(half)
+    shutil.copytree(Path(__file__).parent / "fixtures" / "dictionary_learning" / "topk", tmp_path / "learnt")
+    refused(lambda: load_sae_set(tmp_path, model), "learnt", "its width is 8")

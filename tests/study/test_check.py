@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from iclens.errors import SaeError
@@ -102,6 +103,35 @@ def test_a_forced_misfit_is_kept_in_the_set_and_in_every_table(tmp_path: Path) -
         load_sae_set(folder, load_model(MODEL))
     again = check_saes([str(folder)], str(TWIN), misfit="record")
     assert again.mismatches == found.mismatches
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("layout", ["llamascopium", "llama_scope"])
+def test_a_mean_length_that_memory_held_is_no_length_of_the_model(tmp_path: Path, layout: str) -> None:
+    """The weights of a good SAE beside three lengths: the model's own, and two that memory may have held."""
+    weights = load_file(SAES / "L2.resid_post" / "sae_weights.safetensors")
+    site, key = "blocks.2.hook_resid_post", "dataset_average_activation_norm"
+    config: dict[str, Any] = {"hook_point_in": site, "hook_point_out": site, "d_model": 128, "d_sae": 1024}
+    for length, right in ((1_250.0, True), (1e-12, False), (1e9, False)):
+        folder = tmp_path / f"{layout} {length}"
+        (folder / "checkpoints").mkdir(parents=True)
+        if layout == "llamascopium":
+            config |= {"sae_type": "sae", "expansion_factor": 8.0, "act_fn": "topk", "top_k": 24}
+            tensors = {"W_E": weights["W_enc"], "W_D": weights["W_dec"], "b_E": weights["b_enc"]}
+            tensors |= {"b_D": weights["b_dec"], f"{key}.{site}": torch.tensor(length)}
+            (folder / "config.json").write_text(json.dumps(config))
+            save_file(tensors, folder / "sae_weights.safetensors")
+        else:
+            config |= {"jump_relu_threshold": 0.5, key: {"in": length}}
+            tensors = {"encoder.weight": weights["W_enc"].T, "decoder.weight": weights["W_dec"].T}
+            tensors |= {"encoder.bias": weights["b_enc"], "decoder.bias": weights["b_dec"]}
+            (folder / "hyperparams.json").write_text(json.dumps(config))
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, folder / "checkpoints" / "final.safetensors")
+        texts = check_saes([str(folder)], str(MODEL), misfit="record").mismatches.get(
+            Site(2, "resid_post"), ()
+        )
+        assert any("mean length" in text for text in texts) is not right, texts
 
 
 def test_what_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:

@@ -59,7 +59,9 @@ def save_native(sae: Sae, out: Path) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     except OSError as cause:
-        raise SaeError(f"output '{out}'", f"cannot be written ({cause.strerror})", "Name another.") from cause
+        raise SaeError(
+            f"output '{out}'", f"cannot be written ({cause.strerror})", "Name a folder that can be made."
+        ) from cause
     try:
         sae.network.save_model(partial)
         _refuse_difference(sae, native.read(partial, "cpu").network.state_dict())
@@ -74,4 +76,6 @@ def save_native(sae: Sae, out: Path) -> Path:
 def _refuse_difference(sae: Sae, again: dict[str, torch.Tensor]) -> None:
     for name, value in sae.network.state_dict().items():
         if name not in again or not torch.equal(value.cpu(), again[name]):
-            raise SaeError(f"SAE '{sae.folder}'", f"{name} was not written as it is", "Check the disk.")
+            raise SaeError(
+                f"SAE '{sae.folder}'", f"{name} was not written as it is", "Name an --out on another disk."
+            )

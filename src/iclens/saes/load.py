@@ -259,12 +259,13 @@ def load_sae_set(
                 )  # fmt: skip
         if sae.site in saes:
             raise SaeError(
-                f"SAE '{member}'", f"{sae.site.short} stands twice in the set", "Keep one of them."
-            )
+                f"SAE '{member}'", f"{sae.site.short} stands twice in the set",
+                "Remove one of the two folders.",
+            )  # fmt: skip
         noted = (*recorded.get(sae.site.short, ()), *([foreign] if foreign else ()))
         saes[sae.site] = replace(sae, mismatches=noted)
     if not saes:
-        raise SaeError(f"SAE set '{path}'", "it holds no SAE", "Train one with `iclens train`.")
+        raise SaeError(f"SAE set '{path}'", "it holds no SAE", "Its SAEs stand in folders below it.")
     return dict(sorted(saes.items()))
 
 
@@ -274,8 +275,13 @@ def read_card(folder: Path) -> dict[str, Any]:
     Raises:
         SaeError: when the folder or its card is missing or damaged, or an entry has another type.
     """
+    made = (
+        "Make a set with `iclens saes check REF… --model MODEL --out SET`, or train one with `iclens train`."
+    )
     if not folder.is_dir():
-        raise SaeError(f"SAE set '{folder}'", "no such folder", "Train one with `iclens train`.")
+        raise SaeError(f"SAE set '{folder}'", "no such folder", made)
+    if not (folder / CARD_FILE).is_file():
+        raise SaeError(f"SAE set '{folder}'", f"{CARD_FILE} is missing", made)
     card = read_json(folder / CARD_FILE, "SAE set")
     values = Settings(str(folder), CARD_FILE, card)
     made_for, mismatches = values.mapping("model"), values.mapping("mismatches")

@@ -115,6 +115,12 @@ class _Tally:
         self.seen["active"].append(as_numpy(torch.cat(active).view(y.shape[:2])))
         self.seen["length"].append(as_numpy(x.float().norm(dim=2)))
         before, after = as_numpy(y), as_numpy(y_hat)
+        for what, values, remedy in (
+            ("the model's activations", before, "Load the model with --dtype float32."),
+            ("its reconstructions", after, "Use an SAE that was made for this model and site."),
+        ):
+            if not np.isfinite(values).all():
+                raise SaeError(f"SAE quality at {self.sae.site.short}", f"{what} are not finite", remedy)
         for name, mask in self.groups.items():
             width = before.shape[-1]
             self.shares[name].add(before[:, mask].reshape(-1, width), after[:, mask].reshape(-1, width))

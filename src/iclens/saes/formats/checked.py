@@ -70,6 +70,8 @@ def _try(asked: str, parts: Parts) -> None:
     x = torch.stack([torch.ones(len(weights)), torch.linspace(-1, 1, len(weights))]).to(weights)
     latents = parts.network.encode(x)
     decoded = parts.network.decode(latents)
+    if (skip := getattr(parts.network, "W_skip", None)) is not None:
+        decoded = decoded + x @ skip.T
     if not (latents.isfinite().all() and decoded.isfinite().all() and (latents >= 0).all()):
         raise SaeError(
             f"weights of {asked}", "rows of length one are not encoded and decoded to finite numbers",

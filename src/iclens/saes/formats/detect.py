@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from iclens.errors import SaeError
 from iclens.saes.formats import dictionary_learning, llama_scope, llamascopium, native, sparsify
-from iclens.saes.formats.parts import Parts, read_json
+from iclens.saes.formats.parts import Parts, read_json, shown
 
 _DEPTH = 3
 """How far below a folder its SAEs are looked for: owner, release, SAE."""
@@ -167,7 +167,7 @@ def _refuse_other(folder: Path) -> NoReturn:
     known = "; ".join(f"{' and '.join(layout.files)} ({layout.name})" for layout in LAYOUTS)
     strange = "no SAE in a known layout"
     if config:
-        strange += f": config.json has the keys {', '.join(sorted(config)[:_NAMED])}"
+        strange += f": config.json has the keys {', '.join(map(shown, sorted(config)[:_NAMED]))}"
     raise SaeError(asked, strange, f"It should hold {known}.")
 
 

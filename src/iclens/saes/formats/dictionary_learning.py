@@ -71,7 +71,7 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
 
 def _tensors(folder: Path) -> Tensors:
     """The tensors of ae.pt, without the prefix that torch.compile gives their names."""
-    tensors = read_pickle(folder / WEIGHTS)
+    tensors = read_pickle(folder, WEIGHTS)
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise SaeError(
             f"SAE '{folder}'", f"{WEIGHTS} is not a mapping of names to tensors",
@@ -111,32 +111,32 @@ def _new(trainer: Settings, tensors: Tensors, d_in: int, d_sae: int) -> Built:
 
 
 def _top_k(trainer: Settings, tensors: Tensors, d_in: int, d_sae: int) -> Built:
-    k = _k(trainer, tensors)
+    k = _k(trainer, tensors, d_sae)
     rest = {name: value for name, value in tensors.items() if name not in ("k", "threshold")}
     stored = take(trainer.what, WEIGHTS, rest, _linear(d_in, d_sae) | {"b_dec": (d_in,)})
     return "topk", _plain(stored, "b_dec"), {"k": k}, k
 
 
 def _batch_top_k(trainer: Settings, tensors: Tensors, d_in: int, d_sae: int) -> Built:
-    weights, k = _with_threshold(trainer, tensors, _linear(d_in, d_sae) | {"b_dec": (d_in,)})
+    weights, k = _with_threshold(trainer, tensors, d_sae, _linear(d_in, d_sae) | {"b_dec": (d_in,)})
     return "jumprelu", _plain(weights, "b_dec") | {"threshold": weights["threshold"].expand(d_sae)}, {}, k
 
 
 def _matryoshka(trainer: Settings, tensors: Tensors, d_in: int, d_sae: int) -> Built:
     rest = {name: value for name, value in tensors.items() if name != "group_sizes"}
-    weights, k = _with_threshold(trainer, rest, _matrices(d_in, d_sae))
+    weights, k = _with_threshold(trainer, rest, d_sae, _matrices(d_in, d_sae))
     return "jumprelu", weights | {"threshold": weights["threshold"].expand(d_sae)}, {}, k
 
 
 def _with_threshold(
-    trainer: Settings, tensors: Tensors, shapes: dict[str, tuple[int, ...]]
+    trainer: Settings, tensors: Tensors, d_sae: int, shapes: dict[str, tuple[int, ...]]
 ) -> tuple[Tensors, int]:
     """Weights with the one threshold that BatchTopK training learnt, and k.
 
     Raises:
         SaeError: when training ended before it did: it starts at −1.
     """
-    k = _k(trainer, tensors)
+    k = _k(trainer, tensors, d_sae)
     rest = {name: value for name, value in tensors.items() if name != "k"}
     weights = take(trainer.what, WEIGHTS, rest, shapes | {"threshold": ()})
     refuse_unlearnt(trainer.what, WEIGHTS, float(weights["threshold"]), k)
@@ -171,17 +171,17 @@ def _matrices(d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
     return {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
 
 
-def _k(trainer: Settings, tensors: Tensors) -> int:
+def _k(trainer: Settings, tensors: Tensors, d_sae: int) -> int:
     """k, which stands among the tensors, in the config, or in both."""
     stored = tensors.get("k")
     if stored is None:
-        return trainer.whole("k")
+        return trainer.whole("k", most=d_sae)
     k = stored.item() if stored.numel() == 1 else stored.tolist()
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= d_sae:
         raise SaeError(
             f"weights of SAE '{trainer.what}'",
             f"k is {k!r} in {WEIGHTS}",
-            "It must be a whole number above 0.",
+            f"It must be a whole number from 1 to {d_sae}.",
         )
     if trainer.get("k") is not None and trainer.whole("k") != k:
         trainer.refuse("k", f"{WEIGHTS} says {k}: keep the one it was trained with.")

@@ -55,7 +55,7 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
         config.only(key, (plain,), plain)
     d_in, d_sae = config.whole("d_model"), config.whole("d_sae")
     refuse_width(config.what, d_in, d_model)
-    tensors = read_tensors(folder / WEIGHTS)
+    tensors = read_tensors(folder, WEIGHTS)
     lengths = {name: tensors.pop(name) for name in list(tensors) if name.startswith(f"{LENGTHS}.")}
     shapes = {
         "encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,),

@@ -68,7 +68,7 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     refuse_width(config.what, d_in, d_model)
     d_sae = int(d_in * config.number("expansion_factor"))
     file = next(name for name in WEIGHTS if (folder / name).is_file())
-    tensors = _tensors(folder / file)
+    tensors = _tensors(folder, file)
     lengths = {name: tensors.pop(name) for name in list(tensors) if name.startswith(f"{LENGTHS}.")}
     stored = take(config.what, file, tensors, _shapes(config, act_fn, d_in, d_sae))
 
@@ -83,7 +83,7 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     }  # fmt: skip
     if act_fn == "jumprelu":
         weights["threshold"] = stored[_THRESHOLD].exp() / s
-    k = config.whole("top_k", 50) if act_fn == "topk" else None
+    k = config.whole("top_k", 50, most=d_sae) if act_fn == "topk" else None
     options: dict[str, Any] = {} if k is None else {"k": k}
     site, model = config.site("hook_point_in"), model_of(folder)
     network = build(
@@ -96,15 +96,15 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     )  # fmt: skip
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def _tensors(folder: Path, file: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint of either kind."""
-    if file.suffix != ".pt":
-        return read_tensors(file)
-    stored = read_pickle(file)
+    if not file.endswith(".pt"):
+        return read_tensors(folder, file)
+    stored = read_pickle(folder, file)
     tensors = stored.get("sae") if isinstance(stored, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise SaeError(
-            f"SAE '{file.parent}'", f"{file.name} has no mapping of names to tensors under 'sae'",
+            f"SAE '{folder}'", f"{file} has no mapping of names to tensors under 'sae'",
             "Save it with llamascopium's save_pretrained.",
         )  # fmt: skip
     return {str(name): value for name, value in tensors.items()}

@@ -51,6 +51,8 @@ _ACTIVATIONS = {
     "batchtopk": ("relu", "batchtopk"), "matryoshka_batchtopk": ("relu", "batchtopk"),
 }  # fmt: skip
 """Architecture → what its config may call its activation; ReLU alone for the others."""
+_ONCE = ("hook_name", "model_name", "activation_fn", "k")
+"""Keys that two places must not state differently."""
 _FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
 """What sae_lens before 6.0 multiplies latents by when it decodes, [d_sae]."""
 _OLDER = {"hook_name": "hook_point", "activation_fn": "activation_fn_str"}
@@ -78,7 +80,7 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     config = settings(folder / CONFIG)
     refuse_width(str(folder), config.whole("d_in"), d_model)
     architecture_of(config)
-    parts = from_tensors(config, WEIGHTS, read_tensors(folder / WEIGHTS), device)
+    parts = from_tensors(config, WEIGHTS, read_tensors(folder, WEIGHTS), device)
     if parts.network.cfg.normalize_activations == UNFOLDED and (folder / SCALER).is_file():
         scaled(parts.network, settings(folder / SCALER).number("scaling_factor"))
     files = [folder / name for name in (CONFIG, WEIGHTS, SCALER) if (folder / name).is_file()]
@@ -168,10 +170,11 @@ def architecture_of(config: Settings) -> tuple[str, dict[str, Any]]:
         inner.refuse(min(strange), "Of activation_fn_kwargs only k is known.")
     if architecture != "topk" and named != "topk":
         return architecture, {}
-    places = [place.whole("k") for place in (flat, inner) if place.get("k") is not None]
+    most = flat.whole("d_sae")
+    places = [place.whole("k", most=most) for place in (flat, inner) if place.get("k") is not None]
     if len(set(places)) > 1:
         flat.refuse("k", f"activation_fn_kwargs says {places[1]}: keep the one it was trained with.")
-    return "topk", {"k": places[0] if places else flat.whole("k")}
+    return "topk", {"k": places[0] if places else flat.whole("k", most=most)}
 
 
 def scaled(network: Any, factor: float) -> None:
@@ -188,12 +191,12 @@ def _normalisation(flat: Settings) -> str:
     value = flat.get("normalize_activations", "none")
     if isinstance(value, bool):
         return UNFOLDED if value else "none"
-    if value not in (*NORMALISATIONS, UNFOLDED):
+    if value == "covariance_whitening":
         flat.refuse(
             "normalize_activations",
             "Use the final folder of its training, in which SAELens has folded it into the weights.",
         )
-    return value
+    return flat.only("normalize_activations", (*NORMALISATIONS, UNFOLDED), "none")
 
 
 def _batch_k(flat: Settings) -> float | None:
@@ -226,7 +229,7 @@ def _flat(config: Settings) -> Settings:
             name = present.get(key, key)
             if value is None or name == "metadata":
                 continue
-            if name in ("hook_name", "model_name", "activation_fn", "k") and values.get(name, value) != value:
+            if name in _ONCE and name in values and values[name] != value:
                 raise SaeError(
                     f"SAE '{config.what}'", f"{name} is both {values[name]!r} and {value!r} in {config.file}",
                     "Keep the one it was trained with.",

@@ -74,11 +74,13 @@ class Settings:
         what: the SAE as messages name it, a folder or a reference.
         file: the config's name.
         values: key → value.
+        under: the key that they stand under, and a dot; empty at the top.
     """
 
     what: str
     file: str
     values: Mapping[str, Any]
+    under: str = ""
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value; `default` where it is absent or null."""
@@ -87,49 +89,54 @@ class Settings:
 
     def refuse(self, key: str, allowed: str, cause: Exception | None = None) -> NoReturn:
         """Raise a SaeError that names the key, its value, the file and what is allowed."""
+        name, value = shown(self.under + key), self.values.get(key)
+        if isinstance(value, str) and "number" in allowed:
+            allowed = f"{allowed[:-1]}, without quotes."
         raise SaeError(
-            f"SAE '{self.what}'", f"{key} is {reprlib.repr(self.values.get(key))} in {self.file}", allowed
+            f"SAE '{self.what}'", f"{name} is {reprlib.repr(value)} in {self.file}", allowed
         ) from cause
 
     def number(self, key: str, default: float | None = None) -> float:
         """A positive finite number."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
-            self.refuse(key, f"{key} must be a positive number, without quotes.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+            self.refuse(key, "It must be a number above 0 and below 1e30.")
         return float(value)
 
-    def whole(self, key: str, default: int | None = None) -> int:
-        """A positive whole number."""
+    def whole(self, key: str, default: int | None = None, most: int = 2**40) -> int:
+        """A whole number from 1 to `most`."""
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value % 1:
-            self.refuse(key, f"{key} must be a positive whole number, without quotes.")
+            self.refuse(key, "It must be a whole number above 0.")
+        if value > most:
+            self.refuse(key, f"It must be a whole number from 1 to {most}.")
         return int(value)
 
     def flag(self, key: str, *, default: bool) -> bool:
         """True or false."""
         value = self.get(key, default)
-        return value if isinstance(value, bool) else self.refuse(key, f"{key} must be true or false.")
+        return value if isinstance(value, bool) else self.refuse(key, "It must be true or false.")
 
     def text(self, key: str) -> str | None:
-        """A text; None where it is absent or null."""
+        """A text of one line; None where it is absent or null."""
         value = self.get(key)
-        return (
-            value if value is None or isinstance(value, str) else self.refuse(key, f"{key} must be a text.")
-        )
+        if value is not None and not (isinstance(value, str) and value.isprintable()):
+            self.refuse(key, "It must be a text of one line.")
+        return value
 
     def mapping(self, key: str) -> Settings:
         """The settings that stand under a key; none where it is absent or null."""
         value = self.get(key, {})
         if not isinstance(value, dict):
-            self.refuse(key, f"{key} must be a mapping of keys to values.")
-        return Settings(self.what, self.file, value)
+            self.refuse(key, "It must be a mapping of keys to values.")
+        return Settings(self.what, self.file, value, f"{self.under}{key}.")
 
     def only(self, key: str, allowed: Sequence[Any], default: Any) -> Any:
         """One of the values that can be computed here."""
         value = self.get(key, default)
         if not any(type(value) is type(option) and value == option for option in allowed):
             options = " or ".join(json.dumps(option) for option in allowed)
-            self.refuse(key, f"What is computed here is {key} {options}.")
+            self.refuse(key, f"Only {options} can be computed here.")
         return value
 
     def site(self, key: str) -> Site | None:
@@ -145,6 +152,11 @@ class Settings:
             if "hook_z" in f"{cause}":
                 self.refuse(key, cause.remedy, cause)
             return None
+
+
+def shown(name: str) -> str:
+    """A key's or tensor's name as it can stand in one line."""
+    return name if name.isprintable() else ascii(name)
 
 
 def fingerprint(files: Sequence[Path]) -> str:
@@ -166,11 +178,12 @@ def read_json(file: Path, what: str = "SAE") -> dict[str, Any]:
     asked = f"{what} '{file.parent}'"
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in items]
-        for key in keys:
-            if keys.count(key) > 1:
+        values: dict[str, Any] = {}
+        for key, value in items:
+            if key in values:
                 raise SaeError(asked, f"{key!r} stands twice in {file.name}", "Keep one of them.")
-        return dict(items)
+            values[key] = value
+        return values
 
     try:
         values = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=pairs)
@@ -197,56 +210,56 @@ def settings(file: Path) -> Settings:
     return Settings(str(file.parent), file.name, read_json(file))
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file.
+def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """Every tensor of the safetensors file `name` in a folder.
 
     Raises:
         SaeError: when it is missing or damaged.
     """
-    _refuse_pointer(file)
+    _refuse_pointer(folder, name)
     try:
-        return load_file(file)
+        return load_file(folder / name)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as cause:
-        raise _unreadable(file, cause) from cause
+        raise _unreadable(folder, name, cause) from cause
 
 
-def read_pickle(file: Path) -> Any:
-    """What a file of torch.save holds, unpickled without running anything that the file asks for.
+def read_pickle(folder: Path, name: str) -> Any:
+    """What the file `name` of torch.save in a folder holds, unpickled without running what it asks for.
 
     Raises:
         SaeError: when it is missing or damaged, or asks for more than plain values and tensors.
     """
-    _refuse_pointer(file)
+    _refuse_pointer(folder, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the pickle's version
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(folder / name, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as cause:
         raise SaeError(
-            f"SAE '{file.parent}'",
-            f"{file.name} is damaged or holds more than tensors, and is not unpickled",
+            f"SAE '{folder}'",
+            f"{name} is damaged or holds more than tensors, and is not unpickled",
             "Where you trust it, load it in Python and save its state_dict() of tensors with torch.save.",
         ) from cause  # fmt: skip
     except Exception as cause:  # a broken pickle can make torch.load raise anything
-        raise _unreadable(file, cause) from cause
+        raise _unreadable(folder, name, cause) from cause
 
 
-def _refuse_pointer(file: Path) -> None:
+def _refuse_pointer(folder: Path, name: str) -> None:
     try:
-        with file.open("rb") as stream:
+        with (folder / name).open("rb") as stream:
             start = stream.read(len(_POINTER))
     except OSError as cause:
-        raise _unreadable(file, cause) from cause
+        raise _unreadable(folder, name, cause) from cause
     if start == _POINTER:
         raise SaeError(
-            f"SAE '{file.parent}'", f"{file.name} is a Git LFS pointer, not the weights",
+            f"SAE '{folder}'", f"{name} is a Git LFS pointer, not the weights",
             "Run `git lfs pull` in its repository.",
         )  # fmt: skip
 
 
-def _unreadable(file: Path, cause: Exception) -> SaeError:
+def _unreadable(folder: Path, name: str, cause: Exception) -> SaeError:
     line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-    return SaeError(f"SAE '{file.parent}'", f"{file.name} cannot be read ({line})", _FETCH)
+    return SaeError(f"SAE '{folder}'", f"{name} cannot be read ({line})", _FETCH)
 
 
 def refuse_width(what: str, width: Any, d_model: int | None, kind: str = "width") -> None:
@@ -257,7 +270,9 @@ def refuse_width(what: str, width: Any, d_model: int | None, kind: str = "width"
     """
     if d_model is not None and width != d_model:
         raise SaeError(
-            f"SAE '{what}'", f"its {kind} is {width}, the model's is {d_model}", "Use one made for it."
+            f"SAE '{what}'",
+            f"its {kind} is {width}, the model's is {d_model}",
+            "Use one made for this model.",
         )
 
 
@@ -279,7 +294,7 @@ def take(
     asked = f"weights of SAE '{what}'"
     missing = [f"{name} {list(shapes[name])} is missing" for name in shapes if name not in tensors]
     strange = [
-        f"{name if name.isprintable() else ascii(name)} {list(tensors[name].shape)} is not known"
+        f"{shown(name)} {list(tensors[name].shape)} is not known"
         for name in tensors if name not in shapes
     ]  # fmt: skip
     if missing or strange:

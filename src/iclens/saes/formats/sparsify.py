@@ -44,15 +44,14 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     config = settings(folder / CONFIG)
     for key, plain in _PLAIN.items():
         config.only(key, (plain,), plain)
-    d_in, k = config.whole("d_in"), config.whole("k")
+    d_in = config.whole("d_in")
     refuse_width(config.what, d_in, d_model)
     d_sae = _n_latents(config, d_in)
-    if k > d_sae:
-        config.refuse("k", f"k must be within 1 … {d_sae}, the number of its latents.")
+    k = config.whole("k", most=d_sae)
     shapes = {
         "encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,),
     }  # fmt: skip
-    stored = take(config.what, WEIGHTS, read_tensors(folder / WEIGHTS), shapes)
+    stored = take(config.what, WEIGHTS, read_tensors(folder, WEIGHTS), shapes)
     weights = {
         "W_enc": stored["encoder.weight"].T, "b_enc": stored["encoder.bias"],
         "W_dec": stored["W_dec"], "b_dec": stored["b_dec"],

@@ -30,6 +30,9 @@ from iclens.models.load import LanguageModel
 EXACT = 1e-10
 """What two ways to one number may differ by in float64, in nats. Logits around 40 are met to some 4e-14 after
 six blocks, and log-odds of 14 nats, which divide that by 1 − P, to some 2e-12."""
+FLOAT32 = 1e-6
+"""What rounding to float32 alone may do to a number, as a share of it or of what it is a small sum of."""
+InFloat64 = Callable[[LanguageModel], LanguageModel]
 
 settings.register_profile("iclens", deadline=None, derandomize=True, database=None, max_examples=50)
 settings.load_profile("iclens")
@@ -81,7 +84,7 @@ def axe() -> str:
 
 
 @pytest.fixture(scope="session")
-def in_float64() -> Callable[[LanguageModel], LanguageModel]:
+def in_float64() -> InFloat64:
     """Copies a model into float64 throughout, so that what is equal by algebra is equal to `EXACT`.
 
     In float32 the order of sums, which a processor's kernels and the size of a batch decide, moves a logit by

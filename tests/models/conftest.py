@@ -15,6 +15,8 @@ from iclens.tables.prompts import PromptSet
 from iclens.tasks.prompts import build_prompts
 from iclens.tasks.spec import parse_task
 
+from ..conftest import InFloat64
+
 FOLDER = Path(__file__).resolve().parents[2] / "checkpoints" / "icl-tiny"
 
 
@@ -28,6 +30,12 @@ def tiny_folder() -> Path:
 def tiny_model(tiny_folder: Path) -> LanguageModel:
     """The shipped in-context learner."""
     return load_model(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def exact_model(tiny_model: LanguageModel, in_float64: InFloat64) -> LanguageModel:
+    """The same in float64, so that rounding is out of the way."""
+    return in_float64(tiny_model)
 
 
 @pytest.fixture(scope="session")

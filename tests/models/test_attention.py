@@ -14,6 +14,8 @@ from iclens.names import Site
 from iclens.tables.edits import Edit
 from iclens.tables.prompts import PromptSet
 
+from ..conftest import InFloat64
+
 
 def n_hooks(model: LanguageModel) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.network.modules())
@@ -21,19 +23,19 @@ def n_hooks(model: LanguageModel) -> int:
 
 @pytest.mark.parametrize("batch", [4, 32])
 def test_patterns_equal_eager_hugging_face(
-    tiny_model: LanguageModel, tiny_folder: Path, prompts: PromptSet, batch: int
+    exact_model: LanguageModel, tiny_folder: Path, in_float64: InFloat64, prompts: PromptSet, batch: int
 ) -> None:
-    eager = load_model(tiny_folder, attention="eager")
+    eager = in_float64(load_model(tiny_folder, attention="eager"))
     with torch.no_grad():
         wanted = eager.network(torch.as_tensor(prompts.tokens), output_attentions=True).attentions
     queries = np.array([0, 7, 5, prompts.tokens.shape[1] - 1])
-    for model in (tiny_model, eager):
+    for model in (exact_model, eager):
         found = attention_patterns(model, prompts.tokens, (1, 4), queries, batch=batch)
         assert list(found) == [1, 4]
         for layer, pattern in found.items():
             assert pattern.shape == (6, model.n_heads, 4, prompts.tokens.shape[1])
-            np.testing.assert_allclose(pattern, wanted[layer].numpy()[:, :, queries], atol=1e-5)
-    assert n_hooks(tiny_model) == 0
+            np.testing.assert_allclose(pattern, wanted[layer].numpy()[:, :, queries], rtol=0, atol=1e-5)
+    assert n_hooks(exact_model) == 0
 
 
 def test_masses_of_a_query_sum_to_one_and_none_is_later(
@@ -62,15 +64,15 @@ def test_an_edit_below_changes_the_pattern_and_one_above_does_not(
 
 
 def test_edits_with_a_value_per_row_go_with_their_rows(
-    tiny_model: LanguageModel, prompts: PromptSet, rng: np.random.Generator
+    exact_model: LanguageModel, prompts: PromptSet, rng: np.random.Generator
 ) -> None:
     where, last = np.array([9]), np.array([prompts.tokens.shape[1] - 1])
-    value = rng.normal(size=(6, 1, tiny_model.d_model)).astype(np.float32)
+    value = rng.normal(size=(6, 1, exact_model.d_model)).astype(np.float32)
     edit = Edit(Site(1, "resid_pre"), "replace", where, value)
     whole, split = (
-        attention_patterns(tiny_model, prompts.tokens, (2,), last, edits=[edit], batch=b)[2] for b in (6, 4)
+        attention_patterns(exact_model, prompts.tokens, (2,), last, edits=[edit], batch=b)[2] for b in (6, 4)
     )
-    np.testing.assert_allclose(whole, split, atol=1e-5)
+    np.testing.assert_allclose(whole, split, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_heads_outputs_add_up_to_attn_out(tiny_model: LanguageModel, prompts: Pr
     whole = record(tiny_model, prompts.tokens, [site], where)[site][:, 0]
     heads = head_outputs(tiny_model, 3, z_of(tiny_model, prompts, 3)).numpy()
     assert heads.shape == (len(whole), tiny_model.n_heads, tiny_model.d_model)
-    np.testing.assert_allclose(heads.sum(axis=1), whole, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(heads.sum(axis=1), whole, rtol=0, atol=1e-5 * np.abs(heads).max())
     assert np.abs(heads[:, 0] - heads[:, 1]).max() > 1e-2
 
 
@@ -112,4 +114,6 @@ def test_dots_are_those_of_the_outputs(
     z = z_of(tiny_model, prompts, 1)
     directions = rng.normal(size=(6, tiny_model.d_model)).astype(np.float32)
     wanted = np.einsum("rhm,rm->rh", head_outputs(tiny_model, 1, z).numpy(), directions)
-    np.testing.assert_allclose(head_dots(tiny_model, 1, z, directions), wanted, atol=1e-4)
+    np.testing.assert_allclose(
+        head_dots(tiny_model, 1, z, directions), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max()
+    )

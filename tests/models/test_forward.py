@@ -15,6 +15,8 @@ from iclens.names import HOOKS, Site
 from iclens.tables.edits import Edit
 from iclens.tables.prompts import PromptSet
 
+from ..conftest import EXACT, FLOAT32, InFloat64
+
 
 def n_hooks(model: LanguageModel) -> int:
     modules = list(model.network.modules())
@@ -25,43 +27,44 @@ def run(model: LanguageModel, prompts: PromptSet, edits: Sequence[Edit] = (), ba
     return answer_probs(model, prompts.tokens, prompts.positions("pre"), edits=edits, batch=batch).log_prob
 
 
-def test_answers_equal_plain_hugging_face(tiny_model: LanguageModel, prompts: PromptSet) -> None:
-    _, ids = tiny_model.answer_space()
+def test_answers_equal_plain_hugging_face(exact_model: LanguageModel, prompts: PromptSet) -> None:
+    _, ids = exact_model.answer_space()
     with torch.no_grad():
-        logits = tiny_model.network(torch.as_tensor(prompts.tokens)).logits
-    plain = torch.log_softmax(logits.float(), dim=-1)[:, torch.as_tensor(prompts.positions("pre"))][..., ids]
-    np.testing.assert_allclose(run(tiny_model, prompts), plain.numpy(), atol=1e-5)
+        logits = exact_model.network(torch.as_tensor(prompts.tokens)).logits
+    plain = torch.log_softmax(logits, dim=-1)[:, torch.as_tensor(prompts.positions("pre"))][..., ids]
+    np.testing.assert_allclose(run(exact_model, prompts), plain.numpy(), rtol=0, atol=EXACT)
 
 
-def test_sites_equal_plain_hugging_face(tiny_model: LanguageModel, prompts: PromptSet) -> None:
+def test_sites_equal_plain_hugging_face(exact_model: LanguageModel, prompts: PromptSet) -> None:
     everywhere = np.arange(prompts.tokens.shape[1])
-    sites = [Site(layer, "resid_pre") for layer in range(tiny_model.n_blocks)]
-    ours = record(tiny_model, prompts.tokens, sites, everywhere)
+    sites = [Site(layer, "resid_pre") for layer in range(exact_model.n_blocks)]
+    ours = record(exact_model, prompts.tokens, sites, everywhere)
     with torch.no_grad():
-        plain = tiny_model.network(torch.as_tensor(prompts.tokens), output_hidden_states=True).hidden_states
+        plain = exact_model.network(torch.as_tensor(prompts.tokens), output_hidden_states=True).hidden_states
     for layer, site in enumerate(sites):
-        np.testing.assert_allclose(ours[site], plain[layer].numpy(), atol=1e-5)
+        np.testing.assert_allclose(ours[site], plain[layer].numpy(), rtol=FLOAT32, atol=FLOAT32)
 
 
-def test_a_block_adds_its_attention_and_its_mlp(tiny_model: LanguageModel, prompts: PromptSet) -> None:
-    found = record(tiny_model, prompts.tokens, [Site(1, hook) for hook in HOOKS], prompts.positions("lab"))
+def test_a_block_adds_its_attention_and_its_mlp(exact_model: LanguageModel, prompts: PromptSet) -> None:
+    found = record(exact_model, prompts.tokens, [Site(1, hook) for hook in HOOKS], prompts.positions("lab"))
     pre, mid, post, attention, _, mlp, z = (found[Site(1, hook)] for hook in HOOKS)
-    projection = tiny_model.network.model.layers[1].self_attn.o_proj.weight
-    np.testing.assert_allclose(z @ projection.detach().numpy().T, attention, atol=1e-5)
-    np.testing.assert_allclose(pre + attention, mid, atol=1e-5)
-    np.testing.assert_allclose(mid + mlp, post, atol=1e-5)
+    projection = exact_model.network.model.layers[1].self_attn.o_proj.weight
+    near = FLOAT32 * max(np.abs(part).max() for part in (pre, mid, post, z))
+    np.testing.assert_allclose(z @ projection.detach().numpy().T, attention, rtol=0, atol=near)
+    np.testing.assert_allclose(pre + attention, mid, rtol=0, atol=near)
+    np.testing.assert_allclose(mid + mlp, post, rtol=0, atol=near)
 
 
-def test_batches_change_nothing(tiny_model: LanguageModel, prompts: PromptSet) -> None:
+def test_batches_change_nothing(exact_model: LanguageModel, prompts: PromptSet) -> None:
     np.testing.assert_allclose(
-        run(tiny_model, prompts, batch=4), run(tiny_model, prompts), rtol=1e-5, atol=1e-5
+        run(exact_model, prompts, batch=4), run(exact_model, prompts), rtol=0, atol=EXACT
     )
 
 
-def test_order_of_prompts_changes_nothing(tiny_model: LanguageModel, prompts: PromptSet) -> None:
+def test_order_of_prompts_changes_nothing(exact_model: LanguageModel, prompts: PromptSet) -> None:
     order = np.array([4, 0, 5, 2, 1, 3])
     np.testing.assert_allclose(
-        run(tiny_model, prompts.select(order)), run(tiny_model, prompts)[order], rtol=1e-5, atol=1e-5
+        run(exact_model, prompts.select(order)), run(exact_model, prompts)[order], rtol=0, atol=EXACT
     )
 
 
@@ -137,15 +140,15 @@ def test_an_edit_that_does_not_fire_once_raises(tiny_model: LanguageModel, promp
 
 
 def test_values_by_row_follow_their_rows_through_batches(
-    tiny_model: LanguageModel, prompts: PromptSet, rng: np.random.Generator
+    exact_model: LanguageModel, prompts: PromptSet, rng: np.random.Generator
 ) -> None:
-    value = rng.normal(size=(prompts.n_prompts, 1, tiny_model.d_model)).astype(np.float32)
+    value = rng.normal(size=(prompts.n_prompts, 1, exact_model.d_model)).astype(np.float32)
     edit = Edit(Site(1, "resid_pre"), "add", np.array([3]), value)
-    whole, parts = (run(tiny_model, prompts, [edit], batch=batch) for batch in (64, 4))
-    np.testing.assert_allclose(whole, parts, atol=1e-5)
+    whole, parts = (run(exact_model, prompts, [edit], batch=batch) for batch in (64, 4))
+    np.testing.assert_allclose(whole, parts, rtol=0, atol=EXACT)
     few = Edit(Site(1, "resid_pre"), "add", np.array([3]), value[:4])
     with pytest.raises(EditError, match="4 rows of values for 6 of tokens"):
-        run(tiny_model, prompts, [few])
+        run(exact_model, prompts, [few])
 
 
 def test_each_edit_reports_the_rows_in_which_it_fired(
@@ -208,41 +211,43 @@ def test_an_unknown_kind_of_edit_raises() -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_answers_do_not_depend_on_what_is_recorded(
-    tiny_folder: Path, prompts: PromptSet, attention: Literal["sdpa", "eager"]
+    tiny_folder: Path, in_float64: InFloat64, prompts: PromptSet, attention: Literal["sdpa", "eager"]
 ) -> None:
     """Where no site of the last block is recorded, its MLP runs at the answers' positions alone."""
-    model = load_model(tiny_folder, attention=attention)
+    model = in_float64(load_model(tiny_folder, attention=attention))
     where, read = prompts.positions("lab"), prompts.positions("pre")
     expected = answer_probs(model, prompts.tokens, read).log_prob
     last = model.n_blocks - 1
     for sites in ([], [Site(last - 1, "resid_post")], [Site(0, "mlp_out"), Site(last, "mlp_out")]):
         runs = list(record_and_answer(model, prompts.tokens, sites, where, read, batch=4))
         found = np.concatenate([probs.log_prob for _, probs in runs])
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
         for site, values in (record(model, prompts.tokens, sites, where) if sites else {}).items():
             together = torch.cat([recorded[site] for recorded, _ in runs]).numpy()
-            np.testing.assert_allclose(together, values, atol=1e-4)
+            np.testing.assert_allclose(together, values, rtol=FLOAT32, atol=FLOAT32)
 
 
 def test_an_edit_of_resid_mid_reaches_the_mlp_and_the_stream_beside_it(
-    tiny_model: LanguageModel, prompts: PromptSet, rng: np.random.Generator
+    exact_model: LanguageModel, prompts: PromptSet, rng: np.random.Generator
 ) -> None:
     """An addition at attn_out of the same block is the same; one after it adds to it."""
-    where, site, before = prompts.positions("pre")[-1:], Site(2, "resid_mid"), n_hooks(tiny_model)
-    value = rng.normal(size=tiny_model.d_model).astype(np.float32)
+    where, site, before = prompts.positions("pre")[-1:], Site(2, "resid_mid"), n_hooks(exact_model)
+    value = rng.normal(size=exact_model.d_model).astype(np.float32)
     mid, out = (Edit(Site(2, hook), "add", where, value) for hook in ("resid_mid", "attn_out"))
     last = where
     one, other = (
-        answer_probs(tiny_model, prompts.tokens, last, edits=[edit]).log_prob for edit in (mid, out)
+        answer_probs(exact_model, prompts.tokens, last, edits=[edit]).log_prob for edit in (mid, out)
     )
-    np.testing.assert_allclose(one, other, atol=1e-5)
-    assert np.abs(one - answer_probs(tiny_model, prompts.tokens, last).log_prob).max() > 0.1
+    np.testing.assert_allclose(one, other, rtol=0, atol=EXACT)
+    assert np.abs(one - answer_probs(exact_model, prompts.tokens, last).log_prob).max() > 0.1
     both = Edit(Site(2, "attn_out"), "add", where, 2 * value)
     np.testing.assert_allclose(
-        answer_probs(tiny_model, prompts.tokens, last, edits=[mid, out]).log_prob,
-        answer_probs(tiny_model, prompts.tokens, last, edits=[both]).log_prob, atol=1e-5,
+        answer_probs(exact_model, prompts.tokens, last, edits=[mid, out]).log_prob,
+        answer_probs(exact_model, prompts.tokens, last, edits=[both]).log_prob, rtol=0, atol=EXACT,
     )  # fmt: skip
-    seen = record(tiny_model, prompts.tokens, [site], where, edits=[mid])[site]
-    base = record(tiny_model, prompts.tokens, [site], where)[site]
-    np.testing.assert_allclose(seen - base, np.broadcast_to(value, base.shape), atol=1e-5)
-    assert n_hooks(tiny_model) == before
+    seen = record(exact_model, prompts.tokens, [site], where, edits=[mid])[site]
+    base = record(exact_model, prompts.tokens, [site], where)[site]
+    np.testing.assert_allclose(
+        seen - base, np.broadcast_to(value, base.shape), rtol=0, atol=FLOAT32 * np.abs(base).max()
+    )
+    assert n_hooks(exact_model) == before

@@ -6,17 +6,13 @@ import torch
 
 from iclens.errors import EditError, SiteError
 from iclens.models.forward import answer_probs
-from iclens.models.load import LanguageModel, load_model
+from iclens.models.load import LanguageModel
 from iclens.models.tail import Tail, rows_at_once, tails_of
 from iclens.names import Site
 from iclens.tables.edits import Edit
 from iclens.tables.prompts import PromptSet
 
-
-@pytest.fixture(scope="module")
-def exact_model(tiny_model: LanguageModel) -> LanguageModel:
-    """The built-in model in float64: rounding is out of the way of what must be equal."""
-    return load_model(tiny_model.name, dtype=torch.float64)
+from ..conftest import EXACT
 
 
 @pytest.fixture
@@ -34,11 +30,11 @@ def edited(site: Site, query: np.ndarray, kind: str, value: np.ndarray) -> list[
     return [Edit(site, kind, np.array([query.shape[1] - 1]), value)]
 
 
-def test_an_unedited_tail_equals_the_full_forward(tiny_model: LanguageModel, query: np.ndarray) -> None:
-    tail = Tail(tiny_model, query[0])
-    for layer in range(tiny_model.n_blocks + 1):
+def test_an_unedited_tail_equals_the_full_forward(exact_model: LanguageModel, query: np.ndarray) -> None:
+    tail = Tail(exact_model, query[0])
+    for layer in range(exact_model.n_blocks + 1):
         found = tail.run(tail.resid_pre(layer)[None], layer).log_prob[0]
-        np.testing.assert_allclose(found, full(tiny_model, query, []), atol=1e-5)
+        np.testing.assert_allclose(found, full(exact_model, query, []), rtol=0, atol=EXACT)
 
 
 def test_a_replaced_residual_equals_the_full_forward(
@@ -51,7 +47,7 @@ def test_a_replaced_residual_equals_the_full_forward(
         found = tail.run(torch.as_tensor(rows), layer, batch=2).log_prob
         for row, log_prob in zip(rows, found, strict=True):
             wanted = full(exact_model, query, edited(site, query, "replace", row))
-            np.testing.assert_allclose(log_prob, wanted, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(log_prob, wanted, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("hook", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"])
@@ -63,7 +59,7 @@ def test_an_addition_equals_the_full_forward(
     found = Tail(exact_model, query[0]).added(Site(layer, hook), delta).log_prob
     for row, log_prob in zip(delta, found, strict=True):
         wanted = full(exact_model, query, edited(Site(layer, hook), query, "add", row))
-        np.testing.assert_allclose(log_prob, wanted, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(log_prob, wanted, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("hook", ["mlp_in", "z"])
@@ -97,7 +93,7 @@ def test_rows_are_taken_in_batches_that_fit_the_memory(exact_model: LanguageMode
     assert rows_at_once(exact_model, 12, 30, 2**24) < rows_at_once(exact_model, 1, 30, 2**24)
     for hook in ("resid_post", "resid_mid"):
         one, other = (tail.added(Site(2, hook), delta).log_prob for tail in (wide, narrow))
-        np.testing.assert_allclose(one, other, atol=1e-6)
+        np.testing.assert_allclose(one, other, rtol=0, atol=EXACT)
     block, seen = exact_model.network.model.layers[2], []
     tail = Tail(exact_model, query[0], memory=1)
     handle = block.mlp.register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))

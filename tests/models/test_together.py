@@ -12,6 +12,8 @@ from iclens.models.tail import Tail, tails_of
 from iclens.models.together import added_together
 from iclens.names import Site
 
+from ..conftest import InFloat64
+
 Random = Callable[..., LanguageModel]
 
 
@@ -19,10 +21,10 @@ Random = Callable[..., LanguageModel]
 @pytest.mark.parametrize("hook", ["resid_pre", "resid_mid", "resid_post", "mlp_out"])
 @pytest.mark.parametrize("suffix", [1, 5])
 def test_each_prompt_has_the_answers_it_has_alone(
-    tiny_model: LanguageModel, random_model: Random, hook: str, kind: str, suffix: int
+    tiny_model: LanguageModel, random_model: Random, in_float64: InFloat64, hook: str, kind: str, suffix: int
 ) -> None:
     """Also at the last block, with no row, with more rows than a sequence holds, and in tiny batches."""
-    model, rng = random_model(tiny_model, 5, 3, 4, 2, kind), np.random.default_rng(5)
+    model, rng = in_float64(random_model(tiny_model, 5, 3, 4, 2, kind)), np.random.default_rng(5)
     tokens = rng.integers(0, 1000, (5, 20))
     counts = (3, 0, 150, 1, 64)
     deltas = [torch.as_tensor(rng.normal(size=(n, model.d_model)).astype(np.float32)) for n in counts]

@@ -13,6 +13,8 @@ from iclens.patching.runs import Runs, build_runs
 from iclens.saes.load import Sae
 from iclens.tasks.spec import parse_task
 
+from ..conftest import InFloat64
+
 ROOT = Path(__file__).resolve().parents[2]
 D_SAE, K = 96, 12
 MakeRuns = Callable[..., Runs]
@@ -26,9 +28,7 @@ def tiny_model() -> LanguageModel:
 
 
 @pytest.fixture(scope="session")
-def exact_model(
-    tiny_model: LanguageModel, in_float64: Callable[[LanguageModel], LanguageModel]
-) -> LanguageModel:
+def exact_model(tiny_model: LanguageModel, in_float64: InFloat64) -> LanguageModel:
     """The same in float64, so that rounding is out of the way."""
     return in_float64(tiny_model)
 

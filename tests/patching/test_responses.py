@@ -31,9 +31,9 @@ XS, DONORS = range(3, 15), 3
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_model: LanguageModel) -> Runs:
+def runs(exact_model: LanguageModel) -> Runs:
     """Each x of XS with several donors."""
-    return drawn(tiny_model)
+    return drawn(exact_model)
 
 
 def drawn(model: LanguageModel, recipient: str = "S arm", task: str = "2x+3", xs: range = XS) -> Runs:
@@ -48,8 +48,8 @@ def rows(table: ResponseTable, patch: str) -> ResponseTable:
 
 
 @pytest.mark.parametrize("recipient", ["zero examples", "S arm", "R arm"])
-def test_every_x_is_asked_by_B_and_by_no_donor_of_its_own(tiny_model: LanguageModel, recipient: str) -> None:
-    runs = drawn(tiny_model, recipient)
+def test_every_x_is_asked_by_B_and_by_no_donor_of_its_own(exact_model: LanguageModel, recipient: str) -> None:
+    runs = drawn(exact_model, recipient)
     np.testing.assert_array_equal(runs.x_B.astype(int), np.repeat(XS, DONORS))
     for prompts in (runs.donor.x, runs.target.x[:, :-1], runs.recipient.x[:, :-1]):
         assert not (prompts == runs.x_B[:, None]).any()
@@ -60,8 +60,8 @@ def test_every_x_is_asked_by_B_and_by_no_donor_of_its_own(tiny_model: LanguageMo
         np.testing.assert_array_equal(runs.recipient.x[:, :-1], runs.donor.x[:, :-1])
 
 
-def test_runs_by_query_refuses_what_cannot_be_asked(tiny_model: LanguageModel) -> None:
-    tokenizer, task = tiny_model.tokenizer, parse_task("2x+3")
+def test_runs_by_query_refuses_what_cannot_be_asked(exact_model: LanguageModel) -> None:
+    tokenizer, task = exact_model.tokenizer, parse_task("2x+3")
     with pytest.raises(EditError, match="0 queries"):
         runs_by_query(tokenizer, task, ())
     with pytest.raises(TaskError, match="12 examples and two queries: 13 inputs"):
@@ -88,9 +88,9 @@ def test_least_squares_of_three_points() -> None:
     assert least_squares(x, np.array([0.0, 0.0, 7.0]), weights)[0][0] == pytest.approx(2.5)  # 35/14
 
 
-def test_a_row_holds_what_its_donors_say(tiny_model: LanguageModel, runs: Runs) -> None:
-    target = rows(response_sweep(tiny_model, runs, layers=(2,)), TARGET)
-    probs = query_answers(tiny_model, runs.target, runs.words)
+def test_a_row_holds_what_its_donors_say(exact_model: LanguageModel, runs: Runs) -> None:
+    target = rows(response_sweep(exact_model, runs, layers=(2,)), TARGET)
+    probs = query_answers(exact_model, runs.target, runs.words)
     of_x = np.exp(probs.log_prob[DONORS : 2 * DONORS].astype(float))  # x = 4
     numbers = of_x[:, :1000]
     each = (numbers * np.arange(1000)).sum(axis=1) / numbers.sum(axis=1)
@@ -108,14 +108,14 @@ def test_a_row_holds_what_its_donors_say(tiny_model: LanguageModel, runs: Runs) 
 
 
 def test_a_donor_that_is_the_recipient_changes_nothing(
-    tiny_model: LanguageModel, runs: Runs, make_sae: MakeSae
+    exact_model: LanguageModel, runs: Runs, make_sae: MakeSae
 ) -> None:
     still = same(runs)
-    curves = response_curve(tiny_model, make_sae(), still, sets=[range(90)], donor_value="instance")
+    curves = response_curve(exact_model, make_sae(), still, sets=[range(90)], donor_value="instance")
     for patch in (FULL, LATENTS, ERROR, GIVEN, TARGET):
         for name in ("mean", "p_answer", "p_copy", "p_number"):
             np.testing.assert_allclose(rows(curves, patch)[name], rows(curves, BASE)[name], rtol=2e-5)
-    swept = response_sweep(tiny_model, still)
+    swept = response_sweep(exact_model, still)
     for layer in np.unique(swept["site"]):
         at = swept.where(swept["site"] == layer)
         np.testing.assert_array_equal(rows(at, FULL)["mean"], rows(at, BASE)["mean"])
@@ -123,25 +123,25 @@ def test_a_donor_that_is_the_recipient_changes_nothing(
 
 
 def test_the_last_residual_brings_the_donors_answer(
-    tiny_model: LanguageModel, runs: Runs, make_sae: MakeSae
+    exact_model: LanguageModel, runs: Runs, make_sae: MakeSae
 ) -> None:
-    donor = query_answers(tiny_model, runs.donor, runs.words)
+    donor = query_answers(exact_model, runs.donor, runs.words)
     by_x = expected_answer(donor).reshape(len(XS), DONORS).mean(axis=1)
-    last = f"L{tiny_model.n_blocks - 1}.resid_post"
-    curve = response_curve(tiny_model, make_sae(last), runs, donor_value="instance")
-    swept = response_sweep(tiny_model, runs, layers=(tiny_model.n_blocks,))
+    last = f"L{exact_model.n_blocks - 1}.resid_post"
+    curve = response_curve(exact_model, make_sae(last), runs, donor_value="instance")
+    swept = response_sweep(exact_model, runs, layers=(exact_model.n_blocks,))
     for found in (curve, swept):
         np.testing.assert_allclose(rows(found, FULL)["mean"], by_x, rtol=1e-4)
     copied = donor.of(runs.copied).reshape(len(XS), DONORS).mean(axis=1)
     np.testing.assert_allclose(rows(curve, FULL)["p_copy"], copied, rtol=1e-4)
 
 
-def test_rungs_are_those_of_the_ladder(tiny_model: LanguageModel, runs: Runs, make_sae: MakeSae) -> None:
+def test_rungs_are_those_of_the_ladder(exact_model: LanguageModel, runs: Runs, make_sae: MakeSae) -> None:
     sae = make_sae()
-    held = gather(tiny_model, sae, runs, donor_value="task mean", seed=0)
+    held = gather(exact_model, sae, runs, donor_value="task mean", seed=0)
     differ = np.flatnonzero((held.change != 0).any(axis=0))
     chosen = differ[:5]
-    curves = response_curve(tiny_model, sae, runs, sets=[chosen.tolist()])
+    curves = response_curve(exact_model, sae, runs, sets=[chosen.tolist()])
     wanted = {
         FULL: held.everything, LATENTS: held.all_latents, ERROR: held.everything - held.all_latents,
         GIVEN: (held.donor_latents - held.recipient_latents)[:, chosen] @ held.directions(chosen),
@@ -151,16 +151,16 @@ def test_rungs_are_those_of_the_ladder(tiny_model: LanguageModel, runs: Runs, ma
         by_x = np.reshape([expected_answer(p)[0] for p in probs], (len(XS), DONORS)).mean(axis=1)
         np.testing.assert_allclose(rows(curves, patch)["mean"], by_x, rtol=2e-4)
     assert set(rows(curves, GIVEN)["latents"]) == {" ".join(map(str, chosen))}
-    every = response_curve(tiny_model, sae, runs, sets=[differ.tolist(), [5]])
+    every = response_curve(exact_model, sae, runs, sets=[differ.tolist(), [5]])
     given = rows(every, GIVEN)
     assert list(dict.fromkeys(given["latents"])) == [" ".join(map(str, differ)), "5"]
     np.testing.assert_allclose(given["mean"][: len(XS)], rows(every, LATENTS)["mean"], rtol=2e-4)
     assert len(response_fits(every)) == 7
 
 
-def test_the_task_moves_where_it_stands_and_its_line_is_found(tiny_model: LanguageModel) -> None:
-    runs = runs_by_query(tiny_model.tokenizer, parse_task("2x+3"), range(50), donors=2, donor_examples=12)
-    curves = response_sweep(tiny_model, runs, layers=(0, 3, 6))
+def test_the_task_moves_where_it_stands_and_its_line_is_found(exact_model: LanguageModel) -> None:
+    runs = runs_by_query(exact_model.tokenizer, parse_task("2x+3"), range(50), donors=2, donor_examples=12)
+    curves = response_sweep(exact_model, runs, layers=(0, 3, 6))
     fits = response_fits(curves).df.set_index(["site", "patch"])
     moved, copied = fits.loc["blocks.3.hook_resid_pre", FULL], fits.loc["blocks.5.hook_resid_post", FULL]
     assert moved.slope == pytest.approx(2, abs=0.1) and moved.intercept == pytest.approx(3, abs=1.5)
@@ -170,25 +170,25 @@ def test_the_task_moves_where_it_stands_and_its_line_is_found(tiny_model: Langua
     assert fits.loc["blocks.0.hook_resid_pre", FULL].slope_change == pytest.approx(0, abs=1e-4)
 
 
-def test_a_task_without_slope_says_so(tiny_model: LanguageModel) -> None:
-    curves = response_sweep(tiny_model, drawn(tiny_model, task="x//2+4"), layers=(3,))
+def test_a_task_without_slope_says_so(exact_model: LanguageModel) -> None:
+    curves = response_sweep(exact_model, drawn(exact_model, task="x//2+4"), layers=(3,))
     assert np.isnan(curves["rank_scaled"]).all() and set(curves["reason"]) == {"the task has no slope"}
     fits = response_fits(curves)
     assert np.isnan(fits["top_1_scaled"]).all() and not np.isnan(fits["slope"]).any()
 
 
-def test_too_few_points_give_no_line(tiny_model: LanguageModel) -> None:
-    curves = response_sweep(tiny_model, drawn(tiny_model, xs=range(3, 5)), layers=(3,))
+def test_too_few_points_give_no_line(exact_model: LanguageModel) -> None:
+    curves = response_sweep(exact_model, drawn(exact_model, xs=range(3, 5)), layers=(3,))
     fits = response_fits(curves)
     assert np.isnan(fits["slope"]).all() and set(fits["reason"]) == {"fewer than 3 x"}
 
 
-def test_what_has_no_curve_is_refused(tiny_model: LanguageModel, runs: Runs, make_sae: MakeSae) -> None:
-    words = runs_by_query(tiny_model.tokenizer, parse_task("letter:next"), "abcdefgh", donor_examples=4)
+def test_what_has_no_curve_is_refused(exact_model: LanguageModel, runs: Runs, make_sae: MakeSae) -> None:
+    words = runs_by_query(exact_model.tokenizer, parse_task("letter:next"), "abcdefgh", donor_examples=4)
     with pytest.raises(TaskError, match="no numbers"):
-        response_sweep(tiny_model, words)
+        response_sweep(exact_model, words)
     with pytest.raises(EditError, match="the SAE has 96"):
-        response_curve(tiny_model, make_sae(), runs, sets=[[3], [96]])
-    curves = response_sweep(tiny_model, runs, layers=(2,))
+        response_curve(exact_model, make_sae(), runs, sets=[[3], [96]])
+    curves = response_sweep(exact_model, runs, layers=(2,))
     with pytest.raises(EditError, match="no base"):
         response_fits(curves.where(curves["patch"] != BASE))

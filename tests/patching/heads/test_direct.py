@@ -56,18 +56,18 @@ def written(model: LanguageModel, runs: Runs, edits: tuple[Edit, ...]) -> dict[s
 
 @pytest.mark.parametrize("place", ["pre", "all positions"])
 def test_a_direct_effect_is_one_addition_to_the_last_residual(
-    tiny_model: LanguageModel, make_runs: Make, place: str
+    exact_model: LanguageModel, make_runs: Make, place: str
 ) -> None:
     runs, ablation = make_runs("S arm"), Ablation.parse("L2H2 L3", kind="mean", place=place)
-    edits = ablation_edits(tiny_model, runs, ablation)
-    before, after = written(tiny_model, runs, ()), written(tiny_model, runs, edits)
-    base, end = log_odds(tiny_model, runs, ()), np.array([up_to_query(runs.target).shape[1] - 1])
-    found = direct_by_prompt(tiny_model, runs, ablation)
+    edits = ablation_edits(exact_model, runs, ablation)
+    before, after = written(exact_model, runs, ()), written(exact_model, runs, edits)
+    base, end = log_odds(exact_model, runs, ()), np.array([up_to_query(runs.target).shape[1] - 1])
+    found = direct_by_prompt(exact_model, runs, ablation)
 
     def effect(names: list[str]) -> np.ndarray:
         delta = sum(after[name] - before[name] for name in names)
         add = Edit(Site(5, "resid_post"), "add", end, np.asarray(delta)[:, None])
-        return log_odds(tiny_model, runs, (add,)) - base
+        return log_odds(exact_model, runs, (add,)) - base
 
     for i, component in enumerate(found.components):
         np.testing.assert_allclose(found.singles[:, i], effect([component.name]), atol=2e-3)
@@ -82,37 +82,37 @@ def test_a_direct_effect_is_one_addition_to_the_last_residual(
     others = effect([c.name for c in found.components if c.part != "later head"])
     np.testing.assert_allclose(found.sums["later heads, given the loss"], everything - others, atol=5e-3)
     np.testing.assert_allclose(found.sums["total"], everything, atol=5e-3)
-    np.testing.assert_allclose(found.sums["total"], log_odds(tiny_model, runs, edits) - base, atol=1e-4)
+    np.testing.assert_allclose(found.sums["total"], log_odds(exact_model, runs, edits) - base, atol=1e-4)
     names = {c.name for c in found.components}
     assert {"L2H2", "L3H0", "L2.mlp", "L5H3"} <= names and "L2H1" not in names and "L1.mlp" not in names
 
 
 def test_a_reader_below_the_end_reads_through_the_blocks_above(
-    tiny_model: LanguageModel, make_runs: Make
+    exact_model: LanguageModel, make_runs: Make
 ) -> None:
     """Block 2's heads act through its own MLP, whose output the final norm alone can hardly read."""
     runs, ablation = make_runs(ZERO, donor_examples=12), Ablation.parse("L1H0 L2H2")
-    edits = ablation_edits(tiny_model, runs, ablation)
-    before, after = written(tiny_model, runs, ()), written(tiny_model, runs, edits)
-    found = direct_by_prompt(tiny_model, runs, ablation, reader=3)
+    edits = ablation_edits(exact_model, runs, ablation)
+    before, after = written(exact_model, runs, ()), written(exact_model, runs, edits)
+    found = direct_by_prompt(exact_model, runs, ablation, reader=3)
     end = np.array([up_to_query(runs.target).shape[1] - 1])
     for part, names in (("ablated", ["L1H0", "L2H2"]), ("later MLPs", ["L1.mlp", "L2.mlp"])):
         delta = sum(after[name] - before[name] for name in names)
         add = Edit(Site(3, "resid_pre"), "add", end, np.asarray(delta)[:, None])
-        wanted = log_odds(tiny_model, runs, (add,)) - log_odds(tiny_model, runs, ())
+        wanted = log_odds(exact_model, runs, (add,)) - log_odds(exact_model, runs, ())
         # In float32 a number is too sure here for its log-odds to be exact: the first belief is left out.
         np.testing.assert_allclose(found.sums[part][:, 1:], wanted[:, 1:], atol=2e-3)
     assert max(c.layer for c in found.components) == 2
-    exact, at_end = BELIEFS.index("exact"), direct_by_prompt(tiny_model, runs, ablation)
+    exact, at_end = BELIEFS.index("exact"), direct_by_prompt(exact_model, runs, ablation)
     assert found.sums["later MLPs"][:, exact].mean() < -5
     first_mlps = [c.name in ("L1.mlp", "L2.mlp") for c in at_end.components]
     assert np.abs(at_end.singles[:, first_mlps, exact].mean(axis=0)).max() < 1
 
 
-def test_nothing_replaced_has_no_effect(tiny_model: LanguageModel, make_runs: Make) -> None:
+def test_nothing_replaced_has_no_effect(exact_model: LanguageModel, make_runs: Make) -> None:
     runs = make_runs("S arm")
     same = replace(runs, recipient=runs.target)
-    table = direct_effects(tiny_model, same, Ablation.parse("L0 L2H1", kind="resample"), draws=50)
+    table = direct_effects(exact_model, same, Ablation.parse("L0 L2H1", kind="resample"), draws=50)
     np.testing.assert_allclose(table["effect"], 0, atol=1e-4)
     assert np.isnan(table["ratio"]).all() and set(table["reason"]) == {
         "the ablated heads' direct effect is less than 1 nat"
@@ -124,16 +124,16 @@ def sums(table: DirectTable) -> dict[str, float]:
     return dict(zip(rows["part"], rows["effect"], strict=True))
 
 
-def test_the_table_adds_up(tiny_model: LanguageModel, make_runs: Make) -> None:
+def test_the_table_adds_up(exact_model: LanguageModel, make_runs: Make) -> None:
     runs = make_runs(ZERO, donor_examples=12)
-    table = direct_effects(tiny_model, runs, Ablation.parse("L2"), beliefs=["exact"], reader=3, draws=200)
+    table = direct_effects(exact_model, runs, Ablation.parse("L2"), beliefs=["exact"], reader=3, draws=200)
     found = sums(table)
     assert tuple(found) == SUMS
     assert found["compensation"] == pytest.approx(found["total"] - found["ablated"])
     assert (table["ci_low"] <= table["effect"] + 1e-9).all() and (
         table["effect"] <= table["ci_high"] + 1e-9
     ).all()
-    assert len(table) == len(SUMS) + tiny_model.n_heads + 1  # block 2's own heads and MLP
+    assert len(table) == len(SUMS) + exact_model.n_heads + 1  # block 2's own heads and MLP
 
 
 def close(found: float, true: float) -> bool:
@@ -175,15 +175,15 @@ def _heads(table: DirectTable) -> list[tuple[tuple[int, int], float]]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_planted_effects_are_recovered(tiny_model: LanguageModel, seed: int) -> None:
+def test_planted_effects_are_recovered(exact_model: LanguageModel, seed: int) -> None:
     planted = plant_causal(seed)
-    check(planted, build(planted, tiny_model.tokenizer))
+    check(planted, build(planted, exact_model.tokenizer))
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_backups_direct_effect_is_recovered(tiny_model: LanguageModel, seed: int) -> None:
+def test_a_backups_direct_effect_is_recovered(exact_model: LanguageModel, seed: int) -> None:
     planted = plant("backup", seed)
-    model = build(planted, tiny_model.tokenizer)
+    model = build(planted, exact_model.tokenizer)
     check(planted, model)
     table = direct_effects(model, planted_runs(model), Ablation(planted.ablated), beliefs=[BELIEF], draws=50)
     own = table.where(table["part"] == "ablated")
@@ -196,7 +196,7 @@ def test_a_backups_direct_effect_is_recovered(tiny_model: LanguageModel, seed: i
     assert singles["component"][singles["effect"].argmax()] == f"L{backup.layer}H{backup.head}"
 
 
-def test_what_cannot_be_read_is_one_line(tiny_model: LanguageModel, make_runs: Make) -> None:
+def test_what_cannot_be_read_is_one_line(exact_model: LanguageModel, make_runs: Make) -> None:
     runs, heads = make_runs(ZERO), Ablation.parse("L3H1")
     for asked, said in (
         ({"beliefs": ["even"]}, "Nearest"),
@@ -204,5 +204,5 @@ def test_what_cannot_be_read_is_one_line(tiny_model: LanguageModel, make_runs: M
         ({"reader": 7}, "Read at one of 4 to 6"),
     ):
         with pytest.raises(EditError, match=said):
-            direct_effects(tiny_model, runs, heads, **asked)  # pyright: ignore[reportArgumentType]
-    assert set(direct_effects(tiny_model, runs, heads, draws=20)["belief"]) == set(BELIEFS)
+            direct_effects(exact_model, runs, heads, **asked)  # pyright: ignore[reportArgumentType]
+    assert set(direct_effects(exact_model, runs, heads, draws=20)["belief"]) == set(BELIEFS)

@@ -19,8 +19,10 @@ from iclens.tables.edits import Edit
 from iclens.tables.sets import ControlTable
 from iclens.tasks.declared import parse_belief
 
-from ...conftest import EXACT
 from ..conftest import MakeRuns, MakeSae
+
+PUSH = 1e-5
+"""The model is in float64; what is added is a float32 of the SAE."""
 
 
 def effect(table: ControlTable, latents: str, control: str, belief: str = "exact") -> float:
@@ -45,10 +47,10 @@ def test_controls_are_what_their_names_say(
     }  # fmt: skip
     own = single_effects(held, one)[held.test].mean(axis=0)[0]
     for b, belief in enumerate(held.beliefs):
-        assert effect(table, name, "own", belief) == pytest.approx(own[b], abs=EXACT)
+        assert effect(table, name, "own", belief) == pytest.approx(own[b], abs=PUSH)
     assert held.beliefs[-1] == "against:3x"
     flipped = np.mean([held.effects(int(i), -joint(held, pair)[int(i)][None])[0, 3] for i in held.test])
-    assert effect(table, both, "sign flip") == pytest.approx(flipped, abs=EXACT)
+    assert effect(table, both, "sign flip") == pytest.approx(flipped, abs=PUSH)
     tokens = up_to_query(runs.recipient)[held.test]
     where, end = np.array([position("x", runs.recipient.n_examples - 1)]), np.array([tokens.shape[1] - 1])
     edit = Edit(held.sae.site, "add", where, joint(held, pair)[held.test][:, None].numpy())
@@ -60,7 +62,7 @@ def test_controls_are_what_their_names_say(
     ]
     wanted = (np.concatenate(after) - held.base[held.test]).mean(axis=0)
     for b, belief in enumerate(held.beliefs):
-        assert effect(table, both, "wrong role x", belief) == pytest.approx(wanted[b], abs=EXACT)
+        assert effect(table, both, "wrong role x", belief) == pytest.approx(wanted[b], abs=PUSH)
     assert effect(table, both, "wrong role x") != pytest.approx(effect(table, both, "own"), abs=1e-3)
 
 
@@ -72,7 +74,7 @@ def test_values_of_the_same_task_are_its_own_and_of_another_are_not(
     groups = [held.differing]
     name = " ".join(str(f) for f in held.differing)
     alike = patch_controls(held, groups, wrong=runs, roles=())
-    assert effect(alike, name, "wrong task 2x+3") == pytest.approx(effect(alike, name, "own"), abs=EXACT)
+    assert effect(alike, name, "wrong task 2x+3") == pytest.approx(effect(alike, name, "own"), abs=PUSH)
     other = patch_controls(held, groups, wrong=make_runs(n_prompts=12, task="x+7"), roles=())
     assert effect(other, name, "wrong task x+7") != pytest.approx(effect(other, name, "own"), abs=1e-3)
 

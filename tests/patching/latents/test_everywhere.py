@@ -26,6 +26,7 @@ from iclens.tables.edits import Edit
 from iclens.tables.specificity import SpecificityTable
 from iclens.tasks.spec import parse_task
 
+from ...conftest import EXACT, InFloat64
 from ..conftest import D_SAE, MakeRuns, MakeSae
 from .test_specificity import DOUBLE, NUMERIC, ODD, OWN, SILENT, UNREAD, Planted, build, planted_runs, row
 
@@ -71,52 +72,51 @@ def silenced(sae: Sae, x: torch.Tensor, latents: Sequence[int]) -> np.ndarray:
 @pytest.mark.parametrize("normalised", ["none", "layer_norm", "constant_norm_rescale"])
 @pytest.mark.parametrize(("site", "role", "n"), [("L1.mlp_out", "lab", 4), ("L2.resid_post", "pre", 5)])
 def test_one_prompt_is_a_forward_pass_with_the_latent_silent_at_every_example(
-    tiny_model: LanguageModel, make_sae: MakeSae, site: str, role: str, n: int, normalised: str
+    exact_model: LanguageModel, make_sae: MakeSae, site: str, role: str, n: int, normalised: str
 ) -> None:
     """No part of ours makes the edit. One latent is active at some of these tokens and silent at others."""
-    runs, sae = runs_of(tiny_model, n_prompts=1), make_sae(site, normalize_activations=normalised)
+    runs, sae = runs_of(exact_model, n_prompts=1), make_sae(site, normalize_activations=normalised)
     sae.network.W_dec.mul_(1.7)
     where = runs.target.positions(role)[:n]
-    x = recorded(tiny_model, sae, runs, where)
+    x = recorded(exact_model, sae, runs, where)
     count = sum((sae.encode(example)[0] != 0).int() for example in x.unbind(dim=1))
     latents = [int(count.argmax()), int(((count > 0) & (count < n)).nonzero()[0])]
     chosen = [(latent, "odd", "odd") for latent in latents]
-    table = ablate_everywhere(tiny_model, sae, runs, chosen, OWN, role=role, n_controls=3)
-    base = forward(tiny_model, runs)[0]
+    table = ablate_everywhere(exact_model, sae, runs, chosen, OWN, role=role, n_controls=3)
+    base = forward(exact_model, runs)[0]
     for latent, members in ((latents[0], latents[:1]), (latents[1], latents[1:]), (JOINT, latents)):
         edit = Edit(sae.site, "resample", where, silenced(sae, x, members))
-        wanted = forward(tiny_model, runs, [edit])[0] - base
+        wanted = forward(exact_model, runs, [edit])[0] - base
         assert np.abs(wanted).max() > 0.02
         for b, belief in enumerate(BELIEFS):
             found = everywhere_row(table, latent, "odd", belief)
-            rounding = 4e-4 if belief == "numeric" else 5e-5  # of float32, at 1 − P(numeric) of 1e-6
-            assert found["effect"] == pytest.approx(wanted[b], abs=rounding)
-            assert found["base"] == pytest.approx(base[b], abs=rounding)
+            assert found["effect"] == pytest.approx(wanted[b], abs=1e-4)  # the SAE is in float32
+            assert found["base"] == pytest.approx(base[b], abs=EXACT)
             assert found["n_active"] == found["n_prompts"] == 1
 
 
 @pytest.mark.parametrize("normalised", ["none", "layer_norm"])
 def test_controls_are_ablation_like_pushes_as_far_at_each_example(
-    tiny_model: LanguageModel, make_sae: MakeSae, normalised: str
+    exact_model: LanguageModel, make_sae: MakeSae, normalised: str
 ) -> None:
     """With more controls asked for than are live, they are all live latents that were not chosen."""
-    runs, sae = runs_of(tiny_model), make_sae("L1.mlp_out", normalize_activations=normalised)
+    runs, sae = runs_of(exact_model), make_sae("L1.mlp_out", normalize_activations=normalised)
     sae.network.W_dec.mul_(torch.linspace(0.5, 3.0, D_SAE)[:, None])
     where = runs.target.positions("lab")[:4]
-    x = recorded(tiny_model, sae, runs, where)
+    x = recorded(exact_model, sae, runs, where)
     values = torch.stack([sae.encode(example) for example in x.unbind(dim=1)], dim=1)
     latent, other = (int(f) for f in (values != 0).sum(dim=(0, 1)).argsort(descending=True)[:2])
     scale = torch.stack([sae.scale(example) for example in x.unbind(dim=1)], dim=1)
     length = (values[..., latent] * scale * sae.W_dec[latent].norm())[..., None]
     live = np.setdiff1d((values != 0).any(dim=0).any(dim=0).nonzero()[:, 0], [latent, other])
-    base = forward(tiny_model, runs)
+    base = forward(exact_model, runs)
     pushed = []
     for control in live:
         push = -length * sae.W_dec[control] / sae.W_dec[control].norm()
         edit = Edit(sae.site, "add", where, push.numpy())
-        pushed.append((forward(tiny_model, runs, [edit]) - base).mean(axis=0))
+        pushed.append((forward(exact_model, runs, [edit]) - base).mean(axis=0))
     table = ablate_everywhere(
-        tiny_model, sae, runs, [(latent, "odd", "odd"), (other, "double", "double")], OWN, role="lab",
+        exact_model, sae, runs, [(latent, "odd", "odd"), (other, "double", "double")], OWN, role="lab",
         n_controls=1000,
     )  # fmt: skip
     for b, belief in enumerate(BELIEFS):
@@ -159,10 +159,10 @@ def test_a_set_and_its_controls_are_pushed_as_far_at_each_example(
     for rows in seen:
         assert rows.shape == (6, 4, tiny_model.d_model)
         lengths = rows.norm(dim=-1)
-        torch.testing.assert_close(lengths, lengths[:1].expand(6, 4))
+        torch.testing.assert_close(lengths, lengths[:1].expand(6, 4), rtol=1e-5, atol=0)
         assert bool((lengths[0] > 0).any())
     for density, mean_active, _ in drawn:
-        np.testing.assert_allclose(density, (values != 0).float().mean(dim=0))
+        np.testing.assert_allclose(density, (values != 0).double().mean(dim=0))
         live = density > 0
         sizes = values.sum(dim=0)[live] / (values != 0).sum(dim=0)[live]
         np.testing.assert_allclose(mean_active[live], sizes, rtol=1e-5)
@@ -171,19 +171,19 @@ def test_a_set_and_its_controls_are_pushed_as_far_at_each_example(
     for i, rows in enumerate(seen[-8:]):
         along = torch.einsum("jm,mcd->cjd", weights[i][:, np.argsort(order).tolist()], drawn[-1][2])
         aligned = torch.nn.functional.cosine_similarity(rows[1:], along, dim=-1)
-        torch.testing.assert_close(aligned, torch.ones_like(aligned))
+        torch.testing.assert_close(aligned, torch.ones_like(aligned), rtol=1e-5, atol=0)
 
 
 def test_in_a_context_of_one_example_it_is_the_ablation_at_one_token(
-    tiny_model: LanguageModel, make_sae: MakeSae
+    exact_model: LanguageModel, make_sae: MakeSae
 ) -> None:
-    runs, sae = runs_of(tiny_model, n_prompts=8, donor_examples=1, recipient="R arm"), make_sae("L1.mlp_out")
+    runs, sae = runs_of(exact_model, n_prompts=8, donor_examples=1, recipient="R arm"), make_sae("L1.mlp_out")
     for role in ("lab", "close"):
-        held = gather(tiny_model, sae, runs, direction="necessity", role=role)
+        held = gather(exact_model, sae, runs, direction="necessity", role=role)
         order = held.recipient_latents.mean(dim=0).argsort(descending=True)[:2]
         chosen = [(int(latent), "odd", "odd") for latent in order]
         single = specificity([held], chosen, OWN, ways=["ablate"], n_controls=2)
-        table = ablate_everywhere(tiny_model, sae, runs, chosen, OWN, role=role, n_controls=2)
+        table = ablate_everywhere(exact_model, sae, runs, chosen, OWN, role=role, n_controls=2)
         assert table.df[["concept", "label", "latent", "belief", "own"]].equals(
             single.df[["concept", "label", "latent", "belief", "own"]]
         )
@@ -222,8 +222,9 @@ def carried(like: LanguageModel) -> tuple[Planted, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def context(tiny_model: LanguageModel) -> tuple[Planted, torch.Tensor]:
-    return carried(tiny_model)
+def context(tiny_model: LanguageModel, in_float64: InFloat64) -> tuple[Planted, torch.Tensor]:
+    planted, carry = carried(tiny_model)
+    return replace(planted, model=in_float64(planted.model)), carry
 
 
 @pytest.fixture(scope="module")
@@ -300,39 +301,39 @@ def test_a_latent_that_is_never_active_does_nothing_and_says_so(matrix: Specific
 
 
 def test_a_prompt_in_which_it_is_silent_counts_as_no_effect(
-    tiny_model: LanguageModel, make_sae: MakeSae
+    exact_model: LanguageModel, make_sae: MakeSae
 ) -> None:
-    runs, sae = runs_of(tiny_model, n_prompts=8), make_sae("L1.mlp_out")
+    runs, sae = runs_of(exact_model, n_prompts=8), make_sae("L1.mlp_out")
     where = runs.target.positions("lab")[:4]
-    x = recorded(tiny_model, sae, runs, where)
+    x = recorded(exact_model, sae, runs, where)
     active = (sae.encode(x.flatten(0, 1)).view(8, 4, -1) != 0).any(dim=1).sum(dim=0)
     latent = int(((active > 1) & (active < 6)).nonzero()[0])
-    table = ablate_everywhere(tiny_model, sae, runs, [(latent, "odd", "")], OWN, role="lab", n_controls=2)
+    table = ablate_everywhere(exact_model, sae, runs, [(latent, "odd", "")], OWN, role="lab", n_controls=2)
     edit = Edit(sae.site, "resample", where, silenced(sae, x, [latent]))
-    wanted = (forward(tiny_model, runs, [edit]) - forward(tiny_model, runs)).mean(axis=0)
+    wanted = (forward(exact_model, runs, [edit]) - forward(exact_model, runs)).mean(axis=0)
     for b, belief in enumerate(BELIEFS):
         found = everywhere_row(table, latent, "odd", belief)
         assert found["n_active"] == active[latent] and found["n_prompts"] == 8
         assert found["effect"] == pytest.approx(wanted[b], abs=1e-4)
 
 
-def test_batches_and_seeds(tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae) -> None:
+def test_batches_and_seeds(exact_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae) -> None:
     """A seed gives one table, another other controls and resamples; the size of a batch changes nothing."""
     runs, sae = make_runs(), make_sae("L1.mlp_out")
-    x = recorded(tiny_model, sae, runs, runs.target.positions("lab")[:4])
+    x = recorded(exact_model, sae, runs, runs.target.positions("lab")[:4])
     order = sae.encode(x.flatten(0, 1)).sum(dim=0).argsort(descending=True)[:3].tolist()
     chosen = [(latent, concept, "") for latent, concept in zip(order, ("odd", "odd", "double"), strict=True)]
 
     def table(**settings: int) -> SpecificityTable:
         given = {"n_controls": 3, "n_resamples": 50} | settings
-        return ablate_everywhere(tiny_model, sae, runs, chosen, OWN, role="lab", **given)
+        return ablate_everywhere(exact_model, sae, runs, chosen, OWN, role="lab", **given)
 
     one, small, other = table(seed=1), table(seed=1, batch=5), table(seed=2)
     assert one.df.equals(table(seed=1).df)
     assert all((one[name] != other[name]).any() for name in ("ci_low", "control_sd"))
     for name in ("effect", "ci_low", "control_sd", "margin_high"):
         np.testing.assert_allclose(small[name], one[name], atol=1e-4)
-    assert len(ablate_everywhere(tiny_model, sae, runs, [], OWN, role="lab")) == 0
+    assert len(ablate_everywhere(exact_model, sae, runs, [], OWN, role="lab")) == 0
 
 
 def test_rivals_are_named_and_undefined_beliefs_left_out(

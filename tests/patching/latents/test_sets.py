@@ -37,9 +37,9 @@ def of(table: SetTable, kind: str, size: int | None = None, belief: str = "exact
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_sets_begin_with_single_latents_and_end_with_the_ladder(
-    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae, direction: Direction
+    exact_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae, direction: Direction
 ) -> None:
-    held = gather(tiny_model, make_sae(), make_runs(n_prompts=12), direction=direction)
+    held = gather(exact_model, make_sae(), make_runs(n_prompts=12), direction=direction)
     effects = single_effects(held, held.differing)
     table = patch_sets(held, effects, largest=6, n_controls=4)
     first = of(table, OWN, 1)
@@ -65,9 +65,9 @@ def test_sets_begin_with_single_latents_and_end_with_the_ladder(
 
 
 def test_the_greedy_order_never_loses_and_starts_with_the_best(
-    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+    exact_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
 ) -> None:
-    held = gather(tiny_model, make_sae("L2.mlp_out"), make_runs(n_prompts=12))
+    held = gather(exact_model, make_sae("L2.mlp_out"), make_runs(n_prompts=12))
     effects = single_effects(held, held.differing)
     order = sets.own_order(held, effects, 3)
     greedy = sets.greedy_order(held, order[:20], 3, 5)
@@ -87,15 +87,15 @@ def test_the_greedy_order_never_loses_and_starts_with_the_best(
 
 @pytest.mark.parametrize("role", ["pre", "comma"])
 def test_all_neurons_together_are_the_mlps_output(
-    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae, role: str
+    exact_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae, role: str
 ) -> None:
-    held = gather(tiny_model, make_sae("L2.mlp_out"), make_runs(), role=role)
-    width = tiny_model.network.config.intermediate_size
+    held = gather(exact_model, make_sae("L2.mlp_out"), make_runs(), role=role)
+    width = exact_model.network.config.intermediate_size
     pushes, ids = sets._neurons_by_effect(held, 2, 3, width)
     assert sorted(ids.tolist()) == list(range(width))
     torch.testing.assert_close(pushes.sum(dim=1), held.everything, rtol=1e-3, atol=1e-3)
     few, some = sets._neurons_by_effect(held, 2, 3, 3)
-    assert some.tolist() == ids[:3].tolist() and few.shape == (8, 3, tiny_model.d_model)
+    assert some.tolist() == ids[:3].tolist() and few.shape == (8, 3, exact_model.d_model)
 
 
 def test_which_mlp_writes_last_into_a_site() -> None:
@@ -105,9 +105,9 @@ def test_which_mlp_writes_last_into_a_site() -> None:
 
 
 def test_random_sets_hold_no_member_and_go_as_far(
-    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+    exact_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
 ) -> None:
-    held = gather(tiny_model, make_sae(), make_runs())
+    held = gather(exact_model, make_sae(), make_runs())
     ids = held.differing[:4]
     seen: list[torch.Tensor] = []
 
@@ -138,9 +138,9 @@ def test_random_sets_hold_no_member_and_go_as_far(
 
 
 def test_a_donor_that_is_the_recipient_moves_nothing(
-    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+    exact_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
 ) -> None:
-    held = gather(tiny_model, make_sae(), same(make_runs()), donor_value="instance")
+    held = gather(exact_model, make_sae(), same(make_runs()), donor_value="instance")
     table = patch_sets(held, single_effects(held, held.differing))
     assert set(table["kind"]) == {"all latents", NEURONS, "difference of means", FULL}
     assert (np.abs(table["effect"]) < 1e-5).all()
@@ -150,9 +150,9 @@ def test_a_donor_that_is_the_recipient_moves_nothing(
 
 
 def test_the_screen_says_where_it_misses(
-    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
+    exact_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
 ) -> None:
-    held = gather(tiny_model, make_sae(), make_runs(n_prompts=12))
+    held = gather(exact_model, make_sae(), make_runs(n_prompts=12))
     effects = single_effects(held, held.differing)
     screened = linear_screen(held, held.differing, effects)
     row = screened.where(screened["belief"] == "exact")

@@ -324,7 +324,7 @@ def test_patches_that_cannot_be_made_are_refused(
     with pytest.raises(EditError, match="Give 4 or more"):
         gather(exact_model, sae, make_runs(n_prompts=2))
     with pytest.raises(EditError, match="every other shows its x"):
-        gather(exact_model, sae, make_runs(n_prompts=4, donor_examples=44))
+        gather(exact_model, sae, make_runs(n_prompts=4, donor_examples=41))
     with pytest.raises(SaeError, match=f"latent {D_SAE} of L2"):
         gather(exact_model, sae, runs).directions(np.array([D_SAE]))
 

@@ -14,6 +14,26 @@ def test_both_forms_of_a_site(text: str) -> None:
     assert Site.parse(str(site)) == Site.parse(site.short)
 
 
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("blocks.4.hook_in", "L4.resid_pre"), ("blocks.4.hook_out", "L4.resid_post"),
+        ("blocks.4.ln2.hook_in", "L4.resid_mid"), ("blocks.4.attn.hook_out", "L4.attn_out"),
+        ("blocks.4.mlp.hook_out", "L4.mlp_out"), ("blocks.4.mlp.hook_in", "L4.mlp_in"),
+        ("blocks.4.attn.o.hook_in", "L4.z"), ("model.layers.14", "L14.resid_post"),
+        ("model.layers.14.mlp", "L14.mlp_out"), ("model.layers.14.self_attn", "L14.attn_out"),
+        ("layers.0", "L0.resid_post"), ("layers.0.mlp", "L0.mlp_out"), ("layer_24", "L24.resid_post"),
+        ("transformer.h.3", "L3.resid_post"), ("h.3.attn", "L3.attn_out"),
+        ("gpt_neox.layers.3.attention", "L3.attn_out"), ("gpt_neox.layers.3.mlp", "L3.mlp_out"),
+        ("model.language_model.layers.9", "L9.resid_post"), ("model.embed_tokens", "L0.resid_pre"),
+        ("embed_tokens", "L0.resid_pre"), ("hook_embed", "L0.resid_pre"),
+        ("blocks.7.hook_resid_mid", "L7.resid_mid"), ("blocks.7.hook_attn_out", "L7.attn_out"),
+    ],
+)  # fmt: skip
+def test_names_that_others_use_are_sites(text: str, short: str) -> None:
+    assert Site.parse(text).short == short
+
+
 def test_what_an_mlp_reads_has_the_name_of_its_own_hook() -> None:
     site = Site(3, "mlp_in")
     assert (str(site), site.short) == ("blocks.3.mlp.hook_in", "L3.mlp_in")
@@ -45,6 +65,13 @@ def test_an_sae_reads_any_site_but_the_heads_outputs() -> None:
         "L-1.mlp_out",
         "blocks.x.hook_mlp_out",
         "L4.mlp_out.extra",
+        "blocks.4.hook_out.extra",
+        "blocks.4.attn.hook_in",
+        "blocks.4.ln1.hook_in",
+        "model.layers.4.mlp.act_fn",
+        "model.layers.x",
+        "layers4",
+        "sae",
     ],
 )
 def test_not_a_site_name(text: str) -> None:

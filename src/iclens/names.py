@@ -36,8 +36,17 @@ projection: `blocks.N.attn.hook_z`.
 
 _INNER = {"mlp_in": "mlp.hook_in", "z": "attn.hook_z"}
 """Hooks whose TransformerLens name stands inside a part of the block."""
-_LONG = re.compile(r"blocks\.(\d+)\.hook_(?!(?:mlp_in|z)$)(\w+)")
-_WITHIN = re.compile(r"blocks\.(\d+)\.((?:mlp|attn)\.hook_\w+)")
+_BRIDGE = {
+    "hook_in": "resid_pre", "ln2.hook_in": "resid_mid", "hook_out": "resid_post", "attn.hook_out": "attn_out",
+    "mlp.hook_out": "mlp_out", "attn.o.hook_in": "z",
+}  # fmt: skip
+"""TransformerLens 3's names of the same hooks, where they differ from those of version 2."""
+_MODULES = {None: "resid_post", "mlp": "mlp_out", "self_attn": "attn_out", "attn": "attn_out",
+            "attention": "attn_out"}  # fmt: skip
+"""Modules of a block, as Hugging Face names them, and the hook that their output is."""
+_EMBEDDING = ("embed_tokens", "wte", "embed_in", "hook_embed")
+_LONG = re.compile(r"blocks\.(\d+)\.(?:hook_(?!(?:mlp_in|z)$)(\w+)|((?:\w+\.)*hook_\w+))")
+_MODULE = re.compile(r"(?:\w+\.)*(?:layers|layer|h)[._](\d+)(?:\.(mlp|self_attn|attn|attention))?")
 _SHORT = re.compile(r"L(\d+)\.(\w+)")
 
 
@@ -72,21 +81,33 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> Site:
-        """Read `blocks.4.hook_mlp_out` or `L4.mlp_out`.
+        """Read a site in any of the ways in which it is written.
+
+            L4.mlp_out                             this package
+            blocks.4.hook_mlp_out                  TransformerLens 2, SAELens
+            blocks.4.hook_out, .mlp.hook_out …     TransformerLens 3
+            model.layers.4, layers.4.mlp …         Hugging Face's modules, sparsify: what the module gives out
 
         Raises:
-            SiteError: for any other form.
+            SiteError: for any other form, or a hook that is not known.
         """
-        if within := _WITHIN.fullmatch(text):
-            for hook, name in _INNER.items():
-                if within[2] == name:
-                    return cls(int(within[1]), hook)
-        match = _LONG.fullmatch(text) or _SHORT.fullmatch(text)
-        if match is None:
-            raise SiteError(
-                f"site '{text}'", "not a site name", "Write it as blocks.4.hook_mlp_out or L4.mlp_out."
-            )
-        return cls(int(match[1]), match[2])
+        if text.split(".")[-1] in _EMBEDDING:
+            return cls(0, "resid_pre")
+        inside = {name: hook for hook, name in _INNER.items()} | _BRIDGE
+        if match := _LONG.fullmatch(text):
+            within = text.split(".", 2)[2]
+            if within in inside:
+                return cls(int(match[1]), inside[within])
+            if match[2] is not None:
+                return cls(int(match[1]), match[2])
+        if match := _MODULE.fullmatch(text):
+            return cls(int(match[1]), _MODULES[match[2]])
+        if match := _SHORT.fullmatch(text):
+            return cls(int(match[1]), match[2])
+        raise SiteError(
+            f"site '{text}'", "not a site name",
+            "Write it as L4.mlp_out, blocks.4.hook_mlp_out or model.layers.4.mlp.",
+        )  # fmt: skip
 
 
 def sae_site(text: str) -> Site:

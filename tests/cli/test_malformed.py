@@ -147,9 +147,9 @@ NATIVE: list[Case] = [
     ("an SAE that was never trained", checking(), "FVU is"),
     ("--site that is no site", lambda folder: converting(native(folder), "--site", "L1.mlp"), "unknown"),
     (
-        "--site of another SAE",
-        lambda folder: converting(native(folder), "--site", "L2.mlp_out"),
-        "L1.mlp_out",
+        "--site of a whole set",
+        lambda folder: ["saes", "check", f"{MODEL}-saes", "--model", MODEL, "--site", "L2.mlp_out"],
+        "a set names the site of each",
     ),
     (
         "a model in an unknown dtype",

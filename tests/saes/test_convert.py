@@ -64,6 +64,14 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"there", "file"}
 
 
+def test_a_site_that_is_asked_for_counts_and_what_the_files_name_is_kept(tmp_path: Path) -> None:
+    folder = convert(FIXTURES / "sparsify/layers.2", tmp_path / "out", site=Site(5, "mlp_out"))
+    metadata: Any = SAE.load_from_disk(folder).cfg.metadata
+    assert (metadata.hook_name, metadata.hook_layer) == ("blocks.5.hook_mlp_out", 5)
+    assert metadata.hook_name_in_its_files == "blocks.2.hook_resid_post"
+    assert load_sae(folder).site == Site(5, "mlp_out")
+
+
 def test_a_transcoder_keeps_where_it_reads_and_writes(tmp_path: Path) -> None:
     metadata = SAEMetadata(hook_name="blocks.2.mlp.hook_in", hook_name_out="blocks.2.hook_mlp_out")
     network = JumpReLUTranscoder(
@@ -73,6 +81,8 @@ def test_a_transcoder_keeps_where_it_reads_and_writes(tmp_path: Path) -> None:
         network.b_dec.fill_(3.0)
     network.save_model(tmp_path / "transcoder")
     sae = load_sae(convert(tmp_path / "transcoder", tmp_path / "out"))
+    with pytest.raises(SaeError, match="it is a transcoder from"):
+        load_sae(tmp_path / "transcoder", site=Site(5, "mlp_in"))
     assert (sae.site, sae.target, sae.output) == (Site(2, "mlp_in"), Site(2, "mlp_out"), Site(2, "mlp_out"))
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

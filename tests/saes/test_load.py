@@ -121,12 +121,36 @@ def test_weights_of_another_shape_than_the_config_are_refused(write_sae: Write) 
 def test_another_width_site_or_architecture_is_refused(write_sae: Write) -> None:
     folder = write_sae(hook=HOOK)
     refused(lambda: load_sae(folder, d_model=16), "width is 8", "16")
-    refused(lambda: load_sae(folder, site=Site(2, "mlp_out")), "L2.mlp_out", "L1.mlp_out")
     refused(lambda: load_sae(write_sae("none")), "names no site")
     assert load_sae(write_sae("given"), site=Site(2, "mlp_out")).site == Site(2, "mlp_out")
     refused(lambda: load_sae(write_sae("z", hook="blocks.1.attn.hook_z")), "hook_z")
     change(folder, architecture="perceptron")
     refused(lambda: load_sae(folder), "perceptron")
+
+
+@pytest.mark.parametrize(
+    ("hook", "named"),
+    [
+        (HOOK, "L1.mlp_out"), ("blocks.1.mlp.hook_out", "L1.mlp_out"), ("model.layers.1.mlp", "L1.mlp_out"),
+        ("blocks.1.hook_out", "L1.resid_post"), ("layers.1", "L1.resid_post"),
+    ],
+)  # fmt: skip
+def test_names_that_others_use_are_read_and_a_site_that_is_asked_for_counts(
+    write_sae: Write, hook: str, named: str
+) -> None:
+    folder = write_sae(hook=hook)
+    assert (load_sae(folder).site.short, load_sae(folder).named) == (named, None)
+    moved, same = load_sae(folder, site=Site(2, "attn_out")), load_sae(folder, site=Site.parse(named))
+    assert (moved.site.short, str(moved.named), same.named) == ("L2.attn_out", str(Site.parse(named)), None)
+
+
+def test_old_configs_call_it_hook_point(write_sae: Write) -> None:
+    folder = write_sae(hook=HOOK)
+    config = json.loads((folder / "cfg.json").read_text())
+    metadata = config.pop("metadata")
+    old = config | {"hook_point": metadata["hook_name"], "hook_point_layer": 1}
+    (folder / "cfg.json").write_text(json.dumps(old))
+    assert load_sae(folder).site == Site(1, "mlp_out")
 
 
 def test_input_normalisation_by_constants_of_the_training_data_is_refused(write_sae: Write) -> None:

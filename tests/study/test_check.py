@@ -56,6 +56,14 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few")
+def test_a_site_that_is_asked_for_counts_and_the_card_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    check_saes([str(ONE)], str(MODEL), site=Site(3, "mlp_out"), misfit="record", out=out)
+    sources = json.loads((out / "card.json").read_text())["sources"]
+    assert sources["L3.mlp_out"]["its files name"] == "L2.mlp_out"
+
+
+@pytest.mark.usefixtures("few")
 def test_bfloat16_changes_little(checked: Checked) -> None:
     found = check_saes([str(ONE)], str(MODEL), dtype="bfloat16").fidelity.df.set_index("role")
     whole, half = checked.fidelity.df.set_index("role").loc["all"], found.loc["all"]

@@ -12,7 +12,9 @@ from iclens.cli.output import catalogue_text, checked_text, say
 app = typer.Typer(help="Sparse autoencoders.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable results on stdout.")]
-Place = Annotated[str | None, typer.Option("--site", help="Site of an SAE that names none: L8.resid_post.")]
+Place = Annotated[
+    str | None, typer.Option("--site", help="Site of one SAE, whatever its files name: L8.resid_post.")
+]
 
 
 @app.command("list")

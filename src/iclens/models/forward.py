@@ -361,7 +361,13 @@ def read_answers(model: LanguageModel, resid: Tensor, ids: Tensor) -> Tensor:
     for some in rows.split(max(1, LOGITS // model.network.config.vocab_size)):
         logits = unembed(model.network, some)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        parts.append(logits[:, chosen] - logits.logsumexp(dim=-1, keepdim=True))
+        total = logits.logsumexp(dim=-1, keepdim=True)
+        if not total.isfinite().all():
+            raise ModelError(
+                f"logits of '{model.name}'", "they are not finite",
+                "Check that its weights are; float16 overflows where bfloat16 and float32 do not.",
+            )  # fmt: skip
+        parts.append(logits[:, chosen] - total)
     return torch.cat(parts).unflatten(0, resid.shape[:-1])
 
 

@@ -166,10 +166,16 @@ def model_folder(name: str | Path) -> Path | None:
         ModelError: when it is neither.
     """
     path = Path(name)
-    if path.is_dir():
-        return path
-    if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith(".") or path.parent.is_dir():
-        raise ModelError(f"model '{name}'", "no such folder", "Give a Hugging Face folder or hub name.")
+    try:
+        if path.is_dir():
+            return path
+        on_disk = path.is_absolute() or path.parent.is_dir()
+    except OSError:  # the name is too long for a file
+        on_disk = True
+    if on_disk or str(name).count("/") != 1 or str(name).startswith((".", "~")):
+        raise ModelError(
+            f"model '{str(name)[:200]}'", "no such folder", "Give a Hugging Face folder or hub name."
+        )
     return None
 
 
@@ -209,6 +215,11 @@ def _refuse_uncomputed(config: dict[str, Any], asked: str) -> None:
                 f"partial_rotary_factor is {share!r}",
                 "Only rotation of whole heads, 1.0, is computed.",
             )
+    if isinstance(ropes[1], dict) and any(isinstance(rope, dict) for rope in ropes[1].values()):
+        raise ModelError(
+            asked, f"rope_parameters differ by layer ({', '.join(map(str, ropes[1]))})",
+            "Only one rotation for all blocks is computed.",
+        )  # fmt: skip
     layers = config.get("layer_types")
     if isinstance(layers, list) and len(set(map(str, layers))) > 1:
         raise ModelError(

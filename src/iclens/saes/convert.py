@@ -26,7 +26,7 @@ def convert(
     Args:
         ref: what `load_sae` takes.
         out: folder to make.
-        site: where it is to be used; the site that it names by default.
+        site: where it is to be used, whatever its files name; the site that they name by default.
         input_scale: as for `load_sae`.
 
     Returns:
@@ -50,6 +50,7 @@ def save_native(sae: Sae, out: Path) -> Path:
         "hook_name": str(sae.site), "hook_layer": sae.site.layer, "model_name": sae.model, "l0": sae.l0,
         "model_fingerprint": sae.model_fingerprint, "mean_length": sae.mean_length,
         "hook_name_out": None if sae.target is None else str(sae.target),
+        "hook_name_in_its_files": None if sae.named is None else str(sae.named),
         "converted_from": None if sae.layout == "sae_lens" else {"layout": sae.layout, "sae_id": sae.sae_id},
     }  # fmt: skip
     for key, value in described.items():

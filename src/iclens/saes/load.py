@@ -48,6 +48,7 @@ class Sae:
         mean_length: mean length of the site's activations in its training, by which it scales its input; None
             when it does not, or it is not known.
         mismatches: in what it does not fit the model it is used on, recorded when its set was made.
+        named: the site that its files name, where another was asked for; else None.
     """
 
     site: Site
@@ -64,6 +65,7 @@ class Sae:
     l0: float | None = None
     mean_length: float | None = None
     mismatches: tuple[str, ...] = ()
+    named: Site | None = None
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
@@ -157,30 +159,32 @@ def load_sae(
 
     Args:
         ref: a folder, `release/sae_id` of sae_lens' registry, or `owner/repository/folder` on the hub.
-        site: where it is to be used; the site that it names by default.
+        site: where it is to be used, whatever its files name; the site that they name by default.
         d_model: width of the model that it is to be used on; not checked by default.
         device: torch device.
         input_scale: √d_in / mean length of the site's activations in training, for an SAE that scales its
             input by it (`expected_average_only_in`) and does not state it.
 
     Raises:
-        SaeError: when it is missing or damaged, when it is of another width or site, or when it computes
+        SaeError: when it is missing or damaged, when it is of another width, or when it computes
             what one encode of single tokens cannot hold.
     """
     parts = read_hub(str(ref), device, d_model) if _on_hub(ref) else read_folder(Path(ref), device, d_model)
-    if site is not None and parts.site is not None and parts.site != site:
+    named = None if site in (None, parts.site) else parts.site
+    if named is not None and parts.target is not None:
         raise SaeError(
-            f"SAE for {site.short}", f"'{ref}' is of {parts.site.short}", "Choose the SAE of that site."
-        )
+            f"SAE '{ref}'", f"it is a transcoder from {named.short} to {parts.target.short}",
+            "The site of a transcoder is the one that its files name: leave site (--site) out.",
+        )  # fmt: skip
     _scale_input(str(ref), parts, input_scale)
     check(str(ref), parts)
     place = site or parts.site
     if place is None:
-        named = (
+        reads = (
             "it names no site" if parts.hook is None else f"it reads {parts.hook!r}, which is no site here"
         )
-        raise SaeError(f"SAE '{ref}'", named, "Say which site it reads: --site L8.resid_post, say.")
-    return _sae(parts, place, Path(ref), d_model)
+        raise SaeError(f"SAE '{ref}'", reads, "Say which site it reads: --site L8.resid_post, say.")
+    return replace(_sae(parts, place, Path(ref), d_model), named=named)
 
 
 def _scale_input(what: str, parts: Parts, scale: float | None) -> None:

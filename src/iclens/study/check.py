@@ -75,7 +75,7 @@ def check_saes(
     Args:
         refs: SAE sets, or single SAEs in any layout that `load_sae` takes.
         model: folder or hub name of the model.
-        site: where a single SAE that names no site belongs.
+        site: where a single SAE is used, whatever its files name; not for sets.
         misfit: "refuse" raises when an SAE does not fit, "record" goes on and keeps what does not.
         out: folder to make with these SAEs as one set for this model.
         dtype: of the model's weights, float32 or bfloat16; the SAEs are float32.
@@ -123,6 +123,11 @@ def _load(refs: Sequence[str], model: LanguageModel, site: Site | None, misfit: 
     for ref in refs:
         place = locate(ref)
         if (place / CARD_FILE).is_file():
+            if site is not None:
+                raise SaeError(
+                    f"SAE set '{ref}' at {site.short}", "a set names the site of each of its SAEs",
+                    "Leave site (--site) out, or name one SAE of the set.",
+                )  # fmt: skip
             found = load_sae_set(place, model, device=str(model.device()), misfit=misfit)
         else:
             sae = load_sae(str(place), site=site, d_model=model.d_model, device=str(model.device()))
@@ -147,6 +152,7 @@ def _written(checked: Checked, counted: dict[Site, Counts], model: LanguageModel
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "sources": {
             site.short: {"from": str(sae.folder), "layout": sae.layout, "model": sae.model}
+            | ({} if sae.named is None else {"its files name": sae.named.short})
             for site, sae in ((site, counts.sae) for site, counts in counted.items())
         },
         "measured_on": "prompts of the task grid",

@@ -24,8 +24,8 @@ from typing import Any
 
 from torch import Tensor
 
-from iclens.errors import SaeError
-from iclens.names import HOOKS, Site
+from iclens.errors import SaeError, SiteError
+from iclens.names import Site, sae_site
 from iclens.saes.formats.parts import (
     Parts,
     Settings,
@@ -82,11 +82,14 @@ def _tensors(folder: Path) -> Tensors:
 
 def _site(trainer: Settings, config: Settings) -> Site | None:
     """The site that submodule_name says, when it does and the buffer took the module's output."""
-    took = config.mapping("buffer").get("io", "out")
-    match = _SUBMODULE.fullmatch(str(trainer.text("submodule_name")))
-    if match is None or took != "out" or match[1] not in HOOKS or match[1] == "z":
+    name = trainer.text("submodule_name")
+    if name is None or config.mapping("buffer").get("io", "out") != "out":
         return None
-    return Site(int(match[2]), match[1])
+    match = _SUBMODULE.fullmatch(name)
+    try:
+        return sae_site(name if match is None else f"L{match[2]}.{match[1]}")
+    except SiteError:
+        return None
 
 
 def _linear(d_in: int, d_sae: int, *, bias: bool = True) -> dict[str, tuple[int, ...]]:

@@ -14,10 +14,10 @@ Transcoders and skip connections, groupmax and signed latents have no sae_lens c
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from iclens.names import Site
+from iclens.errors import SiteError
+from iclens.names import Site, sae_site
 from iclens.saes.formats.parts import (
     Parts,
     Settings,
@@ -30,8 +30,6 @@ from iclens.saes.formats.parts import (
 )
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
-_HOOKPOINT = re.compile(r"(?:\w+\.)*?(?:layers|layer|h)[._](\d+)(?:\.(mlp|self_attn|attention|attn))?")
-_HOOKS = {None: "resid_post", "mlp": "mlp_out"}
 _PLAIN = {"transcode": False, "skip_connection": False, "signed": False, "activation": "topk"}
 
 
@@ -72,10 +70,10 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
 
 def hookpoint(name: str) -> Site | None:
     """The site that a hookpoint's name means; None when it is not known."""
-    if name.split(".")[-1] == "embed_tokens":
-        return Site(0, "resid_pre")
-    match = _HOOKPOINT.fullmatch(name)
-    return None if match is None else Site(int(match[1]), _HOOKS.get(match[2], "attn_out"))
+    try:
+        return sae_site(name)
+    except SiteError:
+        return None
 
 
 def _n_latents(config: Settings, d_in: int) -> int:

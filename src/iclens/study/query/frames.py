@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 
+from iclens.errors import SiteError
 from iclens.names import Site
 from iclens.study.declared import known
 from iclens.study.query.answers import Answer
@@ -48,10 +50,11 @@ class Frames:
         Raises:
             SiteError: when it is none of the run's, naming the nearest.
         """
-        name = site.short if isinstance(site, Site) else str(site)
-        sites = self.results.sites
-        short = {str(one): one.short for one in sites}.get(name, name)
-        return Site.parse(known("site", short, [one.short for one in sites]))
+        sites = [one.short for one in self.results.sites]
+        name = str(site)
+        with suppress(SiteError):  # `known` names what is nearest in this run
+            name = Site.parse(name).short
+        return Site.parse(known("site", name, sites))
 
     @property
     def growth(self) -> Answer:

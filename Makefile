@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/ready
 AXE := tests/dashboards/node_modules/axe-core/axe.min.js
 
-.PHONY: setup demo test lint format types contracts check clean
+.PHONY: setup demo test kernels lint format types contracts check clean
 
 setup: $(READY)
 
@@ -34,6 +34,13 @@ $(AXE): tests/dashboards/package.json | $(READY)
 
 test: setup $(AXE)
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+# Other processors, as far as an x86-64 one can show them: the oldest kernels, and those of AVX2 and no more.
+kernels: setup
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem \
+		$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not browser"
+	ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell \
+		$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not browser"
 
 lint: setup
 	$(BIN)/ruff check

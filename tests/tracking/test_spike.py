@@ -50,11 +50,12 @@ def test_the_spike_is_the_curve_along_the_decoder_directions(
     directions = sae.W_dec[latents].numpy()
     read = directions @ sae.network.W_enc[:, latents].numpy()
     wanted = (amplitude @ read)[:, None, None] * (RAMP**2)
-    np.testing.assert_allclose(made.paired, np.broadcast_to(wanted, (2, N, J)), atol=1e-3)
     plain = pre_activations(tiny_model, saes, arm, {(SITE, ROLE): latents})[SITE, ROLE]
+    near = 1e-5 * np.abs(plain).max()  # differences of float32 numbers as large as these
+    np.testing.assert_allclose(made.paired, np.broadcast_to(wanted, (2, N, J)), rtol=0, atol=near)
     nothing = spike(tiny_model, sae, arm, halves[1], latents=latents, amplitude=0 * amplitude, curve=RAMP)
     other = pre_activations(tiny_model, saes, halves[1], {(SITE, ROLE): latents})[SITE, ROLE]
-    np.testing.assert_allclose(nothing.paired, plain - other, atol=1e-4)
+    np.testing.assert_allclose(nothing.paired, plain - other, rtol=0, atol=near)
 
 
 def test_no_spike_leaves_the_tracked_latents_and_nothing_grows(

@@ -17,6 +17,8 @@ from iclens.tracking.beliefs import belief_log_odds
 from iclens.tracking.display import token_activations
 from iclens.tracking.track import TRACKED_ROLES, track
 
+from .conftest import steady
+
 SITE = Site(2, "resid_post")
 
 
@@ -30,17 +32,17 @@ def test_every_site_and_role_is_followed(arms, saes) -> None:
         assert (latents.value > 0).all()
 
 
-def test_one_pass_gives_what_separate_passes_give(tiny_model, saes, build) -> None:
+def test_one_pass_gives_what_separate_passes_give(exact_model, saes, build) -> None:
     prompts = build("T", n_prompts=6, n_examples=5)
-    tracked = track(tiny_model, saes, prompts)
-    probs = answer_probs(tiny_model, prompts.tokens, prompts.positions("pre"))
+    tracked = track(exact_model, saes, prompts)
+    probs = answer_probs(exact_model, prompts.tokens, prompts.positions("pre"))
     assert np.allclose(tracked.probs.log_prob, probs.log_prob, atol=1e-5)
     for role in TRACKED_ROLES:
-        values = record(tiny_model, prompts.tokens, [SITE], prompts.positions(role))[SITE]
+        values = record(exact_model, prompts.tokens, [SITE], prompts.positions(role))[SITE]
         expected = encode(saes[SITE], Activations(SITE, role, values))
         found = tracked.latents[SITE, role]
-        assert np.allclose(found.dense(), expected.dense(), atol=1e-4)
-        assert np.allclose(found.error_sq, expected.error_sq, rtol=1e-3)
+        kept = steady(found.dense(), expected.dense())
+        assert np.allclose(found.error_sq[kept], expected.error_sq[kept], rtol=1e-3)
         assert np.allclose(found.total_sq, expected.total_sq, rtol=1e-4)
 
 
@@ -54,21 +56,21 @@ def test_the_model_runs_once_a_batch_whatever_the_sites(tiny_model, saes, build)
     assert len(runs) == 2
 
 
-def test_the_batch_changes_nothing(tiny_model, saes, build) -> None:
+def test_the_batch_changes_nothing(exact_model, saes, build) -> None:
     prompts = build("S", n_prompts=7, n_examples=5)
-    one, other = (track(tiny_model, saes, prompts, batch=size) for size in (3, 7))
+    one, other = (track(exact_model, saes, prompts, batch=size) for size in (3, 7))
     for place, latents in one.latents.items():
-        assert np.allclose(latents.dense(), other.latents[place].dense(), atol=1e-4)
+        steady(latents.dense(), other.latents[place].dense())
         assert np.allclose(latents.total_sq, other.latents[place].total_sq, rtol=1e-4)
     assert np.allclose(one.probs.log_prob, other.probs.log_prob, atol=1e-5)
 
 
-def test_the_order_of_prompts_moves_rows_only(tiny_model, saes, build) -> None:
+def test_the_order_of_prompts_moves_rows_only(exact_model, saes, build) -> None:
     prompts = build("T", n_prompts=6, n_examples=4)
     order = np.array([3, 1, 5, 0, 2, 4])
-    one, other = track(tiny_model, saes, prompts), track(tiny_model, saes, prompts.select(order))
+    one, other = track(exact_model, saes, prompts), track(exact_model, saes, prompts.select(order))
     for place, latents in one.latents.items():
-        assert np.allclose(latents.dense()[:, order], other.latents[place].dense(), atol=1e-4)
+        steady(latents.dense()[:, order], other.latents[place].dense())
 
 
 def test_arms_agree_until_the_first_label(arms) -> None:
@@ -139,11 +141,11 @@ def test_beliefs_read_by_hand(arms) -> None:
     assert np.allclose(copy[:, 1:], log_odds(last), atol=1e-3)
 
 
-def test_beliefs_follow_each_prompts_own_task(tiny_model, saes, build) -> None:
+def test_beliefs_follow_each_prompts_own_task(exact_model, saes, build) -> None:
     two = build("T", 3, 6, "2x+3"), build("T", 3, 6, "50-x")
-    tracked = [track(tiny_model, {SITE: saes[SITE]}, p, roles=("pre",)) for p in two]
+    tracked = [track(exact_model, {SITE: saes[SITE]}, p, roles=("pre",)) for p in two]
     together = joined(two, "T")
-    joint = track(tiny_model, {SITE: saes[SITE]}, together, roles=("pre",))
+    joint = track(exact_model, {SITE: saes[SITE]}, together, roles=("pre",))
     apart = np.concatenate([belief_log_odds(t.probs, t.prompts) for t in tracked])
     assert np.allclose(belief_log_odds(joint.probs, together), apart, atol=1e-3, equal_nan=True)
 
@@ -154,13 +156,13 @@ def test_a_given_answer_can_be_asked_about(arms) -> None:
     assert np.array_equal(found[..., BELIEFS.index("copy")], found[..., BELIEFS.index("exact")])
 
 
-def test_display_agrees_with_tracking_at_the_roles(tiny_model, saes, build) -> None:
+def test_display_agrees_with_tracking_at_the_roles(exact_model, saes, build) -> None:
     prompts = build("T", n_prompts=3, n_examples=4)
-    tracked = track(tiny_model, saes, prompts, roles=ROLES)
-    shown = token_activations(tiny_model, saes, prompts.tokens, batch=2)
+    tracked = track(exact_model, saes, prompts, roles=ROLES)
+    shown = token_activations(exact_model, saes, prompts.tokens, batch=2)
     for (site, role), latents in tracked.latents.items():
         tokens = shown[site].toarray().reshape(3, -1, saes[site].d_sae)
-        assert np.allclose(tokens[:, prompts.positions(role)], latents.dense().transpose(1, 2, 0), atol=1e-4)
+        steady(tokens[:, prompts.positions(role)].transpose(2, 0, 1), latents.dense())
 
 
 def test_two_runs_give_the_same_bytes(tiny_model, saes, build) -> None:
@@ -171,18 +173,18 @@ def test_two_runs_give_the_same_bytes(tiny_model, saes, build) -> None:
             assert getattr(latents, name).tobytes() == getattr(other[place], name).tobytes()
 
 
-def test_roles_and_examples_of_a_probed_arm_stay_apart(tiny_model, saes, build) -> None:
+def test_roles_and_examples_of_a_probed_arm_stay_apart(exact_model, saes, build) -> None:
     """Each query's own pass, over several batches, fills the cells of its example at every role."""
     prompts = build("D", n_prompts=5, n_examples=4)
     assert prompts.probed
-    tracked = track(tiny_model, {SITE: saes[SITE]}, prompts, batch=2)
+    tracked = track(exact_model, {SITE: saes[SITE]}, prompts, batch=2)
     for one in prompts.passes():
         for role in TRACKED_ROLES:
-            values = record(tiny_model, one.tokens, [SITE], one.positions(role))[SITE]
+            values = record(exact_model, one.tokens, [SITE], one.positions(role))[SITE]
             expected = encode(saes[SITE], Activations(SITE, role, values))
             found = tracked.latents[SITE, role]
-            assert np.allclose(found.dense()[..., one.examples], expected.dense(), atol=1e-4)
-            assert np.allclose(found.error_sq[:, one.examples], expected.error_sq, rtol=1e-3)
+            kept = steady(found.dense()[..., one.examples], expected.dense())
+            assert np.allclose(found.error_sq[:, one.examples][kept], expected.error_sq[kept], rtol=1e-3)
 
 
 def test_an_activation_that_is_not_finite_is_refused(tiny_model, saes, build) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csc_array, diags_array
+from scipy.sparse import csc_array
 
 from iclens.errors import SaeError, SiteError, TableError
 from iclens.models.attention import attention_patterns, carried, output_weights
@@ -251,9 +251,7 @@ def _batches(
 
 def _sizes(sae: Sae, values: Floats) -> csc_array:
     """z · s of every latent for activations [prompt label d_in], float64 [prompt·label latent]."""
-    rows = values.reshape(-1, values.shape[-1])
-    scale = as_numpy(sae.scale(torch.as_tensor(rows, device=sae.W_dec.device))).astype(np.float64)
-    return csc_array(diags_array(scale) @ encode_rows(sae, rows).latents)
+    return csc_array(encode_rows(sae, values.reshape(-1, values.shape[-1])).latents.astype(np.float64))
 
 
 def _figures(held: Flow, lender: Ints, times: Floats) -> list[list[dict[str, Any]]]:

@@ -47,7 +47,7 @@ def test_growth(
         treated: arm T.
         control: arm S on the paired prompts; or several controls, of which the first gives the slopes shown.
         q: false discovery rate.
-        decoder_norm: length of every latent's decoder row, [latent], 1 by default; scales slopes, not p.
+        decoder_norm: length that one unit of each latent adds, [latent], 1 by default; scales slopes, not p.
 
     Returns:
         One row per latent of the SAE.
@@ -79,7 +79,7 @@ def test_arms(
         control: (site, role) → arm S; or several controls, of which the first gives the slopes shown.
         prompts: the prompts of the arms, in that order.
         q: P(any discovery) when nothing grows, and the false discovery rate within families.
-        decoder_norms: site → length of every latent's decoder row, [latent].
+        decoder_norms: site → length that one unit of each latent adds, [latent].
 
     Raises:
         TableError: when the arms are unpaired, cover different places, or two of them hold identical
@@ -113,7 +113,7 @@ def test_arms(
 
 
 Measured = tuple[LatentActs, list[SlopeMoments], Floats | None]
-"""Latents of a place, their slopes against every control, and their decoder rows' lengths."""
+"""Latents of a place, their slopes against every control, and their decoder norms."""
 
 
 def _verdicts(measured: Sequence[Measured], q: float) -> GrowthTable:

@@ -25,7 +25,7 @@ from iclens.models.load import LanguageModel
 from iclens.models.tail import Tail, tails_of
 from iclens.names import position
 from iclens.patching.latents.single import matched
-from iclens.saes.directions import check_decoder, decoder_directions
+from iclens.saes.directions import check_decoder, decoder_directions, decoder_lengths
 from iclens.saes.encode import refuse_transcoder
 from iclens.saes.load import Sae
 from iclens.tables.activations import LatentActs
@@ -226,6 +226,7 @@ def dose_table(
     if acts is not None:
         rng = np.random.default_rng(seed)
         density, mean_active = activity(acts)
+        mean_active = mean_active * decoder_lengths(bed.sae)
         one = effects[:, :, list(DOSES).index(1.0)].mean(axis=1)
         for i, (latent, push) in enumerate(zip(latents, _pushes(bed, latents, growth), strict=True)):
             others = matched(density, mean_active, int(latent), n_controls, rng)
@@ -356,6 +357,7 @@ def _table(
     bed: Bed, latents: Ints, growth: Floats, fits: Sequence, compared: tuple[Floats, Ints, Floats]
 ) -> DoseTable:
     p_values, n_compared, off_role = compared
+    added = np.asarray(growth) * decoder_lengths(bed.sae)[np.asarray(latents, dtype=np.int64)]
     rows = []
     for i, latent in enumerate(latents):
         for b, belief in enumerate(bed.names):
@@ -368,7 +370,7 @@ def _table(
             values = {name: float("nan") if reason else float(value) for name, value in own.items()}
             rows.append({
                 "site": str(bed.sae.site), "role": "pre", "latent": int(latent), "belief": belief,
-                "n_examples": bed.n_examples, "n_prompts": bed.prompts.n_prompts, "growth": float(growth[i]),
+                "n_examples": bed.n_examples, "n_prompts": bed.prompts.n_prompts, "growth": float(added[i]),
                 "n_controls": int(n_compared[i]), "q_value": float("nan"), "causal": False,
                 "reason": reason, **values,
             })  # fmt: skip

@@ -1,6 +1,8 @@
 """Encoding recorded activations into active latents, with the reconstruction error kept.
 
-The activation is split exactly: x = Σ_f a_f · W_dec[f] + b_dec + error. Latents go to a sparse table; of
+The activation is split exactly: x = Σ_f a_f · d_f + x̂(0) + error, with d_f what one unit of a latent adds
+(`saes.directions`). Of an SAE that normalises its input, a_f has the factor `Sae.scale(x)` here, so that
+a_f · d_f is always what the latent adds at the site, in the site's units. Latents go to a sparse table; of
 the error and of x itself the squared lengths are kept, so that any table built on latents can say what it
 left out.
 """
@@ -32,7 +34,7 @@ class EncodedRows:
     """Rows of one site, encoded.
 
     Args:
-        latents: gated activations, CSR [row latent], float32.
+        latents: gated activations × scale(x), CSR [row latent], float32.
         error_sq: ‖x − x̂‖², [row].
         total_sq: ‖x‖², [row].
     """
@@ -88,7 +90,7 @@ def _encode_some(sae: Sae, x: Tensor) -> tuple[Tensor, ...]:
     else:
         dense = sae.encode(x)
         row, latent = dense.nonzero(as_tuple=True)
-        count, strength = torch.bincount(row, minlength=len(x)), dense[row, latent]
+        count, strength = torch.bincount(row, minlength=len(x)), sae.scale(x)[row] * dense[row, latent]
     if plain:
         decoded = network.b_dec + embedding_bag(
             latent, sae.W_dec, count.cumsum(0) - count, mode="sum", per_sample_weights=strength

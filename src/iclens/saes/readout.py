@@ -1,10 +1,11 @@
 """Which tokens a latent speaks for: its decoder direction read through the unembedding.
 
-    logit effect of latent f on token t = (W_dec[f] ⊙ g) · W_U[t] − mean over tokens
+    logit effect of latent f on token t = (d_f ⊙ g) · W_U[t] − mean over tokens
 
-g is the final norm's weight. The norm also divides by the token's own length, which scales all effects of
-one token alike; effects are therefore logits per unit of activation up to that factor. Subtracting the mean
-changes no probability. Only the direct path is read; blocks above the site may add to it or undo it.
+d_f is what one unit of the latent adds (`saes.directions`), g the final norm's weight. The norm also divides
+by the token's own length, which scales all effects of one token alike; effects are therefore logits per unit
+of activation up to that factor. Subtracting the mean changes no probability. Only the direct path is read;
+blocks above the site may add to it or undo it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from iclens.errors import SiteError
 from iclens.models.load import LanguageModel
+from iclens.saes.directions import decoder_directions
 from iclens.saes.load import Sae
 from iclens.tables.arrays import Ints
 
@@ -59,7 +62,7 @@ def logit_effects(
             f"latent {strange[0]} of {sae.site.short}", f"the SAE has {sae.d_sae}", "Choose a smaller one."
         )
     gain, unembedding = model.network.model.norm.weight.float(), model.network.lm_head.weight.float()
-    directions = sae.W_dec[chosen].to(gain.device) * gain
+    directions = decoder_directions(sae, np.array(chosen)).to(gain.device) * gain
     effects = directions @ unembedding.T
     effects = effects - effects.mean(dim=1, keepdim=True)
     n = min(n, effects.shape[1])

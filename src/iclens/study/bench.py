@@ -144,7 +144,7 @@ class Bench:
 
     @property
     def decoder_norms(self) -> dict[Site, Any]:
-        """Site → length of every latent's decoder row, [latent]."""
+        """Site → decoder norm ‖decode(e_f) − decode(0)‖ of every latent, [latent]."""
         return {Site.parse(name): norms for name, norms in self.arrays("saes", DECODER_NORMS).items()}
 
 

@@ -209,7 +209,7 @@ class Results:
 
     @cached_property
     def decoder_norms(self) -> dict[str, Any]:
-        """Site (short) → length of every latent's decoder row, [latent]."""
+        """Site (short) → decoder norm ‖decode(e_f) − decode(0)‖ of every latent, [latent]."""
         sites = self.facts["saes"]
         arrays, _ = self._arrays("saes", "decoder_norms.safetensors", tuple(sites))
         strange = [site for site, fact in sites.items() if arrays[site].shape != (fact["d_sae"],)]

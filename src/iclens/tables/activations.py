@@ -83,7 +83,7 @@ class LatentActs:
         n_prompts, n_examples: how rows unfold.
         indptr: [row + 1].
         index: latent of each active entry, [entry].
-        value: its gated activation, [entry].
+        value: its gated activation × `Sae.scale`, [entry].
         error_sq: squared norm of the reconstruction error, [prompt example].
         total_sq: squared norm of the activation, [prompt example].
         by_latent: the entries by latent, of a file that was opened; None otherwise.

@@ -28,7 +28,7 @@ class DoseTable(Table):
         "belief": Column("str", "which read-out of the logits, in log-odds"),
         "n_examples": Column("int", "examples in context"),
         "n_prompts": Column("int", "prompts that are pushed"),
-        "growth": Column("float", "its natural growth, gated activation"),
+        "growth": Column("float", "its natural growth, activation × decoder norm"),
         "slope": Column("float", _EFFECT),
         "slope_low": Column("float", "lower end of its 95 % t interval over prompts"),
         "slope_high": Column("float", "upper end"),

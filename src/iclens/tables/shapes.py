@@ -16,7 +16,9 @@ class ShapeTable(Table):
         "role": Column("str", "token of each example"),
         "latent": Column("int", "latent id"),
         "n_prompts": Column("int", "prompt pairs of the shape split"),
-        "growth": Column("float", "mean paired rise from the first to the last example, in its own units"),
+        "growth": Column(
+            "float", "mean paired rise from the first to the last example, pre-activation × decoder norm"
+        ),
         "snr": Column("float", "that rise ÷ the standard deviation of one prompt's value at an example"),
         "exponent": Column("float", "p̂ of a + b·n^p"),
         "exponent_low": Column("float", "lower end of its 90 % profile interval"),

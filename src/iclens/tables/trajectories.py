@@ -85,7 +85,7 @@ class Trajectories:
             arm: their arm.
             beliefs: log-odds in nats, [prompt example belief].
             belief_names: [belief].
-            decoder_norm: length of every latent's decoder row, [d_sae]; 1 when not given.
+            decoder_norm: length that one unit of each latent adds, [d_sae]; 1 when not given.
 
         Raises:
             SiteError: for a latent outside the SAE.

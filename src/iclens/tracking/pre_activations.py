@@ -1,9 +1,11 @@
 """Pre-activations of chosen latents: what each would show if no gate cut it off.
 
-    z = W_encᵀ x̃ + b_enc,   x̃ the activation as the SAE takes it in (its own centring and scaling)
+    z = scale(x) · (W_encᵀ x̃ + b_enc),   x̃ the activation as the SAE takes it in
 
-TopK and JumpReLU turn a ramp into a hinge; the shape of growth is judged before them. Only the chosen columns
-of W_enc are multiplied. Enter a model, SAEs, a PromptSet and chosen latents; leave dense trajectories.
+TopK and JumpReLU turn a ramp into a hinge; the shape of growth is judged before them, on the scale of the
+gated activations of `saes.encode`. Of a gated SAE, z is the magnitude that its gate lets through. Only the
+chosen columns of W_enc are multiplied. Enter a model, SAEs, a PromptSet and chosen latents; leave dense
+trajectories.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from iclens.saes.load import Sae
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.prompts import PromptSet
 
-LINEAR = ("standard", "topk", "batchtopk", "jumprelu")
+LINEAR = ("standard", "gated", "topk", "batchtopk", "jumprelu")
 """Architectures whose pre-activation is one linear map of the input."""
 
 
@@ -52,11 +54,15 @@ def latent_inputs(sae: Sae, values: Floats, latents: Ints) -> Floats:
             f"pre-activations at {sae.site.short}", f"rows of {values.shape[-1]}", f"Give {sae.d_in}."
         )
     chosen = torch.as_tensor(np.asarray(latents), device=sae.W_dec.device)
-    taken = sae.encoder_input(torch.as_tensor(values))
-    z = taken @ network.W_enc[:, chosen] + network.b_enc[chosen]
+    given = torch.as_tensor(values)
+    z = sae.encoder_input(given) @ network.W_enc[:, chosen]
+    if kind == "gated":
+        z = z * network.r_mag[chosen].exp() + network.b_mag[chosen]
+    else:
+        z = z + network.b_enc[chosen]
     if getattr(network.cfg, "rescale_acts_by_decoder_norm", False):
         z = z * sae.W_dec[chosen].norm(dim=-1)
-    return as_numpy(z)
+    return as_numpy(sae.scale(given)[:, None] * z)
 
 
 def pre_activations(
@@ -76,7 +82,7 @@ def pre_activations(
         batch: prompts per forward pass.
 
     Returns:
-        (site, role) → float32 [latent prompt example], in the SAE's own units, decoder norm not applied.
+        (site, role) → float32 [latent prompt example], in units of the latents.
 
     Raises:
         SaeError: when a site has no SAE, or as `latent_inputs`.

@@ -24,6 +24,7 @@ from iclens.growth.shape.certificate import fit_shapes
 from iclens.growth.test import test_growth
 from iclens.models.forward import apply_edit, record
 from iclens.models.load import LanguageModel, as_numpy
+from iclens.saes.directions import decoder_directions
 from iclens.saes.encode import encode
 from iclens.saes.load import Sae
 from iclens.tables.activations import Activations, LatentActs
@@ -105,7 +106,7 @@ def raised(
 
 
 def _edit(sae: Sae, where: Ints, latents: Ints, amplitude: Floats, curve: Floats) -> Edit:
-    directions = sae.W_dec[np.asarray(latents)].float().cpu().numpy()
+    directions = as_numpy(decoder_directions(sae, latents))
     added = curve[..., None] * (amplitude @ directions)
     return Edit(sae.site, "add", where, added.astype(np.float32))
 
@@ -118,7 +119,7 @@ def _inputs(sae: Sae, values: Floats, latents: Ints) -> Floats:
 
 def own_gain(sae: Sae, latents: Ints) -> Floats:
     """Rise of each latent's pre-activation per unit of its own decoder direction, [latent]."""
-    directions = sae.W_dec[np.asarray(latents)].float().cpu().numpy()
+    directions = as_numpy(decoder_directions(sae, latents))
     raised = latent_inputs(sae, directions, latents) - latent_inputs(sae, 0 * directions, latents)
     return np.diag(raised)
 

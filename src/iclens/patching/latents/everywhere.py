@@ -39,7 +39,7 @@ from iclens.patching.latents.specificity import (
 )
 from iclens.patching.residual import query_answers, up_to_query
 from iclens.patching.runs import Runs, check_tokenizer
-from iclens.saes.directions import check_decoder, decoder_directions
+from iclens.saes.directions import check_decoder, decoder_directions, decoder_lengths
 from iclens.saes.encode import refuse_transcoder
 from iclens.saes.load import Sae
 from iclens.tables.answers import AnswerProbs
@@ -66,7 +66,7 @@ class Context:
         scale: length that the SAE's input normalisation gives to one unit, [prompt example].
         directions: what one unit of each adds to the decoded, [latent d_in].
         density: share of these tokens at which a latent is active, [d_sae].
-        mean_active: mean size of its activation there, NaN where never active, [d_sae].
+        mean_active: mean length that it adds there, at the site, NaN where never active, [d_sae].
         base: every belief's log-odds, nats [prompt belief].
     """
 
@@ -226,9 +226,10 @@ def _context(model: LanguageModel, sae: Sae, runs: Runs, role: str, latents: Int
         activation.append(values[:, kept])
         scale.append(sae.scale(example))
         count += (values != 0).sum(dim=0).cpu().numpy()
-        total += values.abs().sum(dim=0, dtype=torch.float64).cpu().numpy()
+        sizes = scale[-1][:, None] * values.abs()
+        total += sizes.sum(dim=0, dtype=torch.float64).cpu().numpy()
     with np.errstate(invalid="ignore", divide="ignore"):
-        density, mean_active = count / (len(rows) * len(examples)), total / count
+        density, mean_active = count / (len(rows) * len(examples)), total / count * decoder_lengths(sae)
     answers = query_answers(model, prompts, runs.words)
     return Context(
         model, sae, runs, role, examples, latents, torch.stack(activation, dim=1), torch.stack(scale, dim=1),

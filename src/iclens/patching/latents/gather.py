@@ -31,7 +31,7 @@ from iclens.patching.latents.lending import DONOR_VALUES, donor_weights, lent_an
 from iclens.patching.latents.place import example_of, place_of
 from iclens.patching.residual import query_answers, up_to_query
 from iclens.patching.runs import Runs, check_tokenizer
-from iclens.saes.directions import check_decoder, decoder_directions
+from iclens.saes.directions import check_decoder, decoder_directions, decoder_lengths
 from iclens.saes.encode import refuse_transcoder
 from iclens.saes.load import Sae
 from iclens.tables.answers import AnswerProbs
@@ -64,7 +64,7 @@ class LatentRuns:
         donor_latents: their donor values, [prompt d_sae].
         scale: length that the SAE's input normalisation gives to one unit in the receiver, [prompt].
         density: share of the role's positions of source and receiver at which a latent is active, [d_sae].
-        mean_active: mean size of its activation there, NaN where never active, [d_sae].
+        mean_active: mean length that it adds there, at the site, NaN where never active, [d_sae].
         screen, test: the two halves of the prompts.
         lent: what `copy` asks for: answers of the prompts that lent to each, as columns of the tails'
             answers, [prompt] of [answer]; for "instance" that is f(x_A) alone.
@@ -289,13 +289,13 @@ def _recorded(model: LanguageModel, sae: Sae, prompts: PromptSet, role: str, bat
 
 
 def _activity(sae: Sae, held: list[Tensor]) -> tuple[Floats, Floats]:
-    """Density and mean activation of every latent over all recorded positions."""
+    """Density, and mean length added where active, of every latent over all recorded positions."""
     count, total, rows = np.zeros(sae.d_sae), np.zeros(sae.d_sae), 0
     for part in held:
         for example in part.unbind(dim=1):
-            values = sae.encode(example).cpu().numpy()
-            count += (values != 0).sum(axis=0)
-            total += np.abs(values).sum(axis=0)
+            values = sae.encode(example)
+            count += (values != 0).sum(dim=0).cpu().numpy()
+            total += (sae.scale(example)[:, None] * values.abs()).sum(dim=0).cpu().numpy()
             rows += len(values)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return count / rows, total / count
+        return count / rows, total / count * decoder_lengths(sae)

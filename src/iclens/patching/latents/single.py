@@ -135,22 +135,22 @@ def _test(
 
 
 def matched(density: Floats, mean_active: Floats, latent: int, n: int, rng: np.random.Generator) -> Ints:
-    """Random live latents like `latent`: n drawn from the 2n nearest in log density and log mean activation.
+    """Random live latents like `latent`: n drawn from the 2n nearest in log density and log mean length.
 
     Args:
         density: share of positions at which each latent is active, [latent].
-        mean_active: mean activation where active, [latent].
+        mean_active: mean length that each adds where active, activation × ‖d_f‖, [latent].
         latent: the latent to match; never among the result.
         n: how many; all that are live when there are no more.
         rng: of the draw.
     """
-    live = np.flatnonzero(density > 0)
+    live = np.flatnonzero((density > 0) & (mean_active > 0))
     live = live[live != latent]
     if len(live) <= n:
         return live
     like = np.stack([np.log(density[live]), np.log(mean_active[live])])
     own = like.mean(axis=1)
-    if density[latent] > 0:
+    if density[latent] > 0 and mean_active[latent] > 0:
         own = np.log([density[latent], mean_active[latent]])
     spread = np.maximum(like.std(axis=1), 1e-9)
     distance = np.square((like - own[:, None]) / spread[:, None]).sum(axis=0)

@@ -234,7 +234,7 @@ def stand_ins(
     Args:
         sae: the SAE.
         density: share of positions at which each latent is active, [d_sae].
-        mean_active: mean activation where active, [d_sae].
+        mean_active: mean length that each latent adds where active, [d_sae].
         members: latents that are moved together, [member].
         excluded: latents that stand in for none, [latent].
         n_controls: how many for each member, or as many as every member has.

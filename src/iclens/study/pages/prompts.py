@@ -45,7 +45,7 @@ ABOUT = (
     "The first {n} prompts that the patching stage draws: the {shown} examples of run A with run B’s query, "
     "and that query alone. Of each site, at most {per_site} latents are shown, taken in turn by the largest "
     "difference between the runs at the query, the clearest growth, and the largest activation after the "
-    "first token; for the choice, sizes are multiplied by the decoder row's length."
+    "first token; for the choice, sizes are multiplied by the decoder norm."
 )
 NO_POSTERIOR = "There is no exact posterior: {why}."
 
@@ -177,7 +177,7 @@ def _chosen(a: csr_array, b: csr_array, growing: Sequence[int], scale: Floats) -
         a: activations in run A, [token latent].
         b: activations in run B, [token latent].
         growing: latents of the site that grow, the clearest first.
-        scale: length of each decoder row, [latent].
+        scale: decoder norm of each latent, [latent].
     """
     query = ROLES.index("pre") + 1
     both = csr_array(np.abs(a[1:]).max(axis=0).maximum(np.abs(b[1:]).max(axis=0)).reshape(1, -1))

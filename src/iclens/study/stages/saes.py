@@ -8,8 +8,9 @@ from typing import Any
 
 from iclens.errors import ConfigError
 from iclens.models.identity import other_model
-from iclens.models.load import as_numpy, load_model
+from iclens.models.load import load_model
 from iclens.names import Site
+from iclens.saes.directions import decoder_lengths
 from iclens.saes.quality import measure_quality
 from iclens.study.bench import DECODER_NORMS, SAES, Bench, load_saes, locate
 from iclens.study.grid import grid_prompts
@@ -35,7 +36,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
     saes = load_saes(bench.config, bench.model, source)
     quality = measure_quality(bench.model, saes, prompts.tokens, pre=prompts.positions("pre"))
     quality.save(folder / QUALITY)
-    norms = {site.short: as_numpy(sae.W_dec.norm(dim=1)) for site, sae in saes.items()}
+    norms = {site.short: decoder_lengths(sae) for site, sae in saes.items()}
     save_arrays(folder / DECODER_NORMS, norms)
     facts = {site.short: {"sae_id": sae.sae_id, "d_sae": sae.d_sae, "k": sae.k} for site, sae in saes.items()}
     save_json(folder / SAES, {"model": bench.model.fingerprint, "saes": facts})

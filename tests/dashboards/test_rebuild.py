@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import iclens.dashboards
 from iclens.dashboards.records.site import SiteView
 from iclens.dashboards.site import MARKER, Built, build_site
 
@@ -143,3 +146,23 @@ def test_a_swap_that_fails_leaves_the_earlier_site(
         build_site(replace(view, title="another"), folder)
     assert (folder / "index.html").read_bytes() == before
     assert [path.name for path in folder.parent.iterdir()] == ["site"]
+
+
+def test_the_key_of_a_page_misses_nothing_that_draws() -> None:
+    """Beyond the dashboards' own files, which are hashed: values by name, and libraries by version."""
+    hashed = {("iclens.names", "ROLES"), ("iclens.tables.verdicts", "LADDER")}
+    versions = {"altair", "vl_convert", "jinja2", "markupsafe"}
+    carriers = {"numpy", "pandas"}  # which bring values to altair
+    folder = Path(iclens.dashboards.__path__[0])
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                own = node.module.startswith("iclens.dashboards") or node.module == "iclens.errors"
+                if node.module.startswith("iclens") and not own:
+                    assert {(node.module, alias.name) for alias in node.names} <= hashed, file.name
+                top = node.module.split(".")[0]
+            elif isinstance(node, ast.Import):
+                top = node.names[0].name.split(".")[0]
+            else:
+                continue
+            assert top in sys.stdlib_module_names or top in versions | {"iclens"} | carriers, (file.name, top)

@@ -283,5 +283,5 @@ def test_an_sae_that_decodes_otherwise_is_refused() -> None:
     decode = sae.network.decode
     sae.network.decode = lambda latents: 1.1 * decode(latents)
     for asked in (decoder_lengths, lambda sae: decoder_directions(sae, np.array([1]))):
-        with pytest.raises(SaeError, match=r"L2\.resid_post: it does not decode by the rows of W_dec"):
+        with pytest.raises(SaeError, match=r"L2\.resid_post: its decoder is not affine in the rows of W_dec"):
             asked(sae)

@@ -48,7 +48,9 @@ def test_how_training_went_is_a_page_and_no_input_of_any_stage(first: Outcome) -
     assert not list((first.run / FOLDERS["saes"]).rglob("*.html"))
 
 
-def test_interrupted_training_goes_on_where_it_was(small: Small, tmp_path: Path) -> None:
+def test_interrupted_training_goes_on_where_it_was(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(event: Event) -> None:
         if event.found.get("step"):
             os.kill(os.getpid(), signal.SIGINT)
@@ -57,7 +59,16 @@ def test_interrupted_training_goes_on_where_it_was(small: Small, tmp_path: Path)
         run_study(small.config(), tmp_path, stop)
     assert caught.value.exit_code == 130
     (run,) = tmp_path.glob("small/*")
-    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "trained.checkpoints"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "config.yaml",
+        "trained.checkpoints",
+        "trained.code",
+    ]
+    with monkeypatch.context() as patched:
+        patched.setattr("iclens.study.imports._version", lambda name: "another")
+        with pytest.raises(RunError, match=r"begun by other code or libraries.*Remove that folder"):
+            run_stage(run, "saes", print)
+    assert (run / "trained.checkpoints").is_dir()
     events: list[Event] = []
     run_stage(run, "saes", events.append)
     assert events[1].found["continued_at"] > 0

@@ -25,7 +25,7 @@ OWN_UNITS = {"tuning_curves": "mean", "operand_maps": "mean"}
 
 
 def rewrite(folder: Path, name: str) -> None:
-    """Rows of any length, that `rescale_acts_by_decoder_norm` takes out; or activations four times as large."""
+    """Rows of any length, divided out by `rescale_acts_by_decoder_norm`; or activations times four."""
     weights = load_file(folder / name / "sae_weights.safetensors")
     config = json.loads((folder / name / "cfg.json").read_text())
     if name == RESCALED:

@@ -54,13 +54,13 @@ def decoder_lengths(sae: Sae) -> Floats:
 def _rows(sae: Sae) -> Tensor:
     """d_f of every latent, [latent d_in], found equal to what the SAE decodes of all of them together."""
     rows = sae.W_dec
-    if getattr(sae.network.cfg, "rescale_acts_by_decoder_norm", False):
+    if getattr(getattr(sae.network, "cfg", None), "rescale_acts_by_decoder_norm", False):
         rows = torch.nn.functional.normalize(rows, dim=1)
     sizes = torch.linspace(1, 2, sae.d_sae, dtype=rows.dtype, device=rows.device)[None]
     decoded = (sae.decode(sizes) - sae.decode(torch.zeros_like(sizes))).reshape(1, -1)
     if not bool((decoded - sizes @ rows).norm() <= 1e-3 * decoded.norm()):
         raise SaeError(
-            f"directions of the SAE at {sae.site.short}", "it does not decode by the rows of W_dec",
+            f"directions of the SAE at {sae.site.short}", "its decoder is not affine in the rows of W_dec",
             "Give an SAE with x̂ = latents @ W_dec + b_dec.",
         )  # fmt: skip
     return rows

@@ -4,7 +4,7 @@
     card.json     versions, commit, hashes of model and SAEs, dtype, seeds
     NN_stage/     a stage's outputs, with stage.json: its key, inputs, output hashes, seconds, findings
     log.jsonl     one line per stage and run
-    trained.checkpoints/  where SAE training that was interrupted goes on
+    trained.checkpoints/  where SAE training that was interrupted goes on, with trained.code, what began it
     DONE          written last, removed before a stage is redone
 
 Files and folders are written under a temporary name, flushed and renamed. One config has one run.

@@ -72,7 +72,10 @@ class TuningCurveTable(Table):
         "latent": Column("int", "latent of the SAE at that site"),
         "of": Column("str", "y, x or y-2x"),
         "value": Column("int", "the value"),
-        "mean": Column("float", "mean gated activation over rows with that value, zeros included, in the latent's own units"),
+        "mean": Column(
+            "float",
+            "mean gated activation over rows with that value, zeros included, in the latent's own units",
+        ),
         "n_rows": Column("int", "rows with that value"),
     }  # fmt: skip
 
@@ -89,6 +92,9 @@ class OperandMapTable(Table):
         "x": Column("int", "least x of the box"),
         "y": Column("int", "least y of the box"),
         "width": Column("int", "width of the box in x and in y"),
-        "mean": Column("float", "mean gated activation over the rows in the box, zeros included, in the latent's own units"),
+        "mean": Column(
+            "float",
+            "mean gated activation over the rows in the box, zeros included, in the latent's own units",
+        ),
         "n_rows": Column("int", "rows in the box"),
     }  # fmt: skip

@@ -164,7 +164,7 @@ def test_a_set_and_its_controls_are_pushed_as_far_at_each_example(
     for density, mean_active, _ in drawn:
         np.testing.assert_allclose(density, (values != 0).double().mean(dim=0))
         live = density > 0
-        sizes = values.sum(dim=0)[live] / (values != 0).sum(dim=0)[live]
+        sizes = (values * sae.W_dec.norm(dim=1)).sum(dim=0)[live] / (values != 0).sum(dim=0)[live]
         np.testing.assert_allclose(mean_active[live], sizes, rtol=1e-5)
         assert np.isnan(mean_active[~live]).all()
     weights = -values.view(8, 4, D_SAE)[..., order] * sae.W_dec[order].norm(dim=1)

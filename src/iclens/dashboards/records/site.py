@@ -5,7 +5,8 @@ to the page, so a page can only show what stands here. Conventions, the same eve
 
 - a site is written in its short form, `L2.resid_post`;
 - an undefined number is NaN, drawn as a dash; where a record has a `reason`, it is shown beside it;
-- beliefs are mean log-odds in nats, slopes and activations by examples seen are × decoder norm, in the site's units; others in the latent's own;
+- beliefs are mean log-odds in nats; slopes and activations by examples seen are × decoder norm, in the
+  site's units, other activations in the latent's own;
 - sequences are tuples or lists of Python numbers (`array.tolist()`), intervals are 95 %.
 """
 

@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from iclens.errors import ConfigError
+from iclens.errors import ConfigError, RunError
 from iclens.models.identity import other_model
 from iclens.models.load import load_model
 from iclens.names import Site
 from iclens.saes.directions import decoder_lengths
 from iclens.saes.quality import measure_quality
+from iclens.study import digests, imports
 from iclens.study.bench import DECODER_NORMS, SAES, Bench, load_saes, locate
 from iclens.study.grid import grid_prompts
 from iclens.study.runfolder import TRAINED
@@ -19,7 +20,8 @@ from iclens.study.store import save_arrays, save_json
 from iclens.training.config import TrainConfig, load_train_config
 from iclens.training.train import train_saes
 
-QUALITY = "quality.parquet"
+QUALITY, BEGUN_BY = "quality.parquet", f"{TRAINED}.code"
+"""The table of the stage; and the hash of the code that began a training, beside its checkpoints."""
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
@@ -51,10 +53,24 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
 
 
 def _trained(config: TrainConfig, bench: Bench, out: Path) -> Path:
-    """Train the set, beside the stages so that its checkpoints outlive this one, and move it to `out`."""
-    beside = bench.run.path / TRAINED
+    """Train the set, beside the stages so that its checkpoints outlive this one, and move it to `out`.
+
+    Raises:
+        RunError: when checkpoints are there that other code or libraries began: the set would be of both.
+    """
+    beside, begun_by = bench.run.path / TRAINED, bench.run.path / BEGUN_BY
+    checkpoints = beside.with_name(f"{TRAINED}.checkpoints")
+    code = digests.of_json([imports.sources(__name__), imports.libraries(__name__)])
+    if checkpoints.is_dir() and begun_by.is_file() and begun_by.read_text(encoding="utf-8") != code:
+        raise RunError(
+            f"going on with the training in '{checkpoints}'", "it was begun by other code or libraries",
+            "Remove that folder to train anew, or go on with the iclens and libraries that began it.",
+        )  # fmt: skip
     shutil.rmtree(beside, ignore_errors=True)
-    return train_saes(config, beside, bench.progress, resume="newest").rename(out)
+    bench.run.write_text(BEGUN_BY, code)
+    trained = train_saes(config, beside, bench.progress, resume="newest").rename(out)
+    begun_by.unlink()
+    return trained
 
 
 def _on_studied_model(config: TrainConfig, bench: Bench) -> TrainConfig:

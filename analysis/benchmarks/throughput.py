@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from iclens.models.load import LanguageModel
 from iclens.models.shape import LLAMA3_8B, ModelShape
 from iclens.names import Site
+from iclens.saes.tally import LeftOut
 from iclens.training.config import TrainConfig, parse_train_config
 from iclens.training.data.activations import recorder
 from iclens.training.data.buffer import ActivationBuffer
@@ -157,7 +158,7 @@ def ours(network: Any, scale: Scale, config: TrainConfig, steps: int, warm: int,
     model = LanguageModel("random", network, None, scale.config["num_hidden_layers"], True)
     stream = RandomTokens(scale.config["vocab_size"], scale.contexts, scale.context)
     record, sites, settings = recorder(model), config.saes.recorded, config.training
-    excluded = dict.fromkeys(config.data.excluded_positions, "listed")
+    excluded = LeftOut(positions=(0,))
     scalings = estimate_scalings(record, stream, sites, excluded, settings.scaling_tokens)
     buffer = ActivationBuffer(
         record, stream, sites, excluded,

@@ -25,7 +25,7 @@ from iclens.saes.quality import (
     quality_table,
     recovered,
 )
-from iclens.saes.tally import ErrorShare, tally
+from iclens.saes.tally import PADDING, ErrorShare, LeftOut, tally
 from iclens.tasks.prompts import build_prompts
 from iclens.tasks.spec import parse_task
 
@@ -142,12 +142,57 @@ def test_part_of_a_model_gives_no_ce_and_says_why(
     assert "all blocks" in row.reason and "`pre`" in row.reason
 
 
+def test_padding_and_bos_inside_are_no_tokens_to_measure(
+    write_sae: Write, model: LanguageModel, tokens: np.ndarray
+) -> None:
+    site, sizes = Site(2, "mlp_out"), (32, 30, 17, 9, 3, 2)
+    padded = np.where(np.arange(32) < np.array(sizes)[:, None], tokens, PADDING)
+    padded[0, 10] = model.tokenizer.bos_token_id
+    random = load_sae(write_sae(d_in=128, hook=str(site)))
+    found = measure_quality(model, {site: random}, padded).df.iloc[0]
+    losses, shares, l0 = [], ErrorShare(), 0.0
+    for row, size in zip(padded, sizes, strict=True):
+        ids = torch.as_tensor(row[None, :size])
+        with torch.no_grad():
+            logits = model.network(ids).logits[0]
+        every = F.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")
+        counts = (ids[0] != 0).numpy()
+        losses += every[counts[:-1] & counts[1:]].tolist()
+        x = torch.as_tensor(record(model, row[None, :size], [site], np.flatnonzero(counts))[site][0])
+        shares.add(x.numpy(), random.decode(random.encode(x)).numpy())
+        l0 += float((random.encode(x) > 0).sum())
+    n_tokens = sum(sizes) - 7
+    assert found.n_tokens == n_tokens and len(losses) == n_tokens - 6 - 1
+    assert found.ce_base == pytest.approx(np.mean(losses), rel=1e-4)
+    assert found.fvu == pytest.approx(shares.fvu, rel=1e-4) and found.l0 == pytest.approx(l0 / n_tokens)
+    perfect = measure_quality(model, {site: exact(write_sae, str(site))}, padded).df.iloc[0]
+    assert perfect.ce_recovered == pytest.approx(1, abs=1e-4) and perfect.kl == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "ids", "positions"),
+    [
+        ({}, (0,), ()),
+        ({"exclude_special_tokens": [3, 5]}, (0, 3, 5), ()),
+        ({"exclude_special_tokens": True}, (0, 1), ()),
+        ({"exclude_special_tokens": False, "exclude_positions": [0, 2]}, (0,), (0, 2)),
+    ],
+)
+def test_what_an_sae_was_not_trained_on_is_not_measured(
+    write_sae: Write, model: LanguageModel, metadata: dict, ids: tuple[int, ...], positions: tuple[int, ...]
+) -> None:
+    sae = load_sae(write_sae(d_in=128, hook="blocks.2.hook_mlp_out"))
+    for name, value in metadata.items():
+        setattr(sae.network.cfg.metadata, name, value)
+    assert LeftOut.of(model, [sae]) == LeftOut(ids, positions)
+
+
 def test_nothing_to_measure_is_refused(write_sae: Write, model: LanguageModel, tokens: np.ndarray) -> None:
     site = Site(1, "resid_post")
     saes = {site: exact(write_sae, str(site))}
-    with pytest.raises(SaeError, match="0 positions"):
-        measure_quality(model, saes, tokens, excluded=range(32))
-    with pytest.raises(SaeError, match="0 prompts"):
+    with pytest.raises(SaeError, match="no token of 6 prompts is left"):
+        measure_quality(model, saes, tokens, left_out=LeftOut(positions=tuple(range(32))))
+    with pytest.raises(SaeError, match="no token of 0 prompts is left"):
         measure_quality(model, saes, tokens[:0])
 
 

@@ -21,7 +21,7 @@ def test_shipped_configurations_validate(path: Path) -> None:
     hooks = {spec.site.hook for spec in config.saes.members}
     layers = {spec.site.layer for spec in config.saes.members}
     assert hooks == {"resid_post", "mlp_out"} and len(layers) >= 3
-    assert 0 in config.data.excluded_positions
+    assert config.data.excluded_positions == ()
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,10 @@ def test_the_card_names_the_model_as_asked(run: Run) -> None:
 
 def test_the_card_says_what_was_left_out_and_measures_the_prompts_too(run: Run) -> None:
     card = json.loads((run[0] / "card.json").read_text())
-    assert card["excluded"] == {"0": "listed in data.excluded_positions"}
+    assert card["excluded"] == {"tokens": {"0": "BOS"}, "positions": {}}
+    assert card["data"] == {"tokens left out": card["data"]["tokens left out"]}
+    metadata = json.loads((run[0] / "L1.resid_post" / "cfg.json").read_text())["metadata"]
+    assert metadata["exclude_special_tokens"] == [0] and metadata["exclude_positions"] == []
     assert card["processes"] == 1
     assert [row["site"] for row in card["quality_prompts"]] == [row["site"] for row in card["quality"]]
     for name, row in zip(("L1.resid_post", "L2.mlp_out"), card["quality"], strict=True):

@@ -8,8 +8,8 @@
 
 y is what the SAE reconstructs: its own site x, or a transcoder's target. CE is the mean next-token
 cross-entropy in nats. *Spliced* replaces y by its reconstruction, *zeroed* sets it to zero (the field's
-standard ablation), both at every measured position at once; positions in `excluded` (BOS) are neither
-measured nor changed. CE and KL are averaged over the predictions made at measured positions, and
+standard ablation), both at every measured token at once; BOS and padding (`LeftOut`) are neither measured nor
+changed nor predicted. CE and KL are averaged over the predictions made at measured tokens, and
 separately over those made at a group of positions such as `pre`, where the answer is predicted.
 """
 
@@ -25,7 +25,7 @@ import numpy as np
 from iclens.models.load import LanguageModel
 from iclens.names import Site
 from iclens.saes.load import Sae
-from iclens.saes.tally import ALL, Counts, ErrorShare, tally
+from iclens.saes.tally import ALL, Counts, ErrorShare, LeftOut, tally
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.quality import DensityTable, FidelityTable, QualityTable
 
@@ -82,7 +82,8 @@ def figures(counts: Counts, group: str = ALL) -> Figures:
     there = counts.groups[group]
     follows = ~np.isnan(counts.base) & there
     base, spliced, zeroed = (_mean(loss, follows) for loss in (counts.base, counts.spliced, counts.zeroed))
-    n_tokens, reasons = len(counts.active) * int(there.sum()), []
+    active = counts.active[:, there]
+    n_tokens, reasons = int((~np.isnan(active)).sum()), []
     if not n_tokens:
         reasons.append(f"no `{group}` position was given")
     if not follows.any():
@@ -93,7 +94,7 @@ def figures(counts: Counts, group: str = ALL) -> Figures:
     if n_tokens and np.isnan(unexplained):
         reasons.append("the site does not vary")
     return Figures(
-        float(counts.active[:, there].sum()) / n_tokens if n_tokens else float("nan"), unexplained,
+        float(np.nansum(active)) / n_tokens if n_tokens else float("nan"), unexplained,
         _mean(counts.kl, follows), base, spliced, zeroed, recovered(base, spliced, zeroed), n_tokens,
         "; ".join(reasons),
     )  # fmt: skip
@@ -101,22 +102,22 @@ def figures(counts: Counts, group: str = ALL) -> Figures:
 
 def measure_quality(
     model: LanguageModel, saes: Mapping[Site, Sae], tokens: Ints,
-    *, pre: Sequence[int] | Ints = (), excluded: Sequence[int] = (0,), batch: int = 64,
+    *, pre: Sequence[int] | Ints = (), left_out: LeftOut | None = None, batch: int = 64,
 ) -> QualityTable:  # fmt: skip
     """L0, FVU, dead latents, KL and CE recovered of every SAE.
 
     Args:
         model: the model; CE and KL need all of its blocks.
         saes: site → SAE.
-        tokens: prompts of one length that no SAE was trained on, [prompt pos].
+        tokens: prompts that no SAE was trained on, [prompt pos], filled up with `PADDING`.
         pre: positions of role `pre`, where the answer is predicted; empty for text.
-        excluded: positions neither measured nor changed.
+        left_out: tokens neither measured nor changed; by default BOS, and what the SAEs' metadata name.
         batch: prompts per forward pass.
 
     Raises:
-        SaeError: when no position is left to measure.
+        SaeError: when no token is left to measure.
     """
-    counted = tally(model, saes, tokens, {"pre": pre}, excluded=excluded, batch=batch)
+    counted = tally(model, saes, tokens, {"pre": pre}, left_out=left_out, batch=batch)
     return quality_table(counted.values())
 
 

@@ -3,11 +3,14 @@
 1. The model runs once on each batch, for all SAEs. 2. Each SAE encodes and reconstructs its site. 3. The
 blocks above run again with the site replaced by the reconstruction, and set to zero. 4. Everything is kept
 per position, so that any group of positions (a role, `pre`, all) can be summarised.
+
+BOS and padding are tokens, wherever they stand: they are neither measured nor changed, and no prediction of
+them counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +29,8 @@ from iclens.tables.edits import Edit
 
 Bools = NDArray[np.bool_]
 
+PADDING = -1
+"""In place of a token id: nothing stands there. It fills rows up at their end, where no token sees it."""
 ALL = "all"
 """The group of every measured position."""
 _ENCODED_ROWS = 2048
@@ -59,17 +64,46 @@ class ErrorShare:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Tokens that are neither trained on nor measured nor changed; padding always is one.
+
+    Args:
+        ids: of tokens, wherever they stand.
+        positions: of every context, whatever stands there.
+    """
+
+    ids: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, model: LanguageModel, saes: Iterable[Sae] = ()) -> LeftOut:
+        """BOS, and what the SAEs' own metadata say that they were not trained on."""
+        ids, positions = {model.tokenizer.bos_token_id} - {None}, set()
+        for sae in saes:
+            declared = sae.network.cfg.metadata
+            special = declared.get("exclude_special_tokens")
+            ids.update(model.tokenizer.all_special_ids if special is True else special or ())
+            positions.update(declared.get("exclude_positions") or ())
+        return cls(tuple(sorted(ids)), tuple(sorted(positions)))
+
+    def kept(self, tokens: Ints) -> Bools:
+        """Which of the tokens [context pos] are not left out."""
+        there = (tokens != PADDING) & ~np.isin(tokens, self.ids)
+        return there & ~np.isin(np.arange(tokens.shape[1]), self.positions)
+
+
+@dataclass(frozen=True)
 class Counts:
-    """One SAE over all prompts, at the measured positions.
+    """One SAE over all prompts, at the positions that are measured in any of them.
 
     Args:
         sae: the SAE.
-        groups: name → which measured positions belong to it, [pos].
+        groups: name → which of these positions belong to it, [pos].
         shares: name → its share of error.
         fires: tokens on which each latent is active, [latent].
-        active: active latents, [prompt pos].
+        active: active latents, [prompt pos]; NaN where a token is left out, as in the next five.
         length: ‖x‖ of what the SAE reads, [prompt pos].
-        base: −log P(next token) of the model as it is, [prompt pos]; NaN where unknown, as in the next three.
+        base: −log P(next token) of the model as it is, [prompt pos]; NaN where unknown, too.
         spliced: the same with the site replaced by its reconstruction.
         zeroed: the same with the site set to zero.
         kl: KL(model ‖ model with the reconstruction) of the prediction, [prompt pos].
@@ -89,7 +123,7 @@ class Counts:
     @property
     def n_tokens(self) -> int:
         """Tokens measured."""
-        return self.active.size
+        return int((~np.isnan(self.active)).sum())
 
 
 class _Tally:
@@ -103,27 +137,35 @@ class _Tally:
             key: [] for key in ("active", "length", "spliced", "zeroed", "kl")
         }
 
-    def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
-        """Count activations x of the site and y of its output [row pos d]; return the reconstruction."""
+    def reconstruct(self, x: Tensor, y: Tensor, measured: Tensor) -> Tensor:
+        """Count activations x of the site and y of its output [row pos d] where `measured` [row pos].
+
+        Returns:
+            y, reconstructed there, [row pos d].
+        """
         parts, active = [], []
-        for rows in x.flatten(0, 1).split(_ENCODED_ROWS):
+        for rows in x[measured].split(_ENCODED_ROWS):
             latents = self.sae.encode(rows)
             parts.append(self.sae.reconstruct(rows, latents))
             active.append((latents > 0).sum(dim=1))
             self.fires += (latents > 0).sum(dim=0).cpu()
-        y_hat = torch.cat(parts).view(y.shape)
-        self.seen["active"].append(as_numpy(torch.cat(active).view(y.shape[:2])))
-        self.seen["length"].append(as_numpy(x.float().norm(dim=2)))
+        rebuilt = torch.cat(parts)
+        y_hat = y.to(torch.promote_types(y.dtype, rebuilt.dtype), copy=True)
+        y_hat[measured] = rebuilt.to(y_hat)
+        there = measured.cpu().numpy()
+        counts = np.full(there.shape, np.nan)
+        counts[there] = as_numpy(torch.cat(active))
+        self.seen["active"].append(counts)
+        self.seen["length"].append(np.where(there, as_numpy(x.float().norm(dim=2)), np.nan))
         before, after = as_numpy(y), as_numpy(y_hat)
         for what, values, remedy in (
             ("the model's activations", before, "Load the model with --dtype float32."),
             ("its reconstructions", after, "Use an SAE that was made for this model and site."),
         ):
-            if not np.isfinite(values).all():
+            if not np.isfinite(values[there]).all():
                 raise SaeError(f"SAE quality at {self.sae.site.short}", f"{what} are not finite", remedy)
-        for name, mask in self.groups.items():
-            width = before.shape[-1]
-            self.shares[name].add(before[:, mask].reshape(-1, width), after[:, mask].reshape(-1, width))
+        for name, group in self.groups.items():
+            self.shares[name].add(before[there & group], after[there & group])
         return y_hat
 
     def counts(self, base: Floats) -> Counts:
@@ -138,57 +180,84 @@ class _Tally:
 @torch.no_grad()
 def tally(
     model: LanguageModel, saes: Mapping[Site, Sae], tokens: Ints, groups: Mapping[str, Sequence[int] | Ints],
-    *, excluded: Sequence[int] = (0,), batch: int = 64,
+    *, left_out: LeftOut | None = None, batch: int = 64,
 ) -> dict[Site, Counts]:  # fmt: skip
     """Count every SAE over the prompts.
 
     Args:
         model: the model; losses need all of its blocks.
         saes: site → SAE.
-        tokens: prompts of one length that no SAE was trained on, [prompt pos].
+        tokens: prompts that no SAE was trained on, [prompt pos], filled up with `PADDING`.
         groups: name → positions to be summarised together; `all` is added.
-        excluded: positions neither measured nor changed.
+        left_out: tokens neither measured nor changed; by default `LeftOut.of` the model and the SAEs.
         batch: prompts per forward pass.
 
     Raises:
-        SaeError: when no position is left to measure.
+        SaeError: when no token is left to measure.
     """
-    kept = np.setdiff1d(np.arange(tokens.shape[1]), np.asarray(excluded, dtype=int))
-    if not len(kept) or not len(tokens):
+    left_out = LeftOut.of(model, saes.values()) if left_out is None else left_out
+    measured = left_out.kept(tokens)
+    where = np.flatnonzero(measured.any(axis=0))
+    if not len(where):
         raise SaeError(
-            "SAE quality", f"{len(tokens)} prompts, {len(kept)} positions", "Give tokens to measure on."
-        )
-    masks = {ALL: np.ones(len(kept), dtype=bool)} | {
-        name: np.isin(kept, np.asarray(where, dtype=int)) for name, where in groups.items()
+            "SAE quality", f"no token of {len(tokens)} prompts is left to measure",
+            "Give prompts with tokens besides BOS and padding, and exclude fewer positions.",
+        )  # fmt: skip
+    masks = {ALL: np.ones(len(where), dtype=bool)} | {
+        name: np.isin(where, np.asarray(places, dtype=int)) for name, places in groups.items()
     }
     tallies = {site: _Tally(sae, masks) for site, sae in saes.items()}
+    known = np.full(tokens.shape, False)
+    known[:, :-1] = (tokens[:, 1:] != PADDING) & ~np.isin(tokens[:, 1:], left_out.ids) & measured[:, :-1]
     base: list[Floats] = []
     for start in range(0, len(tokens), batch):
-        rows = torch.as_tensor(tokens[start : start + batch], device=model.device())
-        base.append(_count_batch(model, tallies, rows, kept))
+        part = slice(start, start + batch)
+        base.append(_count_batch(model, tallies, tokens[part], where, measured[part], known[part]))
     return {site: counter.counts(np.concatenate(base)) for site, counter in tallies.items()}
 
 
-def _count_batch(model: LanguageModel, tallies: Mapping[Site, _Tally], rows: Tensor, kept: Ints) -> Floats:
-    """Count one batch of prompts for every SAE; the model's own losses."""
+def _count_batch(
+    model: LanguageModel,
+    tallies: Mapping[Site, _Tally],
+    tokens: Ints,
+    where: Ints,
+    measured: Bools,
+    known: Bools,
+) -> Floats:
+    """Count one batch of prompts for every SAE.
+
+    Args:
+        model: the model.
+        tallies: of each site.
+        tokens: [row pos].
+        where: positions that are measured in any prompt.
+        measured: which tokens are measured, [row pos].
+        known: after which tokens the next one is there and is not left out, [row pos].
+
+    Returns:
+        The model's own losses at the positions `where`, [row pos].
+    """
+    rows = torch.as_tensor(np.maximum(tokens, 0), device=model.device())
+    chosen = torch.as_tensor(measured[:, where], device=model.device())
     outputs = {site: counter.sae.output for site, counter in tallies.items()}
     entries = {site: Site(output.layer, "resid_pre") for site, output in outputs.items()}
     recorded = [*tallies, *outputs.values(), *entries.values()]
     seen, final = _run(model, model.embed(as_numpy(rows)), 0, recorded, ())
-    base, _ = _predictions(model, rows, kept, final, None)
+    base, _ = _predictions(model, rows, where, known, final, None)
     for site, counter in tallies.items():
         output = outputs[site]
-        y_hat = counter.reconstruct(seen[site][:, kept], seen[output][:, kept])
+        y = seen[output][:, where]
+        y_hat = counter.reconstruct(seen[site][:, where], y, chosen)
         if not model.whole:
             continue
-        _, spliced = _run(
-            model, seen[entries[site]], output.layer, (), (Edit(output, "replace", kept, as_numpy(y_hat)),)
-        )
-        losses, divergence = _predictions(model, rows, kept, spliced, final)
-        counter.seen["spliced"].append(losses)
-        counter.seen["kl"].append(divergence)
-        _, zeroed = _run(model, seen[entries[site]], output.layer, (), (Edit(output, "zero", kept),))
-        counter.seen["zeroed"].append(_predictions(model, rows, kept, zeroed, None)[0])
+        for name, value in (("spliced", y_hat), ("zeroed", y.masked_fill(chosen[..., None], 0))):
+            edit = Edit(output, "replace", where, as_numpy(value))
+            _, changed = _run(model, seen[entries[site]], output.layer, (), (edit,))
+            reference = final if name == "spliced" else None
+            losses, divergence = _predictions(model, rows, where, known, changed, reference)
+            counter.seen[name].append(losses)
+            if reference is not None:
+                counter.seen["kl"].append(divergence)
     return base
 
 
@@ -202,22 +271,23 @@ def _run(
 
 
 def _predictions(
-    model: LanguageModel, rows: Tensor, kept: Ints, final: Tensor, reference: Tensor | None
+    model: LanguageModel, rows: Tensor, where: Ints, known: Bools, final: Tensor, reference: Tensor | None
 ) -> tuple[Floats, Floats]:
-    """−log P(next token) from `final` at the kept positions, and KL(reference ‖ final); NaN where unknown.
+    """−log P(next token) from `final` at positions `where`, and KL(reference ‖ final); NaN where unknown.
 
     Args:
         model: gives the unembedding.
         rows: tokens, [row pos].
-        kept: measured positions, [kept].
+        where: measured positions, [kept].
+        known: whether the next token counts, [row pos].
         final: the last resid_post, [row pos d_model].
         reference: the last resid_post of the model as it is; no KL without one.
 
     Returns:
         Two arrays [row kept].
     """
-    losses, divergence = (np.full((len(rows), len(kept)), np.nan) for _ in range(2))
-    predicting = kept[kept < rows.shape[1] - 1]
+    losses, divergence = (np.full((len(rows), len(where)), np.nan) for _ in range(2))
+    predicting = where[where < rows.shape[1] - 1]
     if not model.whole or not len(predicting):
         return losses, divergence
     vocabulary = model.network.lm_head.weight.shape[0]
@@ -230,4 +300,6 @@ def _predictions(
         if reference is not None:
             log_q = unembed(model.network, reference[part, predicting]).float().log_softmax(dim=-1)
             divergence[part, : len(predicting)] = as_numpy((log_q.exp() * (log_q - log_p)).sum(dim=-1))
+    unknown = ~known[:, where]
+    losses[unknown] = divergence[unknown] = np.nan
     return losses, divergence

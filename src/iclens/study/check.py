@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from iclens.errors import ConfigError, SaeError, nearest
@@ -142,7 +143,7 @@ def _load(refs: Sequence[str], model: LanguageModel, site: Site | None, misfit: 
 def _judged(counts: Counts, model: LanguageModel) -> Counts:
     """The counts with what does not fit noted in the SAE."""
     whole = figures(counts)
-    own = mismatches(counts.sae, model, whole.l0, whole.fvu, float(counts.length.mean()))
+    own = mismatches(counts.sae, model, whole.l0, whole.fvu, float(np.nanmean(counts.length)))
     noted = tuple(dict.fromkeys((*counts.sae.mismatches, *own)))
     return replace(counts, sae=replace(counts.sae, mismatches=noted))
 

@@ -106,8 +106,9 @@ class Contexts(Strict):
     examples: Annotated[int, Field(gt=0, le=50)] = 16
     """Examples in each in-context prompt, the last one included."""
     prompts: tuple[Prompts, ...] = ()
-    excluded_positions: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-    """Positions of a context that are neither trained on nor measured; 0 is BOS."""
+    excluded_positions: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Positions of every context that are neither trained on nor measured; BOS and padding are left out
+    wherever they stand."""
     massive: Massive | None = Massive()
     """Further positions left out, found by their length; null leaves none out."""
 
@@ -160,13 +161,13 @@ class TokenContexts(Contexts):
 
     kind: Literal["tokens"]
     path: Path
-    """A .npy or .safetensors file of token ids, [context pos] or flat [token]."""
+    """A .npy, .npz, .safetensors, .parquet or .jsonl file of token ids (`input_ids`, and `attention_mask`
+    where there is one): rows of one length, which are contexts, or flat or of several lengths, which are
+    cut."""
     context_tokens: Annotated[int, Field(gt=1)] | None = None
-    """Length into which a flat array is cut; not needed for [context pos]."""
-
-    def files(self) -> list[Path]:
-        """The array."""
-        return [path for path in [self.path] if path.is_file()]
+    """Length into which ids are cut that are flat or in rows of several lengths, BOS included."""
+    padding_id: Annotated[int, Field(ge=0)] | None = None
+    """Id that fills rows up; by default the tokenizer's padding token."""
 
 
 @dataclass(frozen=True)

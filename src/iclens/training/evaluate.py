@@ -8,7 +8,7 @@ that the behaviour under study is measured as well as running text. All definiti
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from iclens.models.load import LanguageModel
 from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, Site, position
 from iclens.saes.load import Sae, load_sae
 from iclens.saes.quality import density_table, quality_table
-from iclens.saes.tally import tally
+from iclens.saes.tally import LeftOut, tally
 from iclens.tables.arrays import Ints
 from iclens.tasks.prompts import build_prompts
 from iclens.tasks.spec import parse_task
@@ -30,7 +30,7 @@ Measured = dict[str, dict[str, list[dict[str, Any]]]]
 
 def evaluate(
     config: TrainConfig, model: LanguageModel, specs: Sequence[SaeSpec], folder: Path, contexts: Ints,
-    excluded: Collection[int],
+    left_out: LeftOut,
 ) -> Measured:  # fmt: skip
     """Measure SAEs that were written into `folder`.
 
@@ -40,15 +40,14 @@ def evaluate(
         specs: the SAEs to measure.
         folder: holds a folder for each.
         contexts: held-out contexts, [context pos].
-        excluded: positions neither measured nor changed.
+        left_out: tokens neither measured nor changed.
     """
     device = str(model.device())
     saes = {spec.name: load_sae(folder / spec.name, d_model=model.d_model, device=device) for spec in specs}
     found: Measured = {name: {} for name in saes}
     pre = contexts.shape[1] if isinstance(config.data, MixtureContexts) else 0
-    left_out = sorted(excluded)
     for group in _apart(saes):
-        counted = tally(model, group, contexts, {"pre": _pre(pre)}, excluded=left_out)
+        counted = tally(model, group, contexts, {"pre": _pre(pre)}, left_out=left_out)
         prompts = _prompts(config, model)
         for name, sae in saes.items():
             if group.get(sae.site) is not sae:
@@ -58,7 +57,7 @@ def evaluate(
                 "quality": _records(quality_table(counts)), "density": _records(density_table(counts))
             }  # fmt: skip
         if prompts is not None:
-            counted = tally(model, group, prompts, {"pre": _pre(prompts.shape[1])}, excluded=left_out)
+            counted = tally(model, group, prompts, {"pre": _pre(prompts.shape[1])}, left_out=left_out)
             for name, sae in saes.items():
                 if group.get(sae.site) is sae:
                     found[name]["quality_prompts"] = _records(quality_table([counted[sae.site]]))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from sae_lens.saes.sae import SAEMetadata
 from iclens.errors import ConfigError
 from iclens.models.load import LanguageModel
 from iclens.saes.load import CARD_FILE
+from iclens.saes.tally import LeftOut
 from iclens.training.checkpoint import CheckpointFolder, flush
 from iclens.training.config import SaeSpec
 
@@ -107,9 +108,7 @@ class Place:
         flush(self.out.parent)
 
 
-def save_sae(
-    folder: Path, spec: SaeSpec, network: Any, model: LanguageModel, excluded: Iterable[int]
-) -> None:
+def save_sae(folder: Path, spec: SaeSpec, network: Any, model: LanguageModel, left_out: LeftOut) -> None:
     """Write one SAE as sae_lens reads it (cfg.json, sae_weights.safetensors).
 
     Args:
@@ -117,7 +116,7 @@ def save_sae(
         spec: what was trained.
         network: the sae_lens SAE, for raw activations.
         model: what it was trained on.
-        excluded: positions left out.
+        left_out: tokens that it was not trained on, kept under sae_lens' name and ours.
     """
     ends: dict[str, Any] = {"hook_name": str(spec.site), "hook_layer": spec.site.layer}
     if spec.target is not None:
@@ -126,8 +125,9 @@ def save_sae(
         model_name=model.name,
         model_fingerprint=model.fingerprint,
         **ends,
-        prepend_bos=True,
-        exclude_positions=sorted(excluded),
+        prepend_bos=model.tokenizer.bos_token_id is not None,
+        exclude_special_tokens=list(left_out.ids),
+        exclude_positions=list(left_out.positions),
         seed=spec.seed,
     )
     network.save_model(folder)

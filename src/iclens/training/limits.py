@@ -5,12 +5,11 @@ Its sites lie in blocks that the model has, and no context is longer than the mo
 
 from __future__ import annotations
 
-import numpy as np
-
 from iclens.errors import ConfigError, SiteError
 from iclens.models.shape import ModelShape, refuse_longer
 from iclens.names import prompt_length
 from iclens.training.config import TextContexts, TokenContexts, TrainConfig
+from iclens.training.data.stored import tokens_shape
 
 
 def check_limits(config: TrainConfig, shape: ModelShape) -> None:
@@ -49,27 +48,12 @@ def context_length(config: TrainConfig) -> int:
         return prompt_length(data.examples)
     if data.context_tokens:
         return data.context_tokens
-    shape = stored_shape(data)
+    shape = tokens_shape(data.path)
     if len(shape) != 2:
-        raise ConfigError(f"tokens '{data.path}'", "they are flat", "Give data.context_tokens.")
+        raise ConfigError(
+            f"tokens '{data.path}'", "they are flat, or in rows of several lengths", "Give data.context_tokens."
+        )
     return shape[1]
-
-
-def stored_shape(data: TokenContexts) -> tuple[int, ...]:
-    """Shape of the array of token ids, from its file's header.
-
-    Raises:
-        ConfigError: when it cannot be read.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        if data.path.suffix == ".npy":
-            return tuple(np.load(data.path, mmap_mode="r").shape)
-        with safe_open(data.path, "np") as file:
-            return tuple(file.get_slice(next(iter(file.keys()))).get_shape())
-    except (OSError, ValueError, SafetensorError, StopIteration) as cause:
-        raise ConfigError(f"tokens '{data.path}'", "cannot be read", "Give data.context_tokens.") from cause
 
 
 def _length_key(config: TrainConfig) -> str:

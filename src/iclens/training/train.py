@@ -27,7 +27,7 @@ from iclens.models.shape import read_shape
 from iclens.names import Site
 from iclens.training.checkpoint import Checkpoint
 from iclens.training.config import SaeSpec, TrainConfig
-from iclens.training.data.activations import excluded_positions, recorder
+from iclens.training.data.activations import as_left_out, find_left_out, recorder
 from iclens.training.data.buffer import ActivationBuffer
 from iclens.training.data.scaling import Scaling, estimate_scalings
 from iclens.training.data.streams import build_stream, held_out
@@ -111,11 +111,11 @@ class _Run:
                 self.report({"continued_at": checkpoint.tokens})
         contexts = held_out(self.config, model.tokenizer)
         facts = self._fit(model, checkpoint)
-        excluded = [int(pos) for pos in facts["excluded"]]
+        left_out = as_left_out(facts["excluded"])
         failure, measured = None, {}
         try:
             with self.ranks.agreed():
-                measured = evaluate(self.config, model, self._specs(), self.place.partial, contexts, excluded)
+                measured = evaluate(self.config, model, self._specs(), self.place.partial, contexts, left_out)
         except Exception as error:  # whatever it is, the trained SAEs are not to be lost
             if not self.ranks.known(error):
                 raise
@@ -161,12 +161,12 @@ class _Run:
         with self.stop.noted():
             loop.run()
         excluded, data = loop.constant["excluded"], loop.buffer.facts()
-        if self.ranks.first and data:
+        if self.ranks.first:
             self.report({"data": data})
         with _writing(self.place.out):
             for spec in loop.specs:
                 folder = self.place.partial / spec.name
-                save_sae(folder, spec, loop.steps[spec.name].export(), model, map(int, excluded))
+                save_sae(folder, spec, loop.steps[spec.name].export(), model, as_left_out(excluded))
                 shutil.copyfile(loop.log.file(spec.name), folder / "metrics.jsonl")
             if self.ranks.first:
                 shutil.copyfile(loop.log.file(PACE), self.place.partial / f"{PACE}.jsonl")
@@ -179,17 +179,21 @@ class _Run:
         stream = self.ranks.in_step(build_stream(config, model.tokenizer))
         alone = recorder(model)
         if checkpoint is None:
-            excluded = excluded_positions(config.data, alone, stream, config.saes.recorded)
+            bos = model.tokenizer.bos_token_id
+            excluded = find_left_out(config.data, bos, alone, stream, config.saes.recorded)
         else:
-            excluded = {int(pos): why for pos, why in checkpoint.state["excluded"].items()}
+            excluded = checkpoint.state["excluded"]
+        left_out = as_left_out(excluded)
+        if self.ranks.first and any(stream.facts().values()):
+            self.report({"data": stream.facts()})
         record = self.ranks.shared(alone, readers)
         buffer = ActivationBuffer(
-            record, stream, mine, excluded,
+            record, stream, mine, left_out,
             capacity=settings.buffer_tokens, batch=settings.batch_tokens, seed=config.seed,
             device=model.device(),
         )  # fmt: skip
         if checkpoint is None:
-            scalings = estimate_scalings(record, stream, mine, excluded, settings.scaling_tokens)
+            scalings = estimate_scalings(record, stream, mine, left_out, settings.scaling_tokens)
         else:
             scalings = {site: read_scaling(checkpoint, site, str(model.device())) for site in mine}
         log = MetricsLog(
@@ -199,7 +203,7 @@ class _Run:
         loop = Loop(
             config, specs, _steps(config, specs, scalings, buffer, checkpoint), buffer, scalings,
             self.place.checkpoints, log, self.ranks, readers, str(model.device()), self.stop, self.report,
-            {**self._constant(model), "excluded": {str(pos): why for pos, why in excluded.items()}},
+            {**self._constant(model), "excluded": excluded},
         )  # fmt: skip
         if checkpoint is not None:
             loop.continue_from(checkpoint)

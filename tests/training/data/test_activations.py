@@ -11,9 +11,10 @@ from iclens.errors import ConfigError
 from iclens.models.forward import record
 from iclens.models.load import LanguageModel, load_model
 from iclens.names import HOOKS, Site
+from iclens.saes.tally import PADDING, LeftOut
 from iclens.tables.arrays import Ints
 from iclens.training.config import MixtureContexts, parse_train_config
-from iclens.training.data.activations import excluded_positions, kept_rows, recorder
+from iclens.training.data.activations import find_left_out, kept_rows, recorder
 from iclens.training.data.streams import TokenStream, build_stream
 
 Declare = Callable[..., dict[str, Any]]
@@ -39,17 +40,26 @@ def test_recorded_sites_are_those_of_the_model(stream: TokenStream, model: Langu
         np.testing.assert_array_equal(ours[site].numpy(), theirs[site])
 
 
-def test_kept_rows_leave_out_positions_of_every_context() -> None:
+def test_kept_rows_leave_out_tokens_wherever_they_stand() -> None:
     x = torch.arange(2 * 5 * 3.0).reshape(2, 5, 3)
-    tokens = np.zeros((2, 5), dtype=int)
-    rows = kept_rows(lambda *_: {SITE: x, OTHER: -x}, tokens, [SITE, OTHER], {0, 3, 17})
-    wanted = torch.cat([x[0, [1, 2, 4]], x[1, [1, 2, 4]]])
+    tokens = np.array([[7, 7, 9, 7, PADDING], [9, 9, 7, 7, 7]])
+    rows = kept_rows(
+        lambda *_: {SITE: x, OTHER: -x}, tokens, [SITE, OTHER], LeftOut((9,), (3, 17)).kept(tokens)
+    )
+    wanted = torch.cat([x[0, [0, 1]], x[1, [2, 4]]])
     assert torch.equal(rows[SITE], wanted) and torch.equal(rows[OTHER], -wanted)
 
 
+def test_padding_changes_no_token_before_it(model: LanguageModel) -> None:
+    tokens = np.array([[0, 1002, 10, 1004], [0, 1002, PADDING, PADDING]])
+    padded, alone = recorder(model)(tokens, [OTHER])[OTHER], recorder(model)(tokens[1:, :2], [OTHER])[OTHER]
+    torch.testing.assert_close(padded[1:, :2], alone, rtol=1e-4, atol=1e-4)
+
+
 def test_nothing_left_is_refused(stream: TokenStream, model: LanguageModel) -> None:
-    with pytest.raises(ConfigError, match="all 50 of a context"):
-        kept_rows(recorder(model), stream.next(), [SITE], range(50))
+    tokens = stream.next()
+    with pytest.raises(ConfigError, match="it leaves none of the 50 tokens of a context"):
+        kept_rows(recorder(model), tokens, [SITE], LeftOut(positions=tuple(range(50))).kept(tokens))
 
 
 def lengths(by_site: dict[Site, list[float]]) -> Callable[..., dict[Site, torch.Tensor]]:
@@ -74,13 +84,16 @@ class TwoLengths:
         raise AssertionError("only its samples are asked for")
 
     def samples(self) -> list[Ints]:
-        return [np.zeros((2, 6), dtype=int), np.zeros((2, 4), dtype=int)]
+        return [np.ones((2, 6), dtype=int), np.ones((2, 4), dtype=int)]
 
     def state(self) -> dict[str, int]:
         return {}
 
     def restore(self, state: dict[str, int]) -> None:
         raise AssertionError("it stays where it is")
+
+    def facts(self) -> dict[str, int]:
+        return {}
 
 
 class OneLength(TwoLengths):
@@ -91,28 +104,43 @@ class OneLength(TwoLengths):
 
 
 def test_massive_positions_are_left_out_with_the_worst_site_as_the_reason() -> None:
-    found = excluded_positions(
-        settings(excluded_positions=[5], massive={"ratio": 10}),
+    found = find_left_out(
+        settings(excluded_positions=[5], massive={"ratio": 10}), 9,
         lengths({SITE: [900.0, 1, 1, 1, 1, 1], OTHER: [60.0, 60, 2, 2, 2, 2]}),
         TwoLengths(), [SITE, OTHER],
     )  # fmt: skip
-    assert list(found) == [0, 5]
-    assert found[0] == "massive: 900 times the usual length at L0.resid_post"
-    assert found[5] == "listed in data.excluded_positions"
+    assert found["tokens"] == {"9": "BOS"} and list(found["positions"]) == ["0", "5"]
+    assert found["positions"]["0"] == "massive: 900 times the usual length at L0.resid_post"
+    assert found["positions"]["5"] == "listed in data.excluded_positions"
 
 
 def test_a_role_that_is_long_everywhere_is_not_massive() -> None:
-    asked = settings(excluded_positions=[])
     recorded = lengths({SITE: [500.0, 1, 20, 1, 20, 1]})
-    assert excluded_positions(asked, recorded, OneLength(), [SITE]) == {
-        0: "massive: 25 times the usual length at L0.resid_post"
-    }
+    assert find_left_out(settings(), None, recorded, OneLength(), [SITE]) == {
+        "tokens": {}, "positions": {"0": "massive: 25 times the usual length at L0.resid_post"}
+    }  # fmt: skip
+
+
+class Ragged(OneLength):
+    """Contexts of which one has BOS in front, the other padding behind; BOS and padding are massive."""
+
+    def samples(self) -> list[Ints]:
+        return [np.array([[9, 1, 1, 1, 1, 1], [1, 1, 1, 1, PADDING, PADDING]])]
+
+
+def test_bos_and_padding_make_no_position_massive() -> None:
+    x = torch.ones(2, 6, 1)
+    x[0, 0] = x[1, 4:] = 1e6
+    assert find_left_out(settings(), 9, lambda *_: {SITE: x}, Ragged(), [SITE])["positions"] == {}
+    x[:, 1] = 40
+    found = find_left_out(settings(), 9, lambda *_: {SITE: x}, Ragged(), [SITE])
+    assert found["positions"] == {"1": "massive: 40 times the usual length at L0.resid_post"}
 
 
 def test_null_leaves_out_only_what_is_listed() -> None:
-    asked = settings(massive=None)
+    asked = settings(massive=None, excluded_positions=[2])
     recorded = lengths({SITE: [900.0, 1, 1, 1, 1, 1]})
-    assert list(excluded_positions(asked, recorded, TwoLengths(), [SITE])) == [0]
+    assert list(find_left_out(asked, None, recorded, TwoLengths(), [SITE])["positions"]) == ["2"]
 
 
 def test_a_planted_position_of_the_real_model_is_found(stream: TokenStream, model: LanguageModel) -> None:
@@ -123,7 +151,7 @@ def test_a_planted_position_of_the_real_model_is_found(stream: TokenStream, mode
         found[SITE][:, 1] *= 200
         return found
 
-    asked = settings()
-    assert list(excluded_positions(asked, plain, stream, [SITE, OTHER])) == [0]
-    found = excluded_positions(asked, planted, stream, [SITE, OTHER])
-    assert list(found) == [0, 1] and "L0.resid_post" in found[1]
+    bos = model.tokenizer.bos_token_id
+    assert find_left_out(settings(), bos, plain, stream, [SITE, OTHER])["positions"] == {}
+    found = find_left_out(settings(), bos, planted, stream, [SITE, OTHER])["positions"]
+    assert list(found) == ["1"] and "L0.resid_post" in found["1"]

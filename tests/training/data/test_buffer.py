@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 from iclens.errors import ConfigError
 from iclens.models.load import LanguageModel
 from iclens.names import Site
+from iclens.saes.tally import PADDING, LeftOut
 from iclens.tables.arrays import Ints
 from iclens.training.config import parse_train_config
 from iclens.training.data.activations import recorder
@@ -42,6 +43,9 @@ class Numbered:
     def restore(self, state: dict[str, int]) -> None:
         self.blocks, self.tokens = state["blocks"], state["tokens"]
 
+    def facts(self) -> dict[str, int]:
+        return {}
+
 
 def numbers(tokens: Ints, sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
     """Activations that name their token, at each site in its own way."""
@@ -52,7 +56,7 @@ def numbers(tokens: Ints, sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
 
 def numbered(sites: Sequence[Site] = (SITE, OTHER), **asked: Any) -> ActivationBuffer:
     sizes = {"capacity": 48, "batch": 8, "seed": 0, **asked}
-    return ActivationBuffer(numbers, Numbered(), sites, {0: "BOS", 5: "massive"}, **sizes)
+    return ActivationBuffer(numbers, Numbered(), sites, LeftOut(positions=(0, 5)), **sizes)
 
 
 def served(buffer: ActivationBuffer, n_batches: int) -> list[int]:
@@ -109,7 +113,7 @@ def test_nothing_runs_before_it_is_asked_for_and_the_order_follows_the_seed() ->
     def refuse(*_: object) -> dict[Site, torch.Tensor]:
         raise AssertionError
 
-    ActivationBuffer(refuse, Numbered(), [SITE], {}, capacity=16, batch=8, seed=0)
+    ActivationBuffer(refuse, Numbered(), [SITE], LeftOut(), capacity=16, batch=8, seed=0)
     assert served(numbered(), 5) == served(numbered(), 5) != served(numbered(seed=1), 5)
 
 
@@ -123,7 +127,7 @@ def test_it_goes_on_bit_for_bit_from_any_batch(capacity: int) -> None:
         again.restore(tensors, state)
         following = served(again, 20)
         assert following == served(buffer, 20)
-        assert again.report() == buffer.report()
+        assert again.facts() == buffer.facts()
         buffer.restore(tensors, state)
         served(buffer, 1)
 
@@ -152,6 +156,62 @@ def test_a_buffer_of_no_site_keeps_in_step() -> None:
     assert again.state() == both.state()
 
 
+class Padded(Numbered):
+    """The same blocks, whose contexts end in more and more padding, and hold BOS at position 1."""
+
+    def next(self) -> Ints:
+        found = super().next()
+        found[np.arange(found.shape[1]) >= found.shape[1] - np.arange(5)[:, None]] = PADDING
+        found[:, 1] = np.where(found[:, 1] == PADDING, PADDING, 0)
+        return found
+
+
+def test_padding_and_bos_are_never_served_wherever_they_stand() -> None:
+    buffer = ActivationBuffer(
+        numbers, Padded(), (SITE, OTHER), LeftOut(ids=(0,)), capacity=48, batch=8, seed=0
+    )
+    found = served(buffer, 100)
+    assert min(found) > 0 and len(set(found)) == len(found) == 800
+    stream, wanted = Padded(), []
+    while len(wanted) < 800:
+        wanted += [n for n in stream.next().ravel().tolist() if n > 0]
+    assert set(found) <= set(wanted) | set(range(max(wanted), max(wanted) + 300))
+
+
+class Failing(Numbered):
+    """The same blocks, of which number `bad` cannot be had the first time."""
+
+    def __init__(self, bad: int) -> None:
+        super().__init__()
+        self.bad = bad
+
+    def next(self) -> Ints:
+        found = super().next()
+        if self.blocks == self.bad:
+            self.bad = -1
+            raise ValueError("a bad row")
+        return found
+
+
+@pytest.mark.parametrize("bad", [4, 5, 6, 7, 20])
+@pytest.mark.parametrize("capacity", [17, 48])
+def test_it_goes_on_bit_for_bit_after_a_block_that_could_not_be_had(bad: int, capacity: int) -> None:
+    def make(stream: Numbered) -> ActivationBuffer:
+        return ActivationBuffer(
+            numbers, stream, (SITE, OTHER), LeftOut(positions=(0, 5)), capacity=capacity, batch=8, seed=0
+        )
+
+    whole = served(make(Numbered()), 60)
+    broken, found = make(Failing(bad)), []
+    with pytest.raises(ValueError, match="a bad row"):
+        while True:
+            found += served(broken, 1)
+    assert 0 < len(found) < 480
+    again = make(Numbered())
+    again.restore(load(save(broken.tensors())), broken.state())
+    assert found + served(again, 60 - len(found) // 8) == whole
+
+
 def test_another_buffer_is_not_gone_on_with() -> None:
     buffer = numbered()
     buffer.next()
@@ -162,10 +222,10 @@ def test_another_buffer_is_not_gone_on_with() -> None:
 
 def test_it_reports_what_is_left_out() -> None:
     buffer = numbered()
-    assert buffer.report() == {"excluded_positions": {"0": "BOS", "5": "massive"}, "rows_left_out": 0}
+    assert buffer.facts() == {"tokens left out": 0}
     buffer.next()
     # Blocks of 4 tokens keep 3 of each context, those of 7 keep 5: 15 + 25 + 15 fill 48 rows.
-    assert buffer.report()["rows_left_out"] == 5 + 10 + 5
+    assert buffer.facts() == {"tokens left out": 5 + 10 + 5}
 
 
 def test_a_buffer_of_less_than_two_batches_is_refused() -> None:
@@ -179,7 +239,9 @@ def test_on_the_model_a_continued_buffer_is_the_same(small: Declare, model: Lang
 
     def make() -> ActivationBuffer:
         stream = build_stream(config, model.tokenizer)
-        return ActivationBuffer(recorder(model), stream, sites, {0: "BOS"}, capacity=512, batch=64, seed=3)
+        return ActivationBuffer(
+            recorder(model), stream, sites, LeftOut(ids=(0,)), capacity=512, batch=64, seed=3
+        )
 
     buffer, again = make(), make()
     for _ in range(7):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from iclens.errors import ConfigError
 from iclens.names import Site
+from iclens.saes.tally import PADDING, LeftOut
 from iclens.tables.arrays import Ints
 from iclens.training.data.scaling import Scaling, StreamingScaling, estimate_scalings
 
@@ -81,6 +82,9 @@ class Counting:
     def restore(self, state: dict[str, int]) -> None:
         self.given = state["given"]
 
+    def facts(self) -> dict[str, int]:
+        return {}
+
 
 def test_an_estimate_sees_enough_rows_and_puts_the_stream_back() -> None:
     stream, asked = Counting(), []
@@ -91,12 +95,24 @@ def test_an_estimate_sees_enough_rows_and_puts_the_stream_back() -> None:
         return {SITE: x, OTHER: 2 * x + 1}
 
     stream.next()
-    found = estimate_scalings(record, stream, [SITE, OTHER], {0}, 13)
+    found = estimate_scalings(record, stream, [SITE, OTHER], LeftOut(positions=(0,)), 13)
     assert asked == [2, 3, 4] and stream.given == 1
     rows = torch.tensor([1.0, 2, 3, 5, 6, 7])
     seen = torch.cat([rows * n for n in asked])[:, None]
     torch.testing.assert_close(found[SITE].mean, seen.mean(dim=0))
     torch.testing.assert_close(found[OTHER].mean, 2 * seen.mean(dim=0) + 1)
     assert found[OTHER].factor == pytest.approx(found[SITE].factor / 2)
-    assert estimate_scalings(record, stream, [], {0}, 13) == {}
+    assert estimate_scalings(record, stream, [], LeftOut(positions=(0,)), 13) == {}
     assert asked == [2, 3, 4] * 2 and stream.given == 1
+
+
+def test_padding_and_bos_have_no_part_in_an_estimate() -> None:
+    class Padded(Counting):
+        def next(self) -> Ints:
+            tokens = super().next() + 10
+            tokens[0, 2:], tokens[1, 1] = PADDING, 3
+            return tokens
+
+    x = torch.tensor([[1.0, 2, 9, 9], [3, 9, 4, 5]])[..., None]
+    found = estimate_scalings(lambda *_: {SITE: x}, Padded(), [SITE], LeftOut(ids=(3,)), 11)
+    assert float(found[SITE].mean) == 3 and found[SITE].factor == pytest.approx(2**-0.5)

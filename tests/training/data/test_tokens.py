@@ -1,10 +1,13 @@
 """Tokenised contexts: each once per pass, the held-out never, and refused when they are no token ids."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -19,9 +22,11 @@ Make = Callable[..., TokenSource]
 
 @pytest.fixture
 def source(model: LanguageModel) -> Make:
-    def make(path: Path, context_tokens: int | None = None, reserved: int = 3) -> TokenSource:
-        asked = TokenContexts(kind="tokens", path=path, context_tokens=context_tokens)
-        return TokenSource(asked, model.tokenizer, reserved, 0, 1)
+    def make(
+        path: Path, context_tokens: int | None = None, reserved: int = 3, tokenizer: Any = None, **asked: Any
+    ) -> TokenSource:
+        declared = TokenContexts(kind="tokens", path=path, context_tokens=context_tokens, **asked)
+        return TokenSource(declared, tokenizer or model.tokenizer, reserved, 0, 1)
 
     return make
 
@@ -40,7 +45,8 @@ def write(path: Path, ids: Any) -> Path:
 def test_every_context_is_served_once_per_pass(
     source: Make, tmp_path: Path, name: str, dtype: type[np.generic]
 ) -> None:
-    ids = np.arange(20 * 8, dtype=dtype).reshape(20, 8)
+    ids = np.arange(2, 2 + 20 * 8, dtype=dtype).reshape(20, 8)
+    ids[:, 0] = 0
     tokens = source(write(tmp_path / name, ids))
     aside = {tuple(row) for row in tokens.held_out(3).tolist()}
     passes = [[tuple(row) for row in tokens.take(17).tolist()] for _ in range(3)]
@@ -51,10 +57,10 @@ def test_every_context_is_served_once_per_pass(
 
 
 def test_a_flat_array_is_cut_behind_bos(source: Make, tmp_path: Path, model: LanguageModel) -> None:
-    tokens = source(write(tmp_path / "ids.npy", np.arange(5 * 7 + 3)), 8)
+    tokens = source(write(tmp_path / "ids.npy", np.arange(2, 5 * 7 + 5)), 8)
     taken = np.concatenate([tokens.take(2), tokens.held_out(3)])
     assert (taken[:, 0] == model.tokenizer.bos_token_id).all()
-    assert sorted(taken[:, 1:].tolist()) == np.arange(35).reshape(5, 7).tolist()
+    assert sorted(taken[:, 1:].tolist()) == np.arange(2, 37).reshape(5, 7).tolist()
 
 
 def test_tokens_go_on_where_their_state_was_taken(source: Make, tmp_path: Path) -> None:
@@ -76,9 +82,12 @@ def source_at(tokens: TokenSource, n_contexts: int) -> np.ndarray:
 
 
 def test_another_array_is_not_gone_on_with(source: Make, tmp_path: Path) -> None:
-    state = source(write(tmp_path / "a.npy", np.zeros((9, 8), int))).state()
-    with pytest.raises(ConfigError, match="not the array that training began with"):
-        source(write(tmp_path / "b.npy", np.zeros((10, 8), int))).restore(state)
+    ids = np.arange(2, 74).reshape(9, 8)
+    state = source(write(tmp_path / "a.npy", ids)).state()
+    source(write(tmp_path / "c.npy", ids.astype(np.uint16))).restore(state)
+    ids[4, 4] = 3
+    with pytest.raises(ConfigError, match="not the token ids that training began with"):
+        source(write(tmp_path / "b.npy", ids)).restore(state)
 
 
 @pytest.mark.parametrize(
@@ -87,12 +96,14 @@ def test_another_array_is_not_gone_on_with(source: Make, tmp_path: Path) -> None
         (np.zeros((9, 8)), None, r"float64 of shape \[9, 8\]"),
         (np.zeros((3, 3, 3), int), None, r"int64 of shape \[3, 3, 3\]"),
         (np.zeros((0, 8), int), None, r"int64 of shape \[0, 8\]"),
-        (np.zeros((9, 8), int), 16, "contexts of 8 tokens. Leave data.context_tokens out"),
-        (np.zeros(80, int), None, "flat, its contexts have no length"),
-        (np.zeros(80, int), 60, "it holds 1 contexts, none left to train on"),
-        (np.zeros((3, 8), int), None, "it holds 3 contexts, none left to train on"),
-        (np.full((9, 8), 5000), None, "id 5000 of a vocabulary of 1078"),
-        (np.full((9, 8), -1), None, "id -1 of a vocabulary"),
+        (np.ones((9, 8), int), 16, "contexts of 8 tokens. Leave data.context_tokens out"),
+        (np.ones(80, int), None, "flat or of rows that differ in length, its contexts have no length"),
+        (np.arange(80), 60, "it holds 1 contexts, none left to train on"),
+        (np.arange(24).reshape(3, 8), None, "it holds 3 contexts, none left to train on"),
+        (np.zeros((9, 8), int), None, "it holds 9 contexts, none left to train on"),
+        (np.full((9, 8), 5000), None, "row 1: id 5000 of a vocabulary of 1078"),
+        (np.where(np.arange(72).reshape(9, 8) == 50, -1, 5), None, "row 7: id -1 of a vocabulary"),
+        (np.full((9, 8), 7), None, r"row 1: it .* with 7 times id 7 \('5'\), as 8 other rows do"),
     ],
 )
 @pytest.mark.parametrize("name", ["ids.npy", "ids.safetensors"])
@@ -110,7 +121,16 @@ def test_arrays_that_cannot_serve_are_refused(
         ("ids.npy", b"", "cannot be read"),
         ("ids.npy", b"\x80\x04\x95pickled", "cannot be read"),
         ("ids.safetensors", b"no header", "cannot be read"),
-        ("ids.bin", b"1 2 3", "neither .npy nor .safetensors"),
+        ("ids.bin", b"1 2 3", "not one of .npy, .npz, .safetensors, .parquet, .jsonl"),
+        ("ids.npz", b"PK and no more", "cannot be read"),
+        ("ids.parquet", b"PAR1", "cannot be read"),
+        ("ids.jsonl", b"", "it holds no token ids"),
+        ("ids.jsonl", b'{"input_ids": [2, 3]}\n{"input_ids": [2, 3.5]}', "line 2: 'input_ids' is no list"),
+        ("ids.jsonl", b'{"input_ids": [2, true]}', "line 1: 'input_ids' is no list of whole"),
+        ("ids.jsonl", b'{"input_ids": 2}', "line 1: 'input_ids' is no list of whole"),
+        ("ids.jsonl", b'{"text": "1"}', r"line 1: it has \['text'\]. Name the token ids 'input_ids'"),
+        ("ids.jsonl", b"[2, 3]", "line 1: it is no object with 'input_ids'"),
+        ("ids.jsonl", b'{"input_ids": [2, 3', "line 1: it is not JSON"),
     ],
 )
 def test_broken_files_are_refused(
@@ -127,7 +147,7 @@ def test_a_missing_file_and_several_arrays_are_refused(source: Make, tmp_path: P
         with pytest.raises(ConfigError, match="no such file"):
             source(tmp_path / name)
     save_file({name: torch.zeros(9, 8, dtype=torch.int64) for name in "ab"}, tmp_path / "two.safetensors")
-    with pytest.raises(ConfigError, match="it holds 2 arrays"):
+    with pytest.raises(ConfigError, match="it holds 2 arrays besides a mask"):
         source(tmp_path / "two.safetensors")
 
 
@@ -135,3 +155,154 @@ def test_an_array_of_objects_is_refused_unread(source: Make, tmp_path: Path) -> 
     np.save(tmp_path / "ids.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ConfigError, match="cannot be read"):
         source(tmp_path / "ids.npy")
+
+
+P = 1  # <unk>, which the tests name as padding
+WHOLE = [0, 20, 21, 22, 23, 24, 25, 26]
+
+
+def rows_of(ids: Any, mask: Any = None) -> dict[str, np.ndarray]:
+    given = {"input_ids": np.array(ids)}
+    return given if mask is None else given | {"attention_mask": np.array(mask)}
+
+
+def write_named(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    """Rows of ids, and a mask where there is one, in any of the files that hold both."""
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+    elif path.suffix == ".safetensors":
+        save_file({name: torch.as_tensor(x) for name, x in arrays.items()}, path)
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.table({name: x.tolist() for name, x in arrays.items()}), path)
+    else:
+        rows = zip(*(x.tolist() for x in arrays.values()), strict=True)
+        path.write_text("".join(json.dumps(dict(zip(arrays, row, strict=True))) + "\n" for row in rows))
+    return path
+
+
+LAYOUTS = {
+    "as it is": (WHOLE, [1] * 8, WHOLE),
+    "right": ([0, 20, 21, 22, P, P, P, P], [1] * 4 + [0] * 4, [0, 20, 21, 22, -1, -1, -1, -1]),
+    "left": ([P, P, P, 0, 20, 21, 22, 23], [0] * 3 + [1] * 5, [0, 20, 21, 22, 23, -1, -1, -1]),
+    "both": ([P, 0, 20, 21, P, P, P, P], [0, 1, 1, 1, 0, 0, 0, 0], [0, 20, 21, -1, -1, -1, -1, -1]),
+    "two BOS": ([0, 0, 20, 21, 22, 23, 24, 25], [1] * 8, [0, 20, 21, 22, 23, 24, 25, -1]),
+    "left, two BOS": ([P, P, 0, 0, 20, 21, 22, 23], [0] * 2 + [1] * 6, [0, 20, 21, 22, 23, -1, -1, -1]),
+    "no BOS": ([20, 21, 22, 23, 24, 25, 26, 27], [1] * 8, WHOLE),
+    "no BOS, right": ([20, 21, 22, P, P, P, P, P], [1] * 3 + [0] * 5, [0, 20, 21, 22, -1, -1, -1, -1]),
+    "no BOS, left": ([P, P, P, P, P, 20, 21, 22], [0] * 5 + [1] * 3, [0, 20, 21, 22, -1, -1, -1, -1]),
+    "packed": ([20, 21, 0, 22, 23, 0, 24, 25], [1] * 8, [0, 20, 21, 0, 22, 23, 0, 24]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.parquet", "a.jsonl"])
+@pytest.mark.parametrize("told", ["by the mask", "by its id"])
+def test_rows_become_contexts_that_begin_with_one_bos(
+    layout: str, name: str, told: str, source: Make, tmp_path: Path
+) -> None:
+    row, mask, wanted = LAYOUTS[layout]
+    if told == "by the mask":
+        other = [9 if one == P else one for one in row]
+        tokens = source(write_named(tmp_path / name, rows_of([other, WHOLE], [mask, [1] * 8])), reserved=0)
+    else:
+        tokens = source(write_named(tmp_path / name, rows_of([row, WHOLE])), reserved=0, padding_id=P)
+    assert sorted(tokens.take(2).tolist()) == sorted([wanted, WHOLE])
+    assert tokens.facts()["places of padding, left out"] == mask.count(0)
+
+
+def test_what_rows_begin_with_is_told(source: Make, tmp_path: Path) -> None:
+    rows = [row for row, _, _ in LAYOUTS.values()]
+    told = source(write(tmp_path / "a.npy", [*rows, [P] * 8, [0] * 8]), reserved=0, padding_id=P).facts()
+    assert told == {
+        "rows": 12, "rows that begin with BOS": 4, "rows that begin with several BOS, one kept": 2,
+        "rows without BOS, put in front of them": 4, "rows without tokens, left out": 2,
+        "places of padding, left out": 4 + 3 + 5 + 2 + 5 + 5 + 8 + 8,
+    }  # fmt: skip
+
+
+class Spelled:
+    """A tokenizer of 1,000 ids whose special tokens are given."""
+
+    def __init__(self, bos: int | None, eos: int | None, pad: int | None) -> None:
+        self.bos_token_id, self.eos_token_id, self.pad_token_id = bos, eos, pad
+
+    def __len__(self) -> int:
+        return 1000
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return f"token {token}"
+
+
+@pytest.mark.parametrize(
+    ("special", "row", "wanted"),
+    [
+        # Padded with EOS, as where there is no padding token: the first EOS ends the text.
+        ((5, 6, None), [5, 20, 21, 6, 6, 6, 6, 6], [5, 20, 21, 6, -1, -1, -1, -1]),
+        ((5, 6, 6), [6, 6, 6, 5, 20, 21, 22, 6], [5, 20, 21, 22, 6, -1, -1, -1]),
+        # EOS between documents stands as it is, one at the beginning too.
+        ((5, 6, None), [5, 20, 6, 21, 22, 6, 23, 24], [5, 20, 6, 21, 22, 6, 23, 24]),
+        ((5, 6, None), [6, 20, 21, 22, 23, 24, 25, 26], [5, 6, 20, 21, 22, 23, 24, 25]),
+        # One token for all ends.
+        ((6, 6, 6), [6, 20, 21, 6, 6, 6, 6, 6], [6, 20, 21, 6, -1, -1, -1, -1]),
+        ((6, 6, 6), [6, 6, 6, 6, 6, 20, 21, 22], [6, 20, 21, 22, -1, -1, -1, -1]),
+        # No BOS at all.
+        ((None, 6, 7), [20, 21, 22, 23, 7, 7, 7, 7], [20, 21, 22, 23, -1, -1, -1, -1]),
+        ((None, 6, 7), [7, 7, 20, 21, 22, 23, 24, 25], [20, 21, 22, 23, 24, 25, -1, -1]),
+        # A padding token of its own.
+        ((5, 6, 7), [7, 7, 5, 20, 21, 22, 6, 23], [5, 20, 21, 22, 6, 23, -1, -1]),
+    ],
+)
+def test_padding_of_any_tokenizer_is_left_out(
+    special: tuple[int | None, int | None, int | None], row: list[int], wanted: list[int],
+    source: Make, tmp_path: Path,
+) -> None:  # fmt: skip
+    path = write(tmp_path / "a.npy", [row])
+    assert source(path, reserved=0, tokenizer=Spelled(*special)).take(1).tolist() == [wanted]
+
+
+@pytest.mark.parametrize(("end", "word"), [(0, "begins"), (1, "ends")])
+def test_rows_that_seem_padded_with_an_unknown_id_are_refused(
+    end: int, word: str, source: Make, tmp_path: Path
+) -> None:
+    ids = np.random.default_rng(0).integers(10, 900, (40, 30))
+    for row, size in ((3, 5), (17, 9), (30, 4)):
+        ids[row, slice(1, 1 + size) if end == 0 else slice(30 - size, 30)] = 2
+    ids[:, 0] = 0
+    path = write(tmp_path / "a.npy", ids)
+    with pytest.raises(ConfigError, match=rf"row 4: it {word} with 5 times id 2 .* 2 other rows do"):
+        source(path)
+    assert source(path, padding_id=2).facts()["places of padding, left out"] == 18
+    assert source(path, padding_id=999).facts()["places of padding, left out"] == 0
+
+
+def test_rows_of_several_lengths_are_joined_and_cut(source: Make, tmp_path: Path) -> None:
+    rows = [[0, *range(20, 25)], None, list(range(25, 28)), [0, *range(28, 40)]]
+    pq.write_table(pa.table({"input_ids": rows}), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    for name in ("a.parquet", "a.jsonl"):
+        tokens = source(tmp_path / name, 8, reserved=0)
+        flat = [token for row in rows for token in row or []]
+        wanted = [[0, *flat[:7]], [0, *flat[7:14]], [0, *flat[14:21]]]
+        wanted[0] = [*wanted[0][1:], -1]  # it begins with BOS of its own
+        assert sorted(tokens.take(3).tolist()) == sorted(wanted)
+        assert tokens.facts()["rows without tokens, left out"] == 1
+        with pytest.raises(ConfigError, match="rows that differ in length"):
+            source(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        ([[1, 1, 2], [1, 1, 1]], "row 1"),
+        ([[1, 1], [1, 1]], "attention_mask"),
+        ([[1, 1, 1], [1, 0.5, 1]], "row 2|whole numbers"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.parquet"])
+def test_masks_that_are_none_are_refused(
+    mask: list[list[float]], words: str, name: str, source: Make, tmp_path: Path
+) -> None:
+    path = write_named(tmp_path / name, rows_of([[0, 20, 21], [0, 22, 23]], mask))
+    with pytest.raises(ConfigError, match=words) as caught:
+        source(path)
+    assert "\n" not in str(caught.value)

@@ -1,12 +1,13 @@
-"""Activations of contexts: recorded in one forward pass, and the positions that are left out.
+"""Activations of contexts: recorded in one forward pass, and the tokens that are left out.
 
-Some positions, BOS above all, have activations hundreds of times longer than others. They hold nothing about
-their token, and an SAE that sees them learns little else; so they are found, left out and reported.
+Some tokens, BOS above all, have activations hundreds of times longer than others. They hold nothing about
+what was read, and an SAE that sees them learns little else; so they are found, left out and reported. BOS is
+left out wherever it stands, padding always; other tokens only by their position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from iclens.models.blocks import run_blocks
 from iclens.models.forward import attached
 from iclens.models.load import LanguageModel
 from iclens.names import Site
+from iclens.saes.tally import Bools, LeftOut
 from iclens.tables.arrays import Ints
 from iclens.training.config import Contexts
 from iclens.training.data.streams import TokenStream
@@ -33,72 +35,78 @@ def recorder(model: LanguageModel) -> Record:
     @torch.no_grad()
     def record(tokens: Ints, sites: Sequence[Site]) -> dict[Site, Tensor]:
         with attached(model, sites, np.arange(tokens.shape[1])) as seen:
-            run_blocks(model.network, model.embed(tokens), 0, 1 + max(site.layer for site in sites))
+            there = model.embed(np.maximum(tokens, 0))  # no token sees padding
+            run_blocks(model.network, there, 0, 1 + max(site.layer for site in sites))
         return seen.values
 
     return record
 
 
-def kept_positions(length: int, excluded: Collection[int]) -> list[int]:
-    """Positions of a context of `length` tokens that are not excluded.
-
-    Raises:
-        ConfigError: when there are none.
-    """
-    kept = [pos for pos in range(length) if pos not in excluded]
-    if not kept:
-        raise ConfigError("key 'excluded_positions'", f"all {length} of a context", "Leave some.")
-    return kept
-
-
-def kept_rows(
-    record: Record, tokens: Ints, sites: Sequence[Site], excluded: Collection[int]
-) -> dict[Site, Tensor]:
-    """Activations of a block of contexts without the excluded positions.
+def kept_rows(record: Record, tokens: Ints, sites: Sequence[Site], kept: Bools) -> dict[Site, Tensor]:
+    """Activations of the tokens of a block of contexts that are `kept` [context pos].
 
     Returns:
         site → [row d_model], rows in the order of contexts, then positions.
 
     Raises:
-        ConfigError: when every position is excluded.
+        ConfigError: when there is none.
     """
-    kept = kept_positions(tokens.shape[1], excluded)
-    found = record(tokens, sites)
-    return {site: found.pop(site)[:, kept].flatten(0, 1) for site in sites}  # one at a time is held twice
+    if not kept.any():
+        raise ConfigError(
+            "key 'excluded_positions'", f"it leaves none of the {tokens.shape[1]} tokens of a context",
+            "List fewer positions.",
+        )  # fmt: skip
+    found, chosen = record(tokens, sites), torch.as_tensor(np.flatnonzero(kept))
+    rows = {}
+    for site in sites:  # one at a time is held twice
+        x = found.pop(site).flatten(0, 1)
+        rows[site] = x[chosen.to(x.device)]
+    return rows
 
 
-def excluded_positions(
-    settings: Contexts, record: Record, stream: TokenStream, sites: Sequence[Site]
-) -> dict[int, str]:
-    """The positions to leave out, and why: those listed, and those whose activations are massive.
+def find_left_out(
+    settings: Contexts, bos: int | None, record: Record, stream: TokenStream, sites: Sequence[Site]
+) -> dict[str, dict[str, str]]:
+    """What is left out, and why: BOS wherever it stands, the positions listed, and those that are massive.
 
     Massive, at any site and in any block of `stream.samples()`, is a position whose mean length over contexts
-    exceeds `settings.massive.ratio` times the length that nine in ten positions stay below. (Not the median:
-    in a prompt all tokens of one role can be ten times longer than the others, and they are to be studied.)
+    exceeds `settings.massive.ratio` times the length that nine in ten positions stay below; BOS and padding
+    count in neither. (Not the median: in a prompt all tokens of one role can be ten times longer than the
+    others, and they are to be studied.)
 
     Args:
         settings: the positions listed, and the ratio.
+        bos: id of BOS, if there is one.
         record: gives the activations of contexts.
         stream: contexts; left as it was.
         sites: every site that is recorded.
 
     Returns:
-        position → reason, in the order of positions.
+        `tokens` and `positions`, each id or position → reason.
     """
+    ids = {} if bos is None else {str(bos): "BOS"}
     found = dict.fromkeys(settings.excluded_positions, "listed in data.excluded_positions")
     if settings.massive is not None:
         largest: dict[int, tuple[float, str]] = {}
         for tokens in stream.samples():
+            kept = LeftOut(() if bos is None else (bos,)).kept(tokens)
             for site, x in record(tokens, sites).items():
-                for pos, times in _massive(x, settings.massive.ratio).items():
+                for pos, times in _massive(x, kept, settings.massive.ratio).items():
                     largest[pos] = max(largest.get(pos, (0.0, "")), (times, site.short))
         for pos, (times, where) in largest.items():
             found.setdefault(pos, f"massive: {times:.0f} times the usual length at {where}")
-    return dict(sorted(found.items()))
+    return {"tokens": ids, "positions": {str(pos): found[pos] for pos in sorted(found)}}
 
 
-def _massive(x: Tensor, ratio: float) -> dict[int, float]:
-    """Positions of x [context pos d_model] longer than `ratio` times the usual, and how many times longer."""
-    length = x.float().norm(dim=2).mean(dim=0)
+def as_left_out(told: Mapping[str, Mapping[str, str]]) -> LeftOut:
+    """What `find_left_out` found, as the rule that training and measuring share."""
+    return LeftOut(tuple(map(int, told["tokens"])), tuple(map(int, told["positions"])))
+
+
+def _massive(x: Tensor, kept: Bools, ratio: float) -> dict[int, float]:
+    """Positions of x [context pos] whose `kept` tokens exceed `ratio` times the usual length, and how far."""
+    weight = torch.as_tensor(kept, device=x.device).float()
+    where = np.flatnonzero(kept.any(axis=0))
+    length = (x.float().norm(dim=2) * weight).sum(dim=0)[where] / weight.sum(dim=0)[where]
     times = (length / length.quantile(USUAL, interpolation="lower")).tolist()
-    return {pos: times[pos] for pos in range(len(times)) if times[pos] > ratio}
+    return {int(pos): many for pos, many in zip(where, times, strict=True) if many > ratio}

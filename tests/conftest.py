@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from iclens.models.load import LanguageModel
@@ -39,6 +40,7 @@ settings.load_profile("iclens")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 AXE = Path(__file__).parent / "dashboards" / "node_modules" / "axe-core" / "axe.min.js"
+LLAMA_3 = Path(__file__).parent / "tasks" / "node_modules" / "@lenml" / "tokenizer-llama3" / "models"
 
 
 def browser_tests_stay_out() -> bool:
@@ -51,15 +53,22 @@ def axe_tests_stay_out() -> bool:
     return os.environ.get("CI") != "true" and not AXE.is_file()
 
 
+def llama_3_is_there() -> bool:
+    """Whether llama-3's tokenizer was fetched."""
+    return (LLAMA_3 / "tokenizer.json").is_file()
+
+
 def stays_out(item: pytest.Item) -> bool:
     """Whether a test is left out for what this machine lacks."""
+    if "llama_3_folder" in getattr(item, "fixturenames", ()):
+        return not llama_3_is_there()
     if item.get_closest_marker("browser") is None:
         return False
     return browser_tests_stay_out() or ("axe" in getattr(item, "fixturenames", ()) and axe_tests_stay_out())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the browser tests where they stay out."""
+    """Deselect the tests that stay out."""
     if left_out := [item for item in items if stays_out(item)]:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
@@ -73,6 +82,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     elif axe_tests_stay_out():
         notice = "NOTICE: axe-core was not fetched (make test does, with a network), so the accessibility "
         terminalreporter.write_line(notice + "tests were left out; CI runs them.", yellow=True)
+    if not llama_3_is_there():
+        notice = "NOTICE: llama-3's tokenizer was not fetched (make test does, with a network), so its tests "
+        terminalreporter.write_line(notice + "were left out.", yellow=True)
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +114,27 @@ def in_float64() -> InFloat64:
         return replace(model, network=network)
 
     return copied
+
+
+@pytest.fixture(scope="session")
+def llama_3_folder() -> Path:
+    """The folder of llama-3's tokenizer."""
+    return LLAMA_3
+
+
+@pytest.fixture(scope="session")
+def digit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model with a byte-level tokenizer that gives each digit a token, as Llama-2's does."""
+    folder = tmp_path_factory.mktemp("digits") / "model"
+    shutil.copytree(Path(__file__).parents[1] / "checkpoints" / "icl-tiny", folder)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(["<s>", *alphabet])}, []))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>").save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from iclens.errors import SiteError
 from iclens.models.load import LanguageModel
 from iclens.saes.load import load_sae
 from iclens.saes.readout import logit_effects
-from iclens.tasks.rendering import token_id
+from iclens.tasks.rendering import answer_ids
 
 HOOK = "blocks.2.hook_resid_post"
 
@@ -19,7 +19,7 @@ def test_a_direction_built_from_a_token_names_it(
     write_sae: Callable[..., Path], model: LanguageModel
 ) -> None:
     head, gain = model.network.lm_head.weight, model.network.model.norm.weight
-    wanted = token_id(model.tokenizer, "42")
+    wanted = int(answer_ids(model.tokenizer, ["42"])[0])
     W_dec = torch.zeros(24, 128)
     W_dec[5] = torch.linalg.lstsq((head - head.mean(dim=0)) * gain, torch.eye(len(head))[:, wanted]).solution
     W_dec[6] = -W_dec[5]

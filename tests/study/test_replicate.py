@@ -196,17 +196,15 @@ def test_positions_are_the_recorded_tokens(tiny_model: LanguageModel) -> None:
 @pytest.mark.parametrize("change", ["joins", "no BOS", "one more"])
 def test_a_tokenizer_that_splits_otherwise_is_refused(tiny_model: LanguageModel, change: str) -> None:
     class Other:
-        bos_token_id = tiny_model.tokenizer.bos_token_id
+        bos_token_id = None if change == "no BOS" else tiny_model.tokenizer.bos_token_id
 
-        def __call__(self, text: str) -> object:
+        def __call__(self, text: str, **_options: bool) -> object:
             class Encoding:
-                input_ids = tiny_model.tokenizer(text).input_ids
+                input_ids = tiny_model.tokenizer(text, add_special_tokens=False).input_ids
 
-            if change == "no BOS":
-                Encoding.input_ids = Encoding.input_ids[1:]
-            elif change == "joins":
-                Encoding.input_ids = [*Encoding.input_ids[:5], *Encoding.input_ids[6:]]
-            else:
+            if change == "joins":
+                Encoding.input_ids = [*Encoding.input_ids[:4], *Encoding.input_ids[5:]]
+            elif change == "one more":
                 Encoding.input_ids = [*Encoding.input_ids, 3]
             return Encoding
 
@@ -215,7 +213,7 @@ def test_a_tokenizer_that_splits_otherwise_is_refused(tiny_model: LanguageModel,
 
     wanted = {
         "joins": "token 5 is '59' in place of ' '",
-        "no BOS": "in place of BOS",
+        "no BOS": "no BOS token",
         "one more": "79 tokens",
     }
     with pytest.raises(TokenizerError, match=wanted[change]) as caught:

@@ -255,7 +255,7 @@ def test_spelled_answers_are_the_tokens_that_are_predicted() -> None:
 
 
 def test_the_spelling_is_the_templates_own() -> None:
-    """`(a` is one token here and `[a` is two, so the letter has a space in one of the templates."""
+    """`(a` is one token here and `[a` is two, so the letters have a space in one of the templates."""
     inputs = ["a", "b"]
     made = [
         build_prompts(
@@ -264,7 +264,7 @@ def test_the_spelling_is_the_templates_own() -> None:
         )
         for template in ("(x, y)", "[x, y]")
     ]  # fmt: skip
-    assert [set(one.x.ravel()) for one in made] == [{" a", "b"}, {"a", "b"}]
+    assert [set(one.x.ravel()) for one in made] == [{" a", " b"}, {"a", "b"}]
     assert (made[0].y == made[1].y).all()
 
 

@@ -15,6 +15,7 @@ from iclens.tasks.rendering import (
     DEFAULT,
     TEMPLATES,
     Template,
+    answer_ids,
     check_tokenizer,
     encode,
     fingerprint,
@@ -22,24 +23,33 @@ from iclens.tasks.rendering import (
     render,
     spelling,
     supported_templates,
-    token_id,
 )
 from iclens.tasks.words import LABEL_WORDS, LETTERS, WORDS
 
 
 class Pieces:
-    """A tokenizer that splits text greedily into the longest of its pieces."""
+    """A tokenizer that splits text greedily into the longest of its pieces.
 
-    def __init__(self, *pieces: str, bos: bool = True) -> None:
+    Args:
+        pieces: its vocabulary, after `<s>` (id 0).
+        before, after: what it puts around a text by itself.
+        bos: the id that it names as BOS.
+    """
+
+    def __init__(
+        self, *pieces: str, before: Sequence[int] = (0,), after: Sequence[int] = (), bos: int | None = 0
+    ) -> None:
         self.pieces = ["<s>", *sorted(pieces, key=len, reverse=True)]
-        self.bos = bos
+        self.before, self.after, self.bos_token_id = list(before), list(after), bos
 
-    def __call__(self, text: str, *, add_special_tokens: bool = True) -> SimpleNamespace:
-        ids = [0] if self.bos and add_special_tokens else []
+    def __call__(
+        self, text: str, *, add_special_tokens: bool = True, verbose: bool = True
+    ) -> SimpleNamespace:
+        ids = []
         while text:
             ids.append(next(i for i, piece in enumerate(self.pieces) if text.startswith(piece)))
             text = text.removeprefix(self.pieces[ids[-1]])
-        return SimpleNamespace(input_ids=ids)
+        return SimpleNamespace(input_ids=[*self.before, *ids, *self.after] if add_special_tokens else ids)
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
         return [self.pieces[i].replace(" ", "Ġ") for i in ids]
@@ -195,9 +205,8 @@ def test_the_built_in_tokenizer_passes_and_a_good_stranger_too() -> None:
         (Pieces(*WHOLE, *MARKS, ", "), "(28, 59)", "',Ġ'"),
         (Pieces(*WHOLE, "(", ")", ",", " ", "\n"), "(28, 59)", "')'"),
         (Pieces(*WHOLE[:100], *MARKS), "(86, 175)", "'17', '5'"),
-        (Pieces(*WHOLE, *MARKS, bos=False), "(28, 59)", "'28'"),
     ],
-    ids=["digits", "comma and space", "bracket and newline", "two digits only", "no BOS"],
+    ids=["digits", "comma and space", "bracket and newline", "two digits only"],
 )
 def test_a_tokenizer_that_splits_differently_is_refused(tokenizer: Pieces, string: str, piece: str) -> None:
     with pytest.raises(TokenizerError) as caught:
@@ -207,28 +216,23 @@ def test_a_tokenizer_that_splits_differently_is_refused(tokenizer: Pieces, strin
     assert "\n" not in str(caught.value)
 
 
-def test_a_stray_token_at_the_end_is_refused() -> None:
-    class Closing(Pieces):
-        def __call__(self, text: str, *, add_special_tokens: bool = True) -> SimpleNamespace:
-            ids = super().__call__(text, add_special_tokens=add_special_tokens).input_ids
-            return SimpleNamespace(input_ids=[*ids, 0])
-
-    with pytest.raises(TokenizerError, match="prompt length"):
-        check_tokenizer(Closing(*WHOLE, *MARKS))
-
-
 def test_an_unknown_word_is_refused() -> None:
     with pytest.raises(TokenizerError, match="zebra"):
         encode(build_tokenizer(), [("zebra", "1")])
     with pytest.raises(TokenizerError, match="zebra"):
-        token_id(build_tokenizer(), "zebra")
+        answer_ids(build_tokenizer(), ["1", "zebra"])
 
 
-def test_token_id() -> None:
+def test_answer_ids() -> None:
     tokenizer = build_tokenizer()
-    assert tokenizer.decode([token_id(tokenizer, "175")]) == "175"
+    assert [tokenizer.decode([i]) for i in answer_ids(tokenizer, ["175", "hot", "175"])] == [
+        "175",
+        "hot",
+        "175",
+    ]
+    assert answer_ids(tokenizer, []).tolist() == []
     with pytest.raises(TokenizerError, match="1750"):
-        token_id(tokenizer, "1750")
+        answer_ids(tokenizer, ["1750"])
 
 
 def test_a_word_joins_its_space_where_it_has_no_other(joining: PreTrainedTokenizerFast) -> None:
@@ -258,12 +262,11 @@ def test_spelling_where_words_join_their_space(joining: PreTrainedTokenizerFast)
 
 
 def test_spelling_depends_on_the_place_and_the_template(joining: PreTrainedTokenizerFast) -> None:
-    """`(hot` splits before the word; ` hot` never does. `[hot` as well, but `(a` and `[a` differ."""
-    assert spelling(joining, ["hot"], "x") == {"hot": "hot"}
-    assert spelling(joining, ["hot"], "y") == {"hot": " hot"}
+    """`(a` is one token and `[a` two: in one template the letters have a space of their own."""
     square = parse_template("[x, y]")
-    assert spelling(joining, ["a", "hot"], "x", square) == {"a": "a", "hot": "hot"}
-    assert spelling(joining, ["a"], "x") == {"a": " a"}
+    assert spelling(joining, ["a", "b"], "x", square) == {"a": "a", "b": "b"}
+    assert spelling(joining, ["a", "b"], "x") == {"a": " a", "b": " b"}
+    assert spelling(joining, ["a", "b"], "y", square) == {"a": " a", "b": " b"}
 
 
 def test_the_built_in_tokenizer_spells_every_word_as_it_is() -> None:
@@ -280,7 +283,7 @@ def test_positions_of_spelled_words(joining: PreTrainedTokenizerFast) -> None:
     for example, (x, y) in enumerate(pairs):
         found = {role: text[position(role, example)] for role in ROLES}
         assert found == {"open": "(", "x": x, "comma": ",", "pre": " ", "lab": y, "close": ")\n"}
-        assert ids[position("lab", example)] == token_id(joining, y)
+        assert ids[position("lab", example)] == answer_ids(joining, [y])[0]
     assert len({ids[position("pre", example)] for example in range(4)}) == 1
 
 
@@ -305,16 +308,38 @@ def test_a_number_is_never_respelled() -> None:
         encode(odd, [("1", "59")])
 
 
-def test_each_distinct_text_is_tried_once() -> None:
-    tried = []
+@pytest.mark.parametrize("word", ["hot", "early", "cold"])
+def test_words_of_a_vocabulary_are_spelled_alike_whatever_stands_beside_them(
+    word: str, joining: PreTrainedTokenizerFast
+) -> None:
+    """`(hot` is two tokens as `(cold` is not; alone, in a pair and in all of them a word has its space."""
+    for beside in ([], ["hot"], ["left"], list(WORDS)):
+        made = spelling(joining, [word, *beside], "x")
+        assert made == {text: f" {text}" for text in made}
 
-    class Counting(Pieces):
-        def __call__(self, text: str, *, add_special_tokens: bool = True) -> SimpleNamespace:
-            tried.append(text)
-            return super().__call__(text, add_special_tokens=add_special_tokens)
 
-    spelling(Counting(*WHOLE, *MARKS, "up", " on"), ["up", "7", "up", "up"], "x")
-    assert tried == ["\n(up, 59)\n"]
+def test_words_of_no_vocabulary_are_spelled_alike_too() -> None:
+    """All fit with a space of their own and one as it is as well, so none stays as it is."""
+    tokenizer = Pieces(*WHOLE, *MARKS, *"OsloPari", "Rome", " Rome", " Oslo", " Paris")
+    assert spelling(tokenizer, ["Rome"], "x") == {"Rome": "Rome"}
+    assert spelling(tokenizer, ["Rome", "Oslo", "7", "Paris"], "x") == {
+        "Rome": " Rome", "Oslo": " Oslo", "7": "7", "Paris": " Paris",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pieces", "line"),
+    [
+        (["Rome", " Oslo", " Paris"], "most fit with a space before them, and 'Rome' only as they are"),
+        (["Rome", "Oslo", " Paris"], "most fit as they are, and 'Paris' only with a space before them"),
+        (["Rome", " Oslo", "P", "a"], "'Paris'"),
+    ],
+)  # fmt: skip
+def test_words_that_fit_no_common_way_are_named(pieces: list[str], line: str) -> None:
+    letters = sorted(set("RomeOsloParis"))
+    with pytest.raises(TokenizerError) as caught:
+        spelling(Pieces(*WHOLE, *MARKS, *letters, *pieces), ["Rome", "Oslo", "Paris"], "x")
+    assert line in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_fingerprint_tells_vocabularies_apart() -> None:

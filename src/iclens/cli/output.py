@@ -65,6 +65,8 @@ class _Line:
             self.close()
             words = "; ".join(f"{what}: {count:,}" for what, count in found["data"].items() if count)
             return self._console.print(f"data: {words}", markup=False)
+        if "bos" in found:
+            return self._console.print(f"BOS: {found['bos']}", markup=False)
         if "sites" not in found:
             return self.close()
         last, line = found["step"] >= found["of"], f"  {progress_text(found)}"

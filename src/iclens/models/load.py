@@ -1,7 +1,7 @@
 """Loading a model folder: whole or its first blocks, strictly.
 
-The same code loads the built-in model and llama-3-8b. 1. Check the config (`models.shape`), read the
-tokenizer, check the six-token layout. 2. Build the network without memory for its weights. 3. Read the
+The same code loads the built-in model and llama-3-8b. 1. Check the config (`models.shape`). 2. Build the
+network without memory for its weights; read the tokenizer, and settle what sequences begin with. 3. Read the
 weights of as many blocks as asked, by key (`models.weights`). Without the last block there are no final norm
 and no head.
 """
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
@@ -32,7 +32,7 @@ from iclens.models.weights import read_weights
 from iclens.names import Site
 from iclens.tables.answers import NUMBERS
 from iclens.tables.arrays import Ints
-from iclens.tasks.rendering import check_tokenizer, token_id
+from iclens.tasks.rendering import answer_ids, bos_id
 
 _UNREADABLE = (
     OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError,
@@ -48,7 +48,7 @@ class LanguageModel:
     Args:
         name: folder or hub name it came from.
         network: the Hugging Face model, in eval mode.
-        tokenizer: its tokenizer, known to give six tokens to an example.
+        tokenizer: its tokenizer; `tasks.rendering.check_tokenizer` says whether it can write prompts.
         n_blocks: blocks loaded.
         whole: whether these are all of its blocks, so that it has logits.
     """
@@ -89,12 +89,12 @@ class LanguageModel:
             TokenizerError: when one is not a single token.
         """
         more = tuple(dict.fromkeys(y for y in extra if y not in NUMBERS))
-        ids = torch.tensor([token_id(self.tokenizer, y) for y in more], dtype=torch.long)
+        ids = torch.from_numpy(answer_ids(self.tokenizer, more))
         return NUMBERS + more, torch.cat([self._number_ids, ids])
 
     @cached_property
     def _number_ids(self) -> torch.Tensor:
-        return torch.tensor([token_id(self.tokenizer, y) for y in NUMBERS])
+        return torch.from_numpy(answer_ids(self.tokenizer, NUMBERS))
 
     def embed(self, tokens: Ints) -> torch.Tensor:
         """The embeddings of tokens [row pos], [row pos d_model].
@@ -137,7 +137,6 @@ def load_model(
 
     Raises:
         ModelError: when the folder is missing, a file is damaged, or weights are missing or mismatched.
-        TokenizerError: when an example is not six tokens.
     """
     try:
         torch.empty(0, device=device)
@@ -154,14 +153,38 @@ def load_model(
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         config.num_hidden_layers = n_blocks
         network = _empty_network(config, dtype, attention)
-    with _reading(name, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    tokenizer = load_tokenizer(name)
     if n_blocks < total:
         del network.lm_head, network.model.norm
     with _reading(name, "weights"):
         _fill(str(name), network, total, dtype, device)
-    check_tokenizer(tokenizer)
     return LanguageModel(str(name), network, tokenizer, n_blocks, n_blocks == total)
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a model folder (or hub name); its `bos_token_id` is what sequences begin with.
+
+    That is what the tokenizer puts before a text, else the `bos_token` it names, else the token that
+    config.json states; None where there is none of these.
+
+    Raises:
+        ModelError: when the folder is missing, a file is damaged, or its BOS is no token of the model.
+    """
+    shape = read_shape(name)
+    with _reading(name, "tokenizer"):
+        config, _ = PreTrainedConfig.get_config_dict(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        bos, stated = bos_id(tokenizer), config.get("bos_token_id")
+    if bos is None and type(stated) is int and stated >= 0:
+        bos = stated
+    if bos is not None and bos >= (n_tokens := min(len(tokenizer), shape.n_vocab)):
+        raise ModelError(
+            f"model '{name}'", f"its BOS is token {bos}, and its tokens are 0 to {n_tokens - 1}",
+            "Set bos_token_id in config.json and bos_token in tokenizer_config.json to one of these tokens.",
+        )  # fmt: skip
+    if bos is not None and bos != tokenizer.bos_token_id:
+        tokenizer.bos_token = tokenizer.convert_ids_to_tokens(bos)
+    return tokenizer
 
 
 @contextmanager

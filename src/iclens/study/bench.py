@@ -97,9 +97,11 @@ class Bench:
         """
         import torch
 
-        from iclens.models.load import load_model
+        from iclens.models.load import load_model, load_tokenizer
+        from iclens.tasks.rendering import check_tokenizer
 
         section = self.config.model
+        check_tokenizer(load_tokenizer(locate(section.folder)))
         model = load_model(locate(section.folder), dtype=getattr(torch, section.dtype), device=section.device)
         hashed = self.outside.get("model", {}).get("commit")
         if hashed is not None and (loaded := digests.of_hub(section.folder)) != hashed:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from iclens.errors import ConfigError, SaeError, nearest
-from iclens.models.load import LanguageModel, load_model
+from iclens.models.load import LanguageModel, load_model, load_tokenizer
 from iclens.names import ROLES, Site
 from iclens.saes.convert import save_native
 from iclens.saes.fit import mismatches
@@ -32,6 +32,7 @@ from iclens.study.grid import grid_prompts
 from iclens.study.limits import check_model
 from iclens.study.transforms_section import GridSection
 from iclens.tables.quality import DensityTable, FidelityTable, QualityTable
+from iclens.tasks.rendering import check_tokenizer
 
 DTYPES = ("float32", "bfloat16")
 
@@ -100,6 +101,7 @@ def check_saes(
         prompts=PromptsSection(task="2x+3"),
     )
     check_model(config)
+    check_tokenizer(load_tokenizer(locate(model)))
     loaded = load_model(locate(model), dtype=getattr(torch, dtype), device=device)
     saes = _load(refs, loaded, site, misfit)
     prompts = grid_prompts(

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iclens.errors import TokenizerError
 from iclens.names import PREFIX_LENGTH, ROLES, TOKENS_PER_EXAMPLE
 from iclens.tables.arrays import Ints
 from iclens.tasks.mixture import Contexts, Mixture
-from iclens.tasks.rendering import Tokenizer, encode, token_id
-
-_FIXED = {"open": "(", "comma": ",", "pre": " ", "close": ")\n"}
+from iclens.tasks.rendering import Tokenizer, encode, spelling
 
 
 @dataclass(frozen=True)
@@ -22,9 +19,9 @@ class TokenTable:
 
     Args:
         prefix: BOS and the newline, [PREFIX_LENGTH].
-        example: ids of the roles that never change; 0 at `x` and `lab`, [role].
-        inputs: id of each input, [input].
-        answers: id of each answer, [answer].
+        example: ids of one example, of which the roles beside `x` and `lab` never change, [role].
+        inputs: id of each input at `x`, as it is spelled there, [input].
+        answers: id of each answer at `lab`, [answer].
     """
 
     prefix: Ints
@@ -39,19 +36,19 @@ class TokenTable:
 
     @classmethod
     def of_words(cls, inputs: Sequence[str], answers: Sequence[str], tokenizer: Tokenizer) -> TokenTable:
-        """Look every id up once.
+        """Look every id up once, in an example.
 
         Raises:
             TokenizerError: when an input or answer is not a single token.
         """
-        fixed = np.array([token_id(tokenizer, _FIXED[role]) if role in _FIXED else 0 for role in ROLES])
-        x, y = (np.array([token_id(tokenizer, word) for word in words]) for words in (inputs, answers))
-        first = encode(tokenizer, [(inputs[0], answers[0])])
-        if not np.array_equal(first[PREFIX_LENGTH:], _fill(fixed, x[0], y[0])):
-            raise TokenizerError(
-                "tokens looked up one by one", "they differ within an example", "Use `encode`."
-            )
-        return cls(first[:PREFIX_LENGTH], fixed, x, y)
+        at_x, at_y = spelling(tokenizer, inputs, "x"), spelling(tokenizer, answers, "y")
+        xs, ys = [at_x[text] for text in inputs], [at_y[text] for text in answers]
+        ids = encode(tokenizer, [*((x, ys[0]) for x in xs), *((xs[0], y) for y in ys)])
+        cells = ids[PREFIX_LENGTH:].reshape(-1, TOKENS_PER_EXAMPLE)
+        return cls(
+            ids[:PREFIX_LENGTH], cells[0],
+            cells[: len(xs), ROLES.index("x")], cells[len(xs) :, ROLES.index("lab")],
+        )  # fmt: skip
 
     def assemble(self, contexts: Contexts) -> Ints:
         """Token ids of drawn contexts, equal to `rendering.encode` of each, as [context pos]."""

@@ -209,11 +209,11 @@ def _share(probs: AnswerProbs, among: np.ndarray) -> Floats:
 
 
 def _answers(task: Task, x: Strings) -> Strings:
-    """A task's answer to every x, "" where it has none."""
+    """A task's answer to every x, however x is spelled; "" where it has none."""
     found = {}
     for value in np.unique(x).tolist():
         try:
-            found[value] = task.answer(value)
+            found[value] = task.answer(value.lstrip(" "))
         except TaskError:
             found[value] = ""
     return np.array([found[value] for value in x.ravel().tolist()], dtype=str).reshape(x.shape)

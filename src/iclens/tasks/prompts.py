@@ -8,6 +8,7 @@ between templates only in what stands around x and y, where the tokenizer spells
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,10 +71,13 @@ def build_prompts(
     name, print_ = np.full(n_prompts, task.name), fingerprint(tokenizer)
     beside = second.name if second is not None else ""
     templates = None if template == TEMPLATE else np.full(n_prompts, template)
+    answers = [y for one in (task, second) if one is not None for y in _word_answers(one, pool)]
+    spelled_x = partial(_spelled, tokenizer, "x", written, pool)
+    spelled_y = partial(_spelled, tokenizer, "y", written, answers)
     if made.contexts is None:
         labels = np.array([_labels(made, s, (seed, i)) for i, s in enumerate(shown)])
-        (x,) = _spelled(tokenizer, "x", written, given)
-        y, answer = _spelled(tokenizer, "y", written, labels, own)
+        (x,) = spelled_x(given)
+        y, answer = spelled_y(labels, own)
         tokens = np.stack([encode(tokenizer, _pairs(*p), written) for p in zip(x, y, strict=True)])
         return PromptSet(name, arm, x, y, answer, tokens, seed, print_, rival=beside, template=templates)
     contexts = [made.contexts(s, _rng(made, (seed, i))) for i, s in enumerate(shown)]
@@ -84,8 +88,8 @@ def build_prompts(
             for slot, pair in enumerate(pairs):
                 cells[:, i, n, slot] = pair
     labels = np.array([s.own for s in shown])
-    x, context_x = _spelled(tokenizer, "x", written, given, cells[0])
-    y, answer, context_y = _spelled(tokenizer, "y", written, labels, own, cells[1])
+    x, context_x = spelled_x(given, cells[0])
+    y, answer, context_y = spelled_y(labels, own, cells[1])
     probes = []
     for i in range(n_prompts):
         before = [_pairs(context_x[i, n, :held], context_y[i, n, :held]) for n, held in enumerate(slots)]
@@ -132,6 +136,11 @@ def _pool(task: Task, inputs: Sequence[str] | None, n_examples: int) -> tuple[st
     return pool
 
 
+def _word_answers(task: Task, pool: Sequence[str]) -> list[str]:
+    """The answers of a task of words over its inputs."""
+    return [y for x in pool for y in task.outcomes(x)] if task.answers == "word" else []
+
+
 def _shown(
     task: Task, rival: Task | None, arm: Arm, pool: tuple[str, ...], n_examples: int, key: tuple[int, int]
 ) -> Shown:
@@ -154,10 +163,13 @@ def _labels(arm: Arm, shown: Shown, key: tuple[int, int]) -> list[str]:
 
 
 def _spelled(
-    tokenizer: Tokenizer, place: Place, template: Template, *texts: NDArray[Any]
+    tokenizer: Tokenizer, place: Place, template: Template, possible: Sequence[str], *texts: NDArray[Any]
 ) -> tuple[Strings, ...]:
-    """The texts as they are written at a place, each of its own shape; what fills a slot stays."""
-    known = {text for part in texts for text in part.ravel().tolist()} - {FILLER}
+    """The texts as they are written at a place, each of its own shape; what fills a slot stays.
+
+    Words that are `possible` have to fit as well, so that a refusal does not depend on the draw.
+    """
+    known = {*possible, *(text for part in texts for text in part.ravel().tolist())} - {FILLER}
     written = spelling(tokenizer, sorted(known), place, template) | {FILLER: FILLER}
     return tuple(
         np.array([written[text] for text in part.ravel().tolist()], dtype=str).reshape(part.shape)

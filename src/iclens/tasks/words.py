@@ -32,3 +32,5 @@ OPPOSITE_PAIRS = (
 OPPOSITE = {a: b for a, b in OPPOSITE_PAIRS} | {b: a for a, b in OPPOSITE_PAIRS}
 WORDS = tuple(OPPOSITE)
 LABEL_WORDS = ("even", "odd", "small", "big")
+VOCABULARIES = (LETTERS, WORDS, LABEL_WORDS)
+"""Words that belong together: all of one are spelled alike (`rendering.spelling`)."""

@@ -22,11 +22,12 @@ from safetensors import SafetensorError
 
 from iclens.errors import ConfigError, IclensError, RunError
 from iclens.models.identity import other_model
-from iclens.models.load import LanguageModel, load_model
+from iclens.models.load import LanguageModel, load_model, load_tokenizer
 from iclens.models.shape import read_shape
 from iclens.names import Site
+from iclens.tasks.rendering import bos_in_words, check_tokenizer
 from iclens.training.checkpoint import Checkpoint
-from iclens.training.config import SaeSpec, TrainConfig
+from iclens.training.config import MixtureContexts, SaeSpec, TokenContexts, TrainConfig
 from iclens.training.data.activations import as_left_out, find_left_out, recorder
 from iclens.training.data.buffer import ActivationBuffer
 from iclens.training.data.scaling import Scaling, estimate_scalings
@@ -52,9 +53,10 @@ def train_saes(config: TrainConfig, out: Path, report: Report | None = None, res
     Args:
         config: what to train.
         out: folder to make; `<out>/<SAE>/` holds each SAE and its metrics.jsonl, `<out>/card.json` the rest.
-        report: called with {"step", "of", "tokens", "seconds", "sites": {SAE: metrics}, …} as training goes,
-            then once with {"quality": [...]} of the held-out contexts; in the first process only. What is to
-            be known of the data comes as {"data": {words: count}}.
+        report: called with {"bos": what contexts begin with} where they are made here, then with {"step",
+            "of", "tokens", "seconds", "sites": {SAE: metrics}, …} as training goes, then once with
+            {"quality": [...]} of the held-out contexts; in the first process only. What is to be known of the
+            data comes as {"data": {words: count}}.
         resume: `newest` continues from the newest whole checkpoint, and begins where there is none.
 
     Returns:
@@ -109,6 +111,8 @@ class _Run:
             _refuse_change(checkpoint, self._constant(model), model)
             if self.ranks.first:
                 self.report({"continued_at": checkpoint.tokens})
+        if self.ranks.first and (begin := self._begin(model)):
+            self.report(begin)
         contexts = held_out(self.config, model.tokenizer)
         facts = self._fit(model, checkpoint)
         left_out = as_left_out(facts["excluded"])
@@ -142,13 +146,20 @@ class _Run:
         return None if tokens < 0 else found or self.place.checkpoints.at(tokens)
 
     def _open_model(self) -> LanguageModel:
-        settings = self.config.model
+        settings, data = self.config.model, self.config.data
+        if data.prompts or isinstance(data, MixtureContexts):
+            check_tokenizer(load_tokenizer(settings.name))
         deepest = max(site.layer for site in self.config.saes.recorded)
         return load_model(
             settings.name, blocks=deepest + 1 if settings.load == "needed" else None,
             dtype=getattr(torch, settings.dtype), device=self.ranks.device(settings.device),
             attention=settings.attention,
         )  # fmt: skip
+
+    def _begin(self, model: LanguageModel) -> dict[str, str]:
+        """What contexts begin with, where they are made here; rows of token ids are taken as they stand."""
+        made = not isinstance(self.config.data, TokenContexts)
+        return {"bos": bos_in_words(model.tokenizer)} if made else {}
 
     def _constant(self, model: LanguageModel) -> dict[str, Any]:
         """What a checkpoint keeps of the run, and what has to be the same when it is continued."""
@@ -229,6 +240,7 @@ class _Run:
         }
         card = {
             "model": {"name": model.name, "fingerprint": model.fingerprint},
+            **self._begin(model),
             "config": self.config.model_dump(mode="json"),
             **tables,
             "measured_on": f"{self.config.held_out.contexts} contexts not trained on, "

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from iclens.errors import TokenizerError
-from iclens.study.replicate.recorded import RecordedPrompt
+from iclens.study.replicate.recorded import Recorded, RecordedPrompt
 from iclens.tables.arrays import Ints
+from iclens.tasks.rendering import bos_id, text_ids
 
 _LABEL_AFTER = (",", " ")
 """The two tokens before a label."""
@@ -29,18 +30,25 @@ def encoded(tokenizer: Any, prompt: RecordedPrompt, x: int | None = None) -> Int
         TokenizerError: naming the first token that is another one.
     """
     wanted = [piece.format(x=x) for piece in prompt.tokens]
-    ids = list(tokenizer("".join(wanted)).input_ids)
-    pieces = [tokenizer.decode([i]) for i in ids]
     asked = f"the recorded tokens of the prompt '{prompt.name}'"
-    remedy = "Use a tokenizer that puts one BOS first and splits numbers and brackets as Llama-3's does."
-    if not ids or ids[0] != tokenizer.bos_token_id:
-        raise TokenizerError(asked, f"it starts with {pieces[:1]} in place of BOS", remedy)
+    remedy = "Use a model whose tokenizer splits numbers and brackets as Llama-3's does."
+    bos = bos_id(tokenizer)
+    if bos is None:
+        raise TokenizerError(asked, "the model has no BOS token, with which they begin", remedy)
+    ids = [bos, *text_ids(tokenizer, "".join(wanted))]
+    pieces = [tokenizer.decode([i]) for i in ids]
     for place, (piece, token) in enumerate(zip(pieces[1:], wanted, strict=False), start=1):
         if piece != token:
             raise TokenizerError(asked, f"token {place} is {piece!r} in place of {token!r}", remedy)
     if len(ids) != 1 + len(wanted):
         raise TokenizerError(asked, f"{len(ids)} tokens in place of {1 + len(wanted)}", remedy)
     return np.array(ids[: len(ids) + 1 + prompt.read], dtype=np.int64)
+
+
+def check_prompts(tokenizer: Any, source: Recorded) -> None:
+    """Raise as `encoded` unless the tokenizer gives every recorded prompt its recorded tokens."""
+    for prompt in source.prompts.values():
+        encoded(tokenizer, prompt, source.protocol.x[-1])
 
 
 def context_x(prompt: RecordedPrompt) -> set[int]:

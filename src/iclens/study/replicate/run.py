@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 from iclens.errors import ConfigError, RunError, nearest
-from iclens.models.load import LanguageModel, load_model
+from iclens.models.load import LanguageModel, load_model, load_tokenizer
 from iclens.models.shape import read_shape, refuse_longer
 from iclens.study.bench import locate
 from iclens.study.replicate.beyond import go_beyond
 from iclens.study.replicate.observe import Report, observe
 from iclens.study.replicate.passes import joined
-from iclens.study.replicate.prompts import encoded
+from iclens.study.replicate.prompts import check_prompts, encoded
 from iclens.study.replicate.protocol import INTACT, Protocol, derived_protocol
 from iclens.study.replicate.recorded import Observations, Recorded, recorded
 from iclens.study.replicate.tables import (
@@ -151,6 +151,7 @@ def replicate_seed_post(
         f"recorded prompt '{longest.name}'", "Choose a model with more positions.",
     )  # fmt: skip
     report(f"loading {model}")
+    check_prompts(load_tokenizer(locate(model)), recorded())
     loaded = load_model(locate(model), dtype=getattr(torch, dtype), device=device)
     found = replicated(loaded, protocol, dtype, seed, report, parts)
     return found if out is None else written(replace(found, model=model), out)
@@ -161,8 +162,7 @@ def replicated(
 ) -> Replication:
     """The same for a loaded model; `dtype` is that of its weights."""
     source = recorded()
-    for prompt in source.prompts.values():
-        encoded(loaded.tokenizer, prompt, source.protocol.x[-1])
+    check_prompts(loaded.tokenizer, source)
     alike = (loaded.n_blocks, loaded.n_heads) == (source.blocks, source.heads)
     chosen = source.protocol
     if protocol == "derived" or (protocol == "auto" and not alike):

@@ -10,7 +10,7 @@ from iclens.study.bench import Bench
 from iclens.study.store import save_prompts
 from iclens.tables.pairing import check_pairing
 from iclens.tasks.prompts import build_prompts
-from iclens.tasks.rendering import spelling
+from iclens.tasks.rendering import bos_in_words, spelling
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:
@@ -30,6 +30,7 @@ def work(bench: Bench, folder: Path) -> dict[str, Any]:
         "arms": section.arms,
         "prompts": section.n_prompts,
         "examples": section.n_examples,
+        "BOS": bos_in_words(bench.model.tokenizer),
     }
 
 

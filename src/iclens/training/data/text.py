@@ -14,6 +14,7 @@ import numpy as np
 
 from iclens.errors import ConfigError
 from iclens.tables.arrays import Ints
+from iclens.tasks.rendering import bos_id, text_ids
 from iclens.training.config import TextContexts
 from iclens.training.data.contexts import Facts, State
 from iclens.training.data.documents import Documents, Place, digest_of, open_documents
@@ -37,7 +38,8 @@ class TextSource:
     def __init__(self, settings: TextContexts, tokenizer: Any, reserved: int) -> None:
         self.length = settings.context_tokens
         self._settings, self._tokenizer, self._reserved = settings, tokenizer, reserved
-        self._prefix = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        bos = bos_id(tokenizer)
+        self._prefix = [] if bos is None else [bos]
         self._documents: Documents = open_documents(settings)
         self._facts: Facts = {ROWS: 0, WITHOUT: 0, HALVED: 0}
         self._enter(None)
@@ -147,7 +149,7 @@ class TextSource:
             whole = well_formed(text)
             self._facts[HALVED] += whole != text
             self._carried, self._digest = self._ids[self._at :], digest_of(text)
-            new = self._tokenizer(whole, add_special_tokens=False, verbose=False).input_ids
+            new = text_ids(self._tokenizer, whole)
             self._ids, self._at, self._open = self._carried + new, 0, True
             return True
         return False

@@ -1,0 +1,86 @@
+"""Running text and rows of ids ask nothing about examples; what they begin with is said and kept."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from iclens.errors import TokenizerError
+from iclens.models.load import load_tokenizer
+from iclens.training.config import parse_train_config
+from iclens.training.data.text import TextSource
+from iclens.training.train import train_saes
+
+Declare = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.jsonl"
+    rows = [{"text": "".join(f"({x}, {x + n})\n" for x in range(40))} for n in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def asked(short: Declare, model: Path, **data: Any) -> dict[str, Any]:
+    return {**short(held_out={"contexts": 4}), "model": {"name": str(model)}, "data": data}
+
+
+@pytest.mark.parametrize("kind", ["text", "tokens"])
+def test_a_tokenizer_that_splits_digits_trains_on(
+    kind: str, short: Declare, digit_folder: Path, text: Path, tmp_path: Path
+) -> None:
+    rows = np.random.default_rng(0).integers(1, 257, (200, 64))
+    rows[:, 0] = 0
+    np.save(tmp_path / "rows.npy", rows)
+    data = (
+        {"path": str(tmp_path / "rows.npy")}
+        if kind == "tokens"
+        else {"dataset": str(text), "context_tokens": 64}
+    )
+    told: list[dict[str, Any]] = []
+    config = parse_train_config(asked(short, digit_folder, kind=kind, **data))
+    out = train_saes(config, tmp_path / "set", told.append)
+    card = json.loads((out / "card.json").read_text())
+    assert all(0 < row["fvu"] < 2 for row in card["quality"]) and card["quality_prompts"] == []
+    said = [report["bos"] for report in told if "bos" in report]
+    begin = "<s>, id 0, once (the tokenizer by itself puts [] before a text and [] after it)"
+    assert said == ([] if kind == "tokens" else [begin]) and card.get("bos", begin) == begin
+
+
+@pytest.mark.parametrize("kind", ["text", "mixture"])
+def test_prompts_of_it_are_refused_before_the_model_is_read(
+    kind: str, short: Declare, digit_folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "iclens.training.train.load_model", lambda *_, **__: pytest.fail("the model was read")
+    )
+    data = {"kind": "mixture", "examples": 8}
+    if kind == "text":
+        prompts = [{"task": "2x+3", "weight": 0.1}]
+        data = {"kind": "text", "dataset": str(text), "context_tokens": 64, "prompts": prompts}
+    with pytest.raises(TokenizerError, match="'2', '8'"):
+        train_saes(parse_train_config(asked(short, digit_folder, **data)), tmp_path / "set")
+
+
+def test_text_goes_on_without_bos_where_there_is_none(
+    short: Declare, digit_folder: Path, text: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(digit_folder, folder)
+    for name, key in (("config.json", "bos_token_id"), ("tokenizer_config.json", "bos_token")):
+        content = json.loads((folder / name).read_text())
+        del content[key]
+        (folder / name).write_text(json.dumps(content))
+    told: list[dict[str, Any]] = []
+    config = parse_train_config(asked(short, folder, kind="text", dataset=str(text), context_tokens=64))
+    out = train_saes(config, tmp_path / "set", told.append)
+    assert told[0] == {"bos": "none, as neither the tokenizer nor the model's config names one"}
+    assert json.loads((out / "card.json").read_text())["bos"] == told[0]["bos"]
+    tokenizer = load_tokenizer(folder)
+    row = TextSource(config.data, tokenizer, 0).held_out(1)[0]  # pyright: ignore[reportArgumentType]
+    assert tokenizer.decode(row.tolist()) == json.loads(text.read_text().splitlines()[0])["text"][:64]

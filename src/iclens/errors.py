@@ -90,6 +90,10 @@ class RunWarning(UserWarning):
     """A run of another version, or one that is damaged, of which only a part can be shown."""
 
 
+REDO_STAGE = "Run `iclens study` on the run's config.yaml, which redoes a stage whose files are damaged."
+"""What to do about a damaged file of a run."""
+
+
 def nearest(word: str, options: Iterable[str], n: int = 3) -> str:
     """The `n` closest options to `word`, as text for a remedy."""
     known = list(options)

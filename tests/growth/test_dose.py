@@ -53,9 +53,9 @@ def test_slopes_are_each_prompts_own_and_the_interval_is_over_prompts() -> None:
 
 
 def test_too_few_prompts_or_doses_are_refused() -> None:
-    with pytest.raises(TableError, match="Give at least 2 and 3"):
+    with pytest.raises(TableError, match="at least 2 prompts and 3 doses"):
         fit_doses(np.zeros((1, 1, 6)))
-    with pytest.raises(TableError, match="Give at least 2 and 3"):
+    with pytest.raises(TableError, match="at least 2 prompts and 3 doses"):
         fit_doses(np.zeros((1, 4, 2)), np.array([0.5, 1.0]))
     with pytest.raises(TableError, match="dose"):
         fit_doses(np.zeros((1, 4, 5)))

@@ -183,7 +183,7 @@ def test_a_study_needs_its_pairing_and_all_of_its_places(planted, pair) -> None:
         judge_study({here: treated}, {here: control, there: control}, prompts=prompts)
     with pytest.raises(TableError, match="0 and 0"):
         judge_study({}, {}, prompts=prompts)
-    with pytest.raises(TableError, match="The prompts are 64"):
+    with pytest.raises(TableError, match="The prompts given are 64"):
         judge_study({here: treated}, {here: control}, prompts=pair(64, J))
 
 

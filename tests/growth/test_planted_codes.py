@@ -44,5 +44,5 @@ def test_the_seed_decides_everything_and_v_is_a_share() -> None:
     assert (codes(0.5, 1).values == codes(0.5, 1).values).all()
     assert not (codes(0.5, 1).x == codes(0.5, 2).x).all()
     for wrong in (-0.1, 1.1):
-        with pytest.raises(TableError, match="Give the share V"):
+        with pytest.raises(TableError, match="share from 0 to 1"):
             codes(wrong)

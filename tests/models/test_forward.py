@@ -187,7 +187,7 @@ def test_values_that_do_not_fit_are_one_line(
 
 def test_a_mean_is_one_row_and_a_resample_one_for_each(rng: np.random.Generator) -> None:
     rows = rng.normal(size=(3, 1, 8))
-    with pytest.raises(EditError, match="A mean is one row"):
+    with pytest.raises(EditError, match="Give `value` as one row"):
         Edit(Site(1, "mlp_out"), "mean", np.array([3]), rows)
     for positions in (np.array([], dtype=int), np.array(3)):
         with pytest.raises(EditError, match="no list of one or more"):

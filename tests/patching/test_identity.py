@@ -131,7 +131,7 @@ def test_runs_that_would_leak_or_mix_tokenizers_are_one_line(
     x[3, 1] = runs.x_B[3]
     with pytest.raises(EditError, match=f"x = {runs.x_B[3]}: the donor's context shows it"):
         replace(runs, donor=replace(runs.donor, x=x))
-    with pytest.raises(EditError, match="Use one tokenizer"):
+    with pytest.raises(EditError, match="with one model's tokenizer"):
         replace(runs, donor=replace(runs.donor, tokenizer="0" * 16))
     foreign = Runs(runs.task, *(
         replace(part, tokenizer="0" * 16) for part in (runs.donor, runs.recipient, runs.target)

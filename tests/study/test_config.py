@@ -111,7 +111,7 @@ def test_a_task_undefined_on_its_inputs_is_refused_before_anything_is_loaded() -
             "controls: [R]",
             "growth.controls: arm R: prompts.arms has T, S, D, W.",
         ),
-        ("task: 2x+3", "task: 2x+3, rival: 2x+3", "rival '2x+3': the task itself"),
+        ("task: 2x+3", "task: 2x+3, rival: 2x+3", "prompts.rival: '2x+3': the task itself"),
         ("shortlist: 12", "shortlst: 12", "Nearest: shortlist"),
     ],
 )

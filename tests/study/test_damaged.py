@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import iclens
-from iclens.errors import ConfigError, IclensError, RunWarning, TableError
+from iclens.errors import REDO_STAGE, ConfigError, IclensError, RunWarning, TableError
 from iclens.study.config import load_study_config
 from iclens.study.flow import FOLDERS
 from iclens.study.pages.as_is import as_is, write_as_is
@@ -50,7 +50,7 @@ def test_a_form_says_what_is_not_there() -> None:
     ):
         with pytest.raises(TableError) as caught:
             check_form(value, form, path)
-        assert str(caught.value) == f"saes.json: unreadable: {words}. Run its stage again."
+        assert str(caught.value) == f"saes.json: unreadable: {words}. {REDO_STAGE}"
     with pytest.raises(TableError, match=r"lacks latent at 1"):
         check_form([{"latent": 3}, {}], [{"latent": int}], path)
 

@@ -91,7 +91,7 @@ def changed(**concept) -> dict:
         ),
         ({"declare": {"concepts": {"odd": {"positive": "y > 3"}}}}, "the name is taken"),
         ({"declare": {"concepts": {"task identity": {"positive": "y > 3"}}}}, "the name is taken"),
-        ({"concepts": []}, "give at least one concept"),
+        ({"concepts": []}, "Give at least one concept"),
         ({"declare": {"contrasts": {"odd": {"positive": "x > 3"}}}}, "the name is taken"),
         (
             {"declare": {"contrasts": {"mine": {"positive": "x > 3"}}}, "concepts": ["mine"]},

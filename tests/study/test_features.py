@@ -85,7 +85,7 @@ def test_without_pages_the_rest_is_there_and_a_line_says_what_is_not(unseen, tmp
         (lambda run, at: run.features("L9.mlp_out"), SiteError, "Nearest: L1.mlp_out"),
         (lambda run, at: run.features("L2.resid_post", [192]), SiteError, "latents 0 to 191"),
         (lambda run, at: run.features("L2.resid_post", [3]).batch, RunError, "none of them has a page"),
-        (lambda run, at: run.features("L2.resid_post").save(at / "a.csv"), TableError, "Use .json"),
+        (lambda run, at: run.features("L2.resid_post").save(at / "a.csv"), TableError, "ends in .json"),
     ],
 )
 def test_what_cannot_be_is_one_line(seen: iclens.Run, tmp_path: Path, ask, kind, words: str) -> None:

@@ -36,7 +36,7 @@ def test_templates_are_one_for_each_prompt() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokens": np.zeros((3, 25), dtype=np.int64)}, "2 . 6 per example"),
+        ({"tokens": np.zeros((3, 25), dtype=np.int64)}, "2 . 6 . 4 examples"),
         ({"tokens": np.zeros((2, 26), dtype=np.int64)}, "tokens"),
         ({"y": np.full((3, 5), "1")}, "y"),
         ({"answer": np.full((2, 4), "1")}, "answer"),

@@ -125,7 +125,7 @@ def test_queries_never_stand_in_their_own_context(tokenizer: Tokenizer, seed: in
         ("O", "letter:next", "its answers are words"),
         ("A-", "word:same", "It needs"),
         ("C9", "2x+3", "prompts have 7 examples"),
-        ("W", "letter:nth", "Name one: prompts.rival"),
+        ("W", "letter:nth", "prompts.rival in a study"),
         ("Z", "2x+3", "one of T, S, R"),
         ("N0", "2x+3", "unknown"),
     ],

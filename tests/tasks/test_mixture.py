@@ -63,8 +63,8 @@ def test_tables_are_distributions(mixture: Mixture) -> None:
     ("changes", "found"),
     [
         ({"noise": {0.0: 0.5}}, "noise prior"),
-        ({"noise": {0.0: 1.5, 0.5: -0.5}}, "not negative"),
-        ({"noise": {-0.5: 1.0}}, "probability"),
+        ({"noise": {0.0: 1.5, 0.5: -0.5}}, "0 or more"),
+        ({"noise": {-0.5: 1.0}}, "from 0 to 1"),
         ({"numbers": 5}, "mixture"),
         ({"noise": [0.0, 1.0]}, "mixture"),
         ({"families": {"affine": {"weight": 1.0, "tasks": ["x", "1x+0"]}}}, "stands twice"),

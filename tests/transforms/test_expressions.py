@@ -81,5 +81,5 @@ def test_what_is_not_allowed_is_refused_in_one_line(text, says) -> None:
 
 @pytest.mark.parametrize("text", ["family > 3", "task == 2", "y + task > 1", "-family == 1"])
 def test_texts_and_numbers_do_not_meet(text) -> None:
-    with pytest.raises(ConfigError, match="Compare like with like"):
+    with pytest.raises(ConfigError, match="Compare a text with a text"):
         parse_expression(text)(ROWS)

@@ -28,13 +28,13 @@ def counted_examples(prompts: PromptSet, rows: Rows, first_example: int) -> list
     if len(rows) != prompts.n_prompts * prompts.n_examples or (rows.task != _repeated(prompts)).any():
         raise TableError(
             f"{len(rows)} rows of {prompts.n_prompts} prompts", "they are not these prompts'",
-            "Read the rows from these prompts.",
+            "Give the rows that `read_rows` makes of these prompts.",
         )  # fmt: skip
     if not 0 <= first_example < prompts.n_examples:
         raise TableError(
             f"rows from example {first_example} on",
             f"prompts of {prompts.n_examples}",
-            "Give longer prompts.",
+            f"Choose first_example from 0 to {prompts.n_examples - 1}, or build longer prompts.",
         )
     return list(range(first_example, prompts.n_examples))
 

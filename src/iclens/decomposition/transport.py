@@ -157,7 +157,7 @@ def _check(
     if prompts.n_examples <= FIRST_QUERY:
         raise TableError(
             f"transport in prompts of {prompts.n_examples} examples", "no query has two earlier labels",
-            f"Give {FIRST_QUERY + 1} examples or more.",
+            f"Build prompts of {FIRST_QUERY + 1} examples or more.",
         )  # fmt: skip
     for site, latent, _ in chosen:
         model.check_site(site)
@@ -168,16 +168,22 @@ def _check(
             )  # fmt: skip
         if site not in saes:
             given = ", ".join(held.short for held in saes) or "none"
-            raise SiteError(f"transport from {site.short}", f"SAEs of {given}", "Choose one of these.")
+            raise SiteError(
+                f"transport from {site.short}",
+                f"SAEs of {given} are given",
+                "Choose latents of these, or give `saes` this site too.",
+            )
         refuse_transcoder(saes[site])
         if saes[site].d_in != model.d_model:
             raise SaeError(
                 f"SAE at {site.short}", f"width {saes[site].d_in}, not {model.d_model}",
-                "Use this model's SAEs.",
+                f"Give an SAE of this model, whose rows are {model.d_model} wide.",
             )  # fmt: skip
         if not 0 <= latent < saes[site].d_sae:
             raise SiteError(
-                f"latent {latent} of {site.short}", f"the SAE has {saes[site].d_sae}", "Choose one of these."
+                f"latent {latent} of {site.short}",
+                f"the SAE has {saes[site].d_sae}",
+                f"Choose one from 0 to {saes[site].d_sae - 1}.",
             )
 
 

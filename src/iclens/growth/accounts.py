@@ -97,13 +97,19 @@ def compare_all(
     arms = tuple(responses)
     if len(arms) < 2:
         raise TableError(
-            "accounts of growth", f"{len(arms)} arm", "One curve cannot separate them: give two."
+            "accounts of growth",
+            f"{len(arms)} arm",
+            "Give `responses` of two arms or more. One curve cannot separate the accounts.",
         )
     if not all(np.isfinite(values).all() for values in responses.values()):
-        raise TableError("accounts of growth", "a read-out is not finite", "Leave that arm out.")
+        raise TableError(
+            "accounts of growth",
+            "a read-out is not finite",
+            "Leave the arm or read-out that holds it out of `responses`.",
+        )
     n_readouts, n_prompts = responses[arms[0]].shape[:2]
     if n_prompts < 8:
-        raise TableError("accounts of growth", f"{n_prompts} prompts", "Give at least 8.")
+        raise TableError("accounts of growth", f"{n_prompts} prompts", "Give at least 8 prompts.")
     halves = np.array_split(np.random.default_rng(seed).permutation(n_prompts), 2)
     parts = [_part(responses[arm], designs[arm], halves) for arm in arms]
     chosen = [a for a in accounts or ACCOUNTS if a.name not in FROZEN or _everywhere(a.name, designs)]
@@ -168,7 +174,11 @@ class _Fitted:
 
 def _fit(account: Account, parts: Sequence[_Part]) -> _Fitted:
     if not account.grid:
-        raise TableError(f"account '{account.name}'", "an empty grid", "Give its parameters.")
+        raise TableError(
+            f"account '{account.name}'",
+            "an empty grid",
+            "Give its `grid` at least one set of parameters; one without parameters has [()].",
+        )
     found = [
         _least_squares([account.predict(p.design, theta) for p in parts], parts) for theta in account.grid
     ]

@@ -255,4 +255,4 @@ def _no_fit(n_prompts: int, reason: str) -> BayesFit:
 
 def _open_unit(name: str, value: float) -> None:
     if not 0 < value < 1:
-        raise TableError(name, f"{value}", "A probability strictly between 0 and 1 is needed.")
+        raise TableError(name, f"{value}", "It has to be strictly between 0 and 1.")

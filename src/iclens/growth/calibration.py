@@ -53,7 +53,9 @@ def calibrate(zero_shot: Floats, forced: Floats, *, seed: int = 0) -> Calibratio
         TableError: when there are no prompts.
     """
     if len(zero_shot) == 0 or len(forced) == 0:
-        raise TableError("a calibration", "no prompts", "Give zero-shot and forced-task prompts.")
+        raise TableError(
+            "a calibration", "no prompts", "Give `zero_shot` and `forced` at least one prompt each."
+        )
     rng = np.random.default_rng(seed)
     guess, lapse = prompt_band(zero_shot[:, None], rng), prompt_band(1 - forced[:, None], rng)
     span = float(1 - guess.mean[0] - lapse.mean[0])

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from iclens.errors import TableError
+from iclens.errors import REDO_STAGE, TableError
 from iclens.names import Site
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.shapes import ConfirmTable
@@ -92,12 +92,12 @@ class Manifest:
             )
             manifest = cls(claims, tuple(held["prompts"]), held["study"])
         except (OSError, ValueError, KeyError, TypeError) as cause:
-            raise TableError(
-                f"manifest {path}", f"unreadable ({cause})", "Run the shape stage again."
-            ) from cause
+            raise TableError(f"manifest {path}", f"unreadable ({cause})", REDO_STAGE) from cause
         if said != manifest.sha256 or text != manifest.json():
             raise TableError(
-                f"manifest {path}", "changed after it was frozen", "Run the shape stage again; never edit it."
+                f"manifest {path}",
+                "changed after it was frozen",
+                REDO_STAGE,
             )
         return manifest
 
@@ -121,12 +121,16 @@ def confirm(
         TableError: when they are not the manifest's prompts, or claims are missing.
     """
     if tuple(int(p) for p in prompts) != manifest.prompts:
-        raise TableError("confirmation", "other prompts than the manifest's", "Use its confirm split.")
+        raise TableError(
+            "confirmation", "other prompts than the manifest's", "Give those that `manifest.prompts` lists."
+        )
     slopes, alone = (np.full((len(manifest.claims), len(prompts)), np.nan) for _ in range(2))
     for place, rows in _by_place(manifest.claims).items():
         if place not in differences or len(differences[place]) != len(rows):
             raise TableError(
-                f"confirmation at {place[0].short} {place[1]}", "claims are missing", "Give them all."
+                f"confirmation at {place[0].short} {place[1]}",
+                "claims are missing",
+                "Give `differences` of this site and role for every one of its claims.",
             )
         slopes[rows] = _slopes(differences[place])
         if own is not None:

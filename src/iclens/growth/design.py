@@ -31,7 +31,11 @@ class Design:
 
     def __post_init__(self) -> None:
         if self.right.shape != self.new.shape or self.right.ndim != 3:
-            raise TableError("Design", f"{self.right.shape} and {self.new.shape}", "Give equal 3-D arrays.")
+            raise TableError(
+                "Design",
+                f"{self.right.shape} and {self.new.shape}",
+                "Give `right` and `new` as arrays [prompt example slot] of one shape.",
+            )
 
     def select(self, prompts: np.ndarray) -> Design:
         """Some of the prompts [prompt]."""

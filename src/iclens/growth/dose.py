@@ -70,7 +70,9 @@ def fit_doses(responses: Floats, doses: Floats = DOSES) -> DoseFit:
     )
     if sizes["prompt"] < 2 or sizes["dose"] < 3:
         raise TableError(
-            "dose-responses", f"{sizes['prompt']} prompts at {sizes['dose']} doses", "Give at least 2 and 3."
+            "dose-responses",
+            f"{sizes['prompt']} prompts at {sizes['dose']} doses",
+            "Give at least 2 prompts and 3 doses.",
         )
     design = np.stack([doses, doses**2], axis=1)
     slopes = responses @ np.linalg.pinv(design)[0]

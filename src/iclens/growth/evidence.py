@@ -101,7 +101,11 @@ def evidence_regression(
     design, y = np.concatenate(rows), np.concatenate(outcomes, axis=1)
     cluster = np.concatenate(clusters)
     if not np.isfinite(y).all():
-        raise TableError("evidence regression", "a read-out is not finite", "Leave out what is undefined.")
+        raise TableError(
+            "evidence regression",
+            "a read-out is not finite",
+            "Leave read-outs that are undefined at an example out of `responses`.",
+        )
     if reason := _unidentified(design, cluster):
         nan = np.full(len(y), np.nan)
         return EvidenceFit(nan, nan, nan, nan, nan, nan, nan, nan, nan, n_prompts, len(design), reason)

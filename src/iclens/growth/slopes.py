@@ -72,7 +72,9 @@ def check_comparable(treated: LatentActs, control: LatentActs) -> None:
         one, other = getattr(treated, what), getattr(control, what)
         if one != other:
             raise TableError(
-                f"paired arms at {treated.site.short}", f"{what} {one} and {other}", "Track both alike."
+                f"paired arms at {treated.site.short}",
+                f"{what} {one} and {other}",
+                "Track both arms with one SAE, at one site and role, on as many prompts and examples.",
             )
     if treated.index.size and (treated.matrix - control.matrix).count_nonzero() == 0:
         raise TableError(
@@ -95,7 +97,7 @@ def check_finite(acts: LatentActs) -> None:
         raise TableError(
             f"activations at {acts.site.short} {acts.role}",
             f"NaN or infinite in latent {int(acts.index[entry])}, prompt {prompt}",
-            "Check the model's dtype and the SAE, and track again.",
+            "Read the model in float32 (model.dtype), or leave the SAE out, and track again.",
         )
 
 
@@ -117,7 +119,7 @@ def slope_moments(treated: LatentActs, control: LatentActs) -> SlopeMoments:
         raise TableError(
             f"growth at {treated.site.short}",
             f"{treated.n_prompts} prompts of {treated.n_examples} examples",
-            "At least two of each are needed.",
+            "Give at least two prompts of two examples.",
         )
     prompts = eye_array(treated.n_prompts, format="csr")
     centred = np.arange(treated.n_examples) - (treated.n_examples - 1) / 2

@@ -58,7 +58,9 @@ def test_growth(
     """
     controls = [control] if isinstance(control, LatentActs) else list(control)
     if not controls:
-        raise TableError("paired arms", "no control", "Pair them.")
+        raise TableError(
+            "paired arms", "no control", "Give `control` an arm that is paired with the task's, such as S."
+        )
     for first, second in combinations(controls, 2):
         check_comparable(first, second)
     return _verdicts([(treated, [slope_moments(treated, other) for other in controls], decoder_norm)], q)
@@ -87,19 +89,25 @@ def test_arms(
     """
     controls = [control] if isinstance(control, Mapping) else list(control)
     if len(prompts) != 1 + len(controls) or not controls:
-        raise TableError("paired arms", f"{len(prompts)} prompt sets, {len(controls)} controls", "Pair them.")
+        raise TableError(
+            "paired arms",
+            f"{len(prompts)} prompt sets, {len(controls)} controls",
+            "Give at least one control, and `prompts` of the task's arm and then of each control.",
+        )
     check_pairing(prompts)
     for other in controls:
         if treated.keys() != other.keys() or not treated:
             raise TableError(
-                "paired arms", f"{len(treated)} and {len(other)} sites × roles", "Track both alike."
+                "paired arms",
+                f"{len(treated)} and {len(other)} sites × roles",
+                "Track every arm at the same sites and roles.",
             )
     for place, acts in treated.items():
         if (acts.n_prompts, acts.n_examples) != prompts[0].x.shape:
             raise TableError(
                 f"latents at {place[0].short} {place[1]}",
                 f"{acts.n_prompts} prompts of {acts.n_examples} examples",
-                f"The prompts are {prompts[0].n_prompts} of {prompts[0].n_examples}.",
+                f"The prompts given are {prompts[0].n_prompts} of {prompts[0].n_examples}: track these.",
             )
     for first, second in combinations(controls, 2):
         for place, acts in first.items():
@@ -156,7 +164,7 @@ def _check_norm(decoder_norm: Floats, acts: LatentActs) -> Floats:
         raise TableError(
             f"decoder_norm at {acts.site.short}",
             f"shape {decoder_norm.shape}",
-            f"The SAE has {acts.d_sae} latents.",
+            f"Give one number for each of the SAE's {acts.d_sae} latents.",
         )
     return decoder_norm
 

@@ -52,7 +52,7 @@ def natural_parts(
         raise EditError(
             f"growth from {n_examples} examples on",
             f"prompts have {prompts.n_examples}",
-            "Choose fewer examples.",
+            f"Choose n_examples from 0 to {prompts.n_examples - 2}.",
         )
     where = prompts.positions("pre")[[n_examples, -1]]
     held = torch.as_tensor(record(model, prompts.tokens, [sae.site], where, batch=batch)[sae.site])

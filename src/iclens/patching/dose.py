@@ -126,13 +126,15 @@ def prepare(
     """
     if sae.site.hook not in PUSHABLE:
         raise EditError(
-            f"a push at {sae.site.short}", "it does not add to the residual", "Choose another site."
+            f"a push at {sae.site.short}",
+            "it does not add to the residual",
+            f"Give an SAE of one of the sites {', '.join(sorted(PUSHABLE))}.",
         )
     if not 0 <= n_examples < prompts.n_examples - 1:
         raise EditError(
             f"a push after {n_examples} examples",
             f"prompts have {prompts.n_examples}",
-            "Choose fewer examples.",
+            f"Choose n_examples from 0 to {prompts.n_examples - 2}.",
         )
     end = int(prompts.positions("pre")[n_examples]) + 1
     _check_sae(model, sae, prompts.tokens[:1, :end])
@@ -152,11 +154,13 @@ def _check_sae(model: LanguageModel, sae: Sae, tokens: Ints) -> None:
     if sae.normalisation != "none":
         raise SaeError(
             f"a push with the SAE at {sae.site.short}", f"it normalises inputs ({sae.normalisation})",
-            "Doses need fixed directions: use another SAE.",
+            "A dose needs directions that are the same for every input: give an SAE that normalises none.",
         )  # fmt: skip
     if sae.d_in != model.d_model:
         raise SaeError(
-            f"SAE at {sae.site.short}", f"width {sae.d_in}, not {model.d_model}", "Use this model's SAEs."
+            f"SAE at {sae.site.short}",
+            f"width {sae.d_in}, not {model.d_model}",
+            f"Give an SAE of this model, whose rows are {model.d_model} wide.",
         )
     where = np.array([tokens.shape[1] - 2, tokens.shape[1] - 1])
     held = sae.encode(torch.as_tensor(record(model, tokens, [sae.site], where)[sae.site][0]))

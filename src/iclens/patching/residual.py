@@ -112,7 +112,9 @@ def layer_site(model: LanguageModel, layer: int) -> Site:
     """Where the residual entering block `layer` lives; n_blocks is the end of the last block."""
     if not 0 <= layer <= model.n_blocks:
         raise EditError(
-            f"a patch at layer {layer}", f"layers run from 0 to {model.n_blocks}", "Choose one of these."
+            f"a patch at layer {layer}",
+            f"layers run from 0 to {model.n_blocks}",
+            "Choose one of these; the last is the end of the last block.",
         )
     return Site(layer, "resid_pre") if layer < model.n_blocks else Site(layer - 1, "resid_post")
 

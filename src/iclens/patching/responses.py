@@ -63,7 +63,9 @@ def response_curve(
     for latents in chosen:
         if not latents or not 0 <= latents[0] <= latents[-1] < sae.d_sae:
             raise EditError(
-                f"latents {list(latents)}", f"the SAE has {sae.d_sae}", "Name one or more of these."
+                f"latents {list(latents)}",
+                f"the SAE has {sae.d_sae}",
+                f"Name one or more from 0 to {sae.d_sae - 1}.",
             )
     held = gather(model, sae, runs, donor_value=donor_value, seed=seed, batch=batch)
     patches = list(_additions(held, chosen))
@@ -116,7 +118,11 @@ def queries(runs: Runs) -> Ints:
         TaskError: when x is not a number, so that there is no curve.
     """
     if not np.char.isdigit(runs.x_B).all():
-        raise TaskError(f"a curve of '{runs.task.name}'", "its x are no numbers", "Choose a task of numbers.")
+        raise TaskError(
+            f"a curve of '{runs.task.name}'",
+            "its x are no numbers",
+            "Choose a task on numbers, such as 2x+3.",
+        )
     return runs.x_B.astype(int)
 
 
@@ -206,7 +212,9 @@ def response_fits(curves: ResponseTable, *, seed: int = 0, draws: int = 1000) ->
         base = parts.get((*key[:4], BASE, ""))
         if base is None or not np.array_equal(base["x"], curve["x"]):
             raise EditError(
-                f"the curve of '{key[4]}' at {key[1]}", "no base at the same x", "Give whole curves."
+                f"the curve of '{key[4]}' at {key[1]}",
+                "no base at the same x",
+                "Give the rows of `response_curves` with those whose patch is the base.",
             )
         weights = resamples(len(curve), draws, np.random.default_rng(seed))
         fits.append(_fit(curve, base, weights))

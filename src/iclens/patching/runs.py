@@ -53,7 +53,11 @@ class Runs:
     def __post_init__(self) -> None:
         if not self.donor.n_prompts == self.recipient.n_prompts == self.target.n_prompts:
             found = f"{self.donor.n_prompts}, {self.recipient.n_prompts} and {self.target.n_prompts} prompts"
-            raise EditError("donor, recipient and A*", found, "Give one of each per prompt.")
+            raise EditError(
+                "donor, recipient and A*",
+                found,
+                "Give as many prompts of each: one donor, recipient and A* make a pair.",
+            )
         if (self.target.x[:, -1] != self.x_B).any():
             raise EditError("A*", "its query is not the recipient's", "Build the runs with `build_runs`.")
         shown = (self.donor.x[:, :-1] == self.x_B[:, None]).any(axis=1)
@@ -65,7 +69,9 @@ class Runs:
         tokenizers = {run.tokenizer for run in (self.donor, self.recipient, self.target)}
         if len(tokenizers) > 1:
             raise EditError(
-                "donor, recipient and A*", f"tokenizers {', '.join(sorted(tokenizers))}", "Use one tokenizer."
+                "donor, recipient and A*",
+                f"tokenizers {', '.join(sorted(tokenizers))}",
+                "Build all three with one model's tokenizer.",
             )
 
     @property
@@ -112,7 +118,7 @@ class Runs:
         """
         for name in beliefs:
             if name not in self.beliefs:
-                raise EditError(f"belief '{name}'", "unknown", nearest(name, self.beliefs))
+                raise EditError(f"belief '{name}'", "unknown", nearest(name, self.beliefs) + ".")
         return [self.beliefs.index(name) for name in beliefs]
 
 
@@ -127,7 +133,7 @@ def check_tokenizer(tokenizer: Tokenizer, runs: Runs) -> None:
         raise EditError(
             f"runs of tokenizer {runs.donor.tokenizer}",
             f"the model's is {own}",
-            "Build them with the model's.",
+            "Build the runs with `model.tokenizer`.",
         )
 
 
@@ -206,7 +212,11 @@ def runs_by_query(
     """
     asked = list(dict.fromkeys(str(x) for x in xs))
     if not asked or donors < 1:
-        raise EditError(f"{len(asked)} queries and {donors} donors", "nothing to run", "Give one or more.")
+        raise EditError(
+            f"{len(asked)} queries and {donors} donors",
+            "nothing to run",
+            "Give at least one x and `donors` of 1 or more.",
+        )
     pool = tuple(inputs) if inputs is not None else tuple(asked)
     n_inputs = len(pool) if {*pool} & {*asked} else len(pool) + 1
     shown = _shown(task, recipient, donor_examples, recipient_examples, n_inputs)
@@ -238,18 +248,28 @@ def _shown(
         TaskError: for a stochastic task, or too few inputs for the contexts and two queries.
     """
     if recipient not in RECIPIENTS:
-        raise EditError(f"recipient '{recipient}'", "unknown", f"One of {', '.join(RECIPIENTS)}.")
+        raise EditError(
+            f"recipient '{recipient}'", "unknown", f"It must be {' or '.join(map(repr, RECIPIENTS))}."
+        )
     if not task.deterministic:
-        raise TaskError(f"patching '{task.name}'", "it has no single answer", "Choose a deterministic task.")
+        raise TaskError(
+            f"patching '{task.name}'",
+            "it has no single answer",
+            "Choose a task with one answer per x, such as 2x+3.",
+        )
     shown = 0 if recipient == ZERO else donor_examples if recipient_examples is None else recipient_examples
     if recipient == "S arm" and shown < 2:
         raise EditError(
-            f"an S arm of {shown} examples", "its labels cannot be deranged", "Give it 2 or more."
+            f"an S arm of {shown} examples",
+            "its labels cannot be deranged",
+            "Give recipient_examples of 2 or more.",
         )
     longest = max(donor_examples, shown)
     if n_inputs < longest + 2:
         raise TaskError(
-            f"{longest} examples and two queries", f"{n_inputs} inputs", "Ask for fewer examples."
+            f"{longest} examples and two queries",
+            f"{n_inputs} inputs",
+            "Lower the number of examples, or allow more inputs.",
         )
     return shown
 

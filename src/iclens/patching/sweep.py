@@ -64,7 +64,11 @@ def sweep(
     for role in roles:
         if check_role(role) != "pre" and not matched:
             lengths = f"donor and recipient have {runs.n_seen} and {runs.recipient.n_examples - 1} examples"
-            raise EditError(f"a sweep over the context's '{role}'", lengths, "Use a length-matched S arm.")
+            raise EditError(
+                f"a sweep over the context's '{role}'",
+                lengths,
+                "Build the runs with recipient='S arm' and as many recipient_examples, or sweep 'pre' alone.",
+            )
     weights = resamples(runs.donor.n_prompts, draws, np.random.default_rng(seed))
     parts = []
     for role in roles:

@@ -61,7 +61,9 @@ class Condition:
         if self.noise is None:
             return mixture.sample(rng, n_contexts, n_examples, tasks=tasks)
         if self.noise not in mixture.noise_levels:
-            raise ConfigError(f"noise level {self.noise}", f"it has {mixture.noise_levels}", "Choose one.")
+            raise ConfigError(
+                f"noise level {self.noise}", f"the mixture has {mixture.noise_levels}", "Choose one of these."
+            )
         level = np.full(n_contexts, mixture.noise_levels.index(self.noise))
         return mixture.sample(rng, n_contexts, n_examples, tasks=tasks, noise=level)
 
@@ -221,8 +223,14 @@ def load_mixture(folder: Path) -> Mixture:
         declared = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as cause:
         raise ConfigError(
-            f"mixture of '{folder}'", "no mixture.yaml", "Its exact posterior is unknown."
+            f"mixture of '{folder}'",
+            "no mixture.yaml",
+            "The exact posterior needs one: name the folder of a model that `iclens reference train` made.",
         ) from cause
     except yaml.YAMLError as cause:
-        raise ConfigError(f"{path}", f"not YAML ({cause})".replace("\n", " "), "Mend it.") from cause
+        raise ConfigError(
+            f"{path}",
+            f"not YAML ({cause})".replace("\n", " "),
+            "Correct the YAML where it says, or put the published file there.",
+        ) from cause
     return Mixture.from_dict(declared)

@@ -83,7 +83,9 @@ def _fill(new: Path, out: Path, stage: StageName, recipe: Recipe) -> None:
             shutil.copyfile(out / stage / file, new / file)
         except FileNotFoundError as cause:
             raise ConfigError(
-                f"stage {stage}", f"{cause.filename} is missing", "Train the stage first."
+                f"stage {stage}",
+                f"{cause.filename} is missing",
+                f"Run `iclens reference train --stage {stage}` first.",
             ) from cause
     text = yaml.safe_dump(recipe.mixture, sort_keys=False, allow_unicode=True)
     (new / "mixture.yaml").write_text(text, encoding="utf-8")
@@ -142,7 +144,9 @@ def _stage(out: Path, stage: StageName, recipe: Recipe) -> dict[str, Any]:
     try:
         progress = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as cause:
-        raise ConfigError(f"stage {stage}", f"{path} is missing", "Train the stage first.") from cause
+        raise ConfigError(
+            f"stage {stage}", f"{path} is missing", f"Run `iclens reference train --stage {stage}` first."
+        ) from cause
     per_step = recipe.contexts_per_step * (PREFIX_LENGTH + TOKENS_PER_EXAMPLE * recipe.examples)
     return {
         "stage": stage,

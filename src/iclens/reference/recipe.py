@@ -110,8 +110,14 @@ def load_recipe(path: Path | None = None) -> Recipe:
     except FileNotFoundError as cause:
         raise ConfigError(f"recipe {path}", "no such file", "Give the path of a YAML recipe.") from cause
     except yaml.YAMLError as cause:
-        raise ConfigError(f"recipe {path}", f"not YAML ({cause})".replace("\n", " "), "Mend it.") from cause
+        raise ConfigError(
+            f"recipe {path}", f"not YAML ({cause})".replace("\n", " "), "Correct the YAML where it says."
+        ) from cause
     except ValidationError as cause:
         first = cause.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"recipe key '{key}'", first["msg"], "See reference/icl_tiny.yaml.") from cause
+        raise ConfigError(
+            f"recipe key '{key}'",
+            first["msg"],
+            f"The keys and types are those of {files('iclens.reference') / 'icl_tiny.yaml'}.",
+        ) from cause

@@ -95,7 +95,11 @@ class Trainer:
             return trunk
         weights = out / "trunk" / "model.safetensors"
         if not weights.exists():
-            raise ConfigError(f"stage {self.name}", f"{weights} is missing", "Train the trunk first.")
+            raise ConfigError(
+                f"stage {self.name}",
+                f"{weights} is missing",
+                "Run `iclens reference train --stage trunk` first.",
+            )
         trunk.load_state_dict(load_file(weights))
         return grow(trunk, r.shape, self.stage.blocks, self.tokenizer, r.seed + 1)
 
@@ -183,7 +187,9 @@ class Trainer:
             self.seconds, mark = self.seconds + time.monotonic() - mark, time.monotonic()
             if not np.isfinite(recent[-1]["answer"]):
                 raise ConfigError(
-                    f"stage {self.name}", f"loss not finite at step {self.step}", "Lower the rates."
+                    f"stage {self.name}",
+                    f"loss not finite at step {self.step}",
+                    "Lower the learning rates of the recipe.",
                 )
             if self.step % every == 0:
                 means = {k: float(np.mean([r[k] for r in recent])) for k in recent[0]}

@@ -55,6 +55,10 @@ def catalogue(model: str | None) -> Catalogue:
         names = {
             plain_name(name) for name in (*(r.model for r in everything), *(row[1] for row in published))
         }
-        raise SaeError(f"SAEs for '{model}'", "none are known", f"{nearest(plain_name(str(model)), names)}.")
+        raise SaeError(
+            f"SAEs for '{model}'",
+            "none are known",
+            f"{nearest(plain_name(str(model)), names)}; `iclens saes list` names all.",
+        )
     layouts = tuple((layout.name, " and ".join(layout.files), layout.origin) for layout in LAYOUTS)
     return Catalogue(layouts, outside, chosen, model)

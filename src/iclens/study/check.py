@@ -114,7 +114,7 @@ def check_saes(
         place, first = next(iter(found.items()))
         raise SaeError(
             f"SAE '{saes[place].folder}' on model '{loaded.name}'", "; ".join(first),
-            "Use one made for it, or go on with --force, which records this.",
+            "Give an SAE that was made for this model, or go on with --force, which records this.",
         )  # fmt: skip
     everything = counted.values()
     checked = Checked(quality_table(everything), fidelity_table(everything), density_table(everything), found)
@@ -137,7 +137,9 @@ def _load(refs: Sequence[str], model: LanguageModel, site: Site | None, misfit: 
             model.check_site(sae.output)
             found = {model.check_site(sae.site): sae}
         if twice := saes.keys() & found.keys():
-            raise SaeError(f"SAE '{ref}'", f"{min(twice).short} was given before", "Give one SAE per site.")
+            raise SaeError(
+                f"SAE '{ref}'", f"{min(twice).short} was given before", "Give one SAE for each site."
+            )
         saes |= found
     return saes
 

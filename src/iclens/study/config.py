@@ -96,7 +96,9 @@ class PromptsSection(Section):
     @model_validator(mode="after")
     def _rival_is_another(self) -> PromptsSection:
         if self.rival == self.task:
-            raise ConfigError(f"rival '{self.rival}'", "the task itself", "Name another task.")
+            raise ConfigError(
+                f"prompts.rival: '{self.rival}'", "the task itself", "Name another task, or leave it out."
+            )
         return self
 
     @property
@@ -218,7 +220,9 @@ class PatchSection(Section):
         late = [role for role in self.roles if role in ("lab", "close")]
         if late and self.recipient == "zero examples":
             found = "run B shows no example"
-            raise ConfigError(f"patch.roles: {late[0]}", found, "Take another, or patch.recipient: S arm.")
+            raise ConfigError(
+                f"patch.roles: {late[0]}", found, "List a role up to pre, or set patch.recipient: S arm."
+            )
         return self
 
     @field_validator("sites")
@@ -295,7 +299,9 @@ class StudyConfig(Section):
         for key, belief in (("patch.chosen_for", self.patch.chosen_for), ("sweep.belief", self.sweep.belief)):
             if belief not in self.belief_names:
                 raise ConfigError(
-                    f"{key}: belief '{belief}'", "not followed", nearest(belief, self.belief_names)
+                    f"{key}: belief '{belief}'",
+                    "not followed",
+                    nearest(belief, self.belief_names) + ". track.beliefs declares others.",
                 )
         return self
 
@@ -305,7 +311,9 @@ class StudyConfig(Section):
         if strange:
             found = ", ".join(self.prompts.arms)
             raise ConfigError(
-                f"growth.controls: arm {strange[0]}", f"prompts.arms has {found}", "Add it there."
+                f"growth.controls: arm {strange[0]}",
+                f"prompts.arms has {found}",
+                "List it in prompts.arms, after the tested arm.",
             )
         most = self.prompts.n_examples - 2
         if self.pushed_after > most:
@@ -336,7 +344,11 @@ def load_study_config(path: Path) -> StudyConfig:
             f"study config '{path}'", "no such file", "Give the path of a YAML file."
         ) from cause
     except (OSError, UnicodeDecodeError) as cause:
-        raise ConfigError(f"study config '{path}'", f"unreadable ({one_line(cause)})", "Mend it.") from cause
+        raise ConfigError(
+            f"study config '{path}'",
+            f"unreadable ({one_line(cause)})",
+            "Give a text file in UTF-8 that you may read.",
+        ) from cause
     return parse_study_config(text, str(path))
 
 
@@ -350,9 +362,17 @@ def parse_study_config(text: str, source: str) -> StudyConfig:
     try:
         declared = yaml.safe_load(text)
     except yaml.YAMLError as cause:
-        raise ConfigError(f"study config '{source}'", f"not YAML ({one_line(cause)})", "Mend it.") from cause
+        raise ConfigError(
+            f"study config '{source}'",
+            f"not YAML ({one_line(cause)})",
+            "Correct it at the line that is named.",
+        ) from cause
     if not isinstance(declared, dict):
-        raise ConfigError(f"study config '{source}'", "not a mapping of keys", "Start from study/demo.yaml.")
+        raise ConfigError(
+            f"study config '{source}'",
+            "not a mapping of keys",
+            "Write keys and values, at least study, model, saes and prompts.",
+        )
     try:
         return StudyConfig.model_validate(declared)
     except ValidationError as cause:

@@ -10,7 +10,7 @@ from iclens.errors import ConfigError, nearest
 
 
 def explain(cause: ValidationError, root: type[BaseModel], source: str) -> ConfigError:
-    """The first validation error as one line, naming the key and, when it is unknown, the nearest one."""
+    """The first validation error as one line: the key, what stands there, and what is allowed."""
     errors = cause.errors()
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     path = [str(part) for part in first["loc"]]
@@ -18,9 +18,9 @@ def explain(cause: ValidationError, root: type[BaseModel], source: str) -> Confi
     if first["type"] == "extra_forbidden":
         return ConfigError(asked, "unknown", nearest(path[-1], _keys_at(root, path[:-1])) + ".")
     if first["type"] == "missing":
-        return ConfigError(asked, "missing", "Add it.")
-    found = one_line(first["msg"]).removeprefix("Value error, ")
-    return ConfigError(asked, f"{found}, not {first['input']!r}"[:300], "Correct it.")
+        return ConfigError(asked, "missing", f"Write it in {source}: it has no default.")
+    allowed = one_line(first["msg"]).removeprefix("Value error, ").replace("Input should", "It should", 1)
+    return ConfigError(asked, f"{first['input']!r}"[:200], f"{allowed[:1].upper()}{allowed[1:]}.")
 
 
 def _keys_at(root: type[BaseModel], path: list[str]) -> list[str]:

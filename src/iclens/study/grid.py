@@ -68,7 +68,7 @@ def grid_prompts(config: StudyConfig, tokenizer: Tokenizer, *, n_prompts: int, s
         if template not in able:
             raise TokenizerError(
                 f"grid.templates: '{template}'", "not six tokens to an example for this model's tokenizer",
-                f"It supports {', '.join(able) or 'none'}.",
+                f"It supports {', '.join(able) or 'none'}: list these in grid.templates.",
             )  # fmt: skip
     parts = [
         build_prompts(
@@ -111,7 +111,7 @@ def check_concepts(config: StudyConfig) -> None:
     grid = task_grid(config)
     low, high = config.grid.answers or (0, 999)
     if low > high:
-        raise ConfigError(f"grid.answers: [{low}, {high}]", "the first is larger", "Give the least first.")
+        raise ConfigError(f"grid.answers: [{low}, {high}]", "the first is larger", f"Write [{high}, {low}].")
     asked, declared = asked_concepts(config), config.transforms.declare.get("concepts") or {}
     sides = {"discovery": grid.discovery, "held-out": grid.held_out}
     drawn = {side: _drawn(config, grid, names) for side, names in sides.items()}
@@ -121,7 +121,7 @@ def check_concepts(config: StudyConfig) -> None:
         if one.belief and one.belief not in config.belief_names:
             raise ConfigError(
                 f"transforms.declare: belief '{one.belief}' of '{one.name}'", "not followed",
-                nearest(one.belief, config.belief_names),
+                nearest(one.belief, config.belief_names) + ". track.beliefs declares others.",
             )  # fmt: skip
         for side, rows in drawn.items():
             label = one.contrast.label(rows)
@@ -130,7 +130,7 @@ def check_concepts(config: StudyConfig) -> None:
                     raise ConfigError(
                         f"transforms.declare: concept '{one.name}'",
                         f"no row of the {side} tasks is {what}, so it is constant there",
-                        "Change its expressions, or add tasks that differ in it.",
+                        "Change its expressions, or list tasks in grid.tasks that differ in it.",
                     )
 
 

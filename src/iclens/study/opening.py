@@ -52,7 +52,11 @@ class RunAsFound:
         Raises:
             ConfigError: always, with the cause.
         """
-        raise ConfigError(f"config of run '{self.path}'", self.cause, "`run.config` holds it as it stands.")
+        raise ConfigError(
+            f"config of run '{self.path}'",
+            self.cause,
+            "`iclens.open` reads what is there: its `run.config` is the file as it stands.",
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from iclens.errors import IclensError, RunError, TableError
+from iclens.errors import REDO_STAGE, IclensError, RunError, TableError
 from iclens.names import Site
 from iclens.study.config import StudyConfig
 from iclens.study.declared import Declared, known
@@ -293,7 +293,9 @@ class Results:
         file = self.run.path / name
         if not file.exists():
             raise RunError(
-                f"{name} of run '{self.run.path}'", "not there", "Run `iclens study` on its config."
+                f"{name} of run '{self.run.path}'",
+                "not there",
+                "Run `iclens study` on the run's config.yaml, which makes what is missing.",
             )
         return file
 
@@ -307,12 +309,16 @@ def having(frame: pd.DataFrame, table: str, *columns: str) -> pd.DataFrame:
     absent = [name for name in columns if name not in frame]
     if absent:
         found = f"lacks {absent[0]}"
-        raise TableError(f"table {table}", found, "It is damaged, or of another version of iclens.")
+        raise TableError(
+            f"table {table}",
+            found,
+            "Run `iclens study` on the run's config.yaml again with this version of iclens.",
+        )
     return frame
 
 
 def _of_another_form(path: Path, found: str) -> TableError:
-    return TableError(f"{path}", f"unreadable: {found}", "Run its stage again.")
+    return TableError(f"{path}", f"unreadable: {found}", REDO_STAGE)
 
 
 def _short(frame: pd.DataFrame) -> pd.DataFrame:

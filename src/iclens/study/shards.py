@@ -76,7 +76,7 @@ def write_shard(bench: Bench, rank: int, world: int) -> Path:
         raise RunError(
             f"rank {rank} of {world}",
             f"{len(starts)} batches of {batch} prompts",
-            "Use at most one rank per batch.",
+            f"Start at most {len(starts)} processes, or lower track.batch.",
         )
     # Whole batches: the sums of a batch of another size would round otherwise.
     own = np.array_split(starts, world)[rank]

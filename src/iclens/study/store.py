@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from iclens.errors import TableError
+from iclens.errors import REDO_STAGE, TableError
 from iclens.names import Site
 from iclens.tables.arrays import Floats
 from iclens.tables.prompts import PromptSet
@@ -47,7 +47,11 @@ def save_prompts(prompts: PromptSet, folder: Path, name: str) -> None:
 def _save_contexts(prompts: PromptSet, path: Path) -> None:
     """Write what stands before each query: one row per prompt, example and slot."""
     if prompts.context_x is None or prompts.context_y is None:
-        raise TableError(f"contexts of arm {prompts.arm}", "there are none", "Only probed arms have them.")
+        raise TableError(
+            f"contexts of arm {prompts.arm}",
+            "there are none",
+            "Save prompts of a probed arm with both context_x and context_y.",
+        )
     prompt, example, slot = np.indices(prompts.context_x.shape).reshape(3, -1)
     columns = {"prompt": prompt, "example": example, "slot": slot}
     columns |= {"x": prompts.context_x.ravel(), "y": prompts.context_y.ravel()}
@@ -63,9 +67,7 @@ def load_prompts(folder: Path, name: str) -> PromptSet:
     try:
         frame = pd.read_parquet(folder / f"{name}.parquet")
     except (OSError, ValueError) as cause:
-        raise TableError(
-            f"{folder / name}.parquet", _unreadable(cause), "Run the prompts stage again."
-        ) from cause
+        raise TableError(f"{folder / name}.parquet", _unreadable(cause), REDO_STAGE) from cause
     arrays, held = load_arrays(folder / f"{name}.safetensors")
     about = json.loads(held[_ABOUT])
     shape = (int(frame["prompt"].max()) + 1, int(frame["example"].max()) + 1)
@@ -94,10 +96,10 @@ def load_rows(path: Path, site: Site | None = None) -> pa.Table:
     wanted = None if site is None else [("site", "in", [str(site), site.short])]
     try:
         if site is not None and "site" not in pq.read_schema(path, memory_map=True).names:
-            raise TableError(f"{path.stem} of {site.short}", "it names no sites", "Read it whole.")
+            raise TableError(f"{path.stem} of {site.short}", "it names no sites", "Read it without a site.")
         return pq.read_table(path, memory_map=True, filters=wanted)
     except (OSError, ValueError) as cause:
-        raise TableError(f"{path}", _unreadable(cause), "Run its stage again.") from cause
+        raise TableError(f"{path}", _unreadable(cause), REDO_STAGE) from cause
 
 
 def save_arrays(path: Path, arrays: dict[str, Floats], **about: object) -> None:
@@ -118,7 +120,7 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             about = file.metadata() or {}
         return load_file(path), about
     except (SafetensorError, OSError) as cause:
-        raise TableError(f"{path}", _unreadable(cause), "Run its stage again.") from cause
+        raise TableError(f"{path}", _unreadable(cause), REDO_STAGE) from cause
 
 
 def save_json(path: Path, value: Any) -> None:
@@ -135,7 +137,7 @@ def load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as cause:  # not there, not JSON, or not text
-        raise TableError(f"{path}", _unreadable(cause), "Run its stage again.") from cause
+        raise TableError(f"{path}", _unreadable(cause), REDO_STAGE) from cause
 
 
 def check_form(value: Any, form: Any, path: Path) -> Any:
@@ -151,7 +153,7 @@ def check_form(value: Any, form: Any, path: Path) -> Any:
         TableError: naming what it lacks, or where it is of another form.
     """
     if said := _lacking(value, form, ""):
-        raise TableError(f"{path}", f"unreadable: {said}", "Run its stage again.")
+        raise TableError(f"{path}", f"unreadable: {said}", REDO_STAGE)
     return value
 
 

@@ -93,7 +93,7 @@ class TransformsSection(Section):
                 raise ConfigError(
                     f"transforms.concepts: '{name}'",
                     "a contrast, not a concept",
-                    "Declare it among concepts.",
+                    "Declare it under transforms.declare: concepts, with its confounds.",
                 )
             try:
                 concept(name, known)

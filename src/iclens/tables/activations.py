@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from scipy.sparse import csc_array, csr_array, vstack
 
-from iclens.errors import TableError
+from iclens.errors import REDO_STAGE, TableError
 from iclens.names import Site, check_role
 from iclens.tables.arrays import Floats, Ints, expect_shape
 from iclens.tables.mapped import mapped_arrays, stretch
@@ -126,7 +126,7 @@ class LatentActs:
             raise TableError(
                 f"activations at {self.site.short} {self.role}",
                 f"NaN or infinite in latent {int(self.index[entry])}, prompt {row // self.n_examples}",
-                "Check the model's dtype and the SAE.",
+                "Read the model in float32, or remove this SAE if its weights are not finite.",
             )
 
     @property
@@ -151,7 +151,9 @@ class LatentActs:
             TableError: for a latent outside the SAE.
         """
         if not 0 <= latent < self.d_sae:
-            raise TableError(f"latent {latent}", f"the SAE has {self.d_sae}", "Choose one of these.")
+            raise TableError(
+                f"latent {latent}", f"the SAE has {self.d_sae}", f"Choose one from 0 to {self.d_sae - 1}."
+            )
         if self.by_latent is None:
             return self.matrix[:, [latent]].toarray().reshape(self.n_prompts, self.n_examples)
         first, last = (int(end) for end in stretch(self.by_latent.starts, latent, latent + 2))
@@ -181,13 +183,11 @@ class LatentActs:
         Raises:
             TableError: when the file is missing, damaged or of an older form.
         """
-        arrays, meta = mapped_arrays(path, "Run the tracking stage again.")
+        arrays, meta = mapped_arrays(path, REDO_STAGE)
         try:
             return _from_file(arrays, meta)
         except (KeyError, ValueError) as cause:
-            raise TableError(
-                f"{path}", f"not latents of this version ({cause})", "Run track again."
-            ) from cause
+            raise TableError(f"{path}", f"not latents of this version ({cause})", REDO_STAGE) from cause
 
     @classmethod
     def load(cls, path: Path) -> LatentActs:
@@ -245,7 +245,9 @@ def join_prompts(parts: Sequence[LatentActs]) -> LatentActs:
         for what in ("site", "role", "sae_id", "d_sae", "n_examples"):
             if getattr(part, what) != getattr(first, what):
                 raise TableError(
-                    f"parts at {first.site.short}", f"{what} differs", "Track all of them alike."
+                    f"parts at {first.site.short}",
+                    f"{what} differs",
+                    "Join parts of one arm, site, role and SAE only.",
                 )
     rows = csr_array(vstack([part.matrix for part in parts], format="csr"))
     return replace(

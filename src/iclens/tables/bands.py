@@ -24,7 +24,7 @@ class Band(NamedTuple):
 def resample_prompts(n_prompts: int, n_resamples: int, rng: np.random.Generator) -> Ints:
     """How often each prompt is drawn in each bootstrap resample, [resample prompt]; rows sum to n_prompts."""
     if n_prompts < 1:
-        raise TableError("a bootstrap over prompts", "no prompts", "Give at least one.")
+        raise TableError("a bootstrap over prompts", "no prompts", "Give at least one prompt.")
     return rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=n_resamples)
 
 

@@ -43,19 +43,31 @@ class Edit:
             raise EditError(f"edit kind '{self.kind}'", "unknown", f"One of {', '.join(KINDS)}.")
         if (self.value is None) != (self.kind == "zero"):
             raise EditError(
-                f"edit '{self.kind}' at {self.site}", "value missing or not wanted", "Only zero has none."
+                f"edit '{self.kind}' at {self.site}",
+                "value missing or not wanted",
+                "Give `value` to every kind but zero, which takes none.",
             )
         if self.kind == "mean" and self.per_row:
-            raise EditError(f"edit 'mean' at {self.site}", f"{self._shape[0]} rows", "A mean is one row.")
+            raise EditError(
+                f"edit 'mean' at {self.site}", f"{self._shape[0]} rows", "Give `value` as one row, the mean."
+            )
         if self.kind == "resample" and len(self._shape) != self._axes:
             raise EditError(
                 f"edit 'resample' at {self.site}", "its value has no axis of rows", "Give one row per prompt."
             )
         for name, given in (("recipient_pos", self.recipient_pos), ("heads", self.heads)):
             if given is not None and (np.ndim(given) != 1 or not len(given)):
-                raise EditError(f"edit at {self.site}", f"{name} is no list of one or more", "Mend it.")
+                raise EditError(
+                    f"edit at {self.site}",
+                    f"{name} is no list of one or more",
+                    f"Give `{name}` as a list of whole numbers, or leave heads out for all of them.",
+                )
         if self.heads is not None and self.site.hook != "z":
-            raise EditError(f"edit of heads at {self.site.short}", "it has no heads", "Heads are at z.")
+            raise EditError(
+                f"edit of heads at {self.site.short}",
+                "it has no heads",
+                f"Edit heads at L{self.site.layer}.z, or leave `heads` out.",
+            )
 
     @classmethod
     def at(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from iclens.errors import TableError
+from iclens.errors import REDO_STAGE, TableError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,13 +37,13 @@ def _cast(what: str, given: Sequence[Any] | NDArray[Any], kind: str) -> NDArray[
     allowed = {"str": str, "bool": (bool, np.bool_)}.get(kind, (int, float, np.number))
     strange = [value for value in held.ravel() if not isinstance(value, allowed)]
     if strange:
-        raise TableError(what, f"holds {strange[0]!r}", f"Its type is {kind}.")
+        raise TableError(what, f"holds {strange[0]!r}", f"Every value has to be of type {kind}.")
     try:
         values = np.array(held, dtype=_DTYPES[kind])
     except (ValueError, OverflowError) as cause:
         raise TableError(what, str(cause), f"Its type is {kind}.") from cause
     if kind == "int" and (values != held).any():
-        raise TableError(what, f"holds {held[values != held][0]!r}", "Its type is int.")
+        raise TableError(what, f"holds {held[values != held][0]!r}", "Every value has to be a whole number.")
     return values
 
 
@@ -73,13 +73,17 @@ class Table:
         missing, strange = self.COLUMNS.keys() - columns.keys(), columns.keys() - self.COLUMNS.keys()
         if missing or strange:
             raise TableError(
-                name, f"missing {sorted(missing)}, unknown {sorted(strange)}", "Give the declared columns."
+                name,
+                f"missing {sorted(missing)}, unknown {sorted(strange)}",
+                f"Its columns are {', '.join(self.COLUMNS)}.",
             )
         self._columns: dict[str, NDArray[Any]] = {}
         for key, column in self.COLUMNS.items():
             values = _cast(f"{name}.{key}", columns[key], column.kind)
             if values.ndim != 1 or len(values) != len(next(iter(self._columns.values()), values)):
-                raise TableError(f"{name}.{key}", f"shape {values.shape}", "All columns need one length.")
+                raise TableError(
+                    f"{name}.{key}", f"shape {values.shape}", "Give every column as a list of one length."
+                )
             values.setflags(write=False)
             self._columns[key] = values
 
@@ -90,7 +94,7 @@ class Table:
         """A column as a read-only array."""
         if name not in self._columns:
             raise TableError(
-                f"column '{name}'", f"{type(self).__name__} has {list(self._columns)}", "Choose one."
+                f"column '{name}'", f"{type(self).__name__} has {list(self._columns)}", "Choose one of these."
             )
         return self._columns[name]
 
@@ -131,7 +135,5 @@ class Table:
         try:
             frame = pd.read_parquet(path)
         except (OSError, ValueError) as cause:
-            raise TableError(
-                f"{path}", f"unreadable ({cause})".replace("\n", " "), "Run its stage again."
-            ) from cause
+            raise TableError(f"{path}", f"unreadable ({cause})".replace("\n", " "), REDO_STAGE) from cause
         return cls({str(name): frame[name].to_numpy() for name in frame.columns})

@@ -27,12 +27,14 @@ def check_pairing(sets: Sequence[PromptSet]) -> None:
                 raise TableError(
                     f"arms {first.arm} and {other.arm}",
                     f"unpaired: {what} differs",
-                    "Build both with one seed.",
+                    "Build both for one task, with one tokenizer, seed and set of inputs.",
                 )
         for before in sets[:i]:
             if _same_text(before, other):
                 raise TableError(
-                    f"arms {before.arm} and {other.arm}", "every label is the same", "Give two arms."
+                    f"arms {before.arm} and {other.arm}",
+                    "every label is the same",
+                    "They show the same: leave one of them out.",
                 )
 
 
@@ -56,5 +58,5 @@ def _check_queries(prompts: PromptSet) -> None:
         raise TableError(
             f"arm {prompts.arm}",
             f"a query of prompt {int(repeated.argmax())} stands in its own context",
-            "Use distinct inputs.",
+            "Every x of a prompt has to be another: give distinct inputs.",
         )

@@ -80,12 +80,20 @@ class PromptSet:
             tokens=(self.tokens, ("prompt", "pos")),
         )
         if sizes["pos"] != prompt_length(sizes["example"]):
-            raise TableError("PromptSet.tokens", f"{sizes['pos']} positions", "2 + 6 per example are needed.")
+            raise TableError(
+                "PromptSet.tokens",
+                f"{sizes['pos']} positions",
+                f"They have to be 2 + 6 × {sizes['example']} examples.",
+            )
         if self.template is not None:
             expect_shape("PromptSet", template=(self.template, (sizes["prompt"],)))
         parts = (self.context_x, self.context_y, self.probes, self.slots)
         if any(part is None for part in parts) and any(part is not None for part in parts):
-            raise TableError("PromptSet", "only some parts of a probed arm", "Give all of them or none.")
+            raise TableError(
+                "PromptSet",
+                "only some parts of a probed arm",
+                "Give context_x, context_y, probes and slots, or none of them.",
+            )
         if self.context_x is not None and self.context_y is not None:
             axes = (sizes["prompt"], sizes["example"], sizes["example"] - 1)
             expect_shape(
@@ -122,7 +130,9 @@ class PromptSet:
         """
         if self.probed:
             raise TableError(
-                f"positions of arm {self.arm}", "each query has its own sequence", "Use its passes."
+                f"positions of arm {self.arm}",
+                "each query has its own sequence",
+                "Take the positions of each pass: `for one in prompts.passes(): one.positions(role)`.",
             )
         return np.array([position(role, j) for j in range(self.n_examples)])
 

@@ -111,7 +111,11 @@ def other_task(spec: str, studied: Task) -> Task:
         else ""
     )  # fmt: skip
     if cause:
-        raise TaskError(f"task '{spec}' as a control", cause, "Name another, or none.")
+        raise TaskError(
+            f"task '{spec}' as a control",
+            cause,
+            "Name another task with one answer per x on the same inputs, or none.",
+        )
     return task
 
 
@@ -129,7 +133,11 @@ def default_rival(task: Task) -> Task:
         return parse_task(swaps[task.name])
     if task.domain == "number" and task.answers == "number":
         return parse_task("x+5")
-    raise TaskError(f"a rival of '{task.name}'", "none suggests itself", "Name one: prompts.rival.")
+    raise TaskError(
+        f"a rival of '{task.name}'",
+        "none suggests itself",
+        "Set `rival` (prompts.rival in a study) to another task on the same inputs.",
+    )
 
 
 def _own(shown: Shown, _: Rng) -> list[str]:
@@ -154,7 +162,9 @@ def _numbers(shown: Shown, arm: str) -> list[int]:
     found = sorted({y for value in shown.pool for y in shown.task.outcomes(value)})
     if not all(y.isdigit() for y in found):
         raise TaskError(
-            f"arm {arm} of task '{shown.task.name}'", "its answers are words", "Leave the arm out."
+            f"arm {arm} of task '{shown.task.name}'",
+            "its answers are words",
+            "This arm needs a task of numbers: leave it out of the arms (prompts.arms in a study).",
         )
     return [int(y) for y in found]
 
@@ -163,13 +173,21 @@ def _odd(shown: Shown, rng: Rng) -> list[str]:
     found = _numbers(shown, "O")
     options = [n for n in range(min(found), max(found) + 1) if n % 2]
     if not options:
-        raise TaskError(f"arm O of task '{shown.task.name}'", "no odd answer in its range", "Leave it out.")
+        raise TaskError(
+            f"arm O of task '{shown.task.name}'",
+            "no odd answer in its range",
+            "Leave it out of the arms (prompts.arms in a study).",
+        )
     return [str(options[i]) for i in rng.integers(0, len(options), len(shown.x))]
 
 
 def _rival_label(shown: Shown, x: str) -> str:
     if shown.rival is None:
-        raise TaskError(f"arms of task '{shown.task.name}'", "no rival task", "Name one: prompts.rival.")
+        raise TaskError(
+            f"arms of task '{shown.task.name}'",
+            "no rival task",
+            "Set `rival` (prompts.rival in a study) to a second task.",
+        )
     return shown.rival.answer(x)
 
 
@@ -199,13 +217,19 @@ def _noisy(shown: Shown, rng: Rng) -> list[str]:
 
 def _one_wrong(shown: Shown, rng: Rng) -> list[str]:
     if shown.number >= len(shown.x):
-        raise TaskError(f"arm C{shown.number}", f"prompts have {len(shown.x)} examples", "Name one of these.")
+        raise TaskError(
+            f"arm C{shown.number}",
+            f"prompts have {len(shown.x)} examples",
+            f"The number is of an example: C0 to C{len(shown.x) - 1}.",
+        )
     options = sorted(
         {y for value in shown.pool for y in shown.task.outcomes(value)} - {shown.own[shown.number]}
     )
     if not options:
         raise TaskError(
-            f"arm C{shown.number} of task '{shown.task.name}'", "it has one answer", "Leave it out."
+            f"arm C{shown.number} of task '{shown.task.name}'",
+            "every answer of the task is the same",
+            "It has no wrong label: leave the arm out (prompts.arms in a study).",
         )
     labels = list(shown.own)
     labels[shown.number] = options[rng.integers(0, len(options))]
@@ -239,7 +263,7 @@ def _by_ambiguity(shown: Shown, rng: Rng, arm: str) -> list[tuple[str, str]]:
     if len(left) < 2 * (len(shown.x) - 1) or shown.task.domain != "number":
         raise TaskError(
             f"arm {arm} of task '{shown.task.name}'", f"{len(left)} inputs beside the queries",
-            f"It needs {2 * (len(shown.x) - 1)} numbers; ask for fewer examples.",
+            f"It needs {2 * (len(shown.x) - 1)} numbers: lower n_examples, or allow more inputs.",
         )  # fmt: skip
     rivals = [parse_task(spec) for spec in RIVALS]
     shared = [sum(r.answer(x) == shown.task.answer(x) for r in rivals) for x in left]

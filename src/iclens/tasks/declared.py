@@ -98,9 +98,17 @@ def check_declared(
     names = [*BELIEFS, *(belief.name for belief in found)]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise TaskError(f"belief '{twice[0]}'", "it stands twice", "List each belief once.")
+        raise TaskError(
+            f"belief '{twice[0]}'",
+            "it stands twice",
+            "List each belief once; the five of every study need not be listed.",
+        )
     if f"against:{task.name}" in names:
-        raise TaskError(f"belief 'against:{task.name}'", "the studied task itself", "Name another task.")
+        raise TaskError(
+            f"belief 'against:{task.name}'",
+            "the studied task itself",
+            "Declare it against a task that gives other answers.",
+        )
     for belief in found:
         _expect_to_vary(belief, task, asked)
     return found
@@ -113,11 +121,17 @@ def _expect_to_vary(belief: DeclaredBelief, task: Task, inputs: Sequence[str]) -
     even = AnswerProbs(answers, np.full((len(inputs), len(answers)), -np.log(len(answers))))
     value = belief.read(even, np.array(inputs), own)
     if np.isnan(value).all():
-        raise TaskError(f"belief '{belief.name}'", "it has no value on any input", "Leave it out.")
+        raise TaskError(
+            f"belief '{belief.name}'",
+            "it has no value on any input",
+            "Leave it out, or declare it of a task that has answers on these inputs.",
+        )
     known = value[np.isfinite(value)]
     if (known <= 0).all() or (known >= 1).all():
         raise TaskError(
-            f"belief '{belief.name}'", f"always {known[0]:g}, whatever the answer", "Answers are 0 to 999."
+            f"belief '{belief.name}'",
+            f"always {known[0]:g}, whatever the answer",
+            "Leave it out, or declare one that holds for some of the answers 0 to 999 and not for others.",
         )
 
 
@@ -126,7 +140,9 @@ def _single(spec: str, other: str) -> Task:
     task = parse_task(other)
     if not task.deterministic:
         raise TaskError(
-            f"belief '{spec}'", f"'{task.name}' has several answers at an x", "Name a task that has one."
+            f"belief '{spec}'",
+            f"'{task.name}' has several answers at an x",
+            "Name a task with one answer per x, such as 3x+1.",
         )
     return task
 

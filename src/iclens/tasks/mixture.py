@@ -65,12 +65,16 @@ class Mixture:
         ):
             if len(weights) != len(items) or not np.isclose(sum(weights), 1.0):
                 raise ConfigError(
-                    what, f"{len(weights)} weights summing to {sum(weights):.4g}", "One each, sum 1."
+                    what,
+                    f"{len(weights)} weights summing to {sum(weights):.4g}",
+                    "Give one weight to each, with sum 1.",
                 )
             if min(weights) < 0:
-                raise ConfigError(what, f"weight {min(weights)}", "Weights are not negative.")
+                raise ConfigError(what, f"weight {min(weights)}", "Every weight has to be 0 or more.")
         if not all(0 <= level <= 1 for level in self.noise_levels):
-            raise ConfigError("noise levels", f"{self.noise_levels}", "Each is a probability.")
+            raise ConfigError(
+                "noise levels", f"{self.noise_levels}", "Every noise level has to be from 0 to 1."
+            )
         if len({task.name for task in self.tasks}) != len(self.tasks):
             raise ConfigError("mixture tasks", "a task stands twice", "List each task once.")
 
@@ -96,11 +100,15 @@ class Mixture:
                 prior += [family["weight"] / len(members)] * len(members)
         except KeyError as missing:
             raise ConfigError(
-                "mixture", f"no key {missing}", "Declare numbers, noise and families."
+                "mixture",
+                f"no key {missing}",
+                "Give numbers, noise and families; each family has weight and tasks.",
             ) from missing
         except (TypeError, ValueError, AttributeError) as cause:
             raise ConfigError(
-                "mixture", str(cause), "Its form is that of reference/icl_tiny.yaml."
+                "mixture",
+                str(cause),
+                "Write numbers: [first, last], noise: {level: weight}, families: {name: {weight, tasks}}.",
             ) from cause
         return cls(tuple(tasks), tuple(prior), levels, rates, range(first, last + 1))
 
@@ -160,7 +168,9 @@ class Mixture:
         """
         if task not in self.tasks:
             raise ConfigError(
-                f"task '{task.name}'", "not in the mixture", "Its exact posterior is undefined."
+                f"task '{task.name}'",
+                "not in the mixture",
+                "The exact posterior exists only for tasks that mixture.yaml lists: name one of these.",
             )
         return self.tasks.index(task)
 

@@ -111,7 +111,11 @@ def draw_examples(
     """
     made, second = _arm(task, arm, None)
     if made.probed:
-        raise TaskError(f"examples of arm {arm}", "each query has its own context", "Use build_prompts.")
+        raise TaskError(
+            f"examples of arm {arm}",
+            "each query has its own context",
+            "Draw those of an inline arm such as T or S; `build_prompts` makes the prompts of this one.",
+        )
     pool = _pool(task, inputs, n_examples)
     shown = [_shown(task, second, made, pool, n_examples, (seed, i)) for i in range(n_prompts)]
     answers = [[task.answer(value) for value in s.x] for s in shown]
@@ -125,14 +129,20 @@ def _arm(task: Task, code: str, rival: str | None) -> tuple[Arm, Task | None]:
         return made, None
     second = default_rival(task) if rival is None else parse_task(rival)
     if second == task:
-        raise TaskError(f"rival of '{task.name}'", "the task itself", "Name another task.")
+        raise TaskError(
+            f"rival of '{task.name}'",
+            "the task itself",
+            "Set `rival` (prompts.rival in a study) to another task.",
+        )
     return made, second
 
 
 def _pool(task: Task, inputs: Sequence[str] | None, n_examples: int) -> tuple[str, ...]:
     pool = tuple(inputs) if inputs is not None else default_inputs(task.domain)
     if len(pool) < n_examples:
-        raise TaskError(f"{n_examples} distinct inputs", f"{len(pool)} allowed", "Ask for fewer examples.")
+        raise TaskError(
+            f"{n_examples} distinct inputs", f"{len(pool)} allowed", "Lower n_examples, or allow more inputs."
+        )
     return pool
 
 
@@ -193,7 +203,9 @@ def _probes(tokenizer: Tokenizer, queries: Pairs, contexts: list[Pairs], templat
     for query, context in zip(queries, contexts, strict=True):
         if query[0] in {x for x, _ in context}:
             raise TaskError(
-                f"query x={query[0]}", "it stands in its own context", "This is a defect of the arm."
+                f"query x={query[0]}",
+                "it stands in its own context",
+                "An arm may show before a query only inputs other than its own: change the arm's `contexts`.",
             )
         slots = [cell.get(pair, blank) for pair in (*context, query)]
         slots += [blank] * (len(queries) - len(slots))
@@ -290,7 +302,11 @@ def _posterior(mixture: Mixture, prompts: PromptSet) -> Posterior:
         shown = prompts.context_x[:, n] != ""
         counts = shown.sum(axis=1)
         if len(np.unique(counts)) > 1:
-            raise TaskError(f"arm {prompts.arm}", "contexts of unequal length", "Its posterior is undefined.")
+            raise TaskError(
+                f"arm {prompts.arm}",
+                "contexts of unequal length",
+                "The exact posterior needs contexts of one length at every query: use another arm.",
+            )
         rows = [prompts.context_x[:, n][shown], prompts.context_y[:, n][shown]]
         cx, cy = (part.reshape(prompts.n_prompts, counts[0]) for part in rows)
         xs = np.concatenate([_indices(cx, mixture.input_index, "input"), x[:, n : n + 1]], axis=1)
@@ -303,7 +319,9 @@ def _indices(text: Strings, index: dict[str, int], what: str) -> np.ndarray:
     strange = sorted(set(text.ravel().tolist()) - index.keys())
     if strange:
         raise TaskError(
-            f"{what} '{strange[0]}'", "the mixture never gives it", "Its exact posterior is undefined."
+            f"{what} '{strange[0]}'",
+            "the mixture never gives it",
+            "The exact posterior exists only for inputs and labels of the mixture's own tasks.",
         )
     if text.size == 0:
         return np.empty(text.shape, dtype=np.int64)

@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,12 +72,7 @@ DEFAULT = TEMPLATES[TEMPLATE]
 
 
 class Tokenizer(Protocol):
-    """What rendering needs of a Hugging Face tokenizer."""
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """The token it names as the begin of a sequence."""
-        ...
+    """What rendering needs of a Hugging Face tokenizer, besides its `bos_token_id`."""
 
     def __call__(self, text: str, *, add_special_tokens: bool = True, verbose: bool = True) -> Any:
         """Encode text."""
@@ -144,7 +139,7 @@ def bos_id(tokenizer: Tokenizer) -> int | None:
     that token among others.
     """
     before, _ = _around(tokenizer)
-    named = tokenizer.bos_token_id
+    named = cast("Any", tokenizer).bos_token_id  # set on the class of tokenizers only while running
     return before[0] if before and named not in before else named
 
 
@@ -221,11 +216,10 @@ def _split(
     tokenizer: Tokenizer, line: str, ids: list[int], texts: list[str], template: Template
 ) -> TokenizerError:
     """Why an example, which begins at the first of `ids`, is refused: all tokens of its line are shown."""
-    read = ""
-    for count, text in enumerate(texts, start=1):  # noqa: B007
-        read += text
-        if "\n" in read or len(read) > 2 * len(line):
-            break
+    count, read = 0, ""
+    while count < len(ids) and "\n" not in read and len(read) <= 2 * len(line):
+        read += texts[count]
+        count += 1
     shown = line.replace("\n", r"\n")
     changed = "" if read == line else f", which read {read!r}"
     other = "" if template == DEFAULT else ", or a template that the tokenizer supports"

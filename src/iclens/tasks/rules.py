@@ -50,11 +50,15 @@ class Task:
             found = self.rule(x)
         except (KeyError, ValueError) as cause:
             raise TaskError(
-                f"task '{self.name}' at x='{x}'", f"not a {self.domain}", f"Give it {self.domain}s."
+                f"task '{self.name}' at x='{x}'",
+                f"not a {self.domain}",
+                f"Its inputs have to be {self.domain}s.",
             ) from cause
         if not found:
             raise TaskError(
-                f"task '{self.name}' at x={x}", "no answer in 0..999", "Choose x inside the task's range."
+                f"task '{self.name}' at x={x}",
+                "no answer in 0..999",
+                "Choose inputs (prompts.inputs in a study) at which the answer is from 0 to 999.",
             )
         return found
 

@@ -51,7 +51,7 @@ def parse_task(spec: str) -> Task:
     for pattern, build in _FORMS:
         if match := pattern.fullmatch(text):
             return build(*(int(number) for number in match.groups() if number))
-    raise TaskError(f"task '{spec}'", "no such task", nearest(text, EXAMPLES))
+    raise TaskError(f"task '{spec}'", "no such task", nearest(text, EXAMPLES) + ".")
 
 
 def _signed(offset: int) -> str:

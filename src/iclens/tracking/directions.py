@@ -53,7 +53,9 @@ def direction_growth(
     """
     if shared := set(fit.tolist()) & set(test.tolist()):
         raise TableError(
-            "a supervised direction", f"prompt {min(shared)} both fits and tests it", "Split the prompts."
+            "a supervised direction",
+            f"prompt {min(shared)} both fits and tests it",
+            "Give `fit` and `test` without a prompt in common.",
         )
     directions: dict[Site, Floats] = {site: np.zeros(model.d_model) for site in sites}
     for difference in _differences(model, treated, control, sites, fit, role, batch):
@@ -62,7 +64,11 @@ def direction_growth(
     for site, summed in directions.items():
         length = float(np.linalg.norm(summed))
         if length == 0:
-            raise TableError(f"arms at {site.short}", "their activations are equal", "Give two arms.")
+            raise TableError(
+                f"arms at {site.short}",
+                "their activations are equal",
+                "Give arms that show other labels, such as T and S.",
+            )
         directions[site] = summed / length
     parts: dict[Site, list[Floats]] = {site: [] for site in sites}
     for difference in _differences(model, treated, control, sites, test, role, batch):

@@ -47,11 +47,13 @@ def latent_inputs(sae: Sae, values: Floats, latents: Ints) -> Floats:
         raise SaeError(
             f"pre-activations at {sae.site.short}",
             f"its architecture is {kind}",
-            f"Known: {', '.join(LINEAR)}.",
+            f"Only {', '.join(LINEAR)} have one linear pre-activation per latent.",
         )
     if values.shape[-1] != sae.d_in:
         raise SaeError(
-            f"pre-activations at {sae.site.short}", f"rows of {values.shape[-1]}", f"Give {sae.d_in}."
+            f"pre-activations at {sae.site.short}",
+            f"rows of {values.shape[-1]}",
+            f"Give activations of its own site, rows of {sae.d_in}.",
         )
     chosen = torch.as_tensor(np.asarray(latents), device=sae.W_dec.device)
     given = torch.as_tensor(values)
@@ -90,7 +92,11 @@ def pre_activations(
     wanted = {place: np.asarray(latents) for place, latents in chosen.items() if len(latents)}
     missing = [site for site, _ in wanted if site not in saes]
     if missing:
-        raise SaeError(f"pre-activations at {missing[0].short}", "no SAE is given", "Name its SAE.")
+        raise SaeError(
+            f"pre-activations at {missing[0].short}",
+            "no SAE is given",
+            "Give `saes` an entry for every site of `chosen`.",
+        )
     n_prompts, n_examples = prompts.x.shape
     out = {
         place: np.empty((len(latents), n_prompts, n_examples), np.float32)

@@ -78,7 +78,9 @@ def spike(
     """
     expect_shape("a spike", latents=(latents, ("latent",)), amplitude=(amplitude, ("latent",)))
     if curve.shape != (arm.n_examples,):
-        raise TableError("a spike's curve", f"shape {curve.shape}", f"Give {arm.n_examples} values.")
+        raise TableError(
+            "a spike's curve", f"shape {curve.shape}", f"Give {arm.n_examples} values, one for each example."
+        )
     where = arm.positions(ROLE)
     edit = _edit(sae, where, latents, amplitude, curve)
     spiked = record(model, arm.tokens, [sae.site], where, edits=(edit,), batch=batch)[sae.site]
@@ -218,7 +220,7 @@ def _bench(model: LanguageModel, sae: Sae, arm: PromptSet, n_latents: int, batch
     if len(live) < n_latents:
         raise TableError(
             f"{n_latents} spikes at once at {sae.site.short}",
-            f"{len(live)} live latents", "Spike fewer, or give more prompts.",
+            f"{len(live)} live latents", "Lower n_latents, or give more prompts.",
         )  # fmt: skip
     return Bench(sae, values, model.network.dtype, live)
 

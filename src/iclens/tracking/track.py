@@ -103,13 +103,19 @@ def track(
         TokenizerError: when a word among the answers is not a single token.
     """
     if not saes:
-        raise SaeError("tracking", "no SAE was given", "Name an SAE set.")
+        raise SaeError(
+            "tracking",
+            "no SAE was given",
+            "Give `saes` at least one site and its SAE; `load_sae_set` reads a folder of them.",
+        )
     for site, sae in saes.items():
         model.check_site(site)
         refuse_transcoder(sae)
         if sae.site != site:
             raise SaeError(
-                f"tracking {site.short}", f"the SAE is of {sae.site.short}", "Use that site's SAE."
+                f"tracking {site.short}",
+                f"the SAE is of {sae.site.short}",
+                "Give every SAE under the site that it names, `{sae.site: sae}`.",
             )
     roles = [check_role(role) for role in dict.fromkeys(roles)]
     gathered = {site: _Gathered() for site in saes}
@@ -145,7 +151,7 @@ def _refuse_nan(total_sq: Floats, site: Site, arm: str, first: int) -> None:
         raise TableError(
             f"activations at {site.short}, arm {arm}",
             f"NaN or infinite in prompt {first + int(bad.argmax())}",
-            "Check the model's weights and dtype.",
+            "Read the model in float32; if that is not finite either, its weights are not.",
         )  # fmt: skip
 
 

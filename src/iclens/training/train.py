@@ -111,9 +111,9 @@ class _Run:
             _refuse_change(checkpoint, self._constant(model), model)
             if self.ranks.first:
                 self.report({"continued_at": checkpoint.tokens})
+        contexts = held_out(self.config, model.tokenizer)
         if self.ranks.first and (begin := self._begin(model)):
             self.report(begin)
-        contexts = held_out(self.config, model.tokenizer)
         facts = self._fit(model, checkpoint)
         left_out = as_left_out(facts["excluded"])
         failure, measured = None, {}

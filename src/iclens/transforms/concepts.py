@@ -113,7 +113,9 @@ def _entries(declared: Mapping[str, Any], key: str, source: str) -> dict[str, di
     found = declared.get(key) or {}
     if not isinstance(found, Mapping) or not all(isinstance(entry, Mapping) for entry in found.values()):
         raise ConfigError(
-            f"{key} of {source}", "not a mapping of names", "Start from transforms/concepts.yaml."
+            f"{key} of {source}",
+            "not a mapping of names",
+            f"Write {key}: {{name: {{positive: …}}}}, as docs/transforms.md shows.",
         )
     return {str(name): dict(entry) for name, entry in found.items()}
 
@@ -126,13 +128,19 @@ def _keys(entry: Mapping[str, Any], allowed: Sequence[str], what: str) -> None:
 
 def _contrast(name: str, entry: Mapping[str, Any], source: str) -> Contrast:
     if "positive" not in entry:
-        raise ConfigError(f"'{name}' of {source}", "no key 'positive'", "Say which rows are positives.")
+        raise ConfigError(
+            f"'{name}' of {source}",
+            "no key 'positive'",
+            "Give it `positive`, an expression that is true on its rows, such as y % 2 == 1.",
+        )
     what = f"'{name}' of {source}, "
     sides = [parse_expression(entry[side], f"{what}{side}: ") for side in _CONTRAST if side in entry]
     for side in sides:
         if not says_yes_or_no(side):
             raise ConfigError(
-                f"'{name}' of {source}", f"'{side.text}' is neither true nor false", "Write a comparison."
+                f"'{name}' of {source}",
+                f"'{side.text}' is neither true nor false",
+                "Write a comparison, such as y % 2 == 1.",
             )
     return Contrast(name, _Label(name, sides[0], sides[1] if len(sides) > 1 else None))
 
@@ -142,11 +150,15 @@ def _concept(name: str, entry: Mapping[str, Any], contrasts: Mapping[str, Contra
     confounds, asked = [], entry.get("confounds")
     if not isinstance(asked, list) or not asked:
         raise ConfigError(
-            f"{what}, confounds", "no list of them", "Name what a latent must not be mistaken for."
+            f"{what}, confounds",
+            "no list of them",
+            "List at least one: the name of a concept or contrast, or {positive: an expression}.",
         )
     for given in asked:
         if given == name:
-            raise ConfigError(f"{what}, confound '{given}'", "the concept itself", "Name another.")
+            raise ConfigError(
+                f"{what}, confound '{given}'", "the concept itself", "Leave it out, or name another concept."
+            )
         if isinstance(given, Mapping):
             _keys(given, (*_CONTRAST, "name"), f"a confound of {what}")
             confounds.append(_contrast(str(given.get("name", given.get("positive"))), given, source))
@@ -184,7 +196,7 @@ class _Label:
             raise ConfigError(
                 f"contrast '{self.name}'",
                 f"{int((yes.true & no.true).sum())} rows are positive and negative",
-                "Let the two exclude each other.",
+                "Change `positive` or `negative`, so that no row is both.",
             )
         return signed(yes.true, no.true)
 

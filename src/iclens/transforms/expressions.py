@@ -76,7 +76,9 @@ class Expression:
                 found = _value(self.tree, rows)
             except (TypeError, ValueError) as cause:
                 raise ConfigError(
-                    f"expression '{self.text}'", "texts and numbers meet in it", "Compare like with like."
+                    f"expression '{self.text}'",
+                    "texts and numbers meet in it",
+                    "Compare a text with a text in quotes, and a number with a number.",
                 ) from cause
         values = np.broadcast_to(found.values, len(rows))
         return Known(values, np.broadcast_to(found.known, len(rows)) & _finite(values))
@@ -97,7 +99,9 @@ def parse_expression(text: str, what: str = "") -> Expression:
         tree = ast.parse(str(text).strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as cause:
         raise ConfigError(
-            f"{what}expression '{shown}'", "not an expression", "Write for example y % 2 == 1."
+            f"{what}expression '{shown}'",
+            "not an expression",
+            "Write a comparison of facts, for example y % 2 == 1.",
         ) from cause
     if isinstance(tree, ast.List | ast.Tuple):
         raise ConfigError(
@@ -106,7 +110,11 @@ def parse_expression(text: str, what: str = "") -> Expression:
     try:
         _check(tree, f"{what}expression '{shown}'")
     except RecursionError as cause:
-        raise ConfigError(f"{what}expression '{shown}'", "too deep", "Write it shorter.") from cause
+        raise ConfigError(
+            f"{what}expression '{shown}'",
+            "nested too deeply",
+            "Write it with fewer brackets inside each other.",
+        ) from cause
     return Expression(str(text), tree)
 
 

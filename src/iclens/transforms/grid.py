@@ -90,11 +90,15 @@ class TaskGrid:
         both = [*self.discovery, *self.held_out]
         if not self.discovery or not self.held_out:
             raise TaskError(
-                "task grid", "one side of the split is empty", "Give at least two tasks of one kind."
+                "task grid",
+                "one side of the split is empty",
+                "Give at least two tasks of one kind (grid.tasks in a study), such as {1..2}x+{0..3}.",
             )
         if len(set(both)) != len(both) or set(both) != set(self.rules):
             raise TaskError(
-                "task grid", "the two sides do not divide the tasks", "Put each task on one side."
+                "task grid",
+                "the two sides do not divide the tasks",
+                "Name each task of `rules` once, in `discovery` or in `held_out`.",
             )
 
     @property
@@ -122,7 +126,11 @@ def split_grid(rules: Sequence[Rule], *, seed: int, held_out: float = 0.5) -> Ta
         TaskError: when a task stands twice, the share is no share, or no kind has two tasks.
     """
     if not 0 < held_out < 1:
-        raise TaskError(f"held-out share {held_out}", "not between 0 and 1", "Give for example 0.5.")
+        raise TaskError(
+            f"held-out share {held_out}",
+            "not between 0 and 1",
+            "Give a share between 0 and 1, for example 0.5.",
+        )
     named = {rule.name: rule for rule in rules}
     if len(named) != len(rules):
         names = [rule.name for rule in rules]

@@ -101,7 +101,9 @@ def rows_of(
     strange = sorted(set(task.tolist()) - set(rules))
     if strange:
         raise TableError(
-            f"prompts of task '{strange[0]}'", "the task is not in the grid", "Add it to the grid."
+            f"prompts of task '{strange[0]}'",
+            "the task is not in the grid",
+            "Give `rules` an entry for it, or leave its prompts out.",
         )
     of_prompt = [rules[name] for name in task.tolist()]
     n_prompts, repeat = x.shape

@@ -245,7 +245,7 @@ def test_what_cannot_be_climbed_is_one_line(tiny_model: LanguageModel, make_runs
         ({"kind": "mean"}, "length-matched"),
         ({"place": "lab"}, "One of pre, all positions"),
         ({"belief": "even"}, "Nearest"),
-        ({"n_heads": 0}, "Ask for 1 or more"),
+        ({"n_heads": 0}, "n_heads and max_steps of 1 or more"),
         ({"start": ((2, 9),)}, "it has 4 heads"),
     ):
         with pytest.raises(EditError, match=said):

@@ -89,5 +89,5 @@ def test_controls_that_cannot_be_made_are_one_line(
     with pytest.raises(SiteError, match="Nearest: comma"):
         patch_controls(held, groups, roles=("coma",))
     needed = gather(tiny_model, make_sae(), make_runs(), direction="necessity")
-    with pytest.raises(EditError, match="Use sufficiency"):
+    with pytest.raises(EditError, match="direction='sufficiency'"):
         patch_controls(needed, groups, wrong=make_runs())

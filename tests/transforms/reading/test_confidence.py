@@ -250,5 +250,5 @@ def test_what_does_not_fit_is_refused(planted, log_prob: NDArray[np.floating], r
 
 def test_latents_of_another_role_are_refused(log_prob: NDArray[np.floating], rows: Rows) -> None:
     acts = as_lab(np.ones((len(rows), 1)), role="pre")
-    with pytest.raises(TableError, match="Give those at 'lab'"):
+    with pytest.raises(TableError, match="latents at role 'lab'"):
         confidence([acts], [(SITE, 0, "odd")], log_prob, rows, seed=0)

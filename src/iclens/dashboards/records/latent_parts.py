@@ -20,7 +20,7 @@ def expect_lengths(owner: str, **fields: Sequence[float]) -> None:
     """
     sizes = {name: len(values) for name, values in fields.items()}
     if len(set(sizes.values())) > 1:
-        raise TableError(owner, f"lengths {sizes}", "Give one value per entry.")
+        raise TableError(owner, f"lengths {sizes}", "Give as many values of each.")
 
 
 @dataclass(frozen=True)
@@ -307,5 +307,7 @@ class Histogram:
     def __post_init__(self) -> None:
         if len(self.edges) != len(self.counts) + 1:
             raise TableError(
-                "Histogram", f"{len(self.edges)} edges, {len(self.counts)} counts", "Give bin + 1 edges."
+                "Histogram",
+                f"{len(self.edges)} edges, {len(self.counts)} counts",
+                f"Give {len(self.counts) + 1} edges, one more than counts.",
             )

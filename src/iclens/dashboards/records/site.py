@@ -246,4 +246,8 @@ class SiteView:
                     owner, f"{twice[0]} latent {twice[1]} appears twice", "List each latent once."
                 )
         if stray := set(pages) - set(rows):
-            raise TableError("SiteView.pages", f"{sorted(stray)[0]} has no row in latents", "Add its row.")
+            raise TableError(
+                "SiteView.pages",
+                f"{sorted(stray)[0]} has no row in latents",
+                "Give `latents` a row for every latent that has a page.",
+            )

@@ -64,7 +64,7 @@ def plant_codes(*, n_latents: int, n_rows: int, confounding: float, snr: float, 
         TableError: for a confounding outside [0, 1].
     """
     if not 0 <= confounding <= 1:
-        raise TableError(f"confounding {confounding}", "not from 0 to 1", "Give the share V.")
+        raise TableError(f"confounding {confounding}", "not from 0 to 1", "Give a share from 0 to 1.")
     rng = np.random.default_rng(seed)
     large = rng.random(n_rows) < 0.5
     agree = rng.random((len(CONCEPTS), n_rows)) < (1 + confounding) / 2

@@ -73,7 +73,7 @@ def means_of(values: Floats) -> tuple[list[tuple[Ints, Means]], dict[int, str]]:
         raise TableError(
             f"trajectory of latent {latent} of the list",
             f"NaN or infinite at prompt {prompt}, example {example}",
-            "Track again.",
+            "Run `iclens track RUN` again; if it stays, read the model in float32 (model.dtype).",
         )  # fmt: skip
     if n_prompts < n_examples + 2 or n_examples < 4:
         raise TableError(

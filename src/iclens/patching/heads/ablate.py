@@ -62,7 +62,7 @@ class Ablation:
             if asked not in known:
                 raise EditError(f"ablation {name} '{asked}'", "unknown", f"One of {', '.join(known)}.")
         if not self.heads:
-            raise EditError("an ablation", "it names no head", "Name one (L10H5), or a layer (L13).")
+            raise EditError("an ablation", "it names no head", "Name a head (L10H5), or a layer (L13).")
         for layer, head in self.heads:
             if layer < 0 or head < WHOLE_LAYER:
                 raise EditError(f"head {head} of layer {layer}", "negative", "Layers and heads count from 0.")
@@ -103,7 +103,9 @@ class Ablation:
             site = model.check_site(Site(layer, "z"))
             if head >= model.n_heads:
                 raise EditError(
-                    f"head {head} at {site.short}", f"it has {model.n_heads} heads", "Choose one of these."
+                    f"head {head} at {site.short}",
+                    f"it has {model.n_heads} heads",
+                    f"Heads run from 0 to {model.n_heads - 1}.",
                 )
             every = range(model.n_heads) if head == WHOLE_LAYER else [head]
             found.setdefault(layer, set()).update(every)
@@ -222,7 +224,11 @@ def _values(
         return {}
     if runs.recipient.n_examples != runs.target.n_examples:
         lengths = f"A* has {runs.target.n_examples} examples, B {runs.recipient.n_examples}"
-        raise EditError(f"a {kind} ablation", lengths, "Use a length-matched S arm.")
+        raise EditError(
+            f"a {kind} ablation",
+            lengths,
+            "Build the runs with recipient='S arm' and as many recipient_examples, or use kind 'zero'.",
+        )
     sites = [Site(layer, "z") for layer in layers]
     held = record(model, up_to_query(runs.recipient), sites, where, batch=batch)
     found = {}

@@ -141,7 +141,11 @@ def redundancy_ladder(
         if asked not in known:
             raise EditError(f"ladder {name} '{asked}'", "unknown", f"One of {', '.join(known)}.")
     if min(n_heads, max_steps) < 1:
-        raise EditError(f"{n_heads} heads in {max_steps} steps", "nothing to ablate", "Ask for 1 or more.")
+        raise EditError(
+            f"{n_heads} heads in {max_steps} steps",
+            "nothing to ablate",
+            "Give n_heads and max_steps of 1 or more.",
+        )
     rng = np.random.default_rng(seed)
     weights = resamples(runs.donor.n_prompts, draws, rng)
     climb = Climb(model, runs, belief, unit, n_heads, kind, place, reader, n_controls, weights, batch)

@@ -169,7 +169,7 @@ def redundancy_index(
     if twice:
         raise EditError(
             f"redundancy of '{ablation.text}'", f"layer {twice[0]} stands there whole and in part",
-            "Name its heads, or the layer.",
+            "Name some of its heads, or the layer alone.",
         )  # fmt: skip
     joint = effect(ablation)
     singles = np.sum([effect(ablation.of((entry,))) for entry in entries], axis=0)

@@ -54,7 +54,11 @@ def patch_controls(
     if not len(groups):
         return ControlTable.concat([])
     if any(np.ndim(ids) != 1 for ids in groups):
-        raise EditError("controls of a list of latents", "groups of latents are lists", "Give [[1, 2], [3]].")
+        raise EditError(
+            "controls of a list of latents",
+            "groups of latents are lists",
+            "Give a list of lists, such as [[1, 2], [3]].",
+        )
     own = [joint(held, ids) for ids in groups]
     found: dict[str, Floats] = {"own": _at_place(held, own), "sign flip": _at_place(held, [-d for d in own])}
     found |= {f"wrong role {role}": effects for role, effects in _elsewhere(held, own, roles).items()}
@@ -85,7 +89,11 @@ def _elsewhere(held: LatentRuns, deltas: Sequence[Tensor], roles: Sequence[str])
         return {}
     late = [role for role, place in places.items() if place >= tokens.shape[1]]
     if late:
-        raise EditError(f"a control at `{late[0]}`", "it comes after the query", "Choose an earlier role.")
+        raise EditError(
+            f"a control at `{late[0]}`",
+            "it comes after the query",
+            "Choose a role up to the one that the runs were gathered at.",
+        )
     first = min(*places.values(), int(held.place[0]))
     tails = tails_of(held.model, tokens, held.tails[0].answers[1000:], first=first)
     return {role: _at_place(replace(held, role=role, tails=tails), deltas) for role in places}
@@ -94,11 +102,15 @@ def _elsewhere(held: LatentRuns, deltas: Sequence[Tensor], roles: Sequence[str])
 def _lent(held: LatentRuns, wrong: Runs, seed: int) -> LatentRuns:
     """The runs with donor values of another task."""
     if held.direction != "sufficiency":
-        raise EditError("donor values of another task", "B's values are put into A*", "Use sufficiency.")
+        raise EditError(
+            "donor values of another task",
+            "B's values are put into A*",
+            "Gather the runs with direction='sufficiency', or leave `wrong` out.",
+        )
     if len(wrong.x_B) != len(held.runs.x_B) or (wrong.x_B != held.runs.x_B).any():
         raise EditError(
             f"donor values of '{wrong.task.name}'", "its runs ask other queries",
-            "Build them with the same seed and inputs.",
+            "Build them with the seed and inputs of these runs.",
         )  # fmt: skip
     value = "instance" if torch.equal(held.mix, torch.eye(len(held.mix)).to(held.mix)) else "task mean"
     other = gather(held.model, held.sae, wrong, donor_value=value, role=held.role, seed=seed)

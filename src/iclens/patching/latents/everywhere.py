@@ -242,6 +242,8 @@ def _refuse(model: LanguageModel, sae: Sae, runs: Runs) -> None:
     refuse_transcoder(sae)
     if sae.d_in != model.d_model:
         raise SaeError(
-            f"SAE at {sae.site.short}", f"width {sae.d_in}, not {model.d_model}", "Use this model's SAEs."
+            f"SAE at {sae.site.short}",
+            f"width {sae.d_in}, not {model.d_model}",
+            f"Give an SAE of this model, whose rows are {model.d_model} wide.",
         )
     check_tokenizer(model.tokenizer, runs)

@@ -218,7 +218,7 @@ def gather(
     if runs.donor.n_prompts < LEAST_PROMPTS:
         raise EditError(
             f"{runs.donor.n_prompts} pairs of runs", "half of them screens, half tests",
-            f"Give {LEAST_PROMPTS} or more.",
+            f"Build runs of n_prompts={LEAST_PROMPTS} or more.",
         )  # fmt: skip
     order = np.random.default_rng(seed).permutation(runs.donor.n_prompts)
     screen, test = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
@@ -270,14 +270,16 @@ def _targets(probs: AnswerProbs, runs: Runs, lent: tuple[Ints, ...]) -> Floats:
 def _refuse(model: LanguageModel, sae: Sae, donor_value: str, direction: str) -> None:
     """Refuse what was misspelt, and an SAE that does not fit the model."""
     for name, asked, known in (
-        ("donor value", donor_value, DONOR_VALUES), ("direction", direction, DIRECTIONS),
+        ("donor_value", donor_value, DONOR_VALUES), ("direction", direction, DIRECTIONS),
     ):  # fmt: skip
         if asked not in known:
-            raise EditError(f"{name} '{asked}'", "unknown", f"One of {', '.join(known)}.")
+            raise EditError(f"{name} '{asked}'", "unknown", f"It must be {' or '.join(map(repr, known))}.")
     refuse_transcoder(sae)
     if sae.d_in != model.d_model:
         raise SaeError(
-            f"SAE at {sae.site.short}", f"width {sae.d_in}, not {model.d_model}", "Use this model's SAEs."
+            f"SAE at {sae.site.short}",
+            f"width {sae.d_in}, not {model.d_model}",
+            f"Give an SAE of this model, whose rows are {model.d_model} wide.",
         )
 
 

@@ -45,7 +45,7 @@ def donor_weights(
         raise EditError(
             f"task means over {n} prompts",
             "for one of them every other shows its x, or answers alike",
-            "Give more prompts or inputs, fewer examples, or take the instance.",
+            "Give more prompts or inputs, fewer examples, or donor_value 'instance'.",
         )
     return weights / weights.sum(axis=1, keepdims=True)
 

@@ -13,7 +13,9 @@ def example_of(prompts: PromptSet, role: str) -> int:
     example = prompts.n_examples - (1 if in_query else 2)
     if example < 0:
         raise EditError(
-            f"a patch at `{role}`", "the run shows no example before its query", "Use a length-matched S arm."
+            f"a patch at `{role}`",
+            "the run shows no example before its query",
+            "Patch at `pre` or earlier, or build the runs with recipient='S arm' (patch.recipient).",
         )
     return example
 

@@ -103,7 +103,9 @@ def expect_effects(held: LatentRuns, effects: Floats, n_latents: int | None = No
     wanted = (len(held.tails), n, len(held.beliefs))
     if effects.shape != wanted:
         raise EditError(
-            f"single effects of shape {wanted}", f"{effects.shape}", "Give those of `single_effects`."
+            f"single effects of shape {wanted}",
+            f"{effects.shape}",
+            "Give what `single_effects` returned for these runs and latents.",
         )
 
 

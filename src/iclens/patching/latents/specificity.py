@@ -167,7 +167,7 @@ def _checked(held: Sequence[LatentRuns], ways: Sequence[Way]) -> dict[Direction,
     found: dict[Direction, LatentRuns] = {runs.direction: runs for runs in held}
     for way in ways:
         if way not in DIRECTION_OF:
-            raise EditError(f"moving latents by '{way}'", "unknown", nearest(way, DIRECTION_OF))
+            raise EditError(f"moving latents by '{way}'", "unknown", nearest(way, DIRECTION_OF) + ".")
         if DIRECTION_OF[way] not in found:
             raise EditError(
                 f"moving latents by '{way}'", f"no runs for {DIRECTION_OF[way]} were given",
@@ -176,7 +176,11 @@ def _checked(held: Sequence[LatentRuns], ways: Sequence[Way]) -> dict[Direction,
     places = {(runs.sae.site.short, runs.role, runs.sae.sae_id, runs.beliefs) for runs in held}
     if len(places) > 1:
         where = " and ".join(sorted(f"{site} {role}" for site, role, _, _ in places))
-        raise EditError(f"specificity at {where}", "runs of several places or SAEs", "Give one at a time.")
+        raise EditError(
+            f"specificity at {where}",
+            "runs of several places or SAEs",
+            "Call it once for each site, role and SAE.",
+        )
     return found
 
 
@@ -192,7 +196,11 @@ def sets_of(chosen: Sequence[tuple[int, str, str]]) -> list[MovedSet]:
     pairs = [(int(latent), concept) for latent, concept, _ in chosen]
     twice = [pair for pair in pairs if pairs.count(pair) > 1]
     if twice:
-        raise EditError(f"latent {twice[0][0]} for '{twice[0][1]}'", "it stands twice", "List it once.")
+        raise EditError(
+            f"latent {twice[0][0]} for '{twice[0][1]}'",
+            "it stands twice",
+            "List each latent once under a concept.",
+        )
     sets: list[MovedSet] = []
     for concept in dict.fromkeys(concept for _, concept, _ in chosen):
         ours = [(int(latent), label) for latent, name, label in chosen if name == concept]

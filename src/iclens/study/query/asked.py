@@ -39,7 +39,9 @@ def example_slice(value: Any) -> slice:
     """
     ends = (value.start, value.stop, value.step) if isinstance(value, slice) else (value,)
     if not isinstance(value, slice) or not all(end is None or _whole(end) for end in ends):
-        raise SiteError(f"examples {_shown(value)}", "not a slice of integers", "Give slice(4, 12), say.")
+        raise SiteError(
+            f"examples {_shown(value)}", "not a slice of integers", "Give a slice such as slice(4, 12)."
+        )
     return slice(*(None if end is None else int(end) for end in ends))
 
 
@@ -50,7 +52,11 @@ def n_rows(value: Any) -> int:
         SiteError: for anything but a positive integer.
     """
     if not _whole(value) or value < 1:
-        raise SiteError(f"the first {_shown(value)} rows", "not a positive integer", "Give 20, say.")
+        raise SiteError(
+            f"the first {_shown(value)} rows",
+            "not a positive integer",
+            "Give a whole number of 1 or more, such as 20.",
+        )
     return int(value)
 
 

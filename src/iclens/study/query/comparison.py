@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from iclens.errors import IclensError, RunError, SiteError, TableError
+from iclens.errors import REDO_STAGE, IclensError, RunError, SiteError, TableError
 from iclens.names import Site
 from iclens.study.declared import known
 from iclens.study.query.answers import Answer, frame_html
@@ -98,12 +98,14 @@ class Comparison:
                 raise TableError(
                     f"{name} of run '{run.path}'",
                     f"several rows of one {key}",
-                    "Its file is damaged.",
+                    REDO_STAGE,
                 )
         joined = frames[0].merge(frames[1], on=key, suffixes=("_a", "_b"))
         if joined.empty:
             raise RunError(
-                f"{name} of two runs", "they have no row in common", "Compare other runs or tables."
+                f"{name} of two runs",
+                "they have no row in common",
+                "Compare another table, or runs of the same sites, roles and arms.",
             )
         return Answer.of(_with_differences(joined, frames, key), f"{name} of two runs")
 
@@ -130,7 +132,9 @@ class Comparison:
         joined = _both(self.table(name).df, name, *drawn).dropna(subset=list(drawn))
         if joined.empty:
             raise TableError(
-                f"plot of {name}", f"no row has {axis.column} in both runs", "Read it as a table."
+                f"plot of {name}",
+                f"no row has {axis.column} in both runs",
+                f"Read the rows: `comparison.table({name!r})`.",
             )
         order = joined[f"{axis.column}_difference"].abs().sort_values(ascending=False, kind="stable").index
         shown = joined.loc[order[:_DRAWN]]
@@ -213,7 +217,11 @@ def _both(frame: pd.DataFrame, name: str, *columns: str) -> pd.DataFrame:
     absent = [column for column in columns if column not in frame]
     if absent:
         column = re.sub(r"_(a|b|difference)$", "", absent[0])
-        raise TableError(f"{name} of two runs", f"one lacks {column}", "Compare runs of one version.")
+        raise TableError(
+            f"{name} of two runs",
+            f"one lacks {column}",
+            "Compare another table, or run `iclens study` on the config of the older one again.",
+        )
     return frame
 
 

@@ -141,13 +141,17 @@ class Features:
             return write_json(target, self.batch)
         if target.suffix and not target.is_dir():
             raise TableError(
-                f"file '{target}'", f"features are not written as '{target.suffix}'", "Use .json."
+                f"file '{target}'",
+                f"features are not written as '{target.suffix}'",
+                "Name a file that ends in .json, or a folder.",
             )
         try:
             target.mkdir(parents=True, exist_ok=True)
         except OSError as cause:
             raise TableError(
-                f"folder '{target}'", f"it cannot be made ({cause.strerror})", "Name another."
+                f"folder '{target}'",
+                f"it cannot be made ({cause.strerror})",
+                "Name a folder whose parent is there and can be written.",
             ) from cause
         batch = None
         try:

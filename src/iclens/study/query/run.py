@@ -138,7 +138,11 @@ class Run(Frames):
         """
         place, chosen = self.site(site), np.array(latent_ids(latent), dtype=np.int64)
         if not self.arms:
-            raise RunError(f"arms of run '{self.path}'", "its config names none", "See run.problems.")
+            raise RunError(
+                f"arms of run '{self.path}'",
+                "its config names none",
+                "List prompts.arms in the run's config.yaml; `run.problems` says what else is wrong.",
+            )
         role = known("role", role, self.roles)
         wanted = known("arm", arm or self.arms[0], self.arms)
         others = [name for name in (self.arms[0], *self.controls[:1]) if name != wanted]

@@ -72,7 +72,11 @@ class Selection:
             raise SiteError(asked, "no single site and role", "Give site and role as well.")
         ends = [end for end in (examples.start, examples.stop) if end is not None]
         if len(chosen) < 2 or examples.step not in (None, 1) or any(abs(end) > total for end in ends):
-            raise SiteError(asked, f"prompts have examples 0 to {total - 1}", "Take two or more in a row.")
+            raise SiteError(
+                asked,
+                f"prompts have examples 0 to {total - 1}",
+                f"Take two or more in a row, such as slice(0, {total}).",
+            )
         return chosen
 
     @property
@@ -145,7 +149,9 @@ class Selection:
         said = self.results.declared
         if len(said.arms) < 2:
             raise RunError(
-                f"arms of run '{self.results.run.path}'", "its config names no two", "See run.problems."
+                f"arms of run '{self.results.run.path}'",
+                "its config names no two",
+                "Growth is tested between two arms: list them as `prompts.arms` in the run's config.yaml.",
             )
         discovery = split_prompts(said.n_prompts, said.n_examples, seed=said.split_seed).discovery
         treated, *controls = (
@@ -198,6 +204,6 @@ def _some(acts: LatentActs, prompts: Ints, examples: Ints) -> LatentActs:
         raise TableError(
             f"latents at {acts.site.short} {acts.role}",
             f"{acts.n_prompts} prompts of {acts.n_examples} examples",
-            "The config says more; see run.problems.",
+            "The run's config says more: run `iclens study` on it again, which tracks what is missing.",
         )
     return select_rows(acts, prompts, examples)

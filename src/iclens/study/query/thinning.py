@@ -24,7 +24,11 @@ def defined(frame: pd.DataFrame, column: str, title: str) -> pd.DataFrame:
     rows = frame[np.isfinite(frame[column].astype(float))].copy()
     if rows.empty:
         found = "there are no rows" if frame.empty else f"no row has a value of '{column}'"
-        raise TableError(f"plot of {title}", found, "The column `reason`, where there is one, says why.")
+        raise TableError(
+            f"plot of {title}",
+            found,
+            "Choose other rows, or read the table: its column `reason`, where there is one, says why.",
+        )
     return rows
 
 

@@ -41,5 +41,5 @@ def _refuse_joined_words(bench: Bench) -> None:
             if word != written:
                 raise TaskError(
                     f"belief '{belief.name}'", f"this tokenizer's prompts hold '{written}' for '{word}'",
-                    "Declare a belief about numbers.",
+                    "With this tokenizer, declare beliefs about numbers alone (track.beliefs).",
                 )  # fmt: skip

@@ -81,6 +81,8 @@ def _on_studied_model(config: TrainConfig, bench: Bench) -> TrainConfig:
         other = other_model(trained_on.name, trained_on.fingerprint, bench.model)
         if other:
             raise ConfigError(
-                f"training config '{bench.config.saes.train}'", other, "Name one model in both."
+                f"training config '{bench.config.saes.train}'",
+                other,
+                "Name one model as model.name there and as model.folder in the study.",
             )
     return config.model_copy(update={"model": config.model.model_copy(update={"name": str(named)})})

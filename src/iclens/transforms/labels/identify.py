@@ -106,7 +106,7 @@ def identify_all(
                 f"latents of {acts.site.short} at '{acts.role}'",
                 f"{acts.n_prompts} prompts of {acts.n_examples} examples, not "
                 f"{prompts.n_prompts} of {prompts.n_examples}",
-                "Track the grid's own prompts.",
+                "Give the latents of `prompts` themselves.",
             )
         rows = read_rows(prompts, acts.role, grid.rules)
         seen = rows.example >= first_example

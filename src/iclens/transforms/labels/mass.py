@@ -44,7 +44,9 @@ def role_mass(
     for what in ("site", "sae_id", "n_prompts", "n_examples"):
         if getattr(lab, what) != getattr(pre, what):
             raise TableError(
-                f"mass at {lab.site.short}", f"{what} differs between roles", "Track both alike."
+                f"mass at {lab.site.short}",
+                f"{what} differs between roles",
+                "Give one SAE's latents at `lab` and `pre` of the same prompts.",
             )
     sums = [_by_prompt(acts, first_example) for acts in (lab, pre)]
     times = resampled_clusters(np.arange(lab.n_prompts), n_resamples, np.random.default_rng(seed)).T

@@ -57,7 +57,11 @@ def stability(
         at = labelled[(table["site"][labelled] == site) & (table["role"][labelled] == role)]
         mine = _at(own, site, role)
         if mine is None:
-            raise TableError(f"stability at {site} '{role}'", "no activations", "Give those of every label.")
+            raise TableError(
+                f"stability at {site} '{role}'",
+                "no activations",
+                "Give `own` the latents of every site and role that `table` labels.",
+            )
         for name, (given, acts) in others.items():
             labels = _labels(given, site, role)
             matches = _matches(mine, _at(acts, site, role), table["latent"][at], name)

@@ -83,7 +83,11 @@ def confidence(
     used = np.flatnonzero(known)
     kept, certain = rows.take(used), log_prob.ravel()[used].astype(np.float64)
     if np.isnan(certain).any():
-        raise TableError("log-probabilities of labels", "a NaN among them", "Read the label shown at `pre`.")
+        raise TableError(
+            "log-probabilities of labels",
+            "a NaN among them",
+            "Give `log_prob` of the label shown at every example, read at `pre`.",
+        )
     times = _times(len(log_prob), n_resamples, seed)
     labels = {name: _indicators(name, concepts, kept) for _, _, name in chosen}
     columns: dict[str, list[Any]] = {name: [] for name in ConfidenceTable.COLUMNS}
@@ -106,14 +110,14 @@ def _checked(
     for acts in latents:
         if acts.role != "lab":
             raise TableError(
-                f"confidence at {acts.site.short}", f"latents at '{acts.role}'", "Give those at 'lab'."
+                f"confidence at {acts.site.short}", f"latents at '{acts.role}'", "Give latents at role 'lab'."
             )
         shape = (acts.n_prompts, acts.n_examples)
         if shape != log_prob.shape or len(rows) != log_prob.size:
             raise TableError(
                 f"confidence at {acts.site.short}",
                 f"latents {shape}, log-probabilities {log_prob.shape}, {len(rows)} rows",
-                "Give all of the same prompts.",
+                "Give `latents`, `log_prob` and `rows` of the same prompts.",
             )
     tables = {acts.site: acts for acts in latents}
     for site, latent, _ in chosen:
@@ -124,7 +128,7 @@ def _checked(
             raise SiteError(
                 f"latent {latent} of {site.short}",
                 f"the SAE has {tables[site].d_sae}",
-                "Choose one of these.",
+                f"Choose one from 0 to {tables[site].d_sae - 1}.",
             )
     return tables
 

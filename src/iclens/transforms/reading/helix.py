@@ -105,7 +105,11 @@ def tuning_curves(acts: csr_array, value: Floats, min_rows: int = 3) -> Curves:
     held = value[used]
     if not (held == np.round(held)).all():
         strange = held[held != np.round(held)][0]
-        raise TableError(f"tuning to {strange}", "no whole number", "Round the values, or leave them NaN.")
+        raise TableError(
+            f"tuning to {strange}",
+            "no whole number",
+            "Give whole numbers, and NaN for rows that are not used.",
+        )
     values, place, n_rows = np.unique(held.astype(np.int64), return_inverse=True, return_counts=True)
     kept = n_rows >= min_rows
     enough = kept[place]
@@ -131,7 +135,11 @@ def fits_in(periods: Sequence[float], values: Floats | Ints) -> list[float]:
         ConfigError: for a period below 2, which whole numbers cannot show.
     """
     if any(period < 2 for period in periods):
-        raise ConfigError(f"periods {list(periods)}", "one is below 2", "Whole numbers show 2 and longer.")
+        raise ConfigError(
+            f"periods {list(periods)}",
+            "one is below 2",
+            "Give periods of 2 and longer: whole numbers show no shorter one.",
+        )
     span = int(values.max()) - int(values.min()) + 1 if len(values) else 0
     return [float(period) for period in periods if period <= span]
 
@@ -284,7 +292,7 @@ def fit_tunings(
     if len(rows) != n_rows:
         raise TableError(
             f"tuning at {latents.site.short} '{latents.role}'", f"{len(rows)} rows, not {n_rows}",
-            "Give the rows of these latents.",
+            "Give the rows that `read_rows` makes of the prompts of these latents.",
         )  # fmt: skip
     parts = []
     for of, read in AXES.items():

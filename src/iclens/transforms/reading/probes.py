@@ -113,7 +113,7 @@ def probe(
         ConfigError: for a k below 1.
     """
     if any(k < 1 for k in ks):
-        raise ConfigError(f"ks {list(ks)}", "a probe needs a feature", "Give numbers from 1 on.")
+        raise ConfigError(f"ks {list(ks)}", "a probe needs a feature", "Give whole numbers of 1 or more.")
     for name, values in representations.items():
         _check(name, values, rows)
     dealing, inner, permuting = np.random.default_rng(seed).spawn(3)
@@ -138,9 +138,17 @@ def probe(
 def _check(name: str, values: Matrix, rows: Rows) -> None:
     n_rows, _ = cast("tuple[int, int]", values.shape)
     if n_rows != len(rows):
-        raise TableError(f"representation '{name}'", f"{n_rows} rows, not {len(rows)}", "Give one per row.")
+        raise TableError(
+            f"representation '{name}'",
+            f"{n_rows} rows, not {len(rows)}",
+            "Give `values` one row for each of `rows`.",
+        )
     if not np.isfinite(values.data if isinstance(values, csr_array) else values).all():
-        raise TableError(f"representation '{name}'", "holds NaN or infinity", "Check the model's dtype.")
+        raise TableError(
+            f"representation '{name}'",
+            "holds NaN or infinity",
+            "Read the model in float32 (model.dtype in a study).",
+        )
 
 
 def _floats(values: Matrix, used: Ints) -> Matrix:

@@ -124,7 +124,9 @@ def _used(
 ) -> tuple[Rows, Ints]:
     if (latents.n_prompts, latents.n_examples) != (prompts.n_prompts, prompts.n_examples):
         raise TableError(
-            f"latents of {latents.site.short}", "of other prompts than these", "Track the grid's own prompts."
+            f"latents of {latents.site.short}",
+            "of other prompts than these",
+            "Give the latents of `prompts` themselves.",
         )
     rows = read_rows(prompts, latents.role, rules)
     used = np.flatnonzero(rows.example >= first_example)

@@ -116,7 +116,11 @@ def fit_subspaces(
         train=(train, ("row",)), held=(held, ("row",)),
     )  # fmt: skip
     if (train & held).any():
-        raise TableError("rows to read periods on", "some are trained on", "Hold out whole tasks.")
+        raise TableError(
+            "rows to read periods on",
+            "some are trained on",
+            "Give `train` and `held` without a row in common: rows of other tasks.",
+        )
     known = ~np.isnan(value)
     fitted, read = np.flatnonzero(train & known), np.flatnonzero(held & known)
     inside = fits_in(periods, np.concatenate([value[fitted], value[read]]))

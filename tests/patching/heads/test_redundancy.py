@@ -242,7 +242,7 @@ def test_what_cannot_be_climbed_is_one_line(tiny_model: LanguageModel, make_runs
     for asked, said in (
         ({"unit": "mlp"}, "One of layer, heads"),
         ({"kind": "noise"}, "One of zero, mean, resample"),
-        ({"kind": "mean"}, "length-matched"),
+        ({"kind": "mean"}, "as many recipient_examples"),
         ({"place": "lab"}, "One of pre, all positions"),
         ({"belief": "even"}, "Nearest"),
         ({"n_heads": 0}, "n_heads and max_steps of 1 or more"),

@@ -100,7 +100,7 @@ def test_word_tasks_are_read_beside_numbers(exact_model: LanguageModel, make_run
 
 
 def test_what_cannot_be_swept_is_refused(exact_model: LanguageModel, make_runs: MakeRuns) -> None:
-    with pytest.raises(EditError, match="length-matched"):
+    with pytest.raises(EditError, match="as many recipient_examples"):
         sweep(exact_model, make_runs("zero examples"), roles=["lab"])
     with pytest.raises(SiteError, match="role 'label'"):
         sweep(exact_model, make_runs(), roles=["label"])

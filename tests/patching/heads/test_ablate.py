@@ -168,7 +168,7 @@ def test_what_cannot_be_ablated_is_one_line(exact_model: LanguageModel, make_run
     for asked, error, said in (
         ({"kind": "noise"}, EditError, "One of zero, mean, resample"),
         ({"place": "lab"}, EditError, "One of pre, all positions"),
-        ({"kind": "mean"}, EditError, "length-matched"),
+        ({"kind": "mean"}, EditError, "as many recipient_examples"),
         ({"layers": [6]}, SiteError, "blocks 0 to 5"),
     ):
         with pytest.raises(error, match=said):

@@ -319,9 +319,9 @@ def test_patches_that_cannot_be_made_are_refused(
         gather(exact_model, make_sae("L2.mlp_in"), runs)
     with pytest.raises(SiteError, match="blocks 0 to 5"):
         gather(exact_model, make_sae("L7.mlp_out"), runs)
-    with pytest.raises(EditError, match="length-matched S arm"):
+    with pytest.raises(EditError, match="recipient='S arm'"):
         gather(exact_model, sae, make_runs("zero examples"), role="lab")
-    with pytest.raises(EditError, match="Give 4 or more"):
+    with pytest.raises(EditError, match="n_prompts=4 or more"):
         gather(exact_model, sae, make_runs(n_prompts=2))
     with pytest.raises(EditError, match="every other shows its x"):
         gather(exact_model, sae, make_runs(n_prompts=4, donor_examples=41))

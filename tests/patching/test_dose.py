@@ -302,9 +302,9 @@ def test_pushes_that_cannot_be_made_are_refused(tiny_model: LanguageModel, make_
         with pytest.raises(EditError, match="does not add to the residual"):
             bed_of(tiny_model, make_sae(f"L2.{hook}"))
     for shown in (-1, 8):
-        with pytest.raises(EditError, match="Choose fewer"):
+        with pytest.raises(EditError, match="Choose n_examples from 0 to 7"):
             bed_of(tiny_model, make_sae(), shown=shown)
-    with pytest.raises(EditError, match="Choose fewer"):
+    with pytest.raises(EditError, match="Choose n_examples from 0 to 7"):
         natural_parts(tiny_model, make_sae(), arm_of(tiny_model), 8)
     with pytest.raises(SaeError, match="normalises inputs"):
         bed_of(tiny_model, make_sae(normalize_activations="layer_norm"))

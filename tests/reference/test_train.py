@@ -71,7 +71,7 @@ def test_a_blank_recipient_is_the_first_query_of_a_whole_one(recipe: Recipe, tra
 
 
 def test_a_branch_without_its_trunk_is_refused(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Train the trunk first"):
+    with pytest.raises(ConfigError, match="reference train --stage trunk"):
         Trainer(recipe, "main", tmp_path)
 
 

@@ -309,8 +309,8 @@ def test_patches_that_cannot_be_made_are_refused(
 ) -> None:
     sae, runs = make_sae(), make_runs()
     for asked, error, said in (
-        ({"donor_value": "median"}, EditError, "One of task mean, instance"),
-        ({"direction": "both"}, EditError, "One of sufficiency, necessity"),
+        ({"donor_value": "median"}, EditError, "It must be 'task mean' or 'instance'"),
+        ({"direction": "both"}, EditError, "It must be 'sufficiency' or 'necessity'"),
         ({"role": "label"}, SiteError, "Nearest: lab"),
     ):
         with pytest.raises(error, match=said):

@@ -198,7 +198,7 @@ def test_table_is_kept_as_it_was(found, codes, grid, prompts, as_latents, tmp_pa
 
 def test_latents_of_other_prompts_are_refused(codes, grid, prompts, as_latents) -> None:
     acts = as_latents(codes["odd"][: -prompts.n_examples, None], prompts.n_examples)
-    with pytest.raises(TableError, match="grid's own prompts"):
+    with pytest.raises(TableError, match="latents of `prompts` themselves"):
         identify(acts, prompts, grid=grid, seed=0)
 
 

@@ -40,7 +40,7 @@ N, SHOWN = 6, 3
 LATENTS = np.array([3, 40, 77])
 GROWTH = np.array([60.0, 30.0, -40.0])
 OWN = BELIEFS.index("exact")
-PUSH = 1e-4
+PUSH = 1e-3
 """What rounding a push to the SAE's float32 may do in a model in float64: it moves the push by some 2e-7 of
 itself, and its effect, of up to 26 nats, by no more than a few times that share."""
 

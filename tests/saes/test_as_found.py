@@ -435,7 +435,7 @@ def test_k_may_stand_in_the_config_alone_or_in_both(tmp_path: Path, name: str) -
     )
     expected = load_file(LEARNT / name / "expected.safetensors")
     sae = load_sae(alone, site=SITE)
-    torch.testing.assert_close(sae.encode(expected["x"]), expected["acts"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sae.encode(expected["x"]), expected["acts"], rtol=1e-5, atol=1e-4)
     assert sae.l0 == K
     other = changed_dictionary(tmp_path / "other", name, lambda _, trainer: trainer.update(k=9))
     refused(lambda: load_sae(other), "k is 9 in config.json", "ae.pt says 4")
@@ -454,7 +454,7 @@ def test_names_of_a_compiled_trainer_and_flat_configs(tmp_path: Path, name: str)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config["trainer"]))
     expected = load_file(folder / "expected.safetensors")
-    torch.testing.assert_close(load_sae(folder).encode(expected["x"]), expected["acts"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(load_sae(folder).encode(expected["x"]), expected["acts"], rtol=1e-5, atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------- roots, models, halves

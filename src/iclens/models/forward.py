@@ -67,7 +67,9 @@ def apply_edit(edit: Edit, held: Tensor, d_head: int = 1) -> Tensor:
     where = torch.as_tensor(np.asarray(edit.recipient_pos), device=held.device)
     if int(where.max()) >= held.shape[1] or int(where.min()) < 0:
         raise EditError(
-            f"edit at {edit.site}", f"position {int(where.max())} of {held.shape[1]}", "Mend recipient_pos."
+            f"edit at {edit.site}",
+            f"position {int(where.max())} of {held.shape[1]}",
+            f"Give recipient_pos from 0 to {held.shape[1] - 1}.",
         )
     before = held[:, where]
     if edit.heads is not None:

@@ -221,7 +221,9 @@ def _network(spec: SaeSpec, d_in: int, d_out: int) -> Any:
         return kind(config(d_in=d_in, d_sae=spec.d_sae, **given))
     except (TypeError, ValueError) as cause:
         raise ConfigError(
-            f"options of SAE {spec.name}", " ".join(str(cause).split()), "Mend them."
+            f"options of SAE {spec.name}",
+            " ".join(str(cause).split()),
+            f"Give `options` values that sae_lens takes for {spec.architecture}.",
         ) from cause
 
 

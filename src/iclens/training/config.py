@@ -169,6 +169,10 @@ class TokenContexts(Contexts):
     padding_id: Annotated[int, Field(ge=0)] | None = None
     """Id that fills rows up; by default the tokenizer's padding token."""
 
+    def files(self) -> list[Path]:
+        """The file of token ids."""
+        return [path for path in [self.path] if path.is_file()]
+
 
 @dataclass(frozen=True)
 class SaeSpec:

@@ -24,7 +24,7 @@ from iclens.saes.convert import convert
 from iclens.saes.load import Sae, load_sae
 
 from . import layouts
-from .layouts import D_IN, D_SAE, HOOK, LENGTH, SITE, K, Raw, drawn, llamascopium, rows, write
+from .layouts import D_IN, D_SAE, HOOK, LAYOUTS, LENGTH, SITE, K, Raw, drawn, llamascopium, rows, write
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SPARSIFY, LEARNT = FIXTURES / "sparsify", FIXTURES / "dictionary_learning"
@@ -457,7 +457,44 @@ def test_names_of_a_compiled_trainer_and_flat_configs(tmp_path: Path, name: str)
     torch.testing.assert_close(load_sae(folder).encode(expected["x"]), expected["acts"], rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module."])
+@pytest.mark.parametrize("layout", ["sae_lens topk", "sparsify", "llamascopium jumprelu", "llama_scope"])
+def test_prefixes_of_wrappers_are_no_part_of_a_name(tmp_path: Path, layout: str, prefix: str) -> None:
+    config, weights = LAYOUTS[layout][2]
+    wrapped_up = {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+    first, second = (
+        write(tmp_path / "layers.2", layout),
+        write(tmp_path / "b" / "layers.2", layout, config, wrapped_up),
+    )
+    assert torch.equal(load_sae(first).encode(rows()), load_sae(second).encode(rows()))
+    half = {f"{prefix}{name}" if name.endswith(("W_dec", "W_D", "decoder.bias")) else name: tensor
+            for name, tensor in weights.items()}  # fmt: skip
+    refused(
+        lambda: load_sae(write(tmp_path / "half" / "layers.2", layout, config, half)), prefix, "is missing"
+    )
+
+
 # ---------------------------------------------------------------------------------- roots, models, halves
+
+
+@pytest.mark.parametrize("beside", [{"model": {"name": "x"}}, {"model": 5}, {"architectures": ["Llama"]}, {}])
+def test_the_config_above_an_sae_may_be_another_programs(tmp_path: Path, beside: dict[str, Any]) -> None:
+    folder = write(tmp_path / "layers.2", "sparsify")
+    (tmp_path / "config.json").write_text(json.dumps(beside))
+    assert load_sae(folder).model is None
+    (tmp_path / "config.json").write_text('{"model": "gpt2"}')
+    assert load_sae(folder).model == "gpt2"
+    (tmp_path / "config.json").write_text("{")
+    refused(lambda: load_sae(folder), "config.json is not JSON")
+
+
+def test_a_config_of_another_program_is_not_taken_for_the_missing_one(tmp_path: Path) -> None:
+    folder = write(tmp_path / "sae", "sae_lens topk")
+    (folder / "cfg.json").unlink()
+    (folder / "config.json").write_text('{"tags": ["sae"]}')
+    refused(lambda: load_sae(folder), "cfg.json is missing beside sae_weights.safetensors (sae_lens)")
+    (folder / "sae_weights.safetensors").unlink()
+    refused(lambda: load_sae(folder), "no SAE in a known layout", "config.json has the keys tags")
 
 
 def test_a_root_names_its_saes_in_every_layout(tmp_path: Path, write_scope: Write, write_sae: Write) -> None:

@@ -1,9 +1,9 @@
 """Layouts of other libraries: the same active sets and activations as theirs, and every refusal in one line.
 
-`fixtures/` holds folders that eai-sparsify and dictionary_learning wrote, with what those libraries compute
-from them. The formulas are written out here once more, so that the fixtures are checked as well. OpenMOSS'
-current library no longer reads the layout of Llama Scope: its inference steps are written out below, and
-sae_lens' loader of that layout is run beside ours.
+`fixtures/` holds folders that eai-sparsify, dictionary_learning and llamascopium wrote, with what those
+libraries compute from them. The formulas are written out here once more, so that the fixtures are checked as
+well. OpenMOSS' current library no longer reads the layout of Llama Scope: its inference steps are written out
+below, and sae_lens' loader of that layout is run beside ours.
 """
 
 import json
@@ -189,6 +189,18 @@ def test_dictionary_learning_is_read_as_it_reads_itself(name: str) -> None:
     assert (sae.layout, sae.model, sae.d_in, sae.d_sae) == (
         "dictionary_learning", "meta-llama/Meta-Llama-3-8B", 8, 32,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["jumprelu", "topk", "relu"])
+def test_llamascopium_is_read_as_it_reads_itself(name: str) -> None:
+    expected = load_file(FIXTURES / "llamascopium" / name / "expected.safetensors")
+    sae = load_sae(FIXTURES / "llamascopium" / name)
+    latents = sae.encode(expected["x"])
+    assert torch.equal(latents > 0, expected["acts"] > 0) and 0 < (latents > 0).float().mean() < 1
+    found = sae.reconstruct(expected["x"], latents)
+    torch.testing.assert_close(found, expected["x_hat"], rtol=1e-5, atol=1e-5)
+    assert (sae.layout, sae.site, sae.d_sae) == ("llamascopium", SITE, 32)
+    assert sae.mean_length == (None if name == "relu" else 4.5)
 
 
 def test_dictionary_learning_states_k_and_site() -> None:

@@ -67,6 +67,33 @@ def test_another_release_is_converted_by_sae_lens(monkeypatch: pytest.MonkeyPatc
     assert sae.encode(torch.ones(1, 8)).shape == (1, 24)
 
 
+@pytest.mark.parametrize(
+    "cause", [AssertionError(), TimeoutError(), KeyError("W_enc"), ZeroDivisionError("a\nb")]
+)
+def test_whatever_a_loader_of_sae_lens_raises_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, cause: Exception
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise cause
+
+    monkeypatch.setattr(registry.SAE, "from_pretrained", fails)
+    monkeypatch.setattr(registry, "snapshot_download", fails)
+    with pytest.raises(SaeError, match="sae_lens cannot load it") as caught:
+        load_sae("llama-3-8b-it-res-jh/blocks.25.hook_resid_post")
+    assert "\n" not in str(caught.value)
+    if isinstance(cause, OSError):
+        with pytest.raises(SaeError, match="cannot be fetched"):
+            load_sae("EleutherAI/sae-llama-3-8b-32x/layers.10")
+
+
+def test_a_folder_that_a_repository_lacks_is_named(tmp_path: Path, hub: Asked) -> None:
+    shutil.copytree(FIXTURES / "sparsify", tmp_path, dirs_exist_ok=True)
+    with pytest.raises(SaeError, match=r"repository 'a/b' has no folder 'layers\.99'"):
+        load_sae("a/b/layers.99")
+    with pytest.raises(SaeError, match="owner/repository/folder"):
+        load_sae("EleutherAI/sae-llama-3-8b-32x")
+
+
 def test_a_normalisation_that_stays_unfolded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     network = TopKSAE(TopKSAEConfig(d_in=8, d_sae=24, k=4, normalize_activations="expected_average_only_in"))
     monkeypatch.setattr(registry.SAE, "from_pretrained", lambda *_, **__: network)

@@ -7,10 +7,10 @@ folder is called one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from safetensors import SafetensorError, safe_open
 
@@ -60,8 +60,17 @@ class Layout:
         return next((folder / name for name in self.weights if (folder / name).is_file()), None)
 
     def held(self, folder: Path) -> bool:
-        """Whether a folder holds both of its files."""
-        return (folder / self.config).is_file() and self.stored(folder) is not None
+        """Whether a folder holds both of its files; config.json is other programs' name too, and is read."""
+        if not (folder / self.config).is_file() or self.stored(folder) is None:
+            return False
+        return self.config != "config.json" or self.described(folder)
+
+    def described(self, folder: Path) -> bool:
+        """Whether a folder's config is this layout's, among those that share its name."""
+        if not (folder / self.config).is_file():
+            return False
+        values = read_json(folder / self.config)
+        return any(key in values for key in self.keys)
 
 
 LAYOUTS = (
@@ -154,7 +163,7 @@ def _refuse_other(folder: Path) -> NoReturn:
         count = "1 SAE" if len(inner) == 1 else f"{len(inner)} SAEs"
         raise SaeError(asked, f"it is no SAE but holds {count}: {names}{more}", f"Name one: '{inner[0]}'.")
     for layout in LAYOUTS:
-        if _described(folder, layout):
+        if layout.described(folder) and layout.stored(folder) is None:
             raise SaeError(
                 asked, f"{' or '.join(layout.weights)} is missing beside {layout.config} ({layout.name})",
                 "Fetch the weights from where the SAE is published.",
@@ -169,14 +178,6 @@ def _refuse_other(folder: Path) -> NoReturn:
     if config:
         strange += f": config.json has the keys {', '.join(map(shown, sorted(config)[:_NAMED]))}"
     raise SaeError(asked, strange, f"It should hold {known}.")
-
-
-def _described(folder: Path, layout: Layout) -> bool:
-    """Whether a folder's config is this layout's, among those that share its name."""
-    if not (folder / layout.config).is_file():
-        return False
-    config: Mapping[str, Any] = read_json(folder / layout.config)
-    return any(key in config for key in layout.keys)
 
 
 def _names(weights: Path) -> tuple[str, ...]:

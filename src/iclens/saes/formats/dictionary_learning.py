@@ -9,10 +9,9 @@
     GatedAutoEncoder        relu(exp(r_mag) · z + mag_bias) where z + gate_bias > 0, z = (x − b) @ Eᵀ
 
 `ae.pt` is a pickle. It is read by torch's weights-only unpickler, which makes tensors and nothing else; a
-file that asks for more is refused. k of the oldest TopK dictionaries stands in `config.json` alone; keys of
-compiled trainers begin with `_orig_mod.`; the oldest configs have the trainer's keys at the top. The site is
-read from `submodule_name` (`resid_post_layer_8`); where a config names only a layer, the caller must say
-which site it is.
+file that asks for more is refused. k of the oldest TopK dictionaries stands in `config.json` alone; the
+oldest configs have the trainer's keys at the top. The site is read from `submodule_name`
+(`resid_post_layer_8`); where a config names only a layer, the caller must say which site it is.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from iclens.saes.formats.parts import (
     Settings,
     build,
     fingerprint,
+    plain_names,
     read_pickle,
     refuse_unlearnt,
     refuse_width,
@@ -70,14 +70,14 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
 
 
 def _tensors(folder: Path) -> Tensors:
-    """The tensors of ae.pt, without the prefix that torch.compile gives their names."""
+    """The tensors of ae.pt."""
     tensors = read_pickle(folder, WEIGHTS)
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise SaeError(
             f"SAE '{folder}'", f"{WEIGHTS} is not a mapping of names to tensors",
             "Save the dictionary's state_dict() there with torch.save.",
         )  # fmt: skip
-    return {str(name).removeprefix("_orig_mod."): value for name, value in tensors.items()}
+    return plain_names(tensors)
 
 
 def _site(trainer: Settings, config: Settings) -> Site | None:

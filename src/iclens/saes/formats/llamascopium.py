@@ -33,6 +33,7 @@ from iclens.saes.formats.parts import (
     Settings,
     build,
     fingerprint,
+    plain_names,
     read_pickle,
     read_tensors,
     refuse_width,
@@ -107,7 +108,7 @@ def _tensors(folder: Path, file: str) -> dict[str, Tensor]:
             f"SAE '{folder}'", f"{file} has no mapping of names to tensors under 'sae'",
             "Save it with llamascopium's save_pretrained.",
         )  # fmt: skip
-    return {str(name): value for name, value in tensors.items()}
+    return plain_names(tensors)
 
 
 def _shapes(config: Settings, act_fn: str, d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:

@@ -51,7 +51,7 @@ _ACTIVATIONS = {
     "batchtopk": ("relu", "batchtopk"), "matryoshka_batchtopk": ("relu", "batchtopk"),
 }  # fmt: skip
 """Architecture → what its config may call its activation; ReLU alone for the others."""
-_ONCE = ("hook_name", "model_name", "activation_fn", "k")
+_ONCE = ("hook_name", "activation_fn", "k")
 """Keys that two places must not state differently."""
 _FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
 """What sae_lens before 6.0 multiplies latents by when it decodes, [d_sae]."""
@@ -219,6 +219,8 @@ def _metadata(config: Settings) -> dict[str, Any]:
 def _flat(config: Settings) -> Settings:
     """Every key under its present name, whether it stands at the top or under `metadata`.
 
+    Of what describes the model, `metadata` counts; of anything else, the top.
+
     Raises:
         SaeError: when two places say different things.
     """
@@ -234,6 +236,9 @@ def _flat(config: Settings) -> Settings:
                     f"SAE '{config.what}'", f"{name} is both {values[name]!r} and {value!r} in {config.file}",
                     "Keep the one it was trained with.",
                 )  # fmt: skip
-            values.setdefault(name, value)
             values.setdefault(key, value)
+            if name in LLM_METADATA_KEYS:
+                values[name] = value
+            else:
+                values.setdefault(name, value)
     return Settings(config.what, config.file, values)

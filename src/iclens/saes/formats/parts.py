@@ -154,6 +154,11 @@ class Settings:
             return None
 
 
+def first_line(cause: BaseException) -> str:
+    """The first line of an error's text; its kind where it has none."""
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+
+
 def shown(name: str) -> str:
     """A key's or tensor's name as it can stand in one line."""
     return name if name.isprintable() else ascii(name)
@@ -194,7 +199,7 @@ def read_json(file: Path, what: str = "SAE") -> dict[str, Any]:
     except UnicodeDecodeError as cause:
         raise SaeError(asked, f"{file.name} is not UTF-8 text", "Save it as UTF-8.") from cause
     except (ValueError, RecursionError) as cause:
-        line = "too deeply nested" if isinstance(cause, RecursionError) else f"{cause}".splitlines()[0]
+        line = "too deeply nested" if isinstance(cause, RecursionError) else first_line(cause)
         raise SaeError(asked, f"{file.name} is not JSON ({line})", "It must hold one mapping.") from cause
     if not isinstance(values, dict):
         raise SaeError(asked, f"{file.name} is not a mapping of keys to values", "It must hold one.")
@@ -218,9 +223,18 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     """
     _refuse_pointer(folder, name)
     try:
-        return load_file(folder / name)
+        return plain_names(load_file(folder / name))
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as cause:
         raise _unreadable(folder, name, cause) from cause
+
+
+def plain_names(tensors: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+    """Tensors under their own names, without a prefix that torch.compile or DDP put before all of them."""
+    names = [str(name) for name in tensors]
+    for prefix in ("_orig_mod.", "module."):
+        if names and all(name.startswith(prefix) for name in names):
+            names = [name.removeprefix(prefix) for name in names]
+    return dict(zip(names, tensors.values(), strict=True))
 
 
 def read_pickle(folder: Path, name: str) -> Any:
@@ -258,8 +272,7 @@ def _refuse_pointer(folder: Path, name: str) -> None:
 
 
 def _unreadable(folder: Path, name: str, cause: Exception) -> SaeError:
-    line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-    return SaeError(f"SAE '{folder}'", f"{name} cannot be read ({line})", _FETCH)
+    return SaeError(f"SAE '{folder}'", f"{name} cannot be read ({first_line(cause)})", _FETCH)
 
 
 def refuse_width(what: str, width: Any, d_model: int | None, kind: str = "width") -> None:

@@ -20,7 +20,7 @@ from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_direc
 from iclens.errors import SaeError, nearest
 from iclens.saes.formats import native
 from iclens.saes.formats.detect import read_folder
-from iclens.saes.formats.parts import Parts, Settings
+from iclens.saes.formats.parts import Parts, Settings, first_line
 
 _OURS = ("llama_scope", "dictionary_learning_1")
 """Conversion functions whose releases are read by our own readers."""
@@ -75,7 +75,8 @@ def _read_repository(ref: str, device: str, d_model: int | None, known: list[str
     if not (owner and repository and folder):
         raise SaeError(
             f"SAE '{ref}'", "no such folder, and no such release of sae_lens",
-            f"{nearest(ref.partition('/')[0], known)}; `iclens saes list` names them all.",
+            f"{nearest(ref.partition('/')[0], known)}; `iclens saes list` names them all. "
+            "Of a repository on the hub, name a folder: owner/repository/folder.",
         )  # fmt: skip
     return read_folder(_fetched(ref, f"{owner}/{repository}", folder), device, d_model)
 
@@ -87,7 +88,7 @@ def _fetched(ref: str, repository: str, folder: str) -> Path:
         root = Path(snapshot_download(repository, allow_patterns=patterns))
     except (HTTPError, OSError, ValueError) as cause:
         raise SaeError(
-            f"SAE '{ref}'", f"cannot be fetched ({str(cause).strip().splitlines()[0]})",
+            f"SAE '{ref}'", f"cannot be fetched ({first_line(cause)})",
             "Check the name and the network, or give a local folder.",
         ) from cause  # fmt: skip
     if not (root / folder).is_dir():
@@ -104,10 +105,11 @@ def _converted(ref: str, release: str, sae_id: str, device: str) -> Parts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             network: Any = SAE.from_pretrained(release, sae_id, device=device, dtype="float32")
-    except (HTTPError, OSError, ValueError, KeyError, RuntimeError) as cause:
-        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    except (
+        Exception
+    ) as cause:  # the loaders of sae_lens raise whatever the files and the network lead them to
         raise SaeError(
-            f"SAE '{ref}'", f"sae_lens cannot load it ({line})",
+            f"SAE '{ref}'", f"sae_lens cannot load it ({first_line(cause)})",
             "Check the network; `iclens saes list` names the releases that it knows.",
         ) from cause  # fmt: skip
     weights = network.state_dict()

@@ -84,4 +84,5 @@ def _n_latents(config: Settings, d_in: int) -> int:
 
 def _model(folder: Path) -> str | None:
     beside = folder.resolve().parent / "config.json"
-    return settings(beside).text("model") if beside.is_file() else None
+    name = settings(beside).get("model") if beside.is_file() else None
+    return name if isinstance(name, str) else None  # that folder's config may be another program's

@@ -589,3 +589,23 @@ def test_a_stated_l0_is_a_number_in_every_layout(tmp_path: Path, write_scope: Wr
     sparse = json.loads((tmp_path / "layers.2" / "cfg.json").read_text())
     (tmp_path / "layers.2" / "cfg.json").write_text(json.dumps(sparse | {"k": value}))
     refused(lambda: load_sae(tmp_path / "layers.2"), "k is", "cfg.json")
+
+
+@pytest.mark.parametrize("normalised", ["layer_norm", "constant_norm_rescale"])
+def test_a_transcoder_that_normalises_its_input_is_refused(tmp_path: Path, normalised: str) -> None:
+    config, weights = layouts.native("transcoder")
+    folder = native(tmp_path / "sae", config | {"normalize_activations": normalised}, weights)
+    refused(lambda: load_sae(folder), "of a transcoder", normalised)
+
+
+def test_negative_thresholds_are_refused_or_read_as_their_library_reads_them(tmp_path: Path) -> None:
+    config, weights = layouts.native("jumprelu")
+    weights["threshold"][7] = -0.25
+    folder = native(tmp_path / "sae", config, weights)
+    refused(lambda: load_sae(folder), "threshold of latent 7 is -0.25 in sae_weights.safetensors")
+    learnt = changed_dictionary(
+        tmp_path / "learnt", "jumprelu", lambda raw, _: raw["threshold"][7:].fill_(-0.25)
+    )
+    raw, x = torch.load(learnt / "ae.pt", weights_only=True), rows()
+    z = x @ raw["W_enc"] + raw["b_enc"]
+    torch.testing.assert_close(load_sae(learnt, site=SITE).encode(x), (z * (z > raw["threshold"])).relu())

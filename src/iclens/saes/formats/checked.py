@@ -29,19 +29,22 @@ def check(what: str, parts: Parts) -> None:
     if name not in ARCHITECTURES:
         raise SaeError(asked, f"architecture is {name!r}", f"Known: {', '.join(ARCHITECTURES)}.")
     expected = shapes(name, config.d_in, config.d_sae, getattr(config, "d_out", config.d_in))
-    held = network.state_dict()
-    for key in sorted(expected.keys() | held.keys()):
-        shape = list(held[key].shape) if key in held else None
-        if key not in expected or shape != list(expected[key]):
-            raise SaeError(
-                asked, f"{key} is {shape}", f"{name} of this size has {key} {list(expected.get(key, ()))}."
-            )
-        refuse_not_finite(f"weights of {asked}", f"{parts.layout} weights as float32", key, held[key])
-    if "threshold" in held and float(held["threshold"].min()) < 0:
-        latent = int(held["threshold"].argmin())
+    weights = network.state_dict()
+    if wrong := sorted(
+        key for key in expected.keys() | weights.keys()
+        if key not in expected or key not in weights or weights[key].shape != expected[key]
+    ):  # fmt: skip
         raise SaeError(
-            f"weights of {asked}", f"threshold of latent {latent} is {float(held['threshold'][latent]):g}",
-            "Thresholds must not be negative: latents are not.",
+            f"weights of {asked}", f"{', '.join(wrong)} of {parts.file} do not make an SAE of {name}",
+            f"It must hold {', '.join(f'{key} {list(shape)}' for key, shape in expected.items())}.",
+        )  # fmt: skip
+    for key, tensor in weights.items():
+        refuse_not_finite(f"weights of {asked}", f"{parts.file} as float32", key, tensor)
+    if "threshold" in weights and bool((weights["threshold"] < 0).any()):
+        least, latent = weights["threshold"].min(dim=0)
+        raise SaeError(
+            f"weights of {asked}", f"threshold of latent {int(latent)} is {float(least):g} in {parts.file}",
+            "Store 0 for what is below 0: SAELens computes the same with it.",
         )  # fmt: skip
     k = getattr(config, "k", 1)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= config.d_sae:
@@ -60,7 +63,12 @@ def check(what: str, parts: Parts) -> None:
             f"reshape_activations {config.reshape_activations!r}",
             f"Allowed: {', '.join(NORMALISATIONS)}; inputs that are not reshaped.",
         )  # fmt: skip
-    _try(asked, parts)
+    if parts.target is not None and config.normalize_activations != "none":
+        raise SaeError(
+            asked, f"normalize_activations of a transcoder is {config.normalize_activations!r}",
+            "It must be 'none': its output has no length of its input's.",
+        )  # fmt: skip
+    _try(f"weights of {asked}", parts)
 
 
 @torch.no_grad()
@@ -74,6 +82,6 @@ def _try(asked: str, parts: Parts) -> None:
         decoded = decoded + x @ skip.T
     if not (latents.isfinite().all() and decoded.isfinite().all() and (latents >= 0).all()):
         raise SaeError(
-            f"weights of {asked}", "rows of length one are not encoded and decoded to finite numbers",
+            asked, f"{parts.file} does not encode and decode entries of size 1 to finite numbers",
             "Its weights are too large for float32: take another checkpoint.",
         )  # fmt: skip

@@ -64,8 +64,8 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     network = build(architecture, weights, site=site, model=model, device=device, **options)
     files = [folder / CONFIG, folder / WEIGHTS]
     return Parts(
-        "dictionary_learning", fingerprint(files), network, site, hook=trainer.text("submodule_name"),
-        model=model, l0=l0,
+        "dictionary_learning", fingerprint(files), network, WEIGHTS, site,
+        hook=trainer.text("submodule_name"), model=model, l0=l0,
     )  # fmt: skip
 
 

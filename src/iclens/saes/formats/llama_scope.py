@@ -72,7 +72,7 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     site, model = config.site("hook_point_in"), model_of(folder)
     network = build("jumprelu", weights, site=site, model=model, subtract_b_dec=False, device=device)
     return Parts(
-        "llama_scope", fingerprint([folder / CONFIG, folder / WEIGHTS]), network, site,
+        "llama_scope", fingerprint([folder / CONFIG, folder / WEIGHTS]), network, WEIGHTS, site,
         hook=config.text("hook_point_in"), model=model, mean_length=mean_length,
         l0=None if config.get("top_k") is None else config.number("top_k"),
     )  # fmt: skip

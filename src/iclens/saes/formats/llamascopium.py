@@ -92,7 +92,7 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
         normalize_activations=_NORMALISATIONS[scaling], **options,
     )  # fmt: skip
     return Parts(
-        "llamascopium", fingerprint([folder / CONFIG, folder / file]), network, site,
+        "llamascopium", fingerprint([folder / CONFIG, folder / file]), network, file, site,
         hook=config.text("hook_point_in"), model=model, l0=k, mean_length=mean_length,
     )  # fmt: skip
 

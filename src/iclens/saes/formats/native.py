@@ -143,7 +143,7 @@ def from_tensors(config: Settings, file: str, tensors: Mapping[str, Tensor], dev
         metadata=_metadata(config), **options,
     )  # fmt: skip
     return Parts(
-        "sae_lens", "", network, site, hook=flat.text("hook_name"),
+        "sae_lens", "", network, file, site, hook=flat.text("hook_name"),
         target=None if target == site else target, model=model,
         model_fingerprint=flat.text("model_fingerprint"),
         l0=options.get("k", k) if flat.get("l0") is None else flat.number("l0"),
@@ -171,10 +171,10 @@ def architecture_of(config: Settings) -> tuple[str, dict[str, Any]]:
     if architecture != "topk" and named != "topk":
         return architecture, {}
     most = flat.whole("d_sae")
-    places = [place.whole("k", most=most) for place in (flat, inner) if place.get("k") is not None]
-    if len(set(places)) > 1:
-        flat.refuse("k", f"activation_fn_kwargs says {places[1]}: keep the one it was trained with.")
-    return "topk", {"k": places[0] if places else flat.whole("k", most=most)}
+    stated = [where.whole("k", most=most) for where in (flat, inner) if where.get("k") is not None]
+    if len(set(stated)) > 1:
+        flat.refuse("k", f"activation_fn_kwargs says {stated[1]}: keep the one it was trained with.")
+    return "topk", {"k": stated[0] if stated else flat.whole("k", most=most)}
 
 
 def scaled(network: Any, factor: float) -> None:
@@ -226,8 +226,8 @@ def _flat(config: Settings) -> Settings:
     """
     values: dict[str, Any] = {}
     present = {old: new for new, old in _OLDER.items()}
-    for place in (config.values, config.mapping("metadata").values):
-        for key, value in place.items():
+    for stated in (config.values, config.mapping("metadata").values):
+        for key, value in stated.items():
             name = present.get(key, key)
             if value is None or name == "metadata":
                 continue

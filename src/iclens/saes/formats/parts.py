@@ -44,6 +44,7 @@ class Parts:
         layout: name of the layout it was read from.
         sae_id: sha256 over the files it was read from, 16 hex digits.
         network: the sae_lens SAE; float32, for raw activations.
+        file: name of the file that its weights were read from.
         site: what it reads; None when the files do not say, or name what is no site.
         hook: what it reads, as its files name it; None when they do not say.
         target: what it reconstructs, when that is another site (a transcoder).
@@ -57,6 +58,7 @@ class Parts:
     layout: str
     sae_id: str
     network: Any
+    file: str
     site: Site | None
     hook: str | None = None
     target: Site | None = None

@@ -57,15 +57,8 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     name = folder.resolve().name
     site, model = hookpoint(name), _model(folder)
     network = build("topk", weights, site=site, model=model, device=device, k=k)
-    return Parts(
-        "sparsify",
-        fingerprint([folder / CONFIG, folder / WEIGHTS]),
-        network,
-        site,
-        hook=name,
-        model=model,
-        l0=k,
-    )
+    files = [folder / CONFIG, folder / WEIGHTS]
+    return Parts("sparsify", fingerprint(files), network, WEIGHTS, site, hook=name, model=model, l0=k)
 
 
 def hookpoint(name: str) -> Site | None:

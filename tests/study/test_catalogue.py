@@ -9,7 +9,7 @@ from iclens.study.catalogue import catalogue
 def test_everything_is_listed_without_a_model() -> None:
     found = catalogue(None)
     assert [name for name, _, _ in found.layouts] == [
-        "sae_lens", "sparsify", "llama_scope", "dictionary_learning",
+        "sae_lens", "sparsify", "llama_scope", "dictionary_learning", "llamascopium",
     ]  # fmt: skip
     assert len(found.releases) > 100 and len(found.published) == 2
 

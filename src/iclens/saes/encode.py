@@ -66,11 +66,6 @@ def encode_rows(sae: Sae, values: Floats | Tensor, batch: int | None = None) -> 
             f"The SAE reads {sae.d_in}.",
         )  # fmt: skip
     rows = torch.as_tensor(values)
-    if not rows.isfinite().all():
-        raise SaeError(
-            f"encoding at {sae.site.short}", "the model's activations are not finite",
-            "Load the model in float32 (dtype: float32).",
-        )  # fmt: skip
     parts = [_encode_some(sae, some.to(sae.W_dec)) for some in rows.split(batch or _rows_at_once(sae))]
     count, latent, strength, error_sq, total_sq = (
         np.concatenate([part.cpu().numpy() for part in same]) for same in zip(*parts, strict=True)

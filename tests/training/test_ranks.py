@@ -30,12 +30,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts two processes of `iclens train`, connected over the loopback; none outlives the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def begin(declared: dict[str, Any], *more: str) -> list[subprocess.Popen[str]]:
+    def begin(declared: dict[str, Any], *more: str, code: str = CODE) -> list[subprocess.Popen[str]]:
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(declared))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [sys.executable, "-c", CODE, "train", "config.yaml", "--out", "set", *more]
+        command = [sys.executable, "-c", code, "train", "config.yaml", "--out", "set", *more]
         common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         started.extend(
             subprocess.Popen(
@@ -119,6 +119,48 @@ def test_a_killed_process_ends_the_other_with_a_checkpoint(
     assert (first, second) == (1, -signal.SIGKILL)
     assert "another process is gone" in err.splitlines()[-1] and "Traceback" not in err
     assert list(tmp_path.glob("set.checkpoints/0*/state.json")) and not (tmp_path / "set").exists()
+
+
+def test_a_bad_row_stops_both_with_a_checkpoint_and_mended_both_go_on(
+    short: Declare, start: Start, tmp_path: Path
+) -> None:
+    rows = [json.dumps({"text": f"({n}, {2 * n + 3})\n" * 20}) for n in range(60)]
+    (tmp_path / "t.jsonl").write_text("\n".join([*rows[:44], "{", *rows[45:]]))
+    declared = trio(short)
+    declared["data"] = {"kind": "text", "dataset": str(tmp_path / "t.jsonl"), "context_tokens": 64}
+    for code, _, err in ends(start(declared)):
+        assert code == 2 and "Traceback" not in err
+        assert "t.jsonl', line 45: it is not JSON" in err and "--resume goes on from there, at " in err
+    (kept,) = (tmp_path / "set.checkpoints").glob("0*")
+    assert int(kept.name) > 0
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    (first, _, err), (second, _, _) = ends(start(declared, "--resume")[2:])
+    assert (first, second) == (0, 0), err
+    assert f"continued at {int(kept.name):,} tokens" in err
+
+
+@pytest.mark.parametrize("place", ["activations.run_blocks", "sparse.reconstruct"])
+def test_what_fails_in_one_process_ends_both(
+    short: Declare, start: Start, tmp_path: Path, place: str
+) -> None:
+    module = {"activations": "data.activations", "sparse": "steps.sparse"}[place.split(".")[0]]
+    failing = (
+        "import os; from iclens.training import loop; loop.EVERY = 1\n"
+        f"import iclens.training.{module} as place\n"
+        "def fail(*_, **__): raise MemoryError('no memory left')\n"
+        "before = loop.Loop._tell\n"
+        "def tell(self, *args):\n"
+        "    before(self, *args)\n"
+        f"    if self.done == 5 and os.environ['RANK'] == '1': place.{place.split('.')[1]} = fail\n"
+        "loop.Loop._tell = tell\n"
+        "from iclens.cli.main import main; main()"
+    )
+    declared = trio(short, checkpoints={"every_tokens": 1024, "keep": 9})
+    (first, _, err), (second, _, other) = ends(start(declared, code=failing))
+    assert (first, second) == (1, 1)
+    assert "another one failed" in err.splitlines()[-1] and "no memory left" in err.splitlines()[-1]
+    assert "MemoryError: no memory left" in other and "--resume goes on from there" in other
+    assert sorted((tmp_path / "set.checkpoints").glob("0*"))
 
 
 def test_saes_are_dealt_out_evenly(short: Declare) -> None:

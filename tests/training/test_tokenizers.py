@@ -49,7 +49,7 @@ def test_a_tokenizer_that_splits_digits_trains_on(
     assert all(0 < row["fvu"] < 2 for row in card["quality"]) and card["quality_prompts"] == []
     said = [report["bos"] for report in told if "bos" in report]
     begin = "<s>, id 0, once (the tokenizer by itself puts [] before a text and [] after it)"
-    assert said == ([] if kind == "tokens" else [begin]) and card.get("bos", begin) == begin
+    assert said == [begin] == [card["bos"]]
 
 
 @pytest.mark.parametrize("kind", ["text", "mixture"])

@@ -26,6 +26,7 @@ from iclens.names import Site
 from iclens.saes.load import Sae
 from iclens.tables.arrays import Floats, Ints
 from iclens.tables.edits import Edit
+from iclens.tasks.rendering import bos_id
 
 Bools = NDArray[np.bool_]
 
@@ -78,7 +79,7 @@ class LeftOut:
     @classmethod
     def of(cls, model: LanguageModel, saes: Iterable[Sae] = ()) -> LeftOut:
         """BOS, and what the SAEs' own metadata say that they were not trained on."""
-        ids, positions = {model.tokenizer.bos_token_id} - {None}, set()
+        ids, positions = {bos_id(model.tokenizer)} - {None}, set()
         for sae in saes:
             declared = sae.network.cfg.metadata
             special = declared.get("exclude_special_tokens")

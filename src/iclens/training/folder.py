@@ -24,6 +24,7 @@ from iclens.errors import ConfigError
 from iclens.models.load import LanguageModel
 from iclens.saes.load import CARD_FILE
 from iclens.saes.tally import LeftOut
+from iclens.tasks.rendering import bos_id
 from iclens.training.checkpoint import CheckpointFolder, flush
 from iclens.training.config import SaeSpec
 
@@ -127,7 +128,7 @@ def save_sae(folder: Path, spec: SaeSpec, network: Any, model: LanguageModel, le
         model_name=model.name,
         model_fingerprint=model.fingerprint,
         **ends,
-        prepend_bos=model.tokenizer.bos_token_id is not None,
+        prepend_bos=bos_id(model.tokenizer) is not None,
         exclude_special_tokens=list(left_out.ids),
         exclude_positions=list(left_out.positions),
         seed=spec.seed,

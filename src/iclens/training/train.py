@@ -25,9 +25,9 @@ from iclens.models.identity import other_model
 from iclens.models.load import LanguageModel, load_model, load_tokenizer
 from iclens.models.shape import read_shape
 from iclens.names import Site
-from iclens.tasks.rendering import bos_in_words, check_tokenizer
+from iclens.tasks.rendering import bos_id, bos_in_words, check_tokenizer
 from iclens.training.checkpoint import Checkpoint
-from iclens.training.config import MixtureContexts, SaeSpec, TokenContexts, TrainConfig
+from iclens.training.config import MixtureContexts, SaeSpec, TrainConfig
 from iclens.training.data.activations import as_left_out, find_left_out, recorder
 from iclens.training.data.buffer import ActivationBuffer
 from iclens.training.data.scaling import Scaling, estimate_scalings
@@ -112,8 +112,8 @@ class _Run:
             if self.ranks.first:
                 self.report({"continued_at": checkpoint.tokens})
         contexts = held_out(self.config, model.tokenizer)
-        if self.ranks.first and (begin := self._begin(model)):
-            self.report(begin)
+        if self.ranks.first:
+            self.report({"bos": bos_in_words(model.tokenizer)})
         facts = self._fit(model, checkpoint)
         left_out = as_left_out(facts["excluded"])
         failure, measured = None, {}
@@ -156,11 +156,6 @@ class _Run:
             attention=settings.attention,
         )  # fmt: skip
 
-    def _begin(self, model: LanguageModel) -> dict[str, str]:
-        """What contexts begin with, where they are made here; rows of token ids are taken as they stand."""
-        made = not isinstance(self.config.data, TokenContexts)
-        return {"bos": bos_in_words(model.tokenizer)} if made else {}
-
     def _constant(self, model: LanguageModel) -> dict[str, Any]:
         """What a checkpoint keeps of the run, and what has to be the same when it is continued."""
         config = self.config.model_dump(mode="json", exclude={"checkpoints"})
@@ -190,7 +185,7 @@ class _Run:
         stream = self.ranks.in_step(build_stream(config, model.tokenizer))
         alone = recorder(model)
         if checkpoint is None:
-            bos = model.tokenizer.bos_token_id
+            bos = bos_id(model.tokenizer)
             excluded = find_left_out(config.data, bos, alone, stream, config.saes.recorded)
         else:
             excluded = checkpoint.state["excluded"]
@@ -240,7 +235,7 @@ class _Run:
         }
         card = {
             "model": {"name": model.name, "fingerprint": model.fingerprint},
-            **self._begin(model),
+            "bos": bos_in_words(model.tokenizer),
             "config": self.config.model_dump(mode="json"),
             **tables,
             "measured_on": f"{self.config.held_out.contexts} contexts not trained on, "

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -228,6 +229,9 @@ class Spelled:
 
     def __len__(self) -> int:
         return 1000
+
+    def __call__(self, text: str, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[9])
 
     def convert_ids_to_tokens(self, token: int) -> str:
         return f"token {token}"

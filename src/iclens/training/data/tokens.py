@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from iclens.errors import ConfigError
 from iclens.saes.tally import PADDING
 from iclens.tables.arrays import Ints
+from iclens.tasks.rendering import bos_id
 from iclens.training.config import TokenContexts
 from iclens.training.data.contexts import Facts, State
 from iclens.training.data.stored import MASK, read_tokens
@@ -53,7 +54,7 @@ class TokenSource:
         self, settings: TokenContexts, tokenizer: Any, reserved: int, seed: int, held_out_seed: int
     ) -> None:
         self._asked, self._seed, self._tokenizer = f"tokens '{settings.path}'", seed, tokenizer
-        self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._bos, self._eos = bos_id(tokenizer), tokenizer.eos_token_id
         padding = tokenizer.pad_token_id if settings.padding_id is None else settings.padding_id
         self._padding = None if padding in (self._bos, self._eos) else padding
         self._declared = settings.padding_id is not None

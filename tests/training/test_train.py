@@ -76,8 +76,8 @@ def test_the_reconstruction_beats_the_mean_far_from_the_training_seed(
 
 def test_metrics_and_reports_tell_the_same_falling_error(run: Run) -> None:
     folder, reports = run
-    *steps, data, last = reports
-    assert list(data) == ["data"]
+    begin, *steps, data, last = reports
+    assert (list(begin), list(data)) == (["bos"], ["data"])
     assert list(last) == ["quality"]
     assert steps[0]["step"] == 1 and steps[-1]["step"] == steps[-1]["of"] == 48
     for site in SITES:

@@ -79,7 +79,8 @@ class LeftOut:
     @classmethod
     def of(cls, model: LanguageModel, saes: Iterable[Sae] = ()) -> LeftOut:
         """BOS, and what the SAEs' own metadata say that they were not trained on."""
-        ids, positions = {bos_id(model.tokenizer)} - {None}, set()
+        bos, positions = bos_id(model.tokenizer), set()
+        ids = set() if bos is None else {bos}
         for sae in saes:
             declared = sae.network.cfg.metadata
             special = declared.get("exclude_special_tokens")

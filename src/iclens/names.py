@@ -99,15 +99,21 @@ class Site:
             if within in inside:
                 return cls(int(match[1]), inside[within])
             if match[2] is not None:
-                return cls(int(match[1]), match[2])
+                return cls(int(match[1]), _known_hook(match[2], text))
         if match := _MODULE.fullmatch(text):
             return cls(int(match[1]), _MODULES[match[2]])
         if match := _SHORT.fullmatch(text):
-            return cls(int(match[1]), match[2])
+            return cls(int(match[1]), _known_hook(match[2], text))
         raise SiteError(
             f"site '{text}'", "not a site name",
             "Write it as L4.mlp_out, blocks.4.hook_mlp_out or model.layers.4.mlp.",
         )  # fmt: skip
+
+
+def _known_hook(hook: str, text: str) -> str:
+    if hook not in HOOKS:
+        raise SiteError(f"site '{text}'", f"hook '{hook}' is unknown", nearest(hook, HOOKS) + ".")
+    return hook
 
 
 def sae_site(text: str) -> Site:

@@ -289,7 +289,7 @@ def edited_answers(
         batch: rows per forward pass.
 
     Raises:
-        ModelError: when only some blocks are loaded.
+        ModelError: when only some blocks are loaded, or logits are not finite.
         EditError: when an edit did not fire once in every row, lies outside the prompt, or has values for
             another number of rows.
     """
@@ -303,6 +303,7 @@ def edited_answers(
             resid = run_blocks(model.network, embedded, 0, model.n_blocks)
         fired += len(rows) * np.array(seen.fired, dtype=int)
         parts.append(read_answers(model, resid[:, where], ids).cpu().numpy())
+        refuse_not_finite(model, parts[-1])
     return EditedAnswers(AnswerProbs(answers, np.concatenate(parts)), tuple(fired.tolist()))
 
 
@@ -352,6 +353,15 @@ def refuse_part(model: LanguageModel) -> None:
         )
 
 
+def refuse_not_finite(model: LanguageModel, log_prob: Floats) -> None:
+    """Raise a ModelError when log-probabilities are NaN: there is no answer in them."""
+    if np.isnan(log_prob).any():
+        raise ModelError(
+            f"logits of '{model.name}'", "they are not finite",
+            "Check that its weights are; float16 overflows where bfloat16 and float32 do not.",
+        )  # fmt: skip
+
+
 def read_answers(model: LanguageModel, resid: Tensor, ids: Tensor) -> Tensor:
     """log P of the answers `ids` [answer] from the last block's resid_post [... d_model], as [... answer].
 
@@ -363,13 +373,7 @@ def read_answers(model: LanguageModel, resid: Tensor, ids: Tensor) -> Tensor:
     for some in rows.split(max(1, LOGITS // model.network.config.vocab_size)):
         logits = unembed(model.network, some)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        total = logits.logsumexp(dim=-1, keepdim=True)
-        if not total.isfinite().all():
-            raise ModelError(
-                f"logits of '{model.name}'", "they are not finite",
-                "Check that its weights are; float16 overflows where bfloat16 and float32 do not.",
-            )  # fmt: skip
-        parts.append(logits[:, chosen] - total)
+        parts.append(logits[:, chosen] - logits.logsumexp(dim=-1, keepdim=True))
     return torch.cat(parts).unflatten(0, resid.shape[:-1])
 
 

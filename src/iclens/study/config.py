@@ -22,12 +22,13 @@ from pydantic import (
 from iclens.errors import ConfigError, nearest
 from iclens.names import Site, check_role
 from iclens.study.config_errors import explain, one_line
-from iclens.study.section import Roles, Section
+from iclens.study.section import Roles, Section, Seed
 from iclens.study.transforms_section import GridSection, TransformsSection
 from iclens.tasks.arms import other_task, parse_arm
 from iclens.tasks.declared import DeclaredBelief, belief_names, check_declared, parse_belief
 from iclens.tasks.rules import Task, default_inputs
 from iclens.tasks.spec import parse_task
+from iclens.training.config import naming, read_yaml
 
 
 class ModelSection(Section):
@@ -49,7 +50,7 @@ class SaesSection(Section):
     folder: str | None = None
     quality_prompts: int = Field(default=1, ge=1)
     """Prompts of each task of the grid on which L0, FVU and CE recovered are measured."""
-    quality_seed: int = 90_001
+    quality_seed: Seed = 90_001
 
     @model_validator(mode="after")
     def _one_source(self) -> SaesSection:
@@ -70,7 +71,7 @@ class PromptsSection(Section):
     not given."""
     n_prompts: int = Field(default=256, ge=4)
     n_examples: int = Field(default=16, ge=4)
-    seed: int = 0
+    seed: Seed = 0
     numbers: tuple[int, int] = (0, 49)
     """First and last x of number tasks."""
 
@@ -148,7 +149,7 @@ class GrowthSection(Section):
     """P(any discovery) when nothing grows, and the false discovery rate within site × role."""
     controls: list[str] | None = None
     """Arms that growth must be beyond, every one of them; the second arm when not given."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Of the split of prompts into discovery, shape and confirm."""
     shortlist: int = Field(default=300, ge=1)
     """Growing latents, over all sites and roles, whose shape, evidence and confirmation are asked for."""
@@ -170,7 +171,7 @@ class SweepSection(Section):
     """resid_pre of these blocks; all of them, and the end, when not given."""
     donor_examples: int = Field(default=12, ge=1)
     n_prompts: int = Field(default=64, ge=4)
-    seed: int = 2
+    seed: Seed = 2
     ablations: list[tuple[Literal["zero", "mean", "resample"], Literal["pre", "all positions"]]] = [
         ("zero", "pre"),
         ("mean", "all positions"),
@@ -213,7 +214,7 @@ class PatchSection(Section):
     """The other task whose values serve as a control; a rival of the task when not given."""
     response_donors: int = Field(default=4, ge=0)
     """Donors of every x in the response curve of the site that carries most; no curve with 0."""
-    seed: int = 3
+    seed: Seed = 3
 
     @model_validator(mode="after")
     def _roles_are_there(self) -> PatchSection:
@@ -343,7 +344,7 @@ def load_study_config(path: Path) -> StudyConfig:
         raise ConfigError(
             f"study config '{path}'", "no such file", "Give the path of a YAML file."
         ) from cause
-    except (OSError, UnicodeDecodeError) as cause:
+    except (OSError, ValueError) as cause:
         raise ConfigError(
             f"study config '{path}'",
             f"unreadable ({one_line(cause)})",
@@ -359,21 +360,9 @@ def demo_config() -> StudyConfig:
 
 def parse_study_config(text: str, source: str) -> StudyConfig:
     """Validate YAML text; `source` names it in errors."""
-    try:
-        declared = yaml.safe_load(text)
-    except yaml.YAMLError as cause:
-        raise ConfigError(
-            f"study config '{source}'",
-            f"not YAML ({one_line(cause)})",
-            "Correct it at the line that is named.",
-        ) from cause
-    if not isinstance(declared, dict):
-        raise ConfigError(
-            f"study config '{source}'",
-            "not a mapping of keys",
-            "Write keys and values, at least study, model, saes and prompts.",
-        )
-    try:
-        return StudyConfig.model_validate(declared)
-    except ValidationError as cause:
-        raise explain(cause, StudyConfig, source) from cause
+    declared = read_yaml(text, f"study config '{source}'", "study/demo.yaml")
+    with naming(source):
+        try:
+            return StudyConfig.model_validate(declared)
+        except ValidationError as cause:
+            raise explain(cause, StudyConfig, source) from cause

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from iclens.errors import ConfigError, SiteError
 from iclens.names import TEMPLATE
-from iclens.study.section import Roles, Section
+from iclens.study.section import Roles, Section, Seed
 from iclens.tasks.rendering import parse_template
 from iclens.tasks.spec import expand, parse_task
 from iclens.transforms.concepts import Concept, concept, declare
@@ -40,11 +40,13 @@ class GridSection(Section):
     """Prompts of each task and template."""
     n_examples: int = Field(default=16, ge=FIRST_EXAMPLE + 2)
     """Examples of a prompt; the first four do not count, because the task cannot be known yet."""
-    seed: int = 1
+    seed: Seed = 1
 
     @field_validator("tasks")
     @classmethod
     def _tasks_exist(cls, tasks: list[str] | None) -> list[str] | None:
+        if tasks == []:
+            raise ValueError("give at least one task, or leave the key out for the default grid")
         for pattern in tasks or []:
             for spec in expand(pattern):
                 parse_task(spec)
@@ -82,7 +84,7 @@ class TransformsSection(Section):
     """Pairs of runs A and B in which they are moved."""
     n_controls: int = Field(default=40, ge=1)
     """Matched random latents beside each latent whose causal effects are measured."""
-    seed: int = 1
+    seed: Seed = 1
 
     @model_validator(mode="after")
     def _concepts_exist(self) -> TransformsSection:

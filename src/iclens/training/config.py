@@ -6,7 +6,8 @@ that a configuration that validates can be run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -22,8 +23,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from yaml.constructor import ConstructorError
 
-from iclens.errors import ConfigError, nearest
+from iclens.errors import ConfigError, IclensError, nearest
 from iclens.names import Site, sae_site
 from iclens.tasks.arms import parse_arm
 from iclens.tasks.spec import parse_task
@@ -31,7 +33,7 @@ from iclens.tasks.spec import parse_task
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Dtype = Literal["float32", "bfloat16"]
 Architecture = Literal[
     "topk", "batchtopk", "matryoshka_batchtopk", "standard", "gated", "jumprelu",
@@ -44,7 +46,7 @@ WITH_K = ("topk", "batchtopk", "matryoshka_batchtopk")
 class Strict(BaseModel):
     """A frozen section whose unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -55,6 +57,8 @@ class Strict(BaseModel):
                     raise ConfigError(
                         f"key '{key}'", f"unknown in {cls.__name__}", nearest(str(key), cls.model_fields)
                     )
+                if isinstance(given[key], bool):
+                    raise ConfigError(f"key '{key}'", f"it is {given[key]!r}", "No key is true or false.")
         return given
 
 
@@ -391,17 +395,14 @@ def load_train_config(path: str | Path) -> TrainConfig:
         ConfigError: for a missing file, invalid YAML, an unknown key, a missing key or a wrong value.
         SiteError, TaskError: for a site or task that does not exist.
     """
+    asked = f"config '{path}'"
     try:
-        declared = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as cause:
-        raise ConfigError(f"config '{path}'", "no such file", "Give the path of a YAML file.") from cause
-    except (yaml.YAMLError, UnicodeDecodeError) as cause:
-        raise ConfigError(
-            f"config '{path}'", f"not YAML ({' '.join(str(cause).split())})", "Mend it."
-        ) from cause
-    if not isinstance(declared, dict):
-        raise ConfigError(f"config '{path}'", "it holds no keys", "See sae_configs/icl_tiny.yaml.")
-    return parse_train_config(declared)
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as cause:
+        found = "not YAML in UTF-8" if isinstance(cause, UnicodeDecodeError) else "no such file"
+        raise ConfigError(asked, found, "Give the path of a YAML file.") from cause
+    with naming(str(path)):
+        return parse_train_config(read_yaml(text, asked, "sae_configs/icl_tiny.yaml"))
 
 
 def parse_train_config(declared: dict[str, Any]) -> TrainConfig:
@@ -412,5 +413,54 @@ def parse_train_config(declared: dict[str, Any]) -> TrainConfig:
         first = cause.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "config"
         raise ConfigError(
-            f"key '{key}'", first["msg"], "See the comments in sae_configs/icl_tiny.yaml."
+            f"key '{key}'",
+            f"{first['msg']}, not {first['input']!r}"[:300],
+            "See the comments in sae_configs/icl_tiny.yaml.",
         ) from cause
+
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Puts the file before what an error says of its keys."""
+    try:
+        yield
+    except IclensError as cause:
+        if source in cause.asked:
+            raise
+        raise type(cause)(f"{source}: {cause.asked}", cause.found, cause.remedy) from cause
+
+
+class _OneOfEach(yaml.SafeLoader):
+    """Reads YAML whose mappings name each key once: a second one would silently replace the first."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key.value, str) and key.value != "<<":
+                if key.value in seen:
+                    raise ConstructorError(None, None, f"key '{key.value}' stands twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str, asked: str, example: str) -> dict[str, Any]:
+    """The mapping that a YAML text holds, each of its keys once.
+
+    Args:
+        text: YAML.
+        asked: what is read, for errors.
+        example: a file that shows how it is written.
+
+    Raises:
+        ConfigError: when it is not YAML, or no mapping.
+    """
+    try:
+        declared = yaml.load(text, _OneOfEach)
+    except (yaml.YAMLError, RecursionError, ValueError) as cause:
+        line = " ".join(str(cause).split())
+        raise ConfigError(
+            asked, f"not YAML ({line[:300]})", "Correct it at the line that is named."
+        ) from cause
+    if not isinstance(declared, dict):
+        raise ConfigError(asked, "it holds no keys", f"It is written like {example}.")
+    return declared

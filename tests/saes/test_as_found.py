@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from iclens.errors import SaeError
+from iclens.names import Site
 from iclens.saes.convert import convert
+from iclens.saes.formats.native import UNFOLDED
 from iclens.saes.load import Sae, load_sae
 
 from . import layouts
@@ -408,6 +410,88 @@ def test_a_mean_length_that_is_none_is_refused(tmp_path: Path, write_scope: Writ
     refused(lambda: load_sae(write_scopium(tmp_path / "none", config, weights)), name, "dataset-wise")
 
 
+@pytest.mark.parametrize("stored", [HOOK, "blocks.2.hook_out", "model.layers.2", "L2.resid_post"])
+@pytest.mark.parametrize("stated", [HOOK, "blocks.2.hook_out", None])
+def test_a_mean_length_stands_under_any_spelling_of_its_site(
+    tmp_path: Path, stored: str, stated: str | None
+) -> None:
+    config, weights = llamascopium()
+    reference = load_sae(write_scopium(tmp_path / "reference", config, weights))
+    name = LENGTH.replace(HOOK, stored)
+    weights[name] = weights.pop(LENGTH)
+    hooks = {"hook_point_in": stated, "hook_point_out": stated}
+    sae = load_sae(write_scopium(tmp_path / "sae", config | hooks, weights))
+    assert (sae.site, sae.mean_length) == (SITE, 7.0)
+    assert torch.equal(sae.encode(rows()), reference.encode(rows()))
+
+
+def test_several_mean_lengths_are_named_where_no_hook_says_which(tmp_path: Path) -> None:
+    config, weights = llamascopium()
+    weights[LENGTH.replace("resid_post", "mlp_out")] = torch.tensor(3.0)
+    assert load_sae(write_scopium(tmp_path / "stated", config, weights)).mean_length == 7
+    del config["hook_point_in"], config["hook_point_out"]
+    folder = write_scopium(tmp_path / "unstated", config, weights)
+    refused(lambda: load_sae(folder, site=SITE), "hook_point_in", HOOK, "blocks.2.hook_mlp_out")
+    for name in [name for name in weights if "average" in name]:
+        del weights[name]
+    message = refused(lambda: load_sae(write_scopium(tmp_path / "none", config, weights)), "dataset-wise")
+    assert ".None" not in message
+
+
+@pytest.mark.parametrize("value", [1e-38, 1e-7, 1e7, 3e38])
+def test_a_length_or_factor_of_no_training_is_refused_by_its_key_and_file(
+    tmp_path: Path, write_scope: Write, value: float
+) -> None:
+    config, weights = llamascopium()
+    weights[LENGTH] = torch.tensor(value)
+    refused(
+        lambda: load_sae(write_scopium(tmp_path / "sae", config, weights)), LENGTH, "sae_weights.safetensors"
+    )
+    key = "dataset_average_activation_norm"
+    scope = write_scope(tmp_path / "scope", **{key: {"in": value, "out": 1.0}})
+    refused(lambda: load_sae(scope), f"{key}.in is", "hyperparams.json")
+    config, weights = layouts.native()
+    folder = native(tmp_path / "native", config | {"normalize_activations": UNFOLDED}, weights)
+    refused(lambda: load_sae(folder, input_scale=value), "input_scale is")
+    (folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": value}))
+    refused(lambda: load_sae(folder), "scaling_factor is", "activation_scaler.json")
+
+
+def test_a_threshold_of_llamascopium_is_finite_and_may_be_one_for_all(tmp_path: Path) -> None:
+    config, weights = llamascopium()
+    name = "activation_function.log_jumprelu_threshold"
+    weights[name] = torch.full((D_SAE,), 0.25)
+    each = load_sae(write_scopium(tmp_path / "each", config, weights))
+    for kind, value in (("scalar", torch.tensor(0.25)), ("row", torch.tensor([0.25]))):
+        one = load_sae(write_scopium(tmp_path / kind, config, weights | {name: value}))
+        assert torch.equal(one.encode(rows()), each.encode(rows()))
+    weights[name][5] = 200
+    folder = write_scopium(tmp_path / "large", config, weights)
+    message = refused(
+        lambda: load_sae(folder), name, "sae_weights.safetensors: 1 of 24, at [5]", "logarithms"
+    )
+    assert "diverged" not in message
+
+
+def test_what_overflows_in_conversion_names_its_file_and_the_cause(tmp_path: Path) -> None:
+    config, weights = llamascopium("relu")
+    weights["b_E"][3] = 3e38
+    weights["W_D"][3] *= 1e3
+    message = refused(
+        lambda: load_sae(write_scopium(tmp_path / "sae", config, weights)),
+        "b_enc", "in sae_weights.safetensors: 1 of 24", "too large for float32",
+    )  # fmt: skip
+    assert "diverged" not in message
+
+
+def test_a_threshold_of_0_is_a_relu(tmp_path: Path, write_scope: Write) -> None:
+    sae, x = load_sae(write_scope(tmp_path / "zero", jump_relu_threshold=0)), rows()
+    z = x @ sae.network.W_enc + sae.network.b_enc
+    torch.testing.assert_close(sae.encode(x), z.relu())
+    folder = write_scope(tmp_path / "below", jump_relu_threshold=-1)
+    refused(lambda: load_sae(folder), "jump_relu_threshold is -1", "hyperparams.json")
+
+
 def test_llama_scope_may_keep_its_lengths_among_the_weights(tmp_path: Path, write_scope: Write) -> None:
     name = "dataset_average_activation_norm"
     plain_folder = write_scope(tmp_path / "plain")
@@ -443,6 +527,47 @@ def test_k_may_stand_in_the_config_alone_or_in_both(tmp_path: Path, name: str) -
         tmp_path / "none", name, lambda tensors, trainer: (tensors.pop("k"), trainer.pop("k"))
     )
     refused(lambda: load_sae(none), "k is None in config.json")
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
+def test_k_as_a_float_and_a_threshold_of_one_row_are_the_same_numbers(tmp_path: Path, name: str) -> None:
+    def change(tensors: Raw, _: dict[str, Any]) -> None:
+        tensors["k"] = tensors["k"].float()
+        if name != "topk":
+            tensors["threshold"] = tensors["threshold"].reshape(1)
+
+    changed = load_sae(changed_dictionary(tmp_path / "changed", name, change), site=SITE)
+    reference = load_sae(LEARNT / name, site=SITE)
+    assert torch.equal(changed.encode(rows()), reference.encode(rows())) and changed.l0 == K
+    half = changed_dictionary(tmp_path / "half", name, lambda raw, _: raw.update(k=torch.tensor(4.5)))
+    refused(lambda: load_sae(half), "k is 4.5 in ae.pt", "whole number")
+
+
+@pytest.mark.parametrize(
+    ("module", "site"),
+    [
+        ("model.layers.2.mlp", Site(2, "mlp_in")), ("transformer.h.2", Site(2, "resid_pre")),
+        ("model.layers.2.self_attn", None), ("resid_post_layer_2", None),
+    ],
+)  # fmt: skip
+def test_the_input_of_a_module_is_its_own_site(tmp_path: Path, module: str, site: Site | None) -> None:
+    folder = changed_dictionary(
+        tmp_path / "sae", "topk", lambda _, trainer: trainer.update(submodule_name=module)
+    )
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"buffer": {"io": "in"}}))
+    if site is None:
+        refused(lambda: load_sae(folder), f"it reads '{module} (in)'", "--site")
+    else:
+        assert load_sae(folder).site == site
+
+
+def test_an_expansion_factor_need_not_be_whole(tmp_path: Path) -> None:
+    config, weights = layouts.sparsify()
+    weights["encoder.weight"], weights["W_dec"] = weights["encoder.weight"][:20], weights["W_dec"][:20]
+    weights["encoder.bias"] = weights["encoder.bias"][:20]
+    folder = write(tmp_path / "layers.2", "sparsify", config | {"expansion_factor": 2.5}, weights)
+    assert load_sae(folder).d_sae == 20
 
 
 @pytest.mark.parametrize("name", ["standard", "topk", "gated", "jumprelu"])

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from iclens.errors import SaeError
 from iclens.names import Site
-from iclens.saes.formats.sparsify import hookpoint
+from iclens.saes.formats.parts import named_site
 from iclens.saes.load import Sae, load_sae
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -87,7 +87,7 @@ def test_each_sparsify_convention_is_needed() -> None:
     ],
 )  # fmt: skip
 def test_hookpoints_are_sites(name: str, site: Site | None) -> None:
-    assert hookpoint(name) == site
+    assert named_site(name) == site
 
 
 # ---------------------------------------------------------------------------------------------- Llama Scope

@@ -196,7 +196,7 @@ def _scale_input(what: str, parts: Parts, scale: float | None) -> None:
         raise SaeError(
             f"SAE '{what}'", f"it needs no input scale: normalize_activations is {stated!r}", "Leave it out."
         )
-    scaled(parts.network, Settings(what, "what was given", {"input_scale": scale}).number("input_scale"))
+    scaled(parts.network, Settings(what, "what was given", {"input_scale": scale}).scale("input_scale"))
 
 
 def _on_hub(ref: str | Path) -> bool:

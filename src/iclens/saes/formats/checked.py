@@ -13,6 +13,8 @@ from iclens.errors import SaeError
 from iclens.saes.formats.native import ARCHITECTURES, SCALER, UNFOLDED, shapes
 from iclens.saes.formats.parts import NORMALISATIONS, Parts, refuse_not_finite
 
+_LARGE = "Its weights are too large for float32: take another checkpoint."
+
 
 def check(what: str, parts: Parts) -> None:
     """Refuse an SAE with which a figure could be wrong or undefined.
@@ -39,7 +41,7 @@ def check(what: str, parts: Parts) -> None:
             f"It must hold {', '.join(f'{key} {list(shape)}' for key, shape in expected.items())}.",
         )  # fmt: skip
     for key, tensor in weights.items():
-        refuse_not_finite(f"weights of {asked}", f"{parts.file} as float32", key, tensor)
+        refuse_not_finite(f"weights of {asked}", parts.file, f"{key} (made of its tensors)", tensor, _LARGE)
     if "threshold" in weights and bool((weights["threshold"] < 0).any()):
         least, latent = weights["threshold"].min(dim=0)
         raise SaeError(
@@ -49,7 +51,7 @@ def check(what: str, parts: Parts) -> None:
     k = getattr(config, "k", 1)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= config.d_sae:
         raise SaeError(
-            asked, f"k is {k!r} of {config.d_sae} latents", f"k must be within 1 … {config.d_sae}."
+            asked, f"k of the SAE in {parts.file} is {k!r}", f"It must be within 1 … {config.d_sae}."
         )
     if config.normalize_activations == UNFOLDED:
         raise SaeError(
@@ -83,5 +85,5 @@ def _try(asked: str, parts: Parts) -> None:
     if not (latents.isfinite().all() and decoded.isfinite().all() and (latents >= 0).all()):
         raise SaeError(
             asked, f"{parts.file} does not encode and decode entries of size 1 to finite numbers",
-            "Its weights are too large for float32: take another checkpoint.",
+            _LARGE,
         )  # fmt: skip

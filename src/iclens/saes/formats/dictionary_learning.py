@@ -23,13 +23,14 @@ from typing import Any
 
 from torch import Tensor
 
-from iclens.errors import SaeError, SiteError
-from iclens.names import Site, sae_site
+from iclens.errors import SaeError
+from iclens.names import Site
 from iclens.saes.formats.parts import (
     Parts,
     Settings,
     build,
     fingerprint,
+    named_site,
     plain_names,
     read_pickle,
     refuse_unlearnt,
@@ -41,6 +42,8 @@ from iclens.saes.formats.parts import (
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 _SUBMODULE = re.compile(r"(\w+?)_layer_?(\d+)")
+_INPUTS = {"resid_post": "resid_pre", "mlp_out": "mlp_in"}
+"""What the module with this output reads, where that is a site."""
 Tensors = dict[str, Tensor]
 Built = tuple[str, Tensors, dict[str, Any], float | None]
 """sae_lens architecture, its weights, further options, and the mean L0 asked for in training."""
@@ -60,12 +63,12 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     d_in, d_sae = trainer.whole("activation_dim"), trainer.whole("dict_size")
     refuse_width(config.what, d_in, d_model)
     architecture, weights, options, l0 = CLASSES[name](trainer, _tensors(folder), d_in, d_sae)
-    site, model = _site(trainer, config), trainer.text("lm_name")
+    model, (site, hook) = trainer.text("lm_name"), _site(trainer, config)
     network = build(architecture, weights, site=site, model=model, device=device, **options)
     files = [folder / CONFIG, folder / WEIGHTS]
     return Parts(
         "dictionary_learning", fingerprint(files), network, WEIGHTS, site,
-        hook=trainer.text("submodule_name"), model=model, l0=l0,
+        hook=hook, model=model, l0=l0,
     )  # fmt: skip
 
 
@@ -80,16 +83,17 @@ def _tensors(folder: Path) -> Tensors:
     return plain_names(tensors)
 
 
-def _site(trainer: Settings, config: Settings) -> Site | None:
-    """The site that submodule_name says, when it does and the buffer took the module's output."""
-    name = trainer.text("submodule_name")
-    if name is None or config.mapping("buffer").get("io", "out") != "out":
-        return None
+def _site(trainer: Settings, config: Settings) -> tuple[Site | None, str | None]:
+    """The site that the buffer took of the module submodule_name, and how the files name it."""
+    name, end = trainer.text("submodule_name"), config.mapping("buffer").get("io", "out")
+    if name is None:
+        return None, None
     match = _SUBMODULE.fullmatch(name)
-    try:
-        return sae_site(name if match is None else f"L{match[2]}.{match[1]}")
-    except SiteError:
-        return None
+    site = named_site(name if match is None else f"L{match[2]}.{match[1]}")
+    if end == "out":
+        return site, name
+    into = _INPUTS.get(site.hook) if site is not None and match is None and end == "in" else None
+    return None if site is None or into is None else Site(site.layer, into), f"{name} ({end})"
 
 
 def _linear(d_in: int, d_sae: int, *, bias: bool = True) -> dict[str, tuple[int, ...]]:
@@ -141,6 +145,8 @@ def _with_threshold(
     """
     k = _k(trainer, tensors, d_sae)
     rest = {name: value for name, value in tensors.items() if name != "k"}
+    if "threshold" in rest and rest["threshold"].numel() == 1:
+        rest["threshold"] = rest["threshold"].reshape(())
     weights = take(trainer.what, WEIGHTS, rest, shapes | {"threshold": ()})
     refuse_unlearnt(trainer.what, WEIGHTS, float(weights["threshold"]), k)
     return weights, k
@@ -179,13 +185,8 @@ def _k(trainer: Settings, tensors: Tensors, d_sae: int) -> int:
     stored = tensors.get("k")
     if stored is None:
         return trainer.whole("k", most=d_sae)
-    k = stored.item() if stored.numel() == 1 else stored.tolist()
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= d_sae:
-        raise SaeError(
-            f"weights of SAE '{trainer.what}'",
-            f"k is {k!r} in {WEIGHTS}",
-            f"It must be a whole number from 1 to {d_sae}.",
-        )
+    value = stored.item() if stored.numel() == 1 else stored.tolist()
+    k = Settings(trainer.what, WEIGHTS, {"k": value}).whole("k", most=d_sae)
     if trainer.get("k") is not None and trainer.whole("k") != k:
         trainer.refuse("k", f"{WEIGHTS} says {k}: keep the one it was trained with.")
     return k

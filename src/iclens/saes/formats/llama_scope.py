@@ -21,12 +21,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from iclens.errors import SaeError
 from iclens.saes.formats.parts import (
     Parts,
     Settings,
     build,
     fingerprint,
+    named_site,
     read_tensors,
     refuse_width,
     settings,
@@ -63,7 +63,7 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     }  # fmt: skip
     stored = take(config.what, WEIGHTS, tensors, shapes)
     mean_length = _mean_length(config, lengths)
-    s, threshold = math.sqrt(d_in) / mean_length, config.number("jump_relu_threshold")
+    s, threshold = math.sqrt(d_in) / mean_length, config.number("jump_relu_threshold", least=0)
     rows, v = unit_rows(stored["decoder.weight"].T)
     weights = {
         "W_enc": stored["encoder.weight"].T * v, "b_enc": stored["encoder.bias"] / s * v,
@@ -89,19 +89,22 @@ def refuse_transcoder(config: Settings) -> None:
         )
 
 
-def stored_length(config: Settings, file: str, name: str, tensor: Tensor) -> float:
-    """The mean length of activations that stands among the weights.
+def stored_lengths(config: Settings, file: str, tensors: dict[str, Tensor]) -> list[float]:
+    """The mean lengths, among those that stand with the weights, of the activations that an SAE reads.
+
+    Their names end on "in", or on what it reads in any spelling of that site.
 
     Raises:
-        SaeError: when it is not one positive finite number.
+        SaeError: when one is not a number that a mean length can be.
     """
-    value = float(take(config.what, file, {name: tensor.reshape(-1)}, {name: (1,)})[name])
-    if not value > 0:
-        raise SaeError(
-            f"weights of SAE '{config.what}'", f"{name} is {value:g} in {file}",
-            "It must be the mean length of the activations in training, above 0.",
-        )  # fmt: skip
-    return value
+    hook = config.text("hook_point_in")
+    site, stated = None if hook is None else named_site(hook), []
+    for name, tensor in tensors.items():
+        key = name.removeprefix(f"{LENGTHS}.")
+        if key in ("in", hook) or (site is not None and named_site(key) == site):
+            value = tensor.item() if tensor.numel() == 1 else tensor.tolist()
+            stated.append(Settings(config.what, file, {name: value}).scale(name))
+    return stated
 
 
 def _mean_length(config: Settings, stored: dict[str, Tensor]) -> float:
@@ -110,10 +113,8 @@ def _mean_length(config: Settings, stored: dict[str, Tensor]) -> float:
     Raises:
         SaeError: when neither states it, or they disagree.
     """
-    stated = [config.mapping(LENGTHS).number("in")] if config.get(LENGTHS) is not None else []
-    for name, tensor in stored.items():
-        if name.removeprefix(f"{LENGTHS}.") in ("in", config.text("hook_point_in")):
-            stated.append(stored_length(config, WEIGHTS, name, tensor))
+    stated = [config.mapping(LENGTHS).scale("in")] if config.get(LENGTHS) is not None else []
+    stated += stored_lengths(config, WEIGHTS, stored)
     if not stated:
         config.refuse(
             LENGTHS, f"State the mean length of the activations it was trained on: {LENGTHS}: {{in: …}}."

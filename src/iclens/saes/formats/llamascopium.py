@@ -12,14 +12,16 @@ by s. `norm_activation` says what s is:
     inference      1: the scale is folded in
     token-wise     √d_model / ‖x‖, sae_lens' constant_norm_rescale; a is not divided by it
 
-llamascopium writes whatever memory held where it knows no mean length, so that must be positive and finite
-here, and `iclens saes check` compares it with the model. Refused: other kinds (crosscoders, lorsa,
-transcoders), GLU encoders, BatchTopK (what it keeps depends on the other rows), lengths of each batch.
+llamascopium writes whatever memory held where it knows no mean length, so that must lie within 1e-6 … 1e6
+here, and `iclens saes check` compares it with the model. It stands under the hook's name in any spelling;
+where the config names no hook, the only one that is stored names it. Refused: other kinds (crosscoders,
+lorsa, transcoders), GLU encoders, BatchTopK (what it keeps depends on the other rows), lengths of each batch.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ import torch
 from torch import Tensor
 
 from iclens.errors import SaeError
-from iclens.saes.formats.llama_scope import LENGTHS, model_of, refuse_transcoder, stored_length
+from iclens.saes.formats.llama_scope import LENGTHS, model_of, refuse_transcoder, stored_lengths
 from iclens.saes.formats.parts import (
     Parts,
     Settings,
@@ -36,8 +38,10 @@ from iclens.saes.formats.parts import (
     plain_names,
     read_pickle,
     read_tensors,
+    refuse_not_finite,
     refuse_width,
     settings,
+    shown,
     take,
     unit_rows,
 )
@@ -71,6 +75,11 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     file = next(name for name in WEIGHTS if (folder / name).is_file())
     tensors = _tensors(folder, file)
     lengths = {name: tensors.pop(name) for name in list(tensors) if name.startswith(f"{LENGTHS}.")}
+    if _THRESHOLD in tensors and tensors[_THRESHOLD].numel() == 1:  # one for all latents
+        tensors[_THRESHOLD] = tensors[_THRESHOLD].reshape(1).expand(d_sae)
+    if config.get("hook_point_in") is None and len(lengths) == 1:
+        hook = next(iter(lengths)).removeprefix(f"{LENGTHS}.")
+        config = replace(config, values={**config.values, "hook_point_in": hook})
     stored = take(config.what, file, tensors, _shapes(config, act_fn, d_in, d_sae))
 
     mean_length = _mean_length(config, file, lengths) if scaling == "dataset-wise" else None
@@ -84,6 +93,10 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     }  # fmt: skip
     if act_fn == "jumprelu":
         weights["threshold"] = stored[_THRESHOLD].exp() / s
+        refuse_not_finite(
+            f"weights of SAE '{config.what}'", file, f"exp({_THRESHOLD})", weights["threshold"],
+            "It must hold logarithms of thresholds, below 80.",
+        )  # fmt: skip
     k = config.whole("top_k", 50, most=d_sae) if act_fn == "topk" else None
     options: dict[str, Any] = {} if k is None else {"k": k}
     site, model = config.site("hook_point_in"), model_of(folder)
@@ -122,10 +135,16 @@ def _shapes(config: Settings, act_fn: str, d_in: int, d_sae: int) -> dict[str, t
 
 def _mean_length(config: Settings, file: str, lengths: dict[str, Tensor]) -> float:
     """The mean length of the activations that it reads."""
-    name = f"{LENGTHS}.{config.text('hook_point_in')}"
-    if name not in lengths:
+    stored = ", ".join(shown(name.removeprefix(f"{LENGTHS}.")) for name in lengths)
+    if config.get("hook_point_in") is None and lengths:
+        config.refuse("hook_point_in", f"{file} holds the mean lengths of {stored}: name the one it reads.")
+    stated = stored_lengths(config, file, lengths)
+    if len(set(stated)) != 1:
+        name = f"{LENGTHS}.{config.get('hook_point_in', 'HOOK')}"
         raise SaeError(
-            f"SAE '{config.what}'", f"norm_activation is 'dataset-wise', and {name} is not in {file}",
+            f"SAE '{config.what}'",
+            f"norm_activation is 'dataset-wise', and {name} does not stand once in {file}, "
+            f"which holds the mean lengths of {stored or 'no hook'}",
             "Set it in llamascopium (set_dataset_average_activation_norm) and save again.",
         )  # fmt: skip
-    return stored_length(config, file, name, lengths[name])
+    return stated[0]

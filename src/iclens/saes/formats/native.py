@@ -82,7 +82,7 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     architecture_of(config)
     parts = from_tensors(config, WEIGHTS, read_tensors(folder, WEIGHTS), device)
     if parts.network.cfg.normalize_activations == UNFOLDED and (folder / SCALER).is_file():
-        scaled(parts.network, settings(folder / SCALER).number("scaling_factor"))
+        scaled(parts.network, settings(folder / SCALER).scale("scaling_factor"))
     files = [folder / name for name in (CONFIG, WEIGHTS, SCALER) if (folder / name).is_file()]
     return replace(parts, sae_id=fingerprint(files))
 

@@ -34,6 +34,7 @@ NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 _POINTER = b"version https://git-lfs"
 """How a file starts that Git left in place of a large one."""
 _FETCH = "Fetch this file again from where the SAE is published."
+_DIVERGED = "Its training diverged or the file is damaged: take an earlier checkpoint, or fetch it again."
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,21 @@ class Settings:
             f"SAE '{self.what}'", f"{name} is {reprlib.repr(value)} in {self.file}", allowed
         ) from cause
 
-    def number(self, key: str, default: float | None = None) -> float:
-        """A positive finite number."""
+    def number(
+        self, key: str, default: float | None = None, least: float = 1e-30, most: float = 1e30
+    ) -> float:
+        """A number from `least` to `most`."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-            self.refuse(key, "It must be a number above 0 and below 1e30.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            self.refuse(key, f"It must be a number from {least:g} to {most:g}.")
         return float(value)
+
+    def scale(self, key: str) -> float:
+        """A mean length of activations, or the factor by which they are scaled.
+
+        Further out lies only what memory held by chance.
+        """
+        return self.number(key, least=1e-6, most=1e6)
 
     def whole(self, key: str, default: int | None = None, most: int = 2**40) -> int:
         """A whole number from 1 to `most`."""
@@ -154,6 +164,14 @@ class Settings:
             if "hook_z" in f"{cause}":
                 self.refuse(key, cause.remedy, cause)
             return None
+
+
+def named_site(name: str) -> Site | None:
+    """The site that a name means in any spelling; None when it names no site of an SAE."""
+    try:
+        return sae_site(name)
+    except SiteError:
+        return None
 
 
 def first_line(cause: BaseException) -> str:
@@ -331,13 +349,13 @@ def take(
     return taken
 
 
-def refuse_not_finite(asked: str, file: str, name: str, tensor: Tensor) -> None:
+def refuse_not_finite(asked: str, file: str, name: str, tensor: Tensor, remedy: str = _DIVERGED) -> None:
     """Raise a SaeError when a tensor holds NaN or an infinity, with how many and where the first stands."""
     if not (finite := tensor.isfinite()).all():
         n_wrong, first = int((~finite).sum()), (~finite).nonzero()[0].tolist()
         raise SaeError(
             asked, f"{name} is not finite in {file}: {n_wrong} of {tensor.numel()}, at {first} first",
-            "Its training diverged or the file is damaged: take an earlier checkpoint, or fetch it again.",
+            remedy,
         )  # fmt: skip
 
 

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from iclens.errors import SiteError
-from iclens.names import Site, sae_site
 from iclens.saes.formats.parts import (
     Parts,
     Settings,
     build,
     fingerprint,
+    named_site,
     read_tensors,
     refuse_width,
     settings,
@@ -55,23 +54,15 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
         "W_dec": stored["W_dec"], "b_dec": stored["b_dec"],
     }  # fmt: skip
     name = folder.resolve().name
-    site, model = hookpoint(name), _model(folder)
+    site, model = named_site(name), _model(folder)
     network = build("topk", weights, site=site, model=model, device=device, k=k)
     files = [folder / CONFIG, folder / WEIGHTS]
     return Parts("sparsify", fingerprint(files), network, WEIGHTS, site, hook=name, model=model, l0=k)
 
 
-def hookpoint(name: str) -> Site | None:
-    """The site that a hookpoint's name means; None when it is not known."""
-    try:
-        return sae_site(name)
-    except SiteError:
-        return None
-
-
 def _n_latents(config: Settings, d_in: int) -> int:
     if config.get("num_latents", 0) == 0:
-        return d_in * config.whole("expansion_factor")
+        return int(d_in * config.number("expansion_factor"))
     return config.whole("num_latents")
 
 

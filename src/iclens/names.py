@@ -142,6 +142,11 @@ def prompt_length(examples: int) -> int:
     return PREFIX_LENGTH + TOKENS_PER_EXAMPLE * examples
 
 
+def examples_within(tokens: int) -> int:
+    """Examples of the longest prompt of at most so many tokens."""
+    return (tokens - PREFIX_LENGTH) // TOKENS_PER_EXAMPLE
+
+
 def position(role: str, example: int) -> int:
     """Token index of `role` in example number `example` (from 0)."""
     return PREFIX_LENGTH + TOKENS_PER_EXAMPLE * example + ROLES.index(check_role(role))

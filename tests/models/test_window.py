@@ -1,5 +1,6 @@
 """A sliding window is honoured wherever attention is computed: everything equals transformers' own run."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,44 @@ def test_heads_add_up_to_what_attention_writes(
     np.testing.assert_allclose(silent, 0, atol=1e-6)
 
 
+def rewritten(folder: Path, **keys: Any) -> Path:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+    return folder
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("layers", "window"), [
+    (["sliding_attention"] * 3, 5), (["full_attention"] * 3, 5), (["full_attention"] * 3, None), (None, 5),
+])  # fmt: skip
+def test_the_types_of_layers_are_honoured(
+    saved_model: Save, tokens: np.ndarray, layers: list[str] | None, window: int | None, attention: str
+) -> None:
+    """Transformers reads a Mistral that states `layer_types`, null too, as a Ministral."""
+    folder = rewritten(saved_model("mistral", head_dim=8), sliding_window=window, layer_types=layers)
+    model = load_model(folder, attention=attention)
+    plain = window if layers != ["full_attention"] * 3 else None
+    same = load_model(saved_model("mistral", name="plain", head_dim=8, sliding_window=plain))
+    with torch.no_grad():
+        found = unembed(model.network, run_blocks(model.network, model.embed(tokens), 0, model.n_blocks))
+    wanted = theirs(model if window else same, tokens).logits  # without a window their Ministral cannot run
+    torch.testing.assert_close(found, wanted, **CLOSE)
+    assert load_model(folder, blocks=2).n_blocks == 2
+    assert same.fingerprint == model.fingerprint
+
+
+@pytest.mark.parametrize("layers", [
+    ["sliding_attention"] * 3, ["chunked_attention"] * 3, ["full_attention"], "full_attention", [],
+    ["full_attention", "sliding_attention", "full_attention"],
+])  # fmt: skip
+def test_types_of_layers_that_are_not_computed_are_refused(saved_model: Save, layers: object) -> None:
+    folder = rewritten(saved_model("mistral"), sliding_window=None, layer_types=layers)
+    (folder / "model.safetensors").unlink()  # before a weight is read
+    with pytest.raises(ModelError, match="layer_types") as caught:
+        load_model(folder)
+    assert "config.json of" in str(caught.value) and "weights" not in str(caught.value)
+
+
 def test_a_window_of_nothing_is_refused(saved_model: Save) -> None:
     for window in (0, -3, "8"):
         folder = saved_model("mistral", name=f"w{window}", sliding_window=8)
@@ -173,6 +212,6 @@ def test_a_prompt_longer_than_the_model_or_beyond_its_vocabulary_is_refused(
     run(model, np.ones((2, 64), dtype=np.int64))
     with pytest.raises(ModelError, match=r"65 tokens, the model has 64 positions"):
         run(model, np.ones((2, 65), dtype=np.int64))
-    for wrong in (-1, 1078):
+    for wrong in (-2, 1078):  # -1 is padding in training
         with pytest.raises(ModelError, match=rf"token {wrong} in .* tokens 0 to 1077"):
             run(model, np.full((2, 10), wrong))

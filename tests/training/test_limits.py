@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from iclens.cli.output import checked_text
 from iclens.errors import IclensError, ModelError, SiteError
 from iclens.models.shape import read_shape
+from iclens.names import prompt_length
 from iclens.study.check import check_saes
 from iclens.study.config import parse_study_config
+from iclens.study.grid import grid_prompts
 from iclens.study.pipeline import run_study
 from iclens.study.replicate.run import replicate_seed_post
 from iclens.training.config import parse_train_config
@@ -60,7 +63,8 @@ def test_contexts_longer_than_the_model_are_refused(
         with pytest.raises(ModelError) as caught:
             run()
         assert f"key '{key}" in str(caught.value) and "256 positions" in str(caught.value)
-        assert str(weightless) in str(caught.value) and "at most 256" in str(caught.value)
+        most = "42 examples." if "examples" in key else "256 tokens to a context."
+        assert str(weightless) in str(caught.value) and str(caught.value).endswith(f"Give at most {most}")
     assert not (tmp_path / "out").exists()
 
 
@@ -122,12 +126,29 @@ def test_a_study_whose_training_is_longer_than_the_model_is_refused(
         run_study(config, tmp_path / "runs", lambda _event: None)
 
 
-def test_measuring_and_replicating_ask_for_the_positions_too(weightless: Path) -> None:
-    config = weightless / "config.json"
-    config.write_text(
-        config.read_text().replace('"max_position_embeddings": 256', '"max_position_embeddings": 40')
+@pytest.mark.parametrize(("positions", "examples"), [(38, 6), (40, 6), (97, 15), (98, 16), (256, 16)])
+def test_saes_are_measured_on_prompts_that_the_model_holds(
+    weightless: Path, monkeypatch: pytest.MonkeyPatch, positions: int, examples: int
+) -> None:
+    shutil.copy(MODEL / "model.safetensors", weightless)
+    with_positions(weightless, positions)
+    monkeypatch.setattr(
+        "iclens.study.check.grid_prompts", lambda *a, **k: grid_prompts(*a, **k).select(np.arange(3))
     )
-    with pytest.raises(ModelError, match=r"grid.n_examples': 16.*98 tokens.*40 positions|prompts.n_examples"):
+    found = check_saes([str(MODEL.parent / "icl-tiny-saes" / "L2.mlp_out")], str(weightless))
+    assert found.as_json()["n_examples"] == found.n_examples == examples
+    assert set(found.fidelity["n_tokens"]) == {3 * examples, 3 * (prompt_length(examples) - 1)}
+    assert f"prompts of {examples} examples" in checked_text(found)
+
+
+def with_positions(folder: Path, positions: int) -> None:
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": positions}))
+
+
+def test_measuring_and_replicating_ask_for_the_positions_too(weightless: Path) -> None:
+    with_positions(weightless, 37)
+    with pytest.raises(ModelError, match=r"the task grid: contexts of 38 tokens.*37 pos.* 38 positions or m"):
         check_saes([str(MODEL.parent / "icl-tiny-saes")], str(weightless))
-    with pytest.raises(ModelError, match="40 positions"):
+    with pytest.raises(ModelError, match="37 positions"):
         replicate_seed_post(str(weightless))

@@ -134,6 +134,7 @@ def checked_text(found: Checked) -> str:
     columns = ["site", "role", "l0", "fvu", "kl", "ce_recovered", "n_tokens"]
     frame = found.fidelity.df[columns]
     lines = [frame.to_string(index=False, float_format=lambda value: f"{value:.4f}")]
+    lines.append(f"measured on prompts of {found.n_examples} examples")
     for site, reasons in found.mismatches.items():
         lines.append(f"{site.short} does not fit: {'; '.join(reasons)}")
     if found.folder is not None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
@@ -150,8 +150,7 @@ def load_model(
         raise ModelError(f"{n_blocks} blocks of '{name}'", f"it has {total}", f"Ask for 1 to {total}.")
     transformers_logging.disable_progress_bar()
     with _reading(name, "config.json"):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        config.num_hidden_layers = n_blocks
+        config = _config(name, n_blocks)
         network = _empty_network(config, dtype, attention)
     tokenizer = load_tokenizer(name)
     if n_blocks < total:
@@ -199,6 +198,19 @@ def _reading(name: str | Path, part: str) -> Iterator[None]:
             f"cannot be loaded ({line[:300]})",
             f"Its {part} must be whole.",
         ) from cause
+
+
+def _config(name: str | Path, n_blocks: int) -> Any:
+    """The config of the first blocks, of the class that its `model_type` names.
+
+    `AutoConfig` would read a Mistral with `layer_types` as another architecture.
+    """
+    stated, _ = PreTrainedConfig.get_config_dict(name)
+    layers = stated.pop("layer_types", None)
+    config = CONFIG_MAPPING[stated["model_type"]].from_dict(stated | {"num_hidden_layers": n_blocks})
+    if layers and layers[0] == "full_attention":  # `models.shape` refuses blocks that differ
+        config.sliding_window = None
+    return config
 
 
 def _empty_network(config: Any, dtype: torch.dtype, attention: str) -> Any:

@@ -49,6 +49,9 @@ DEFAULTS: dict[str, dict[str, int | None]] = {
 ARCHITECTURES = tuple(DEFAULTS)
 """Model types whose blocks are run as `models.blocks` runs them; others scale the residual on the way."""
 
+ATTENTION = ("full_attention", "sliding_attention")
+"""Types of attention that `layer_types` may name; all of a model's blocks must be of one."""
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -221,10 +224,26 @@ def _refuse_uncomputed(config: dict[str, Any], asked: str) -> None:
             "Only one rotation for all blocks is computed.",
         )  # fmt: skip
     layers = config.get("layer_types")
-    if isinstance(layers, list) and len(set(map(str, layers))) > 1:
+    if layers is None:
+        return
+    if not isinstance(layers, list) or len(layers) != config.get("num_hidden_layers"):
         raise ModelError(
-            asked, f"layer_types differ from block to block ({', '.join(sorted(set(map(str, layers))))})",
+            asked, f"layer_types is {str(layers)[:80]}", "layer_types must list one type for each block."
+        )
+    kinds = sorted(set(map(str, layers)))
+    if len(kinds) > 1:
+        raise ModelError(
+            asked, f"layer_types differ from block to block ({', '.join(kinds)})",
             "Only models whose blocks all attend alike are computed.",
+        )  # fmt: skip
+    if kinds[0] not in ATTENTION:
+        raise ModelError(
+            asked, f"layer_types are {kinds[0]}", f"layer_types must be {' or '.join(ATTENTION)}."
+        )
+    if kinds == ["sliding_attention"] and config.get("sliding_window", 0) is None:
+        raise ModelError(
+            asked, "layer_types are sliding_attention and sliding_window is null",
+            "Set sliding_window to the tokens that a query sees, or layer_types to full_attention.",
         )  # fmt: skip
 
 

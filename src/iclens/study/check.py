@@ -20,7 +20,8 @@ import torch
 
 from iclens.errors import ConfigError, SaeError, nearest
 from iclens.models.load import LanguageModel, load_model, load_tokenizer
-from iclens.names import ROLES, Site
+from iclens.models.shape import read_shape, refuse_longer
+from iclens.names import ROLES, Site, examples_within, prompt_length
 from iclens.saes.convert import save_native
 from iclens.saes.fit import mismatches
 from iclens.saes.load import CARD_FILE, Misfit, Sae, load_sae, load_sae_set
@@ -29,10 +30,10 @@ from iclens.saes.tally import Counts, tally
 from iclens.study.bench import declared_mixture, locate
 from iclens.study.config import ModelSection, PromptsSection, SaesSection, StudyConfig
 from iclens.study.grid import grid_prompts
-from iclens.study.limits import check_model
 from iclens.study.transforms_section import GridSection
 from iclens.tables.quality import DensityTable, FidelityTable, QualityTable
 from iclens.tasks.rendering import check_tokenizer
+from iclens.transforms.rows import FIRST_EXAMPLE
 
 DTYPES = ("float32", "bfloat16")
 
@@ -46,6 +47,7 @@ class Checked:
         fidelity: one row per SAE and role.
         density: histogram of latents by density.
         mismatches: site → in what its SAE does not fit the model; only sites where there is something.
+        n_examples: examples of a prompt, as many as the model's positions hold, at most a study's 16.
         folder: the set that was written; None when none was asked for.
     """
 
@@ -53,6 +55,7 @@ class Checked:
     fidelity: FidelityTable
     density: DensityTable
     mismatches: dict[Site, tuple[str, ...]]
+    n_examples: int
     folder: Path | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -62,6 +65,7 @@ class Checked:
             "fidelity": _records(self.fidelity),
             "density": _records(self.density),
             "mismatches": {site.short: list(found) for site, found in self.mismatches.items()},
+            "n_examples": self.n_examples,
             "set": None if self.folder is None else str(self.folder),
         }
 
@@ -72,7 +76,8 @@ def check_saes(
 ) -> Checked:  # fmt: skip
     """Load SAEs, measure them on prompts of the task grid, and refuse those that do not fit the model.
 
-    Of a model that declares its tasks (`mixture.yaml`), the grid is these.
+    Of a model that declares its tasks (`mixture.yaml`), the grid is these. Prompts have 16 examples, or as
+    many as the model's positions hold.
 
     Args:
         refs: SAE sets, or single SAEs in any layout that `load_sae` takes.
@@ -93,14 +98,14 @@ def check_saes(
         raise ConfigError(f"dtype '{dtype}'", "unknown", nearest(dtype, DTYPES) + ".")
     mixture = declared_mixture(locate(model))
     known = None if mixture is None else [task.name for task in mixture.tasks]
+    n_examples = _examples_that_fit(model)
     config = StudyConfig(
         study="check",
-        grid=GridSection(tasks=known),
+        grid=GridSection(tasks=known, n_examples=n_examples),
         model=ModelSection(folder=model),
         saes=SaesSection(folder=refs[0]),
         prompts=PromptsSection(task="2x+3"),
     )
-    check_model(config)
     check_tokenizer(load_tokenizer(locate(model)))
     loaded = load_model(locate(model), dtype=getattr(torch, dtype), device=device)
     saes = _load(refs, loaded, site, misfit)
@@ -117,8 +122,25 @@ def check_saes(
             "Give an SAE that was made for this model, or go on with --force, which records this.",
         )  # fmt: skip
     everything = counted.values()
-    checked = Checked(quality_table(everything), fidelity_table(everything), density_table(everything), found)
+    checked = Checked(
+        quality_table(everything), fidelity_table(everything), density_table(everything), found, n_examples
+    )
     return checked if out is None else _written(checked, counted, loaded, out)
+
+
+def _examples_that_fit(model: str) -> int:
+    """Examples of the prompts on which SAEs of this model are measured, from its config.json alone.
+
+    Raises:
+        ModelError: when its positions do not hold the fewest that a grid may have.
+    """
+    positions = read_shape(locate(model)).n_positions
+    fewest = prompt_length(FIRST_EXAMPLE + 2)
+    refuse_longer(
+        fewest, positions, f"'{model}'", "the task grid",
+        f"SAEs are measured on models of {fewest} positions or more.",
+    )  # fmt: skip
+    return min(GridSection().n_examples, examples_within(positions))
 
 
 def _load(refs: Sequence[str], model: LanguageModel, site: Site | None, misfit: Misfit) -> dict[Site, Sae]:
@@ -160,7 +182,7 @@ def _written(checked: Checked, counted: dict[Site, Counts], model: LanguageModel
             | ({} if sae.named is None else {"its files name": sae.named.short})
             for site, sae in ((site, counts.sae) for site, counts in counted.items())
         },
-        "measured_on": "prompts of the task grid",
+        "measured_on": f"prompts of the task grid, {checked.n_examples} examples each",
     }  # fmt: skip
     try:
         for site, counts in counted.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from iclens.errors import SiteError
 from iclens.models.shape import read_shape, refuse_longer
-from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, Site, prompt_length
+from iclens.names import Site, examples_within, prompt_length
 from iclens.study.bench import locate
 from iclens.study.config import StudyConfig
 from iclens.training.config import load_train_config
@@ -29,7 +29,7 @@ def check_model(config: StudyConfig) -> None:
     shape = read_shape(locate(name))
     donors = {f"{key}.donor_examples": getattr(config, key).donor_examples + 1 for key in DONORS}
     counts = {"prompts.n_examples": config.prompts.n_examples, "grid.n_examples": config.grid.n_examples}
-    most = (shape.n_positions - PREFIX_LENGTH) // TOKENS_PER_EXAMPLE
+    most = examples_within(shape.n_positions)
     for key, examples in (counts | donors).items():
         shown = examples - (key not in counts)
         refuse_longer(

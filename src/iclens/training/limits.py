@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from iclens.errors import ConfigError, SiteError
 from iclens.models.shape import ModelShape, refuse_longer
-from iclens.names import prompt_length
+from iclens.names import examples_within, prompt_length
 from iclens.training.config import TextContexts, TokenContexts, TrainConfig
 from iclens.training.data.stored import tokens_shape
 
@@ -28,11 +28,11 @@ def check_limits(config: TrainConfig, shape: ModelShape) -> None:
     lengths = {_length_key(config): context_length(config)}
     if config.data.prompts:
         lengths[f"data.examples: {config.data.examples}"] = prompt_length(config.data.examples)
+    positions = shape.n_positions
     for key, tokens in lengths.items():
-        refuse_longer(
-            tokens, shape.n_positions, f"'{config.model.name}'", f"key '{key}'",
-            f"Give contexts of at most {shape.n_positions} tokens.",
-        )  # fmt: skip
+        in_examples = key.startswith("data.examples")
+        most = f"{examples_within(positions)} examples" if in_examples else f"{positions} tokens to a context"
+        refuse_longer(tokens, positions, f"'{config.model.name}'", f"key '{key}'", f"Give at most {most}.")
 
 
 def context_length(config: TrainConfig) -> int:

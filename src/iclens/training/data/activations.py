@@ -18,7 +18,7 @@ from iclens.models.blocks import run_blocks
 from iclens.models.forward import attached
 from iclens.models.load import LanguageModel
 from iclens.names import Site
-from iclens.saes.tally import Bools, LeftOut
+from iclens.saes.tally import PADDING, Bools, LeftOut
 from iclens.tables.arrays import Ints
 from iclens.training.config import Contexts
 from iclens.training.data.streams import TokenStream
@@ -35,7 +35,7 @@ def recorder(model: LanguageModel) -> Record:
     @torch.no_grad()
     def record(tokens: Ints, sites: Sequence[Site]) -> dict[Site, Tensor]:
         with attached(model, sites, np.arange(tokens.shape[1])) as seen:
-            there = model.embed(np.maximum(tokens, 0))  # no token sees padding
+            there = model.embed(np.where(tokens == PADDING, 0, tokens))  # no token sees padding
             run_blocks(model.network, there, 0, 1 + max(site.layer for site in sites))
         return seen.values
 

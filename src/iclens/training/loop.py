@@ -2,9 +2,10 @@
 
 1. A batch of the buffer goes to every SAE of this process. 2. At intervals the metrics are written and looked
 at; an error that is not finite, or that explodes, ends training with its step and SAE. 3. A checkpoint is
-written when one is due, when a signal came, and when anything failed between two steps: data that cannot be
-read, a model out of memory, a full disk for metrics. Only a step that failed midway leaves none, as the SAEs
-stand at different steps then. Between two intervals nothing waits for the device.
+written when one is due, when a signal came, and when anything failed: data that cannot be read, a model or an
+SAE out of memory, a full disk for metrics. When an SAE fails in a step, the checkpoint says which others took
+it already (`ahead`), and these do not take it again. Only an SAE that failed while its weights were changed
+leaves none. Between two intervals nothing waits for the device.
 
 Everything that decides the next step is in a checkpoint: the SAEs' states, the buffer's rows and order, the
 position in the contexts, torch's generators, the number of steps. The schedule follows from that number.
@@ -33,7 +34,7 @@ from iclens.training.data.scaling import Scaling
 from iclens.training.metrics import PACE, MetricsLog, Pace
 from iclens.training.ranks import GoneError, Ranks
 from iclens.training.steps.build import SaeStep
-from iclens.training.stop import Stop, stopped
+from iclens.training.stop import Stop, Stopped, stopped
 
 Report = Callable[[dict[str, Any]], None]
 EVERY = 20
@@ -116,8 +117,10 @@ class Loop:
     constant: Mapping[str, Any]
     done: int = 0
     saved: int = -1
-    between: bool = True
-    """Whether every SAE stands at the same step."""
+    ahead: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """SAEs, of any process, that took step `done` + 1 before another failed in it, with their metrics."""
+    spoilt: bool = False
+    """Whether an SAE of this process failed while its weights were changed."""
     seconds: float = 0.0
     watch: Watch = field(default_factory=Watch)
 
@@ -137,7 +140,7 @@ class Loop:
         for name, step in self.steps.items():
             step.restore(checkpoint.tensors(sae_part(name)))
         self.done = self.saved = state["done"]
-        self.seconds = state["seconds"]
+        self.seconds, self.ahead = state["seconds"], state["ahead"]
         rows: dict[str, Tensor] = {}
         for site in self.readers:
             if rank in self.readers[site]:
@@ -154,9 +157,9 @@ class Loop:
         """
         try:
             signal = self._train()
-        except (DivergedError, UnsavedError, GoneError):
+        except (DivergedError, UnsavedError, GoneError, Stopped, KeyboardInterrupt):
             raise
-        except Exception as error:  # whatever it is, what was trained is kept
+        except BaseException as error:  # whatever it is, a panic of a library too, what was trained is kept
             self._keep(error)
             raise
         if signal:
@@ -179,9 +182,9 @@ class Loop:
                 self.seconds = earlier + time.monotonic() - started
                 self._tell(found, pace.at(self.tokens, self.seconds))
 
-    def _keep(self, error: Exception) -> None:
+    def _keep(self, error: BaseException) -> None:
         """Save the last whole step, where all processes can, and add to the error from where to go on."""
-        if self.between and self.done and self.ranks.known(error):
+        if self.done and self.ranks.known(error) and not any(self.ranks.largest(int(self.spoilt))):
             with suppress(UnsavedError):  # the error that came first says why training ended
                 self.save()
         if self.saved > 0:
@@ -195,19 +198,32 @@ class Loop:
         else:
             error.add_note(words)
 
-    def _step(self) -> dict[str, dict[str, Tensor]]:
+    def _step(self) -> dict[str, Mapping[str, Any]]:
         batch = self.buffer.next()
         rate = learning_rate(self.config, self.done / self.total)
-        found = {}
-        self.between = False
-        with self.ranks.agreed():
-            for spec in self.specs:
-                target = None if spec.target is None else batch[spec.target]
-                found[spec.name] = self.steps[spec.name].update(batch[spec.site], target, rate)
-                self.watch.see(self.done, spec.name, found[spec.name])
-        self.between = True
+        found: dict[str, Mapping[str, Any]] = dict(self.ahead)
+        try:
+            with self.ranks.agreed():
+                for spec in (spec for spec in self.specs if spec.name not in found):
+                    target = None if spec.target is None else batch[spec.target]
+                    found[spec.name] = self._update(spec.name, batch[spec.site], target, rate)
+                    self.watch.see(self.done, spec.name, found[spec.name])
+        except BaseException:
+            self.ahead = {name: _plain(figures) for name, figures in found.items()}
+            self.buffer.give_back()
+            raise
+        self.ahead = {}
         self.done += 1
         return found
+
+    def _update(self, name: str, x: Tensor, target: Tensor | None, rate: float) -> dict[str, Tensor]:
+        step = self.steps[name]
+        before = step.taken
+        try:
+            return step.update(x, target, rate)
+        except BaseException:
+            self.spoilt = step.taken != before
+            raise
 
     def _due(self, seconds: float) -> int:
         """1 when a checkpoint is due; minutes count on the first process's clock."""
@@ -219,10 +235,10 @@ class Loop:
             far = self.tokens // wanted.every_tokens > max(self.saved, 0) * size // wanted.every_tokens
         return int(((late and self.ranks.first) or far) and self.done > max(self.saved, 0))
 
-    def _tell(self, found: dict[str, dict[str, Tensor]], pace: dict[str, Any]) -> None:
+    def _tell(self, found: Mapping[str, Mapping[str, Any]], pace: dict[str, Any]) -> None:
         """Write and report the metrics of the last step; ends training that diverged."""
         rate = learning_rate(self.config, (self.done - 1) / self.total)
-        plain = {name: {key: float(x) for key, x in figures.items()} for name, figures in found.items()}
+        plain = {spec.name: _plain(found[spec.name]) for spec in self.specs}
         with self.ranks.agreed():
             for spec in self.specs:
                 line = {"step": self.done, "tokens": self.tokens, "lr": spec.lr * rate, **plain[spec.name]}
@@ -287,10 +303,12 @@ class Loop:
                     )
             sizes = self.log.sizes()
         files, sizes = self.ranks.merged(files), self.ranks.merged(sizes)
+        ahead = self.ranks.merged(self.ahead)
         with self.ranks.agreed():
             if self.ranks.first:
                 state = {
                     "done": self.done,
+                    "ahead": ahead,
                     "seconds": self.seconds,
                     "world": self.ranks.world,
                     "buffer": self.buffer.state(),
@@ -312,6 +330,10 @@ class Loop:
             return "no checkpoint was written yet."
         tokens = self.saved * self.config.training.batch_tokens
         return f"the last good checkpoint is '{self.checkpoints.root / f'{tokens:012d}'}'."
+
+
+def _plain(figures: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(x) for key, x in figures.items()}
 
 
 def sae_part(name: str) -> str:

@@ -32,6 +32,7 @@ from iclens.training.config import SaeSpec
 from iclens.training.data.activations import Record
 from iclens.training.data.contexts import Facts, State
 from iclens.training.data.streams import TokenStream
+from iclens.training.stop import Stopped
 
 _PATIENCE = timedelta(hours=2)
 """How long a process waits for another that is still there, for example while that one measures its SAEs."""
@@ -48,7 +49,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
-    _failures: list[Exception] = field(default_factory=list, compare=False)
+    _failures: list[BaseException] = field(default_factory=list, compare=False)
 
     @property
     def first(self) -> bool:
@@ -108,12 +109,12 @@ class Ranks:
         if self.world == 1:
             yield
             return
-        failure: Exception | None = None
+        failure: BaseException | None = None
         try:
             yield
-        except GoneError:
+        except (GoneError, Stopped, KeyboardInterrupt):
             raise
-        except Exception as error:  # whatever it is, the others have to know
+        except BaseException as error:  # whatever it is, the others have to know
             failure = error
         if any(self.largest(int(failure is not None))):
             lines = self.collect(None if failure is None else " ".join(str(failure).split())[:500])
@@ -122,7 +123,7 @@ class Ranks:
             self._failures.append(failure)
             raise failure
 
-    def known(self, error: Exception) -> bool:
+    def known(self, error: BaseException) -> bool:
         """Whether every process ends with this error, or one that stands for it, at this place."""
         return self.world == 1 or any(error is failure for failure in self._failures)
 

@@ -120,7 +120,9 @@ class _Run:
         try:
             with self.ranks.agreed():
                 measured = evaluate(self.config, model, self._specs(), self.place.partial, contexts, left_out)
-        except Exception as error:  # whatever it is, the trained SAEs are not to be lost
+        except (Stopped, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # whatever it is, the trained SAEs are not to be lost
             if not self.ranks.known(error):
                 raise
             failure, measured = error, {}
@@ -225,7 +227,11 @@ class _Run:
         }
 
     def _publish(
-        self, model: LanguageModel, facts: Mapping[str, Any], measured: Measured, failure: Exception | None
+        self,
+        model: LanguageModel,
+        facts: Mapping[str, Any],
+        measured: Measured,
+        failure: BaseException | None,
     ) -> None:
         """The card, and the set's name; without figures after a failure."""
         names = [spec.name for spec in self.config.saes.members]

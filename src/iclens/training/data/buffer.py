@@ -66,6 +66,10 @@ class ActivationBuffer:
         self._served += self._batch
         return {site: x[batch] for site, x in self._rows.items()}
 
+    def give_back(self) -> None:
+        """Let the last batch be the next one again."""
+        self._served -= self._batch
+
     def rows(self, site: Site) -> Tensor:
         """The rows of a site that the buffer holds now, [capacity d_model]; not a copy."""
         self._fill_once()

@@ -48,7 +48,11 @@ class Adam:
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], lr: float) -> None:
-        """One step of every parameter that has a gradient, at learning rate `lr`."""
+        """One step of every parameter that has a gradient, at learning rate `lr`.
+
+        `steps` counts it from its first change on, so that it says whether anything was changed.
+        """
+        self.steps += 1
         for name, gradient in gradients.items():
             p = self.parameters[name]
             m, v = (self.moments[f"{moment}.{name}"] for moment in ("exp_avg", "exp_avg_sq"))
@@ -61,10 +65,9 @@ class Adam:
                 self._fused(some_p, some_g, wide_m, wide_v, lr)
                 some_m.copy_(wide_m)
                 some_v.copy_(wide_v)
-        self.steps += 1
 
     def _fused(self, p: Tensor, gradient: Tensor, m: Tensor, v: Tensor, lr: float) -> None:
-        steps = torch.full((), float(self.steps), dtype=torch.float32, device=p.device)
+        steps = torch.full((), float(self.steps - 1), dtype=torch.float32, device=p.device)
         adam(
             [p], [gradient], [m], [v], [], [steps], fused=True, amsgrad=False, beta1=self.betas[0],
             beta2=self.betas[1], lr=lr, weight_decay=0.0, eps=EPSILON, maximize=False,

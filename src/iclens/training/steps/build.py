@@ -19,6 +19,11 @@ from iclens.training.steps import lens, sparse
 class SaeStep(Protocol):
     """An SAE in training."""
 
+    @property
+    def taken(self) -> int:
+        """Steps that changed its weights, one that failed midway included."""
+        ...
+
     def update(self, x: Tensor, target: Tensor | None, rate: float) -> dict[str, Tensor]:
         """One step on raw activations; 0-dimensional metrics, at least fvu, l0, dead and loss.
 

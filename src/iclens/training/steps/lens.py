@@ -96,6 +96,11 @@ class LensStep:
         self.adam = Adam(parameters, getattr(torch, settings.moment_dtype))
         self.idle = torch.zeros(spec.d_sae, dtype=torch.int64, device=device)
 
+    @property
+    def taken(self) -> int:
+        """Steps that changed its weights, one that failed midway included."""
+        return self.adam.steps
+
     def update(self, x: Tensor, target: Tensor | None, rate: float) -> dict[str, Tensor]:
         """One step on raw activations.
 

@@ -159,6 +159,11 @@ class SparseStep:
             encoder.mul_(0.5 * (d_out * len(u) / square).sqrt())
         return self.weights
 
+    @property
+    def taken(self) -> int:
+        """Steps that changed its weights, one that failed midway included."""
+        return self.adam.steps
+
     @torch.no_grad()
     def update(self, x: Tensor, target: Tensor | None, rate: float) -> dict[str, Tensor]:
         """One step on raw activations.

@@ -28,6 +28,8 @@ def test_a_direction_built_from_a_token_names_it(
     assert (raised.latent, lowered.latent) == (5, 6)
     assert raised.top[0][0] == "42" and lowered.bottom[0][0] == "42"
     assert raised.top[0][1] == pytest.approx(-lowered.bottom[0][1])
+    (nothing,) = logit_effects(model, sae, [7], n=3)
+    assert {value for _, value in nothing.top} == {0.0}
 
 
 def test_effects_are_the_change_of_centred_logits(
@@ -35,7 +37,9 @@ def test_effects_are_the_change_of_centred_logits(
 ) -> None:
     sae = load_sae(write_sae(d_in=128, hook=HOOK))
     (found,) = logit_effects(model, sae, [7], n=4)
-    logits = (sae.W_dec[7] * model.network.model.norm.weight) @ model.network.lm_head.weight.T
+    logits = (
+        sae.W_dec[7] / sae.W_dec[7].norm() * model.network.model.norm.weight
+    ) @ model.network.lm_head.weight.T
     expected = (logits - logits.mean()).sort(descending=True).values
     torch.testing.assert_close(torch.tensor([v for _, v in found.top]), expected[:4])
     torch.testing.assert_close(torch.tensor([v for _, v in found.bottom]), expected.flip(0)[:4])

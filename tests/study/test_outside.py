@@ -15,6 +15,8 @@ from iclens.study.config import StudyConfig, parse_study_config
 from iclens.study.flow import FOLDERS
 from iclens.study.outside import model_files, outside_inputs, sae_files
 from iclens.study.runfolder import RunFolder
+from iclens.study.stages.saes import _on_studied_model
+from iclens.training.config import load_train_config
 
 from .conftest import MODEL, STUDY, TRAINING
 
@@ -134,3 +136,17 @@ def test_files_of_an_sae_set(name: str, decides: bool, tmp_path: Path) -> None:
     after = outside_inputs(config)
     changed = {key for key in before if before[key] != after[key]}
     assert changed == ({"SAE source", "other SAEs"} if decides else set())
+
+
+@pytest.mark.parametrize("named", ["a copy", "its own folder"])
+def test_saes_are_trained_on_the_folder_whose_files_are_in_the_key(named: str, tmp_path: Path) -> None:
+    """A copy of the model may hold another mixture or tokenizer, which no key would see."""
+    folder = MODEL
+    if named == "a copy":
+        folder = shutil.copytree(MODEL, tmp_path / "copy")
+        (folder / "mixture.yaml").write_text("another")
+    (tmp_path / "t.yaml").write_text(TRAINING.format(model=folder))
+    config = study(training=tmp_path / "t.yaml")
+    bench = Bench(RunFolder(tmp_path / "run", config), FOLDERS, outside_inputs(config), lambda found: None)
+    trained = _on_studied_model(load_train_config(tmp_path / "t.yaml"), bench)
+    assert Path(trained.model.name).resolve() == MODEL.resolve()

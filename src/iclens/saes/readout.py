@@ -1,11 +1,12 @@
 """Which tokens a latent speaks for: its decoder direction read through the unembedding.
 
-    logit effect of latent f on token t = (d_f ⊙ g) · W_U[t] − mean over tokens
+    logit effect of latent f on token t = (d_f / ‖d_f‖ ⊙ g) · W_U[t] − mean over tokens
 
 d_f is what one unit of the latent adds (`saes.directions`), g the final norm's weight. The norm also divides
 by the token's own length, which scales all effects of one token alike; effects are therefore logits per unit
-of activation up to that factor. Subtracting the mean changes no probability. Only the direct path is read;
-blocks above the site may add to it or undo it.
+of length that the latent adds to the residual stream, up to that factor: the same in every writing of the
+SAE, and 0 for a latent that adds nothing. Subtracting the mean changes no probability. Only the direct path
+is read; blocks above the site may add to it or undo it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 
 from iclens.errors import SiteError
 from iclens.models.load import LanguageModel
@@ -62,8 +64,8 @@ def logit_effects(
             f"latent {strange[0]} of {sae.site.short}", f"the SAE has {sae.d_sae}", "Choose a smaller one."
         )
     gain, unembedding = model.network.model.norm.weight.float(), model.network.lm_head.weight.float()
-    directions = decoder_directions(sae, np.array(chosen)).to(gain.device) * gain
-    effects = directions @ unembedding.T
+    directions = normalize(decoder_directions(sae, np.array(chosen)), dim=1).to(gain.device)
+    effects = (directions * gain) @ unembedding.T
     effects = effects - effects.mean(dim=1, keepdim=True)
     n = min(n, effects.shape[1])
     high, low = effects.topk(n, dim=1), effects.topk(n, dim=1, largest=False)

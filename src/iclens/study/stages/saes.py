@@ -74,7 +74,10 @@ def _trained(config: TrainConfig, bench: Bench, out: Path) -> Path:
 
 
 def _on_studied_model(config: TrainConfig, bench: Bench) -> TrainConfig:
-    """The training config with its model's folder found, refused when that is not the study's model."""
+    """The training config on the study's folder of its model, refused when it names another model.
+
+    A copy of the model elsewhere may have another mixture or tokenizer, which no stage's key would see.
+    """
     named, studied = locate(config.model.name), locate(bench.config.model.folder)
     if named.resolve() != studied.resolve():
         trained_on = load_model(named)
@@ -85,4 +88,4 @@ def _on_studied_model(config: TrainConfig, bench: Bench) -> TrainConfig:
                 other,
                 "Name one model as model.name there and as model.folder in the study.",
             )
-    return config.model_copy(update={"model": config.model.model_copy(update={"name": str(named)})})
+    return config.model_copy(update={"model": config.model.model_copy(update={"name": str(studied)})})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from sae_lens import (
     BatchTopKTrainingSAE,
@@ -23,6 +24,7 @@ from iclens.errors import SaeError
 from iclens.names import Site
 from iclens.saes.convert import convert
 from iclens.saes.formats.native import UNFOLDED
+from iclens.saes.formats.registry import releases
 from iclens.saes.load import Sae, load_sae
 
 from . import layouts
@@ -639,6 +641,68 @@ def test_a_root_names_its_saes_in_every_layout(tmp_path: Path, write_scope: Writ
         assert "missing" not in message
         named = message.split("Name one: '")[1].split("'")[0]
         assert load_sae(named, site=SITE if "sparsify" not in named else None)
+
+
+@pytest.mark.parametrize("config", [{"model_type": "llama"}, {"architectures": ["LlamaForCausalLM"]}])
+def test_a_language_model_that_holds_saes_names_them(tmp_path: Path, config: dict[str, Any]) -> None:
+    shutil.copytree(SPARSIFY / "layers.2", tmp_path / "layers.2")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused(lambda: load_sae(tmp_path), "a language model", "holds 1 SAE: layers.2", "Name one: '")
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": None, "model": "gpt2"}))
+    message = refused(lambda: load_sae(tmp_path), "it is no SAE but holds 1 SAE: layers.2")
+    assert "language model" not in message
+
+
+@pytest.mark.parametrize("layout", ["llama_scope", "llamascopium"])
+def test_a_folder_inside_an_sae_names_that_sae(tmp_path: Path, write_scope: Write, layout: str) -> None:
+    folder = tmp_path / "sae"
+    if layout == "llama_scope":
+        write_scope(folder)
+    else:
+        write_scopium(folder, *llamascopium(), "checkpoints/final.safetensors")
+    refused(lambda: load_sae(folder / "checkpoints"), f"({layout})", f"Name the folder above: '{folder}'")
+    assert load_sae(folder)
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "words"),
+    [
+        ("sae_lens topk", "sae_weights.pt", "save_file(torch.load('sae_weights.pt', weights_only=True), "),
+        ("sae_lens topk", "sae.bin", "save_file(torch.load('sae.bin', weights_only=True), "),
+        ("sparsify", "model.safetensors", "move it to sae.safetensors"),
+        ("llama_scope", "final.safetensors", "move it to checkpoints/final.safetensors"),
+        ("dictionary_learning AutoEncoder", "ae.safetensors", "torch.save(safetensors.torch.load_file("),
+    ],
+)
+def test_weights_under_another_name_are_named_with_what_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, name: str, words: str
+) -> None:
+    folder = write(tmp_path / "layers.2", layout)
+    weights, target = layouts.stored(folder, layout), LAYOUTS[layout][1]
+    (folder / target).unlink()
+    if name.endswith(".safetensors"):
+        save_file(weights, folder / name)
+    else:
+        torch.save(weights, folder / name)
+    message = refused(lambda: load_sae(folder), f"{target} is missing", f"where {name} stands", words)
+    assert "Fetch" not in message
+    if "Python by" in message:
+        monkeypatch.chdir(folder)
+        command = message.split("Python by ")[1].rstrip(".")
+        exec(command, {"torch": torch, "safetensors": safetensors})  # noqa: S102 - as its reader would
+    else:
+        shutil.move(folder / name, folder / target)
+    assert load_sae(folder, site=SITE)
+
+
+@pytest.mark.parametrize(
+    "name", ["params.npz", "final_sparse_autoencoder.pt", "final_sparse_autoencoder_x.pt"]
+)
+def test_files_of_the_registry_alone_are_named_with_where_they_are_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    message = refused(lambda: load_sae(tmp_path), name, "release/sae_id", "iclens saes list")
+    release, sae_id = message.split("such as ")[1].split(":")[0].split("/", 1)
+    assert sae_id in next(listed.sae_ids for listed in releases() if listed.name == release)
 
 
 def test_a_language_model_is_called_one(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Which layout does a folder hold, and what is it when it holds none?
 
 1. A layout is recognised by its config and weights together. 2. Where one of the two is missing, the other
-says which layout it is of, and what has to be there. 3. A folder above SAEs names them; a language model's
-folder is called one.
+says which layout it is of, and what has to be there, or how to write what stands there under another name.
+3. A folder above SAEs names them, one inside an SAE names that; a language model's folder is called one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,21 @@ _DEPTH = 3
 _FOLDERS = 2_000
 """Folders that are looked into at most."""
 _NAMED = 6
-"""SAEs that are named at most."""
+"""SAEs or files that are named at most."""
+_LOADED = {
+    ".safetensors": "safetensors.torch.load_file({!r})",
+    **{suffix: "torch.load({!r}, weights_only=True)" for suffix in (".pt", ".pth", ".bin", ".ckpt")},
+}
+"""How tensors are loaded from a file, by its suffix."""
+_IN_REGISTRY = {
+    "params.npz": (
+        "parameters of Gemma Scope", "gemma-scope-2b-pt-res-canonical/layer_0/width_16k/canonical",
+    ),
+    "final_sparse_autoencoder*.pt": (
+        "a pickle of the first SAELens", "gpt2-small-res-jb/blocks.0.hook_resid_pre",
+    ),
+}  # fmt: skip
+"""Files that are read by SAELens' registry alone → what they are, and one SAE there."""
 
 
 @dataclass(frozen=True)
@@ -152,32 +166,75 @@ def _refuse_other(folder: Path) -> NoReturn:
     """Say what a folder is that holds no whole SAE."""
     asked = f"SAE '{folder}'"
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    if "model_type" in config or "architectures" in config:
-        raise SaeError(
-            asked, "it is a language model, not an SAE",
-            "Name the SAE here, and the model as the model (--model, or model.folder of a study).",
-        )  # fmt: skip
+    is_model = bool(config.get("model_type") or config.get("architectures"))
     if inner := members(folder):
         names = ", ".join(str(path.relative_to(folder)) for path in inner[:_NAMED])
         more = f" and {len(inner) - _NAMED} more" if len(inner) > _NAMED else ""
         count = "1 SAE" if len(inner) == 1 else f"{len(inner)} SAEs"
-        raise SaeError(asked, f"it is no SAE but holds {count}: {names}{more}", f"Name one: '{inner[0]}'.")
-    for layout in LAYOUTS:
-        if layout.described(folder) and layout.stored(folder) is None:
+        kind = "a language model, not an SAE," if is_model else "no SAE"
+        raise SaeError(asked, f"it is {kind} but holds {count}: {names}{more}", f"Name one: '{inner[0]}'.")
+    if is_model:
+        raise SaeError(
+            asked, "it is a language model, not an SAE",
+            "Name the SAE here, and the model as the model (--model, or model.folder of a study).",
+        )  # fmt: skip
+    files = sorted(path.name for path in folder.iterdir() if path.suffix in _LOADED and path.is_file())
+    _refuse_half(folder, files)
+    for pattern, (kind, example) in _IN_REGISTRY.items():
+        if file := next(folder.glob(pattern), None):
             raise SaeError(
-                asked, f"{' or '.join(layout.weights)} is missing beside {layout.config} ({layout.name})",
-                "Fetch the weights from where the SAE is published.",
-            )  # fmt: skip
-        if (weights := layout.stored(folder)) is not None and layout.tensor in ("", *_names(weights)):
-            raise SaeError(
-                asked, f"{layout.config} is missing beside {weights.relative_to(folder)} ({layout.name})",
-                f"Fetch {layout.config} from where the SAE is published.",
+                asked, f"{shown(file.name)} is {kind}, which SAELens' registry reads, by a name",
+                f"Name it as release/sae_id, such as {example}: `iclens saes list` names the releases.",
             )  # fmt: skip
     known = "; ".join(f"{' and '.join(layout.files)} ({layout.name})" for layout in LAYOUTS)
     strange = "no SAE in a known layout"
     if config:
         strange += f": config.json has the keys {', '.join(map(shown, sorted(config)[:_NAMED]))}"
+    if files:
+        strange += f"; it holds {', '.join(map(shown, files[:_NAMED]))}"
     raise SaeError(asked, strange, f"It should hold {known}.")
+
+
+def _refuse_half(folder: Path, files: list[str]) -> None:
+    """Raise a SaeError where a folder is a part of an SAE: its config, its weights, or a folder inside it.
+
+    Args:
+        folder: holds no whole SAE.
+        files: those of the folder that may hold tensors.
+    """
+    asked, above = f"SAE '{folder}'", folder.resolve().parent
+    for layout in LAYOUTS:
+        weights = layout.stored(above)
+        if weights is not None and weights.parent == folder.resolve() and layout.held(above):
+            raise SaeError(
+                asked, f"it holds the weights of an SAE, whose {layout.config} stands above ({layout.name})",
+                f"Name the folder above: '{above}'.",
+            )  # fmt: skip
+        weights = layout.stored(folder)
+        if weights is None and layout.described(folder):
+            missing = f"{' or '.join(layout.weights)} is missing beside {layout.config} ({layout.name})"
+            if not files:
+                raise SaeError(asked, missing, "Fetch the weights from where the SAE is published.")
+            raise SaeError(
+                asked, f"{missing}, where {', '.join(map(shown, files[:_NAMED]))} stands",
+                f"If {shown(files[0])} holds its weights, {_written_as(files[0], layout.weights[0])}.",
+            )  # fmt: skip
+        if weights is not None and layout.tensor in ("", *_names(weights)):
+            raise SaeError(
+                asked, f"{layout.config} is missing beside {weights.relative_to(folder)} ({layout.name})",
+                f"Fetch {layout.config} from where the SAE is published.",
+            )  # fmt: skip
+
+
+def _written_as(file: str, target: str) -> str:
+    """What writes a file's tensors under the name that a layout has for them."""
+    suffix = Path(file).suffix
+    if suffix == Path(target).suffix:
+        return f"move it to {target}"
+    tensors = _LOADED[suffix].format(file)
+    if target.endswith(".safetensors"):
+        return f"write them in Python by safetensors.torch.save_file({tensors}, {target!r})"
+    return f"write them in Python by torch.save({tensors}, {target!r})"
 
 
 def _names(weights: Path) -> tuple[str, ...]:

@@ -45,6 +45,13 @@ def column(values: Any, kind: pa.DataType | None = None, name: str = "text") -> 
     return "a.parquet", lambda path: pq.write_table(pa.table({name: pa.array(values, kind)}), path)
 
 
+def unchecked(values: list[str | bytes], kind: pa.DataType) -> tuple[str, Write]:
+    """A column that says it is text, of bytes that are none."""
+    wide = pa.large_binary() if pa.types.is_large_string(kind) else pa.binary()
+    content = pa.array([v if isinstance(v, bytes) else v.encode() for v in values], wide)
+    return column(pa.Array.from_buffers(kind, len(content), content.buffers()))
+
+
 def cut(made: tuple[str, Write], share: float) -> tuple[str, Write]:
     """The same file, of which only a share was written."""
     name, write = made
@@ -114,8 +121,13 @@ TEXT: dict[str, tuple[tuple[str, Write], str]] = {
     "single quotes": (lines("{'text': 'x'}"), "line 5: it is not JSON"),
     "two in a line": (lines('{"text": "a"}{"text": "b"}'), "line 5: it is not JSON"),
     "a comma behind": (lines('{"text": "a"},'), "line 5: it is not JSON"),
-    "an array over lines": (raw("a.json", b"[\n" + b",\n".join(WHOLE.split(b"\n")) + b"\n]"), "line 1"),
-    "an array in a line": (raw("a.json", b"[" + WHOLE.replace(b"\n", b",") + b"]"), "line 1: it is a list"),
+    "an array over lines": (
+        raw("a.json", b"[\n" + b",\n".join(WHOLE.split(b"\n")) + b"\n]"),
+        "line 1: it is a list.*Save one object a line",
+    ),
+    "an array in a line": (
+        raw("a.json", b"[" + WHOLE.replace(b"\n", b",") + b"]"), "line 1: it is a list.*Save one object a"
+    ),
     "raw newline": (lines('{"text": "a', 'b"}'), "line 5: it is not JSON"),
     "latin-1": (lines(b'{"text": "caf\xe9"}'), "line 5: it is not UTF-8"),
     "utf-16": (raw("a.jsonl", WHOLE.decode().encode("utf-16")), "line 1"),
@@ -145,7 +157,11 @@ TEXT: dict[str, tuple[tuple[str, Write], str]] = {
     ),
     "parquet, lists": (column([["a"]] * 12), "row 1: it holds a list in 'text'"),
     "parquet, one list": (column([None, None, [LINE]]), "row 3: it holds a list"),
-    "parquet, bytes": (column([b"\xff"] * 3), "row 1: it holds bytes in 'text'"),
+    "parquet, text as bytes": (column([text.encode() for text in TEXTS]), ""),
+    "parquet, large bytes": (column([text.encode() for text in TEXTS], pa.large_binary()), ""),
+    "parquet, bytes": (column([b"\xff"] * 3), "row 1: it is not UTF-8"),
+    "parquet, latin-1": (unchecked([*TEXTS[:4], b"\xe9"], pa.string()), "row 5: it is not UTF-8"),
+    "parquet, large latin-1": (unchecked([*TEXTS[:4], b"\xe9"], pa.large_string()), "row 5: it is not UTF-8"),
     "parquet, numbers": (column([1, 2]), "row 1: it holds a number"),
     "parquet, structs": (column([{"a": 1}]), "row 1: it holds an object"),
     "parquet, all null": (column([None] * 3), r"it holds 0 contexts .*\(3 rows have no text"),
@@ -233,7 +249,10 @@ TOKENS: dict[str, tuple[tuple[str, Write], str]] = {
     "short mask": (zipped(input_ids=IDS, attention_mask=ALL[:5]), r"has the shape \[5, 16\]"),
     "flat mask": (zipped(input_ids=IDS, attention_mask=ALL.ravel()), r"has the shape \[192\]"),
     "mask alone": (zipped(attention_mask=ALL), "it holds 0 arrays besides a mask"),
-    "two arrays": (tensors(input_ids=IDS, labels=IDS + 1), "it holds 2 arrays besides a mask"),
+    "two arrays": (tensors(first=IDS, second=IDS + 1), "it holds 2 arrays besides a mask"),
+    "arrays beside, tensors": (tensors(input_ids=IDS, labels=IDS + 1, token_type_ids=ALL), ""),
+    "arrays beside, zip": (zipped(input_ids=IDS, attention_mask=ALL, token_type_ids=ALL * 0), ""),
+    "arrays beside, tokens": (zipped(ids=IDS[:, ::-1], tokens=IDS), ""),
     "no array": (tensors(), "it holds 0 arrays"),
     "too large": (npy(changed((6, 3), 1078)), "row 7: id 1078 of a vocabulary of 1078"),
     "negative": (npy(changed((6, 3), -1)), "row 7: id -1"),
@@ -277,10 +296,20 @@ TOKENS: dict[str, tuple[tuple[str, Write], str]] = {
     "parquet, ragged": (listed([row[: 5 + n] for n, row in enumerate(EVERY)]), "rows that differ in length"),
     "parquet, short mask": (listed(EVERY, mask=[[1] * 16] * 11 + [[1] * 9]), "row 12: 16 ids and 'att"),
     "parquet, null mask": (listed(EVERY, mask=[[1] * 16] * 11 + [None]), "row 12: a token id or mask"),
+    "parquet, float mask": (listed(EVERY, mask=[[1.0] * 16] * 12), ""),
+    "parquet, bool mask": (listed(EVERY, mask=[[True] * 16] * 12), ""),
+    "parquet, half mask": (listed(EVERY, mask=[[1.0] * 16] * 11 + [[0.5] * 16]), "row 12: 16 ids and 'att"),
+    "parquet, bools": (listed([[True] * 4] * 4), "lists of whole numbers"),
+    "parquet, an empty row": (listed([*EVERY[:4], [], *EVERY[4:]]), ""),
     "parquet, negative": (listed([*EVERY[:7], [0, *range(14), -7]]), "row 8: id -7 of a vocabulary"),
     "parquet, cut": (cut(listed(EVERY), 0.5), "cannot be read"),
     "lines": (json_rows(*({"input_ids": row} for row in EVERY)), ""),
     "lines, a null": (json_rows({"input_ids": None}, *({"input_ids": row} for row in EVERY)), ""),
+    "lines, bool mask": (json_rows(*({"input_ids": r, "attention_mask": [True] * 16} for r in EVERY)), ""),
+    "lines, float mask": (json_rows(*({"input_ids": r, "attention_mask": [1.0] * 16} for r in EVERY)), ""),
+    "lines, half mask": (json_rows({"tokens": [2], "attention_mask": [0.5]}), "line 1: 'attention_mask' is"),
+    "lines, empty rows": (json_rows({"tokens": []}, *({"tokens": row} for row in EVERY), {"tokens": []}), ""),
+    "lines, all empty": (json_rows({"input_ids": []}, {"input_ids": []}), "it holds no token ids"),
     "lines, some masks": (json_rows({"tokens": [2]}, {"tokens": [3], "attention_mask": [1]}), "line 2: some"),
     "lines, text": (json_rows({"input_ids": "1 2 3"}), "line 1: 'input_ids' is no list of whole numbers"),
     "lines, nested": (json_rows({"input_ids": [[1, 2]]}), "line 1: 'input_ids' is no list of whole numbers"),

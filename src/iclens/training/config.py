@@ -170,8 +170,8 @@ class TokenContexts(Contexts):
     cut."""
     context_tokens: Annotated[int, Field(gt=1)] | None = None
     """Length into which ids are cut that are flat or in rows of several lengths, BOS included."""
-    padding_id: Annotated[int, Field(ge=0)] | None = None
-    """Id that fills rows up; by default the tokenizer's padding token."""
+    padding_id: int | None = None
+    """Id that fills rows up, also one that is no token (-100); by default the tokenizer's padding token."""
 
     def files(self) -> list[Path]:
         """The file of token ids."""

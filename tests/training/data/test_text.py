@@ -1,7 +1,9 @@
 """Running text: packed behind BOS, entered anywhere exactly, and refused in one line when it cannot serve."""
 
+import errno
 import gzip
 import json
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ from iclens.models.load import LanguageModel
 from iclens.training.config import TextContexts
 from iclens.training.data import documents
 from iclens.training.data.documents import LocalDocuments, open_documents
-from iclens.training.data.text import TextSource
+from iclens.training.data.text import ROWS, TextSource
 
 Make = Callable[..., TextSource]
 TEXTS = [" ".join(map(str, range(n, n + 5 * n))) for n in (2, 8, 5, 14, 3, 11)]
@@ -226,6 +228,33 @@ def test_rows_without_text_are_skipped_and_half_pairs_read(name: str, source: Ma
     np.testing.assert_array_equal(again.take(9), text.take(9))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_of_a_text_read_again_are_counted_once(name: str, source: Make, tmp_path: Path) -> None:
+    text = source(write_rows(tmp_path / name, [None, *STANDING]), reserved=0)
+    text.take(50)
+    assert list(text.facts().values()) == [6, 2, 0 if "parquet" in name else 1]
+    again = source(tmp_path / name, reserved=0)
+    again.restore(json.loads(json.dumps(text.state())))
+    again.take(50)
+    assert again.facts() == text.facts()
+
+
+@pytest.mark.parametrize(("name", "unit"), [("a.jsonl", "line"), ("a.json.gz", "line"), ("a.parquet", "row")])
+def test_text_of_tokens_that_the_model_does_not_know_is_refused(
+    name: str, unit: str, model: LanguageModel, tmp_path: Path
+) -> None:
+    path = write_rows(tmp_path / name, ["1", None, "5", "9 8"])
+    known = model.tokenizer.convert_tokens_to_ids(" ")
+    asked = TextContexts(kind="text", dataset=str(path), context_tokens=4)
+    with pytest.raises(ConfigError, match=rf"{name}', {unit} 4: its text holds token {known}, and the model"):
+        (text := TextSource(asked, model.tokenizer, 0, known)).take(9)
+    write_rows(path, ["1", None, "5", "98"])
+    again = TextSource(asked, model.tokenizer, 0, known)
+    again.restore(json.loads(json.dumps(text.state())))
+    again.take(1)
+    assert again.facts()[ROWS] == 4
+
+
 def mended(rows: list[str | None]) -> dict[str, list[str | None]]:
     """The rows after a user mended them: one behind, one before, one removed before, two put in before."""
     return {
@@ -299,6 +328,9 @@ BREAKS = {
     "reset": ConnectionResetError("reset by peer"),
     "busy": status(503),
     "many": status(429),
+    "no route": OSError(errno.ENETUNREACH, "Network is unreachable"),
+    "disk": OSError(errno.EIO, "Input/output error"),
+    "no name": socket.gaierror(-3, "Temporary failure in name resolution"),
     "wrapped": caused(ValueError("generation failed"), httpx.ConnectError("no route")),
 }
 ENDS = {
@@ -306,6 +338,9 @@ ENDS = {
     "gated": caused(FileNotFoundError("a gated dataset"), status(403)),
     "missing": status(404),
     "schema": pa.ArrowInvalid("column 'text' of another type"),
+    "address": httpx.InvalidURL("Invalid port"),
+    "protocol": httpx.UnsupportedProtocol("Request URL has an unsupported protocol"),
+    "no such file": OSError(errno.ENOENT, "No such file"),
     "offline": type("OfflineModeIsEnabled", (ConnectionError,), {})("offline mode"),
 }
 
@@ -350,11 +385,21 @@ def test_an_error_that_waiting_cannot_mend_ends_at_once(
     name: str, waited: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = stream(monkeypatch, Stream(ENDS[name], (7,), 99))
-    with pytest.raises(
-        ConfigError, match=r"behind row 7 .*\). Check data.dataset, data.subset and data.split"
-    ):
+    with pytest.raises(ConfigError, match=r"behind row 7 .*\). The rows before it were read; --resume"):
+        list(rows)
+    rows = stream(monkeypatch, Stream(ENDS[name], (0,), 99))
+    with pytest.raises(ConfigError, match=r"read .*Check data.dataset, data.subset and data.split"):
         list(rows)
     assert waited == []
+
+
+def test_a_stream_that_ends_in_its_second_pass_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Stream(ENDS["schema"], (), 0))
+    documents = open_documents(settings("someone/texts"))
+    list(documents.read())
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Stream(ENDS["schema"], (0,), 1))
+    with pytest.raises(ConfigError, match="The rows before it were read"):
+        list(documents.read())
 
 
 def test_a_bad_row_of_a_stream_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

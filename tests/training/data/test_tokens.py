@@ -226,12 +226,18 @@ class Spelled:
 
     def __init__(self, bos: int | None, eos: int | None, pad: int | None) -> None:
         self.bos_token_id, self.eos_token_id, self.pad_token_id = bos, eos, pad
+        self.added_tokens_decoder = {n: SimpleNamespace(special=n == 800) for n in (800, 801)}
 
     def __len__(self) -> int:
         return 1000
 
     def __call__(self, text: str, **_: Any) -> SimpleNamespace:
         return SimpleNamespace(input_ids=[9])
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        named = (self.bos_token_id, self.eos_token_id, self.pad_token_id)
+        return [token for token in named if token is not None]
 
     def convert_ids_to_tokens(self, token: int) -> str:
         return f"token {token}"
@@ -252,6 +258,9 @@ class Spelled:
         # No BOS at all.
         ((None, 6, 7), [20, 21, 22, 23, 7, 7, 7, 7], [20, 21, 22, 23, -1, -1, -1, -1]),
         ((None, 6, 7), [7, 7, 20, 21, 22, 23, 24, 25], [20, 21, 22, 23, 24, 25, -1, -1]),
+        # One EOS in front of BOS fills up, as many do.
+        ((5, 6, 6), [6, 5, 20, 21, 22, 23, 24, 6], [5, 20, 21, 22, 23, 24, 6, -1]),
+        ((5, 6, None), [6, 5, 20, 6, 5, 21, 22, 23], [5, 20, 6, 5, 21, 22, 23, -1]),
         # A padding token of its own.
         ((5, 6, 7), [7, 7, 5, 20, 21, 22, 6, 23], [5, 20, 21, 22, 6, 23, -1, -1]),
     ],
@@ -262,6 +271,65 @@ def test_padding_of_any_tokenizer_is_left_out(
 ) -> None:  # fmt: skip
     path = write(tmp_path / "a.npy", [row])
     assert source(path, reserved=0, tokenizer=Spelled(*special)).take(1).tolist() == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("special", "row", "wanted"),
+    [
+        ((5, 6, None), [5, 20, 21, 22, 6, 6, 6, 6], [5, 20, 21, 22, -1, -1, -1, -1]),
+        ((5, 6, 6), [5, 20, 6, 21, 22, 23, 24, 6], [5, 20, 6, 21, 22, 23, 24, -1]),
+        ((5, 6, None), [6, 20, 21, 22, 23, 24, 25, 26], [5, 20, 21, 22, 23, 24, 25, 26]),
+        ((5, 6, None), [6, 6, 5, 20, 21, 22, 23, 24], [5, 20, 21, 22, 23, 24, -1, -1]),
+        ((6, 6, 6), [6, 20, 21, 22, 6, 6, 6, 6], [6, 20, 21, 22, -1, -1, -1, -1]),
+        ((None, 6, None), [6, 20, 21, 22, 23, 24, 25, 6], [20, 21, 22, 23, 24, 25, -1, -1]),
+    ],
+)
+def test_eos_that_is_declared_as_padding_is_padding_throughout(
+    special: tuple[int | None, int | None, int | None], row: list[int], wanted: list[int],
+    source: Make, tmp_path: Path,
+) -> None:  # fmt: skip
+    path = write(tmp_path / "a.npy", [row])
+    tokens = source(path, reserved=0, tokenizer=Spelled(*special), padding_id=6)
+    assert tokens.take(1).tolist() == [wanted]
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.parquet", "a.jsonl"])
+@pytest.mark.parametrize("padding", [-100, -1])
+def test_padding_that_is_no_token_is_declared(name: str, padding: int, source: Make, tmp_path: Path) -> None:
+    row, mask, wanted = LAYOUTS["both"]
+    path = write_named(tmp_path / name, rows_of([[padding if one == P else one for one in row], WHOLE]))
+    with pytest.raises(ConfigError, match=f"row 1: id {padding} of .* as data.padding_id"):
+        source(path, reserved=0)
+    tokens = source(path, reserved=0, padding_id=padding)
+    assert sorted(tokens.take(2).tolist()) == sorted([wanted, WHOLE])
+    assert tokens.facts()["places of padding, left out"] == mask.count(0)
+
+
+@pytest.mark.parametrize(
+    ("fill", "rows", "size", "refused"),
+    [
+        (800, 1, 8, True),  # a special token: one row is enough
+        (800, 1, 7, False),
+        (801, 1, 20, False),  # an added token of text
+        (801, 2, 8, True),  # nowhere else in the file
+        (20, 2, 20, False),  # a token of text, which other rows hold
+    ],
+)
+@pytest.mark.parametrize("end", [0, 1])
+def test_a_few_rows_padded_with_an_unknown_id_are_refused(
+    fill: int, rows: int, size: int, refused: bool, end: int, source: Make, tmp_path: Path
+) -> None:
+    ids = np.random.default_rng(0).integers(10, 700, (200, 30))
+    ids[100:, 12] = 20
+    ids[40 : 40 + rows, slice(size) if end == 0 else slice(30 - size, 30)] = fill
+    path = write(tmp_path / "a.npy", ids)
+    spelled = Spelled(None, 6, None)
+    if refused:
+        with pytest.raises(ConfigError, match=rf"row 41: it (begins|ends) with {size} times id {fill}"):
+            source(path, tokenizer=spelled)
+        assert source(path, tokenizer=spelled, padding_id=999).facts()["rows"] == 200
+    else:
+        assert source(path, tokenizer=spelled).facts()["places of padding, left out"] == 0
 
 
 @pytest.mark.parametrize(("end", "word"), [(0, "begins"), (1, "ends")])
@@ -289,9 +357,42 @@ def test_rows_of_several_lengths_are_joined_and_cut(source: Make, tmp_path: Path
         wanted = [[0, *flat[:7]], [0, *flat[7:14]], [0, *flat[14:21]]]
         wanted[0] = [*wanted[0][1:], -1]  # it begins with BOS of its own
         assert sorted(tokens.take(3).tolist()) == sorted(wanted)
-        assert tokens.facts()["rows without tokens, left out"] == 1
+        assert tokens.facts() == {
+            "contexts cut behind BOS": 3, "rows without tokens, left out": 1,
+            "places of padding, left out": 0,
+        }  # fmt: skip
         with pytest.raises(ConfigError, match="rows that differ in length"):
             source(tmp_path / name)
+
+
+def test_ends_of_documents_at_a_cut_are_no_padding(source: Make, tmp_path: Path) -> None:
+    rows = [[5, 20, 21, 6], [5, 22, 23, 24, 6], [5, 25, 26, 6], [5, 27, 28]]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    for padding_id in (None, 6):
+        tokens = source(tmp_path / "a.jsonl", 6, 0, Spelled(5, 6, None), padding_id=padding_id)
+        assert sorted(tokens.take(3).tolist()) == [
+            [5, 20, 21, 6, 5, -1],
+            [5, 22, 23, 24, 6, 5],
+            [5, 25, 26, 6, 5, 27],
+        ]
+        assert tokens.facts()["places of padding, left out"] == 0
+
+
+@pytest.mark.parametrize("kind", ["npy", "jsonl", "parquet"])
+def test_ids_that_the_model_does_not_know_are_refused_by_row(
+    kind: str, model: LanguageModel, tmp_path: Path
+) -> None:
+    ids = np.arange(2, 2 + 40).reshape(5, 8)
+    ids[3, 4] = 900
+    path = tmp_path / f"a.{kind}"
+    if kind == "npy":
+        write(path, ids)
+    else:
+        write_named(path, rows_of(ids))
+    asked = TokenContexts(kind="tokens", path=path)
+    assert TokenSource(asked, model.tokenizer, 1, 0, 1).facts()["rows"] == 5
+    with pytest.raises(ConfigError, match=rf"a.{kind}', row 4: id 900 of a vocabulary of 900"):
+        TokenSource(asked, model.tokenizer, 1, 0, 1, 900)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ broke, after waits that grow.
 
 from __future__ import annotations
 
+import errno
 import glob
 import gzip
 import hashlib
@@ -35,10 +36,25 @@ WAITS = (1.0, 2.0, 4.0, 8.0)
 CORRECT = "Correct or remove it, then continue with --resume."
 _WITHOUT_FIELD = 100
 """Rows that may come before the first one that has the field of the text."""
-_NETWORK = {"aiohttp", "http", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "ssl", "urllib3"}
+_NETWORK = {
+    "aiohttp",
+    "http",
+    "httpcore",
+    "httpcore2",
+    "httpx",
+    "httpx2",
+    "requests",
+    "socket",
+    "ssl",
+    "urllib3",
+}
 """Packages whose errors say that a connection failed; `datasets` lets them through."""
 _BUSY = (408, 425, 429)
 """HTTP statuses that ask to come again later, as all from 500 do."""
+_NO_ROUTE = (errno.EIO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH)
+"""Numbers of errors of the system that may pass, besides those of `ConnectionError` and `TimeoutError`."""
+_LASTING = {"OfflineModeIsEnabled", "InvalidURL", "UnsupportedProtocol", "InvalidSchema", "MissingSchema"}
+"""Errors of the packages of a network that stay however long one waits."""
 
 
 class Documents(Protocol):
@@ -50,6 +66,10 @@ class Documents(Protocol):
 
     def find(self, digest: str, near: Place) -> Place:
         """The place before the row whose text has this digest, as near as can be; None when there is none."""
+        ...
+
+    def where(self, after: Place) -> str:
+        """The row before a place, in words."""
         ...
 
     def identity(self) -> Any:
@@ -120,6 +140,11 @@ class LocalDocuments:
             before = [number, row, byte]
         return min(places, key=lambda place: abs(place[1] - wanted), default=None)
 
+    def where(self, after: Place) -> str:
+        """The file, and the line or row before a place."""
+        path = self._paths[after[0]]
+        return f"dataset '{path}', {'row' if _kind(path) == '.parquet' else 'line'} {after[1]}"
+
     def identity(self) -> Any:
         """Names of the files; what stands in them may be mended while training waits."""
         return [path.name for path in self._paths]
@@ -146,7 +171,7 @@ class HubDocuments:
     """
 
     def __init__(self, settings: TextContexts) -> None:
-        self._settings = settings
+        self._settings, self._read = settings, False
 
     def read(self, place: Place = None) -> Iterator[tuple[str | None, Place]]:
         """Texts from `place` to the end, each with the place after it.
@@ -162,6 +187,7 @@ class HubDocuments:
         while True:
             try:
                 for text, after in self._rows(place, column):
+                    self._read = True
                     yield text, after
                     place = after
                 return column.close()
@@ -176,6 +202,10 @@ class HubDocuments:
     def find(self, digest: str, near: Place) -> Place:
         """None: rows of a streamed dataset are known by their place alone."""
         return None
+
+    def where(self, after: Place) -> str:
+        """The dataset, and the row before a place."""
+        return f"dataset '{self._settings.dataset}', row {after['row']}"
 
     def identity(self) -> Any:
         """Its name, subset and split."""
@@ -202,10 +232,12 @@ class HubDocuments:
     def _refuse(self, cause: Exception, place: Place) -> None:
         line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         where = f" behind row {place['row']}" if place else ""
-        remedy = (
-            "Continue with --resume when the network is back." if transient(cause)
-            else "Check data.dataset, data.subset and data.split."
-        )  # fmt: skip
+        if transient(cause):
+            remedy = "Continue with --resume when the network is back."
+        elif place or self._read:
+            remedy = "The rows before it were read; --resume tries again from there."
+        else:
+            remedy = "Check data.dataset, data.subset and data.split."
         raise ConfigError(
             f"dataset '{self._settings.dataset}'", f"it cannot be read{where} ({line})", remedy
         ) from cause
@@ -217,7 +249,7 @@ def transient(error: BaseException) -> bool:
     while error is not None and error not in causes:
         causes.append(error)
         error = error.__cause__ or error.__context__  # pyright: ignore[reportAssignmentType]
-    if any(type(cause).__name__ == "OfflineModeIsEnabled" for cause in causes):
+    if any(type(cause).__name__ in _LASTING for cause in causes):
         return False
     for cause in causes:
         status = getattr(getattr(cause, "response", None), "status_code", None)
@@ -225,6 +257,8 @@ def transient(error: BaseException) -> bool:
             return status in _BUSY or status >= 500
         packages = {kind.__module__.partition(".")[0] for kind in type(cause).__mro__}
         if isinstance(cause, (ConnectionError, TimeoutError)) or packages & _NETWORK:
+            return True
+        if isinstance(cause, OSError) and cause.errno in _NO_ROUTE:
             return True
         if isinstance(cause, RuntimeError) and "client has been closed" in str(cause):
             return True
@@ -305,6 +339,11 @@ def _json_lines(path: Path, column: TextField, row: int, byte: int) -> Rows:
             row, byte = row + 1, byte + len(line)
             if not line.strip():
                 continue
+            if row == 1 and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+                raise ConfigError(
+                    f"{source}, line 1", "it is a list, not an object with fields",
+                    f'Save one object a line: {{"{column.name}": "…"}}.',
+                )  # fmt: skip
             try:
                 found = json.loads(line)
             except (ValueError, RecursionError) as cause:
@@ -337,13 +376,22 @@ def _parquet_rows(path: Path, column: TextField, row: int, _: int) -> Rows:
             size = file.metadata.row_group(group).num_rows
             if before + size > row:
                 for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=[field]):
-                    found = batch.column(0).to_pylist() if before + len(batch) > row else []
-                    for number, text in enumerate(found, start=before):
-                        if number >= row:
-                            yield column.text({field: text}, source, "row", number + 1), number + 1, 0
+                    for number in range(max(row, before), before + len(batch)):
+                        asked = f"{source}, row {number + 1}"
+                        text = _utf8(asked, batch.column(0)[number - before])
+                        yield column.text({field: text}, source, "row", number + 1), number + 1, 0
                     before += len(batch)
             else:
                 before += size
+
+
+def _utf8(asked: str, value: pa.Scalar) -> Any:
+    """What a row holds; bytes, as some programs save text, are read as UTF-8."""
+    try:
+        content: Any = value.as_py()
+        return content.decode() if isinstance(content, bytes) else content
+    except UnicodeDecodeError as cause:
+        raise ConfigError(asked, "it is not UTF-8", CORRECT) from cause
 
 
 _READERS: dict[str, Callable[[Path, TextField, int, int], Rows]] = {

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class StoredTokens:
     Args:
         ids: [row pos] or flat [token].
         mask: 1 where there is a token and 0 where there is none, in the same shape; None: everywhere.
-        skipped: rows without ids: null, or without the field.
+        skipped: rows without ids: null, empty, or without the field.
     """
 
     ids: Ints
@@ -93,10 +93,13 @@ def _array(asked: str, path: Path) -> StoredTokens:
         with safe_open(path, framework="pt") as stored:
             arrays = {name: stored.get_tensor(name).numpy() for name in stored.keys()}  # noqa: SIM118
     mask = arrays.pop(MASK, None)
-    if len(arrays) != 1:
-        remedy = f"Keep one array of ids, and the mask as '{MASK}' where there is one."
-        raise ConfigError(asked, f"it holds {len(arrays)} arrays besides a mask", remedy)
-    ids = _whole(asked, next(iter(arrays.values())))
+    names = [name for name in NAMES if name in arrays] or list(arrays)
+    if not names or (len(arrays) > 1 and names[0] not in NAMES):
+        raise ConfigError(
+            asked, f"it holds {len(arrays)} arrays besides a mask",
+            f"Save the ids as '{IDS}', and the mask as '{MASK}' where there is one.",
+        )  # fmt: skip
+    ids = _whole(asked, arrays[names[0]])
     if mask is None:
         return StoredTokens(ids)
     if mask.shape != ids.shape:
@@ -124,7 +127,10 @@ Lists = Sequence[np.ndarray]
 def _joined(
     asked: str, unit: str, numbers: Sequence[int], rows: Lists, masks: Lists | None, skipped: int
 ) -> StoredTokens:
-    """Rows of equal length as [row pos]; others as flat [token], without what the masks leave out."""
+    """Rows of equal length as [row pos]; others as flat [token], without what the masks leave out.
+
+    Empty rows are skipped.
+    """
     if not sum(map(len, rows)):
         raise ConfigError(asked, "it holds no token ids", "Give rows of token ids.")
     for number, row, mask in zip(numbers, rows, masks or (), strict=masks is not None):
@@ -132,10 +138,11 @@ def _joined(
             found = f"{len(row)} ids and '{MASK}' {mask.tolist()[:20]}"
             raise ConfigError(f"{asked}, {unit} {number}", found, f"Give each id 0 or 1 in '{MASK}'.")
     mask = None if masks is None else np.concatenate(masks).astype(np.int8)
-    ids, lengths = np.concatenate(rows), {len(row) for row in rows}
+    full = [row for row in rows if len(row)]
+    ids, lengths, skipped = np.concatenate(full), set(map(len, full)), skipped + len(rows) - len(full)
     if len(lengths) > 1:
         return StoredTokens(ids if mask is None else ids[mask == 1], None, skipped)
-    shape = (len(rows), lengths.pop())
+    shape = (len(full), lengths.pop())
     return StoredTokens(ids.reshape(shape), None if mask is None else mask.reshape(shape), skipped)
 
 
@@ -147,15 +154,23 @@ def _parquet(path: Path) -> tuple[list[int], Lists, Lists | None, int]:
         table = file.read(columns=[name, *([MASK] if MASK in names else [])])
     ids, mask = table.column(name), table.column(MASK) if MASK in names else None
     numbers = [n for n, valid in enumerate(ids.is_valid().to_pylist(), start=1) if valid]
-    parts = [_lists(f"tokens '{path}'", one, numbers) for one in (ids, mask) if one is not None]
-    return numbers, parts[0], parts[1] if len(parts) > 1 else None, len(ids) - len(numbers)
+    asked = f"tokens '{path}'"
+    rows = _lists(asked, ids, numbers, _NUMERIC[:1])
+    masks = None if mask is None else _lists(asked, mask, numbers, _NUMERIC)
+    return numbers, rows, masks, len(ids) - len(numbers)
 
 
-def _lists(asked: str, column: pa.ChunkedArray, numbers: Sequence[int]) -> Lists:
-    """The rows of these numbers, from 1, as arrays."""
+_NUMERIC = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating)
+"""Kinds of values in which a mask is kept as 0 and 1; the first is that of token ids."""
+
+
+def _lists(
+    asked: str, column: pa.ChunkedArray, numbers: Sequence[int], kinds: Sequence[Callable[[Any], bool]]
+) -> Lists:
+    """The rows of these numbers, from 1, as arrays of one of these kinds of value."""
     kind: Any = column.type
     listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not listed or not (pa.types.is_integer(kind.value_type) or pa.types.is_boolean(kind.value_type)):
+    if not listed or not any(is_kind(kind.value_type) for is_kind in kinds):
         raise ConfigError(asked, f"a column holds {kind}, not lists of whole numbers", _SAVE)
     rows = []
     for number in numbers:
@@ -187,7 +202,7 @@ def _json_lines(path: Path) -> tuple[list[int], Lists, Lists | None, int]:
             numbers.append(number)
             rows.append(_list(asked, found, name))
             if MASK in found:
-                masks.append(_list(asked, found, MASK))
+                masks.append(_json_mask(asked, found[MASK]))
             if len(masks) not in (0, len(rows)):
                 raise ConfigError(asked, f"some rows have '{MASK}', some not", "Give all rows one, or none.")
     return numbers, rows, masks or None, skipped
@@ -198,6 +213,12 @@ def _list(asked: str, row: Mapping[str, Any], name: str) -> np.ndarray:
     if not isinstance(ids, list) or not all(type(one) is int and abs(one) < 2**62 for one in ids):
         raise ConfigError(asked, f"'{name}' is no list of whole numbers", "Correct or remove it.")
     return np.array(ids, dtype=np.int64)
+
+
+def _json_mask(asked: str, mask: Any) -> np.ndarray:
+    if not isinstance(mask, list) or not all(one in (0, 1) for one in mask):
+        raise ConfigError(asked, f"'{MASK}' is not 0 or 1", "Save it as 0 and 1.")
+    return np.array(mask, dtype=np.int64)
 
 
 def _named(asked: str, names: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from iclens.models.shape import read_shape
 from iclens.tables.arrays import Ints
 from iclens.training.config import MixtureContexts, TextContexts, TrainConfig
 from iclens.training.data.contexts import (
@@ -85,12 +86,13 @@ def held_out(config: TrainConfig, tokenizer: Any) -> Ints:
 
 def _main(config: TrainConfig, tokenizer: Any) -> MainSource:
     settings, reserved = config.data, config.held_out.contexts
+    n_vocab = min(len(tokenizer), read_shape(config.model.name).n_vocab)
     if isinstance(settings, MixtureContexts):
         mixture = read_mixture(settings, config.model.name)
         return MixtureSource(mixture, tokenizer, settings.examples, config.seed, config.held_out.seed)
     if isinstance(settings, TextContexts):
-        return TextSource(settings, tokenizer, reserved)
-    return TokenSource(settings, tokenizer, reserved, config.seed, config.held_out.seed)
+        return TextSource(settings, tokenizer, reserved, n_vocab)
+    return TokenSource(settings, tokenizer, reserved, config.seed, config.held_out.seed, n_vocab)
 
 
 @dataclass

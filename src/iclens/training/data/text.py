@@ -17,7 +17,7 @@ from iclens.tables.arrays import Ints
 from iclens.tasks.rendering import bos_id, text_ids
 from iclens.training.config import TextContexts
 from iclens.training.data.contexts import Facts, State
-from iclens.training.data.documents import Documents, Place, digest_of, open_documents
+from iclens.training.data.documents import CORRECT, Documents, Place, digest_of, open_documents
 
 ROWS, WITHOUT = "rows read", "rows without text, skipped"
 HALVED = "rows with half of a surrogate pair, read as U+FFFD"
@@ -30,14 +30,18 @@ class TextSource:
         settings: names the text and the length.
         tokenizer: gives token ids; a context begins with its BOS token, if it has one.
         reserved: how many contexts, from the first, are set aside.
+        n_vocab: how many token ids the model knows; by default those of the tokenizer.
 
     Raises:
         ConfigError: when there is no such text.
     """
 
-    def __init__(self, settings: TextContexts, tokenizer: Any, reserved: int) -> None:
+    def __init__(
+        self, settings: TextContexts, tokenizer: Any, reserved: int, n_vocab: int | None = None
+    ) -> None:
         self.length = settings.context_tokens
         self._settings, self._tokenizer, self._reserved = settings, tokenizer, reserved
+        self._n_vocab, self._first_pass = n_vocab or len(tokenizer), True
         bos = bos_id(tokenizer)
         self._prefix = [] if bos is None else [bos]
         self._documents: Documents = open_documents(settings)
@@ -57,6 +61,7 @@ class TextSource:
                 if self._count <= self._reserved:
                     self._too_short(self._count)
                 self._enter(None)
+                self._first_pass = False
             elif self._count > self._reserved:
                 found.append(context)
         return np.array(found, dtype=np.int64)
@@ -67,7 +72,7 @@ class TextSource:
         Raises:
             ConfigError: when there are not so many.
         """
-        fresh = TextSource(self._settings, self._tokenizer, 0)
+        fresh = TextSource(self._settings, self._tokenizer, 0, self._n_vocab)
         found: list[list[int]] = []
         while len(found) < n_contexts and (context := fresh._cut()) is not None:
             found.append(context)
@@ -76,7 +81,7 @@ class TextSource:
         return np.array(found, dtype=np.int64)
 
     def facts(self) -> Facts:
-        """Rows read so far, and in how many of them the text was missing or changed."""
+        """Rows read so far, each once, and in how many of them the text was missing or changed."""
         return dict(self._facts)
 
     def state(self) -> State:
@@ -84,7 +89,7 @@ class TextSource:
         return {
             "text": self._documents.identity(), "count": self._count, "open": self._open,
             "place": self._place, "digest": self._digest, "carried": self._carried, "at": self._at,
-            "facts": dict(self._facts),
+            "facts": dict(self._facts), "first_pass": self._first_pass,
         }  # fmt: skip
 
     def restore(self, state: State) -> None:
@@ -101,7 +106,7 @@ class TextSource:
             if place is None or not self._opens(place, state):
                 self._changed("the row at which training stopped is not there any more")
         self._count, self._at, self._facts = state["count"], state["at"], dict(state["facts"])
-        self._carried = list(state["carried"])
+        self._carried, self._first_pass = list(state["carried"]), state["first_pass"]
 
     def _opens(self, place: Place, state: State) -> bool:
         """Open the document at `place`; whether it is the one of the state."""
@@ -141,18 +146,30 @@ class TextSource:
     def _read_on(self) -> bool:
         """Take the next document behind what is left of this one; False when there is none."""
         for text, after in self._reader:
+            whole = None if text is None else well_formed(text)
+            new = [] if whole is None else self._tokens(whole, after)
             self._place, self._after = self._after, after
-            self._facts[ROWS] += 1
+            if self._first_pass:
+                self._facts[ROWS] += 1
+                self._facts[WITHOUT] += text is None
+                self._facts[HALVED] += whole != text
             if text is None:
-                self._facts[WITHOUT] += 1
                 continue
-            whole = well_formed(text)
-            self._facts[HALVED] += whole != text
             self._carried, self._digest = self._ids[self._at :], digest_of(text)
-            new = text_ids(self._tokenizer, whole)
             self._ids, self._at, self._open = self._carried + new, 0, True
             return True
         return False
+
+    def _tokens(self, text: str, after: Place) -> list[int]:
+        """Token ids of the document before `after`."""
+        ids = text_ids(self._tokenizer, text)
+        if ids and max(ids) >= self._n_vocab:
+            raise ConfigError(
+                self._documents.where(after),
+                f"its text holds token {max(ids)}, and the model knows tokens 0 to {self._n_vocab - 1}",
+                CORRECT,
+            )
+        return ids
 
     def _too_short(self, n_contexts: int) -> None:
         without = f" ({self._facts[WITHOUT]} rows have no text)" if self._facts[WITHOUT] else ""

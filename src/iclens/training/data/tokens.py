@@ -33,6 +33,8 @@ _CHUNK = 1 << 22
 """Tokens looked at together."""
 _RUN, _SHARE = 4, 0.05
 """Share of rows that begin or end with a run of so many equal tokens, from which these look like padding."""
+_LONG = 8
+"""Length of a run that looks like padding in fewer rows, when its id is special or stands nowhere else."""
 
 
 class TokenSource:
@@ -44,6 +46,7 @@ class TokenSource:
         reserved: how many contexts are set aside.
         seed: of the order.
         held_out_seed: draws the contexts set aside.
+        n_vocab: how many token ids the model knows; by default those of the tokenizer.
 
     Raises:
         ConfigError: when the file is missing, damaged, or no token ids, holds too few of them, or seems to be
@@ -51,14 +54,15 @@ class TokenSource:
     """
 
     def __init__(
-        self, settings: TokenContexts, tokenizer: Any, reserved: int, seed: int, held_out_seed: int
-    ) -> None:
+        self, settings: TokenContexts, tokenizer: Any, reserved: int, seed: int, held_out_seed: int,
+        n_vocab: int | None = None,
+    ) -> None:  # fmt: skip
         self._asked, self._seed, self._tokenizer = f"tokens '{settings.path}'", seed, tokenizer
         self._bos, self._eos = bos_id(tokenizer), tokenizer.eos_token_id
         padding = tokenizer.pad_token_id if settings.padding_id is None else settings.padding_id
         self._padding = None if padding in (self._bos, self._eos) else padding
-        self._declared = settings.padding_id is not None
-        self._front = self._skipped = 0
+        self._declared, self._n_vocab = settings.padding_id, n_vocab or len(tokenizer)
+        self._front, self._skipped, self._cut = 0, 0, False
         self._ids, self._mask = self._contexts(settings)
         self.length = self._ids.shape[1] + self._front
         self._facts: Facts = {}
@@ -118,7 +122,7 @@ class TokenSource:
                 "Give data.context_tokens: the rows are joined and cut.",
             )  # fmt: skip
         ids = stored.ids if stored.mask is None else stored.ids[stored.mask == 1]
-        self._front = 0 if self._bos is None else 1
+        self._front, self._cut = 0 if self._bos is None else 1, True
         size = wanted - self._front
         return ids[: len(ids) // size * size].reshape(-1, size), None
 
@@ -142,16 +146,24 @@ class TokenSource:
         return ids, there & ~self._filler(ids)
 
     def _filler(self, ids: Ints) -> Bools:
-        """Runs of BOS or EOS that fill rows up: at the end behind the first EOS, in front several EOS."""
+        """Runs of BOS or EOS that fill rows up: at the end behind the first EOS, in front several EOS.
+
+        One EOS in front fills a row up when BOS follows it. EOS declared as padding is padding throughout,
+        unless a mask says more. Where ids are cut, one BOS or EOS is an end of a document.
+        """
         filler = np.zeros(ids.shape, bool)
-        for end in {self._bos, self._eos} - {None}:
-            last, first = _run(ids[:, ::-1] == end)[:, ::-1], _run(ids == end)
-            if end == self._eos:
-                last[:, 1:] &= last[:, :-1]  # the first of the run ends the text
-                last[:, 0] = False
-                first &= first.sum(axis=1, keepdims=True) > 1
-            filler |= last if end == self._bos else last | first
-        return filler
+        if self._bos not in (None, self._eos) and not self._cut:
+            filler |= _run(ids[:, ::-1] == self._bos)[:, ::-1]
+        if self._eos is None:
+            return filler
+        last, first = _run(ids[:, ::-1] == self._eos)[:, ::-1], _run(ids == self._eos)
+        if self._declared != self._eos or self._cut or self._mask is not None:
+            last[:, 1:] &= last[:, :-1]  # the first of the run ends the text
+            last[:, 0] = False
+            size = first.sum(axis=1, keepdims=True)
+            behind = np.take_along_axis(ids, np.minimum(size, ids.shape[1] - 1), axis=1)
+            first &= (size > 1) | ((behind == self._bos) & (not self._cut))
+        return filler | last | first
 
     def _tidy(self, ids: Ints, there: Bools) -> tuple[Ints, Ints]:
         """Contexts, [row pos], and with how many BOS each row began."""
@@ -171,7 +183,8 @@ class TokenSource:
     def _survey(self) -> tuple[Ints, str]:
         """Read everything once: indices of the rows that hold a token besides BOS, and a digest of all."""
         counts: Facts = dict.fromkeys(("rows", ONE, SEVERAL, NONE, "left out", "empty"), 0)
-        usable, digest, vocabulary = [], hashlib.sha256(), len(self._tokenizer)
+        usable, digest, vocabulary = [], hashlib.sha256(), self._n_vocab
+        seen = np.zeros(vocabulary, np.int64)
         ends: list[tuple[Ints, Ints]] = []
         step = max(1, _CHUNK // self._ids.shape[1])
         for start in range(0, len(self._ids), step):
@@ -187,6 +200,7 @@ class TokenSource:
                 )  # fmt: skip
             tokens, begun = self._tidy(ids, there)
             ends.append(_runs_at_ends(tokens, int(self._bos is not None)))
+            seen += np.bincount(tokens[tokens != PADDING], minlength=vocabulary)
             full = ((tokens != PADDING) & (tokens != self._bos)).any(axis=1)
             usable.append(start + np.flatnonzero(full))
             counts["rows"] += len(ids)
@@ -194,35 +208,47 @@ class TokenSource:
             counts["left out"] += int((~there).sum())
             for name, some in ((ONE, begun == 1), (SEVERAL, begun > 1), (NONE, begun == 0)):
                 counts[name] += int((some & full).sum())
-        if not self._declared:
-            self._refuse_padding(np.concatenate([e[0] for e in ends]), np.concatenate([e[1] for e in ends]))
+        if self._declared is None:
+            runs, lengths = (np.concatenate(parts) for parts in zip(*ends, strict=True))
+            self._refuse_padding(runs, lengths, seen)
         self._facts = self._told(counts)
         return np.concatenate(usable), digest.hexdigest()
 
     def _told(self, counts: Facts) -> Facts:
-        told = {"rows": counts["rows"]}
-        if self._bos is None:
+        told: Facts = {"rows": counts["rows"]}
+        if self._cut:
+            told = {"contexts cut behind BOS" if self._front else "contexts cut": counts["rows"]}
+        elif self._bos is None:
             told["rows as they stand, as the tokenizer has no BOS"] = counts["rows"]
-        elif self._front:
-            told["contexts cut behind BOS"] = counts["rows"]
         else:
             told |= {name: counts[name] for name in (ONE, SEVERAL, NONE)}
         told["rows without tokens, left out"] = counts["empty"] + self._skipped
         return told | {"places of padding, left out": counts["left out"]}
 
-    def _refuse_padding(self, ids: Ints, lengths: Ints) -> None:
-        """Refuse rows that begin or end with runs of one id, which nothing says is padding."""
+    def _refuse_padding(self, ids: Ints, lengths: Ints, seen: Ints) -> None:
+        """Refuse rows that begin or end with runs of one id, which nothing says is padding.
+
+        Args:
+            ids: of the runs, [row end].
+            lengths: of the runs, [row end].
+            seen: how often each id stands in the whole file.
+        """
         for end in range(2):
-            long = lengths[:, end] >= _RUN
-            found, times = np.unique(ids[long, end], return_counts=True)
-            if len(found) and times.max() > max(1, _SHARE * len(ids)):
-                token = int(found[times.argmax()])
-                row = int(np.flatnonzero(long & (ids[:, end] == token))[0])
-                text = self._tokenizer.convert_ids_to_tokens(token)
+            token, length = ids[:, end], lengths[:, end]
+            times, long = (np.bincount(token[length >= n], minlength=len(seen)) for n in (_RUN, _LONG))
+            at_ends = np.bincount(token[length > 0], length[length > 0], len(seen))
+            looks = (times > max(1, _SHARE * len(ids))) | ((long > 1) & (at_ends == seen))
+            for one in np.flatnonzero(long):
+                looks[one] |= _special(self._tokenizer, int(one))
+            if looks.any():
+                padding = int(np.where(looks, times, 0).argmax())
+                row = int(np.flatnonzero((token == padding) & (length >= _RUN))[0])
+                text = self._tokenizer.convert_ids_to_tokens(padding)
+                others = times[padding] - 1
                 raise ConfigError(
                     f"{self._asked}, row {row + 1}",
-                    f"it {('begins', 'ends')[end]} with {lengths[row, end]} times id {token} ({text!r}), as "
-                    f"{times.max() - 1} other rows do, which looks like padding",
+                    f"it {('begins', 'ends')[end]} with {length[row]} times id {padding} ({text!r})"
+                    f"{f', as {others} other rows do,' if others else ','} which looks like padding",
                     f"Save an '{MASK}', or name the id that fills rows up as data.padding_id (any that does "
                     "not occur, when none does).",
                 )  # fmt: skip
@@ -232,6 +258,12 @@ class TokenSource:
             self._asked, f"it holds {len(self._ids)} contexts, none left to train on",
             "Give more tokens, shorter contexts or fewer held_out.contexts.",
         )  # fmt: skip
+
+
+def _special(tokenizer: Any, token: int) -> bool:
+    """Whether an id is a special token, which text does not hold."""
+    added = tokenizer.added_tokens_decoder.get(token)
+    return token in tokenizer.all_special_ids or (added is not None and added.special)
 
 
 def _run(same: Bools) -> Bools:

@@ -37,17 +37,8 @@ CORRECT = "Correct or remove it, then continue with --resume."
 _WITHOUT_FIELD = 100
 """Rows that may come before the first one that has the field of the text."""
 _NETWORK = {
-    "aiohttp",
-    "http",
-    "httpcore",
-    "httpcore2",
-    "httpx",
-    "httpx2",
-    "requests",
-    "socket",
-    "ssl",
-    "urllib3",
-}
+    "aiohttp", "http", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "socket", "ssl", "urllib3"
+}  # fmt: skip
 """Packages whose errors say that a connection failed; `datasets` lets them through."""
 _BUSY = (408, 425, 429)
 """HTTP statuses that ask to come again later, as all from 500 do."""

@@ -104,6 +104,17 @@ def test_a_damaged_config_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     refused(folder, "it is not JSON")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_config_in_another_encoding_is_refused_with_the_right_one(
+    tiny_folder: Path, tmp_path: Path, encoding: str
+) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_folder, folder)
+    text = (folder / "config.json").read_text(encoding="utf-8")
+    (folder / "config.json").write_text(text, encoding=encoding)
+    refused(folder, "Save it as UTF-8 without a byte-order mark.")
+
+
 def test_a_loaded_model_is_frozen(tiny_model: LanguageModel) -> None:
     assert not tiny_model.network.training
     assert not any(p.requires_grad for p in tiny_model.network.parameters())

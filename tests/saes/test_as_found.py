@@ -506,6 +506,10 @@ def test_llama_scope_may_keep_its_lengths_among_the_weights(tmp_path: Path, writ
         inner = {f"{name}.{key}": torch.tensor(value) for key, value in lengths.items()}
         save_file(load_file(tmp_path / folder / file) | inner, tmp_path / folder / file)
         assert torch.equal(load_sae(tmp_path / folder).encode(rows()), load_sae(plain_folder).encode(rows()))
+    write_scope(tmp_path / "unnamed", **{name: None, "hook_point_in": None, "hook_point_out": None})
+    shutil.copy(tmp_path / "hook" / file, tmp_path / "unnamed" / file)
+    unnamed = load_sae(tmp_path / "unnamed")
+    assert (unnamed.site, unnamed.mean_length) == (SITE, 4.5)
     inner = {f"{name}.in": torch.tensor(9.0)}
     save_file(load_file(plain_folder / file) | inner, plain_folder / file)
     refused(lambda: load_sae(plain_folder), name, "says 9")

@@ -268,7 +268,9 @@ def _read(file: Path, name: str) -> dict[str, Any]:
         raise ModelError(asked, "there is none", "Name the folder that holds config.json.") from cause
     except (OSError, ValueError, RecursionError) as cause:
         line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise ModelError(asked, f"it is not JSON ({line})", "Fetch this file again.") from cause
+        encoded = isinstance(cause, UnicodeDecodeError) or "BOM" in line
+        remedy = "Save it as UTF-8 without a byte-order mark." if encoded else "Fetch this file again."
+        raise ModelError(asked, f"it is not JSON ({line})", remedy) from cause
     if not isinstance(config, dict):
         raise ModelError(asked, "it is no mapping", "Fetch this file again.")
     return config

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -62,6 +63,7 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
         "decoder.weight": (d_in, d_sae), "decoder.bias": (d_in,),
     }  # fmt: skip
     stored = take(config.what, WEIGHTS, tensors, shapes)
+    config = hooked(config, lengths)
     mean_length = _mean_length(config, lengths)
     s, threshold = math.sqrt(d_in) / mean_length, config.number("jump_relu_threshold", least=0)
     rows, v = unit_rows(stored["decoder.weight"].T)
@@ -87,6 +89,14 @@ def refuse_transcoder(config: Settings) -> None:
             f"It must be hook_point_in ({reads!r}): a transcoder of this layout reads a norm's output before "
             "its gain, which is no site here.",
         )
+
+
+def hooked(config: Settings, lengths: dict[str, Tensor]) -> Settings:
+    """The settings; where they name no hook, with that of the only mean length among the weights."""
+    hooks = {name.removeprefix(f"{LENGTHS}.") for name in lengths} - {"in", "out"}
+    if config.get("hook_point_in") is not None or len(hooks) != 1:
+        return config
+    return replace(config, values={**config.values, "hook_point_in": hooks.pop()})
 
 
 def stored_lengths(config: Settings, file: str, tensors: dict[str, Tensor]) -> list[float]:

@@ -21,7 +21,6 @@ lorsa, transcoders), GLU encoders, BatchTopK (what it keeps depends on the other
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor
 
 from iclens.errors import SaeError
-from iclens.saes.formats.llama_scope import LENGTHS, model_of, refuse_transcoder, stored_lengths
+from iclens.saes.formats.llama_scope import LENGTHS, hooked, model_of, refuse_transcoder, stored_lengths
 from iclens.saes.formats.parts import (
     Parts,
     Settings,
@@ -77,9 +76,7 @@ def read(folder: Path, device: str, d_model: int | None = None) -> Parts:
     lengths = {name: tensors.pop(name) for name in list(tensors) if name.startswith(f"{LENGTHS}.")}
     if _THRESHOLD in tensors and tensors[_THRESHOLD].numel() == 1:  # one for all latents
         tensors[_THRESHOLD] = tensors[_THRESHOLD].reshape(1).expand(d_sae)
-    if config.get("hook_point_in") is None and len(lengths) == 1:
-        hook = next(iter(lengths)).removeprefix(f"{LENGTHS}.")
-        config = replace(config, values={**config.values, "hook_point_in": hook})
+    config = hooked(config, lengths)
     stored = take(config.what, file, tensors, _shapes(config, act_fn, d_in, d_sae))
 
     mean_length = _mean_length(config, file, lengths) if scaling == "dataset-wise" else None

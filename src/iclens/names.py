@@ -37,17 +37,19 @@ projection: `blocks.N.attn.hook_z`.
 _INNER = {"mlp_in": "mlp.hook_in", "z": "attn.hook_z"}
 """Hooks whose TransformerLens name stands inside a part of the block."""
 _BRIDGE = {
-    "hook_in": "resid_pre", "ln2.hook_in": "resid_mid", "hook_out": "resid_post", "attn.hook_out": "attn_out",
-    "mlp.hook_out": "mlp_out", "attn.o.hook_in": "z",
+    "hook_in": "resid_pre", "ln1.hook_in": "resid_pre", "ln2.hook_in": "resid_mid",
+    "hook_out": "resid_post", "attn.hook_out": "attn_out", "mlp.hook_out": "mlp_out", "attn.o.hook_in": "z",
 }  # fmt: skip
 """TransformerLens 3's names of the same hooks, where they differ from those of version 2."""
 _MODULES = {None: "resid_post", "mlp": "mlp_out", "self_attn": "attn_out", "attn": "attn_out",
-            "attention": "attn_out"}  # fmt: skip
+            "attention": "attn_out", "mlp.down_proj": "mlp_out", "self_attn.o_proj": "attn_out"}  # fmt: skip
 """Modules of a block, as Hugging Face names them, and the hook that their output is."""
 _EMBEDDING = ("embed_tokens", "wte", "embed_in", "hook_embed")
 _LONG = re.compile(r"blocks\.(\d+)\.(?:hook_(?!(?:mlp_in|z)$)(\w+)|((?:\w+\.)*hook_\w+))")
-_MODULE = re.compile(r"(?:\w+\.)*(?:layers|layer|h)[._](\d+)(?:\.(mlp|self_attn|attn|attention))?")
+_PARTS = "|".join(re.escape(module) for module in _MODULES if module)
+_MODULE = re.compile(rf"(?:\w+\.)*(?:layers|layer|h)[._](\d+)(?:\.({_PARTS}))?(?:\.output)?")
 _SHORT = re.compile(r"L(\d+)\.(\w+)")
+_HOOK_FIRST = re.compile(r"(\w+)_layer_(\d+)")
 
 
 @dataclass(frozen=True, order=True)
@@ -87,6 +89,8 @@ class Site:
             blocks.4.hook_mlp_out                  TransformerLens 2, SAELens
             blocks.4.hook_out, .mlp.hook_out …     TransformerLens 3
             model.layers.4, layers.4.mlp …         Hugging Face's modules, sparsify: what the module gives out
+            model.layers[4].mlp.output             nnsight
+            resid_post_layer_4                     dictionary_learning
 
         Raises:
             SiteError: for any other form, or a hook that is not known.
@@ -100,10 +104,12 @@ class Site:
                 return cls(int(match[1]), inside[within])
             if match[2] is not None:
                 return cls(int(match[1]), _known_hook(match[2], text))
-        if match := _MODULE.fullmatch(text):
+        if match := _MODULE.fullmatch(re.sub(r"\[(\d+)\]", r".\1", text)):
             return cls(int(match[1]), _MODULES[match[2]])
         if match := _SHORT.fullmatch(text):
             return cls(int(match[1]), _known_hook(match[2], text))
+        if match := _HOOK_FIRST.fullmatch(text):
+            return cls(int(match[2]), _known_hook(match[1], text))
         raise SiteError(
             f"site '{text}'", "not a site name",
             "Write it as L4.mlp_out, blocks.4.hook_mlp_out or model.layers.4.mlp.",

@@ -187,6 +187,41 @@ def test_names_are_a_hint_where_there_is_no_fingerprint(saved_model: Save, made_
     assert "made for 'llama-4'" in other_model("llama-4", made_with, model)
 
 
+@pytest.mark.parametrize(("folder", "name", "same"), [
+    ("Mistral-7B-v0.1", "mistral-7b", True), ("Mistral-7B-v0.1", "mistralai/Mistral-7B-v0.1", True),
+    ("mistral-7b-instruct", "mistralai/Mistral-7B-Instruct-v0.1", True), ("llama-7b", "llama-7b-hf", True),
+    ("Llama-2-7b-hf", "Llama-2-7b", True), ("Mistral-7B-v0.3", "mistral-7b", False),
+    ("mistral-7b-instruct", "mistral-7b", False), ("Llama-2-7b-chat-hf", "Llama-2-7b", False),
+])  # fmt: skip
+def test_short_names_of_transformer_lens_are_names_of_the_model(
+    saved_model: Save, folder: str, name: str, same: bool
+) -> None:
+    words = other_model(name, None, load_model(saved_model(name=folder)))
+    assert same == (words == "") and (same or f"made for '{name}'" in words)
+
+
+def test_what_a_config_was_made_from_is_no_hint(saved_model: Save) -> None:
+    folder = saved_model(name="renamed")
+    keyed(_name_or_path="meta-llama/Llama-2-7b-hf")(folder)  # as fine-tunes have it
+    words = other_model("meta-llama/Llama-2-7b-hf", None, load_model(folder))
+    assert "only the names can be compared" in words and "a link to its folder" in words
+    link = folder.parent / "Llama-2-7b-hf"
+    link.symlink_to(folder, target_is_directory=True)
+    assert other_model("meta-llama/Llama-2-7b-hf", None, load_model(link)) == ""
+
+
+def test_a_float16_copy_counts_as_another_model_and_the_words_say_so(
+    saved_model: Save, tmp_path: Path
+) -> None:
+    folder = saved_model()
+    copy = Path(shutil.copytree(folder, tmp_path / "copy" / folder.name))
+    as_dtype(torch.float16)(copy)
+    words = other_model("x", load_model(folder).fingerprint, load_model(copy))
+    assert words.endswith("(a float16 copy counts as another model)")
+    keyed(hidden_act="gelu")(copy)
+    assert "float16 copy" not in other_model("x", load_model(folder).fingerprint, load_model(copy))
+
+
 def test_a_large_tensor_is_told_apart_by_runs_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity, "WHOLE", 640)
     monkeypatch.setattr(identity, "RUNS", 64)

@@ -2,11 +2,13 @@
 
 1. The config's part hashes what the architecture computes with (`COMPUTED`), as transformers reads it: not
 the file's bytes, names, paths or versions. 2. Each part of the weights (embedding, every block, final norm
-and head) hashes its tensors' names, shapes and values, rounded to bfloat16, so that a copy in another dtype
-or in other shards is the same model. Of a tensor of more than `WHOLE` numbers, `RUNS` evenly spaced runs are
+and head) hashes its tensors' names, shapes and values, rounded to bfloat16, so that a copy in bfloat16 or
+float64 or in other shards is the same model. (A copy in float16 is another: rounding twice gives other
+numbers.) Of a tensor of more than `WHOLE` numbers, `RUNS` evenly spaced runs are
 hashed. 3. Two fingerprints are of the same model when they agree in every part that both have: a model of
 which only some blocks are loaded is the same as the whole one. 4. Names are a hint, for where one side has no
-fingerprint.
+fingerprint: in any spelling, TransformerLens' short names among them. The `_name_or_path` of a config is no
+hint: a fine-tune often states what it was made from.
 
 A fingerprint is written `config:embedding:block.block.block:end`, each part 6 hex digits; `end` is empty
 where the last block is not loaded.
@@ -18,6 +20,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +40,7 @@ WHOLE, RUNS = 1 << 20, 64
 """Numbers up to which a tensor is hashed whole, and runs that are hashed of a larger one, as many in all."""
 _DIGITS = 6
 _FORM = re.compile(r"[0-9a-f]{6}:[0-9a-f]{6}:[0-9a-f]{6}(\.[0-9a-f]{6})*:([0-9a-f]{6})?")
+_NO_WEIGHTS = ("another config", "another number of blocks")
 _CACHED = re.compile(r"models--.+?--(.+)")
 
 
@@ -90,14 +94,32 @@ def other_model(name: str | None, made_with: object, model: LanguageModel) -> st
     """
     if is_fingerprint(made_with):
         found = difference(str(made_with), model.fingerprint)
-        return found and f"made for '{name}', which has {found}, used on '{model.name}'"
-    own = {plain_name(n) for n in (model.name, getattr(model.network.config, "_name_or_path", None)) if n}
-    return "" if name is None or plain_name(name) in own else f"made for '{name}', used on '{model.name}'"
+        weights = "" if found in _NO_WEIGHTS else " (a float16 copy counts as another model)"
+        return found and f"made for '{name}', which has {found}, used on '{model.name}'{weights}"
+    if name is None or same_name(name, model.name):
+        return ""
+    return (
+        f"made for '{name}', used on '{model.name}' (only the names can be compared: where they are one "
+        "model, a link to its folder under the first name will do)"
+    )
 
 
 def is_fingerprint(value: object) -> bool:
     """Whether a value is written as a fingerprint is."""
     return isinstance(value, str) and _FORM.fullmatch(value) is not None
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two names are of one model, in any spelling or by TransformerLens' short name for it."""
+    ours, theirs = plain_name(one), plain_name(other)
+    return ours == theirs or _short_names().get(ours, ours) == _short_names().get(theirs, theirs)
+
+
+@cache
+def _short_names() -> dict[str, str]:
+    from transformer_lens.supported_models import MODEL_ALIASES  # takes seconds, and is seldom needed
+
+    return {plain_name(short): plain_name(name) for name, shorts in MODEL_ALIASES.items() for short in shorts}
 
 
 def plain_name(name: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from iclens.errors import SaeError, nearest
-from iclens.models.identity import plain_name
+from iclens.models.identity import plain_name, same_name
 from iclens.saes.formats.detect import LAYOUTS
 from iclens.saes.formats.registry import Release, releases
 
@@ -47,7 +47,7 @@ def catalogue(model: str | None) -> Catalogue:
     everything, published = releases(), tuple(row for layout in LAYOUTS for row in layout.published)
 
     def wanted(name: str) -> bool:
-        return model is None or plain_name(name) == plain_name(model)
+        return model is None or same_name(name, model)
 
     chosen = tuple(release for release in everything if wanted(release.model))
     outside = tuple(row for row in published if wanted(row[1]))

@@ -554,6 +554,7 @@ def test_k_as_a_float_and_a_threshold_of_one_row_are_the_same_numbers(tmp_path: 
     [
         ("model.layers.2.mlp", Site(2, "mlp_in")), ("transformer.h.2", Site(2, "resid_pre")),
         ("model.layers.2.self_attn", None), ("resid_post_layer_2", None),
+        ("model.layers.2.mlp.down_proj", None), ("model.layers.2.self_attn.o_proj", None),
     ],
 )  # fmt: skip
 def test_the_input_of_a_module_is_its_own_site(tmp_path: Path, module: str, site: Site | None) -> None:

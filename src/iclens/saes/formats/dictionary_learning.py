@@ -92,7 +92,8 @@ def _site(trainer: Settings, config: Settings) -> tuple[Site | None, str | None]
     site = named_site(name if match is None else f"L{match[2]}.{match[1]}")
     if end == "out":
         return site, name
-    into = _INPUTS.get(site.hook) if site is not None and match is None and end == "in" else None
+    whole = match is None and not name.endswith("_proj")  # a projection reads what is no site
+    into = _INPUTS.get(site.hook) if site is not None and whole and end == "in" else None
     return None if site is None or into is None else Site(site.layer, into), f"{name} ({end})"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -282,10 +283,12 @@ def test_few_rows_are_in_the_page_and_the_focused_one_is_never_lost(
         ("End", 35, "–20,004 of 20,004"),
         ("Home", 36, "rows 1–"),
         ("ArrowDown", 40, "rows 2–"),
-        ("PageDown", 34, "rows 21–"),
     ):
         browser.press(key, code)
         browser.until(f"{STATUS}.includes('{said}')")
+    last = int(re.findall(r"\d+", browser.run(STATUS))[1])  # how many rows fit depends on the fonts there are
+    browser.press("PageDown", 34)
+    browser.until(f"{STATUS}.startsWith('rows {last + 1}–')")
     assert browser.complaints() == []
 
 

@@ -403,11 +403,13 @@ def _json_keys(run: Path) -> dict[str, list[str]]:
     import subprocess
     import tempfile
 
+    from iclens.cli.main import main as command_line
+
     with tempfile.TemporaryDirectory() as scratch:
         copied = Path(shutil.copytree(run.parents[1], Path(scratch) / "runs")) / run.parent.name / run.name
         keys = {}
         for name, words in json_commands(copied, Path(scratch)).items():
-            code = "from iclens.cli.main import main; main()"
+            code = f"from {command_line.__module__} import main; main()"
             ran = subprocess.run(
                 [sys.executable, "-c", code, *words, "--json"], capture_output=True, text=True
             )

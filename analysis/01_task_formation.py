@@ -17,13 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from iclens.errors import IclensError
-from iclens.models.load import LanguageModel, load_model
+from iclens.core import IclensError
+from iclens.model.load import LanguageModel, load_model
 from iclens.patching.runs import ZERO, build_runs
 from iclens.patching.sweep import DONOR_COUNTS, graded, sweep
-from iclens.tables.patches import GradedTable, SweepTable
-from iclens.tasks.rules import Task
-from iclens.tasks.spec import parse_task
+from iclens.prompts.tasks import Task, parse_task
+from iclens.schemas import GradedTable, SweepTable
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN, COPY = "task on own x", "copy"

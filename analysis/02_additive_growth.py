@@ -19,14 +19,14 @@ import altair as alt
 import pandas as pd
 
 import iclens
-from iclens.errors import IclensError
+from iclens.activations import examples_seen
+from iclens.core import IclensError
 from iclens.growth.bayes import predicted_shapes
-from iclens.growth.shape.certificate import fit_shapes
+from iclens.growth.shape import fit_shapes
+from iclens.schemas import LADDER
 from iclens.study.config import StudyConfig, demo_config
 from iclens.study.pipeline import run_study
 from iclens.study.store import load_arrays
-from iclens.tables.trajectories import examples_seen
-from iclens.tables.verdicts import LADDER
 
 ARMS = ["T", "S", "R", "O", "D", "D2", "W", "Wr", "E1", "E2", "P", "Q-", "Q0", "A-", "A+", "N2", "C4"]
 

@@ -22,19 +22,31 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from iclens.errors import IclensError
-from iclens.models.load import LanguageModel, load_model
-from iclens.names import BELIEFS
-from iclens.patching.effects import resamples
-from iclens.patching.heads.ablate import WHOLE_LAYER, Ablation, Heads, ablate_heads, ablation_edits
-from iclens.patching.heads.direct import HEADS_GIVEN, LATER_HEADS, direct_effects
-from iclens.patching.heads.ladder import redundancy_ladder
-from iclens.patching.heads.redundancy import LEAST_RISE, WORKS, Verdict, arrival, judge, redundancy_index
+from iclens.core import BELIEFS, IclensError
+from iclens.model.load import LanguageModel, load_model
+from iclens.patching.heads import (
+    HEADS_GIVEN,
+    LATER_HEADS,
+    WHOLE_LAYER,
+    Ablation,
+    Heads,
+    ablate_heads,
+    ablation_edits,
+    direct_effects,
+)
+from iclens.patching.receiver import resamples
+from iclens.patching.redundancy import (
+    LEAST_RISE,
+    WORKS,
+    Verdict,
+    arrival,
+    judge,
+    redundancy_index,
+    redundancy_ladder,
+)
 from iclens.patching.runs import ZERO, Runs, build_runs
-from iclens.tables.patches import HeadTable
-from iclens.tables.redundancy import DirectTable, RedundancyLadderTable, RedundancyTable
-from iclens.tasks.rules import Task
-from iclens.tasks.spec import parse_task
+from iclens.prompts.tasks import Task, parse_task
+from iclens.schemas import DirectTable, HeadTable, RedundancyLadderTable, RedundancyTable
 
 ROOT = Path(__file__).resolve().parents[1]
 STRONG = 1.0

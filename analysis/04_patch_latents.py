@@ -23,23 +23,16 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from iclens.errors import IclensError
-from iclens.models.load import LanguageModel, load_model
-from iclens.names import Site
-from iclens.patching.latents.controls import patch_controls
-from iclens.patching.latents.gather import gather
-from iclens.patching.latents.ladder import patch_ladder
-from iclens.patching.latents.screen import linear_screen
-from iclens.patching.latents.sets import ALL, FULL, GREEDY, HALF, MEANS, NEURONS, OWN, patch_sets
-from iclens.patching.latents.single import patch_latents, single_effects
-from iclens.patching.responses import response_curve, response_fits
+from iclens.core import IclensError, Site
+from iclens.model.load import LanguageModel, load_model
+from iclens.patching.latents import linear_screen, patch_ladder, patch_latents, single_effects
+from iclens.patching.receiver import gather
 from iclens.patching.runs import ZERO, build_runs, runs_by_query
-from iclens.patching.sweep import sweep
+from iclens.patching.sets import ALL, FULL, GREEDY, HALF, MEANS, NEURONS, OWN, patch_controls, patch_sets
+from iclens.patching.sweep import response_curve, response_fits, sweep
+from iclens.prompts.tasks import Task, default_inputs, parse_task
 from iclens.saes.load import Sae, load_sae_set
-from iclens.tables.responses import ResponseFitTable, ResponseTable
-from iclens.tables.sets import ControlTable, ScreenTable, SetTable
-from iclens.tasks.rules import Task, default_inputs
-from iclens.tasks.spec import parse_task
+from iclens.schemas import ControlTable, ResponseFitTable, ResponseTable, ScreenTable, SetTable
 from iclens.training.config import parse_train_config
 from iclens.training.train import train_saes
 

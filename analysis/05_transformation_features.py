@@ -21,15 +21,15 @@ import pandas as pd
 import yaml
 
 import iclens
-from iclens.errors import IclensError
+from iclens.concepts.language import IDENTITY
+from iclens.core import IclensError
+from iclens.schemas import CREATED, IN_ATTENTION
 from iclens.study.config import StudyConfig, demo_config
 from iclens.study.pages.transform_findings import confirmed
 from iclens.study.pipeline import run_study
 from iclens.study.stage import Event
-from iclens.tables.decomposition import CREATED, IN_ATTENTION
 from iclens.training.config import parse_train_config
 from iclens.training.train import train_saes
-from iclens.transforms.concepts import IDENTITY
 
 ROOT = Path(__file__).resolve().parents[1]
 OTHERS = {"seed-1": {"seed": 1}, "wide": {"d_sae": 2048}}

@@ -15,7 +15,7 @@ import click
 import griffe
 import typer.main
 
-from iclens.cli.main import app
+from iclens.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "reference"
@@ -24,7 +24,7 @@ PAGES: dict[str, tuple[str, Sequence[str]]] = {
     "query": (
         "What `iclens.open` returns, and what can be asked of it. How to use it: [query.md](../query.md).",
         ["study.query.run", "study.query.frames", "study.query.answers", "study.query.selection",
-         "study.query.followed", "study.query.comparison", "study.query.features", "names"],
+         "study.query.followed", "study.query.comparison", "study.query.features", "core"],
     ),
     "config": (
         "Sections of a study's YAML and of a training configuration. Defaults: [schemas.md](../schemas.md).",
@@ -33,35 +33,33 @@ PAGES: dict[str, tuple[str, Sequence[str]]] = {
     "study": ("Running a study from Python.", ["study.pipeline", "study.check", "study.catalogue"]),
     "tasks": (
         "Tasks, prompts and what an ideal learner believes.",
-        ["tasks.rules", "tasks.spec", "tasks.arms", "tasks.prompts", "tasks.rendering", "tasks.mixture",
-         "tasks.posterior", "tasks.declared"],
+        ["prompts.tasks", "prompts.arms", "prompts.build", "prompts.render", "prompts.mixture",
+         "prompts.beliefs"],
     ),
-    "models": ("Loading and running a model.", ["models.load", "models.forward", "models.tail"]),
+    "models": ("Loading and running a model.", ["model.load", "model.run", "model.tail"]),
     "saes": (
         "Loading, judging and converting SAEs.",
-        ["saes.load", "saes.encode", "saes.quality", "saes.convert"],
+        ["saes.load", "saes.encode", "saes.quality"],
     ),
-    "tracking": ("Latents and beliefs over the examples.", ["tracking.track", "tracking.beliefs"]),
+    "tracking": ("Latents and beliefs over the examples.", ["track"]),
     "growth": (
         "Which latents grow, and how. The tests in words: [growth.md](../growth.md).",
-        ["growth.test", "growth.bayes", "growth.shape.certificate", "growth.evidence", "growth.dose",
-         "growth.accounts", "growth.verdict", "growth.falsifiers"],
+        ["growth.detect", "growth.bayes", "growth.shape", "growth.verdict", "growth.accounts"],
     ),
     "transforms": (
         "Which latents answer to which concept. In words: [transforms.md](../transforms.md).",
-        ["transforms.grid", "transforms.concepts", "transforms.labels.identify",
-         "transforms.labels.stability", "transforms.reading.probes"],
+        ["concepts.language", "concepts.labels", "concepts.probes"],
     ),
     "patching": (
         "Residuals, heads and latents from run A into run B. In words: [patching.md](../patching.md).",
-        ["patching.runs", "patching.sweep", "patching.latents.gather", "patching.latents.single",
-         "patching.latents.sets", "patching.latents.specificity", "patching.latents.everywhere"],
+        ["patching.runs", "patching.sweep", "patching.receiver", "patching.latents", "patching.sets",
+         "patching.specificity"],
     ),
     "training": ("Training SAEs, and planning it.", ["training.train", "training.planning.plan"]),
     "dashboards": ("Writing pages from records.", ["dashboards.site"]),
 }  # fmt: skip
 """Page → what it is about, and the modules whose public functions and classes it holds."""
-TABLES = "tables"
+TABLES = ("table", "schemas", "activations")
 
 
 def pages() -> dict[str, str]:
@@ -213,7 +211,7 @@ def _flat(text: str) -> str:
 def _tables(package: Any) -> str:
     """Every table class with what it is; columns are in schemas.md."""
     rows = ["| class | module | is |", "|---|---|---|"]
-    for module in package[TABLES].modules.values():
+    for module in map(package.__getitem__, TABLES):
         name = module.path.removeprefix("iclens.")
         for kind in _own(module):
             if kind.is_class:

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from iclens.models.load import LanguageModel
+from iclens.model.load import LanguageModel
 
 EXACT = 1e-10
 """What two ways to one number may differ by in float64, in nats. Logits around 40 are met to some 4e-14 after
@@ -40,7 +40,7 @@ settings.load_profile("iclens")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 AXE = Path(__file__).parent / "dashboards" / "node_modules" / "axe-core" / "axe.min.js"
-LLAMA_3 = Path(__file__).parent / "tasks" / "node_modules" / "@lenml" / "tokenizer-llama3" / "models"
+LLAMA_3 = Path(__file__).parent / "prompts" / "node_modules" / "@lenml" / "tokenizer-llama3" / "models"
 
 
 def browser_tests_stay_out() -> bool:

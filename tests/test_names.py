@@ -2,8 +2,7 @@
 
 import pytest
 
-from iclens.errors import IclensError, SiteError, nearest
-from iclens.names import ROLES, Site, check_role, position, sae_site
+from iclens.core import ROLES, IclensError, Site, SiteError, check_role, nearest, position, sae_site
 
 
 @pytest.mark.parametrize("text", ["blocks.14.hook_resid_post", "L14.resid_post"])

@@ -21,22 +21,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from iclens.models import together
-from iclens.models.load import LanguageModel, load_model
-from iclens.patching.latents import gather as gathering
-from iclens.patching.latents.gather import DONOR_VALUES, gather
-from iclens.patching.latents.single import single_effects
+from iclens.model import tail
+from iclens.model.load import LanguageModel, load_model
+from iclens.patching import receiver
+from iclens.patching.latents import single_effects
+from iclens.patching.receiver import DONOR_VALUES, gather
 from iclens.patching.runs import Runs, build_runs
+from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae, load_sae
-from iclens.tasks.spec import parse_task
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 GOAL = 60.0
 """Seconds that all sites may take."""
 PARTS = {
-    "blocks": (together, "side_by_side"),
-    "unembedding": (together, "read_answers"),
-    "beliefs": (gathering, "belief_log_odds"),
+    "blocks": (tail, "side_by_side"),
+    "unembedding": (tail, "read_answers"),
+    "beliefs": (receiver, "belief_log_odds"),
 }
 """What is timed inside the patching, as an attribute of a module or class."""
 

@@ -30,7 +30,7 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.synthetic import ActivationGenerator, FeatureDictionary, mean_correlation_coefficient
 from torch import Tensor
 
-from iclens.names import Site
+from iclens.core import Site
 from iclens.training.config import Optimisation, SaeSpec
 from iclens.training.data.scaling import Scaling
 from iclens.training.steps.build import build_step

@@ -21,30 +21,28 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from iclens.errors import IclensError
+from iclens.core import IclensError
 from iclens.growth.bayes import agreement
-from iclens.growth.null import null_discoveries
-from iclens.growth.planted.attention import measure_attention
-from iclens.growth.planted.detection import (
+from iclens.growth.planted import (
+    CalibrationRow,
+    at_most,
+    measure_attention,
     measure_certificates,
     measure_coverage,
     measure_discovery,
     measure_nulls,
+    measure_readout,
+    null_discoveries,
 )
-from iclens.growth.planted.readout import measure_readout
-from iclens.growth.planted.rows import CalibrationRow, at_most
-from iclens.models.forward import answer_probs
-from iclens.models.load import LanguageModel, load_model
+from iclens.model.load import LanguageModel, load_model
+from iclens.model.run import answer_probs
+from iclens.patching.spike import measure_spikes
+from iclens.prompts.beliefs import AnswerProbs, belief_index
+from iclens.prompts.build import PromptSet, build_prompts, exact_answer_probs, in_mixture
+from iclens.prompts.mixture import Mixture
+from iclens.prompts.tasks import parse_task
 from iclens.saes.load import load_sae_set
-from iclens.tables.answers import AnswerProbs
-from iclens.tables.prompts import PromptSet
-from iclens.tasks.beliefs import belief_index
-from iclens.tasks.mixture import Mixture
-from iclens.tasks.prompts import build_prompts, exact_answer_probs, in_mixture
-from iclens.tasks.spec import parse_task
-from iclens.tracking.beliefs import belief_log_odds
-from iclens.tracking.spike import measure_spikes
-from iclens.tracking.track import track
+from iclens.track import belief_log_odds, track
 
 ROOT = Path(__file__).resolve().parents[2]
 ARMS = ("T", "N1", "N2", "N5", "D", "D2", "W", "Wr", "Q-", "Q0")

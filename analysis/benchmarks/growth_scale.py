@@ -28,17 +28,17 @@ import torch
 from random_llama import BUILT_IN, write_folder
 from sae_lens import TopKSAE, TopKSAEConfig
 
-from iclens.growth.shape.certificate import fit_shapes
-from iclens.growth.test import test_growth
-from iclens.models.load import LanguageModel, load_model
-from iclens.models.shape import LLAMA3_8B, ModelShape
-from iclens.names import Site
+from iclens.activations import LatentActs
+from iclens.core import Site
+from iclens.growth.detect import test_growth
+from iclens.growth.shape import fit_shapes
+from iclens.model.load import LanguageModel, load_model
+from iclens.model.shape import LLAMA3_8B, ModelShape
+from iclens.prompts.build import build_prompts
+from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae, load_sae_set
-from iclens.tables.activations import LatentActs
-from iclens.tables.growth import GrowthTable
-from iclens.tasks.prompts import build_prompts
-from iclens.tasks.spec import parse_task
-from iclens.tracking.track import TRACKED_ROLES, track
+from iclens.schemas import GrowthTable
+from iclens.track import TRACKED_ROLES, track
 
 ROOT = Path(__file__).resolve().parents[2]
 D_SAE, N_PROMPTS, N_EXAMPLES, ACTIVE = 131_072, 256, 16, 48

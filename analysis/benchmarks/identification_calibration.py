@@ -26,27 +26,23 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from iclens.growth.planted.codes import CONCEPTS as PLANTED
-from iclens.growth.planted.codes import CONFOUND, plant_codes
-from iclens.growth.planted.rows import CalibrationRow, at_least, at_most, stated
-from iclens.models.load import load_model
-from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, Site
+from iclens.activations import LatentActs
+from iclens.concepts.labels import EVERY_CONCEPT, granted, identify
+from iclens.concepts.language import Concept, Contrast, TaskGrid, everywhere, signed, split_grid
+from iclens.core import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, Site
+from iclens.growth.planted import CONCEPTS as PLANTED
+from iclens.growth.planted import CONFOUND, CalibrationRow, at_least, at_most, plant_codes, stated
+from iclens.model.load import load_model
+from iclens.prompts.build import PromptSet
+from iclens.prompts.tasks import parse_task
 from iclens.saes.encode import encode_rows
 from iclens.saes.load import Sae, load_sae_set
 from iclens.study.config import demo_config
 from iclens.study.grid import grid_prompts, task_grid
-from iclens.tables.activations import LatentActs
-from iclens.tables.prompts import PromptSet
-from iclens.tasks.spec import parse_task
-from iclens.tracking.track import track
+from iclens.track import track
 from iclens.training.config import Optimisation, SaeSpec
 from iclens.training.data.scaling import Scaling
 from iclens.training.steps.build import build_step
-from iclens.transforms.concepts import Concept, Contrast, everywhere, signed
-from iclens.transforms.grid import TaskGrid, split_grid
-from iclens.transforms.labels.chosen import granted
-from iclens.transforms.labels.identify import identify
-from iclens.transforms.labels.identity import EVERY_CONCEPT
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFOUNDING = (0.0, 0.3, 0.5, 0.7, 0.9)

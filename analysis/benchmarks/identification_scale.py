@@ -18,16 +18,13 @@ import numpy as np
 from scipy.sparse import csr_array
 from sklearn.metrics import roc_auc_score
 
-from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, Site
-from iclens.tables.activations import LatentActs
-from iclens.tables.prompts import PromptSet
-from iclens.tasks.prompts import draw_examples
-from iclens.tasks.spec import parse_task
-from iclens.transforms.concepts import Concept, concept
-from iclens.transforms.grid import DEFAULT_SPECS, TaskGrid, split_grid
-from iclens.transforms.labels.identify import identify
-from iclens.transforms.labels.measure import split_rows
-from iclens.transforms.rows import Rows, read_rows
+from iclens.activations import LatentActs
+from iclens.concepts.auroc import split_rows
+from iclens.concepts.labels import identify
+from iclens.concepts.language import DEFAULT_SPECS, Concept, Rows, TaskGrid, concept, read_rows, split_grid
+from iclens.core import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, Site
+from iclens.prompts.build import PromptSet, draw_examples
+from iclens.prompts.tasks import parse_task
 
 CONCEPTS = tuple(concept(name) for name in ("double", "odd", "numeric", "offset", "magnitude"))
 N_EXAMPLES, FIRST = 16, 4

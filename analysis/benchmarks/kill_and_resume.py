@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from iclens.errors import IclensError
+from iclens.core import IclensError
 from iclens.training import loop
 from iclens.training.config import TrainConfig, parse_train_config
 from iclens.training.train import train_saes

@@ -57,7 +57,7 @@ def outputs(runs: Path) -> dict[str, str]:
 
 def start(config: Path, runs: Path) -> subprocess.Popen[bytes]:
     """The study in a process of its own."""
-    code = "from iclens.cli.main import main; main()"
+    code = "from iclens.cli import main; main()"
     command = [sys.executable, "-c", code, "study", str(config), "--runs", str(runs)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 

@@ -32,15 +32,14 @@ from torch import Tensor
 from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_llama_weights
 
-from iclens.models.load import LanguageModel, load_model
-from iclens.models.tail import Tail, tails_of
-from iclens.names import Site
-from iclens.patching.latents.gather import LatentRuns, gather
-from iclens.patching.latents.single import single_effects
-from iclens.patching.residual import up_to_query
+from iclens.core import Site
+from iclens.model.load import LanguageModel, load_model
+from iclens.model.tail import Tail, tails_of
+from iclens.patching.latents import single_effects
+from iclens.patching.receiver import LatentRuns, gather, up_to_query
 from iclens.patching.runs import build_runs
+from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae
-from iclens.tasks.spec import parse_task
 
 SHAPE = {
     "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 12, "num_attention_heads": 8,

@@ -21,7 +21,7 @@ from typing import Any
 
 from random_llama import write_folder
 
-from iclens.models.shape import LLAMA3_8B
+from iclens.model.shape import LLAMA3_8B
 from iclens.training.config import TrainConfig, parse_train_config
 from iclens.training.planning.devices import cpu, peak_memory
 from iclens.training.planning.plan import plan

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from iclens.models.shape import ModelShape
+from iclens.model.shape import ModelShape
 
 BUILT_IN = Path(__file__).resolve().parents[2] / "checkpoints" / "icl-tiny"
 

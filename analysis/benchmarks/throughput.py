@@ -27,10 +27,10 @@ from sae_lens.load_model import HookedProxyLM
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from iclens.models.load import LanguageModel
-from iclens.models.shape import LLAMA3_8B, ModelShape
-from iclens.names import Site
-from iclens.saes.tally import LeftOut
+from iclens.core import Site
+from iclens.model.load import LanguageModel
+from iclens.model.shape import LLAMA3_8B, ModelShape
+from iclens.saes.quality import LeftOut
 from iclens.training.config import TrainConfig, parse_train_config
 from iclens.training.data.activations import recorder
 from iclens.training.data.buffer import ActivationBuffer

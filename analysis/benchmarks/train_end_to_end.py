@@ -34,12 +34,12 @@ from datasets import Dataset
 from sae_lens import SAE, LoggingConfig, TopKTrainingSAEConfig
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 
-from iclens.models.forward import record
-from iclens.models.load import load_model
-from iclens.names import Site
+from iclens.core import Site
+from iclens.model.load import load_model
+from iclens.model.run import record
+from iclens.prompts.build import TokenTable
+from iclens.prompts.mixture import Mixture
 from iclens.saes.quality import fvu
-from iclens.tasks.assemble import TokenTable
-from iclens.tasks.mixture import Mixture
 from iclens.training.config import parse_train_config
 from iclens.training.train import train_saes
 

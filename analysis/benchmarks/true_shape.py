@@ -36,14 +36,13 @@ from safetensors.torch import save_file
 from streamed_llama import Streamed, distance
 from torch.nn import functional as F
 
-from iclens.errors import IclensError, ModelError
-from iclens.models.forward import record
-from iclens.models.load import load_model
-from iclens.models.shape import LLAMA3_8B, ModelShape
-from iclens.names import Site
+from iclens.core import IclensError, ModelError, Site
+from iclens.model.load import load_model
+from iclens.model.run import record
+from iclens.model.shape import LLAMA3_8B, ModelShape
+from iclens.prompts.build import build_prompts
+from iclens.prompts.tasks import parse_task
 from iclens.saes.load import load_sae
-from iclens.tasks.prompts import build_prompts
-from iclens.tasks.spec import parse_task
 from iclens.training.config import parse_train_config
 from iclens.training.planning.devices import cpu, peak_memory
 from iclens.training.planning.plan import plan

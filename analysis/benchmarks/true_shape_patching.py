@@ -35,12 +35,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from true_shape import TRUE, Scale, prompts, prove
 
-from iclens.models.forward import answer_probs
-from iclens.models.load import LanguageModel, load_model
-from iclens.models.tail import Tail, hold
-from iclens.names import Site, position
-from iclens.tables.arrays import Floats
-from iclens.tables.edits import Edit
+from iclens.core import Site, position
+from iclens.model.load import LanguageModel, load_model
+from iclens.model.run import Edit, answer_probs
+from iclens.model.tail import Tail, hold
+from iclens.table import Floats
 
 EXACT = 1e-4
 """Largest difference in log P of a float32 row from the reference; controls must be 100 times as far."""
@@ -239,7 +238,7 @@ def replicate(folder: Path, scale: Scale) -> dict[str, Any]:
     """
     protocol = "recorded" if scale is TRUE else "derived"
     command = [
-        sys.executable, "-c", "from iclens.cli.main import main; main()", "replicate", "seed-post",
+        sys.executable, "-c", "from iclens.cli import main; main()", "replicate", "seed-post",
         "--model", str(folder.absolute()), "--dtype", "bfloat16", "--protocol", protocol,
         "--parts", "recorded",
     ]  # fmt: skip

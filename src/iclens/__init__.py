@@ -12,11 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from iclens.errors import IclensError, RunWarning
-    from iclens.names import Site
+    from iclens.core import IclensError, RunWarning, Site
+    from iclens.prompts.tasks import parse_task
     from iclens.study.query.run import Run, Selection
     from iclens.study.query.run import open_run as open  # the way in reads `iclens.open(...)`
-    from iclens.tasks.spec import parse_task
 
 __version__ = "0.1.0"
 __all__ = ["open", "Run", "Selection", "Site", "parse_task", "IclensError", "RunWarning", "__version__"]
@@ -25,10 +24,10 @@ _HOMES = {
     "open": ("iclens.study.query.run", "open_run"),
     "Run": ("iclens.study.query.run", "Run"),
     "Selection": ("iclens.study.query.run", "Selection"),
-    "Site": ("iclens.names", "Site"),
-    "parse_task": ("iclens.tasks.spec", "parse_task"),
-    "IclensError": ("iclens.errors", "IclensError"),
-    "RunWarning": ("iclens.errors", "RunWarning"),
+    "Site": ("iclens.core", "Site"),
+    "parse_task": ("iclens.prompts.tasks", "parse_task"),
+    "IclensError": ("iclens.core", "IclensError"),
+    "RunWarning": ("iclens.core", "RunWarning"),
 }
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from iclens.cli import main as cli
+from iclens.cli import main
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -13,7 +13,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
         patched.setattr(sys, "argv", ["iclens", *map(str, arguments)])
         code: object = 0
         try:
-            cli.main()
+            main()
         except SystemExit as ended:
             code = ended.code
     out = capsys.readouterr()

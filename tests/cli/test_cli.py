@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from iclens.cli import main as cli
-from iclens.errors import WontFitError
+from iclens.cli import app
+from iclens.core import WontFitError
 from iclens.study.bench import CHECKOUT
 
 from .conftest import run
@@ -59,7 +59,7 @@ def test_help_imports_no_torch() -> None:
     code = """
 import sys
 from typer.testing import CliRunner
-from iclens.cli.main import app
+from iclens.cli import app
 for words in ("--help", "study --help", "saes check --help", "reference train --help"):
     arguments = words.split()
     result = CliRunner().invoke(app, arguments)
@@ -72,7 +72,7 @@ print(*{"torch", "transformers", "sae_lens", "transformer_lens", "pandas"} & set
 
 
 def test_every_command_is_there() -> None:
-    text = CliRunner().invoke(cli.app, ["--help"]).output
+    text = CliRunner().invoke(app, ["--help"]).output
     assert all(name in text for name in (*COMMANDS, "saes", "reference"))
 
 

@@ -16,7 +16,7 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file, save_file
 
-from iclens.cli import main as cli
+from iclens.cli import main
 from iclens.study.bench import CHECKOUT
 
 MODEL = CHECKOUT / "checkpoints" / "icl-tiny"
@@ -39,7 +39,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: object, words: str) -
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "argv", ["iclens", *map(str, arguments)])  # pyright: ignore
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if line.strip()]
     assert (ended.value.code, out) == (2, "") and len(lines) == 1, err

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from iclens.cli import main as cli
+from iclens.cli import main
 from iclens.study import pipeline
 from iclens.study.bench import CHECKOUT
 from iclens.study.config import parse_study_config
@@ -55,7 +55,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "argv", ["iclens", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if line.strip()]
     assert (ended.value.code, out) == (2, "") and len(lines) == 1, err

@@ -63,7 +63,7 @@ def test_help_imports_no_torch() -> None:
     code = """
 import sys
 from typer.testing import CliRunner
-from iclens.cli.main import app
+from iclens.cli import app
 result = CliRunner().invoke(app, ["replicate", "seed-post", "--help"])
 assert result.exit_code == 0 and "--protocol" in result.output, result.output
 print(*{"torch", "transformers", "pandas"} & set(sys.modules))

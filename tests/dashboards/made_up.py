@@ -26,7 +26,7 @@ from iclens.dashboards.records.site import (
     QualityRow,
     SiteView,
 )
-from iclens.tables.verdicts import LADDER
+from iclens.schemas import LADDER
 
 from .made_up_concepts import make_page
 from .made_up_latent import EXAMPLES, ROLES, curve, latent_page

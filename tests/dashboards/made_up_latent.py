@@ -27,7 +27,7 @@ from iclens.dashboards.records.latent import (
     TokenView,
     TrajectoryView,
 )
-from iclens.tables.verdicts import LADDER
+from iclens.schemas import LADDER
 
 ROLES = ("x", "pre", "lab", "close")
 EXAMPLES = 16

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from iclens.core import ROLES
 from iclens.dashboards.records.prompts import (
     START,
     LensRead,
@@ -20,7 +21,6 @@ from iclens.dashboards.records.prompts import (
     ShownLatent,
     SiteLatents,
 )
-from iclens.names import ROLES
 
 SHOWN = 12
 """Examples of run A."""

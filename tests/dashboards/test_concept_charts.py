@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from iclens.core import TableError
 from iclens.dashboards.charts import concepts as charts
 from iclens.dashboards.records.concepts import (
     BoxView,
@@ -22,7 +23,6 @@ from iclens.dashboards.records.concepts import (
     TuningView,
 )
 from iclens.dashboards.records.mechanism import Figure
-from iclens.errors import TableError
 
 NAN = math.nan
 

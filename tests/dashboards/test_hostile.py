@@ -23,7 +23,7 @@ from iclens.dashboards.records.site import (
 )
 from iclens.dashboards.site import build_site
 from iclens.dashboards.text import visible
-from iclens.tables.verdicts import LADDER
+from iclens.schemas import LADDER
 
 from .chromium import DESKTOP, PHONE, Browser
 from .hostile import HOSTILE, filled

@@ -8,14 +8,7 @@ from dataclasses import replace
 
 from iclens.dashboards.pages import how
 from iclens.dashboards.pages.page import Chrome
-from iclens.dashboards.records.how import (
-    Command,
-    HowView,
-    Named,
-    SelfTest,
-    StageRow,
-    TestGroup,
-)
+from iclens.dashboards.records.how import Command, HowView, Named, SelfTest, StageRow, TestGroup
 from iclens.dashboards.records.site import SiteView
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from iclens.core import TableError
 from iclens.dashboards.charts import patching as charts
 from iclens.dashboards.pages import patching
 from iclens.dashboards.pages.page import Chrome
@@ -32,7 +33,6 @@ from iclens.dashboards.records.patching import (
     SweepView,
 )
 from iclens.dashboards.records.site import SiteView
-from iclens.errors import TableError
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 NAN = math.nan

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from iclens.core import TableError
 from iclens.dashboards import text
 from iclens.dashboards.pages import prompts as pages
 from iclens.dashboards.records.prompts import (
@@ -24,7 +25,6 @@ from iclens.dashboards.records.prompts import (
 )
 from iclens.dashboards.records.site import LatentRow, LatentView, SiteView
 from iclens.dashboards.site import build_site, site_pages
-from iclens.errors import TableError
 
 from .chromium import Browser
 from .made_up_prompts import make_prompts

@@ -150,14 +150,14 @@ def test_a_swap_that_fails_leaves_the_earlier_site(
 
 def test_the_key_of_a_page_misses_nothing_that_draws() -> None:
     """Beyond the dashboards' own files, which are hashed: values by name, and libraries by version."""
-    hashed = {("iclens.names", "ROLES"), ("iclens.tables.verdicts", "LADDER")}
+    hashed = {("iclens.core", "ROLES"), ("iclens.schemas", "LADDER")}
     versions = {"altair", "vl_convert", "jinja2", "markupsafe"}
     carriers = {"numpy", "pandas"}  # which bring values to altair
     folder = Path(iclens.dashboards.__path__[0])
     for file in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_bytes())):
             if isinstance(node, ast.ImportFrom) and node.module is not None:
-                own = node.module.startswith("iclens.dashboards") or node.module == "iclens.errors"
+                own = node.module.startswith("iclens.dashboards") or node.module == "iclens.core"
                 if node.module.startswith("iclens") and not own:
                     assert {(node.module, alias.name) for alias in node.names} <= hashed, file.name
                 top = node.module.split(".")[0]

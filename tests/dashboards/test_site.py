@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from iclens.core import RunError, TableError
 from iclens.dashboards.pages import latent as latent_page_module
 from iclens.dashboards.records.site import Curve, Histogram, LatentRow, LatentView, SiteView
 from iclens.dashboards.site import build_site
-from iclens.errors import RunError, TableError
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 Views = Callable[..., SiteView]

@@ -12,11 +12,11 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from iclens.reference.recipe import load_recipe
+from iclens.builtin.model import load_recipe
 from iclens.study.config import load_study_config
 from iclens.study.pipeline import run_study
 
-from ..tasks.test_rendering import joining_tokenizer
+from ..prompts.test_rendering import joining_tokenizer
 from .blocks import ROOT
 
 HERE = Path(__file__).parent

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from iclens.cli import main as cli
+from iclens.cli import main
 from iclens.study.config import StudyConfig, demo_config, parse_study_config
 from iclens.study.grid import check_concepts
 from iclens.training.config import parse_train_config
@@ -128,7 +128,7 @@ def in_process(command: str) -> tuple[int, str, str]:
         expanded = [sorted(glob.glob(word)) or [word] if "*" in word else [word] for word in words]
         patched.setattr(sys, "argv", [word for found in expanded for word in found])
         try:
-            cli.main()
+            main()
         except SystemExit as ended:
             code = ended.code
     return int(str(code or 0)), out.getvalue(), err.getvalue()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from iclens.errors import IclensError
+from iclens.core import IclensError
 
 from .blocks import ROOT, fenced, indented
 from .running import PageRun, check_yaml, commands

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from iclens.names import Site
-from iclens.tables.activations import LatentActs
-from iclens.tables.prompts import PromptSet
+from iclens.activations import LatentActs
+from iclens.core import Site
+from iclens.prompts.build import PromptSet
 
 Planted = Callable[..., LatentActs]
 SITE = Site(2, "resid_post")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iclens.errors import TableError
+from iclens.core import TableError
 from iclens.growth.bayes import (
     agreement,
     evidence_step,

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from iclens.errors import SiteError, TableError
-from iclens.growth.beliefs import belief_table
-from iclens.names import BELIEFS
-from iclens.tables.bands import prompt_band, resample_prompts
-from iclens.tables.trajectories import Trajectories, examples_seen
+from iclens.activations import Trajectories, examples_seen
+from iclens.core import BELIEFS, SiteError, TableError
+from iclens.growth.bayes import belief_table
+from iclens.stats import prompt_band, resample_prompts
 
 
 def test_band_covers_the_mean() -> None:

@@ -7,9 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iclens.growth.planted.detection import discoveries, measure_certificates, measure_coverage
-from iclens.growth.planted.rows import at_least, at_most, coverage
-from iclens.growth.planted.trajectories import SHAPES, as_latent_acts, curve, plant
+from iclens.growth.planted import (
+    SHAPES,
+    as_latent_acts,
+    at_least,
+    at_most,
+    coverage,
+    curve,
+    discoveries,
+    measure_certificates,
+    measure_coverage,
+    plant,
+)
 
 SCRIPT = Path(__file__).resolve().parents[2] / "analysis" / "benchmarks" / "growth_calibration.py"
 

@@ -5,15 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iclens.errors import TableError
-from iclens.growth.dose import (
-    DOSES,
-    MOST_QUADRATIC,
-    causal_reasons,
-    control_p,
-    fit_doses,
-    ratio_of_means,
-)
+from iclens.core import TableError
+from iclens.growth.verdict import DOSES, MOST_QUADRATIC, causal_reasons, control_p, fit_doses, ratio_of_means
 
 
 def curves(slope: float, curvature: float, n_prompts: int = 5) -> np.ndarray:

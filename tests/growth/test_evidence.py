@@ -3,13 +3,10 @@
 import numpy as np
 import pytest
 
-from iclens.errors import TableError
-from iclens.growth.account_models import ACCOUNTS, BEHAVIOUR, EXACT
-from iclens.growth.accounts import compare, compare_all
-from iclens.growth.design import Design, design_of
-from iclens.growth.evidence import evidence_regression
-from iclens.growth.exchange import bayes_tests, duplicates, order, reversal, separability
-from iclens.growth.planted.attention import ARMS, NAMES, contexts, head_output, named, noisy_outputs
+from iclens.core import TableError
+from iclens.growth.accounts import ACCOUNTS, BEHAVIOUR, EXACT, Design, compare, compare_all, design_of
+from iclens.growth.bayes import bayes_tests, duplicates, evidence_regression, order, reversal, separability
+from iclens.growth.planted import ARMS, NAMES, contexts, head_output, named, noisy_outputs
 
 N, J = 60, 12
 

@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclens.errors import TableError
-from iclens.growth.test import Place
-from iclens.growth.test import test_arms as judge_study
-from iclens.growth.test import test_growth as judge
-from iclens.names import Site
-from iclens.tables.activations import LatentActs
-from iclens.tables.pairing import check_pairing
+from iclens.activations import LatentActs
+from iclens.core import Site, TableError
+from iclens.growth.detect import Place
+from iclens.growth.detect import test_arms as judge_study
+from iclens.growth.detect import test_growth as judge
+from iclens.prompts.build import check_pairing
 
 N, J = 128, 16
 RAMP = np.arange(J) / J

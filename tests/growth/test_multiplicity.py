@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from iclens.growth.multiplicity import benjamini_hochberg, study_q_values
+from iclens.stats import benjamini_hochberg, study_q_values
 
 p_values = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=12).map(np.array)
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from iclens.growth.null import null_discoveries, relabelled
-from iclens.growth.test import test_arms as judge_study
-from iclens.names import Site
+from iclens.core import Site
+from iclens.growth.detect import test_arms as judge_study
+from iclens.growth.planted import null_discoveries, relabelled
 
 N, J, D = 96, 8, 60
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from iclens.errors import TableError
-from iclens.growth.planted.codes import CONCEPTS, CONFOUND, NOTHING, OFFSETS, SLOPES, Codes, plant_codes
+from iclens.core import TableError
+from iclens.growth.planted import CONCEPTS, CONFOUND, NOTHING, OFFSETS, SLOPES, Codes, plant_codes
 
 
 def codes(confounding: float, seed: int = 0) -> Codes:

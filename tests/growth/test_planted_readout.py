@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from iclens.growth.dose import DOSES, fit_doses
-from iclens.growth.planted.readout import N_EACH, measure_readout, plant_readout
+from iclens.growth.planted import N_EACH, measure_readout, plant_readout
+from iclens.growth.verdict import DOSES, fit_doses
 
 
 def test_what_is_planted() -> None:

@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from iclens.errors import TableError
-from iclens.growth.planted.trajectories import WRONG, curve, growth, noise, plant
-from iclens.growth.shape.certificate import FIT_LEVEL, fit_shapes
-from iclens.growth.shape.curves import families
-from iclens.growth.shape.steps import own_steps_p
-from iclens.names import Site
-from iclens.tables.shapes import ShapeTable
+from iclens.core import Site, TableError
+from iclens.growth.planted import WRONG, curve, growth, noise, plant
+from iclens.growth.shape import FIT_LEVEL, families, fit_shapes, own_steps_p
+from iclens.schemas import ShapeTable
 
 PLACE = (Site(1, "mlp_out"), "pre")
 

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iclens.errors import TableError
-from iclens.growth.slopes import slope_moments
-from iclens.names import Site
-from iclens.tables.activations import LatentActs
+from iclens.activations import LatentActs
+from iclens.core import Site, TableError
+from iclens.growth.detect import slope_moments
 
 
 def sparse_values(seed: int, shape: tuple[int, ...], share: float = 0.2) -> np.ndarray:

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iclens.errors import TableError
-from iclens.growth.confirm import Claim, Manifest, confirm, holm
-from iclens.growth.splits import split_prompts
-from iclens.names import Site
+from iclens.core import Site, TableError
+from iclens.growth.verdict import Claim, Manifest, confirm, holm
+from iclens.stats import split_prompts
 
 PLACE = (Site(2, "mlp_out"), "pre")
 PROMPTS = np.arange(20, 60)

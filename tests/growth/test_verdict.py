@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from iclens.growth.verdict import KEY, Found, judge
-from iclens.tables.verdicts import LADDER
+from iclens.schemas import LADDER
 
 SITE = "blocks.2.hook_mlp_out"
 TOP = {

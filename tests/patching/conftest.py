@@ -7,11 +7,11 @@ import pytest
 import torch
 from sae_lens import TopKSAE, TopKSAEConfig
 
-from iclens.models.load import LanguageModel, load_model
-from iclens.names import Site
+from iclens.core import Site
+from iclens.model.load import LanguageModel, load_model
 from iclens.patching.runs import Runs, build_runs
+from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae
-from iclens.tasks.spec import parse_task
 
 from ..conftest import InFloat64
 

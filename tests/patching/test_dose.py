@@ -6,32 +6,30 @@ import numpy as np
 import pytest
 import torch
 
-from iclens.errors import EditError, SaeError, TableError
-from iclens.growth.dose import DOSES, control_p
-from iclens.models.blocks import unembed
-from iclens.models.forward import answer_probs, record
-from iclens.models.load import LanguageModel
-from iclens.names import BELIEFS, Site, position
-from iclens.patching.closure import injection_table, joint_push, natural_parts
+from iclens.activations import Activations, LatentActs
+from iclens.core import BELIEFS, EditError, SaeError, Site, TableError, position
+from iclens.growth.verdict import DOSES, control_p
+from iclens.model.load import LanguageModel
+from iclens.model.run import Edit, answer_probs, record, unembed
 from iclens.patching.dose import (
     OFF_ROLE,
     Bed,
     closure_table,
     curve_table,
     dose_table,
+    injection_table,
     interaction_table,
+    joint_push,
+    natural_parts,
     off_role_effect,
     prepare,
     responses,
 )
+from iclens.prompts.build import PromptSet, build_prompts
+from iclens.prompts.tasks import parse_task
 from iclens.saes.encode import encode
 from iclens.saes.load import Sae
-from iclens.tables.activations import Activations, LatentActs
-from iclens.tables.edits import Edit
-from iclens.tables.prompts import PromptSet
-from iclens.tasks.prompts import build_prompts
-from iclens.tasks.spec import parse_task
-from iclens.tracking.beliefs import belief_log_odds
+from iclens.track import belief_log_odds
 
 from ..conftest import EXACT
 from .conftest import D_SAE, MakeSae

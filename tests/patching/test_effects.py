@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from iclens.patching.effects import control_p_value, means, normalised_effects, resamples
+from iclens.patching.receiver import control_p_value, means, normalised_effects, resamples
 
 
 def draws(n_prompts: int, n: int = 2000, seed: int = 0) -> np.ndarray:

@@ -12,25 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from iclens.errors import EditError
-from iclens.models.forward import answer_probs, edited_answers, record
-from iclens.models.load import LanguageModel
-from iclens.models.tail import tails_of
-from iclens.names import ROLES, Site, position
-from iclens.patching.heads.ablate import Ablation, ablate_heads
-from iclens.patching.heads.direct import direct_effects
-from iclens.patching.heads.redundancy import redundancy_index
-from iclens.patching.heads.scores import head_scores
-from iclens.patching.latents.controls import patch_controls
-from iclens.patching.latents.gather import DIRECTIONS, Direction, gather
-from iclens.patching.latents.ladder import patch_ladder
-from iclens.patching.latents.sets import patch_sets
-from iclens.patching.latents.single import patch_latents, single_effects
-from iclens.patching.lens import logit_lens
-from iclens.patching.residual import up_to_query
+from iclens.core import ROLES, EditError, Site, position
+from iclens.model.load import LanguageModel
+from iclens.model.run import Edit, answer_probs, edited_answers, record
+from iclens.model.tail import tails_of
+from iclens.patching.heads import Ablation, ablate_heads, direct_effects, head_scores
+from iclens.patching.latents import patch_ladder, patch_latents, single_effects
+from iclens.patching.receiver import DIRECTIONS, Direction, gather, up_to_query
+from iclens.patching.redundancy import redundancy_index
 from iclens.patching.runs import Runs, check_tokenizer
-from iclens.patching.sweep import sweep
-from iclens.tables.edits import Edit
+from iclens.patching.sets import patch_controls, patch_sets
+from iclens.patching.sweep import logit_lens, sweep
 
 from ..conftest import EXACT
 from .conftest import MakeRuns, MakeSae, same

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from iclens.models.load import load_model
+from iclens.model.load import load_model
 from iclens.patching.runs import build_runs
 from iclens.patching.sweep import sweep
-from iclens.tasks.spec import parse_task
+from iclens.prompts.tasks import parse_task
 
 from .conftest import ROOT
 

@@ -7,17 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from iclens.errors import EditError, ModelError, SiteError
-from iclens.models.blocks import unembed
-from iclens.models.forward import record
-from iclens.models.load import LanguageModel
-from iclens.names import BELIEFS, Site
-from iclens.patching.lens import lens_answers, lens_logits, logit_lens, unnormalised_logits
-from iclens.patching.residual import query_answers, up_to_query
+from iclens.core import BELIEFS, EditError, ModelError, Site, SiteError
+from iclens.model.load import LanguageModel
+from iclens.model.run import record, unembed
+from iclens.patching.receiver import query_answers, up_to_query
 from iclens.patching.runs import Runs
-from iclens.patching.sweep import PROBABILITIES, effects, readouts
-from iclens.tables.arrays import Floats
-from iclens.tables.heads import LensTable
+from iclens.patching.sweep import (
+    PROBABILITIES,
+    effects,
+    lens_answers,
+    lens_logits,
+    logit_lens,
+    readouts,
+    unnormalised_logits,
+)
+from iclens.schemas import LensTable
+from iclens.table import Floats
 
 Make = Callable[..., Runs]
 LOG_ODDS = tuple(f"log-odds of {belief}" for belief in BELIEFS)

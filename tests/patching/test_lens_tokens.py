@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from iclens.errors import EditError, ModelError
-from iclens.models.load import LanguageModel, load_model
-from iclens.names import position
-from iclens.patching.lens import lens_answers
-from iclens.patching.lens_tokens import lens_tokens
-from iclens.patching.residual import up_to_query
+from iclens.core import EditError, ModelError, position
+from iclens.model.load import LanguageModel, load_model
+from iclens.patching.receiver import up_to_query
 from iclens.patching.runs import build_runs
-from iclens.tasks.spec import parse_task
+from iclens.patching.sweep import lens_answers, lens_tokens
+from iclens.prompts.tasks import parse_task
 
 
 def test_after_the_last_block_it_is_the_model(tiny_model: LanguageModel) -> None:

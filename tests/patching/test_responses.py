@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from iclens.errors import EditError, TaskError
-from iclens.models.load import LanguageModel
-from iclens.patching.latents.gather import gather
-from iclens.patching.residual import query_answers
-from iclens.patching.responses import (
+from iclens.core import EditError, TaskError
+from iclens.model.load import LanguageModel
+from iclens.patching.receiver import gather, query_answers
+from iclens.patching.runs import Runs, runs_by_query
+from iclens.patching.sweep import (  # fmt: skip
     BASE,
     ERROR,
     FULL,
@@ -19,11 +19,10 @@ from iclens.patching.responses import (
     response_curve,
     response_fits,
     response_sweep,
-)  # fmt: skip
-from iclens.patching.runs import Runs, runs_by_query
-from iclens.tables.answers import NUMBERS, AnswerProbs
-from iclens.tables.responses import ResponseTable
-from iclens.tasks.spec import parse_task
+)
+from iclens.prompts.beliefs import NUMBERS, AnswerProbs
+from iclens.prompts.tasks import parse_task
+from iclens.schemas import ResponseTable
 
 from .conftest import MakeSae, same
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from iclens.errors import EditError, IclensError, TaskError
-from iclens.models.load import LanguageModel
+from iclens.core import EditError, IclensError, TaskError
+from iclens.model.load import LanguageModel
 from iclens.patching.runs import Runs, build_runs
-from iclens.tables.prompts import PromptSet
-from iclens.tasks.rendering import encode
-from iclens.tasks.spec import parse_task
+from iclens.prompts.build import PromptSet
+from iclens.prompts.render import encode
+from iclens.prompts.tasks import parse_task
 
 from .conftest import MakeRuns
 

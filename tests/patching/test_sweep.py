@@ -3,16 +3,14 @@
 import numpy as np
 import pytest
 
-from iclens.errors import EditError, ModelError, SiteError
-from iclens.models.forward import answer_probs, record
-from iclens.models.load import LanguageModel, load_model
-from iclens.names import BELIEFS, Site, position
-from iclens.patching.heads.ablate import Ablation, ablated_answers, ablation_edits
-from iclens.patching.residual import layer_site, patch_query, query_answers, up_to_query
+from iclens.core import BELIEFS, EditError, ModelError, Site, SiteError, position
+from iclens.model.load import LanguageModel, load_model
+from iclens.model.run import Edit, answer_probs, record
+from iclens.patching.heads import Ablation, ablated_answers, ablation_edits
+from iclens.patching.receiver import layer_site, patch_query, query_answers, up_to_query
 from iclens.patching.sweep import PROBABILITIES, graded, sweep
-from iclens.tables.edits import Edit
-from iclens.tables.patches import SweepTable
-from iclens.tasks.spec import parse_task
+from iclens.prompts.tasks import parse_task
+from iclens.schemas import SweepTable
 
 from .conftest import ROOT, MakeRuns, same
 

@@ -10,29 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclens.errors import SaeError
-from iclens.growth.test import test_growth as growth_of
-from iclens.models.load import LanguageModel
-from iclens.names import Site
-from iclens.patching.closure import joint_push, natural_parts
-from iclens.patching.dose import dose_table, prepare
-from iclens.patching.latents.everywhere import ablate_everywhere
-from iclens.patching.latents.gather import DIRECTIONS, gather
-from iclens.patching.latents.single import patch_latents
-from iclens.patching.latents.specificity import specificity
-from iclens.saes.directions import decoder_directions, decoder_lengths
-from iclens.saes.encode import encode_rows
+from iclens.core import SaeError, Site
+from iclens.growth.detect import test_growth as growth_of
+from iclens.model.load import LanguageModel
+from iclens.patching.dose import dose_table, joint_push, natural_parts, prepare
+from iclens.patching.latents import patch_latents
+from iclens.patching.receiver import DIRECTIONS, gather
+from iclens.patching.specificity import ablate_everywhere, specificity
+from iclens.patching.spike import own_gain
+from iclens.prompts.build import PromptSet, build_prompts
+from iclens.prompts.tasks import parse_task
+from iclens.saes.encode import by_decoder, decoder_directions, decoder_lengths, encode_rows, logit_effects
 from iclens.saes.formats.parts import build
 from iclens.saes.load import Sae
-from iclens.saes.neighbours import by_decoder
-from iclens.saes.readout import logit_effects
-from iclens.tables.frame import Table
-from iclens.tables.prompts import PromptSet
-from iclens.tasks.prompts import build_prompts
-from iclens.tasks.spec import parse_task
-from iclens.tracking.pre_activations import latent_inputs
-from iclens.tracking.spike import own_gain
-from iclens.tracking.track import track
+from iclens.table import Table
+from iclens.track import latent_inputs, track
 
 from .conftest import MakeRuns
 
@@ -198,7 +190,7 @@ def test_slopes_of_a_normalising_sae_are_of_what_it_adds(
     tiny_model: LanguageModel, arms: tuple[PromptSet, PromptSet], normalised: str
 ) -> None:
     """Worked out from the reconstruction with one latent at a time, in the site's units."""
-    from iclens.models.forward import record
+    from iclens.model.run import record
 
     sae, n = plain("standard", normalised).sae(), np.arange(5) - 2.0
     latents = [track(tiny_model, {SITE: sae}, arm, roles=("pre",)).latents[SITE, "pre"] for arm in arms]

@@ -11,7 +11,7 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import save_file
 
-from iclens.models.load import LanguageModel, load_model
+from iclens.model.load import LanguageModel, load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 Write = Callable[..., Path]

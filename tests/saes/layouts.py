@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from iclens.names import Site
+from iclens.core import Site
 
 SITE = Site(2, "resid_post")
 HOOK = str(SITE)

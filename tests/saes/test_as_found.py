@@ -20,12 +20,10 @@ from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from iclens.errors import SaeError
-from iclens.names import Site
-from iclens.saes.convert import convert
+from iclens.core import SaeError, Site
 from iclens.saes.formats.native import UNFOLDED
 from iclens.saes.formats.registry import releases
-from iclens.saes.load import Sae, load_sae
+from iclens.saes.load import Sae, convert, load_sae
 
 from . import layouts
 from .layouts import D_IN, D_SAE, HOOK, LAYOUTS, LENGTH, SITE, K, Raw, drawn, llamascopium, rows, write

@@ -11,10 +11,8 @@ from sae_lens import SAE, JumpReLUTranscoder, JumpReLUTranscoderConfig, __versio
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file
 
-from iclens.errors import SaeError
-from iclens.names import Site
-from iclens.saes.convert import convert
-from iclens.saes.load import load_sae
+from iclens.core import SaeError, Site
+from iclens.saes.load import convert, load_sae
 
 from .layouts import native, write
 

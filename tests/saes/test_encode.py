@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from iclens.errors import SaeError
-from iclens.names import Site
+from iclens.activations import Activations
+from iclens.core import SaeError, Site
 from iclens.saes.encode import encode, encode_rows, largest_entries, largest_on_cpu
 from iclens.saes.load import Sae, load_sae
-from iclens.tables.activations import Activations
 
 SITE = Site(1, "mlp_out")
 

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from iclens.models.identity import plain_name
-from iclens.models.load import LanguageModel
-from iclens.names import Site
-from iclens.saes.fit import mismatches
-from iclens.saes.load import Sae, load_sae
+from iclens.core import Site
+from iclens.model.load import LanguageModel, plain_name
+from iclens.saes.load import Sae, load_sae, mismatches
 
 
 @pytest.fixture

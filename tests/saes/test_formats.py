@@ -21,8 +21,7 @@ from sae_lens.loading import pretrained_sae_loaders
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from iclens.errors import SaeError
-from iclens.names import Site
+from iclens.core import SaeError, Site
 from iclens.saes.formats.parts import named_site
 from iclens.saes.load import Sae, load_sae
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from iclens.errors import SaeError
-from iclens.models.load import LanguageModel
-from iclens.names import Site
+from iclens.core import SaeError, Site
+from iclens.model.load import LanguageModel
 from iclens.saes.load import load_sae, load_sae_set
 
 from .layouts import LAYOUTS, native, rows, write

@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclens.errors import IclensError
-from iclens.names import Site
+from iclens.core import IclensError, Site
 from iclens.saes.load import load_sae
 
 from .layouts import LAYOUTS, SITE, rows, write

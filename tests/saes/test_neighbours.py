@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from iclens.models.load import LanguageModel
+from iclens.model.load import LanguageModel
+from iclens.saes.encode import by_activation, by_decoder
 from iclens.saes.load import load_sae
-from iclens.saes.neighbours import by_activation, by_decoder
 
 
 def test_decoder_rows_are_compared_by_angle_and_not_by_length(

@@ -11,12 +11,16 @@ from sae_lens import SkipTranscoder, SkipTranscoderConfig, Transcoder, Transcode
 from sae_lens.saes.sae import SAEMetadata
 from torch.nn import functional as F
 
-from iclens.errors import SaeError
-from iclens.models.forward import record
-from iclens.models.load import LanguageModel, load_model
-from iclens.names import Site, position
+from iclens.core import SaeError, Site, position
+from iclens.model.load import LanguageModel, load_model
+from iclens.model.run import record
+from iclens.prompts.build import build_prompts
+from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae, load_sae
 from iclens.saes.quality import (
+    PADDING,
+    ErrorShare,
+    LeftOut,
     density_histogram,
     density_table,
     fidelity_table,
@@ -24,10 +28,8 @@ from iclens.saes.quality import (
     measure_quality,
     quality_table,
     recovered,
+    tally,
 )
-from iclens.saes.tally import PADDING, ErrorShare, LeftOut, tally
-from iclens.tasks.prompts import build_prompts
-from iclens.tasks.spec import parse_task
 
 X = np.array([[1.0, 0], [1, 0], [4, 0]])
 X_HAT = np.array([[2.0, 0], [1, 0], [4, 0]])

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from iclens.errors import SiteError
-from iclens.models.load import LanguageModel
+from iclens.core import SiteError
+from iclens.model.load import LanguageModel
+from iclens.prompts.render import answer_ids
+from iclens.saes.encode import logit_effects
 from iclens.saes.load import load_sae
-from iclens.saes.readout import logit_effects
-from iclens.tasks.rendering import answer_ids
 
 HOOK = "blocks.2.hook_resid_post"
 

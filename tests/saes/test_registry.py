@@ -11,8 +11,7 @@ import torch
 from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
-from iclens.errors import SaeError
-from iclens.names import Site
+from iclens.core import SaeError, Site
 from iclens.saes.formats import registry
 from iclens.saes.load import load_sae
 

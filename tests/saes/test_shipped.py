@@ -8,14 +8,14 @@ import pytest
 import yaml
 from sae_lens import SAE
 
-from iclens.models.forward import record
-from iclens.models.load import LanguageModel
-from iclens.names import position
+from iclens.core import position
+from iclens.model.load import LanguageModel
+from iclens.model.run import record
+from iclens.prompts.build import TokenTable
+from iclens.prompts.mixture import Mixture
 from iclens.saes.load import load_sae_set
 from iclens.saes.quality import measure_quality
-from iclens.tables.quality import QualityTable
-from iclens.tasks.assemble import TokenTable
-from iclens.tasks.mixture import Mixture
+from iclens.schemas import QualityTable
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 SAES = CHECKPOINTS / "icl-tiny-saes"

@@ -10,7 +10,7 @@ import pytest
 
 import iclens
 import iclens.study.results
-from iclens.errors import SiteError, TableError
+from iclens.core import SiteError, TableError
 from iclens.study.query.answers import Answer, frame_html
 from iclens.study.query.depictions import main_axis
 from iclens.study.query.thinning import categories, largest, spread

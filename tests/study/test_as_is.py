@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from iclens.cli.main import app
-from iclens.errors import RunError
+from iclens.cli import app
+from iclens.core import RunError
 from iclens.study.flow import FOLDERS
 from iclens.study.pages.as_is import write_as_is
 from iclens.study.pipeline import Outcome

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iclens.errors import SiteError
+from iclens.core import SiteError
 from iclens.study.query.asked import example_slice, latent_ids, n_rows
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from iclens.errors import SaeError
+from iclens.core import SaeError
 from iclens.study.catalogue import catalogue
 
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from iclens.errors import SaeError
-from iclens.models.load import load_model
-from iclens.names import ROLES, Site
+from iclens.core import ROLES, SaeError, Site
+from iclens.model.load import load_model
 from iclens.saes.load import load_sae_set
 from iclens.study.bench import CHECKOUT
 from iclens.study.check import Checked, check_saes

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import iclens
-from iclens.errors import RunError, SiteError, TableError
+from iclens.core import RunError, SiteError, TableError
 from iclens.study.flow import FOLDERS
 from iclens.study.results import TABLES
 
@@ -138,7 +138,7 @@ def test_ids_have_no_difference(first) -> None:
 def test_a_table_that_lacks_a_column_is_one_line(first, copy: Path, column: str) -> None:
     file = copy / FOLDERS["growth"] / "growth.parquet"
     pd.read_parquet(file).drop(columns=column).to_parquet(file, index=False)
-    with pytest.warns(iclens.errors.RunWarning):
+    with pytest.warns(iclens.core.RunWarning):
         both = iclens.open(first.run).compare(copy)
     asks = {"verdict": lambda: both.changed, "slope": both.plot, "latent": lambda: both.df}
     with pytest.raises(TableError, match=f"growth of two runs: one lacks {column}"):
@@ -152,7 +152,7 @@ def test_what_one_config_or_card_lacks_is_a_difference(first, copy: Path) -> Non
     )
     (copy / "config.yaml").write_text(config.replace("study: small\n", ""), encoding="utf-8")
     (copy / "card.json").write_text("[1]", encoding="utf-8")
-    with pytest.warns(iclens.errors.RunWarning):
+    with pytest.warns(iclens.core.RunWarning):
         rows = iclens.open(first.run).compare(copy).differences.set_index("what")
     assert rows.loc["config more.a"].tolist() == ["–", "1"]
     assert rows.loc["config study"].tolist() == ["small", "–"]

@@ -11,6 +11,7 @@ import pytest
 from iclens.dashboards.records.concepts import ConceptsView
 from iclens.dashboards.records.site import SiteView
 from iclens.dashboards.site import build_site
+from iclens.schemas import ProbeTable, SpecificityTable, TransformTable
 from iclens.study.config import parse_study_config
 from iclens.study.flow import FOLDERS
 from iclens.study.pages import concepts as study
@@ -18,10 +19,7 @@ from iclens.study.pages.transform_findings import confirmed
 from iclens.study.results import TABLES, Results
 from iclens.study.runfolder import RunFolder
 from iclens.study.store import save_json
-from iclens.tables.frame import Table
-from iclens.tables.probes import ProbeTable
-from iclens.tables.specificity import SpecificityTable
-from iclens.tables.transforms import TransformTable
+from iclens.table import Table
 
 NAN = math.nan
 SITE = "blocks.1.hook_mlp_out"

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from iclens.errors import ConfigError, IclensError, SiteError, TableError, TaskError
+from iclens.core import ConfigError, IclensError, SiteError, TableError, TaskError
 from iclens.study.bench import CHECKOUT, check_task
 from iclens.study.config import GrowthSection, StudyConfig, demo_config, load_study_config, parse_study_config
 from iclens.study.pipeline import run_study

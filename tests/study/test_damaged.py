@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import iclens
-from iclens.errors import REDO_STAGE, ConfigError, IclensError, RunWarning, TableError
+from iclens.core import REDO_STAGE, ConfigError, IclensError, RunWarning, TableError
 from iclens.study.config import load_study_config
 from iclens.study.flow import FOLDERS
 from iclens.study.pages.as_is import as_is, write_as_is

@@ -7,13 +7,13 @@ import pytest
 import yaml
 
 import iclens
-from iclens.errors import ConfigError, IclensError
+from iclens.concepts.language import FORMAT
+from iclens.core import ConfigError, IclensError
+from iclens.prompts.tasks import parse_task
 from iclens.study.bench import CHECKOUT
 from iclens.study.config import StudyConfig, demo_config, parse_study_config
 from iclens.study.grid import asked_concepts, check_concepts, task_grid, task_inputs
 from iclens.study.pipeline import run_study
-from iclens.tasks.spec import parse_task
-from iclens.transforms.concepts import FORMAT
 
 DOCUMENT = (CHECKOUT / "docs" / "transforms.md").read_text(encoding="utf-8")
 EXAMPLE = next(b for b in re.findall(r"```yaml\n(.*?)```", DOCUMENT, flags=re.DOTALL) if "declare" in b)
@@ -47,7 +47,7 @@ def test_the_documented_example_works_end_to_end(small) -> None:
 
 
 def test_the_documented_example_labels_what_it_says(small) -> None:
-    from iclens.transforms.rows import rows_of
+    from iclens.concepts.language import rows_of
 
     declared = yaml.safe_load(EXAMPLE)["transforms"]["declare"]
     config = with_transforms(small.config(), declare=declared)

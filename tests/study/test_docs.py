@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-import iclens.errors
-from iclens.errors import IclensError
+import iclens.core
+from iclens.core import IclensError
 from iclens.study.bench import CHECKOUT
 from iclens.study.config import StudyConfig
 from iclens.study.flow import FLOW, FOLDERS
@@ -30,5 +30,5 @@ def test_stages_and_config_sections_are_documented() -> None:
 
 
 def test_every_error_is_documented() -> None:
-    kinds = [kind for kind in vars(iclens.errors).values() if isinstance(kind, type)]
+    kinds = [kind for kind in vars(iclens.core).values() if isinstance(kind, type)]
     assert all(f"`{kind.__name__}`" in ERRORS for kind in kinds if issubclass(kind, IclensError))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import iclens
-from iclens.errors import RunError, RunWarning, SiteError, TableError
+from iclens.core import RunError, RunWarning, SiteError, TableError
 from iclens.study.flow import FOLDERS
 from iclens.study.results import Results
 from iclens.study.runfolder import find_run

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import iclens
-from iclens.errors import ConfigError, IclensError, RunError, RunWarning, TableError
+from iclens.core import ConfigError, IclensError, RunError, RunWarning, TableError
 from iclens.study.flow import FOLDERS
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from iclens.errors import ModelError
+from iclens.core import ModelError
 from iclens.study.bench import CHECKOUT, Bench
 from iclens.study.config import StudyConfig, parse_study_config
 from iclens.study.flow import FOLDERS

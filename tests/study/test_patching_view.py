@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from iclens.dashboards.records.how import FIRED, NOT_ASKED, PASSED, SelfTest
-from iclens.growth.confirm import Claim, Manifest
+from iclens.growth.verdict import Claim, Manifest
 from iclens.study import digests
 from iclens.study.config import parse_study_config
 from iclens.study.flow import FOLDERS
@@ -21,7 +21,7 @@ from iclens.study.pages.patching import patching
 from iclens.study.results import TABLES, Results
 from iclens.study.runfolder import RunFolder
 from iclens.study.store import save_json
-from iclens.tables.frame import Table
+from iclens.table import Table
 
 NAN = math.nan
 SITE = "blocks.2.hook_resid_post"

@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 
 import iclens
+from iclens.core import RunError, SaeError, Site, StoppedError
 from iclens.dashboards.records.latent import LatentView
-from iclens.errors import RunError, SaeError, StoppedError
-from iclens.models.identity import is_fingerprint
-from iclens.names import Site
+from iclens.model.load import is_fingerprint
+from iclens.schemas import LADDER
 from iclens.study.flow import FOLDERS, NAMES
 from iclens.study.growth_inputs import splits_of
 from iclens.study.pipeline import INDEX, Outcome, run_stage, run_study
 from iclens.study.results import TABLES, Results
 from iclens.study.runfolder import find_run
 from iclens.study.stage import Event
-from iclens.tables.verdicts import LADDER
 
 from .conftest import Small
 
@@ -178,7 +177,7 @@ def test_a_second_run_is_up_to_date_and_loads_no_model(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("iclens.models.load.load_model", refuse)
+    monkeypatch.setattr("iclens.model.load.load_model", refuse)
     index = first.run / FOLDERS["dashboard"] / INDEX
     written = index.stat().st_mtime_ns
     again = small.run()

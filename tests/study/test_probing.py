@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from iclens.names import Site
+from iclens.concepts.language import concept
+from iclens.core import Site
 from iclens.saes.encode import encode_rows
+from iclens.schemas import TransformTable
 from iclens.study import probing
 from iclens.study.bench import Bench
 from iclens.study.config import demo_config
 from iclens.study.flow import FOLDERS
 from iclens.study.grid import task_grid
 from iclens.study.stages.identify import tracked_grid
-from iclens.tables.transforms import TransformTable
-from iclens.transforms.concepts import concept
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def test_every_representation_is_of_the_same_rows(bench, monkeypatch) -> None:
 
 
 def test_some_prompts_are_spread_over_tasks_and_ascend() -> None:
-    from iclens.tasks.spec import parse_task
-    from iclens.transforms.rows import rows_of
+    from iclens.concepts.language import rows_of
+    from iclens.prompts.tasks import parse_task
 
     grid = task_grid(demo_config())
     names = [name for name in ("3x", "x+1", "2x") for _ in range(20)]

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
+from iclens.core import BELIEFS, position
 from iclens.dashboards.records.prompts import START, PromptsView
 from iclens.dashboards.records.site import SiteView
 from iclens.dashboards.site import build_site
-from iclens.models.forward import answer_probs
-from iclens.names import BELIEFS, position
-from iclens.patching.residual import up_to_query
+from iclens.model.run import answer_probs
+from iclens.patching.receiver import up_to_query
 from iclens.patching.runs import Runs, build_runs
+from iclens.schemas import LADDER
 from iclens.study.bench import Bench
 from iclens.study.flow import FOLDERS
 from iclens.study.outside import outside_inputs
@@ -23,8 +24,7 @@ from iclens.study.pages import prompts as study
 from iclens.study.pipeline import Outcome
 from iclens.study.results import Results
 from iclens.study.runfolder import find_run
-from iclens.tables.verdicts import LADDER
-from iclens.tracking.display import token_activations
+from iclens.track import token_activations
 
 N = 3
 

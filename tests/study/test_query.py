@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import iclens
-from iclens.errors import RunError, RunWarning, SiteError
-from iclens.growth.slopes import slope_moments
-from iclens.growth.splits import split_prompts
+from iclens.activations import select_rows
+from iclens.core import RunError, RunWarning, SiteError
+from iclens.growth.detect import slope_moments
+from iclens.stats import split_prompts
 from iclens.study.flow import FOLDERS
 from iclens.study.pipeline import Outcome
-from iclens.tables.activations import select_rows
 
 
 @pytest.fixture(scope="module")

@@ -12,27 +12,33 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import iclens.study.bench
-from iclens.errors import ConfigError, ModelError, RunError, TokenizerError
-from iclens.models.forward import answer_probs, record
-from iclens.models.load import LanguageModel, load_model
-from iclens.models.tail import tails_of
-from iclens.names import Site
-from iclens.study.replicate.beyond import donors_of, random_like
-from iclens.study.replicate.observe import read_lens
-from iclens.study.replicate.passes import (
+from iclens.core import ConfigError, ModelError, RunError, Site, TokenizerError
+from iclens.model.load import LanguageModel, load_model
+from iclens.model.run import answer_probs, record
+from iclens.model.tail import tails_of
+from iclens.seed_post.observe import (
     EVERYWHERE,
     ablation_edits,
+    donors_of,
     mean_outputs,
     patched_tops,
+    random_like,
+    read_lens,
     run_donor,
     swept_probs,
     swept_tops,
 )
-from iclens.study.replicate.prompts import context_x, encoded, without_task
-from iclens.study.replicate.protocol import Ablation, brightest, derived_protocol
-from iclens.study.replicate.recorded import Observations, recorded
-from iclens.study.replicate.run import Replication, replicate_seed_post, replicated
-from iclens.study.replicate.verdicts import check_table, pearson
+from iclens.seed_post.protocol import (
+    Ablation,
+    Observations,
+    brightest,
+    context_x,
+    derived_protocol,
+    encoded,
+    recorded,
+    without_task,
+)
+from iclens.seed_post.verdicts import Replication, check_table, pearson, replicate_seed_post, replicated
 
 TINY = iclens.study.bench.CHECKOUT / "checkpoints" / "icl-tiny"
 SOURCE = recorded()
@@ -385,7 +391,7 @@ def test_what_cannot_be_done_is_refused(options: dict, error: type, match: str) 
 
 
 def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import iclens.study.replicate.run as run
+    import iclens.seed_post.verdicts as run
 
     def broken(self: object, path: Path) -> None:
         raise OSError("full")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from iclens.errors import ConfigError
-from iclens.reference.recipe import load_recipe
+from iclens.builtin.model import load_recipe
+from iclens.core import ConfigError
 from iclens.study.retrain import retrain
 
 

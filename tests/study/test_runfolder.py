@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from iclens.errors import RunError
+from iclens.core import RunError
 from iclens.study.config import parse_study_config
 from iclens.study.runfolder import RunFolder, find_run, run_for
 

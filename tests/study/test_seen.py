@@ -6,7 +6,7 @@ import numpy as np
 from scipy.sparse import csc_array
 
 import iclens
-from iclens.models.token_text import TokenText
+from iclens.model.load import TokenText
 from iclens.study.flow import FOLDERS
 from iclens.study.pages.seen import MOST_TOKENS, Texts, histogram, shown_prompts, top_prompts, window
 from iclens.study.pipeline import Outcome

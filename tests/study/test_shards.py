@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from iclens.errors import RunError
+from iclens.core import RunError
 from iclens.study import digests
 from iclens.study.flow import FOLDERS
 from iclens.study.pipeline import Outcome, run_stage, run_track_shard
@@ -56,7 +56,7 @@ def test_more_ranks_than_batches_are_refused(copied: Path) -> None:
 
 
 def test_the_command_tracks_its_ranks_share(copied: Path) -> None:
-    code = "from iclens.cli.main import main; main()"
+    code = "from iclens.cli import main; main()"
     environment = os.environ | {"RANK": "1", "WORLD_SIZE": "2"}
     ran = subprocess.run(
         [sys.executable, "-c", code, "track", str(copied)], env=environment, capture_output=True, text=True

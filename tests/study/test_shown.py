@@ -6,13 +6,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from iclens.growth.design import design_of
-from iclens.growth.evidence import evidence_regression
-from iclens.reference.tokenizer import build_tokenizer
+from iclens.builtin.model import build_tokenizer
+from iclens.growth.accounts import design_of
+from iclens.growth.bayes import evidence_regression
+from iclens.prompts.build import build_prompts
+from iclens.prompts.tasks import parse_task
 from iclens.study.growth_inputs import comparable
 from iclens.study.shown import Shown, seen_at
-from iclens.tasks.prompts import build_prompts
-from iclens.tasks.spec import parse_task
 
 N, J = 40, 8
 TOKENIZER = build_tokenizer()

@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iclens.errors import TableError
-from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE
+from iclens.core import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, TableError
+from iclens.prompts.build import PromptSet
 from iclens.study.store import load_arrays, load_prompts, save_arrays, save_prompts
-from iclens.tables.prompts import PromptSet
 
 
 def test_arrays_and_what_is_said_of_them_come_back(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import iclens
-from iclens.names import Site
+from iclens.core import Site
 from iclens.study.flow import FOLDERS
 from iclens.study.pipeline import Outcome, run_stage, run_study
 from iclens.study.results import TABLES, Results

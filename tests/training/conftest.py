@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from iclens.models.load import LanguageModel, load_model
+from iclens.model.load import LanguageModel, load_model
 from iclens.training.config import parse_train_config
 from iclens.training.train import train_saes
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from iclens.errors import ModelError
-from iclens.models.shape import read_shape
+from iclens.core import ModelError
+from iclens.model.shape import read_shape
 from iclens.training.planning.devices import cpu
 from iclens.training.planning.plan import plan
 
@@ -89,7 +89,7 @@ def test_the_proof_can_fail(
 
 
 def test_the_reference_is_that_of_the_network(benchmarks: dict[str, ModuleType], folder: Path) -> None:
-    from iclens.models.load import load_model
+    from iclens.model.load import load_model
 
     streamed = benchmarks["streamed_llama"].Streamed(folder)
     model = load_model(folder)
@@ -175,7 +175,7 @@ def test_planned_memory_is_compared_with_a_run(benchmarks: dict[str, ModuleType]
 
 
 def _shape(script: ModuleType, size: Any) -> Any:
-    from iclens.models.shape import ModelShape
+    from iclens.model.shape import ModelShape
 
     return ModelShape.from_config(script.model_config(size))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclens.errors import RunError
+from iclens.core import RunError
 from iclens.training import checkpoint
 from iclens.training.checkpoint import STATE, CheckpointFolder, write_part
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from iclens.errors import ConfigError, IclensError, SiteError, TaskError
-from iclens.names import Site
+from iclens.core import ConfigError, IclensError, Site, SiteError, TaskError
 from iclens.training.config import SaeSpec, load_train_config, parse_train_config
 
 FOLDER = Path(__file__).resolve().parents[2] / "sae_configs"

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iclens.cli.output import checked_text
-from iclens.errors import IclensError, ModelError, SiteError
-from iclens.models.shape import read_shape
-from iclens.names import prompt_length
+from iclens.cli import checked_text
+from iclens.core import IclensError, ModelError, SiteError, prompt_length
+from iclens.model.shape import read_shape
+from iclens.seed_post.verdicts import replicate_seed_post
 from iclens.study.check import check_saes
 from iclens.study.config import parse_study_config
 from iclens.study.grid import grid_prompts
 from iclens.study.pipeline import run_study
-from iclens.study.replicate.run import replicate_seed_post
 from iclens.training.config import parse_train_config
 from iclens.training.limits import check_limits
 from iclens.training.planning.devices import cpu

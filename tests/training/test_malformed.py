@@ -15,10 +15,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from iclens.cli.main import main
-from iclens.errors import ConfigError
-from iclens.models.load import LanguageModel
-from iclens.saes.tally import PADDING
+from iclens.cli import main
+from iclens.core import ConfigError
+from iclens.model.load import LanguageModel
+from iclens.saes.quality import PADDING
 from iclens.training.config import TextContexts, TokenContexts, parse_train_config
 from iclens.training.data.text import TextSource
 from iclens.training.data.tokens import NONE, ONE, SEVERAL, TokenSource

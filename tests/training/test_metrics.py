@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from iclens.errors import ConfigError
+from iclens.core import ConfigError
 from iclens.training.config import parse_train_config
 from iclens.training.metrics import PACE, MetricsLog, Pace, progress_text, read_metrics
 from iclens.training.mirror import mirrored
@@ -97,7 +97,7 @@ def test_without_the_package_the_mirror_is_refused(monkeypatch: pytest.MonkeyPat
 
 def test_help_loads_neither_torch_nor_the_service() -> None:
     code = (
-        "import sys; from iclens.cli.main import app; from typer.testing import CliRunner;"
+        "import sys; from iclens.cli import app; from typer.testing import CliRunner;"
         "found = CliRunner().invoke(app, ['train', '--help']); assert '--resume' in found.output;"
         "print(*{'torch', 'wandb', 'altair', 'sae_lens'} & set(sys.modules))"
     )

@@ -15,14 +15,14 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from iclens.errors import ConfigError
+from iclens.core import ConfigError
 from iclens.training.config import parse_train_config
 from iclens.training.ranks import Ranks
 from iclens.training.train import train_saes
 
 Declare = Callable[..., dict[str, Any]]
 Start = Callable[..., list[subprocess.Popen[str]]]
-CODE = "from iclens.training import loop; loop.EVERY = 1; from iclens.cli.main import main; main()"
+CODE = "from iclens.training import loop; loop.EVERY = 1; from iclens.cli import main; main()"
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_what_fails_in_one_process_ends_both(
         "    before(self, *args)\n"
         f"    if self.done == 5 and os.environ['RANK'] == '1': place.{place.split('.')[1]} = fail\n"
         "loop.Loop._tell = tell\n"
-        "from iclens.cli.main import main; main()"
+        "from iclens.cli import main; main()"
     )
     declared = trio(short, checkpoints={"every_tokens": 1024, "keep": 9})
     (first, _, err), (second, _, other) = ends(start(declared, code=failing))

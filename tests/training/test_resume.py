@@ -15,8 +15,8 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
-from iclens.errors import ConfigError, IclensError, RunError, StoppedError
-from iclens.models.load import load_model
+from iclens.core import ConfigError, IclensError, RunError, StoppedError
+from iclens.model.load import load_model
 from iclens.saes.load import load_sae_set
 from iclens.training import loop
 from iclens.training.config import TrainConfig, parse_train_config
@@ -105,7 +105,7 @@ def test_a_kill_is_survived_by_the_newest_checkpoint(
     declared = short(checkpoints={"every_tokens": 512, "keep": 2})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(declared))
     out = tmp_path / "set"
-    code = "from iclens.training import loop; loop.EVERY = 1; from iclens.cli.main import main; main()"
+    code = "from iclens.training import loop; loop.EVERY = 1; from iclens.cli import main; main()"
     command = [sys.executable, "-c", code, "train", "config.yaml", "--out", "set"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
         while process.poll() is None and not list((tmp_path / "set.checkpoints").glob("0*")):

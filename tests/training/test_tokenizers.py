@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iclens.errors import TokenizerError
-from iclens.models.load import load_tokenizer
+from iclens.core import TokenizerError
+from iclens.model.load import load_tokenizer
 from iclens.training.config import parse_train_config
 from iclens.training.data.text import TextSource
 from iclens.training.train import train_saes

@@ -11,14 +11,12 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from iclens.errors import ConfigError, IclensError, ModelError, SiteError
-from iclens.models.forward import record
-from iclens.models.identity import is_fingerprint
-from iclens.models.load import LanguageModel
-from iclens.names import Site
+from iclens.core import ConfigError, IclensError, ModelError, Site, SiteError
+from iclens.model.load import LanguageModel, is_fingerprint
+from iclens.model.run import record
+from iclens.prompts.build import build_prompts
+from iclens.prompts.tasks import parse_task
 from iclens.saes.load import load_sae_set
-from iclens.tasks.prompts import build_prompts
-from iclens.tasks.spec import parse_task
 from iclens.training.config import parse_train_config
 from iclens.training.data.buffer import ActivationBuffer
 from iclens.training.loop import learning_rate

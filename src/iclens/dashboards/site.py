@@ -22,21 +22,11 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from iclens.core import RunError
 from iclens.dashboards.inert import inert
-from iclens.dashboards.pages import (
-    concepts,
-    growth,
-    how,
-    index,
-    latent,
-    latents,
-    patching,
-    prompts,
-    words,
-)
+from iclens.dashboards.pages import concepts, growth, how, index, latent, latents, patching, prompts, words
 from iclens.dashboards.pages.page import Chrome, Page, Place
 from iclens.dashboards.records.site import SiteView
-from iclens.errors import RunError
 
 MARKER = ".iclens-site"
 """Marks a folder as a site, and holds key and size of each of its pages."""

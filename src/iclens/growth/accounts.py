@@ -1,24 +1,214 @@
-"""Which account of growth predicts all arms at once?
-
-Each account turns a context into one number φ_θ; the read-out is a + b·φ_θ (b ≥ 0), with a, b and θ shared by
-all arms, fitted on half of the prompts by generalised least squares (each arm's covariance over prompts,
-shrunk to its diagonal) and judged by the Gaussian log-likelihood of the other half. One curve cannot separate
-them; the arms can: they differ in labels, repeats, order and place.
-"""
+"""Accounts: what a growing latent follows: a count, the exact posterior, the model's own belief."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
-from iclens.errors import TableError
-from iclens.growth.account_models import ACCOUNTS, FROZEN, Account
-from iclens.growth.design import Design
-from iclens.tables.arrays import Floats, Ints
-from iclens.tables.bands import resample_prompts
-from iclens.tables.evidence import AccountTable
+from iclens.core import TableError
+from iclens.prompts.build import PromptSet
+from iclens.schemas import AccountTable
+from iclens.stats import resample_prompts
+from iclens.table import Floats, Ints
+
+
+@dataclass(frozen=True)
+class Design:
+    """Contexts as evidence.
+
+    Args:
+        right: +1 where a slot holds the task's own answer, −1 where another label, 0 where nothing of
+            the task, [prompt example slot]; slots at and after the query hold 0.
+        new: whether the slot's example is the first of its kind in this context, same axes.
+        exact: the ideal learner's log-odds before each query, nats [prompt example]; None if unknown.
+        behaviour: the model's own log-odds there, which a latent may follow; None for the model itself.
+    """
+
+    right: Floats
+    new: Floats
+    exact: Floats | None = None
+    behaviour: Floats | None = None
+
+    def __post_init__(self) -> None:
+        if self.right.shape != self.new.shape or self.right.ndim != 3:
+            raise TableError(
+                "Design",
+                f"{self.right.shape} and {self.new.shape}",
+                "Give `right` and `new` as arrays [prompt example slot] of one shape.",
+            )
+
+    def select(self, prompts: np.ndarray) -> Design:
+        """Some of the prompts [prompt]."""
+        return self._at(lambda values: values[prompts])
+
+    def after_labels(self) -> Design:
+        """What was shown when a label had been read, instead of before its query; of an inline arm.
+
+        The last example's is not known: one example fewer.
+        """
+        return self._at(lambda values: values[:, 1:])
+
+    def _at(self, part: Callable[[np.ndarray], np.ndarray]) -> Design:
+        curves = (None if curve is None else part(curve) for curve in (self.exact, self.behaviour))
+        return Design(part(self.right), part(self.new), *curves)
+
+
+def design_of(prompts: PromptSet, exact: Floats | None = None, behaviour: Floats | None = None) -> Design:
+    """The design of an arm.
+
+    A probed arm shows the task's own labels; an inline one is right where the label is the task's answer.
+
+    Args:
+        prompts: the arm.
+        exact: the ideal learner's log-odds, [prompt example].
+        behaviour: the model's own, [prompt example].
+    """
+    n_prompts, n_examples = prompts.x.shape
+    if prompts.context_x is not None:
+        right = (prompts.context_x != "").astype(float)
+        new = _first_of_its_kind(prompts.context_x)
+    else:
+        label = np.where(prompts.y == prompts.answer, 1.0, -1.0)[:, None, : n_examples - 1]
+        before = np.tri(n_examples, n_examples - 1, -1)
+        right = label * before
+        new = np.broadcast_to(before, (n_prompts, n_examples, n_examples - 1))
+    return Design(right, new * (right != 0), exact, behaviour)
+
+
+def _first_of_its_kind(context_x: np.ndarray) -> Floats:
+    new = np.ones(context_x.shape)
+    for slot in range(1, context_x.shape[2]):
+        repeated = (context_x[:, :, :slot] == context_x[:, :, slot : slot + 1]).any(axis=2)
+        new[:, :, slot] = ~repeated
+    return new
+
+
+Grid = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Account:
+    """One account.
+
+    Args:
+        name: of it.
+        says: what it says, in words.
+        grid: its θ, one tuple each.
+        symbols: their names.
+        predict: φ of a design at one θ, [prompt example].
+    """
+
+    name: str
+    says: str
+    grid: tuple[tuple[float, ...], ...]
+    symbols: tuple[str, ...]
+    predict: Callable[[Design, tuple[float, ...]], Floats]
+
+
+def _nothing(design: Design, _: tuple[float, ...]) -> Floats:
+    return np.zeros(design.right.shape[:2])
+
+
+def _counting(design: Design, _: tuple[float, ...]) -> Floats:
+    return design.right.sum(axis=2)
+
+
+def _two_distinct(design: Design, _: tuple[float, ...]) -> Floats:
+    distinct, wrong = (design.new * (design.right > 0)).sum(axis=2), (design.right < 0).any(axis=2)
+    return np.where(wrong, 0.0, np.minimum(distinct, 2.0) / 2)
+
+
+def _latch(design: Design, theta: tuple[float, ...]) -> Floats:
+    return ((design.right > 0).sum(axis=2) >= theta[0]).astype(float)
+
+
+def _composite(design: Design, theta: tuple[float, ...]) -> Floats:
+    weight, slow, fast = theta
+    net = (design.right * design.new).sum(axis=2)
+    return -np.logaddexp(np.log(weight) - slow * net, np.log1p(-weight) - fast * net)
+
+
+def _discounted(design: Design, theta: tuple[float, ...]) -> Floats:
+    count = design.right.sum(axis=2)
+    return np.sign(count) * np.abs(count) ** (1 - theta[0])
+
+
+def _pooling(design: Design, theta: tuple[float, ...]) -> Floats:
+    return design.right.sum(axis=2) / (np.abs(design.right).sum(axis=2) + theta[0])
+
+
+def _recency(design: Design, theta: tuple[float, ...]) -> Floats:
+    """Σ r^(examples shown since) · right; slots without an example do not count as time."""
+    shown = np.abs(design.right)
+    since = shown[:, :, ::-1].cumsum(axis=2)[:, :, ::-1] - shown
+    return (theta[0] ** since * design.right).sum(axis=2)
+
+
+def _change_point(design: Design, theta: tuple[float, ...]) -> Floats:
+    """Log-odds of a learner for whom the task may change with probability h before each example."""
+    hazard, step = theta
+    belief = np.zeros(design.right.shape[:2])
+    for slot in range(design.right.shape[2]):
+        label = design.right[:, :, slot]
+        p = (1 - hazard) / (1 + np.exp(-np.clip(belief, -30, 30))) + hazard / 2
+        moved = np.log(p) - np.log1p(-p) + step * label
+        belief = np.where(label != 0, moved, belief)
+    return belief
+
+
+EXACT, BEHAVIOUR = "exact posterior", "the model's belief"
+"""Accounts that take log-odds which were not fitted here: the ideal learner's, the model's own."""
+FROZEN: Mapping[str, Callable[[Design], Floats | None]] = {
+    EXACT: lambda design: design.exact,
+    BEHAVIOUR: lambda design: design.behaviour,
+}
+"""Account → its curve in a design, [prompt example], or None where there is none."""
+
+
+def _frozen(name: str) -> Callable[[Design, tuple[float, ...]], Floats]:
+    def predict(design: Design, _: tuple[float, ...]) -> Floats:
+        curve = FROZEN[name](design)
+        return _nothing(design, ()) if curve is None else curve
+
+    return predict
+
+
+NONE: Grid = ((),)
+RATES: Grid = tuple((float(rate),) for rate in np.linspace(0.1, 0.9, 9))
+SINKS: Grid = tuple((kappa,) for kappa in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0))
+SWITCHES: Grid = ((1.0,), (2.0,), (3.0,))
+HAZARDS: Grid = tuple(product((0.02, 0.05, 0.1, 0.2, 0.4), (0.3, 0.6, 1.0, 1.5, 2.5)))
+ALTERNATIVES: Grid = tuple(product((0.01, 0.05, 0.2, 0.5), (0.0, 0.1, 0.3), (0.8, 1.5, 3.0)))
+ACCOUNTS = (
+    Account("nothing", "no arm changes it", NONE, (), _nothing),
+    Account("counting", "every example adds the same, repeated or not: a sum pool", NONE, (), _counting),
+    Account("ideal Bayes", "two distinct examples settle it, repeats add nothing", NONE, (), _two_distinct),
+    Account("latch", "it switches at the s-th right label and stays", SWITCHES, ("s",), _latch),
+    Account(
+        "composite Bayes",
+        "exact against several alternatives: new examples add less and less",
+        ALTERNATIVES,
+        ("w", "slow", "fast"),
+        _composite,
+    ),
+    Account("discounted", "the count to the power 1 − α", RATES, ("α",), _discounted),
+    Account("attention pooling", "share of right labels, with a sink of weight κ", SINKS, ("κ",), _pooling),
+    Account("recency", "a leaky sum: each example counts r times the next one", RATES, ("r",), _recency),
+    Account(
+        "change-point Bayes",
+        "the task may change with probability h at any example",
+        HAZARDS,
+        ("h", "λ"),
+        _change_point,
+    ),
+    Account(EXACT, "the declared mixture's own posterior, frozen", NONE, (), _frozen(EXACT)),
+    Account(BEHAVIOUR, "the model's own log-odds of the answer in each prompt", NONE, (), _frozen(BEHAVIOUR)),
+)
+"""Every account that is compared."""
+
 
 SHRINK = 0.1
 """Weight of the diagonal in each arm's covariance."""

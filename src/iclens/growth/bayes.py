@@ -1,23 +1,18 @@
-"""The corrected mathematics: what one update per example predicts, and what a belief's log-odds do.
-
-    A_i = P(task | i examples),  c = P(observation | task),  1 − c = P(observation | not task)
-    A_{i+1} = A_i c / (A_i c + (1 − A_i)(1 − c))
-    LO_n = log(A_n / (1 − A_n)) = LO_0 + n·λ,   λ = log(c / (1 − c)),   A_n = σ(LO_0 + nλ)
-
-What adds is the log-odds: A is a sigmoid in n, log A concave, log-odds linear. Logarithms are natural (nats).
-Only (LO_0, λ) is identified from a curve; a composite alternative makes exact Bayes sublinear, so a curve
-that bends does not refute Bayes.
-"""
+"""Growth against Bayes: exponents, exchange rates and evidence, per example."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
+from scipy.special import expit
 
-from iclens.errors import TableError
-from iclens.tables.arrays import Floats, Ints, expect_shape
-from iclens.tables.bands import resample_prompts
+from iclens.core import BELIEFS, TableError
+from iclens.schemas import BayesTestTable, BeliefTable
+from iclens.stats import prompt_band, prompt_mean, resample_prompts
+from iclens.table import Floats, Ints, expect_shape
 
 LINEAR_R2 = 0.98
 """Share of a mean curve's variance that a line must explain over its linear part."""
@@ -256,3 +251,460 @@ def _no_fit(n_prompts: int, reason: str) -> BayesFit:
 def _open_unit(name: str, value: float) -> None:
     if not 0 < value < 1:
         raise TableError(name, f"{value}", "It has to be strictly between 0 and 1.")
+
+
+COLLINEAR = 0.98
+"""Share of the evidence's variance that count and age may explain before λ counts as unidentified."""
+MIN_PROMPTS = 8
+"""Fewest prompts (clusters) for an interval."""
+
+
+@dataclass(frozen=True)
+class EvidenceFit:
+    """Regressions of several read-outs on one set of evidence, [read-out] each.
+
+    Args:
+        evidence, evidence_low, evidence_high: λ and its 95 % interval.
+        count, count_low, count_high: δ and its interval.
+        similarity, similarity_low, similarity_high: η and its interval; NaN where similarity was not given.
+        n_prompts: prompts.
+        n_increments: increments used.
+        reason: why all is NaN; empty otherwise.
+    """
+
+    evidence: Floats
+    evidence_low: Floats
+    evidence_high: Floats
+    count: Floats
+    count_low: Floats
+    count_high: Floats
+    similarity: Floats
+    similarity_low: Floats
+    similarity_high: Floats
+    n_prompts: int
+    n_increments: int
+    reason: str
+
+    @property
+    def weighting(self) -> list[str]:
+        """What each read-out follows: "evidence", "count", "both" or "neither"; empty when undefined."""
+        if self.reason:
+            return [""] * len(self.evidence)
+        names = {
+            (True, False): "evidence",
+            (False, True): "count",
+            (True, True): "both",
+            (False, False): "neither",
+        }
+        pairs = zip(self.evidence_low > 0, self.count_low > 0, strict=True)
+        return [names[bool(by_evidence), bool(by_count)] for by_evidence, by_count in pairs]
+
+
+def evidence_regression(
+    responses: Mapping[str, Floats], llr: Mapping[str, Floats], similarity: Mapping[str, Floats] | None = None
+) -> EvidenceFit:
+    """λ, δ and η of every read-out.
+
+    Args:
+        responses: arm → read-outs before each example, [readout prompt example].
+        llr: arm → evidence of each example, nats [prompt example]; NaN where unknown, whose increments are
+            left out. The last example's is not used.
+        similarity: arm → how alike the example is to the query after it, [prompt example], finite where `llr`
+            is; left out if None, or if it is the same everywhere.
+
+    Raises:
+        TableError: when the axes do not agree, or a used response is not finite.
+    """
+    rows, outcomes, clusters, n_prompts = [], [], [], 0
+    for arm, response in responses.items():
+        given = llr[arm]
+        sizes = expect_shape(
+            f"evidence of arm {arm}",
+            response=(response, ("readout", "prompt", "example")), llr=(given, ("prompt", "example")),
+        )  # fmt: skip
+        n_prompts = max(n_prompts, sizes["prompt"])
+        known = np.isfinite(given[:, :-1])
+        prompt, example = np.nonzero(known)
+        beside = [] if similarity is None else [similarity[arm][:, :-1][known]]
+        rows.append(
+            np.stack([given[:, :-1][known], np.ones(len(prompt)), example.astype(float), *beside], axis=1)
+        )
+        outcomes.append(np.diff(response.astype(np.float64), axis=2)[:, known])
+        clusters.append(prompt)
+    design, y = np.concatenate(rows), np.concatenate(outcomes, axis=1)
+    cluster = np.concatenate(clusters)
+    if not np.isfinite(y).all():
+        raise TableError(
+            "evidence regression",
+            "a read-out is not finite",
+            "Leave read-outs that are undefined at an example out of `responses`.",
+        )
+    if reason := _unidentified(design, cluster):
+        nan = np.full(len(y), np.nan)
+        return EvidenceFit(nan, nan, nan, nan, nan, nan, nan, nan, nan, n_prompts, len(design), reason)
+    design[:, 2:] -= design[:, 2:].mean(axis=0)
+    if design.shape[1] > 3 and np.ptp(design[:, 3]) < 1e-9:
+        design = design[:, :3]
+    return _fit(design, y, cluster)
+
+
+def _unidentified(design: Floats, cluster: Ints) -> str:
+    """Why λ cannot be told apart, or empty; columns are evidence, 1, age and perhaps similarity."""
+    if len(np.unique(cluster)) < MIN_PROMPTS:
+        return f"evidence is known in {len(np.unique(cluster))} prompts, {MIN_PROMPTS} needed"
+    llr, others = design[:, 0], design[:, 1:]
+    if np.ptp(llr) < 1e-9:
+        return "every example carries the same evidence"
+    left = llr - others @ np.linalg.lstsq(others, llr, rcond=None)[0]
+    if left.var() < (1 - COLLINEAR) * llr.var():
+        return "the evidence does not vary apart from count and age"
+    return ""
+
+
+def _fit(design: Floats, y: Floats, cluster: Ints) -> EvidenceFit:
+    bread = np.linalg.inv(design.T @ design)
+    beta = y @ design @ bread
+    residual = y - beta @ design.T
+    names, member = np.unique(cluster, return_inverse=True)
+    g = len(names)
+    # Σ over a prompt's increments of x·e, one prompt at a time: [prompt readout regressor].
+    sums = np.zeros((g, *beta.shape))
+    for k in range(design.shape[1]):
+        np.add.at(sums[..., k], member, (residual * design[:, k]).T)
+    meat = np.einsum("grk,grl->rkl", sums, sums, optimize=True) * g / (g - 1)
+    errors = np.sqrt(np.einsum("jk,rkl,lj->rj", bread, meat, bread, optimize=True))
+    half = stats.t.ppf(0.975, g - 1) * errors
+    low, high = beta - half, beta + half
+    nan = np.full(len(y), np.nan)
+    similarity = [part[:, 3] if part.shape[1] > 3 else nan for part in (beta, low, high)]
+    return EvidenceFit(
+        beta[:, 0], low[:, 0], high[:, 0], beta[:, 1], low[:, 1], high[:, 1],
+        similarity[0], similarity[1], similarity[2], g, len(design), "",
+    )  # fmt: skip
+
+
+Arms = Mapping[str, Floats]
+Row = dict[str, object]
+RESAMPLES = 1000
+FIRST_DIFFERENT = 2
+"""Examples after which a repeated example is one where T shows a new one."""
+
+
+def bayes_tests(
+    log_odds: Arms, llr: Arms, *, response: str, similarity: Arms | None = None, hinted: int = 2,
+    treated: str = "T", seed: int = 0,
+) -> BayesTestTable:  # fmt: skip
+    """Every test that the arms allow; the others are rows with a reason.
+
+    Args:
+        log_odds: arm → the read-out before each example, nats [prompt example].
+        llr: arm → evidence of each example, nats [prompt example].
+        response: whose read-out, for the table.
+        similarity: arm → how near each example is to the query after it, [prompt example], if that is known.
+        hinted: examples of the hint in arms Q- and Q0.
+        treated: the task's own arm.
+        seed: of the resampling.
+    """
+    known = {arm: values for arm, values in log_odds.items() if np.isfinite(values).all()}
+    orders = _orders(known, treated)
+    tests: list[tuple[str, list[str], Callable[[], Row]]] = [
+        ("duplicates", [treated, "D"], lambda: duplicates(known[treated], known["D"], seed)),
+        ("two duplicates", [treated, "D2"], lambda: duplicates(known[treated], known["D2"], seed)),
+        ("order", orders, lambda: order(np.stack([known[arm] for arm in orders]), seed)),
+        ("reversal", [treated, "W"], lambda: reversal(known[treated], known["W"], seed)),
+        ("prior against evidence, rival hint", [treated, "Q-"],
+         lambda: separability(known[treated], known["Q-"], hinted, seed)),
+        ("prior against evidence, neutral hint", [treated, "Q0"],
+         lambda: separability(known[treated], known["Q0"], hinted, seed)),
+        ("evidence", _with_evidence(known, llr), lambda: increments(known, llr, similarity)),
+    ]  # fmt: skip
+    rows = []
+    for name, arms, test in tests:
+        missing = [arm for arm in arms if arm not in known] or ([] if arms else [treated])
+        if name == "order" and len(orders) < 2:
+            missing = ["E1"]
+        row = _undefined(f"arm {missing[0]} is not followed, or undefined on a prompt") if missing else test()
+        rows.append({"test": name, "response": response, "arms": ", ".join(arms)} | row)
+    return BayesTestTable({key: [row[key] for row in rows] for key in BayesTestTable.COLUMNS})
+
+
+def duplicates(distinct: Floats, repeated: Floats, seed: int = 0) -> Row:
+    """Growth per repeated example ÷ growth per distinct one, after the first.
+
+    0 for a learner that is sure of its labels; where labels may be noise, a repeat still says that this one
+    is not, and the exact posterior's own ratio is the one to compare with.
+
+    Args:
+        distinct: log-odds with a new example each time, [prompt example].
+        repeated: with one (or two) repeated, [prompt example].
+        seed: of the resampling.
+    """
+    first = FIRST_DIFFERENT - 1
+    estimate, low, high = _ratio(
+        repeated[:, -1] - repeated[:, first], distinct[:, -1] - distinct[:, first], seed
+    )
+    verdict = "as much as new ones" if high >= 1 else "less than new ones"
+    if low <= 0 <= high:
+        verdict = "nothing"
+    return _row(estimate, low, high, "growth per repeated ÷ per new example; counting 1, sure labels 0",
+                f"repeated examples add {verdict}")  # fmt: skip
+
+
+def order(orders: Floats, seed: int = 0) -> Row:
+    """Variance over orders of one set of examples ÷ variance over sets; 0 for an exchangeable learner.
+
+    Both are averaged over all numbers of examples from two on; the set's variance holds its query's.
+
+    Args:
+        orders: log-odds in each order, the task's own first, [order prompt example].
+        seed: of the resampling.
+    """
+    shown = orders[:, :, FIRST_DIFFERENT:]
+    n_orders, n_prompts = shown.shape[:2]
+    within = shown.var(axis=0, ddof=1).mean(axis=1)
+    mean = shown.mean(axis=0)
+    draws = resample_prompts(n_prompts, RESAMPLES, np.random.default_rng(seed)) / n_prompts
+    weights = np.concatenate([np.full((1, n_prompts), 1 / n_prompts), draws])
+    over_sets = ((weights @ mean**2) - (weights @ mean) ** 2).mean(axis=1) * n_prompts / (n_prompts - 1)
+    inside = weights @ within
+    ratio = inside / np.maximum(over_sets - inside / n_orders, 1e-12)
+    low, high = np.quantile(ratio[1:], [0.025, 0.975])
+    verdict = (
+        "order matters more than the examples" if low > 1 else "the examples matter more than their order"
+    )
+    return _row(ratio[0], low, high, "variance over orders ÷ over sets of examples; exchangeable 0", verdict)
+
+
+def reversal(kept: Floats, switched: Floats, seed: int = 0) -> Row:
+    """How much of the belief is given back when the second half of the labels is a rival's.
+
+    Args:
+        kept: log-odds of the task's answer, its labels throughout, [prompt example].
+        switched: with a rival's labels in the second half, [prompt example].
+        seed: of the resampling.
+    """
+    half = kept.shape[1] // 2
+    given_back, gained = switched[:, half] - switched[:, -1], switched[:, half] - switched[:, 0]
+    estimate, low, high = _ratio(given_back, gained, seed)
+    verdict = "the belief comes back down" if low > 0 else "the belief does not come back down"
+    return _row(
+        estimate, low, high, "share of the first half's gain given back by a rival's second half", verdict
+    )
+
+
+def separability(plain: Floats, hinted: Floats, n_hinted: int, seed: int = 0) -> Row:
+    """Is a hint's effect a constant in log-odds, as a prior's would be? Share of the gap left at the end.
+
+    Args:
+        plain: log-odds with the task's labels throughout, [prompt example].
+        hinted: with other labels in the first examples, [prompt example].
+        n_hinted: how many.
+        seed: of the resampling.
+    """
+    gap = plain - hinted
+    estimate, low, high = _ratio(gap[:, -1], gap[:, n_hinted], seed)
+    verdict = "the hint acts as a prior" if low <= 1 <= high else "the hint's effect is not constant"
+    if high < 1:
+        verdict = "the hint is overcome"
+    return _row(
+        estimate, low, high, "gap to the hinted arm at the end ÷ just after the hint; a prior 1", verdict
+    )
+
+
+def increments(log_odds: Arms, llr: Arms, similarity: Arms | None = None) -> Row:
+    """Nats of belief per nat of label evidence, beyond a count of examples and their nearness."""
+    arms = _with_evidence(log_odds, llr)
+    fit = evidence_regression({arm: log_odds[arm][None] for arm in arms}, llr, similarity)
+    if fit.reason:
+        return _undefined(fit.reason)
+    words = {
+        "evidence": "increments follow the evidence, not the count", "count": "increments count examples",
+        "both": "increments follow the evidence and count", "neither": "increments follow neither",
+    }  # fmt: skip
+    return _row(
+        fit.evidence[0], fit.evidence_low[0], fit.evidence_high[0],
+        f"Δ log-odds per nat of task evidence; per example beside it {fit.count[0]:.3f} "
+        f"[{fit.count_low[0]:.3f}, {fit.count_high[0]:.3f}]" + _near(fit),
+        words[fit.weighting[0]],
+    )  # fmt: skip
+
+
+def _near(fit: EvidenceFit) -> str:
+    if not np.isfinite(fit.similarity[0]):
+        return ""
+    shown = f"{fit.similarity[0]:.3f} [{fit.similarity_low[0]:.3f}, {fit.similarity_high[0]:.3f}]"
+    return f"; from the farthest to the nearest example {shown}"
+
+
+def _orders(known: Arms, treated: str) -> list[str]:
+    return [treated, *(arm for arm in known if arm.startswith("E") and arm[1:].isdigit())]
+
+
+def _with_evidence(known: Arms, llr: Arms) -> list[str]:
+    return [arm for arm in known if arm in llr and np.isfinite(llr[arm][:, :-1]).any()]
+
+
+def _ratio(top: Floats, bottom: Floats, seed: int) -> tuple[float, float, float]:
+    """Ratio of means over prompts with its percentile interval; NaN where the bottom's sign is unclear."""
+    draws = resample_prompts(len(top), RESAMPLES, np.random.default_rng(seed))
+    below = draws @ bottom
+    if np.quantile(below, 0.025) <= 0 <= np.quantile(below, 0.975):
+        return float("nan"), float("nan"), float("nan")
+    low, high = np.quantile((draws @ top) / below, [0.025, 0.975])
+    return float(top.sum() / bottom.sum()), float(low), float(high)
+
+
+def _row(estimate: float, low: float, high: float, meaning: str, verdict: str) -> Row:
+    if not np.isfinite(estimate):
+        return _undefined("what it is measured against is not clearly different from 0")
+    return {
+        "estimate": float(estimate), "low": float(low), "high": float(high), "meaning": meaning,
+        "verdict": verdict, "reason": "",
+    }  # fmt: skip
+
+
+def _undefined(reason: str) -> Row:
+    nan = float("nan")
+    return {
+        "estimate": nan,
+        "low": nan,
+        "high": nan,
+        "meaning": "",
+        "verdict": "not tested",
+        "reason": reason,
+    }
+
+
+def belief_table(
+    n_seen: Ints,
+    log_odds: Mapping[str, Floats],
+    *,
+    exact: Mapping[str, Floats] | None = None,
+    names: Sequence[str] = BELIEFS,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> BeliefTable:
+    """Means over prompts of every belief, by arm and examples seen.
+
+    `mean` averages log-odds; `probability` averages σ(log-odds). Where the two disagree, prompts differ.
+
+    Args:
+        n_seen: examples seen at `pre`, [example].
+        log_odds: arm → the model's log-odds in nats, [prompt example belief], NaN where undefined.
+        exact: arm → the exact posterior's, in the same shape; arms without one get NaN and a reason.
+        names: of the beliefs, [belief].
+        n_resamples: prompt-bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        TableError: when the axes do not agree.
+    """
+    parts = []
+    for arm, model in log_odds.items():
+        true = (exact or {}).get(arm)
+        expected = np.full(model.shape, np.nan) if true is None else true
+        axes = ("prompt", "example", len(names))
+        expect_shape(
+            f"beliefs of arm {arm}",
+            n_seen=(n_seen, ("example",)),
+            model=(model, axes),
+            exact=(expected, axes),
+        )
+        parts.append(_arm_rows(arm, n_seen, names, (model, expected), (n_resamples, seed)))
+    return BeliefTable.concat(parts)
+
+
+def _arm_rows(
+    arm: str, n_seen: Ints, names: Sequence[str], both: tuple[Floats, Floats], drawn: tuple[int, int]
+) -> BeliefTable:
+    (model, expected), (n_resamples, seed) = both, drawn
+    nats = prompt_band(model, np.random.default_rng(seed), n_resamples)
+    probability = prompt_band(expit(model), np.random.default_rng(seed), n_resamples)
+    # The exact mean runs over the prompts that the model's mean runs over.
+    shared = np.where(np.isfinite(model), expected, np.nan)
+    exact_mean, exact_probability = prompt_mean(shared), prompt_mean(expit(shared))
+    reason = np.where(
+        nats.n_prompts == 0,
+        "undefined on every prompt",
+        np.where(np.isnan(exact_mean), "no exact posterior", ""),
+    )
+    columns = {
+        "belief": np.tile(np.array(names), len(n_seen)),
+        "arm": np.full(len(n_seen) * len(names), arm),
+        "n_seen": np.repeat(n_seen, len(names)),
+        "mean": nats.mean,
+        "ci_low": nats.low,
+        "ci_high": nats.high,
+        "exact_mean": exact_mean,
+        "probability": probability.mean,
+        "probability_low": probability.low,
+        "probability_high": probability.high,
+        "exact_probability": exact_probability,
+        "n_prompts": nats.n_prompts,
+        "reason": reason,
+    }
+    return BeliefTable({name: np.asarray(values).reshape(-1) for name, values in columns.items()})
+
+
+LEAST_SPAN = 0.1
+"""Least 1 − g − d for which a belief behind the answers is given."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Guess and lapse with 95 % prompt-bootstrap intervals.
+
+    Args:
+        guess, guess_low, guess_high: P(correct) with no example.
+        lapse, lapse_low, lapse_high: P(wrong) where the task is forced.
+        n_prompts: prompts behind them.
+        reason: why they cannot be used; empty when they can.
+    """
+
+    guess: float
+    guess_low: float
+    guess_high: float
+    lapse: float
+    lapse_low: float
+    lapse_high: float
+    n_prompts: int
+    reason: str
+
+
+def calibrate(zero_shot: Floats, forced: Floats, *, seed: int = 0) -> Calibration:
+    """Guess and lapse.
+
+    Args:
+        zero_shot: P(correct) with no example, [prompt].
+        forced: P(correct) where the task is forced, [prompt].
+        seed: of the bootstrap.
+
+    Raises:
+        TableError: when there are no prompts.
+    """
+    if len(zero_shot) == 0 or len(forced) == 0:
+        raise TableError(
+            "a calibration", "no prompts", "Give `zero_shot` and `forced` at least one prompt each."
+        )
+    rng = np.random.default_rng(seed)
+    guess, lapse = prompt_band(zero_shot[:, None], rng), prompt_band(1 - forced[:, None], rng)
+    span = float(1 - guess.mean[0] - lapse.mean[0])
+    reason = "" if span >= LEAST_SPAN else f"1 − guess − lapse is {span:.2f}, {LEAST_SPAN} needed"
+    ends = [[float(part[0]) for part in (band.mean, band.low, band.high)] for band in (guess, lapse)]
+    (g, g_low, g_high), (d, d_low, d_high) = ends
+    return Calibration(g, g_low, g_high, d, d_low, d_high, len(zero_shot), reason)
+
+
+def task_belief(p_correct: Floats, calibration: Calibration, floor: float = 1e-3) -> Floats:
+    """Log-odds of A behind the answers, nats; A is clipped to [floor, 1 − floor], NaN without a calibration.
+
+    Args:
+        p_correct: [...].
+        calibration: of other prompts.
+        floor: of A; the forced prompts cannot tell A from 1 more finely than their own spread.
+    """
+    if calibration.reason:
+        return np.full(np.shape(p_correct), np.nan)
+    span = 1 - calibration.guess - calibration.lapse
+    belief = np.clip((p_correct - calibration.guess) / span, floor, 1 - floor)
+    return np.log(belief) - np.log1p(-belief)

@@ -1,26 +1,193 @@
-"""How far does each latent get on the ladder, and why not further?
-
-    none < grows < grows linearly < grows with evidence < causally additive < accounts for belief
-
-1. Detection says what grows. 2. A latent of the short list climbs while its gates hold: confirmed on held-out
-prompts, rising in its own arm and not only against a control that falls, and certified additive (H2);
-increments follow the label evidence (H3); pushing it moves the belief linearly, as no matched random latent
-does (H4); and its site's pushed latents account for a stated share of the belief's growth (H5).
-3. The first gate that fails gives the reason. What it would have passed further up stays in its columns: a
-gate is never asked to excuse another.
-Enter the tables of each step; leaves a VerdictTable with one row per detected-for latent.
-"""
+"""Verdicts: confirmation on held-out prompts, the ladder's rungs, falsifiers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from iclens.tables.verdicts import FALLS, LADDER, VerdictTable
+from iclens.core import REDO_STAGE, Site, TableError
+from iclens.schemas import FALLS, LADDER, ConfirmTable, FalsifierTable, VerdictTable
+from iclens.stats import resample_prompts
+from iclens.table import Floats, Ints, expect_shape
+
+Place = tuple[Site, str]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One latent and what is claimed of it.
+
+    Args:
+        site: short form.
+        role: token of each example.
+        latent: its id.
+        slope: paired slope of the discovery split, activation × decoder norm per example.
+        says: "grows" or "grows linearly".
+    """
+
+    site: str
+    role: str
+    latent: int
+    slope: float
+    says: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that was decided before the confirm split was read.
+
+    Args:
+        claims: in the order of the short list.
+        prompts: prompts of the confirm split, [prompt].
+        study: hash of what the study was asked.
+    """
+
+    claims: tuple[Claim, ...]
+    prompts: tuple[int, ...]
+    study: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the canonical JSON."""
+        return hashlib.sha256(self.json().encode()).hexdigest()
+
+    def json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces, exact numbers."""
+        held = {
+            "claims": [[c.site, c.role, c.latent, float(c.slope).hex(), c.says] for c in self.claims],
+            "prompts": list(self.prompts),
+            "study": self.study,
+        }
+        return json.dumps(held, sort_keys=True, separators=(",", ":"))
+
+    def freeze(self, path: Path) -> str:
+        """Write the manifest and its hash; returns the hash."""
+        path.write_text(f"{self.sha256}\n{self.json()}\n", encoding="utf-8")
+        return self.sha256
+
+    @classmethod
+    def thaw(cls, path: Path) -> Manifest:
+        """Read what `freeze` wrote.
+
+        Raises:
+            TableError: when it is missing, or not what was frozen.
+        """
+        try:
+            said, text = path.read_text(encoding="utf-8").splitlines()
+            held = json.loads(text)
+            claims = tuple(
+                Claim(site, role, latent, float.fromhex(slope), says)
+                for site, role, latent, slope, says in held["claims"]
+            )
+            manifest = cls(claims, tuple(held["prompts"]), held["study"])
+        except (OSError, ValueError, KeyError, TypeError) as cause:
+            raise TableError(f"manifest {path}", f"unreadable ({cause})", REDO_STAGE) from cause
+        if said != manifest.sha256 or text != manifest.json():
+            raise TableError(
+                f"manifest {path}",
+                "changed after it was frozen",
+                REDO_STAGE,
+            )
+        return manifest
+
+
+def confirm(
+    manifest: Manifest,
+    differences: Mapping[Place, Floats],
+    prompts: Ints,
+    own: Mapping[Place, Floats] | None = None,
+) -> ConfirmTable:
+    """The paired slope of every claim on the confirm split.
+
+    Args:
+        manifest: what was claimed.
+        differences: (site, role) → paired T − control of its claims in the manifest's order, activation
+            × decoder norm, [claim prompt example].
+        prompts: the prompts they come from, [prompt].
+        own: (site, role) → the same of the task's arm alone; its slope is NaN when not given.
+
+    Raises:
+        TableError: when they are not the manifest's prompts, or claims are missing.
+    """
+    if tuple(int(p) for p in prompts) != manifest.prompts:
+        raise TableError(
+            "confirmation", "other prompts than the manifest's", "Give those that `manifest.prompts` lists."
+        )
+    slopes, alone = (np.full((len(manifest.claims), len(prompts)), np.nan) for _ in range(2))
+    for place, rows in _by_place(manifest.claims).items():
+        if place not in differences or len(differences[place]) != len(rows):
+            raise TableError(
+                f"confirmation at {place[0].short} {place[1]}",
+                "claims are missing",
+                "Give `differences` of this site and role for every one of its claims.",
+            )
+        slopes[rows] = _slopes(differences[place])
+        if own is not None:
+            alone[rows] = _slopes(own[place])
+    return _table(manifest.claims, slopes, alone)
+
+
+def holm(p_values: Floats) -> Floats:
+    """Holm's adjusted p-values, [test]; NaN marks a test that was not made and is not counted."""
+    adjusted = np.full(len(p_values), np.nan)
+    made = np.flatnonzero(np.isfinite(p_values))
+    order = made[np.argsort(p_values[made], kind="stable")]
+    scaled = p_values[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return adjusted
+
+
+def _by_place(claims: Sequence[Claim]) -> dict[Place, list[int]]:
+    places: dict[Place, list[int]] = {}
+    for i, claim in enumerate(claims):
+        places.setdefault((Site.parse(claim.site), claim.role), []).append(i)
+    return places
+
+
+def _slopes(values: Floats) -> Floats:
+    """Least-squares slope over examples, [claim prompt]."""
+    centred = np.arange(values.shape[2]) - (values.shape[2] - 1) / 2
+    return values.astype(np.float64) @ (centred / (centred**2).sum())
+
+
+def _table(claims: Sequence[Claim], slopes: Floats, alone: Floats) -> ConfirmTable:
+    n = slopes.shape[1]
+    mean, error = slopes.mean(axis=1), slopes.std(axis=1, ddof=1) / np.sqrt(n)
+    differing = (slopes != 0).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tail = stats.t.sf(mean / error, n - 1)
+    # As in detection: no sign test of so many prompts could go lower.
+    p = np.where(differing > 0, np.maximum(tail, 0.5 ** differing.astype(float)), np.nan)
+    half = stats.t.ppf(0.975, n - 1) * error
+    own_half = stats.t.ppf(0.975, n - 1) * alone.std(axis=1, ddof=1) / np.sqrt(n)
+    discovery = np.array([claim.slope for claim in claims], dtype=float)
+    return ConfirmTable(
+        {
+            "site": [str(Site.parse(claim.site)) for claim in claims],
+            "role": [claim.role for claim in claims],
+            "latent": [claim.latent for claim in claims],
+            "n_prompts": np.full(len(claims), n),
+            "discovery_slope": discovery,
+            "confirm_slope": mean,
+            "confirm_low": mean - half,
+            "confirm_high": mean + half,
+            "confirm_p": holm(p),
+            "shrinkage": mean / discovery,
+            "own_slope": alone.mean(axis=1),
+            "own_low": alone.mean(axis=1) - own_half,
+            "reason": np.where(differing > 0, "", "the arms do not differ on the confirm split"),
+        }
+    )
+
 
 KEY = ["site", "role", "latent"]
 CLOSURE = 0.25
@@ -118,3 +285,301 @@ def _closes(row: dict[str, Any], found: Found) -> str:
 
 GATES: tuple[Gate, ...] = (_linear, _evidence, _causal, _closes)
 """Gates above "grows", in the order of the ladder."""
+
+
+ADDITIVE = (0.8, 1.25)
+"""Exponents of n that count as additive."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its interval; NaN where it was not measured."""
+
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def known(self) -> bool:
+        """Whether it was measured."""
+        return math.isfinite(self.value)
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the falsifiers look at.
+
+    Args:
+        n_tested, n_grows: detection tests made, and latents called growing beyond every control.
+        n_confirmed, n_shortlisted: short-listed latents, and those that held on the confirm split.
+        n_rising: latents whose own arm rises, controls not subtracted; -1 when not measured.
+        n_own: confirmed latents of the short list that rise in their own arm as well.
+        n_sublinear: short-listed latents whose exponent's upper bound is below .8, or where a step wins.
+        n_shaped: short-listed latents whose shape could be judged.
+        belief_exponent: exponent of the answer's paired log-odds, with its 90 % interval.
+        duplicates: growth per repeated example ÷ growth per distinct one, on the answer's log-odds.
+        evidence: nats of belief per nat of label evidence, beyond a count of examples.
+        order: variance over orders ÷ variance over sets of examples, on the answer's log-odds.
+        n_dosed, n_causal: latents pushed, and those that move the belief as no matched latent does.
+        n_undecided: latents that no matched one beats, whose controls are too few for that to count.
+        closure: share of the belief's growth that the pushed latents of the best site account for.
+        closure_site: that site.
+        n_directions, n_directions_grow: sites whose direction was tested, and where it grows.
+        n_only_direction, n_only_latents: of these sites, those where only the direction grows, and those
+            where only latents are confirmed to.
+    """
+
+    n_tested: int = 0
+    n_grows: int = 0
+    n_confirmed: int = 0
+    n_shortlisted: int = 0
+    n_rising: int = -1
+    n_own: int = 0
+    n_sublinear: int = 0
+    n_shaped: int = 0
+    belief_exponent: Interval = Interval()
+    duplicates: Interval = Interval()
+    evidence: Interval = Interval()
+    order: Interval = Interval()
+    n_dosed: int = 0
+    n_causal: int = 0
+    n_undecided: int = 0
+    closure: Interval = Interval()
+    closure_site: str = ""
+    n_directions: int = 0
+    n_directions_grow: int = 0
+    n_only_direction: int = 0
+    n_only_latents: int = 0
+
+
+Outcome = tuple[bool | None, str]
+"""Whether it fired (None: not tested), and the figures in a sentence."""
+
+
+def ask(figures: Figures) -> FalsifierTable:
+    """Every falsifier in order."""
+    rows = [(name, question, *test(figures)) for name, question, test in FALSIFIERS]
+    said = {True: "fired", False: "did not fire", None: "not tested"}
+    return FalsifierTable(
+        {
+            "falsifier": [row[0] for row in rows],
+            "question": [row[1] for row in rows],
+            "fired": [said[row[2]] for row in rows],
+            "evidence": [row[3] for row in rows],
+        }
+    )
+
+
+def _nothing_grows(f: Figures) -> Outcome:
+    if f.n_tested == 0:
+        return None, "No latent was active often enough to be tested."
+    found = f"{f.n_grows} of {f.n_tested} tests, of a latent at a role, grow"
+    confirmed = f"{f.n_confirmed} of {f.n_shortlisted} short-listed ones are confirmed on held-out prompts"
+    return f.n_confirmed == 0, f"{found}; {confirmed}."
+
+
+def _not_additive(f: Figures) -> Outcome:
+    if not f.belief_exponent.known and f.n_shaped == 0:
+        return None, "No shape could be judged."
+    belief = f.belief_exponent.known and f.belief_exponent.high < ADDITIVE[0]
+    latents = f.n_shaped > 0 and f.n_sublinear > f.n_shaped / 2
+    shown = f"the answer's log-odds grow as n^{f.belief_exponent}" if f.belief_exponent.known else ""
+    counted = (
+        f"{f.n_sublinear} of the {f.n_shaped} whose shape could be judged saturate or step"
+        if f.n_shaped
+        else ""
+    )
+    return belief or latents, _sentence("; ".join(part for part in (shown, counted) if part))
+
+
+def _in_controls(f: Figures) -> Outcome:
+    if f.n_rising < 0:
+        return None, "Trajectories without their controls were not measured."
+    found = f"{f.n_grows} tests find a rise beyond every control, {f.n_rising} in the task's own arm; of the "
+    found += f"{f.n_confirmed} confirmed, {f.n_own} do both, the others rise because a control falls"
+    return f.n_rising > 0 and f.n_own == 0, _sentence(found)
+
+
+def _counting(f: Figures) -> Outcome:
+    if not (f.duplicates.known and f.evidence.known):
+        return None, "It needs arm D and a regression on the label evidence."
+    fired = f.duplicates.high >= 1 and f.evidence.low <= 0
+    found = (
+        f"a repeated example is worth {f.duplicates} of a distinct one; {f.evidence} nats of belief per nat"
+    )
+    return fired, _sentence(f"{found} of evidence")
+
+
+def _order(f: Figures) -> Outcome:
+    if not f.order.known:
+        return None, "It needs arms E1, E2, …"
+    return f.order.low > 1, _sentence(f"variance over orders ÷ over sets of examples {f.order}")
+
+
+def _like_controls(f: Figures) -> Outcome:
+    if f.n_dosed == 0:
+        return None, "No latent was pushed."
+    found = f"{f.n_causal} of {f.n_dosed} pushed latents move the answer beyond matched random ones"
+    if f.n_causal == 0 and f.n_undecided:
+        found += f", but {f.n_undecided} exceed every control they have: more controls are needed"
+        return None, _sentence(found)
+    return f.n_causal == 0, _sentence(found)
+
+
+def _does_not_close(f: Figures) -> Outcome:
+    if not f.closure.known:
+        return None, "No latent was pushed."
+    found = f"at {f.closure_site}, the best site, the pushed latents account for {f.closure}"
+    return f.closure.value < CLOSURE, _sentence(f"{found} of the answer's growth")
+
+
+def _hidden(f: Figures) -> Outcome:
+    if f.n_directions == 0:
+        return None, "No supervised direction was measured."
+    found = f"the direction T − S grows at {f.n_directions_grow} of {f.n_directions} sites; it alone at "
+    found += f"{f.n_only_direction}, confirmed latents alone at {f.n_only_latents}"
+    return f.n_only_direction + f.n_only_latents > 0, _sentence(found)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+FALSIFIERS: tuple[tuple[str, str, Callable[[Figures], Outcome]], ...] = (
+    ("F1", "Does no latent grow with the task's examples, held-out prompts included?", _nothing_grows),
+    ("F2", "Does growth saturate or step, rather than add (exponent below .8)?", _not_additive),
+    ("F3", "Do latents grow as much where the labels carry no task (controls)?", _in_controls),
+    ("F4", "Does a repeated example count as much as a new one (counting, not evidence)?", _counting),
+    ("F5", "Does the order of the examples matter more than which they are?", _order),
+    ("F6", "Does pushing a growing latent do no more than pushing a random one?", _like_controls),
+    ("F7", "Do the growing latents account for less than 25 % of the belief's growth?", _does_not_close),
+    ("F8", "Does a supervised direction grow where no latent does, or the reverse?", _hidden),
+)
+"""Name, question in words, and test of each."""
+
+
+DOSES: Floats = np.array([-1.0, -0.5, 0.5, 1.0, 1.5, 2.0])
+"""Doses in natural growths; 0 is the base."""
+MOST_QUADRATIC = 0.1
+"""Largest share of a dose-response's variance that curvature may make up for it to count as linear: the k²
+term is then at most .43 of the line at one natural growth."""
+NATURAL_SQUARE, NATURAL_FOURTH = 1 / 3, 1 / 5
+"""Means of k² and k⁴ over the natural range −1..1, on which k and k² are orthogonal."""
+DOSE_LEVEL = 0.05
+UNDECIDED = "beyond all its matched random latents, which are too few for so many pushed ones"
+"""Why a latent whose p is as small as its controls allow is not called."""
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class DoseFit:
+    """Dose-responses of several latents, [latent] each; `slopes` is [latent prompt]."""
+
+    slope: Floats
+    low: Floats
+    high: Floats
+    quadratic_share: Floats
+    slopes: Floats
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of means over prompts with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def fit_doses(responses: Floats, doses: Floats = DOSES) -> DoseFit:
+    """Slope, interval and curvature of each latent's dose-response.
+
+    Args:
+        responses: r(k) − r(0) in nats, [latent prompt dose].
+        doses: k, [dose], without 0.
+
+    Raises:
+        TableError: when the axes do not agree, or fewer than two prompts or three doses are given.
+    """
+    sizes = expect_shape(
+        "dose-responses", responses=(responses, ("latent", "prompt", "dose")), doses=(doses, ("dose",))
+    )
+    if sizes["prompt"] < 2 or sizes["dose"] < 3:
+        raise TableError(
+            "dose-responses",
+            f"{sizes['prompt']} prompts at {sizes['dose']} doses",
+            "Give at least 2 prompts and 3 doses.",
+        )
+    design = np.stack([doses, doses**2], axis=1)
+    slopes = responses @ np.linalg.pinv(design)[0]
+    mean = responses.mean(axis=1) @ np.linalg.pinv(design).T
+    linear, quadratic = np.square(mean * np.sqrt([NATURAL_SQUARE, NATURAL_FOURTH])).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(linear + quadratic > 0, quadratic / (linear + quadratic), 0.0)
+    n = sizes["prompt"]
+    half = stats.t.ppf(0.975, n - 1) * slopes.std(axis=1, ddof=1) / np.sqrt(n)
+    middle = slopes.mean(axis=1)
+    return DoseFit(middle, middle - half, middle + half, share, slopes)
+
+
+def ratio_of_means(top: Floats, bottom: Floats, seed: int = 0) -> Ratio:
+    """Mean of `top` ÷ mean of `bottom` [prompt], resampling prompts; NaN where the bottom's sign is unclear.
+
+    Args:
+        top: [prompt].
+        bottom: [prompt].
+        seed: of the resampling.
+    """
+    draws = resample_prompts(len(top), RESAMPLES, np.random.default_rng(seed))
+    below = draws @ bottom
+    if np.quantile(below, 0.025) <= 0 <= np.quantile(below, 0.975):
+        return Ratio(float("nan"), float("nan"), float("nan"))
+    low, high = np.quantile((draws @ top) / below, [0.025, 0.975])
+    return Ratio(float(top.sum() / bottom.sum()), float(low), float(high))
+
+
+def control_p(effect: Floats, controls: Floats) -> Floats:
+    """(1 + controls that raise the belief at least as much) / (1 + their number), [latent].
+
+    One-sided, as the claim is: a long push in a random direction mostly breaks the answer, and lowers the
+    belief by more than any latent raises it.
+
+    Args:
+        effect: of each latent, [latent].
+        controls: of its matched random latents, [latent control].
+    """
+    beaten = (controls >= effect[:, None]).sum(axis=1)
+    return (1 + beaten) / (1 + controls.shape[1])
+
+
+def causal_reasons(
+    low: Floats, high: Floats, quadratic_share: Floats, q_value: Floats, unbeaten: np.ndarray | None = None
+) -> list[str]:
+    """Why each latent is not causal, [latent]; empty where it is.
+
+    Args:
+        low: lower end of the slope's interval, [latent].
+        high: upper end, [latent].
+        quadratic_share: [latent].
+        q_value: of the comparison with matched latents, [latent]; NaN where there were none.
+        unbeaten: whether no matched latent raises the belief as much, [latent]; nobody when not given.
+    """
+    reasons, first = [], np.zeros(len(low), dtype=bool) if unbeaten is None else unbeaten
+    for least, most, curved, q, best in zip(low, high, quadratic_share, q_value, first, strict=True):
+        shown = f"[{least:.3g}, {most:.3g}] nats"
+        if not np.isfinite(least):
+            reasons.append("its effect is undefined")
+        elif least <= 0:
+            reasons.append(f"pushing it does not raise the belief: {shown}")
+        elif curved > MOST_QUADRATIC:
+            reasons.append(f"its dose-response is not linear: k² makes up {curved:.0%}")
+        elif not q <= DOSE_LEVEL and best:
+            reasons.append(f"{UNDECIDED} (q {q:.2g}): more controls would tell")
+        elif not q <= DOSE_LEVEL:
+            reasons.append(f"not beyond matched random latents (q {q:.2g})")
+        else:
+            reasons.append("")
+    return reasons

@@ -6,11 +6,23 @@
 natural growth from n examples to the last, taken from other prompts, so that dose 1 is what the remaining
 examples would do. 3. Every latent is pushed at every dose; matched random latents are pushed as far (the same
 ‖Δh‖); the same push is put at `comma` of the query; pairs are pushed together; and all of them at once.
+
+Does a site's whole growth move the belief as the examples do, and which part of it?
+
+    Δh = mean over other prompts of h after the last example − h after n examples        at `pre`
+       = decoded change of all latents + change of the SAE's error
+
+1. The parts are taken from prompts of the same arm that are not pushed. 2. Each is added at the query's `pre`
+of the prepared prompts. 3. Its effect is set against the belief's own growth there: what the full
+activation's mean growth does not do, no sum over latents can. The growth is the arm's own, as the belief's
+is. Its paired difference to a control arm is another thing: the control moves as well, towards "no task",
+often further, and taking that away from a prompt that has a task breaks its answer.
+Enter an arm and prepared prompts; leaves an InjectionTable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,26 +30,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclens.errors import EditError, SaeError
-from iclens.growth.dose import DOSES, Ratio, control_p, fit_doses, ratio_of_means
-from iclens.models.forward import answer_probs, record
-from iclens.models.load import LanguageModel
-from iclens.models.tail import Tail, tails_of
-from iclens.names import position
-from iclens.patching.latents.single import matched
-from iclens.saes.directions import check_decoder, decoder_directions, decoder_lengths
-from iclens.saes.encode import refuse_transcoder
+from iclens.activations import LatentActs
+from iclens.core import EditError, SaeError, position
+from iclens.growth.verdict import DOSES, Ratio, control_p, fit_doses, ratio_of_means
+from iclens.model.load import LanguageModel
+from iclens.model.run import Edit, answer_probs, record
+from iclens.model.tail import Tail, tails_of
+from iclens.patching.latents import matched
+from iclens.patching.receiver import means, normalised_effects, resamples
+from iclens.prompts.beliefs import AnswerProbs, DeclaredBelief, belief_names, log_odds, read_all
+from iclens.prompts.build import PromptSet
+from iclens.prompts.tasks import parse_task
+from iclens.saes.encode import check_decoder, decoder_directions, decoder_lengths, refuse_transcoder
 from iclens.saes.load import Sae
-from iclens.tables.activations import LatentActs
-from iclens.tables.answers import AnswerProbs
-from iclens.tables.arrays import Floats, Ints
-from iclens.tables.bands import prompt_band
-from iclens.tables.dose import ClosureTable, DoseCurveTable, DoseTable, InteractionTable
-from iclens.tables.edits import Edit
-from iclens.tables.prompts import PromptSet
-from iclens.tasks.beliefs import log_odds
-from iclens.tasks.declared import DeclaredBelief, belief_names, read_all
-from iclens.tasks.spec import parse_task
+from iclens.schemas import ClosureTable, DoseCurveTable, DoseTable, InjectionTable, InteractionTable
+from iclens.stats import prompt_band
+from iclens.table import Floats, Ints
 
 OFF_ROLE = "comma"
 """Where the same push is put to see that the place matters."""
@@ -395,3 +403,86 @@ def read(
     task = parse_task(str(prompts.task[prompt]))
     held = AnswerProbs(probs.answers, rows)
     return log_odds(read_all(held, task, x, answer, before, declared))
+
+
+def natural_parts(
+    model: LanguageModel, sae: Sae, prompts: PromptSet, n_examples: int, batch: int = 128
+) -> dict[str, Floats]:
+    """A site's mean growth from `n_examples` to the last example, and its two parts.
+
+    Args:
+        model: the model.
+        sae: the SAE of the site.
+        prompts: the arm, inline; prompts other than those to be pushed.
+        n_examples: examples in context where the push will be.
+        batch: prompts per forward pass.
+
+    Returns:
+        "all latents", "error only" and "full activation", the sum of the two, each [d_model].
+
+    Raises:
+        EditError: when the prompts have no later example.
+        TableError: for a probed arm.
+    """
+    if not 0 <= n_examples < prompts.n_examples - 1:
+        raise EditError(
+            f"growth from {n_examples} examples on",
+            f"prompts have {prompts.n_examples}",
+            f"Choose n_examples from 0 to {prompts.n_examples - 2}.",
+        )
+    where = prompts.positions("pre")[[n_examples, -1]]
+    held = torch.as_tensor(record(model, prompts.tokens, [sae.site], where, batch=batch)[sae.site])
+    whole, decoded = np.zeros(model.d_model), np.zeros(model.d_model)
+    for rows in held.split(batch):
+        before, after = rows.unbind(dim=1)
+        whole += (after.double() - before).sum(dim=0).numpy() / len(held)
+        change = sae.reconstruct(after, sae.encode(after)) - sae.reconstruct(before, sae.encode(before))
+        decoded += change.double().sum(dim=0).cpu().numpy() / len(held)
+    return {"all latents": decoded, "error only": whole - decoded, "full activation": whole}
+
+
+def joint_push(bed: Bed, latents: Ints, growth: Floats) -> Floats:
+    """All latents pushed by their natural growth at once, Σ_f δ_f · d_f, [d_model].
+
+    Args:
+        bed: the prompts.
+        latents: [latent].
+        growth: natural growth of each, gated activation [latent].
+    """
+    return np.asarray(growth) @ bed.directions(latents).double().cpu().numpy()
+
+
+def injection_table(
+    bed: Bed, parts: Mapping[str, Floats], *, seed: int = 0, draws: int = 1000
+) -> InjectionTable:
+    """Effect of every part on every belief.
+
+    Args:
+        bed: the prompts.
+        parts: name → what is added at `pre`, [d_model].
+        seed: of the bootstrap.
+        draws: bootstrap resamples.
+
+    Returns:
+        A row per part and belief.
+    """
+    delta = torch.as_tensor(np.stack(list(parts.values()))).to(bed.sae.W_dec)
+    effects = bed.effects(delta)
+    weights = resamples(bed.prompts.n_prompts, draws, np.random.default_rng(seed))
+    tables = []
+    for name, found in zip(parts, effects, strict=True):
+        effect, share = means(found, weights), normalised_effects(found, bed.natural, weights)
+        tables.append(InjectionTable({
+            "site": [str(bed.sae.site)] * len(bed.names), "injected": [name] * len(bed.names),
+            "belief": np.array(bed.names), "n_examples": [bed.n_examples] * len(bed.names),
+            "n_prompts": [len(found)] * len(bed.names), "effect": effect.value, "ci_low": effect.low,
+            "ci_high": effect.high, "share": share.value, "share_low": share.low, "share_high": share.high,
+            "reason": [_reason(*why) for why in zip(effect.reason, share.reason, strict=True)],
+        }))  # fmt: skip
+    return InjectionTable.concat(tables)
+
+
+def _reason(effect: str, share: str) -> str:
+    """Why a value is NaN, where `normalised_effects` speaks of A* and B in place of the belief's growth."""
+    why = effect or share
+    return why.replace("A* and B differ", "the belief grows").replace("A* − B", "the belief's growth")

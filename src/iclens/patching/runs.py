@@ -15,14 +15,12 @@ from functools import partial
 
 import numpy as np
 
-from iclens.errors import EditError, TaskError, nearest
-from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE
-from iclens.tables.arrays import Ints, Strings
-from iclens.tables.prompts import PromptSet
-from iclens.tasks.declared import DeclaredBelief, belief_names
-from iclens.tasks.prompts import build_prompts, joined
-from iclens.tasks.rendering import Tokenizer, fingerprint
-from iclens.tasks.rules import Task, default_inputs
+from iclens.core import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, EditError, TaskError, nearest
+from iclens.prompts.beliefs import DeclaredBelief, belief_names
+from iclens.prompts.build import PromptSet, build_prompts, joined
+from iclens.prompts.render import Tokenizer, fingerprint
+from iclens.prompts.tasks import Task, default_inputs
+from iclens.table import Ints, Strings
 
 ZERO = "zero examples"
 RECIPIENTS = (ZERO, "S arm", "R arm")

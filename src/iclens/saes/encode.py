@@ -1,27 +1,24 @@
-"""Encoding recorded activations into active latents, with the reconstruction error kept.
-
-The activation is split exactly: x = Σ_f a_f · d_f + x̂(0) + error, with d_f what one unit of a latent adds
-(`saes.directions`). Of an SAE that normalises its input, a_f has the factor `Sae.scale(x)` here, so that
-a_f · d_f is always what the latent adds at the site, in the site's units. Latents go to a sparse table; of
-the error and of x itself the squared lengths are kept, so that any table built on latents can say what it
-left out.
-"""
+"""Encoding rows, decoder directions, and what they write to the logits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from sae_lens import TopKSAE
 from scipy.sparse import csr_array
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, normalize
 
-from iclens.errors import SaeError
+from iclens.activations import Activations, LatentActs
+from iclens.core import SaeError, SiteError
+from iclens.model.load import LanguageModel, as_numpy
+from iclens.saes.formats.parts import NORMALISATIONS
 from iclens.saes.load import Sae
-from iclens.tables.activations import Activations, LatentActs
-from iclens.tables.arrays import Floats
+from iclens.table import Floats, Ints
 
 DENSE = 2**22
 """Entries of the dense [row latent] array that is held at a time: 16 MiB."""
@@ -189,3 +186,200 @@ def encode(sae: Sae, activations: Activations) -> LatentActs:
         error_sq=encoded.error_sq.reshape(shape),
         total_sq=encoded.total_sq.reshape(shape),
     )
+
+
+@torch.no_grad()
+def decoder_directions(sae: Sae, latents: Ints) -> Tensor:
+    """What one unit of each latent adds to the decoded, decode(e_f) − decode(0), [latent d_in].
+
+    Raises:
+        SaeError: for a latent that the SAE does not have, or an SAE that decodes otherwise than by `_rows`.
+    """
+    strange = [int(latent) for latent in latents if not 0 <= latent < sae.d_sae]
+    if strange:
+        raise SaeError(
+            f"latent {strange[0]} of {sae.site.short}", f"it has {sae.d_sae}",
+            f"Choose one of 0 to {sae.d_sae - 1}.",
+        )  # fmt: skip
+    return _rows(sae)[torch.as_tensor(np.asarray(latents, dtype=np.int64), device=sae.W_dec.device)]
+
+
+@torch.no_grad()
+def decoder_lengths(sae: Sae) -> Floats:
+    """‖d_f‖: the length that one unit of each latent adds, in the SAE's own units, float32 [latent].
+
+    Raises:
+        SaeError: for an SAE that decodes otherwise than by `_rows`.
+    """
+    return as_numpy(_rows(sae).norm(dim=1))
+
+
+def _rows(sae: Sae) -> Tensor:
+    """d_f of every latent, [latent d_in], found equal to what the SAE decodes of all of them together."""
+    rows = sae.W_dec
+    if getattr(getattr(sae.network, "cfg", None), "rescale_acts_by_decoder_norm", False):
+        rows = torch.nn.functional.normalize(rows, dim=1)
+    sizes = torch.linspace(1, 2, sae.d_sae, dtype=rows.dtype, device=rows.device)[None]
+    decoded = (sae.decode(sizes) - sae.decode(torch.zeros_like(sizes))).reshape(1, -1)
+    if not bool((decoded - sizes @ rows).norm() <= 1e-3 * decoded.norm()):
+        raise SaeError(
+            f"directions of the SAE at {sae.site.short}", "its decoder is not affine in the rows of W_dec",
+            "Give an SAE with x̂ = latents @ W_dec + b_dec.",
+        )  # fmt: skip
+    return rows
+
+
+def check_decoder(sae: Sae, first: Tensor, second: Tensor) -> None:
+    """Refuse an SAE for which adding Δa · d_f is not the same as changing the latent by Δa.
+
+    Args:
+        sae: the SAE.
+        first: gated activations on which this is tried, [row d_sae].
+        second: others.
+
+    Raises:
+        SaeError: when its decoder is not affine, or it normalises its input by constants that were never
+            folded into its weights.
+    """
+    if sae.normalisation not in NORMALISATIONS:
+        raise SaeError(
+            f"moving latents of the SAE at {sae.site.short}", f"it normalises inputs ({sae.normalisation})",
+            f"Give one that normalises by one of {', '.join(NORMALISATIONS)}.",
+        )  # fmt: skip
+    nothing = sae.decode(torch.zeros_like(first))
+    one, other, both = sae.decode(first), sae.decode(second), sae.decode(first + second)
+    excess = (both - one - other + nothing).abs().max()
+    if not bool(excess <= 1e-3 * (one.abs().max() + other.abs().max())):
+        raise SaeError(
+            f"moving latents of the SAE at {sae.site.short}",
+            "its decoder is not affine",
+            "Give an SAE with x̂ = latents @ W_dec + b_dec.",
+        )
+
+
+TokenEffect = tuple[str, float]
+
+
+@dataclass(frozen=True)
+class LogitEffects:
+    """The tokens that a latent raises and lowers most on the direct path.
+
+    Args:
+        latent: its index.
+        top: (token text, logit effect), largest first.
+        bottom: (token text, logit effect), smallest first.
+    """
+
+    latent: int
+    top: tuple[TokenEffect, ...]
+    bottom: tuple[TokenEffect, ...]
+
+
+@torch.no_grad()
+def logit_effects(
+    model: LanguageModel, sae: Sae, latents: Sequence[int] | Ints, n: int = 8
+) -> list[LogitEffects]:
+    """Top and bottom tokens of each latent.
+
+    Args:
+        model: gives the final norm's weight, the unembedding and the tokens' text.
+        sae: an SAE whose site adds to the residual stream.
+        latents: which latents, [latent].
+        n: tokens at either end.
+
+    Raises:
+        SiteError: for a latent that the SAE does not have.
+    """
+    chosen = [int(latent) for latent in latents]
+    strange = [latent for latent in chosen if not 0 <= latent < sae.d_sae]
+    if strange:
+        raise SiteError(
+            f"latent {strange[0]} of {sae.site.short}", f"the SAE has {sae.d_sae}", "Choose a smaller one."
+        )
+    gain, unembedding = model.network.model.norm.weight.float(), model.network.lm_head.weight.float()
+    directions = normalize(decoder_directions(sae, np.array(chosen)), dim=1).to(gain.device)
+    effects = (directions * gain) @ unembedding.T
+    effects = effects - effects.mean(dim=1, keepdim=True)
+    n = min(n, effects.shape[1])
+    high, low = effects.topk(n, dim=1), effects.topk(n, dim=1, largest=False)
+
+    def named(ids: torch.Tensor, values: torch.Tensor) -> tuple[TokenEffect, ...]:
+        pairs = zip(ids.tolist(), values.tolist(), strict=True)
+        return tuple((str(model.tokenizer.decode([ident])), value) for ident, value in pairs)
+
+    return [
+        LogitEffects(latent, named(high.indices[i], high.values[i]), named(low.indices[i], low.values[i]))
+        for i, latent in enumerate(chosen)
+    ]
+
+
+_LEAST_SPREAD = 1e-9
+"""Share of a latent's mean square that its variance must exceed; below, it is rounding."""
+_CELLS = 1 << 26
+"""Cosines held at a time."""
+
+
+@dataclass(frozen=True)
+class Near:
+    """A latent's neighbours, nearest first.
+
+    Args:
+        latents: which, [neighbour].
+        values: cosine or correlation, [neighbour].
+    """
+
+    latents: Ints
+    values: Floats
+
+
+@torch.no_grad()
+def by_decoder(sae: Sae, latents: Sequence[int], n: int = 6) -> list[Near]:
+    """The latents whose decoder rows point most nearly the same way, for each of `latents`.
+
+    Args:
+        sae: the SAE.
+        latents: which, [latent].
+        n: neighbours of each.
+    """
+    rows = sae.W_dec
+    lengths = rows.norm(dim=1).clamp_min(torch.finfo(rows.dtype).tiny).float()
+    found = []
+    for some in torch.tensor(latents, device=rows.device).split(max(1, _CELLS // sae.d_sae)):
+        cosine = (rows[some].float() @ rows.T.float()) / lengths[some, None] / lengths
+        found += [
+            _nearest(own.cpu().numpy(), int(f), n) for own, f in zip(cosine, some.tolist(), strict=True)
+        ]
+    return found
+
+
+def by_activation(activations: csr_array, latents: Sequence[int], n: int = 6) -> list[Near]:
+    """The latents whose activations correlate most over tokens, for each of `latents`.
+
+    Args:
+        activations: gated, [token latent].
+        latents: which, [latent].
+        n: neighbours of each.
+    """
+    held = csr_array(activations).astype(np.float64)
+    n_tokens = max(cast("tuple[int, int]", held.shape)[0], 1)
+    mean = np.asarray(held.sum(axis=0)).ravel() / n_tokens
+    squares = np.asarray(held.power(2).sum(axis=0)).ravel() / n_tokens
+    varies = squares - mean**2 > _LEAST_SPREAD * squares
+    spread = np.sqrt(np.where(varies, squares - mean**2, np.nan))
+    found = []
+    columns = held.tocsc()
+    for f in latents:
+        product = np.asarray((held.T @ columns[:, [f]]).todense()).ravel() / n_tokens - mean * mean[f]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found.append(_nearest(product / (spread * spread[f]), f, n))
+    return found
+
+
+def _nearest(values: Floats, own: int, n: int) -> Near:
+    """The `n` largest that are above zero, without the latent itself and without undefined ones."""
+    held = np.where(np.isfinite(values) & (values > 0), values, -np.inf)
+    held[own] = -np.inf
+    n = min(n, int(np.isfinite(held).sum()))
+    largest = np.argpartition(-held, n - 1)[:n] if n else np.array([], dtype=np.int64)
+    order = largest[np.argsort(-held[largest], kind="stable")]
+    return Near(order.astype(np.int64), held[order])

@@ -1,11 +1,10 @@
-"""Loading SAEs strictly: one, in whatever layout it was published, or a set made for one model.
-
-1. The files are read by the reader of their layout (`saes.formats`). 2. What the SAE says about itself
-(width, site) is compared with what it is to be used on. 3. Anything that disagrees is refused in one line.
-"""
+"""SAEs from folders or the hub, checked against the model, and written in sae_lens' layout."""
 
 from __future__ import annotations
 
+import math
+import shutil
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from iclens.errors import SaeError
-from iclens.models.identity import other_model
-from iclens.models.load import LanguageModel
-from iclens.names import Site
+from iclens.core import SaeError, Site
+from iclens.model.load import LanguageModel, other_model
+from iclens.saes.formats import native
 from iclens.saes.formats.checked import check
 from iclens.saes.formats.detect import parts_of_one, read_folder
 from iclens.saes.formats.native import UNFOLDED, scaled
@@ -295,3 +293,114 @@ def read_card(folder: Path) -> dict[str, Any]:
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             mismatches.refuse(site, "It must be a list of texts.")
     return card | {"model": made_for.values, "mismatches": mismatches.values}
+
+
+L0_FACTOR = 3.0
+"""How far the measured L0 may be from the stated one, either way."""
+LENGTH_FACTOR = 3.0
+"""How far the measured mean length of activations may be from the stated one, either way."""
+WORST_FVU = 0.8
+"""The largest fraction of variance unexplained with which an SAE still fits."""
+
+
+def mismatches(
+    sae: Sae, model: LanguageModel, l0: float, fvu: float, length: float = math.nan
+) -> tuple[str, ...]:
+    """In what an SAE does not fit a model; empty when it fits.
+
+    Args:
+        sae: loaded for this model's width.
+        model: what it was measured on.
+        l0: measured mean number of active latents per token.
+        fvu: measured fraction of variance unexplained, all tokens.
+        length: measured mean length of the activations that it reads; NaN leaves it unchecked.
+    """
+    found = [
+        other_model(sae.model, sae.model_fingerprint, model), _l0(sae, l0), _length(sae, length), _fvu(fvu),
+    ]  # fmt: skip
+    return tuple(text for text in found if text)
+
+
+def _l0(sae: Sae, l0: float) -> str:
+    if sae.l0:
+        ratio = l0 / sae.l0
+        return "" if 1 / L0_FACTOR <= ratio <= L0_FACTOR else f"L0 is {l0:.3g}, its makers state {sae.l0:.3g}"
+    return "" if 1 <= l0 <= sae.d_in else f"L0 is {l0:.3g} of {sae.d_in} dimensions"
+
+
+def _length(sae: Sae, length: float) -> str:
+    if sae.mean_length is None or math.isnan(length):
+        return ""
+    if 1 / LENGTH_FACTOR <= length / sae.mean_length <= LENGTH_FACTOR:
+        return ""
+    return f"activations have a mean length of {length:.3g}, its files state {sae.mean_length:.3g}"
+
+
+def _fvu(fvu: float) -> str:
+    if math.isnan(fvu):
+        return "FVU is undefined: its site does not vary over the prompts"
+    return "" if fvu <= WORST_FVU else f"FVU is {fvu:.3g}, above {WORST_FVU}"
+
+
+def convert(
+    ref: str | Path, out: str | Path, *, site: Site | None = None, input_scale: float | None = None
+) -> Path:
+    """Write the SAE `ref` as a sae_lens folder.
+
+    Args:
+        ref: what `load_sae` takes.
+        out: folder to make.
+        site: where it is to be used, whatever its files name; the site that they name by default.
+        input_scale: as for `load_sae`.
+
+    Returns:
+        `out`.
+
+    Raises:
+        SaeError: when the SAE cannot be loaded, or `out` exists; nothing is left behind.
+    """
+    if Path(out).exists():
+        raise SaeError(f"output '{out}'", "it exists", "Name a new folder, or remove this one.")
+    return save_native(load_sae(ref, site=site, input_scale=input_scale), Path(out))
+
+
+def save_native(sae: Sae, out: Path) -> Path:
+    """Write a loaded SAE to `out`, which appears when it is whole, and return it.
+
+    Raises:
+        SaeError: when what is read back differs, or the folder cannot be written.
+    """
+    described = {
+        "hook_name": str(sae.site), "hook_layer": sae.site.layer, "model_name": sae.model, "l0": sae.l0,
+        "model_fingerprint": sae.model_fingerprint, "mean_length": sae.mean_length,
+        "hook_name_out": None if sae.target is None else str(sae.target),
+        "hook_name_in_its_files": None if sae.named is None else str(sae.named),
+        "converted_from": None if sae.layout == "sae_lens" else {"layout": sae.layout, "sae_id": sae.sae_id},
+    }  # fmt: skip
+    for key, value in described.items():
+        if value is not None:
+            sae.network.cfg.metadata[key] = value
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as cause:
+        raise SaeError(
+            f"output '{out}'", f"cannot be written ({cause.strerror})", "Name a folder that can be made."
+        ) from cause
+    try:
+        sae.network.save_model(partial)
+        _refuse_difference(sae, native.read(partial, "cpu").network.state_dict())
+        partial.chmod(0o755)
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return out
+
+
+def _refuse_difference(sae: Sae, again: dict[str, torch.Tensor]) -> None:
+    for name, value in sae.network.state_dict().items():
+        if name not in again or not torch.equal(value.cpu(), again[name]):
+            raise SaeError(
+                f"SAE '{sae.folder}'", f"{name} was not written as it is", "Name an --out on another disk."
+            )

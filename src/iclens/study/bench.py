@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import iclens
-from iclens.errors import ConfigError, ModelError, RunError, SaeError, TaskError
-from iclens.growth.splits import split_prompts
-from iclens.names import Site
+from iclens.activations import LatentActs
+from iclens.core import ConfigError, ModelError, RunError, SaeError, Site, TaskError
+from iclens.prompts.build import PromptSet
+from iclens.prompts.mixture import Mixture
+from iclens.stats import split_prompts
 from iclens.study import digests
 from iclens.study.config import StudyConfig
 from iclens.study.runfolder import RunFolder
 from iclens.study.store import load_arrays, load_json, load_prompts
-from iclens.tables.activations import LatentActs
-from iclens.tables.prompts import PromptSet
-from iclens.tasks.mixture import Mixture
 
 if TYPE_CHECKING:
-    from iclens.models.load import LanguageModel
+    from iclens.model.load import LanguageModel
     from iclens.saes.load import Sae
 
 Progress = Callable[[dict[str, Any]], None]
@@ -97,8 +96,8 @@ class Bench:
         """
         import torch
 
-        from iclens.models.load import load_model, load_tokenizer
-        from iclens.tasks.rendering import check_tokenizer
+        from iclens.model.load import load_model, load_tokenizer
+        from iclens.prompts.render import check_tokenizer
 
         section = self.config.model
         check_tokenizer(load_tokenizer(locate(section.folder)))

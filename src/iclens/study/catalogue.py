@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from iclens.errors import SaeError, nearest
-from iclens.models.identity import plain_name, same_name
+from iclens.core import SaeError, nearest
+from iclens.model.load import plain_name, same_name
 from iclens.saes.formats.detect import LAYOUTS
 from iclens.saes.formats.registry import Release, releases
 

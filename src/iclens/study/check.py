@@ -18,22 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from iclens.errors import ConfigError, SaeError, nearest
-from iclens.models.load import LanguageModel, load_model, load_tokenizer
-from iclens.models.shape import read_shape, refuse_longer
-from iclens.names import ROLES, Site, examples_within, prompt_length
-from iclens.saes.convert import save_native
-from iclens.saes.fit import mismatches
-from iclens.saes.load import CARD_FILE, Misfit, Sae, load_sae, load_sae_set
-from iclens.saes.quality import density_table, fidelity_table, figures, quality_table
-from iclens.saes.tally import Counts, tally
+from iclens.concepts.language import FIRST_EXAMPLE
+from iclens.core import ROLES, ConfigError, SaeError, Site, examples_within, nearest, prompt_length
+from iclens.model.load import LanguageModel, load_model, load_tokenizer
+from iclens.model.shape import read_shape, refuse_longer
+from iclens.prompts.render import check_tokenizer
+from iclens.saes.load import CARD_FILE, Misfit, Sae, load_sae, load_sae_set, mismatches, save_native
+from iclens.saes.quality import Counts, density_table, fidelity_table, figures, quality_table, tally
+from iclens.schemas import DensityTable, FidelityTable, QualityTable
 from iclens.study.bench import declared_mixture, locate
 from iclens.study.config import ModelSection, PromptsSection, SaesSection, StudyConfig
 from iclens.study.grid import grid_prompts
 from iclens.study.transforms_section import GridSection
-from iclens.tables.quality import DensityTable, FidelityTable, QualityTable
-from iclens.tasks.rendering import check_tokenizer
-from iclens.transforms.rows import FIRST_EXAMPLE
 
 DTYPES = ("float32", "bfloat16")
 

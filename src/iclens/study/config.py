@@ -19,15 +19,13 @@ from pydantic import (
     model_validator,
 )
 
-from iclens.errors import ConfigError, nearest
-from iclens.names import Site, check_role
+from iclens.core import ConfigError, Site, check_role, nearest
+from iclens.prompts.arms import other_task, parse_arm
+from iclens.prompts.beliefs import DeclaredBelief, belief_names, check_declared, parse_belief
+from iclens.prompts.tasks import Task, default_inputs, parse_task
 from iclens.study.config_errors import explain, one_line
 from iclens.study.section import Roles, Section, Seed
 from iclens.study.transforms_section import GridSection, TransformsSection
-from iclens.tasks.arms import other_task, parse_arm
-from iclens.tasks.declared import DeclaredBelief, belief_names, check_declared, parse_belief
-from iclens.tasks.rules import Task, default_inputs
-from iclens.tasks.spec import parse_task
 from iclens.training.config import naming, read_yaml
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from iclens.errors import ConfigError, nearest
+from iclens.core import ConfigError, nearest
 
 
 def explain(cause: ValidationError, root: type[BaseModel], source: str) -> ConfigError:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iclens.errors import SiteError, nearest
-from iclens.names import BELIEFS
+from iclens.core import BELIEFS, SiteError, nearest
 
 
 @dataclass(frozen=True)

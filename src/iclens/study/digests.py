@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from iclens.errors import ModelError
+from iclens.core import ModelError
 
 DIGITS = 16
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.safetensors", "mixture.yaml")

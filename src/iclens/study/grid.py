@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from iclens.errors import ConfigError, TaskError, TokenizerError, nearest
+from iclens.concepts.labels import TASK_IDENTITY
+from iclens.concepts.language import (
+    DEFAULT_SPECS,
+    FORMAT,
+    Concept,
+    Rows,
+    TaskGrid,
+    concept,
+    rows_of,
+    split_grid,
+)
+from iclens.core import ConfigError, TaskError, TokenizerError, nearest
+from iclens.prompts.build import PromptSet, build_prompts, draw_examples, joined
+from iclens.prompts.render import Tokenizer, supported_templates
+from iclens.prompts.tasks import Task, default_inputs, expand, parse_task
 from iclens.study.config import StudyConfig
 from iclens.study.transforms_section import known_concepts
-from iclens.tables.prompts import PromptSet
-from iclens.tasks.prompts import build_prompts, draw_examples, joined
-from iclens.tasks.rendering import Tokenizer, supported_templates
-from iclens.tasks.rules import Task, default_inputs
-from iclens.tasks.spec import expand, parse_task
-from iclens.transforms.concepts import FORMAT, Concept, concept
-from iclens.transforms.grid import DEFAULT_SPECS, TaskGrid, split_grid
-from iclens.transforms.labels.identity import TASK_IDENTITY
-from iclens.transforms.rows import Rows, rows_of
 
 GRID_ARM = "grid"
 SEEDS = 10_000

@@ -7,17 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import stats
 
-from iclens.growth.dose import UNDECIDED
-from iclens.growth.falsifiers import ADDITIVE, Figures, Interval
-from iclens.growth.shape.certificate import fit_shapes
-from iclens.growth.test import MIN_ACTIVE
-from iclens.growth.verdict import LEVEL
-from iclens.names import Site
-from iclens.tables.arrays import Floats
-from iclens.tables.dose import ClosureTable, DoseTable
-from iclens.tables.evidence import BayesTestTable
-from iclens.tables.shapes import ConfirmTable, ShapeTable
-from iclens.tables.verdicts import VerdictTable
+from iclens.core import Site
+from iclens.growth.detect import MIN_ACTIVE
+from iclens.growth.shape import fit_shapes
+from iclens.growth.verdict import ADDITIVE, LEVEL, UNDECIDED, Figures, Interval
+from iclens.schemas import BayesTestTable, ClosureTable, ConfirmTable, DoseTable, ShapeTable, VerdictTable
+from iclens.table import Floats
 
 BELIEF, ROLE = "exact", "pre"
 OUTPUT = Site(0, "resid_post")

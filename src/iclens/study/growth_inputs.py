@@ -6,15 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from iclens.growth.splits import Splits, split_prompts
-from iclens.names import Site
+from iclens.core import Site
+from iclens.prompts.beliefs import belief_index
+from iclens.prompts.build import example_similarity, in_mixture, nominal_evidence, task_log_odds
+from iclens.prompts.tasks import parse_task
+from iclens.stats import Splits, split_prompts
 from iclens.study.bench import Bench, beliefs_file
 from iclens.study.config import StudyConfig
-from iclens.tables.arrays import Floats, Ints
-from iclens.tasks.beliefs import belief_index
-from iclens.tasks.prompts import in_mixture, nominal_evidence, task_log_odds
-from iclens.tasks.similarity import example_similarity
-from iclens.tasks.spec import parse_task
+from iclens.table import Floats, Ints
 
 Place = tuple[Site, str]
 

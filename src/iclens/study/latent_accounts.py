@@ -11,11 +11,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from iclens.growth.accounts import Compared, compare_all
-from iclens.growth.design import Design
+from iclens.growth.accounts import Compared, Design, compare_all
+from iclens.schemas import LatentAccountTable
 from iclens.study.growth_inputs import Place
-from iclens.tables.arrays import Floats, Ints
-from iclens.tables.evidence import LatentAccountTable
+from iclens.table import Floats, Ints
 
 
 def latent_accounts(

@@ -6,9 +6,8 @@ training of the study's SAEs.
 
 from __future__ import annotations
 
-from iclens.errors import SiteError
-from iclens.models.shape import read_shape, refuse_longer
-from iclens.names import Site, examples_within, prompt_length
+from iclens.core import Site, SiteError, examples_within, prompt_length
+from iclens.model.shape import read_shape, refuse_longer
 from iclens.study.bench import locate
 from iclens.study.config import StudyConfig
 from iclens.training.config import load_train_config

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import yaml
 
 import iclens
-from iclens.errors import ConfigError, IclensError, RunWarning
+from iclens.core import ConfigError, IclensError, RunWarning
 from iclens.study import digests
 from iclens.study.config import StudyConfig, parse_study_config
 from iclens.study.config_errors import one_line
 from iclens.study.flow import FOLDERS
 from iclens.study.runfolder import CARD, CONFIG, DONE, RECORD, RunFolder
-from iclens.tables.frame import Table
+from iclens.table import Table
 
 _SHOWN = 5
 """Missing files of a stage, or files that it did not write, with a line each; beyond, one line counts."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from iclens.errors import ConfigError, SaeError
-from iclens.models.shape import model_folder
+from iclens.core import ConfigError, SaeError
+from iclens.model.shape import model_folder
 from iclens.study import digests
 from iclens.study.bench import Hashes, locate
 from iclens.study.config import StudyConfig

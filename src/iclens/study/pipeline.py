@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from iclens.errors import RunError, nearest
+from iclens.core import RunError, nearest
 from iclens.study.bench import Bench, Hashes, check_task
 from iclens.study.card import study_card
 from iclens.study.config import StudyConfig

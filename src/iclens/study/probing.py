@@ -12,20 +12,16 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_array
 
-from iclens.models.forward import record, record_neurons
-from iclens.names import Site
+from iclens.concepts.labels import TASK_IDENTITY
+from iclens.concepts.language import FIRST_EXAMPLE, Concept, Rows, TaskGrid, read_rows
+from iclens.concepts.probes import probe
+from iclens.concepts.tuning import period_subspaces
+from iclens.core import Site
+from iclens.model.run import record, record_neurons
+from iclens.schemas import ProbeTable, SubspaceTable, TransformTable
 from iclens.study.bench import Bench
 from iclens.study.grid import asked_concepts
-from iclens.tables.probes import ProbeTable
-from iclens.tables.transforms import TransformTable
-from iclens.tables.tuning import SubspaceTable
-from iclens.tracking.track import Tracked
-from iclens.transforms.concepts import Concept
-from iclens.transforms.grid import TaskGrid
-from iclens.transforms.labels.identity import TASK_IDENTITY
-from iclens.transforms.reading.probes import probe
-from iclens.transforms.reading.subspace import period_subspaces
-from iclens.transforms.rows import FIRST_EXAMPLE, Rows, read_rows
+from iclens.track import Tracked
 
 MAX_FOLDS = 6
 """Folds of a probe at most; each holds out whole tasks."""

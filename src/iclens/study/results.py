@@ -12,41 +12,63 @@ from typing import Any
 
 import pandas as pd
 
-from iclens.errors import REDO_STAGE, IclensError, RunError, TableError
-from iclens.names import Site
+from iclens.activations import LatentActs
+from iclens.core import REDO_STAGE, IclensError, RunError, Site, TableError
+from iclens.prompts.build import PromptSet
+from iclens.schemas import (
+    AccountTable,
+    AgreementTable,
+    BayesTestTable,
+    BeliefTable,
+    ClosureTable,
+    ConfidenceTable,
+    ConfirmTable,
+    ControlTable,
+    CreationTable,
+    DirectTable,
+    DoseCurveTable,
+    DoseTable,
+    EvidenceTable,
+    FalsifierTable,
+    GradedTable,
+    GrowthTable,
+    HeadScoreTable,
+    HeadTable,
+    InjectionTable,
+    InteractionTable,
+    LadderTable,
+    LatentAccountTable,
+    LensTable,
+    MassTable,
+    OperandMapTable,
+    OperandTable,
+    PatchTable,
+    ProbeTable,
+    QualityTable,
+    RedundancyLadderTable,
+    RedundancyTable,
+    ResponseFitTable,
+    ResponseTable,
+    ScreenTable,
+    SetTable,
+    ShapeTable,
+    SpecificityTable,
+    StabilityTable,
+    SubspaceTable,
+    SweepTable,
+    TransformTable,
+    TransportTable,
+    TuningCurveTable,
+    TuningTable,
+    VerdictTable,
+)
 from iclens.study.config import StudyConfig
 from iclens.study.declared import Declared, known
 from iclens.study.flow import FOLDERS
 from iclens.study.opening import RunAsFound
 from iclens.study.runfolder import CARD, RunFolder
 from iclens.study.store import EVERY, check_form, load_arrays, load_json, load_prompts, load_rows
-from iclens.tables.activations import LatentActs
-from iclens.tables.decomposition import CreationTable, OperandTable
-from iclens.tables.dose import (
-    ClosureTable,
-    DoseCurveTable,
-    DoseTable,
-    InjectionTable,
-    InteractionTable,
-)
-from iclens.tables.evidence import AccountTable, BayesTestTable, EvidenceTable, LatentAccountTable
-from iclens.tables.flow import ConfidenceTable, TransportTable
-from iclens.tables.frame import Table
-from iclens.tables.growth import AgreementTable, BeliefTable, GrowthTable
-from iclens.tables.heads import HeadScoreTable, LensTable
-from iclens.tables.patches import GradedTable, HeadTable, LadderTable, PatchTable, SweepTable
-from iclens.tables.probes import ProbeTable
-from iclens.tables.prompts import PromptSet
-from iclens.tables.quality import QualityTable
-from iclens.tables.redundancy import DirectTable, RedundancyLadderTable, RedundancyTable
-from iclens.tables.responses import ResponseFitTable, ResponseTable
-from iclens.tables.sets import ControlTable, ScreenTable, SetTable
-from iclens.tables.shapes import ConfirmTable, ShapeTable
-from iclens.tables.specificity import SpecificityTable
-from iclens.tables.stability import StabilityTable
-from iclens.tables.transforms import MassTable, OperandMapTable, TransformTable, TuningCurveTable
-from iclens.tables.tuning import SubspaceTable, TuningTable
-from iclens.tables.verdicts import FalsifierTable, VerdictTable
+from iclens.table import Table
 
 TABLES: dict[str, tuple[str, type[Table]]] = {
     "quality": ("saes", QualityTable),

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from iclens.errors import ConfigError, nearest
-from iclens.reference.publish import publish
-from iclens.reference.recipe import StageName, load_recipe
-from iclens.reference.train import Trainer
+from iclens.builtin.model import StageName, load_recipe
+from iclens.builtin.publish import publish
+from iclens.builtin.train import Trainer
+from iclens.core import ConfigError, nearest
 
 Backend = str
 Report = Callable[[dict[str, Any]], None]

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from iclens.errors import RunError, nearest
+from iclens.core import RunError, nearest
 from iclens.study import digests
 from iclens.study.config import StudyConfig, load_study_config
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from iclens.names import check_role
+from iclens.core import check_role
 
 
 def _known(roles: list[str]) -> list[str]:

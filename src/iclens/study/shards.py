@@ -17,17 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from iclens.errors import RunError
-from iclens.names import Site
+from iclens.activations import LatentActs, join_prompts
+from iclens.core import RunError, Site
+from iclens.prompts.build import PromptSet
 from iclens.study import digests
 from iclens.study.bench import Bench, latents_file
 from iclens.study.flow import FLOW, inputs_of
 from iclens.study.store import load_arrays, save_arrays
-from iclens.tables.activations import LatentActs, join_prompts
-from iclens.tables.arrays import Floats
-from iclens.tables.prompts import PromptSet
-from iclens.tracking.beliefs import belief_log_odds
-from iclens.tracking.track import track
+from iclens.table import Floats
+from iclens.track import belief_log_odds, track
 
 PARTS = "track.parts"
 

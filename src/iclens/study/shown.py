@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iclens.growth.design import Design, design_of
+from iclens.activations import examples_seen
+from iclens.growth.accounts import Design, design_of
+from iclens.prompts.arms import HINTED
+from iclens.prompts.beliefs import belief_index
 from iclens.study.bench import Bench, beliefs_file
 from iclens.study.growth_inputs import comparable, exact_task, label_evidence, similarities
-from iclens.tables.arrays import Floats, Ints
-from iclens.tables.trajectories import examples_seen
-from iclens.tasks.arms import HINTED
-from iclens.tasks.beliefs import belief_index
+from iclens.table import Floats, Ints
 
 QUERY_READ = ("x", "comma", "pre")
 """Roles before the label at which the query is known, so that an example's similarity to it can count."""

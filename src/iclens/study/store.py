@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from iclens.errors import REDO_STAGE, TableError
-from iclens.names import Site
-from iclens.tables.arrays import Floats
-from iclens.tables.prompts import PromptSet
+from iclens.core import REDO_STAGE, Site, TableError
+from iclens.prompts.build import PromptSet
+from iclens.table import Floats
 
 _TEXT = ("x", "y", "answer")
 _ABOUT = "prompts"

@@ -6,14 +6,12 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from iclens.errors import ConfigError, SiteError
-from iclens.names import TEMPLATE
+from iclens.concepts.labels import EVERY_CONCEPT
+from iclens.concepts.language import FIRST_EXAMPLE, Concept, concept, declare
+from iclens.core import TEMPLATE, ConfigError, SiteError
+from iclens.prompts.render import parse_template
+from iclens.prompts.tasks import expand, parse_task
 from iclens.study.section import Roles, Section, Seed
-from iclens.tasks.rendering import parse_template
-from iclens.tasks.spec import expand, parse_task
-from iclens.transforms.concepts import Concept, concept, declare
-from iclens.transforms.labels.identity import EVERY_CONCEPT
-from iclens.transforms.rows import FIRST_EXAMPLE
 
 
 def known_concepts(declared: dict[str, Any]) -> tuple[Concept, ...]:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from iclens.errors import RunError
+from iclens.core import RunError
 
 STATE = "state.json"
 _NAME = re.compile(r"\d{12}")

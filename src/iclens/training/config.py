@@ -25,10 +25,9 @@ from pydantic import (
 )
 from yaml.constructor import ConstructorError
 
-from iclens.errors import ConfigError, IclensError, nearest
-from iclens.names import Site, sae_site
-from iclens.tasks.arms import parse_arm
-from iclens.tasks.spec import parse_task
+from iclens.core import ConfigError, IclensError, Site, nearest, sae_site
+from iclens.prompts.arms import parse_arm
+from iclens.prompts.tasks import parse_task
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]

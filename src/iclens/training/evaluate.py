@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from iclens.models.load import LanguageModel
-from iclens.names import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, Site, position
+from iclens.core import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, Site, position
+from iclens.model.load import LanguageModel
+from iclens.prompts.build import build_prompts
+from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae, load_sae
-from iclens.saes.quality import density_table, quality_table
-from iclens.saes.tally import LeftOut, tally
-from iclens.tables.arrays import Ints
-from iclens.tasks.prompts import build_prompts
-from iclens.tasks.spec import parse_task
+from iclens.saes.quality import LeftOut, density_table, quality_table, tally
+from iclens.table import Ints
 from iclens.training.config import MixtureContexts, SaeSpec, TrainConfig
 
 Measured = dict[str, dict[str, list[dict[str, Any]]]]

@@ -20,11 +20,11 @@ from typing import Any
 
 from sae_lens.saes.sae import SAEMetadata
 
-from iclens.errors import ConfigError
-from iclens.models.load import LanguageModel
+from iclens.core import ConfigError
+from iclens.model.load import LanguageModel
+from iclens.prompts.render import bos_id
 from iclens.saes.load import CARD_FILE
-from iclens.saes.tally import LeftOut
-from iclens.tasks.rendering import bos_id
+from iclens.saes.quality import LeftOut
 from iclens.training.checkpoint import CheckpointFolder, flush
 from iclens.training.config import SaeSpec
 

@@ -5,9 +5,8 @@ Its sites lie in blocks that the model has, and no context is longer than the mo
 
 from __future__ import annotations
 
-from iclens.errors import ConfigError, SiteError
-from iclens.models.shape import ModelShape, refuse_longer
-from iclens.names import examples_within, prompt_length
+from iclens.core import ConfigError, SiteError, examples_within, prompt_length
+from iclens.model.shape import ModelShape, refuse_longer
 from iclens.training.config import TextContexts, TokenContexts, TrainConfig
 from iclens.training.data.stored import tokens_shape
 

@@ -25,8 +25,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from iclens.errors import ConfigError, IclensError, RunError, StoppedError
-from iclens.names import Site
+from iclens.core import ConfigError, IclensError, RunError, Site, StoppedError
 from iclens.training.checkpoint import Checkpoint, CheckpointFolder, write_part
 from iclens.training.config import SaeSpec, TrainConfig
 from iclens.training.data.buffer import ActivationBuffer

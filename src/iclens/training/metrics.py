@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from iclens.errors import RunError
+from iclens.core import RunError
 
 PACE = "pace"
 MAKE_ROOM = "Make room on the disk, then continue with --resume."

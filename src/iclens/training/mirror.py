@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from iclens.errors import ConfigError
+from iclens.core import ConfigError
 from iclens.training.config import TrainConfig
 from iclens.training.loop import Report
 

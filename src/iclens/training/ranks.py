@@ -25,9 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from iclens.errors import ConfigError, StoppedError
-from iclens.names import Site
-from iclens.tables.arrays import Ints
+from iclens.core import ConfigError, Site, StoppedError
+from iclens.table import Ints
 from iclens.training.config import SaeSpec
 from iclens.training.data.activations import Record
 from iclens.training.data.contexts import Facts, State

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from iclens.errors import StoppedError
+from iclens.core import StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PATIENCE = 3

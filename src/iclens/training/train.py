@@ -20,12 +20,10 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from iclens.errors import ConfigError, IclensError, RunError
-from iclens.models.identity import other_model
-from iclens.models.load import LanguageModel, load_model, load_tokenizer
-from iclens.models.shape import read_shape
-from iclens.names import Site
-from iclens.tasks.rendering import bos_id, bos_in_words, check_tokenizer
+from iclens.core import ConfigError, IclensError, RunError, Site
+from iclens.model.load import LanguageModel, load_model, load_tokenizer, other_model
+from iclens.model.shape import read_shape
+from iclens.prompts.render import bos_id, bos_in_words, check_tokenizer
 from iclens.training.checkpoint import Checkpoint
 from iclens.training.config import MixtureContexts, SaeSpec, TrainConfig
 from iclens.training.data.activations import as_left_out, find_left_out, recorder

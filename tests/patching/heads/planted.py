@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from iclens.models.load import LanguageModel
+from iclens.model.load import LanguageModel
 from iclens.patching.runs import Runs
-from iclens.tables.answers import NUMBERS
-from iclens.tables.prompts import PromptSet
+from iclens.prompts.beliefs import NUMBERS
+from iclens.prompts.build import PromptSet
 
 D_MODEL, N_HEADS, D_HEAD = 64, 4, 16
 CONSTANT, FILL = 40.0, 2.0

@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from iclens.errors import EditError, SiteError
-from iclens.models.forward import answer_probs
-from iclens.models.load import LanguageModel
-from iclens.names import Site
-from iclens.patching.heads.ablate import WHOLE_LAYER, Ablation, ablate_heads, ablated_answers, ablation_edits
-from iclens.patching.residual import query_answers, up_to_query
+from iclens.core import EditError, Site, SiteError
+from iclens.model.load import LanguageModel
+from iclens.model.run import Edit, answer_probs
+from iclens.patching.heads import WHOLE_LAYER, Ablation, ablate_heads, ablated_answers, ablation_edits
+from iclens.patching.receiver import query_answers, up_to_query
 from iclens.patching.runs import ZERO, Runs
 from iclens.patching.sweep import readouts
-from iclens.tables.edits import Edit
-from iclens.tables.patches import HeadTable
+from iclens.schemas import HeadTable
 
 Make = Callable[..., Runs]
 N = 8

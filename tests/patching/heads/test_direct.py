@@ -6,18 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from iclens.errors import EditError
-from iclens.models.forward import answer_probs, record
-from iclens.models.load import LanguageModel
-from iclens.names import BELIEFS, Site
-from iclens.patching.heads.ablate import Ablation, ablation_edits
-from iclens.patching.heads.direct import SUMS, direct_by_prompt, direct_effects
-from iclens.patching.residual import up_to_query
+from iclens.core import BELIEFS, EditError, Site
+from iclens.model.load import LanguageModel
+from iclens.model.run import Edit, answer_probs, record
+from iclens.patching.heads import SUMS, Ablation, ablation_edits, direct_by_prompt, direct_effects
+from iclens.patching.receiver import up_to_query
 from iclens.patching.runs import ZERO, Runs, build_runs
 from iclens.patching.sweep import effects, readouts
-from iclens.tables.edits import Edit
-from iclens.tables.redundancy import DirectTable
-from iclens.tasks.spec import parse_task
+from iclens.prompts.tasks import parse_task
+from iclens.schemas import DirectTable
 
 from .planted import BELIEF, Planted, build, plant, plant_causal
 

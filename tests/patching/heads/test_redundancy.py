@@ -6,17 +6,36 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from iclens.errors import EditError
-from iclens.models.load import LanguageModel
-from iclens.names import BELIEFS
-from iclens.patching.effects import resamples
-from iclens.patching.heads import redundancy as r
-from iclens.patching.heads.ablate import WHOLE_LAYER, Ablation, ablate_heads, ablation_edits
-from iclens.patching.heads.direct import ABLATED, GIVEN, HEADS_GIVEN, LATER, LATER_HEADS, DirectEffects
-from iclens.patching.heads.ladder import control_sets, redundancy_ladder
+from iclens.core import BELIEFS, EditError
+from iclens.model.load import LanguageModel
+from iclens.patching.heads import (
+    ABLATED,
+    GIVEN,
+    HEADS_GIVEN,
+    LATER,
+    LATER_HEADS,
+    WHOLE_LAYER,
+    Ablation,
+    DirectEffects,
+    ablate_heads,
+    ablation_edits,
+)
+from iclens.patching.receiver import resamples
+from iclens.patching.redundancy import (
+    SATURATED,
+    WORKS,
+    Arrival,
+    arrival,
+    control_sets,
+    first_layer,
+    judge,
+    redundancy_index,
+    redundancy_ladder,
+    verdict,
+)
 from iclens.patching.runs import ZERO, Runs, build_runs
-from iclens.tables.redundancy import RedundancyLadderTable
-from iclens.tasks.spec import parse_task
+from iclens.prompts.tasks import parse_task
+from iclens.schemas import RedundancyLadderTable
 
 from .planted import BELIEF, KINDS, Planted, build, plant, plant_causal, plant_chain
 
@@ -38,19 +57,19 @@ def first(ne: np.ndarray) -> float:
 def test_delay_and_backup_are_told_apart(tiny_model: LanguageModel, runs: Runs, kind: str, seed: int) -> None:
     planted = plant(kind, seed)
     model, ablation = build(planted, tiny_model.tokenizer), Ablation(planted.ablated)
-    found = r.judge(model, runs, ablation, belief=BELIEF, draws=200)
+    found = judge(model, runs, ablation, belief=BELIEF, draws=200)
     assert found.name == kind, found
     weights = resamples(12, 100, np.random.default_rng(0))
     for edits, ablated in (((), ()), (ablation_edits(model, runs, ablation), planted.ablated)):
-        swept, true = r.arrival(model, runs, BELIEF, edits), planted.normalised(runs, ablated)
+        swept, true = arrival(model, runs, BELIEF, edits), planted.normalised(runs, ablated)
         np.testing.assert_allclose(swept.normalised(weights).value, true, atol=BIAS)
-        assert r.first_layer(swept, weights).value == first(true)
+        assert first_layer(swept, weights).value == first(true)
 
 
 def test_where_nothing_is_left_no_layer_works(tiny_model: LanguageModel, runs: Runs) -> None:
     planted = plant_chain(0, n_writers=1)
     model = build(planted, tiny_model.tokenizer)
-    found = r.judge(model, runs, Ablation(planted.ablated), belief=BELIEF, draws=100)
+    found = judge(model, runs, Ablation(planted.ablated), belief=BELIEF, draws=100)
     assert (found.name, found.reason) == ("neither", "no layer works any more")
 
 
@@ -59,7 +78,7 @@ def test_the_index_is_what_was_planted(tiny_model: LanguageModel, runs: Runs, se
     """Without rivals log-odds are linear and effects add up; with them the heads hide each other's loss."""
     planted = plant_causal(seed)
     model = build(planted, tiny_model.tokenizer)
-    table = r.redundancy_index(model, runs, Ablation(planted.ablated), beliefs=[BELIEF], draws=200)
+    table = redundancy_index(model, runs, Ablation(planted.ablated), beliefs=[BELIEF], draws=200)
     joint = planted.total(runs, planted.ablated).mean()
     singles = sum(planted.total(runs, (head,)).mean() for head in planted.ablated)
     assert table["joint"][0] == pytest.approx(joint, rel=BIAS, abs=0.01)
@@ -77,7 +96,7 @@ def test_the_index_is_what_was_planted(tiny_model: LanguageModel, runs: Runs, se
 
 def test_a_set_of_one_has_no_index(tiny_model: LanguageModel, make_runs: Make) -> None:
     runs = make_runs(ZERO)
-    table = r.redundancy_index(tiny_model, runs, Ablation.parse("L2"), draws=50)
+    table = redundancy_index(tiny_model, runs, Ablation.parse("L2"), draws=50)
     np.testing.assert_allclose(table["index"], 0, atol=1e-12)
     heads = ablate_heads(tiny_model, runs, layers=[2], draws=50)
     whole = heads.where((heads["head"] == WHOLE_LAYER) & (heads["scale"] == "nats"))
@@ -87,36 +106,36 @@ def test_a_set_of_one_has_no_index(tiny_model: LanguageModel, make_runs: Make) -
 
 def test_a_chain_saturates(tiny_model: LanguageModel, make_runs: Make) -> None:
     runs = make_runs(ZERO, donor_examples=12)
-    table = r.redundancy_index(tiny_model, runs, Ablation.parse("L2 L3"), beliefs=["exact"], draws=50)
-    assert table["reason"][0] == r.SATURATED and table["index_low"][0] > 0
+    table = redundancy_index(tiny_model, runs, Ablation.parse("L2 L3"), beliefs=["exact"], draws=50)
+    assert table["reason"][0] == SATURATED and table["index_low"][0] > 0
     assert table["singles"][0] < -table["span"][0] < -5
 
 
 def test_an_undefined_belief_has_no_index(tiny_model: LanguageModel, make_runs: Make) -> None:
-    table = r.redundancy_index(tiny_model, make_runs(ZERO, task="x%7"), Ablation.parse("L2"))
+    table = redundancy_index(tiny_model, make_runs(ZERO, task="x%7"), Ablation.parse("L2"))
     double = table.where(table["belief"] == "double")
     assert np.isnan(double["index"][0]) and double["reason"][0] == "undefined for this task"
 
 
-def swept(first_works: list[int], n_layers: int = 5) -> r.Arrival:
+def swept(first_works: list[int], n_layers: int = 5) -> Arrival:
     """Prompts that each work from a layer on (never, where it is none); one nat of a span of two before."""
     layers = np.arange(n_layers)
     effect = np.array([[2.0 if layer >= start else 0.2 for layer in layers] for start in first_works])
-    return r.Arrival(layers, effect, np.full(len(first_works), 2.0), effect, effect)
+    return Arrival(layers, effect, np.full(len(first_works), 2.0), effect, effect)
 
 
 def test_the_first_layer_and_its_interval() -> None:
     weights = resamples(8, 500, np.random.default_rng(0))
-    sure = r.first_layer(swept([2] * 8), weights)
+    sure = first_layer(swept([2] * 8), weights)
     assert (sure.value, sure.low, sure.high, sure.reason) == (2, 2, 2, "")
-    mixed = r.first_layer(swept([1, 1, 1, 1, 1, 3, 3, 3]), weights)
+    mixed = first_layer(swept([1, 1, 1, 1, 1, 3, 3, 3]), weights)
     assert mixed.value == 1 and mixed.low == 1 and mixed.high == 3
-    never = r.first_layer(swept([9] * 8), weights)
+    never = first_layer(swept([9] * 8), weights)
     assert np.isnan([never.value, never.low, never.high]).all() and never.reason == "no layer works"
-    at_times = r.first_layer(swept([2, 2, 2, 2, 9, 9, 9, 9]), weights)
+    at_times = first_layer(swept([2, 2, 2, 2, 9, 9, 9, 9]), weights)
     assert at_times.value == 2 and at_times.low == 2 and np.isnan(at_times.high)
     short = replace(swept([2] * 8), span=np.full(8, 0.5))
-    assert "less than 1 nat" in r.first_layer(short, weights).reason
+    assert "less than 1 nat" in first_layer(short, weights).reason
 
 
 def effects(
@@ -151,30 +170,30 @@ def test_verdicts_follow_their_definitions(
     ablated_from: int, direct: float, heads: float, later: float, name: str, said: str
 ) -> None:
     weights = resamples(8, 300, np.random.default_rng(0))
-    intact, ablated = (r.first_layer(swept([start] * 8), weights) for start in (2, ablated_from))
-    found = r.verdict(intact, ablated, effects(direct, heads, later), 3, weights)
+    intact, ablated = (first_layer(swept([start] * 8), weights) for start in (2, ablated_from))
+    found = verdict(intact, ablated, effects(direct, heads, later), 3, weights)
     assert found.name == name and said in found.reason
 
 
 def test_a_rise_that_only_shows_given_the_loss_is_a_backup() -> None:
     weights = resamples(8, 300, np.random.default_rng(0))
-    intact, ablated = (r.first_layer(swept([start] * 8), weights) for start in (2, 4))
+    intact, ablated = (first_layer(swept([start] * 8), weights) for start in (2, 4))
     hidden = effects(-5.0, 0.3, 0.3, given=(4.0, 4.0))
-    assert r.verdict(intact, ablated, hidden, 3, weights).name == "both"
+    assert verdict(intact, ablated, hidden, 3, weights).name == "both"
     by_mlps = effects(-5.0, 0.0, 0.0, given=(0.0, 4.0))
-    assert "later MLPs rise" in r.verdict(intact, ablated, by_mlps, 3, weights).reason
+    assert "later MLPs rise" in verdict(intact, ablated, by_mlps, 3, weights).reason
 
 
 def test_a_rise_or_a_shift_must_be_sure() -> None:
     weights = resamples(8, 300, np.random.default_rng(0))
-    intact = r.first_layer(swept([2] * 8), weights)
+    intact = first_layer(swept([2] * 8), weights)
     wide = effects(-5.0, 1.5, 1.5, spread=6.0)
-    assert r.verdict(intact, intact, wide, 3, weights).name == "neither"
-    unsure = r.first_layer(swept([2, 2, 2, 4, 4, 4, 4, 4]), weights)
-    found = r.verdict(intact, unsure, effects(-5.0, 0.0, 0.0), 3, weights)
+    assert verdict(intact, intact, wide, 3, weights).name == "neither"
+    unsure = first_layer(swept([2, 2, 2, 4, 4, 4, 4, 4]), weights)
+    found = verdict(intact, unsure, effects(-5.0, 0.0, 0.0), 3, weights)
     assert unsure.value == 4 and found.name == "neither" and "includes 0" in found.reason
-    absent = r.first_layer(swept([9] * 8), weights)
-    assert "intact" in r.verdict(absent, intact, effects(-5.0, 0.0, 0.0), 3, weights).reason
+    absent = first_layer(swept([9] * 8), weights)
+    assert "intact" in verdict(absent, intact, effects(-5.0, 0.0, 0.0), 3, weights).reason
 
 
 def climb(planted: Planted, tiny_model: LanguageModel, runs: Runs, **asked: object) -> RedundancyLadderTable:
@@ -196,7 +215,7 @@ def test_the_ladder_climbs_the_planted_heads(
     assert list(table["verdict"]) == ["", "delay", "delay", "neither"]
     assert table["reason"][-1] == "no layer works any more" and list(table["step"]) == [0, 1, 2, 3]
     np.testing.assert_array_equal(table["before_layer"][1:], table["first_layer"][:-1])
-    assert (table["ne"][:-1] >= r.WORKS).all() and (table["ne_before"][1:] < 0.2).all()
+    assert (table["ne"][:-1] >= WORKS).all() and (table["ne_before"][1:] < 0.2).all()
     for step in range(4):
         donor = planted.log_odds(planted.run(runs.donor, tuple(places[:step])).end)
         assert table["donor"][step] == pytest.approx((1 / (1 + np.exp(-donor))).mean() / 1000, rel=0.05)
@@ -254,4 +273,4 @@ def test_what_cannot_be_climbed_is_one_line(tiny_model: LanguageModel, make_runs
 
 def test_a_head_beside_its_whole_layer_is_refused(tiny_model: LanguageModel, make_runs: Make) -> None:
     with pytest.raises(EditError, match="layer 2 stands there whole and in part"):
-        r.redundancy_index(tiny_model, make_runs("S arm"), Ablation.parse("L2 L2H1"))
+        redundancy_index(tiny_model, make_runs("S arm"), Ablation.parse("L2 L2H1"))

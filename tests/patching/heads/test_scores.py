@@ -6,22 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from iclens.errors import EditError, SiteError
-from iclens.models.attention import attention_patterns
-from iclens.models.forward import record
-from iclens.models.load import LanguageModel
-from iclens.names import Site, position
-from iclens.patching.heads.scores import (
+from iclens.core import EditError, Site, SiteError, position
+from iclens.model.attention import attention_patterns
+from iclens.model.load import LanguageModel
+from iclens.model.run import Edit, record
+from iclens.patching.heads import (
     answer_directions,
     head_scores,
     last_position,
     logit_attributions,
     score_maps,
 )
-from iclens.patching.lens import lens_logits
-from iclens.patching.residual import layer_site, up_to_query
+from iclens.patching.receiver import layer_site, up_to_query
 from iclens.patching.runs import Runs
-from iclens.tables.edits import Edit
+from iclens.patching.sweep import lens_logits
 
 Make = Callable[..., Runs]
 
@@ -105,7 +103,7 @@ def test_masses_are_those_of_the_pattern(tiny_model: LanguageModel, make_runs: M
 def test_attention_on_bos_alone_gives_no_share(
     tiny_model: LanguageModel, make_runs: Make, monkeypatch
 ) -> None:
-    import iclens.patching.heads.scores as scores
+    import iclens.patching.heads as scores
 
     def sink(
         model: LanguageModel, tokens: np.ndarray, layers: tuple[int, ...], *_: object, **__: object

@@ -5,19 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from iclens.errors import EditError, SiteError
-from iclens.models.forward import answer_probs
-from iclens.models.load import LanguageModel
-from iclens.names import position
-from iclens.patching.latents.controls import patch_controls
-from iclens.patching.latents.gather import gather, read_lent
-from iclens.patching.latents.sets import joint
-from iclens.patching.latents.single import single_effects
-from iclens.patching.residual import up_to_query
-from iclens.tables.answers import AnswerProbs
-from iclens.tables.edits import Edit
-from iclens.tables.sets import ControlTable
-from iclens.tasks.declared import parse_belief
+from iclens.core import EditError, SiteError, position
+from iclens.model.load import LanguageModel
+from iclens.model.run import Edit, answer_probs
+from iclens.patching.latents import single_effects
+from iclens.patching.receiver import gather, read_lent, up_to_query
+from iclens.patching.sets import joint, patch_controls
+from iclens.prompts.beliefs import AnswerProbs, parse_belief
+from iclens.schemas import ControlTable
 
 from ..conftest import MakeRuns, MakeSae
 

@@ -9,22 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from iclens.errors import EditError, IclensError, ModelError, SaeError, SiteError
-from iclens.models.forward import answer_probs, record
-from iclens.models.load import LanguageModel
-from iclens.names import BELIEFS, Site
-from iclens.patching.effects import belief_log_odds
-from iclens.patching.latents import everywhere
-from iclens.patching.latents.everywhere import ABLATE_ALL, Context, ablate_everywhere
-from iclens.patching.latents.gather import gather
-from iclens.patching.latents.specificity import JOINT, specificity, stand_ins
-from iclens.patching.residual import up_to_query
+from iclens.core import BELIEFS, EditError, IclensError, ModelError, SaeError, Site, SiteError
+from iclens.model.load import LanguageModel
+from iclens.model.run import Edit, answer_probs, record
+from iclens.patching import specificity as everywhere
+from iclens.patching.receiver import belief_log_odds, gather, up_to_query
 from iclens.patching.runs import Runs, build_runs
+from iclens.patching.specificity import ABLATE_ALL, JOINT, Context, ablate_everywhere, specificity, stand_ins
+from iclens.prompts.beliefs import AnswerProbs
+from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae
-from iclens.tables.answers import AnswerProbs
-from iclens.tables.edits import Edit
-from iclens.tables.specificity import SpecificityTable
-from iclens.tasks.spec import parse_task
+from iclens.schemas import SpecificityTable
 
 from ...conftest import EXACT, InFloat64
 from ..conftest import D_SAE, MakeRuns, MakeSae

@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from iclens.models.load import LanguageModel
-from iclens.names import Site
-from iclens.patching.latents.gather import DIRECTIONS, Direction, gather
-from iclens.patching.latents.screen import linear_screen
-from iclens.patching.latents.sets import ALL, FULL, GREEDY, patch_sets
-from iclens.patching.latents.single import patch_latents, single_effects
+from iclens.core import Site
+from iclens.model.load import LanguageModel
+from iclens.patching.latents import linear_screen, patch_latents, single_effects
+from iclens.patching.receiver import DIRECTIONS, Direction, gather
 from iclens.patching.runs import build_runs
+from iclens.patching.sets import ALL, FULL, GREEDY, patch_sets
+from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae
-from iclens.tasks.spec import parse_task
 
 D_MODEL, D_SAE, CONSTANT, CASES = 64, 24, 40.0, 12
 BIAS = 0.05

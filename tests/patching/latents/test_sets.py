@@ -7,25 +7,27 @@ import numpy as np
 import pytest
 import torch
 
-from iclens.models.load import LanguageModel
-from iclens.names import Site
-from iclens.patching.latents import sets
-from iclens.patching.latents.gather import DIRECTIONS, Direction, gather
-from iclens.patching.latents.ladder import patch_ladder
-from iclens.patching.latents.screen import linear_screen
-from iclens.patching.latents.sets import (
+from iclens.core import Site
+from iclens.model.load import LanguageModel
+from iclens.patching.latents import linear_screen, patch_ladder, patch_latents, single_effects
+from iclens.patching.receiver import DIRECTIONS, Direction, gather
+from iclens.patching.sets import (
     FULL,
     GREEDY,
     HALF,
     NEURONS,
     OWN,
+    Members,
+    _distinct,
+    _neurons_by_effect,
+    greedy_order,
     joint,
+    own_order,
     patch_sets,
     random_sets,
     writer,
 )
-from iclens.patching.latents.single import patch_latents, single_effects
-from iclens.tables.sets import SetTable
+from iclens.schemas import SetTable
 
 from ..conftest import MakeRuns, MakeSae, same
 
@@ -69,8 +71,8 @@ def test_the_greedy_order_never_loses_and_starts_with_the_best(
 ) -> None:
     held = gather(exact_model, make_sae("L2.mlp_out"), make_runs(n_prompts=12))
     effects = single_effects(held, held.differing)
-    order = sets.own_order(held, effects, 3)
-    greedy = sets.greedy_order(held, order[:20], 3, 5)
+    order = own_order(held, effects, 3)
+    greedy = greedy_order(held, order[:20], 3, 5)
     assert greedy[0] == order[0] and len(set(greedy.tolist())) == len(greedy) <= 5
     way = np.sign((held.target - held.base)[held.screen, 3].mean())
 
@@ -91,10 +93,10 @@ def test_all_neurons_together_are_the_mlps_output(
 ) -> None:
     held = gather(exact_model, make_sae("L2.mlp_out"), make_runs(), role=role)
     width = exact_model.network.config.intermediate_size
-    pushes, ids = sets._neurons_by_effect(held, 2, 3, width)
+    pushes, ids = _neurons_by_effect(held, 2, 3, width)
     assert sorted(ids.tolist()) == list(range(width))
     torch.testing.assert_close(pushes.sum(dim=1), held.everything, rtol=1e-3, atol=1e-3)
-    few, some = sets._neurons_by_effect(held, 2, 3, 3)
+    few, some = _neurons_by_effect(held, 2, 3, 3)
     assert some.tolist() == ids[:3].tolist() and few.shape == (8, 3, exact_model.d_model)
 
 
@@ -117,12 +119,12 @@ def test_random_sets_hold_no_member_and_go_as_far(
 
     watched = replace(held)
     object.__setattr__(watched, "effects_of", caught)
-    one = sets.Members(OWN, ids, 4, joint(held, ids))
+    one = Members(OWN, ids, 4, joint(held, ids))
     random_sets(watched, one, 7, np.random.default_rng(0))
     assert len(seen) == len(held.test)
     for i, delta in zip(held.test.tolist(), seen, strict=True):
         torch.testing.assert_close(delta.norm(dim=1), one.delta[i].norm().expand(7), rtol=1e-4, atol=1e-4)
-    drawn = np.stack([sets._distinct([np.arange(9)] * 5, np.random.default_rng(i)) for i in range(20)])
+    drawn = np.stack([_distinct([np.arange(9)] * 5, np.random.default_rng(i)) for i in range(20)])
     assert all(len(set(row)) == 5 for row in drawn.tolist())
     among: list[set[int]] = []
 

@@ -15,21 +15,16 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from sae_lens.registry import get_sae_class
 from torch import Tensor
 
-from iclens.errors import EditError, SaeError, SiteError
-from iclens.models.blocks import unembed
-from iclens.models.forward import answer_probs, record
-from iclens.models.load import LanguageModel
-from iclens.names import BELIEFS, ROLES, Site
-from iclens.patching.latents.gather import DIRECTIONS, Direction, LatentRuns, gather, read_lent
-from iclens.patching.latents.ladder import best_single, patch_ladder
-from iclens.patching.latents.single import matched, patch_latents
-from iclens.patching.residual import up_to_query
+from iclens.core import BELIEFS, ROLES, EditError, SaeError, Site, SiteError
+from iclens.model.load import LanguageModel
+from iclens.model.run import Edit, answer_probs, record, unembed
+from iclens.patching.latents import best_single, matched, patch_ladder, patch_latents
+from iclens.patching.receiver import DIRECTIONS, Direction, LatentRuns, gather, read_lent, up_to_query
 from iclens.patching.runs import Runs, build_runs
 from iclens.patching.sweep import sweep
+from iclens.prompts.beliefs import AnswerProbs
+from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae
-from iclens.tables.answers import AnswerProbs
-from iclens.tables.edits import Edit
-from iclens.tasks.spec import parse_task
 
 from ...conftest import InFloat64
 from ..conftest import D_SAE, K, MakeRuns, MakeSae, same

@@ -10,21 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from iclens.errors import EditError, SaeError
-from iclens.models.forward import answer_probs, record
-from iclens.models.load import LanguageModel
-from iclens.names import BELIEFS, Site
-from iclens.patching.effects import resamples
-from iclens.patching.latents.gather import DIRECTIONS, LatentRuns, gather, read_lent
-from iclens.patching.latents.single import single_effects
-from iclens.patching.latents.specificity import JOINT, additions, margin_of, specificity
-from iclens.patching.residual import up_to_query
+from iclens.core import BELIEFS, EditError, SaeError, Site
+from iclens.model.load import LanguageModel
+from iclens.model.run import Edit, answer_probs, record
+from iclens.patching.latents import single_effects
+from iclens.patching.receiver import DIRECTIONS, LatentRuns, gather, read_lent, resamples, up_to_query
 from iclens.patching.runs import Runs, build_runs
+from iclens.patching.specificity import JOINT, additions, margin_of, specificity
+from iclens.prompts.beliefs import AnswerProbs
+from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae
-from iclens.tables.answers import AnswerProbs
-from iclens.tables.edits import Edit
-from iclens.tables.specificity import SpecificityTable
-from iclens.tasks.spec import parse_task
+from iclens.schemas import SpecificityTable
 
 from ...conftest import InFloat64
 from ..conftest import D_SAE, MakeRuns, MakeSae

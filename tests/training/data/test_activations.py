@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from iclens.errors import ConfigError
-from iclens.models.forward import record
-from iclens.models.load import LanguageModel, load_model
-from iclens.names import HOOKS, Site
-from iclens.saes.tally import PADDING, LeftOut
-from iclens.tables.arrays import Ints
+from iclens.core import HOOKS, ConfigError, Site
+from iclens.model.load import LanguageModel, load_model
+from iclens.model.run import record
+from iclens.saes.quality import PADDING, LeftOut
+from iclens.table import Ints
 from iclens.training.config import MixtureContexts, parse_train_config
 from iclens.training.data.activations import find_left_out, kept_rows, recorder
 from iclens.training.data.streams import TokenStream, build_stream

@@ -8,11 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from iclens.errors import ConfigError
-from iclens.models.load import LanguageModel
-from iclens.names import Site
-from iclens.saes.tally import PADDING, LeftOut
-from iclens.tables.arrays import Ints
+from iclens.core import ConfigError, Site
+from iclens.model.load import LanguageModel
+from iclens.saes.quality import PADDING, LeftOut
+from iclens.table import Ints
 from iclens.training.config import parse_train_config
 from iclens.training.data.activations import recorder
 from iclens.training.data.buffer import ActivationBuffer

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iclens.errors import ConfigError
-from iclens.models.load import LanguageModel
-from iclens.names import position
-from iclens.tasks.prompts import build_prompts
-from iclens.tasks.spec import parse_task
+from iclens.core import ConfigError, position
+from iclens.model.load import LanguageModel
+from iclens.prompts.build import build_prompts
+from iclens.prompts.tasks import parse_task
 from iclens.training.config import MixtureContexts, Prompts
 from iclens.training.data.contexts import MixtureSource, PromptSource, read_mixture
 

@@ -5,10 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iclens.errors import ConfigError
-from iclens.names import Site
-from iclens.saes.tally import PADDING, LeftOut
-from iclens.tables.arrays import Ints
+from iclens.core import ConfigError, Site
+from iclens.saes.quality import PADDING, LeftOut
+from iclens.table import Ints
 from iclens.training.data.scaling import Scaling, StreamingScaling, estimate_scalings
 
 SITE, OTHER = Site(0, "resid_post"), Site(1, "mlp_out")

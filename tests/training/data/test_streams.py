@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iclens.models.load import LanguageModel
-from iclens.names import position
+from iclens.core import position
+from iclens.model.load import LanguageModel
 from iclens.training.config import TrainConfig, parse_train_config
 from iclens.training.data.streams import build_stream, furthest_behind, held_out
 

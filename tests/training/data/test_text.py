@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from iclens.errors import ConfigError
-from iclens.models.load import LanguageModel
+from iclens.core import ConfigError
+from iclens.model.load import LanguageModel
 from iclens.training.config import TextContexts
 from iclens.training.data import documents
 from iclens.training.data.documents import LocalDocuments, open_documents

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from iclens.errors import ConfigError
-from iclens.models.load import LanguageModel
+from iclens.core import ConfigError
+from iclens.model.load import LanguageModel
 from iclens.training.config import TokenContexts
 from iclens.training.data.tokens import TokenSource
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from iclens.errors import ConfigError
+from iclens.core import ConfigError
 from iclens.training.planning.devices import (
     CARDS,
     NAMES,

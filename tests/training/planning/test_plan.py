@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from iclens.errors import ConfigError, IclensError, ModelError, SiteError, WontFitError
-from iclens.models.shape import LLAMA3_8B, ModelShape, read_shape
+from iclens.core import ConfigError, IclensError, ModelError, SiteError, WontFitError
+from iclens.model.shape import LLAMA3_8B, ModelShape, read_shape
 from iclens.training.config import TrainConfig, parse_train_config
 from iclens.training.planning.costs import INTERPRETER, Job
 from iclens.training.planning.devices import CARDS, Device, cpu
@@ -273,7 +273,7 @@ def test_stored_tokens_give_their_own_length(tmp_path: Path) -> None:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     code = (
-        "import sys; from iclens.cli.main import main; sys.argv = ['iclens', *sys.argv[1:]]\n"
+        "import sys; from iclens.cli import main; sys.argv = ['iclens', *sys.argv[1:]]\n"
         "try:\n    main()\n"
         "finally:\n    heavy = {'torch', 'transformers', 'sae_lens'} & set(sys.modules)\n"
         "    print(*heavy, file=sys.stderr, end='!')"

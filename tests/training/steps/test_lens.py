@@ -8,8 +8,7 @@ from sae_lens import JumpReLUSAE, StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
 from torch import Tensor
 
-from iclens.errors import ConfigError, SaeError
-from iclens.names import Site
+from iclens.core import ConfigError, SaeError, Site
 from iclens.training.config import Optimisation, SaeSpec
 from iclens.training.data.scaling import Scaling
 from iclens.training.steps.build import build_step, check_spec

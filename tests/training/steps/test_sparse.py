@@ -6,8 +6,7 @@ from sae_lens import JumpReLUSAE, JumpReLUTranscoder, TopKSAE
 from torch import Tensor
 from torch.nn import functional as F
 
-from iclens.errors import SaeError
-from iclens.names import Site
+from iclens.core import SaeError, Site
 from iclens.training.config import Optimisation, SaeSpec
 from iclens.training.data.scaling import Scaling
 from iclens.training.steps.kernels import Encoder, choose_batch_topk, choose_topk

@@ -18,10 +18,10 @@ import pandas as pd
 import vl_convert
 from markupsafe import Markup
 
+from iclens.core import ROLES
 from iclens.dashboards.charts.svg import ends, tag
 from iclens.dashboards.records.site import BeliefCurve, Curve, GrowthCount, SweepView
 from iclens.dashboards.text import number
-from iclens.names import ROLES
 
 _ELEMENTS = {"svg", "g", "path", "line", "rect", "circle", "text", "tspan"}
 _ATTRIBUTES = {

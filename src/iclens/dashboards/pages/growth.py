@@ -10,7 +10,7 @@ from iclens.dashboards.charts import rendered
 from iclens.dashboards.pages.page import Chrome, Page, draw
 from iclens.dashboards.records.growth import AdditiveView
 from iclens.dashboards.records.site import GrowthCount, SiteView
-from iclens.tables.verdicts import LADDER
+from iclens.schemas import LADDER
 
 PATH = "growth.html"
 

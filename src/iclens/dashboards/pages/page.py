@@ -16,10 +16,10 @@ from importlib.metadata import version
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from iclens.core import ROLES
 from iclens.dashboards import text
 from iclens.dashboards.charts import svg
-from iclens.names import ROLES
-from iclens.tables.verdicts import LADDER
+from iclens.schemas import LADDER
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from iclens.core import TableError
 from iclens.dashboards.records.concepts import BoxView, TuningView
 from iclens.dashboards.records.latent_parts import (
     ArmMeans,
@@ -28,7 +29,6 @@ from iclens.dashboards.records.latent_parts import (
     TokenView,
     TrajectoryView,
 )
-from iclens.errors import TableError
 
 __all__ = [
     "LatentRow",

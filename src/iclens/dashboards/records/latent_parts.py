@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from iclens.errors import TableError
+from iclens.core import TableError
 
 
 def expect_lengths(owner: str, **fields: Sequence[float]) -> None:

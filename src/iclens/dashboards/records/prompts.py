@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from iclens.errors import TableError
+from iclens.core import TableError
 
 START = -1
 """`example` of the tokens before the first example."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from iclens.core import TableError
 from iclens.dashboards.records.concepts import ConceptsView
 from iclens.dashboards.records.growth import AdditiveView
 from iclens.dashboards.records.how import HowView
@@ -34,7 +35,6 @@ from iclens.dashboards.records.latent import (
 )
 from iclens.dashboards.records.patching import PatchingView, SweepCell, SweepView
 from iclens.dashboards.records.prompts import PromptsView
-from iclens.errors import TableError
 
 __all__ = [
     "SiteView",

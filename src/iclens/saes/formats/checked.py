@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from iclens.errors import SaeError
+from iclens.core import SaeError
 from iclens.saes.formats.native import ARCHITECTURES, SCALER, UNFOLDED, shapes
 from iclens.saes.formats.parts import NORMALISATIONS, Parts, refuse_not_finite
 

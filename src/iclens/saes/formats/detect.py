@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from safetensors import SafetensorError, safe_open
 
-from iclens.errors import SaeError
+from iclens.core import SaeError
 from iclens.saes.formats import dictionary_learning, llama_scope, llamascopium, native, sparsify
 from iclens.saes.formats.parts import Parts, read_json, shown
 

@@ -23,8 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
-from iclens.errors import SaeError
-from iclens.names import Site
+from iclens.core import SaeError, Site
 from iclens.saes.formats.parts import (
     Parts,
     Settings,

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iclens.errors import SaeError
+from iclens.core import SaeError
 from iclens.saes.formats.llama_scope import LENGTHS, hooked, model_of, refuse_transcoder, stored_lengths
 from iclens.saes.formats.parts import (
     Parts,

@@ -21,7 +21,7 @@ from typing import Any
 from sae_lens.loading.pretrained_sae_loaders import LLM_METADATA_KEYS
 from torch import Tensor
 
-from iclens.errors import SaeError
+from iclens.core import SaeError
 from iclens.saes.formats.parts import (
     NORMALISATIONS,
     Parts,

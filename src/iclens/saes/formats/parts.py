@@ -26,8 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from iclens.errors import SaeError, SiteError
-from iclens.names import Site, sae_site
+from iclens.core import SaeError, Site, SiteError, sae_site
 
 NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 """What an SAE may do to its input; the others of sae_lens have to be folded into the weights."""

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HTTPError
 from sae_lens import SAE
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-from iclens.errors import SaeError, nearest
+from iclens.core import SaeError, nearest
 from iclens.saes.formats import native
 from iclens.saes.formats.detect import read_folder
 from iclens.saes.formats.parts import Parts, Settings, first_line

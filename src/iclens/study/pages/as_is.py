@@ -14,10 +14,10 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
+from iclens.core import IclensError
 from iclens.dashboards.records.latent import LatentRow, LatentView
 from iclens.dashboards.records.site import Finding, SiteView
 from iclens.dashboards.site import Progress, build_site
-from iclens.errors import IclensError
 from iclens.study.config_errors import one_line
 from iclens.study.opening import condition_of
 from iclens.study.pages import index

@@ -15,6 +15,8 @@ from typing import Any
 
 import pandas as pd
 
+from iclens.concepts.labels import CANDIDATE
+from iclens.concepts.language import IDENTITY, Concept
 from iclens.dashboards.records.concepts import (
     BoxView,
     ConceptsView,
@@ -40,8 +42,6 @@ from iclens.study.pages.mechanism import (
 )
 from iclens.study.pages.transform_findings import CAUSAL_P, confirmed, mechanism_words
 from iclens.study.results import Results
-from iclens.transforms.concepts import IDENTITY, Concept
-from iclens.transforms.labels.chosen import CANDIDATE
 
 ALL, JOINT = -1, -1
 """A probe of every feature; all chosen latents of a concept, moved together."""

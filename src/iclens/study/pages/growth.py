@@ -17,10 +17,10 @@ from iclens.dashboards.records.growth import (
     RungCount,
 )
 from iclens.dashboards.records.latent import Curve
-from iclens.growth.account_models import ACCOUNTS
+from iclens.growth.accounts import ACCOUNTS
+from iclens.prompts.arms import parse_arm
+from iclens.schemas import LADDER
 from iclens.study.results import Results
-from iclens.tables.verdicts import LADDER
-from iclens.tasks.arms import parse_arm
 
 BELIEF = "exact"
 """The belief that the claim is about: the task's own answer."""

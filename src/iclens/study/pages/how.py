@@ -10,9 +10,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from iclens.core import RunError, TableError
 from iclens.dashboards.records.how import Command, HowView, Named, StageRow
 from iclens.dashboards.text import number
-from iclens.errors import RunError, TableError
 from iclens.study.flow import FLOW
 from iclens.study.pages.patch_tables import Tables
 from iclens.study.pages.self_tests import self_tests

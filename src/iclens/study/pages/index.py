@@ -10,21 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from iclens.dashboards.records.site import (
-    BeliefCurve,
-    Curve,
-    Fact,
-    Finding,
-    GrowthCount,
-    QualityRow,
-)
+from iclens.dashboards.records.site import BeliefCurve, Curve, Fact, Finding, GrowthCount, QualityRow
 from iclens.patching.runs import ZERO
+from iclens.prompts.beliefs import BAND
+from iclens.schemas import FALLS, LADDER
 from iclens.study.pages.latent_rows import ANSWER, Address
 from iclens.study.pages.patch_findings import carried, follows, moved
 from iclens.study.pages.transform_findings import labelled
 from iclens.study.results import Results
-from iclens.tables.verdicts import FALLS, LADDER
-from iclens.tasks.beliefs import BAND
 
 MOVED = 0.5
 """Least P(task on B's own x) after a patch for which the task counts as moved."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from iclens.concepts.labels import CANDIDATE
+from iclens.core import Site
 from iclens.dashboards.records.latent import (
     ConceptRow,
     LatentRow,
@@ -18,14 +20,12 @@ from iclens.dashboards.records.latent import (
     TaskActivation,
 )
 from iclens.dashboards.text import interval, number
-from iclens.names import Site
-from iclens.patching.responses import BASE, GIVEN, TARGET
-from iclens.saes.neighbours import Near
+from iclens.patching.sweep import BASE, GIVEN, TARGET
+from iclens.saes.encode import Near
 from iclens.study.pages import latent_growth
 from iclens.study.pages.latent_rows import ANSWER, Address, clearest_first
 from iclens.study.pages.seen import Seen
 from iclens.study.results import Results
-from iclens.transforms.labels.chosen import CANDIDATE
 
 TABLES = (
     *("growth", "transforms", "patches", "dose", "dose_curves", "latent_accounts", "specificity"),

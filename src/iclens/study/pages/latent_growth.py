@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from iclens.activations import Trajectories
+from iclens.core import Site
 from iclens.dashboards.records.latent import (
     ArmMeans,
     Curve,
@@ -18,12 +20,10 @@ from iclens.dashboards.records.latent import (
     TrajectoryView,
 )
 from iclens.dashboards.text import interval, number
-from iclens.names import Site
+from iclens.prompts.arms import parse_arm
+from iclens.schemas import FALLS, LADDER
 from iclens.study.pages.latent_rows import ANSWER, LEAST_R2
 from iclens.study.results import Results
-from iclens.tables.trajectories import Trajectories
-from iclens.tables.verdicts import FALLS, LADDER
-from iclens.tasks.arms import parse_arm
 
 Row = Mapping[str, Any]
 

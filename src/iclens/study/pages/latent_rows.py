@@ -8,14 +8,13 @@ from typing import Any
 
 import pandas as pd
 
+from iclens.concepts.labels import CANDIDATE
+from iclens.concepts.language import IDENTITY
+from iclens.core import Site, SiteError
 from iclens.dashboards.records.latent import LatentRow
-from iclens.errors import SiteError
-from iclens.names import Site
+from iclens.schemas import FALLS, LADDER
 from iclens.study.declared import known
 from iclens.study.results import Results
-from iclens.tables.verdicts import FALLS, LADDER
-from iclens.transforms.concepts import IDENTITY
-from iclens.transforms.labels.chosen import CANDIDATE
 
 Address = Callable[[str, int], str]
 """The address of the page of a site's latent, "" without one."""

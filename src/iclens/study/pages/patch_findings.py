@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from iclens.dashboards.records.site import Finding
-from iclens.patching.latents.sets import FULL, GREEDY, HALF
-from iclens.patching.responses import BASE, GIVEN, TARGET
-from iclens.patching.responses import FULL as WHOLE
+from iclens.patching.sets import FULL, GREEDY, HALF
+from iclens.patching.sweep import BASE, GIVEN, TARGET
+from iclens.patching.sweep import FULL as WHOLE
+from iclens.schemas import PATCH_Q
 from iclens.study.pages.latent_rows import Address
 from iclens.study.results import Results
-from iclens.tables.patches import PATCH_Q
 
 
 def moved(results: Results, address: Address) -> Finding:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from iclens.core import RunError, TableError
 from iclens.dashboards.records.latent import Curve
 from iclens.dashboards.records.mechanism import Figure
 from iclens.dashboards.records.patching import Grid
-from iclens.errors import RunError, TableError
 from iclens.study.results import TABLES, Results
 
 Row = Mapping[str, Any]

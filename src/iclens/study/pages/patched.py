@@ -19,8 +19,8 @@ from iclens.dashboards.records.patching import (
     SinglesView,
 )
 from iclens.dashboards.text import number
-from iclens.patching.latents.sets import ALL, FULL, GREEDY, MEANS, NEURONS, OWN
-from iclens.patching.responses import BASE, GIVEN, TARGET
+from iclens.patching.sets import ALL, FULL, GREEDY, MEANS, NEURONS, OWN
+from iclens.patching.sweep import BASE, GIVEN, TARGET
 from iclens.study.pages.patch_tables import Row, Tables, curve_of, figure_of, records
 from iclens.study.results import Results
 

@@ -28,7 +28,7 @@ from iclens.dashboards.records.patching import (
     SweepCell,
     SweepView,
 )
-from iclens.patching.heads.ablate import WHOLE_LAYER
+from iclens.patching.heads import WHOLE_LAYER
 from iclens.study.pages import patched
 from iclens.study.pages.patch_tables import Row, Tables, curve_of, figure_of, records
 from iclens.study.results import Results

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
+from iclens.core import PREFIX_LENGTH, ROLES, TOKENS_PER_EXAMPLE
 from iclens.dashboards.records.prompts import (
     START,
     LensRead,
@@ -20,22 +21,19 @@ from iclens.dashboards.records.prompts import (
     ShownLatent,
     SiteLatents,
 )
-from iclens.models.forward import answer_probs
-from iclens.models.token_text import token_texts
-from iclens.names import PREFIX_LENGTH, ROLES, TOKENS_PER_EXAMPLE
-from iclens.patching.latents.sets import FULL
-from iclens.patching.lens_tokens import LensReads, lens_tokens
-from iclens.patching.residual import up_to_query
+from iclens.model.load import token_texts
+from iclens.model.run import answer_probs
+from iclens.patching.receiver import up_to_query
 from iclens.patching.runs import ZERO, build_runs
+from iclens.patching.sets import FULL
+from iclens.patching.sweep import LensReads, lens_tokens
+from iclens.prompts.build import PromptSet, exact_answer_probs, in_mixture
+from iclens.schemas import LADDER
 from iclens.study.bench import Bench
 from iclens.study.pages.index import meanings
 from iclens.study.results import Results
-from iclens.tables.arrays import Floats, Ints
-from iclens.tables.prompts import PromptSet
-from iclens.tables.verdicts import LADDER
-from iclens.tasks.prompts import exact_answer_probs, in_mixture
-from iclens.tracking.beliefs import belief_log_odds
-from iclens.tracking.prompt_latents import in_turn, latents_at_tokens, most_changed, strongest
+from iclens.table import Floats, Ints
+from iclens.track import belief_log_odds, in_turn, latents_at_tokens, most_changed, strongest
 
 PER_SITE = 12
 """Latents of each site that are shown with a prompt."""

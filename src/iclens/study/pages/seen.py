@@ -15,20 +15,19 @@ from typing import cast
 import numpy as np
 from scipy.sparse import csc_array, csr_array
 
+from iclens.concepts.tuning import AXES, operand_map, tuning
+from iclens.core import Site
 from iclens.dashboards.records.concepts import BoxView, TuningView
 from iclens.dashboards.records.latent import Histogram, LogitEffect, PromptView, TokenView
-from iclens.models.token_text import TokenText, token_texts
-from iclens.names import Site
-from iclens.saes.neighbours import Near, by_activation, by_decoder
-from iclens.saes.readout import logit_effects
+from iclens.model.load import TokenText, token_texts
+from iclens.prompts.build import PromptSet
+from iclens.saes.encode import Near, by_activation, by_decoder, logit_effects
 from iclens.study.bench import Bench
 from iclens.study.grid import task_grid
 from iclens.study.results import Results
 from iclens.study.stages.identify import WIDTH, tracked_grid
-from iclens.tables.arrays import Floats
-from iclens.tables.prompts import PromptSet
-from iclens.tracking.display import token_activations
-from iclens.transforms.reading.selectivity import AXES, operand_map, tuning
+from iclens.table import Floats
+from iclens.track import token_activations
 
 AFTER_BOS = 1
 """First token that counts: activations on BOS say nothing of the prompt, and may be out of scale."""

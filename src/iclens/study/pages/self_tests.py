@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from iclens.core import RunError, TableError
 from iclens.dashboards.records.how import FIRED, NOT_ASKED, PASSED, SelfTest, TestGroup
 from iclens.dashboards.text import number
-from iclens.errors import RunError, TableError
-from iclens.growth.confirm import Manifest
-from iclens.growth.verdict import LEVEL
-from iclens.patching.latents.sets import FULL, GREEDY, HALF
+from iclens.growth.verdict import LEVEL, Manifest
 from iclens.patching.runs import ZERO
+from iclens.patching.sets import FULL, GREEDY, HALF
+from iclens.schemas import PATCH_Q
 from iclens.study import digests
 from iclens.study.flow import FLOW
 from iclens.study.pages.patch_tables import Tables, records
-from iclens.tables.patches import PATCH_Q
 
 SAME = 1e-3
 """Largest difference of two probabilities that count as equal."""

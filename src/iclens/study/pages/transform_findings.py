@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
+from iclens.concepts.labels import CANDIDATE
+from iclens.concepts.language import IDENTITY
 from iclens.dashboards.records.site import Finding
+from iclens.schemas import CREATED
 from iclens.study.results import Results
-from iclens.tables.decomposition import CREATED
-from iclens.transforms.concepts import IDENTITY
-from iclens.transforms.labels.chosen import CANDIDATE
 
 X_ALONE, X_CUT = "x decodable (y unrelated)", "x decodable, lab→x cut (y unrelated)"
 """Measures of M2 that tell x from what y gives away."""

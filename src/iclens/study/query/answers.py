@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from iclens.errors import nearest
+from iclens.core import nearest
 from iclens.study.query.exports import indexed, save_answer
 from iclens.study.query.meanings import meanings_of
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from iclens.errors import SiteError
+from iclens.core import SiteError
 from iclens.study.config_errors import one_line
 
 _SHOWN = 60

@@ -18,8 +18,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from iclens.errors import REDO_STAGE, IclensError, RunError, SiteError, TableError
-from iclens.names import Site
+from iclens.core import REDO_STAGE, IclensError, RunError, Site, SiteError, TableError
 from iclens.study.declared import known
 from iclens.study.query.answers import Answer, frame_html
 from iclens.study.query.depictions import main_axis

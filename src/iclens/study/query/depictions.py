@@ -8,7 +8,7 @@ import altair as alt
 import pandas as pd
 from pandas.api.types import is_float_dtype, is_numeric_dtype
 
-from iclens.errors import TableError
+from iclens.core import TableError
 from iclens.study.declared import known
 from iclens.study.query.plots import Axis, Curves, Depiction, Heat, Points, Strip
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from iclens.errors import TableError
+from iclens.core import TableError
 
 ROWS, DRAWN = (".parquet", ".csv", ".json"), (".png", ".svg")
 """Endings of files of rows, and of drawings."""

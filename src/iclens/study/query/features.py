@@ -24,8 +24,7 @@ from typing import Any
 
 import pandas as pd
 
-from iclens.errors import IclensError, RunError, RunWarning, SiteError, TableError
-from iclens.names import Site
+from iclens.core import IclensError, RunError, RunWarning, Site, SiteError, TableError
 from iclens.study.query.answers import Answer, frame_html
 from iclens.study.query.exports import write_json
 from iclens.study.results import Results, having

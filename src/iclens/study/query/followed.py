@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from iclens.errors import IclensError
+from iclens.activations import Trajectories
+from iclens.core import IclensError
 from iclens.study.query.answers import Answer
 from iclens.study.query.exports import save_answer
-from iclens.tables.trajectories import Trajectories
 
 if TYPE_CHECKING:
     import altair as alt

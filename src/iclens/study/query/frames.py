@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from iclens.errors import SiteError
-from iclens.names import Site
+from iclens.core import Site, SiteError
 from iclens.study.declared import known
 from iclens.study.query.answers import Answer
 from iclens.study.results import Results

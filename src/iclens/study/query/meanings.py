@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from iclens.schemas import GrowthTable, PatchTable, TransformTable, VerdictTable
 from iclens.study.results import TABLES
-from iclens.tables.frame import Column
-from iclens.tables.growth import GrowthTable
-from iclens.tables.patches import PatchTable
-from iclens.tables.transforms import TransformTable
-from iclens.tables.verdicts import VerdictTable
+from iclens.table import Column
 
 _PLACE = {
     "site": Column("str", "a hook and its layer, in short form"),

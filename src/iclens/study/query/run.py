@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from iclens.errors import IclensError, RunError, nearest
-from iclens.names import Site
+from iclens.activations import Trajectories
+from iclens.core import IclensError, RunError, Site, nearest
 from iclens.study.declared import known
 from iclens.study.flow import FOLDERS
 from iclens.study.opening import Condition, changed_files, condition_of, read_run, renamed_config
@@ -33,7 +33,6 @@ from iclens.study.query.frames import Frames
 from iclens.study.query.selection import Selection
 from iclens.study.results import TABLES, Results, having
 from iclens.study.runfolder import find_folder
-from iclens.tables.trajectories import Trajectories
 
 if TYPE_CHECKING:
     from iclens.study.query.comparison import Comparison

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from iclens.errors import IclensError, RunError, SiteError, TableError, nearest
-from iclens.growth.splits import split_prompts
-from iclens.growth.test import test_growth
-from iclens.names import Site
+from iclens.activations import LatentActs, select_rows
+from iclens.core import IclensError, RunError, Site, SiteError, TableError, nearest
+from iclens.growth.detect import test_growth
+from iclens.stats import split_prompts
 from iclens.study.query.answers import Answer, frame_html
 from iclens.study.query.asked import n_rows
 from iclens.study.query.exports import save_answer
 from iclens.study.results import Results, having
-from iclens.tables.activations import LatentActs, select_rows
-from iclens.tables.arrays import Ints
+from iclens.table import Ints
 
 if TYPE_CHECKING:
     import altair as alt

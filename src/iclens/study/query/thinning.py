@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from iclens.errors import TableError
+from iclens.core import TableError
 
 MOST = 8
 """Categories that colours, shapes and dashes can tell apart."""

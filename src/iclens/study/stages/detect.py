@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from iclens.growth.multiplicity import benjamini_hochberg
-from iclens.growth.slopes import slope_moments
-from iclens.growth.test import MIN_ACTIVE, test_arms
-from iclens.names import Site
+from iclens.activations import LatentActs, select_prompts
+from iclens.core import Site
+from iclens.growth.detect import MIN_ACTIVE, slope_moments, test_arms
+from iclens.schemas import GrowthTable
+from iclens.stats import benjamini_hochberg
 from iclens.study.bench import Bench
 from iclens.study.growth_inputs import splits_of
-from iclens.tables.activations import LatentActs, select_prompts
-from iclens.tables.arrays import Ints
-from iclens.tables.growth import GrowthTable
+from iclens.table import Ints
 
 DETECTION, SHORTLIST = "detection.parquet", "shortlist.parquet"
 

@@ -8,34 +8,35 @@ from typing import Any
 import numpy as np
 from scipy.stats import false_discovery_control
 
-from iclens.growth.dose import causal_reasons
-from iclens.names import Site
-from iclens.patching.closure import injection_table, joint_push, natural_parts
+from iclens.activations import select_prompts
+from iclens.core import Site
+from iclens.growth.verdict import causal_reasons
 from iclens.patching.dose import (
     PUSHABLE,
     closure_table,
     curve_table,
     dose_table,
+    injection_table,
     interaction_table,
+    joint_push,
+    natural_parts,
     prepare,
     responses,
+)
+from iclens.schemas import (
+    ClosureTable,
+    DoseCurveTable,
+    DoseTable,
+    GrowthTable,
+    InjectionTable,
+    InteractionTable,
 )
 from iclens.study.bench import Bench, beliefs_file
 from iclens.study.config import StudyConfig
 from iclens.study.growth_inputs import splits_of
 from iclens.study.stages.detect import SHORTLIST
 from iclens.study.stages.shape import by_place
-from iclens.tables.activations import select_prompts
-from iclens.tables.arrays import Floats, Ints
-from iclens.tables.dose import (
-    ClosureTable,
-    DoseCurveTable,
-    DoseTable,
-    InjectionTable,
-    InteractionTable,
-)
-from iclens.tables.frame import Table
-from iclens.tables.growth import GrowthTable
+from iclens.table import Floats, Ints, Table
 
 DOSE, CLOSURE, INTERACTIONS = "dose.parquet", "closure.parquet", "interactions.parquet"
 CURVES, INJECTIONS = "dose_curves.parquet", "injections.parquet"

@@ -8,16 +8,31 @@ from typing import Any
 
 import numpy as np
 
-from iclens.growth.accounts import Compared, compare
-from iclens.growth.bayes import agreement, fit_log_odds, linear_part
-from iclens.growth.beliefs import belief_table
-from iclens.growth.calibration import Calibration, task_belief
-from iclens.growth.confirm import Manifest, confirm
-from iclens.growth.design import design_of
-from iclens.growth.exchange import bayes_tests
-from iclens.growth.falsifiers import ask
-from iclens.growth.verdict import Found, judge
-from iclens.names import Site
+from iclens.activations import examples_seen
+from iclens.core import Site
+from iclens.growth.accounts import Compared, compare, design_of
+from iclens.growth.bayes import (
+    Calibration,
+    agreement,
+    bayes_tests,
+    belief_table,
+    fit_log_odds,
+    linear_part,
+    task_belief,
+)
+from iclens.growth.verdict import Found, Manifest, ask, confirm, judge
+from iclens.prompts.beliefs import belief_index
+from iclens.schemas import (
+    LADDER,
+    AgreementTable,
+    BayesTestTable,
+    ClosureTable,
+    ConfirmTable,
+    DoseTable,
+    EvidenceTable,
+    GrowthTable,
+    ShapeTable,
+)
 from iclens.study.bench import Bench, beliefs_file
 from iclens.study.growth_figures import closures, figures
 from iclens.study.growth_inputs import (
@@ -32,14 +47,7 @@ from iclens.study.stages.dose import CLOSURE, DOSE
 from iclens.study.stages.shape import DIRECTIONS, EVIDENCE, MANIFEST, SHAPES
 from iclens.study.stages.track import CALIBRATION
 from iclens.study.store import load_json, save_json
-from iclens.tables.arrays import Floats
-from iclens.tables.dose import ClosureTable, DoseTable
-from iclens.tables.evidence import BayesTestTable, EvidenceTable
-from iclens.tables.growth import AgreementTable, GrowthTable
-from iclens.tables.shapes import ConfirmTable, ShapeTable
-from iclens.tables.trajectories import examples_seen
-from iclens.tables.verdicts import LADDER
-from iclens.tasks.beliefs import belief_index
+from iclens.table import Floats
 
 EXACT = belief_index("exact")
 SLOPE_GOAL, R_GOAL = 0.05, 0.98

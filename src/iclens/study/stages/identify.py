@@ -9,24 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from iclens.names import Site
+from iclens.activations import LatentActs
+from iclens.concepts.labels import CANDIDATE, Gates, best_of, granted, identify_all, role_mass, stability
+from iclens.concepts.language import IDENTITY, TaskGrid, read_rows, slope_marginals
+from iclens.concepts.tuning import AXES, fit_tunings, operand_map, task_means, tuning
+from iclens.core import Site
+from iclens.schemas import (
+    MassTable,
+    OperandMapTable,
+    StabilityTable,
+    TransformTable,
+    TuningCurveTable,
+    TuningTable,
+)
 from iclens.study.bench import Bench, load_saes_of
 from iclens.study.grid import asked_concepts, grid_prompts, task_grid
 from iclens.study.store import save_arrays, save_json, save_prompts
-from iclens.tables.activations import LatentActs
-from iclens.tables.stability import StabilityTable
-from iclens.tables.transforms import MassTable, OperandMapTable, TransformTable, TuningCurveTable
-from iclens.tables.tuning import TuningTable
-from iclens.tracking.track import Place, Tracked, track
-from iclens.transforms.concepts import IDENTITY
-from iclens.transforms.grid import TaskGrid, slope_marginals
-from iclens.transforms.labels.chosen import CANDIDATE, best_of, granted
-from iclens.transforms.labels.identify import Gates, identify_all
-from iclens.transforms.labels.mass import role_mass
-from iclens.transforms.labels.stability import stability
-from iclens.transforms.reading.helix import fit_tunings
-from iclens.transforms.reading.selectivity import AXES, operand_map, task_means, tuning
-from iclens.transforms.rows import read_rows
+from iclens.track import Place, Tracked, track
 
 TASK_MEANS, GRID = "task_means.safetensors", "grid.json"
 

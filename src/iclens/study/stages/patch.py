@@ -8,24 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from iclens.errors import TaskError
-from iclens.names import Site
-from iclens.patching.latents.controls import patch_controls
-from iclens.patching.latents.gather import gather
-from iclens.patching.latents.ladder import patch_ladder
-from iclens.patching.latents.screen import linear_screen
-from iclens.patching.latents.sets import FULL, GREEDY, HALF, patch_sets
-from iclens.patching.latents.single import patch_latents, single_effects
-from iclens.patching.responses import response_curve, response_fits
+from iclens.core import Site, TaskError
+from iclens.patching.latents import linear_screen, patch_ladder, patch_latents, single_effects
+from iclens.patching.receiver import gather
 from iclens.patching.runs import Runs, build_runs, runs_by_query
+from iclens.patching.sets import FULL, GREEDY, HALF, patch_controls, patch_sets
+from iclens.patching.sweep import response_curve, response_fits
+from iclens.prompts.arms import default_rival, other_task
+from iclens.prompts.tasks import Task
 from iclens.saes.load import Sae
+from iclens.schemas import (
+    PATCH_Q,
+    ControlTable,
+    LadderTable,
+    PatchTable,
+    ResponseFitTable,
+    ResponseTable,
+    ScreenTable,
+    SetTable,
+)
 from iclens.study.bench import Bench
-from iclens.tables.frame import Table
-from iclens.tables.patches import PATCH_Q, LadderTable, PatchTable
-from iclens.tables.responses import ResponseFitTable, ResponseTable
-from iclens.tables.sets import ControlTable, ScreenTable, SetTable
-from iclens.tasks.arms import default_rival, other_task
-from iclens.tasks.rules import Task
+from iclens.table import Table
 
 PATCHES, LADDER, SETS = "patches.parquet", "ladder.parquet", "sets.parquet"
 CONTROLS, SCREENS = "patch_controls.parquet", "screens.parquet"

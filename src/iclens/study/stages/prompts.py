@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from iclens.errors import TaskError
+from iclens.core import TaskError
+from iclens.prompts.build import build_prompts, check_pairing
+from iclens.prompts.render import bos_in_words, spelling
 from iclens.study.bench import Bench
 from iclens.study.store import save_prompts
-from iclens.tables.pairing import check_pairing
-from iclens.tasks.prompts import build_prompts
-from iclens.tasks.rendering import bos_in_words, spelling
 
 
 def work(bench: Bench, folder: Path) -> dict[str, Any]:

@@ -6,11 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from iclens.errors import ConfigError, RunError
-from iclens.models.identity import other_model
-from iclens.models.load import load_model
-from iclens.names import Site
-from iclens.saes.directions import decoder_lengths
+from iclens.core import ConfigError, RunError, Site
+from iclens.model.load import load_model, other_model
+from iclens.saes.encode import decoder_lengths
 from iclens.saes.quality import measure_quality
 from iclens.study import digests, imports
 from iclens.study.bench import DECODER_NORMS, SAES, Bench, load_saes, locate

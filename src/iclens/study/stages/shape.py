@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from iclens.growth.account_models import BEHAVIOUR
-from iclens.growth.confirm import Claim, Manifest
-from iclens.growth.evidence import EvidenceFit, evidence_regression
-from iclens.growth.exchange import bayes_tests
-from iclens.growth.shape.certificate import fit_shapes
-from iclens.names import Site
+from iclens.activations import examples_seen
+from iclens.core import Site
+from iclens.growth.accounts import BEHAVIOUR
+from iclens.growth.bayes import EvidenceFit, bayes_tests, evidence_regression
+from iclens.growth.shape import fit_shapes
+from iclens.growth.verdict import Claim, Manifest
+from iclens.schemas import BayesTestTable, EvidenceTable, GrowthTable, LatentAccountTable, ShapeTable
 from iclens.study import digests
 from iclens.study.bench import Bench
 from iclens.study.growth_inputs import Place, paired_belief, splits_of
@@ -20,13 +21,8 @@ from iclens.study.latent_accounts import latent_accounts
 from iclens.study.shown import seen_at, shown_in
 from iclens.study.stages.detect import SHORTLIST
 from iclens.study.store import save_arrays
-from iclens.tables.arrays import Floats, Ints
-from iclens.tables.evidence import BayesTestTable, EvidenceTable, LatentAccountTable
-from iclens.tables.growth import GrowthTable
-from iclens.tables.shapes import ShapeTable
-from iclens.tables.trajectories import examples_seen
-from iclens.tracking.directions import direction_growth
-from iclens.tracking.pre_activations import pre_activations
+from iclens.table import Floats, Ints
+from iclens.track import direction_growth, pre_activations
 
 SHAPES, EVIDENCE, MANIFEST = "shapes.parquet", "evidence.parquet", "manifest.json"
 TESTS, ACCOUNTS = "latent_tests.parquet", "latent_accounts.parquet"

@@ -7,19 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from iclens.names import ROLES
-from iclens.patching.heads.ablate import WHOLE_LAYER, Ablation, Heads, ablate_heads
-from iclens.patching.heads.direct import direct_effects
-from iclens.patching.heads.ladder import redundancy_ladder
-from iclens.patching.heads.redundancy import redundancy_index
-from iclens.patching.heads.scores import head_scores
-from iclens.patching.lens import logit_lens
+from iclens.core import ROLES
+from iclens.patching.heads import WHOLE_LAYER, Ablation, Heads, ablate_heads, direct_effects, head_scores
+from iclens.patching.redundancy import redundancy_index, redundancy_ladder
 from iclens.patching.runs import ZERO, Runs, build_runs
-from iclens.patching.sweep import graded, sweep
+from iclens.patching.sweep import graded, logit_lens, sweep
+from iclens.schemas import DirectTable, HeadTable, RedundancyLadderTable, RedundancyTable, SweepTable
 from iclens.study.bench import Bench
-from iclens.tables.frame import Table
-from iclens.tables.patches import HeadTable, SweepTable
-from iclens.tables.redundancy import DirectTable, RedundancyLadderTable, RedundancyTable
+from iclens.table import Table
 
 SWEEP, GRADED, HEADS, LENS, SCORES = (
     f"{name}.parquet" for name in ("sweep", "graded", "heads", "lens", "head_scores")

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from iclens.growth.calibration import Calibration, calibrate
-from iclens.models.forward import answer_probs
+from iclens.growth.bayes import Calibration, calibrate
+from iclens.model.run import answer_probs
+from iclens.prompts.build import PromptSet, build_prompts, exact_answer_probs, in_mixture
 from iclens.study import shards
 from iclens.study.bench import Bench, beliefs_file, latents_file
 from iclens.study.store import save_arrays, save_json
-from iclens.tables.arrays import Floats
-from iclens.tables.prompts import PromptSet
-from iclens.tasks.prompts import build_prompts, exact_answer_probs, in_mixture
-from iclens.tracking.beliefs import belief_log_odds
+from iclens.table import Floats
+from iclens.track import belief_log_odds
 
 CALIBRATION = "calibration.json"
 CALIBRATION_SEED, CALIBRATION_PROMPTS = 1_000_003, 128

@@ -9,30 +9,29 @@ from typing import Any
 
 import numpy as np
 
-from iclens.decomposition.creation import creation
-from iclens.decomposition.operands import operands
-from iclens.decomposition.transport import READ_BY_THE_NEXT, transport
-from iclens.names import Site
-from iclens.patching.latents.everywhere import ablate_everywhere
-from iclens.patching.latents.gather import gather
-from iclens.patching.latents.specificity import specificity
+from iclens.concepts.confidence import confidence
+from iclens.concepts.labels import TASK_IDENTITY, best_of
+from iclens.concepts.language import CONCEPTS, IDENTITY, TaskGrid, read_rows
+from iclens.concepts.mlp import creation, operands
+from iclens.concepts.transport import READ_BY_THE_NEXT, transport
+from iclens.core import Site
+from iclens.patching.receiver import gather
 from iclens.patching.runs import Runs, build_runs
+from iclens.patching.specificity import ablate_everywhere, specificity
+from iclens.schemas import (
+    ConfidenceTable,
+    CreationTable,
+    OperandTable,
+    SpecificityTable,
+    TransformTable,
+    TransportTable,
+)
 from iclens.study.bench import Bench
 from iclens.study.grid import asked_concepts, task_grid
 from iclens.study.probing import probe_tables
 from iclens.study.stages.identify import tracked_grid
 from iclens.study.stages.patch import TAIL_HOOKS
-from iclens.tables.decomposition import CreationTable, OperandTable
-from iclens.tables.flow import ConfidenceTable, TransportTable
-from iclens.tables.specificity import SpecificityTable
-from iclens.tables.transforms import TransformTable
-from iclens.tracking.track import Tracked
-from iclens.transforms.concepts import CONCEPTS, IDENTITY
-from iclens.transforms.grid import TaskGrid
-from iclens.transforms.labels.chosen import best_of
-from iclens.transforms.labels.identity import TASK_IDENTITY
-from iclens.transforms.reading.confidence import confidence
-from iclens.transforms.rows import read_rows
+from iclens.track import Tracked
 
 LAB = "lab"
 EVERYWHERE_CONTROLS = 19

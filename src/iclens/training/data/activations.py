@@ -13,13 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclens.errors import ConfigError
-from iclens.models.blocks import run_blocks
-from iclens.models.forward import attached
-from iclens.models.load import LanguageModel
-from iclens.names import Site
-from iclens.saes.tally import PADDING, Bools, LeftOut
-from iclens.tables.arrays import Ints
+from iclens.core import ConfigError, Site
+from iclens.model.load import LanguageModel
+from iclens.model.run import attached, run_blocks
+from iclens.saes.quality import PADDING, Bools, LeftOut
+from iclens.table import Ints
 from iclens.training.config import Contexts
 from iclens.training.data.streams import TokenStream
 

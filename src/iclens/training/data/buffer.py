@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclens.errors import ConfigError
-from iclens.names import Site
-from iclens.saes.tally import PADDING, LeftOut
+from iclens.core import ConfigError, Site
+from iclens.saes.quality import PADDING, LeftOut
 from iclens.training.data.activations import Record, kept_rows
 from iclens.training.data.contexts import Facts
 from iclens.training.data.streams import TokenStream

@@ -12,15 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
-from iclens.errors import ConfigError
-from iclens.names import prompt_length
-from iclens.tables.arrays import Ints
-from iclens.tasks.assemble import TokenTable
-from iclens.tasks.mixture import Contexts, Mixture
-from iclens.tasks.prompts import draw_examples
-from iclens.tasks.rendering import Tokenizer
-from iclens.tasks.rules import default_inputs
-from iclens.tasks.spec import parse_task
+from iclens.core import ConfigError, prompt_length
+from iclens.prompts.build import TokenTable, draw_examples
+from iclens.prompts.mixture import Contexts, Mixture
+from iclens.prompts.render import Tokenizer
+from iclens.prompts.tasks import default_inputs, parse_task
+from iclens.table import Ints
 from iclens.training.config import MixtureContexts, Prompts
 
 State = dict[str, Any]

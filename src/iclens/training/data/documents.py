@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
-from iclens.errors import ConfigError, IclensError
+from iclens.core import ConfigError, IclensError
 from iclens.training.config import TextContexts
 
 Place = Any

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from iclens.errors import ConfigError
-from iclens.names import Site
-from iclens.saes.tally import LeftOut
+from iclens.core import ConfigError, Site
+from iclens.saes.quality import LeftOut
 from iclens.training.data.activations import Record, kept_rows
 from iclens.training.data.streams import TokenStream
 

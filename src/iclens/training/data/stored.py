@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from pyarrow import ArrowException
 from safetensors import SafetensorError, safe_open
 
-from iclens.errors import ConfigError
-from iclens.tables.arrays import Ints
+from iclens.core import ConfigError
+from iclens.table import Ints
 
 IDS, MASK = "input_ids", "attention_mask"
 NAMES = (IDS, "tokens", "token_ids")

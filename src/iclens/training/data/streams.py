@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from iclens.models.shape import read_shape
-from iclens.tables.arrays import Ints
+from iclens.model.shape import read_shape
+from iclens.table import Ints
 from iclens.training.config import MixtureContexts, TextContexts, TrainConfig
 from iclens.training.data.contexts import (
     Facts,

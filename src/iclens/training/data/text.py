@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from iclens.errors import ConfigError
-from iclens.tables.arrays import Ints
-from iclens.tasks.rendering import bos_id, text_ids
+from iclens.core import ConfigError
+from iclens.prompts.render import bos_id, text_ids
+from iclens.table import Ints
 from iclens.training.config import TextContexts
 from iclens.training.data.contexts import Facts, State
 from iclens.training.data.documents import CORRECT, Documents, Place, digest_of, open_documents

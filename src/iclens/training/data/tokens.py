@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from iclens.errors import ConfigError
-from iclens.saes.tally import PADDING
-from iclens.tables.arrays import Ints
-from iclens.tasks.rendering import bos_id
+from iclens.core import ConfigError
+from iclens.prompts.render import bos_id
+from iclens.saes.quality import PADDING
+from iclens.table import Ints
 from iclens.training.config import TokenContexts
 from iclens.training.data.contexts import Facts, State
 from iclens.training.data.stored import MASK, read_tokens

@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from iclens.models.shape import ModelShape
-from iclens.names import Site
+from iclens.core import Site
+from iclens.model.shape import ModelShape
 from iclens.training.config import MixtureContexts, SaeSpec, TokenContexts, TrainConfig
 from iclens.training.data.stored import tokens_shape
 from iclens.training.limits import check_limits, context_length

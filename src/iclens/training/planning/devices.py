@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from iclens.errors import ConfigError, nearest
+from iclens.core import ConfigError, nearest
 
 GB = 10**9
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from iclens.errors import WontFitError
-from iclens.models.shape import ModelShape, read_shape
+from iclens.core import WontFitError
+from iclens.model.shape import ModelShape, read_shape
 from iclens.training.config import TrainConfig
 from iclens.training.planning.costs import PHASES, Cost, Disk, Job, Part, disk, memory, times
 from iclens.training.planning.devices import Device

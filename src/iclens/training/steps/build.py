@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from sae_lens import SAE
 from torch import Tensor
 
-from iclens.errors import ConfigError, nearest
+from iclens.core import ConfigError, nearest
 from iclens.training.config import Optimisation, SaeSpec
 from iclens.training.data.scaling import Scaling
 from iclens.training.steps import lens, sparse

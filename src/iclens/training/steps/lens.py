@@ -18,7 +18,7 @@ from sae_lens.registry import get_sae_class, get_sae_training_class
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput
 from torch import Tensor
 
-from iclens.errors import ConfigError
+from iclens.core import ConfigError
 from iclens.training.config import Optimisation, SaeSpec
 from iclens.training.data.scaling import Scaling
 from iclens.training.steps.adam import Adam, clip

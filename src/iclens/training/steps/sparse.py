@@ -32,7 +32,7 @@ from sae_lens import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from iclens.errors import SaeError
+from iclens.core import SaeError
 from iclens.training.config import Optimisation, SaeSpec
 from iclens.training.data.scaling import Scaling
 from iclens.training.steps.adam import Adam, clip

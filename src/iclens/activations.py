@@ -1,0 +1,398 @@
+"""Latent activations at the positions of a prompt set, and their means over examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors.numpy import save_file
+from scipy.sparse import csc_array, csr_array, vstack
+
+from iclens.core import BELIEFS, REDO_STAGE, ROLES, Site, SiteError, TableError, check_role
+from iclens.stats import prompt_band
+from iclens.table import Floats, Ints, expect_shape, mapped_arrays, stretch
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Activations:
+    """A site's activations at one role.
+
+    Args:
+        site: where.
+        role: which token of each example.
+        values: [prompt example d_model], raw residual-stream units.
+    """
+
+    site: Site
+    role: str
+    values: Floats
+
+    def __post_init__(self) -> None:
+        check_role(self.role)
+        expect_shape("Activations", values=(self.values, ("prompt", "example", "d_model")))
+
+    @property
+    def rows(self) -> Floats:
+        """[prompt·example d_model], example fastest."""
+        return self.values.reshape(-1, self.values.shape[-1])
+
+
+_DTYPES = {
+    "indptr": np.int64, "index": np.int32, "value": np.float32,
+    "error_sq": np.float32, "total_sq": np.float32,
+    "latent_starts": np.int64, "latent_rows": np.int32, "latent_values": np.float32,
+}  # fmt: skip
+"""As what each array is kept, however it came about."""
+_ABOUT = "latents"
+"""Metadata key of names and sizes."""
+
+
+@dataclass(frozen=True)
+class ByLatent:
+    """The same entries in the order of their latents.
+
+    Args:
+        starts: first entry of each latent, [latent + 1].
+        rows: row of each entry, [entry].
+        values: its gated activation, [entry].
+    """
+
+    starts: Ints
+    rows: Ints
+    values: Floats
+
+
+@dataclass(frozen=True)
+class LatentActs:
+    """Active latents of a site at one role, in CSR order over rows = prompt·example (example fastest).
+
+    Args:
+        site: where.
+        role: which token.
+        sae_id: fingerprint of the SAE.
+        d_sae: number of latents.
+        n_prompts, n_examples: how rows unfold.
+        indptr: [row + 1].
+        index: latent of each active entry, [entry].
+        value: its gated activation × `Sae.scale`, [entry].
+        error_sq: squared norm of the reconstruction error, [prompt example].
+        total_sq: squared norm of the activation, [prompt example].
+        by_latent: the entries by latent, of a file that was opened; None otherwise.
+    """
+
+    site: Site
+    role: str
+    sae_id: str
+    d_sae: int
+    n_prompts: int
+    n_examples: int
+    indptr: Ints
+    index: Ints
+    value: Floats
+    error_sq: Floats
+    total_sq: Floats
+    by_latent: ByLatent | None = None
+
+    def __post_init__(self) -> None:
+        expect_shape(
+            "LatentActs",
+            indptr=(self.indptr, (self.n_prompts * self.n_examples + 1,)),
+            index=(self.index, ("entry",)),
+            value=(self.value, ("entry",)),
+            error_sq=(self.error_sq, (self.n_prompts, self.n_examples)),
+            total_sq=(self.total_sq, (self.n_prompts, self.n_examples)),
+        )
+        # A mapped file was checked when it was written; reading all of it here would defeat the map.
+        if self.index.size and not isinstance(self.index, np.memmap):
+            self._check_entries()
+
+    def _check_entries(self) -> None:
+        if self.index.min() < 0 or self.index.max() >= self.d_sae:
+            raise TableError(
+                "LatentActs.index", "a latent outside the SAE", f"Latents run from 0 to {self.d_sae - 1}."
+            )
+        if not np.isfinite(self.value).all():
+            entry = int(np.argmin(np.isfinite(self.value)))
+            row = int(np.searchsorted(self.indptr, entry, side="right")) - 1
+            raise TableError(
+                f"activations at {self.site.short} {self.role}",
+                f"NaN or infinite in latent {int(self.index[entry])}, prompt {row // self.n_examples}",
+                "Read the model in float32, or remove this SAE if its weights are not finite.",
+            )
+
+    @property
+    def matrix(self) -> csr_array:
+        """The entries as a scipy CSR array [prompt·example, d_sae]."""
+        return csr_array(
+            (self.value, self.index, self.indptr), shape=(self.n_prompts * self.n_examples, self.d_sae)
+        )
+
+    def dense(self, latents: Ints | None = None) -> Floats:
+        """Gated activations of `latents` (all by default) as [latent prompt example]."""
+        if latents is not None and self.by_latent is not None:
+            found = np.stack([self.trajectory(int(latent)) for latent in latents]) if len(latents) else None
+            return np.empty((0, self.n_prompts, self.n_examples)) if found is None else found
+        chosen = self.matrix if latents is None else self.matrix.tocsc()[:, latents]
+        return chosen.toarray().T.reshape(-1, self.n_prompts, self.n_examples)
+
+    def trajectory(self, latent: int) -> Floats:
+        """Gated activation of one latent, [prompt example]; of an opened file, only its entries are read.
+
+        Raises:
+            TableError: for a latent outside the SAE.
+        """
+        if not 0 <= latent < self.d_sae:
+            raise TableError(
+                f"latent {latent}", f"the SAE has {self.d_sae}", f"Choose one from 0 to {self.d_sae - 1}."
+            )
+        if self.by_latent is None:
+            return self.matrix[:, [latent]].toarray().reshape(self.n_prompts, self.n_examples)
+        first, last = (int(end) for end in stretch(self.by_latent.starts, latent, latent + 2))
+        out = np.zeros(self.n_prompts * self.n_examples, dtype=self.value.dtype)
+        out[stretch(self.by_latent.rows, first, last)] = stretch(self.by_latent.values, first, last)
+        return out.reshape(self.n_prompts, self.n_examples)
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors, by row and by latent; names and sizes go to the metadata."""
+        columns = csc_array(self.matrix)
+        arrays = {k: getattr(self, k) for k in ("indptr", "index", "value", "error_sq", "total_sq")}
+        arrays |= {
+            "latent_starts": columns.indptr,
+            "latent_rows": columns.indices,
+            "latent_values": columns.data,
+        }
+        names = {"site": str(self.site), "role": self.role, "sae_id": self.sae_id}
+        sizes = {k: getattr(self, k) for k in ("d_sae", "n_prompts", "n_examples")}
+        kept = {name: np.ascontiguousarray(values, dtype=_DTYPES[name]) for name, values in arrays.items()}
+        # One key: safetensors writes several in an order that changes from file to file.
+        save_file(kept, path, metadata={_ABOUT: json.dumps(names | sizes)})
+
+    @classmethod
+    def open(cls, path: Path) -> LatentActs:
+        """Map what `save` wrote; entries are read when they are looked at.
+
+        Raises:
+            TableError: when the file is missing, damaged or of an older form.
+        """
+        arrays, meta = mapped_arrays(path, REDO_STAGE)
+        try:
+            return _from_file(arrays, meta)
+        except (KeyError, ValueError) as cause:
+            raise TableError(f"{path}", f"not latents of this version ({cause})", REDO_STAGE) from cause
+
+    @classmethod
+    def load(cls, path: Path) -> LatentActs:
+        """Read what `save` wrote into memory, and check every entry.
+
+        Raises:
+            TableError: as `open`, and for an entry that cannot be.
+        """
+        held = cls.open(path)
+        copied = {k: np.array(getattr(held, k)) for k in ("indptr", "index", "value", "error_sq", "total_sq")}
+        return replace(held, by_latent=None, **copied)
+
+
+def _from_file(arrays: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> LatentActs:
+    by_latent = ByLatent(*(arrays[f"latent_{name}"] for name in ("starts", "rows", "values")))
+    about = json.loads(meta[_ABOUT])
+    d_sae, n_prompts, n_examples = (int(about[k]) for k in ("d_sae", "n_prompts", "n_examples"))
+    held = {k: arrays[k] for k in ("indptr", "index", "value", "error_sq", "total_sq")}
+    site = Site.parse(about["site"])
+    return LatentActs(
+        site, about["role"], about["sae_id"], d_sae, n_prompts, n_examples, **held, by_latent=by_latent
+    )
+
+
+def select_prompts(acts: LatentActs, prompts: Ints) -> LatentActs:
+    """The same latents on some of the prompts [prompt]."""
+    return select_rows(acts, prompts, np.arange(acts.n_examples))
+
+
+def select_rows(acts: LatentActs, prompts: Ints, examples: Ints) -> LatentActs:
+    """The same latents on some of the prompts [prompt] and examples [example]."""
+    rows = (np.asarray(prompts)[:, None] * acts.n_examples + examples).ravel()
+    kept = csr_array(acts.matrix[rows])
+    return replace(
+        acts,
+        n_prompts=len(prompts),
+        n_examples=len(examples),
+        indptr=kept.indptr,
+        index=kept.indices,
+        value=kept.data,
+        error_sq=np.asarray(acts.error_sq)[np.ix_(prompts, examples)],
+        total_sq=np.asarray(acts.total_sq)[np.ix_(prompts, examples)],
+        by_latent=None,
+    )
+
+
+def join_prompts(parts: Sequence[LatentActs]) -> LatentActs:
+    """The same latents on the prompts of several tables, in order.
+
+    Raises:
+        TableError: when they are of other sites, roles, SAEs or numbers of examples.
+    """
+    first = parts[0]
+    for part in parts:
+        for what in ("site", "role", "sae_id", "d_sae", "n_examples"):
+            if getattr(part, what) != getattr(first, what):
+                raise TableError(
+                    f"parts at {first.site.short}",
+                    f"{what} differs",
+                    "Join parts of one arm, site, role and SAE only.",
+                )
+    rows = csr_array(vstack([part.matrix for part in parts], format="csr"))
+    return replace(
+        first,
+        n_prompts=sum(part.n_prompts for part in parts),
+        indptr=rows.indptr,
+        index=rows.indices,
+        value=rows.data,
+        error_sq=np.concatenate([part.error_sq for part in parts]),
+        total_sq=np.concatenate([part.total_sq for part in parts]),
+        by_latent=None,
+    )
+
+
+def examples_seen(role: str, n_examples: int) -> Ints:
+    """How many labels the model has read at `role` of each example, [example].
+
+    At `open`, `x`, `comma` and `pre` of example j it has read j; at `lab` and `close`, j + 1.
+
+    Raises:
+        SiteError: for an unknown role.
+    """
+    own_label = ROLES.index(check_role(role)) >= ROLES.index("lab")
+    return np.arange(n_examples) + int(own_label)
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Chosen latents of one site, role and arm against evidence.
+
+    Args:
+        site: where.
+        role: which token of each example.
+        arm: which arm the prompts belong to ("T", "S", …).
+        latent_ids: [latent].
+        values: gated activation × decoder norm, [latent prompt example].
+        n_seen: labels read at this role, [example].
+        beliefs: log-odds in nats at `pre` of the same example, [prompt example belief]; NaN where a belief is
+            undefined.
+        belief_names: [belief].
+    """
+
+    site: Site
+    role: str
+    arm: str
+    latent_ids: Ints
+    values: Floats
+    n_seen: Ints
+    beliefs: Floats
+    belief_names: tuple[str, ...] = BELIEFS
+
+    def __post_init__(self) -> None:
+        check_role(self.role)
+        expect_shape(
+            "Trajectories",
+            latent_ids=(self.latent_ids, ("latent",)),
+            values=(self.values, ("latent", "prompt", "example")),
+            n_seen=(self.n_seen, ("example",)),
+            beliefs=(self.beliefs, ("prompt", "example", len(self.belief_names))),
+        )
+        if len(np.unique(self.latent_ids)) != len(self.latent_ids):
+            raise TableError("Trajectories.latent_ids", "a latent stands twice", "List each latent once.")
+
+    @classmethod
+    def of(
+        cls,
+        latents: LatentActs,
+        latent_ids: Ints,
+        *,
+        arm: str,
+        beliefs: Floats,
+        belief_names: tuple[str, ...] = BELIEFS,
+        decoder_norm: Floats | None = None,
+    ) -> Trajectories:
+        """The trajectories of some of a site's latents.
+
+        Args:
+            latents: the active latents of one site, role and arm.
+            latent_ids: [latent] which to follow.
+            arm: their arm.
+            beliefs: log-odds in nats, [prompt example belief].
+            belief_names: [belief].
+            decoder_norm: length that one unit of each latent adds, [d_sae]; 1 when not given.
+
+        Raises:
+            SiteError: for a latent outside the SAE.
+        """
+        chosen = np.asarray(latent_ids, dtype=np.int64)
+        if chosen.size and (chosen.min() < 0 or chosen.max() >= latents.d_sae):
+            strange = chosen[(chosen < 0) | (chosen >= latents.d_sae)][0]
+            raise SiteError(
+                f"latent {strange} of {latents.site.short}",
+                f"the SAE has latents 0 to {latents.d_sae - 1}",
+                "Choose one of these.",
+            )
+        values = latents.dense(chosen)
+        if decoder_norm is not None:
+            values = values * decoder_norm[chosen][:, None, None]
+        n_seen = examples_seen(latents.role, latents.n_examples)
+        return cls(latents.site, latents.role, arm, chosen, values, n_seen, beliefs, belief_names)
+
+    @property
+    def df(self) -> pd.DataFrame:
+        """One row per latent, prompt and example: activation, and the beliefs' log-odds (nats) at `pre`."""
+        import pandas as pd
+
+        n_latents, n_prompts, n_examples = self.values.shape
+        latent, prompt, example = np.indices(self.values.shape).reshape(3, -1)
+        frame = pd.DataFrame(
+            {
+                "site": str(self.site),
+                "role": self.role,
+                "arm": self.arm,
+                "latent": self.latent_ids[latent],
+                "prompt": prompt,
+                "n_seen": self.n_seen[example],
+                "activation": self.values.reshape(-1),
+            }
+        )
+        names = self.belief_names
+        beliefs = np.broadcast_to(self.beliefs, (n_latents, n_prompts, n_examples, len(names)))
+        return frame.assign(**{name: beliefs[..., i].reshape(-1) for i, name in enumerate(names)})
+
+    def summary(self, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+        """Mean activation by examples seen, with a 95 % band that bootstraps prompts.
+
+        Args:
+            n_resamples: number of bootstrap resamples.
+            seed: of the resampling.
+
+        Returns:
+            One row per latent and n_seen: site, role, arm, latent, n_seen, mean, ci_low, ci_high, n_prompts.
+        """
+        import pandas as pd
+
+        band = prompt_band(self.values.transpose(1, 0, 2), np.random.default_rng(seed), n_resamples)
+        n_latents, _, n_examples = self.values.shape
+        return pd.DataFrame(
+            {
+                "site": str(self.site),
+                "role": self.role,
+                "arm": self.arm,
+                "latent": np.repeat(self.latent_ids, n_examples),
+                "n_seen": np.tile(self.n_seen, n_latents),
+                "mean": band.mean.reshape(-1),
+                "ci_low": band.low.reshape(-1),
+                "ci_high": band.high.reshape(-1),
+                "n_prompts": band.n_prompts.reshape(-1),
+            }
+        )

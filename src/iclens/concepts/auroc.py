@@ -1,0 +1,547 @@
+"""AUROC of latents against concepts, stratified, with permutation controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array, csr_array
+from scipy.special import rel_entr
+from scipy.stats import norm
+
+from iclens.concepts.language import Concept, Rows
+from iclens.table import Floats, Ints, expect_shape
+
+_CELLS = 1 << 20
+"""Entries × columns handled at a time, so that a bootstrap stays in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """Non-zero entries sorted by latent, stratum and value.
+
+    A *tie* is a run of equal values in one *block*; a block is one latent in one stratum.
+
+    Args:
+        n_latents: number of latents.
+        stratum: stratum of each row, from 0, [row].
+        row: row of each entry, [entry].
+        tie: number of its tie, ascending, [entry].
+        block: number of its block, ascending, [entry].
+        above: whether its value is above zero, [entry].
+        block_latent: [block].
+        block_stratum: [block].
+    """
+
+    n_latents: int
+    stratum: Ints
+    row: Ints
+    tie: Ints
+    block: Ints
+    above: NDArray[np.bool_]
+    block_latent: Ints
+    block_stratum: Ints
+
+    def latents(self, first: int, last: int) -> Ordering:
+        """The entries of latents `first` … `last` − 1."""
+        b0, b1 = np.searchsorted(self.block_latent, (first, last))
+        e0, e1 = np.searchsorted(self.block, (b0, b1))
+        return Ordering(
+            last - first, self.stratum, self.row[e0:e1], self.tie[e0:e1], self.block[e0:e1] - b0,
+            self.above[e0:e1], self.block_latent[b0:b1] - first, self.block_stratum[b0:b1],
+        )  # fmt: skip
+
+
+def order_entries(acts: csr_array, stratum: Ints) -> Ordering:
+    """Sort the entries of `acts` [row latent] within strata [row]; stored zeros count as zeros."""
+    _, stratum = np.unique(stratum, return_inverse=True)
+    n_rows, n_latents = cast("tuple[int, int]", acts.shape)
+    n_strata = int(stratum.max(initial=0)) + 1
+    stored = acts.data != 0
+    row = np.repeat(np.arange(n_rows), np.diff(acts.indptr))[stored]
+    latent, value = acts.indices[stored].astype(np.int64), acts.data[stored]
+    levels, level = np.unique(value, return_inverse=True)
+    key = (latent * n_strata + stratum[row]) * max(len(levels), 1) + level
+    order = np.argsort(key, kind="stable")
+    key = key[order]
+    block = key // max(len(levels), 1)
+    new_block = np.diff(block, prepend=-1) != 0
+    return Ordering(
+        n_latents=n_latents,
+        stratum=stratum,
+        row=row[order],
+        tie=np.cumsum(np.diff(key, prepend=-1) != 0) - 1,
+        block=np.cumsum(new_block) - 1,
+        above=value[order] > 0,
+        block_latent=block[new_block] // n_strata,
+        block_stratum=block[new_block] % n_strata,
+    )
+
+
+def sides(positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Unit weights of positives and of the others, each [row 1], as `auroc` takes them."""
+    return positive[:, None].astype(np.float64), (~positive)[:, None].astype(np.float64)
+
+
+def auroc(order: Ordering, positive: Floats, negative: Floats) -> Floats:
+    """P(z₊ > z₋) + ½ P(z₊ = z₋) over pairs of one stratum, for each latent and column of weights.
+
+    Args:
+        order: the sorted entries.
+        positive: weight of each row as a positive, [row column].
+        negative: weight of each row as a negative, [row column].
+
+    Returns:
+        [latent column]; NaN in a column without a pair.
+    """
+    p_all, n_all = _per_stratum(order.stratum, positive), _per_stratum(order.stratum, negative)
+    pairs = (p_all * n_all).sum(axis=0)
+    excess = np.empty((order.n_latents, positive.shape[1]), dtype=positive.dtype)
+    most = max(1, _CELLS // positive.shape[1])
+    upto = np.searchsorted(order.block_latent[order.block], np.arange(order.n_latents), side="right")
+    first = 0
+    while first < order.n_latents:
+        before = upto[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(upto, before + most, side="right")))
+        excess[first:last] = _excess(order.latents(first, last), positive, negative, p_all, n_all)
+        first = last
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(pairs > 0, 0.5 + excess / pairs, np.nan)
+
+
+def _excess(order: Ordering, positive: Floats, negative: Floats, p_all: Floats, n_all: Floats) -> Floats:
+    """Σ over strata of pairs won minus half of all pairs, [latent column].
+
+    With C the running weight of negatives over sorted entries, an entry beats C at its tie (half of the
+    tie included) and, when it is above zero, every negative that is zero.
+    """
+    n_blocks = len(order.block_latent)
+    of_p, of_n = ((weight.max(axis=1) > 0)[order.row] for weight in (positive, negative))
+    p, n = positive[order.row[of_p]], negative[order.row[of_n]]
+    running = np.zeros((len(n) + 1, n.shape[1]), dtype=n.dtype)
+    np.cumsum(n, axis=0, out=running[1:])
+    n_start, n_stop = (
+        np.searchsorted(order.block[of_n], np.arange(n_blocks), side) for side in ("left", "right")
+    )
+    n_zero = n_all[order.block_stratum] - (running[n_stop] - running[n_start])
+    n_under = _total(order.block[of_n], ~order.above[of_n], n_blocks) @ n
+    add_up = _total(order.block[of_p], np.ones(len(p)), n_blocks)
+    p_block = add_up @ p
+    p_over = _total(order.block[of_p], order.above[of_p], n_blocks) @ p
+    p_zero = p_all[order.block_stratum] - p_block
+    low, high = (np.searchsorted(order.tie[of_n], order.tie[of_p], side) for side in ("left", "right"))
+    level = running[low]
+    level += running[high]
+    level *= p
+    won = (add_up @ level) / 2 - p_block * running[n_start]
+    won += p_over * n_zero + p_zero * (n_under + n_zero / 2)
+    won -= p_all[order.block_stratum] * n_all[order.block_stratum] / 2
+    return _total(order.block_latent, np.ones(n_blocks), order.n_latents) @ won
+
+
+def _total(group: Ints, weight: Floats | NDArray[np.bool_], n_groups: int) -> csr_array:
+    """The matrix that sums items [item] by ascending group, [group item]."""
+    start = np.searchsorted(group, np.arange(n_groups + 1))
+    return csr_array((weight.astype(np.float32), np.arange(len(group)), start), shape=(n_groups, len(group)))
+
+
+def _per_stratum(stratum: Ints, weight: Floats) -> Floats:
+    """Total weight of each stratum, [stratum column]."""
+    order = np.argsort(stratum, kind="stable")
+    return _total(stratum[order], np.ones(len(order)), int(stratum.max(initial=0)) + 1) @ weight[order]
+
+
+def cluster_z(order: Ordering, positive: NDArray[np.bool_], cluster: Ints) -> Floats:
+    """z of AUROC − ½ with clusters as the unit: a sign-flip test of the clusters' rank scores.
+
+        u_c = Σ_{i ∈ c} (l_i − l̄_s)(r_i − r̄_s),   z = Σ_c u_c / √(Σ_c u_c²)
+
+    l is 1 on positives, r the midrank within the stratum s of row i; Σ_c u_c is the numerator of
+    AUROC − ½. Under the null each u_c is as likely negative as positive.
+
+    Args:
+        order: the sorted entries of exactly these rows.
+        positive: [row].
+        cluster: cluster of each row, from 0, [row].
+
+    Returns:
+        [latent]; 0 for a latent that is constant. |z| is at most √(number of clusters).
+    """
+    size = np.bincount(order.stratum)
+    lift = positive - (np.bincount(order.stratum, weights=positive) / size)[order.stratum]
+    n_blocks = len(order.block_latent)
+    n_block = np.bincount(order.block, minlength=n_blocks)
+    n_under = np.bincount(order.block, weights=~order.above, minlength=n_blocks)
+    of_block = size[order.block_stratum]
+    zero_rank = n_under + (of_block - n_block + 1) / 2 - (of_block + 1) / 2
+    below, upto = (np.searchsorted(order.tie, order.tie, side) for side in ("left", "right"))
+    midrank = (below + upto + 1) / 2 - (n_block.cumsum() - n_block)[order.block]
+    midrank += order.above * (of_block - n_block)[order.block] - ((of_block + 1) / 2)[order.block]
+    moved = lift[order.row] * (midrank - zero_rank[order.block])
+    n_clusters, n_strata = int(cluster.max(initial=0)) + 1, len(size)
+    at = (cluster[order.row], order.block_latent[order.block])
+    scores = coo_array((moved, at), shape=(n_clusters, order.n_latents)).toarray()
+    at = (order.block_stratum, order.block_latent)
+    zero_ranks = coo_array((zero_rank, at), shape=(n_strata, order.n_latents)).toarray()
+    lifts = np.zeros((n_clusters, n_strata))
+    np.add.at(lifts, (cluster, order.stratum), lift)
+    scores += lifts @ zero_ranks
+    total, spread = scores.sum(axis=0), np.sqrt((scores**2).sum(axis=0))
+    still = spread <= 1e-12 * len(order.stratum) ** 2
+    return np.where(still, 0.0, total / np.where(still, 1.0, spread))
+
+
+def resampled_clusters(cluster: Ints, n_resamples: int, rng: np.random.Generator) -> Floats:
+    """How often each row is drawn when whole clusters are drawn with replacement, [row resample]."""
+    n_clusters = int(cluster.max(initial=0)) + 1
+    times = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=n_resamples)
+    return times.T.astype(np.float32)[cluster]
+
+
+_THIRDS = 3
+_STILL = 1e-12
+"""Share of the mean square below which a variance is rounding."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Figures of each latent, [latent]; all NaN when no stratum has both positives and negatives.
+
+    Args:
+        effect_size: Cohen's d; NaN where the activation is constant on positives and on negatives, also when
+            the two constants differ (d is then unbounded). Never infinite.
+        mutual_info_nats: bias-corrected mutual information of binned activation and label, nats; of no
+            relation it is 0 in the mean, so it can be slightly negative, and it is not clipped.
+        overlap: Cohen's kappa of being active and the label; negative where active on negatives.
+    """
+
+    effect_size: Floats
+    mutual_info_nats: Floats
+    overlap: Floats
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Non-zero activations of the rows with a weight, [entry] each; weights of one side sum to 1/2."""
+
+    latent: Ints
+    value: Floats
+    weight: Floats
+    positive: NDArray[np.bool_]
+
+
+def overlap_weights(positive: NDArray[np.bool_], stratum: Ints) -> Floats:
+    """Weights under which positives and negatives have the same distribution over strata.
+
+        w = N_s / (P_s + N_s) on a positive,   P_s / (P_s + N_s) on a negative,   then Σ w = 1/2 on each side
+
+    P_s and N_s count the positives and negatives of stratum s. A stratum weighs most where the two are
+    balanced, and nothing where one of them is missing.
+
+    Args:
+        positive: [row].
+        stratum: [row].
+
+    Returns:
+        [row]; 0 throughout when no stratum has both.
+    """
+    _, stratum = np.unique(stratum, return_inverse=True)
+    n_positive, n_negative = (np.bincount(stratum, weights=side) for side in (positive, ~positive))
+    n = n_positive + n_negative
+    weight = np.where(positive, (n_negative / n)[stratum], (n_positive / n)[stratum])
+    total = weight[positive].sum()
+    return weight / (2 * total) if total > 0 else np.zeros(len(positive))
+
+
+def scores(acts: csr_array, positive: NDArray[np.bool_], stratum: Ints) -> Scores:
+    """Effect size, mutual information and overlap of every latent with the label.
+
+        d = (m₊ − m₋) / √((v₊ + v₋) / 2)                      m, v: weighted mean and (population) variance
+        I = Σ p(b, l) log[p(b, l) / (p(b) p(l))] − (B − 1)/(2n)            (Miller–Madow, two labels)
+        κ = (p_o − p_e) / (1 − p_e) = P(active | positive) − P(active | negative)
+
+    The bins b are "inactive" (zero) and the thirds of the latent's non-zero entries on the used rows, by
+    rank; equal values share a bin (that of their mean rank). B counts the bins that occur, n is Kish's
+    (Σw)²/Σw² over all rows; it counts rows, so rows that repeat each other leave a bias. Active means above
+    zero. Both labels weigh 1/2, hence p_e = 1/2 and κ is a difference of rates.
+
+    Args:
+        acts: gated activations, [row latent]; zeros need not be stored, negative values may occur.
+        positive: [row].
+        stratum: only rows of equal stratum are compared, [row].
+
+    Raises:
+        TableError: when the axes disagree.
+    """
+    n_rows, n_latents = cast("tuple[int, int]", acts.shape)
+    expect_shape("scores", positive=(positive, (n_rows,)), stratum=(stratum, (n_rows,)))
+    weight = overlap_weights(positive, stratum)
+    if not weight.any():
+        return Scores(*(np.full(n_latents, np.nan) for _ in range(3)))
+    entries = _entries(acts, positive, weight)
+    lift = np.where(entries.positive, 2.0, -2.0) * entries.weight
+    active = entries.value > 0
+    return Scores(
+        effect_size=_effect_size(entries, n_latents),
+        mutual_info_nats=_mutual_info(entries, n_latents, positive, weight),
+        overlap=_sum(entries.latent[active], lift[active], n_latents),
+    )
+
+
+def confounding(positive: NDArray[np.bool_], stratum: Ints, labels: Ints) -> Floats:
+    """Cramér's V of the concept's label and each confound's, 0 (unrelated) to 1 (one and the same).
+
+        V = |p₁₁ p₀₀ − p₁₀ p₀₁| / √(p₁· p₀· p·₁ p·₀)
+
+    The shares p are of the overlap weights of all rows, over the rows that the confound labels.
+
+    Args:
+        positive: the concept's label, [row].
+        stratum: [row].
+        labels: +1, −1 or 0 (unused) of each confound, [row confound].
+
+    Returns:
+        [confound]; NaN where only one label of either occurs among the rows with a weight.
+
+    Raises:
+        TableError: when the axes disagree.
+    """
+    expect_shape(
+        "confounding", positive=(positive, ("row",)), stratum=(stratum, ("row",)),
+        labels=(labels, ("row", "confound")),
+    )  # fmt: skip
+    weight = overlap_weights(positive, stratum)
+    sides = [weight * side for side in (positive, ~positive)]
+    (both, left), (right, neither) = ([side @ (labels * sign > 0) for sign in (1, -1)] for side in sides)
+    margins = (both + left) * (right + neither) * (both + right) * (left + neither)
+    known = margins > 0
+    apart = np.abs(both * neither - left * right)
+    return np.where(known, apart / np.sqrt(np.where(known, margins, 1.0)), np.nan)
+
+
+def _entries(acts: csr_array, positive: NDArray[np.bool_], weight: Floats) -> _Entries:
+    row = np.repeat(np.arange(len(positive)), np.diff(acts.indptr))
+    used = (acts.data != 0) & (weight[row] > 0)
+    row = row[used]
+    value = acts.data[used].astype(np.float64)
+    return _Entries(acts.indices[used].astype(np.int64), value, weight[row], positive[row])
+
+
+def _sum(place: Ints, values: Floats, n_places: int) -> Floats:
+    return np.bincount(place, weights=values, minlength=n_places).astype(np.float64)
+
+
+def _effect_size(entries: _Entries, n_latents: int) -> Floats:
+    moments = []
+    for side in (entries.positive, ~entries.positive):
+        latent, value, weight = entries.latent[side], entries.value[side], 2 * entries.weight[side]
+        stored = _sum(latent, weight, n_latents)
+        mean = _sum(latent, weight * value, n_latents)
+        apart = weight * (value - mean[latent]) ** 2
+        variance = _sum(latent, apart, n_latents)
+        variance += np.maximum(1 - stored, 0) * mean**2
+        moments.append((mean, np.where(variance > _STILL * (variance + mean**2), variance, 0.0)))
+    (high, spread), (low, spread_low) = moments
+    pooled = (spread + spread_low) / 2
+    return np.where(pooled > 0, (high - low) / np.sqrt(np.where(pooled > 0, pooled, 1.0)), np.nan)
+
+
+def _mutual_info(entries: _Entries, n_latents: int, positive: NDArray[np.bool_], weight: Floats) -> Floats:
+    """Of inactive and thirds with the label, bias-corrected, nats [latent]."""
+    cell = (entries.latent * _THIRDS + _third(entries)) * 2 + entries.positive
+    shape, size = (n_latents, _THIRDS, 2), n_latents * _THIRDS * 2
+    mass = _sum(cell, entries.weight, size).reshape(shape)
+    count = np.bincount(cell, minlength=size).reshape(shape)
+    n_side = np.bincount(positive[weight > 0], minlength=2)
+    # What is left over of a side is rounding, not weight, when no row of it is inactive.
+    inactive = np.where(n_side > count.sum(axis=1), 0.5 - mass.sum(axis=1), 0.0)
+    joint = np.concatenate([inactive[:, None], mass], axis=1)
+    of_bin = joint.sum(axis=2)
+    n_bins = (of_bin > 0).sum(axis=1)
+    n_effective = weight.sum() ** 2 / (weight**2).sum()
+    found = rel_entr(joint, of_bin[:, :, None] / 2).sum(axis=(1, 2))
+    return found - (n_bins - 1) / (2 * n_effective)
+
+
+def _third(entries: _Entries) -> Ints:
+    """0, 1 or 2 by rank within the latent, [entry]: ⌊3 (mean rank − ½) / n⌋."""
+    order = np.lexsort((entries.value, entries.latent))
+    latent, value = entries.latent[order], entries.value[order]
+    new_latent = np.diff(latent, prepend=-1) != 0
+    new_tie = new_latent | (np.diff(value, prepend=0.0) != 0)
+    (first, last), (low, high) = (_runs(new) for new in (new_latent, new_tie))
+    third = np.empty(len(order), dtype=np.int64)
+    third[order] = _THIRDS * (low + high - 2 * first) // (2 * (last - first))
+    return third
+
+
+def _runs(new: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """First entry of each entry's run, and the one after its last, [entry] each; `new` starts a run."""
+    starts = np.flatnonzero(new)
+    run = np.cumsum(new) - 1
+    return starts[run], np.append(starts[1:], len(new))[run]
+
+
+UNDEFINED = (
+    "auroc", "ci_low", "ci_high", "discovery_auroc", "confound_auroc", "p_value",
+    "confounding", "effect_size", "mutual_info_nats", "overlap",
+)  # fmt: skip
+"""Columns that are NaN where there is too little to measure."""
+COUNTS = ("n_positive", "n_negative", "n_positive_tasks", "n_negative_tasks")
+"""Columns that count what is compared."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows that one concept uses on one side of the grid.
+
+    Args:
+        rows: the used rows.
+        acts: their activations, [row latent].
+        positive: [row].
+        stratum: only rows of equal stratum are compared, [row].
+    """
+
+    rows: Rows
+    acts: csr_array
+    positive: NDArray[np.bool_]
+    stratum: Ints
+
+    @property
+    def prompt(self) -> Ints:
+        """Prompt of each row, renumbered from 0, [row]."""
+        return np.unique(self.rows.prompt, return_inverse=True)[1]
+
+    @property
+    def matched(self) -> NDArray[np.bool_]:
+        """Whether a row of the other side stands in the row's stratum, [row]."""
+        _, stratum = np.unique(self.stratum, return_inverse=True)
+        n_positive = np.bincount(stratum, weights=self.positive)
+        other = np.where(
+            self.positive, np.bincount(stratum)[stratum] - n_positive[stratum], n_positive[stratum]
+        )
+        return other > 0
+
+    def n_prompts(self, side: NDArray[np.bool_]) -> int:
+        """Prompts with a row in `side` [row]."""
+        return len(np.unique(self.rows.prompt[side]))
+
+
+def split_rows(rows: Rows, acts: csr_array, concept: Concept, wanted: NDArray[np.bool_]) -> Split:
+    """The rows that `concept` uses among the `wanted` [row].
+
+    Args:
+        rows: every row of a role.
+        acts: their activations, [row latent].
+        concept: labels the rows and gives their stratum.
+        wanted: rows of one side of the grid, [row].
+    """
+    chosen = np.flatnonzero(wanted)
+    label = concept.contrast.label(rows.take(chosen))
+    used = chosen[label != 0]
+    kept = rows.take(used)
+    return Split(kept, cast("csr_array", acts[used]), label[label != 0] > 0, concept.stratum(kept))
+
+
+def measure(
+    concept: Concept, found: Split, held: Split, *, seed: int, n_resamples: int, fewest_prompts: int
+) -> dict[str, Any]:
+    """Columns of a TransformTable for one concept at one site and role, before multiplicity and gates.
+
+    Args:
+        concept: what is asked.
+        found: discovery rows.
+        held: held-out rows.
+        seed: of the prompt bootstrap.
+        n_resamples: bootstrap resamples of prompts.
+        fewest_prompts: prompts with positives, and with negatives, that each side must have.
+
+    Returns:
+        column → [latent]; `reason` says why nothing could be measured, and is empty where it was.
+    """
+    _, n_latents = cast("tuple[int, int]", held.acts.shape)
+    matched = held.matched
+    columns: dict[str, Any] = {
+        f"n_{side}{what}": np.full(n_latents, count)
+        for side, mask in (("positive", held.positive), ("negative", ~held.positive))
+        for what, count in (
+            ("", (matched & mask).sum()), ("_tasks", len(np.unique(held.rows.task[matched & mask])))
+        )
+    }  # fmt: skip
+    lack = _lack(found, held, fewest_prompts)
+    if lack:
+        texts = {"worst_confound": "", "confounded_with": "", "unmeasured": "", "reason": lack}
+        columns |= {name: np.full(n_latents, text, dtype=object) for name, text in texts.items()}
+        columns |= {name: np.full(n_latents, np.nan) for name in UNDEFINED}
+        return columns | {"sign": np.ones(n_latents, dtype=np.int64)}
+    chosen = auroc(order_entries(found.acts, found.stratum), *sides(found.positive))[:, 0]
+    sign = np.where(chosen < 0.5, -1, 1)
+    order = order_entries(held.acts, held.stratum)
+    measured = auroc(order, *sides(held.positive))[:, 0]
+    times = resampled_clusters(held.prompt, n_resamples, np.random.default_rng(seed))
+    again = auroc(order, times * held.positive[:, None], times * ~held.positive[:, None])
+    again = np.where(sign[:, None] > 0, again, 1 - again)[:, ~np.isnan(again[0])]
+    low, high = np.quantile(again, (0.025, 0.975), axis=1)
+    labels = np.array([confound.label(held.rows) for confound in concept.confounds], dtype=np.int64)
+    labels = labels.reshape(-1, len(held.rows)).T
+    worst, confound, unmeasured = _worst_confound(concept, held, labels)
+    design, with_ = _most_confounded(concept, held, labels)
+    found_out = scores(held.acts, held.positive, held.stratum)
+    return columns | {
+        "sign": sign,
+        "auroc": np.where(sign > 0, measured, 1 - measured),
+        "ci_low": low,
+        "ci_high": high,
+        "discovery_auroc": np.maximum(chosen, 1 - chosen),
+        "worst_confound": worst,
+        "confound_auroc": confound,
+        "unmeasured": np.full(n_latents, unmeasured, dtype=object),
+        "confounding": np.full(n_latents, design),
+        "confounded_with": np.full(n_latents, with_, dtype=object),
+        "effect_size": found_out.effect_size,
+        "mutual_info_nats": found_out.mutual_info_nats,
+        "overlap": found_out.overlap,
+        "p_value": norm.sf(sign * cluster_z(order, held.positive, held.prompt)),
+        "reason": np.full(n_latents, "", dtype=object),
+    }
+
+
+def _lack(found: Split, held: Split, fewest_prompts: int) -> str:
+    for where, side in (("discovery", found), ("held-out", held)):
+        for what, mask in (("positives", side.positive), ("negatives", ~side.positive)):
+            if side.n_prompts(mask) < fewest_prompts:
+                return f"{what} in {side.n_prompts(mask)} {where} prompts, {fewest_prompts} needed"
+        if not side.matched.any():
+            return f"no {where} positive has a matched negative"
+    return ""
+
+
+def _most_confounded(concept: Concept, held: Split, labels: Ints) -> tuple[float, str]:
+    """The largest Cramér's V between the concept and one of its confounds [row confound], and which one."""
+    found = confounding(held.positive, held.stratum, labels)
+    if np.isnan(found).all():
+        return np.nan, ""
+    most = int(np.nanargmax(found))
+    return float(found[most]), concept.confounds[most].name
+
+
+def _worst_confound(concept: Concept, held: Split, labels: Ints) -> tuple[NDArray[np.object_], Floats, str]:
+    """Name and max(a, 1 − a) of the confound [row confound] answered to most, and which cannot be measured.
+
+    Only rows are compared that are equal in the concept's label and in what it holds fixed.
+    """
+    _, n_latents = cast("tuple[int, int]", held.acts.shape)
+    names = np.array([confound.name for confound in concept.confounds], dtype=object)
+    order = order_entries(held.acts, 2 * concept.fixed(held.rows) + held.positive)
+    strength = np.full((n_latents, len(names)), np.nan)
+    if len(names):
+        found = auroc(order, (labels > 0).astype(np.float64), (labels < 0).astype(np.float64))
+        strength = np.fmax(found, 1 - found)
+    known = ~np.isnan(strength).any(axis=0)
+    unmeasured = ", ".join(names[~known])
+    if not known.any():
+        return np.full(n_latents, "", dtype=object), np.full(n_latents, np.nan), unmeasured
+    worst = strength[:, known].argmax(axis=1)
+    return names[known][worst], strength[:, known][np.arange(n_latents), worst], unmeasured

@@ -1,0 +1,343 @@
+"""Does a latent's size at `lab` predict what later `pre` tokens receive through attention?
+
+1. A latent f at a site of block L stands in the residual that block L + 1 reads. At the label of example j
+it adds a_j = z_fj · s_j / rms_j of its decoder direction d_f to what the heads look at (rms_j: root mean
+square of that residual; s_j: what the SAE's input normalisation took out, 1 for most). 2. A head that looks
+there turns this into a_j · v_h with v_h = W_O,h W_V,h (g ⊙ d_f), g the weight of the block's input norm.
+3. At `pre` of a later example q
+
+    predicted = Σ_h Σ_{j<q} α_h(q, j) · a_j · ‖v_h‖,      actual = Σ_h ⟨out_h(q), v_h / ‖v_h‖⟩
+
+4. The actual one is regressed on the predicted one over (prompt, query); whole prompts are resampled. The
+same with the weights α replaced by 1 / (number of earlier labels), with a_j replaced by its mean, and with
+the a_j of another prompt of the task says what attention, size and this prompt's own sizes contribute.
+
+What enters: a model, SAEs, prompts and chosen latents. What leaves: a `TransportTable`. The predicted part is
+one summand of the actual one, so a positive slope is no finding; how much of it the rest hides, and how it
+compares with the other predictions, is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csc_array
+
+from iclens.core import SaeError, Site, SiteError, TableError
+from iclens.model.attention import attention_patterns, carried, output_weights
+from iclens.model.load import LanguageModel, as_numpy
+from iclens.model.run import record
+from iclens.prompts.build import PromptSet
+from iclens.saes.encode import decoder_directions, encode_rows, refuse_transcoder
+from iclens.saes.load import Sae
+from iclens.schemas import TransportTable
+from iclens.table import Floats, Ints, Strings
+
+READ_BY_THE_NEXT = ("resid_mid", "resid_post", "attn_out", "mlp_out")
+"""Hooks whose values stand in the residual that the next block reads."""
+FIRST_QUERY = 2
+"""The first example whose `pre` is a query: fewer than two earlier labels give nothing to weigh."""
+FEWEST_PROMPTS = 10
+"""Prompts below which nothing is measured: the intervals resample prompts."""
+ATTENTION, EQUAL, MEAN_SIZE, OTHER_SIZES = (
+    "attention", "equal", "attention, mean z", "attention, other prompts' z",
+)  # fmt: skip
+WEIGHTS = (ATTENTION, EQUAL, MEAN_SIZE, OTHER_SIZES)
+LEAST_ATTENTION = 0.001
+"""Attention to labels below which the predicted part is next to nothing, and a slope on it says nothing."""
+NO_READER, NOT_LOADED = "no later block reads it", "the block that reads it is not loaded"
+_SAME = 1e-9
+"""Share of its mean square below which a prediction's variance is rounding."""
+
+Chosen = tuple[Site, int, str]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What one block's heads could take from chosen latents at labels, and what they wrote at later `pre`.
+
+    Args:
+        patterns: α_h(q, j), [prompt head query label]; 0 for labels that come later.
+        amounts: a_j, units of the decoder direction in the normed residual, [latent prompt label].
+        lengths: ‖v_h‖, [latent head].
+        actual: Σ_h ⟨out_h(q), v_h / ‖v_h‖⟩, [latent prompt query].
+        queries: example of each query, [query].
+    """
+
+    patterns: Floats
+    amounts: Floats
+    lengths: Floats
+    actual: Floats
+    queries: Ints
+
+    def predicted(self, amounts: Floats) -> Floats:
+        """Σ_h Σ_j α_h(q, j) · a_j · ‖v_h‖ with `amounts` [latent prompt label], as [latent prompt query]."""
+        return np.einsum("phqj,lpj,lh->lpq", self.patterns, amounts, self.lengths, optimize=True)
+
+    def mass(self) -> Floats:
+        """Mean attention from a query to all earlier labels, heads weighing as their ‖v_h‖, [latent]."""
+        of_head = self.patterns.sum(axis=-1).mean(axis=(0, 2))
+        whole = self.lengths.sum(axis=1)
+        return (self.lengths @ of_head) / np.where(whole > 0, whole, 1.0)
+
+    def equal(self) -> Floats:
+        """The same with every earlier label weighing alike, 1 / (number of them), [latent prompt query]."""
+        earlier = np.arange(self.amounts.shape[-1]) < self.queries[:, None]
+        weights = earlier / earlier.sum(axis=1, keepdims=True)
+        return (self.amounts @ weights.T) * self.lengths.sum(axis=1)[:, None, None]
+
+
+def transport(
+    model: LanguageModel,
+    saes: Mapping[Site, Sae],
+    prompts: PromptSet,
+    chosen: Sequence[Chosen],
+    *,
+    seed: int,
+    n_resamples: int = 200,
+    batch: int = 32,
+) -> TransportTable:
+    """How much of what later queries receive along a latent's image its sizes at the labels predict.
+
+    Held are one batch of activations, and of all prompts the patterns from `pre` to labels.
+
+    Args:
+        model: the model; only blocks up to the reading one are run.
+        saes: site → its SAE; sites of `READ_BY_THE_NEXT`.
+        prompts: one arm's prompts, with more than `FIRST_QUERY` examples.
+        chosen: site, latent, and the concept for which it is shown.
+        seed: of the other prompt that lends its sizes, and of the bootstrap.
+        n_resamples: resamples of prompts.
+        batch: prompts per forward pass.
+
+    Returns:
+        Four rows per chosen latent, one for each of `WEIGHTS`; NaN with a reason where undefined.
+
+    Raises:
+        SiteError: for a site without an SAE or that no later block reads as it stands, or a latent outside.
+        SaeError: for a transcoder, or an SAE of another width.
+        TableError: for a probed arm, or prompts with too few examples.
+    """
+    _check(model, saes, prompts, chosen)
+    lending, drawing = np.random.default_rng(seed).spawn(2)
+    n_prompts, lender = prompts.n_prompts, lenders(prompts.task, lending)
+    drawn = drawing.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=n_resamples)
+    times = np.concatenate([np.ones((1, n_prompts)), drawn.astype(np.float64)])
+    found: dict[int, list[dict[str, Any]]] = {}
+    for layer in sorted({site.layer + 1 for site, _, _ in chosen}):
+        members = [i for i, (site, _, _) in enumerate(chosen) if site.layer + 1 == layer]
+        if n_prompts < FEWEST_PROMPTS or layer >= model.n_blocks:
+            reason = f"{n_prompts} prompts, {FEWEST_PROMPTS} needed"
+            if layer >= model.n_blocks:
+                reason = NO_READER if model.whole else NOT_LOADED
+            found |= {i: [_undefined(reason) for _ in WEIGHTS] for i in members}
+            continue
+        some = [chosen[i][:2] for i in members]
+        found |= dict(
+            zip(members, _figures(flow(model, saes, prompts, some, batch), lender, times), strict=True)
+        )
+    rows = [
+        {"site": str(site), "latent": latent, "concept": name, "layer": site.layer + 1, "weights": weights}
+        | row
+        for i, (site, latent, name) in enumerate(chosen)
+        for weights, row in zip(WEIGHTS, found[i], strict=True)
+    ]
+    return TransportTable({key: [row[key] for row in rows] for key in TransportTable.COLUMNS})
+
+
+def _check(
+    model: LanguageModel, saes: Mapping[Site, Sae], prompts: PromptSet, chosen: Sequence[Chosen]
+) -> None:
+    if prompts.n_examples <= FIRST_QUERY:
+        raise TableError(
+            f"transport in prompts of {prompts.n_examples} examples", "no query has two earlier labels",
+            f"Build prompts of {FIRST_QUERY + 1} examples or more.",
+        )  # fmt: skip
+    for site, latent, _ in chosen:
+        model.check_site(site)
+        if site.hook not in READ_BY_THE_NEXT:
+            raise SiteError(
+                f"transport from {site.short}", "it is not added to what the next block reads",
+                f"Choose one of {', '.join(READ_BY_THE_NEXT)}.",
+            )  # fmt: skip
+        if site not in saes:
+            given = ", ".join(held.short for held in saes) or "none"
+            raise SiteError(
+                f"transport from {site.short}",
+                f"SAEs of {given} are given",
+                "Choose latents of these, or give `saes` this site too.",
+            )
+        refuse_transcoder(saes[site])
+        if saes[site].d_in != model.d_model:
+            raise SaeError(
+                f"SAE at {site.short}", f"width {saes[site].d_in}, not {model.d_model}",
+                f"Give an SAE of this model, whose rows are {model.d_model} wide.",
+            )  # fmt: skip
+        if not 0 <= latent < saes[site].d_sae:
+            raise SiteError(
+                f"latent {latent} of {site.short}",
+                f"the SAE has {saes[site].d_sae}",
+                f"Choose one from 0 to {saes[site].d_sae - 1}.",
+            )
+
+
+def lenders(task: Strings, rng: np.random.Generator) -> Ints:
+    """Another prompt of the same task for each, every one lending once, [prompt].
+
+    Args:
+        task: of each prompt, [prompt].
+        rng: draws the order in which they lend.
+
+    Returns:
+        The prompt itself where its task has no other.
+    """
+    lender = np.empty(len(task), dtype=np.int64)
+    for name in dict.fromkeys(task.tolist()):
+        order = rng.permutation(np.flatnonzero(task == name))
+        lender[order] = np.roll(order, 1)  # one cycle: nobody lends to itself
+    return lender
+
+
+def flow(
+    model: LanguageModel, saes: Mapping[Site, Sae], prompts: PromptSet, latents: Sequence[tuple[Site, int]],
+    batch: int,
+) -> Flow:  # fmt: skip
+    """What the block after the sites' could take from latents, and what it wrote; see `Flow`.
+
+    Args:
+        model: the model.
+        saes: site → its SAE.
+        prompts: one arm's prompts.
+        latents: site and latent, all of sites of one block.
+        batch: prompts per forward pass.
+    """
+    layer = latents[0][0].layer + 1
+    directions = torch.cat([decoder_directions(saes[site], np.array([latent])) for site, latent in latents])
+    images = carried(model, layer, directions)
+    lengths = images.norm(dim=-1)
+    unit = images / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)[..., None]
+    along = as_numpy(torch.einsum("hdm,lhm->lhd", output_weights(model, layer), unit)).astype(np.float64)
+    parts = [
+        (pattern, amounts, np.einsum("pqhd,lhd->lpq", z, along, optimize=True))
+        for pattern, amounts, z in _batches(model, saes, prompts, latents, layer, batch)
+    ]
+    patterns, amounts, actual = zip(*parts, strict=True)
+    return Flow(
+        np.concatenate(patterns), np.concatenate(amounts, axis=1), as_numpy(lengths).astype(np.float64),
+        np.concatenate(actual, axis=1), np.arange(FIRST_QUERY, prompts.n_examples),
+    )  # fmt: skip
+
+
+def _batches(
+    model: LanguageModel, saes: Mapping[Site, Sae], prompts: PromptSet, latents: Sequence[tuple[Site, int]],
+    layer: int, batch: int,
+) -> Iterator[tuple[Floats, Floats, Floats]]:  # fmt: skip
+    """Patterns [prompt head query label], amounts [latent prompt label] and z [prompt query head d_head]."""
+    labels, queries = prompts.positions("lab"), prompts.positions("pre")[FIRST_QUERY:]
+    entered, heads = Site(layer, "resid_pre"), Site(layer, "z")
+    sites = list(dict.fromkeys(site for site, _ in latents))
+    epsilon = model.network.model.layers[layer].input_layernorm.variance_epsilon
+    for start in range(0, prompts.n_prompts, batch):
+        tokens = prompts.tokens[start : start + batch]
+        held = record(model, tokens, [*sites, entered, heads], np.concatenate([labels, queries]), batch=batch)
+        at_labels = {site: values[:, : len(labels)] for site, values in held.items()}
+        rms = np.sqrt((at_labels[entered].astype(np.float64) ** 2).mean(axis=-1) + epsilon)
+        sizes = {site: _sizes(saes[site], at_labels[site]) for site in sites}
+        read = [sizes[site][:, [latent]].toarray().reshape(rms.shape) for site, latent in latents]
+        pattern = attention_patterns(model, tokens, (layer,), queries, batch=batch)[layer][..., labels]
+        z = held[heads][:, len(labels) :].reshape(len(tokens), len(queries), model.n_heads, model.d_head)
+        yield pattern, np.stack(read) / rms, z
+
+
+def _sizes(sae: Sae, values: Floats) -> csc_array:
+    """z · s of every latent for activations [prompt label d_in], float64 [prompt·label latent]."""
+    return csc_array(encode_rows(sae, values.reshape(-1, values.shape[-1])).latents.astype(np.float64))
+
+
+def _figures(held: Flow, lender: Ints, times: Floats) -> list[list[dict[str, Any]]]:
+    """Columns of the table for each latent and each of `WEIGHTS`.
+
+    Args:
+        held: of one reading block.
+        lender: whose sizes each prompt gets in `OTHER_SIZES`, [prompt]; undefined when some have their own.
+        times: how often each prompt is drawn, the sample itself first, [draw prompt].
+    """
+    mean = np.broadcast_to(held.amounts.mean(axis=(1, 2), keepdims=True), held.amounts.shape)
+    predictions = {
+        ATTENTION: held.predicted(held.amounts), EQUAL: held.equal(), MEAN_SIZE: held.predicted(mean),
+        OTHER_SIZES: held.predicted(held.amounts[:, lender]),
+    }  # fmt: skip
+    if (lender == np.arange(len(lender))).any():
+        predictions[OTHER_SIZES] = np.full_like(predictions[ATTENTION], np.nan)
+    n_prompts, n_queries = held.actual.shape[1:]
+    found, mass = [], held.mass()
+    for latent, actual in enumerate(held.actual):
+        fits = {name: regressed(actual, predictions[name][latent], times) for name in WEIGHTS}
+        rows = []
+        for name, (slope, r2) in fits.items():
+            lack = _lack(held.amounts[latent], predictions[name][latent]) if np.isnan(r2[0]) else ""
+            if not lack and name != EQUAL and mass[latent] < LEAST_ATTENTION:
+                lack = f"queries look at labels with less than {LEAST_ATTENTION:g} of their attention"
+            row = _undefined(lack)
+            row |= {"n_rows": n_prompts * n_queries, "n_prompts": n_prompts, "slope": float(slope[0])}
+            row |= {"lab_attention": float(mass[latent])} | _interval("r2", r2)
+            if name == ATTENTION:
+                row |= _interval("attention_minus_equal", r2 - fits[EQUAL][1])
+            rows.append(row)
+        found.append(rows)
+    return found
+
+
+def _lack(amounts: Floats, predicted: Floats) -> str:
+    """Why nothing can be said of a latent's amounts [prompt label] and prediction [prompt query]."""
+    if not amounts.any():
+        return "never active at a label"
+    if np.isnan(predicted).any():
+        return "a task has one prompt only, to which no other lends"
+    return "the predicted or the actual part is the same at every query"
+
+
+def regressed(actual: Floats, predicted: Floats, times: Floats) -> tuple[Floats, Floats]:
+    """Slope of `actual` on `predicted` with an intercept, and their squared correlation, [draw] each.
+
+        slope = cov(p, a) / var(p),   r² = cov(p, a)² / (var(p) · var(a))
+
+    Args:
+        actual: [prompt query].
+        predicted: [prompt query].
+        times: how often each prompt is drawn, [draw prompt].
+
+    Returns:
+        NaN where one of the two does not vary, or is NaN.
+    """
+    n = times.sum(axis=1) * actual.shape[1]
+    centre = [values - values.mean() for values in (predicted, actual)]
+    p, a = (times @ values.sum(axis=1) / n for values in centre)
+    pp, aa, pa = (
+        times @ (one * other).sum(axis=1) / n
+        for one, other in ((centre[0], centre[0]), (centre[1], centre[1]), (centre[0], centre[1]))
+    )
+    var_p, var_a, both = pp - p * p, aa - a * a, pa - p * a
+    fixed = ~(var_p > _SAME * (predicted**2).mean()) | ~(var_a > _SAME * (actual**2).mean())
+    var_p, var_a = np.where(fixed, 1.0, var_p), np.where(fixed, 1.0, var_a)
+    return np.where(fixed, np.nan, both / var_p), np.where(fixed, np.nan, both**2 / (var_p * var_a))
+
+
+def _undefined(reason: str) -> dict[str, Any]:
+    """A row without figures."""
+    names = ("r2", "attention_minus_equal")
+    row: dict[str, Any] = {f"{name}{end}": np.nan for name in names for end in ("", "_low", "_high")}
+    return row | {"slope": np.nan, "lab_attention": np.nan, "n_rows": 0, "n_prompts": 0, "reason": reason}
+
+
+def _interval(name: str, values: Floats) -> dict[str, float]:
+    """The sample's value, first in [draw], and the percentiles of the defined resamples after it."""
+    again = values[1:][~np.isnan(values[1:])]
+    low, high = (
+        (np.nan, np.nan) if np.isnan(values[0]) or not len(again) else np.quantile(again, (0.025, 0.975))
+    )
+    return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}

@@ -1,0 +1,698 @@
+"""Tuning of latents and subspaces: helices, selectivity, causal subspaces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array, csc_array, csr_array, issparse
+from scipy.stats import false_discovery_control
+from sklearn.linear_model import RidgeCV
+from sklearn.preprocessing import StandardScaler
+
+from iclens.activations import LatentActs
+from iclens.concepts.language import FIRST_EXAMPLE, Rows, Rule, read_rows
+from iclens.core import ConfigError, Site, SiteError, TableError
+from iclens.prompts.build import PromptSet
+from iclens.schemas import SubspaceTable, TuningTable
+from iclens.table import Floats, Ints, expect_shape
+
+AXES: dict[str, Callable[[Rows], Floats]] = {
+    "y": lambda rows: rows.y,
+    "x": lambda rows: rows.x,
+    "y-2x": lambda rows: rows.y - 2 * rows.x,
+}
+"""What a latent may be tuned to."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """Mean activation of chosen latents in groups of rows.
+
+    Args:
+        by: what the groups are: "task", an axis of `AXES`, or "x and y".
+        groups: a task's name, a number or a box, [group].
+        latent_ids: [latent].
+        mean: mean gated activation, zeros included, [latent group].
+        n_rows: rows of each group, [group].
+    """
+
+    by: str
+    groups: NDArray[np.generic]
+    latent_ids: Ints
+    mean: Floats
+    n_rows: Ints
+
+
+def task_means(
+    latents: LatentActs,
+    prompts: PromptSet,
+    rules: Mapping[str, Rule],
+    chosen: Ints,
+    *,
+    first_example: int = FIRST_EXAMPLE,
+) -> Means:
+    """Mean activation per task, over rows from `first_example` on; tasks in order of appearance.
+
+    Raises:
+        TableError: when `latents` are not of `prompts`, or a task is not among `rules`.
+        SiteError: for a latent that does not exist.
+    """
+    rows, used = _used(latents, prompts, rules, first_example)
+    order = list(dict.fromkeys(prompts.task.tolist()))
+    place = {name: i for i, name in enumerate(order)}
+    group = np.array([place[name] for name in rows.task.tolist()], dtype=np.int64)
+    return _grouped("task", np.array(order), group, used, latents, chosen)
+
+
+def tuning(
+    latents: LatentActs, prompts: PromptSet, rules: Mapping[str, Rule], chosen: Ints,
+    *, by: str, first_example: int = FIRST_EXAMPLE,
+) -> Means:  # fmt: skip
+    """Mean activation per value of `by`, over rows where it is a number.
+
+    Args:
+        latents: activations at one site and role.
+        prompts: theirs.
+        rules: task name → task.
+        chosen: which latents, [latent].
+        by: one of `AXES`.
+        first_example: rows count from this example on.
+
+    Raises:
+        TableError: for another `by`, or as `task_means`.
+        SiteError: for a latent that does not exist.
+    """
+    if by not in AXES:
+        raise TableError(f"tuning by '{by}'", "no such axis", f"Choose one of {', '.join(AXES)}.")
+    rows, used = _used(latents, prompts, rules, first_example)
+    value = AXES[by](rows)
+    known = ~np.isnan(value)
+    groups, group = np.unique(value[known].astype(np.int64), return_inverse=True)
+    return _grouped(by, groups, group, used[known], latents, chosen)
+
+
+def operand_map(
+    latents: LatentActs, prompts: PromptSet, rules: Mapping[str, Rule], chosen: Ints,
+    *, width: int = 10, first_example: int = FIRST_EXAMPLE,
+) -> Means:  # fmt: skip
+    """Mean activation in boxes of x and y, over rows where both are numbers.
+
+    Args:
+        latents: activations at one site and role.
+        prompts: theirs.
+        rules: task name → task.
+        chosen: which latents, [latent].
+        width: of a box, in x and in y.
+        first_example: rows count from this example on.
+
+    Returns:
+        Groups are the boxes' least x and y, [group 2].
+
+    Raises:
+        TableError, SiteError: as `task_means`.
+    """
+    rows, used = _used(latents, prompts, rules, first_example)
+    both = np.stack([rows.x, rows.y], axis=1)
+    known = ~np.isnan(both).any(axis=1)
+    boxes = (both[known] // width * width).astype(np.int64)
+    groups, group = np.unique(boxes, axis=0, return_inverse=True)
+    return _grouped("x and y", groups, group, used[known], latents, chosen)
+
+
+def _used(
+    latents: LatentActs, prompts: PromptSet, rules: Mapping[str, Rule], first_example: int
+) -> tuple[Rows, Ints]:
+    if (latents.n_prompts, latents.n_examples) != (prompts.n_prompts, prompts.n_examples):
+        raise TableError(
+            f"latents of {latents.site.short}",
+            "of other prompts than these",
+            "Give the latents of `prompts` themselves.",
+        )
+    rows = read_rows(prompts, latents.role, rules)
+    used = np.flatnonzero(rows.example >= first_example)
+    return rows.take(used), used
+
+
+def _grouped(
+    by: str, groups: NDArray[np.generic], group: Ints, used: Ints, latents: LatentActs, chosen: Ints
+) -> Means:
+    chosen = np.asarray(chosen, dtype=np.int64)
+    outside = chosen[(chosen < 0) | (chosen >= latents.d_sae)]
+    if len(outside):
+        raise SiteError(
+            f"latent {outside[0]} of {latents.site.short}",
+            "no such latent",
+            f"Latents run from 0 to {latents.d_sae - 1}.",
+        )
+    n_rows = np.bincount(group, minlength=len(groups))
+    member = coo_array(
+        (1.0 / n_rows[group], (group, np.arange(len(used)))), shape=(len(groups), len(used))
+    ).tocsr()
+    picked = latents.matrix[used].tocsc()[:, chosen].tocsr()
+    return Means(by, groups, chosen, (member @ picked).toarray().T, n_rows)
+
+
+PERIODS = (2, 5, 10, 25, 50, 100)
+"""Periods that other work found in numbers' representations: parity, the last digit, and coarser ones."""
+_LINE = -1
+"""Group of the constant and of v; the others are numbers of periods."""
+_ALIASED = 1e-6
+"""Norm of what is left of a unit column below which the earlier columns determine it."""
+_CONSTANT = 1e-10
+"""Share of a curve's mean square below which its variance is rounding, curves being float32."""
+_TIE = 1e-5
+"""Two shares of variance closer than this are equal: null figures are float32."""
+_AT_ONCE = 4096
+"""Latents that are fitted at a time."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Mean activation of every latent at every value of a number.
+
+    Args:
+        values: ascending, [value].
+        mean: mean gated activation, zeros included, float32 [latent value].
+        n_rows: rows of each value, [value].
+    """
+
+    values: Ints
+    mean: Floats
+    n_rows: Ints
+
+
+@dataclass(frozen=True)
+class HelixFit:
+    """Line and waves fitted to every curve; shares are of the curve's variance over values, by rows.
+
+    Args:
+        periods: those fitted, [period]: not longer than the range of the values and not aliased with an
+            earlier one.
+        r2: share explained by all of it, [latent]; NaN, as everything else, where the curve is constant.
+        p_value: of r2 against curves whose values are in random order, [latent].
+        null_q95: 95 % quantile of r2 over random orders, [latent].
+        linear_share: share that a line alone explains, [latent].
+        parity_share: the period share of 2, [latent]; NaN when 2 is not among `periods`.
+        period_share: share lost when that period is left out, [latent period].
+        best_period: the period of the largest share, [latent]; NaN when there is none.
+        reason: why nothing was fitted, or empty.
+    """
+
+    periods: tuple[float, ...]
+    r2: Floats
+    p_value: Floats
+    null_q95: Floats
+    linear_share: Floats
+    parity_share: Floats
+    period_share: Floats
+    best_period: Floats
+    reason: str = ""
+
+
+def tuning_curves(acts: csr_array, value: Floats, min_rows: int = 3) -> Curves:
+    """Mean gated activation of every latent at every value that enough rows have.
+
+    Args:
+        acts: [row latent].
+        value: a whole number, or NaN where the row is not used, [row].
+        min_rows: least number of rows of a value.
+
+    Raises:
+        TableError: when the axes disagree or a value is no whole number.
+    """
+    expect_shape("tuning_curves", acts=(cast("Any", acts), ("row", "latent")), value=(value, ("row",)))
+    used = np.flatnonzero(~np.isnan(value))
+    held = value[used]
+    if not (held == np.round(held)).all():
+        strange = held[held != np.round(held)][0]
+        raise TableError(
+            f"tuning to {strange}",
+            "no whole number",
+            "Give whole numbers, and NaN for rows that are not used.",
+        )
+    values, place, n_rows = np.unique(held.astype(np.int64), return_inverse=True, return_counts=True)
+    kept = n_rows >= min_rows
+    enough = kept[place]
+    group = (np.cumsum(kept) - 1)[place[enough]]
+    values, n_rows = values[kept], n_rows[kept]
+    share = (1.0 / n_rows[group]).astype(np.float32)
+    n_all, _ = cast("tuple[int, int]", acts.shape)
+    member = coo_array((share, (group, used[enough])), shape=(len(values), n_all)).tocsr()
+    mean = csr_array(member @ acts.astype(np.float32, copy=False)).toarray().T
+    return Curves(values, mean, n_rows)
+
+
+def waves(value: Floats | Ints, period: float) -> Floats:
+    """cos(2πv/T) and sin(2πv/T), [item 2]; of the period 2 only the cosine, (−1)^v, [item 1]."""
+    angle = 2 * np.pi * np.asarray(value, dtype=np.float64) / period
+    return np.cos(angle)[:, None] if period == 2 else np.column_stack([np.cos(angle), np.sin(angle)])
+
+
+def fits_in(periods: Sequence[float], values: Floats | Ints) -> list[float]:
+    """The periods that are not longer than the range of the values, max − min + 1.
+
+    Raises:
+        ConfigError: for a period below 2, which whole numbers cannot show.
+    """
+    if any(period < 2 for period in periods):
+        raise ConfigError(
+            f"periods {list(periods)}",
+            "one is below 2",
+            "Give periods of 2 and longer: whole numbers show no shorter one.",
+        )
+    span = int(values.max()) - int(values.min()) + 1 if len(values) else 0
+    return [float(period) for period in periods if period <= span]
+
+
+def helix_regression(
+    curves: Curves, periods: Sequence[float] = PERIODS, *, seed: int, n_null: int = 200
+) -> HelixFit:
+    """Shares of every curve's variance explained by a line and by waves, and p-values by random order.
+
+        r² = 1 − Σ_v n_v (c_v − ĉ_v)² / Σ_v n_v (c_v − c̄)²,    share of T = r² − r² without the waves of T
+
+    The line comes first: `linear_share` is the r² of the line alone, because on a range of 100 a line and
+    the long waves are so alike that an exactly linear curve would lose only a fifth without its line. For
+    the same reason a sine as long as the range has a linear share of .6; its period share tells it apart.
+    A random order gives each curve value, with its rows, the place of another; the same orders serve all
+    latents. p says that the order of the values matters, which a smooth bump achieves as well as a wave, and
+    is at least 1/(1 + n_null).
+
+    Args:
+        curves: of every latent.
+        periods: in this order; a column that the earlier ones determine on these values is dropped.
+        seed: of the random orders.
+        n_null: number of random orders.
+
+    Raises:
+        ConfigError: for a period below 2.
+    """
+    columns, group, kept = _design(curves, periods)
+    n_latents = len(curves.mean)
+    shares = np.full((n_latents, 4 + len(kept)), np.nan)
+    reason = ""
+    if len(curves.values) <= columns.shape[1]:
+        reason = f"number of values {len(curves.values)}, more than {columns.shape[1]} needed"
+    else:
+        root = np.sqrt(curves.n_rows / curves.n_rows.sum())
+        bases = [_basis(columns, root)[:, 1:], _basis(columns[:, :2], root)[:, 1:]]
+        bases += [_last(columns, root, group == number) for number in range(len(kept))]
+        null = _null_bases(columns, root, n_null, np.random.default_rng(seed))
+        for first in range(0, n_latents, _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            shares[part] = _shares(curves.mean[part].astype(np.float64), root, bases, null)
+    r2, p_value, null_q95, linear = shares[:, :4].T
+    period_share = shares[:, 4:]
+    parity = period_share[:, kept.index(2.0)] if 2.0 in kept else np.full(n_latents, np.nan)
+    best = np.full(n_latents, np.nan)
+    if kept:
+        tops = np.asarray(kept)[np.nan_to_num(period_share, nan=-1.0).argmax(axis=1)]
+        best = np.where(np.isnan(r2), np.nan, tops)
+    return HelixFit(tuple(kept), r2, p_value, null_q95, linear, parity, period_share, best, reason)
+
+
+def _design(curves: Curves, periods: Sequence[float]) -> tuple[Floats, Ints, list[float]]:
+    """Columns independent of earlier ones [value column], their groups [column], the periods kept."""
+    value = curves.values.astype(np.float64)
+    root = np.sqrt(curves.n_rows.astype(np.float64))
+    offered = [(_LINE, np.ones(len(value))), (_LINE, value - value.mean() if len(value) else value)]
+    inside = fits_in(periods, curves.values)
+    offered += [(i, column) for i, period in enumerate(inside) for column in waves(value, period).T]
+    kept: list[Floats] = []
+    groups: list[int] = []
+    basis = np.empty((len(value), 0))
+    for number, column in offered:
+        left = root * column
+        size = np.linalg.norm(left)
+        if size <= _ALIASED * np.linalg.norm(root):
+            continue
+        left = left / size
+        for _ in range(2):
+            left = left - basis @ (basis.T @ left)
+        if np.linalg.norm(left) > _ALIASED:
+            basis = np.column_stack([basis, left / np.linalg.norm(left)])
+            kept.append(column)
+            groups.append(number)
+    named = [number for number in dict.fromkeys(groups) if number != _LINE]
+    group = np.array([named.index(number) if number != _LINE else _LINE for number in groups], dtype=np.int64)
+    columns = np.column_stack(kept) if kept else np.empty((len(value), 0))
+    return columns, group, [inside[number] for number in named]
+
+
+def _basis(columns: Floats, root: Floats) -> Floats:
+    """Orthonormal columns that span root · `columns` in their order, [value column]."""
+    return np.linalg.qr(root[:, None] * columns)[0]
+
+
+def _last(columns: Floats, root: Floats, mine: NDArray[np.bool_]) -> Floats:
+    """What the columns in `mine` [column] span beyond the others, [value column]."""
+    ordered = np.column_stack([columns[:, ~mine], columns[:, mine]])
+    return _basis(ordered, root)[:, (~mine).sum() :]
+
+
+def _null_bases(columns: Floats, root: Floats, n_null: int, rng: np.random.Generator) -> Floats:
+    """The basis without its constant for each random order of the values, float32 [column value order]."""
+    orders = rng.permuted(np.tile(np.arange(len(root)), (n_null, 1)), axis=1)
+    bases = np.linalg.qr(root[:, None] * columns[orders])[0]
+    return np.ascontiguousarray(bases[:, :, 1:].transpose(2, 1, 0), dtype=np.float32)
+
+
+def _shares(mean: Floats, root: Floats, bases: Sequence[Floats], null: Floats) -> Floats:
+    """r2, p, null quantile, then the share of every further basis: [latent figure]; NaN if constant."""
+    weighted = mean * root
+    centred = weighted - np.outer(weighted @ root, root)
+    total = (centred**2).sum(axis=1)
+    moving = np.flatnonzero(total > _CONSTANT * (weighted**2).sum(axis=1))
+    out = np.full((len(mean), len(bases) + 2), np.nan)
+    if not len(moving):
+        return out
+    unit = centred[moving] / np.sqrt(total[moving])[:, None]
+    r2, *others = (((unit @ basis) ** 2).sum(axis=1) for basis in bases)
+    narrow, by_chance = unit.astype(np.float32), np.zeros((len(moving), null.shape[2]), dtype=np.float32)
+    for column in null:
+        along = narrow @ column
+        by_chance += np.square(along, out=along)
+    reached = (by_chance >= (r2 - _TIE)[:, None]).sum(axis=1)
+    out[moving, 0] = r2
+    out[moving, 1] = (1 + reached) / (1 + null.shape[2])
+    out[moving, 2] = np.quantile(by_chance, 0.95, axis=1) if null.shape[2] else np.nan
+    out[moving, 3:] = np.column_stack(others)
+    return out
+
+
+def fit_tunings(
+    latents: LatentActs,
+    rows: Rows,
+    *,
+    seed: int,
+    periods: Sequence[float] = PERIODS,
+    n_null: int = 200,
+    min_rows: int = 3,
+    min_active: int = 20,
+    first_example: int = FIRST_EXAMPLE,
+) -> TuningTable:
+    """Tuning of every latent to y, x and y − 2x; multiplicity is over all of these.
+
+    Args:
+        latents: activations at one site and role.
+        rows: theirs, [prompt·example].
+        seed: of the random orders.
+        periods: as for `helix_regression`.
+        n_null: number of random orders; p is at least 1/(1 + n_null).
+        min_rows: least number of rows of a value.
+        min_active: least number of used rows in which a latent is not zero; others are left out.
+        first_example: rows count from this example on.
+
+    Raises:
+        TableError: when `rows` are not those of `latents`.
+        ConfigError: for a period below 2.
+    """
+    acts = latents.matrix
+    n_rows, _ = cast("tuple[int, int]", acts.shape)
+    if len(rows) != n_rows:
+        raise TableError(
+            f"tuning at {latents.site.short} '{latents.role}'", f"{len(rows)} rows, not {n_rows}",
+            "Give the rows that `read_rows` makes of the prompts of these latents.",
+        )  # fmt: skip
+    parts = []
+    for of, read in AXES.items():
+        value = np.where(rows.example >= first_example, read(rows), np.nan)
+        chosen = np.flatnonzero(_n_active(acts, value, min_rows) >= min_active)
+        curves = tuning_curves(csr_array(acts[:, chosen]), value, min_rows)
+        columns = _columns(curves, helix_regression(curves, periods, seed=seed, n_null=n_null))
+        names = {"site": str(latents.site), "role": latents.role, "of": of}
+        repeated = {key: np.full(len(chosen), name, dtype=object) for key, name in names.items()}
+        parts.append(repeated | {"latent": chosen} | columns)
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    known = ~np.isnan(joined["p_value"])
+    q_value = np.full(len(known), np.nan)
+    if known.any():
+        q_value[known] = false_discovery_control(joined["p_value"][known])
+    return TuningTable(joined | {"q_value": q_value})
+
+
+def _n_active(acts: csr_array, value: Floats, min_rows: int) -> Ints:
+    """Rows in which each latent is not zero, among those whose value enough rows have, [latent]."""
+    values, n_rows = np.unique(value[~np.isnan(value)], return_counts=True)
+    used = np.isin(value, values[n_rows >= min_rows])
+    stored = np.repeat(used, np.diff(acts.indptr)) & (acts.data != 0)
+    return np.bincount(acts.indices[stored], minlength=cast("tuple[int, int]", acts.shape)[1])
+
+
+def _columns(curves: Curves, fit: HelixFit) -> dict[str, Any]:
+    """Columns of a TuningTable from one fit, [latent] each."""
+    n_latents, fitted = len(fit.r2), ~np.isnan(fit.r2)
+    best_share = np.full(n_latents, np.nan)
+    if fit.periods:
+        best_share[fitted] = fit.period_share[fitted].max(axis=1)
+    lost = "" if fit.periods else "no period is as short as the range of values"
+    if fit.periods and 2.0 not in fit.periods:
+        lost = "no column of period 2"
+    why = np.where(fitted, lost, fit.reason or "its curve is constant").astype(object)
+    return {
+        "n_values": np.full(n_latents, len(curves.values)), "r2": fit.r2, "null_q95": fit.null_q95,
+        "p_value": fit.p_value, "linear_share": fit.linear_share, "parity_share": fit.parity_share,
+        "best_period": fit.best_period, "best_share": best_share, "reason": why,
+    }  # fmt: skip
+
+
+Matrix = csr_array | Floats
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+"""Numbers of features among which the fewest that do are sought."""
+ENOUGH = 0.9
+"""Share of the r² of all chosen features that the fewest have to reach."""
+FEWEST_ACTIVE = 10
+"""Training rows on which a sparse feature must be active to be chosen."""
+FEWEST_ROWS, FEWEST_VALUES = 30, 10
+"""Rows on each side, and values that both sides have, below which nothing is fitted."""
+_PENALTIES = (1e-4, 1e-2, 1.0)
+"""Ridge penalties per training row to choose from, by leave-one-out error on the training rows."""
+_STILL = 1e-12
+
+
+@dataclass(frozen=True)
+class PeriodSubspace:
+    """How well the wave of one period can be read on held-out tasks.
+
+    Args:
+        period: in units of the number.
+        r2: of cosine and sine together on held-out rows; NaN where undefined.
+        p_value: of r2 against renamed values.
+        features: the chosen features, the largest standardised coefficient first, [feature].
+        n_for_90: fewest of `SIZES` of them, in this order, that reach `ENOUGH` of r2; NaN unless r2 > 0. It
+            is sought on the held-out rows, and so describes them.
+        reason: why figures are NaN, or empty.
+    """
+
+    period: float
+    r2: float = np.nan
+    p_value: float = np.nan
+    features: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    n_for_90: float = np.nan
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Rows of both sides; `train_value` and `held_value` are numbers of distinct values, [row].
+
+    `spread` is the variance of each feature over the training rows, 0 where it is constant, or sparse and
+    active on few of them. `sums` is its sum over the training rows of each value [value feature], from which
+    the correlations with any wave follow.
+    """
+
+    train: csc_array | Floats
+    held: csc_array | Floats
+    train_value: Ints
+    held_value: Ints
+    spread: Floats
+    sums: Any
+
+
+def fit_subspaces(
+    acts: Matrix,
+    value: Floats,
+    train: NDArray[np.bool_],
+    held: NDArray[np.bool_],
+    *,
+    seed: int,
+    periods: Sequence[float] = PERIODS,
+    n_null: int = 50,
+    n_features: int = 64,
+) -> list[PeriodSubspace]:
+    """Held-out r² of the wave of each period, its p-value, and how few features suffice.
+
+    Args:
+        acts: the representation, [row feature].
+        value: the number, NaN where the row is not used, [row].
+        train: rows of discovery tasks, [row].
+        held: rows of held-out tasks, [row].
+        seed: of the renamed values; all periods share them.
+        periods: in units of the number.
+        n_null: number of times the values are renamed; p is at least 1/(1 + n_null).
+        n_features: features that are chosen at most.
+
+    Raises:
+        TableError: when the axes disagree, or a row is on both sides.
+        ConfigError: for a period below 2.
+    """
+    expect_shape(
+        "fit_subspaces", acts=(cast("Any", acts), ("row", "feature")), value=(value, ("row",)),
+        train=(train, ("row",)), held=(held, ("row",)),
+    )  # fmt: skip
+    if (train & held).any():
+        raise TableError(
+            "rows to read periods on",
+            "some are trained on",
+            "Give `train` and `held` without a row in common: rows of other tasks.",
+        )
+    known = ~np.isnan(value)
+    fitted, read = np.flatnonzero(train & known), np.flatnonzero(held & known)
+    inside = fits_in(periods, np.concatenate([value[fitted], value[read]]))
+    lack = _lack(value[fitted], value[read])
+    if lack:
+        return [PeriodSubspace(float(period), reason=lack) for period in periods]
+    values, place = np.unique(value[known], return_inverse=True)
+    number = np.zeros(len(value), dtype=np.int64)
+    number[known] = place
+    sides = _sides(acts, fitted, read, number, len(values))
+    if not sides.spread.any():
+        return [
+            PeriodSubspace(float(period), reason="every feature is constant or active on too few rows")
+            for period in periods
+        ]
+    rng = np.random.default_rng(seed)
+    renamed = [rng.permutation(len(values)) for _ in range(n_null)]
+    return [
+        _one(sides, waves(values, period), float(period), renamed, n_features)
+        if period in inside
+        else PeriodSubspace(float(period), reason="longer than the range of values")
+        for period in periods
+    ]
+
+
+def _lack(fitted: Floats, read: Floats) -> str:
+    for name, side in (("discovery", fitted), ("held-out", read)):
+        if len(side) < FEWEST_ROWS:
+            return f"{len(side)} {name} rows, {FEWEST_ROWS} needed"
+    n_shared = len(np.intersect1d(fitted, read))
+    return "" if n_shared >= FEWEST_VALUES else f"{n_shared} values on both sides, {FEWEST_VALUES} needed"
+
+
+def _sides(acts: Matrix, fitted: Ints, read: Ints, number: Ints, n_values: int) -> _Sides:
+    kept = [cast("Any", acts[rows]).astype(np.float64) for rows in (fitted, read)]
+    train, tested = (csc_array(part) if issparse(part) else part for part in kept)
+    squares = np.asarray((train**2).mean(axis=0))
+    spread = squares - np.asarray(train.mean(axis=0)) ** 2
+    at = (number[fitted], np.arange(len(fitted)))
+    member = coo_array((np.ones(len(fitted)), at), shape=(n_values, len(fitted))).tocsr()
+    spread = np.where(spread > _STILL * squares, spread, 0.0)
+    if isinstance(train, csc_array):
+        active = np.bincount(np.repeat(np.arange(len(spread)), np.diff(train.indptr))[train.data != 0])
+        spread[: len(active)][active < FEWEST_ACTIVE] = 0.0
+        spread[len(active) :] = 0.0
+    return _Sides(train, tested, number[fitted], number[read], spread, member @ train)
+
+
+def _one(
+    sides: _Sides, target: Floats, period: float, renamed: Sequence[Ints], n_features: int
+) -> PeriodSubspace:
+    """One period; `target` is its wave at each distinct value, [value 1|2]."""
+    if any(not np.ptp(target[side], axis=0).any() for side in (sides.train_value, sides.held_value)):
+        return PeriodSubspace(period, reason="its wave is constant on one side")
+    chosen = _chosen(sides, target, n_features)
+    r2, weight = _read(sides, chosen, target)
+    ordered = chosen[np.argsort(-weight, kind="stable")]
+    by_chance = [_read(sides, _chosen(sides, w, n_features), w)[0] for w in (target[p] for p in renamed)]
+    p_value = (1 + sum(other >= r2 for other in by_chance)) / (1 + len(renamed))
+    if not r2 > 0:
+        return PeriodSubspace(period, r2, p_value, ordered, reason="r2 is not above 0")
+    sizes = [size for size in SIZES if size < len(ordered)]
+    enough = (size for size in sizes if _read(sides, ordered[:size], target)[0] >= ENOUGH * r2)
+    return PeriodSubspace(period, r2, p_value, ordered, float(next(enough, len(ordered))))
+
+
+def _chosen(sides: _Sides, target: Floats, n_features: int) -> Ints:
+    """The features that follow the wave most on the training rows, in ascending order, [feature].
+
+    By the squared correlations with cosine and sine, summed, so that the phase does not matter.
+    """
+    n_rows = len(sides.train_value)
+    seen = np.bincount(sides.train_value, minlength=len(target)) / n_rows
+    lift = target - seen @ target
+    lift = lift / np.sqrt(np.maximum(seen @ lift**2, _STILL))
+    shared = ((np.asarray(sides.sums.T @ lift) / n_rows) ** 2).sum(axis=1)
+    live = np.flatnonzero(sides.spread > 0)
+    follows = shared[live] / sides.spread[live]
+    return np.sort(live[np.argsort(-follows, kind="stable")[:n_features]])
+
+
+def _read(sides: _Sides, chosen: Ints, target: Floats) -> tuple[float, Floats]:
+    """r² on the held-out rows of a ridge regression on the training rows, and coefficient sizes [feature]."""
+    train, tested = (_dense(part[:, chosen]) for part in (sides.train, sides.held))
+    wanted, truth = target[sides.train_value], target[sides.held_value]
+    scaler = StandardScaler().fit(train)
+    ridge = RidgeCV(alphas=[len(wanted) * each for each in _PENALTIES])
+    found = ridge.fit(scaler.transform(train), wanted).predict(scaler.transform(tested))
+    total = ((truth - truth.mean(axis=0)) ** 2).sum()
+    r2 = 1 - ((truth - found.reshape(truth.shape)) ** 2).sum() / total if total > 0 else np.nan
+    return float(r2), np.linalg.norm(np.reshape(cast("Floats", ridge.coef_), (-1, len(chosen))), axis=0)
+
+
+def _dense(values: Any) -> Floats:
+    return values.toarray() if issparse(values) else values
+
+
+def period_subspaces(
+    acts: Matrix,
+    value: Floats,
+    train: NDArray[np.bool_],
+    held: NDArray[np.bool_],
+    *,
+    site: Site,
+    role: str,
+    representation: str,
+    of: str,
+    seed: int,
+    periods: Sequence[float] = PERIODS,
+    n_null: int = 50,
+    n_features: int = 64,
+) -> SubspaceTable:
+    """Held-out r² of the wave of each period of a number, as a table with a row per period.
+
+    Args:
+        acts: the representation, [row feature].
+        value: the number, NaN where the row is not used, [row].
+        train: rows of discovery tasks, [row].
+        held: rows of held-out tasks, [row].
+        site: where the representation was recorded.
+        role: token of the example.
+        representation: what it is, for example "latents" or "activation".
+        of: what the number is, for example "y".
+        seed: of the renamed values.
+        periods: in units of the number.
+        n_null: number of times the values are renamed.
+        n_features: features that are chosen at most.
+
+    Raises:
+        TableError: when the axes disagree, or a row is on both sides.
+        ConfigError: for a period below 2.
+    """
+    found = fit_subspaces(
+        acts, value, train, held, seed=seed, periods=periods, n_null=n_null, n_features=n_features
+    )
+    known = ~np.isnan(value)
+    names = {"site": str(site), "role": role, "representation": representation, "of": of}
+    names |= {"n_train": int((train & known).sum()), "n_held": int((held & known).sum())}
+    rows = [
+        names | {
+            "period": one.period, "r2": one.r2, "p_value": one.p_value, "n_features": len(one.features),
+            "n_for_90": one.n_for_90, "reason": one.reason,
+        }
+        for one in found
+    ]  # fmt: skip
+    return SubspaceTable({key: [row[key] for row in rows] for key in SubspaceTable.COLUMNS})

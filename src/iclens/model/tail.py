@@ -1,0 +1,411 @@
+"""Tails: forward passes that begin at a block, from saved residuals, many edits in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iclens.core import EditError, Site
+from iclens.model.load import LanguageModel
+from iclens.model.run import added_to_scores, attend, context, feed, read_answers, refuse_part, visible
+from iclens.prompts.beliefs import AnswerProbs
+from iclens.table import Floats, Ints
+
+WIDTH = 64
+"""Positions that stand side by side in one sequence."""
+MEMORY = 2**30
+"""Bytes that one batch of rows may need beside the model, unless told otherwise."""
+MOST_ROWS = 4096
+MID = ("resid_mid", "attn_out")
+"""Hooks whose addition passes through the MLP of its own block."""
+
+
+class _Keep:
+    """A cache that keeps each block's keys and values as they pass."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.kept[layer] = (key, value)
+        return key, value
+
+
+class _Prefix:
+    """A read-only cache: rows see the kept prefix of their prompt and themselves.
+
+    Args:
+        kept: of each prompt, block → keys and values.
+        sequences: how many sequences of rows each prompt has.
+    """
+
+    def __init__(self, kept: Sequence[dict[int, tuple[Tensor, Tensor]]], sequences: Sequence[int]) -> None:
+        self.kept, self.sequences = kept, sequences
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        prompts = list(zip(self.kept, self.sequences, strict=True))
+        before = (
+            torch.cat([kept[layer][side].expand(n, -1, -1, -1) for kept, n in prompts]) for side in (0, 1)
+        )
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(before, (key, value), strict=True))
+        return keys, values
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one prompt's run leaves for the rows.
+
+    Args:
+        first: the first position that a row may change.
+        resid: resid_pre of every block and the last resid_post, from `first` on, [suffix d_model] each.
+        mid: resid_mid of every block, likewise.
+        kept: block → keys and values of the positions before `first`, [1 head pos d_head] each.
+        rotary: rotation of the positions from `first` on, cosines and sines, [1 suffix d_head].
+    """
+
+    first: int
+    resid: tuple[Tensor, ...]
+    mid: tuple[Tensor, ...]
+    kept: dict[int, tuple[Tensor, Tensor]]
+    rotary: tuple[Tensor, ...]
+
+
+@torch.no_grad()
+def hold(model: LanguageModel, tokens: Ints, first: int | None = None) -> list[Held]:
+    """Run prompts [prompt pos] of one length together; what each leaves, [prompt].
+
+    Args:
+        model: a whole model.
+        tokens: [prompt pos].
+        first: the first position that rows may change; the last of the prompt when not given.
+
+    Raises:
+        ModelError: when only some blocks are loaded.
+        EditError: for a position outside the prompt.
+    """
+    refuse_part(model)
+    length = tokens.shape[1]
+    start = length - 1 if first is None else first
+    if not 0 <= start < length:
+        raise EditError(f"rows from position {start}", f"{length} positions", "Choose one of these.")
+    resid = model.embed(tokens)
+    keep = _Keep()
+    shared: dict[str, Any] = context(model.network, resid) | {"past_key_values": keep}
+    pre, mids = [resid[:, start:]], []
+    for layer, block in enumerate(model.network.model.layers):
+        mid = attend(block, resid, shared)
+        # Nothing attends to what the last block leaves: its MLP is needed from `start` on alone.
+        resid = feed(block, mid if layer < model.n_blocks - 1 else mid[:, start:])
+        mids.append(mid[:, start:])
+        pre.append(resid[:, start:] if layer < model.n_blocks - 1 else resid)
+    kept = {layer: (k[:, :, :start], v[:, :, :start]) for layer, (k, v) in keep.kept.items()}
+    return [
+        Held(
+            start, tuple(rows[i] for rows in pre), tuple(rows[i] for rows in mids),
+            {layer: (k[i : i + 1], v[i : i + 1]) for layer, (k, v) in kept.items()},
+            tuple(part[:, start:] for part in shared["position_embeddings"]),
+        )
+        for i in range(len(tokens))
+    ]  # fmt: skip
+
+
+def tails_of(
+    model: LanguageModel, tokens: Ints, extra: tuple[str, ...] = (), batch: int = 32, first: int | None = None
+) -> list[Tail]:
+    """Prompts of one length, each prepared for edits from position `first` on.
+
+    Held are 2 × blocks × key width numbers for every token of every prompt.
+
+    Args:
+        model: a whole model.
+        tokens: [prompt pos].
+        extra: word answers to read besides the numbers.
+        batch: prompts run together.
+        first: the first position that rows may change; the last of the prompt when not given.
+
+    Raises:
+        ModelError: when only some blocks are loaded.
+        EditError: for a position outside the prompt.
+    """
+    starts = range(0, len(tokens), batch)
+    held = [one for start in starts for one in hold(model, tokens[start : start + batch], first)]
+    return [Tail(model, row, extra, one) for row, one in zip(tokens, held, strict=True)]
+
+
+class Tail:
+    """One prompt, prepared for edits of its last position, or of its last few.
+
+    Args:
+        model: a whole model.
+        tokens: [pos], the prompt up to and including the position that is read.
+        extra: word answers to read besides the numbers.
+        held: what `hold` kept of it, where several prompts were run together; run here when not given.
+        memory: bytes that a batch of rows may need.
+
+    Raises:
+        ModelError: when only some blocks are loaded.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokens: Ints,
+        extra: tuple[str, ...] = (),
+        held: Held | None = None,
+        memory: int = MEMORY,
+    ) -> None:
+        self.model, self.memory = model, memory
+        self.answers, self.ids = model.answer_space(extra)
+        self._held = hold(model, np.asarray(tokens)[None])[0] if held is None else held
+
+    @property
+    def n_suffix(self) -> int:
+        """Positions from the first that may change to the last."""
+        return len(self._held.resid[0])
+
+    def resid_pre(self, layer: int) -> Tensor:
+        """The unedited residual entering block `layer` at the last position, [d_model]."""
+        return self._held.resid[layer][-1]
+
+    def base(self, site: Site) -> AnswerProbs:
+        """Answers without an edit, through the blocks that an addition at `site` passes, [1 answer]."""
+        return self.added(site, np.zeros((1, self.model.d_model)))
+
+    @torch.no_grad()
+    def run(self, resid: Tensor, layer: int, batch: int | None = None) -> AnswerProbs:
+        """Answers after replacing resid_pre of block `layer` from the first position on.
+
+        Args:
+            resid: [row suffix d_model], or [row d_model] where the suffix is the last position alone.
+            layer: block entered next; n_blocks goes straight to the unembedding.
+            batch: rows per forward pass; as many as fit the memory when not given.
+
+        Returns:
+            log_prob as [row answer].
+
+        Raises:
+            EditError: when the rows do not cover the suffix.
+        """
+        whole = resid[:, None] if resid.ndim == 2 else resid
+        if whole.shape[1] != self.n_suffix:
+            raise EditError(
+                f"rows of {whole.shape[1]} positions", f"the suffix has {self.n_suffix}", "Give all of it."
+            )
+        like = self._held.resid[0].dtype
+        parts = [read_answers(self.model, whole[:0, -1].to(like), self.ids)]
+        for rows in whole.split(batch or self.rows_at_once()) if len(whole) else ():
+            (last,) = side_by_side([self], [rows.to(like)], layer)
+            parts.append(read_answers(self.model, last, self.ids))
+        return AnswerProbs(self.answers, torch.cat(parts).cpu().numpy())
+
+    def only_itself(self, rows: Tensor, width: int) -> Tensor:
+        """What is added to attention scores, [1 1 width·suffix pos + width·suffix].
+
+        0 for what a row sees of the prefix and of itself, a number that no score outweighs elsewhere.
+        """
+        prefix, suffix = self._held.first, self.n_suffix
+        positions = torch.arange(prefix + suffix, device=rows.device)
+        alone = visible(self.model.network, positions[prefix:], positions)  # [suffix pos]
+        seen = alone.new_zeros(width, suffix, prefix + width * suffix)
+        seen[..., :prefix] = alone[:, :prefix]
+        own = seen[..., prefix:].unflatten(2, (width, suffix)).diagonal(dim1=0, dim2=2)
+        own.copy_(alone[:, prefix:, None])  # [suffix suffix width]
+        return added_to_scores(seen.flatten(0, 1), rows)[None, None]
+
+    def entry(self, site: Site) -> int:
+        """The block whose resid_pre carries an addition at `site` onwards.
+
+        resid_post and mlp_out of layer L both enter block L + 1; resid_pre enters block L. An addition at
+        resid_mid or attn_out goes through its own block's MLP first, and then enters block L + 1.
+
+        Raises:
+            EditError: for a hook whose addition does not enter the residual stream.
+            SiteError: when the model has no such block.
+        """
+        self.model.check_site(site)
+        if site.hook in ("resid_post", "mlp_out", *MID):
+            return site.layer + 1
+        if site.hook == "resid_pre":
+            return site.layer
+        raise EditError(
+            f"tail from {site}", "an addition there is no addition to the residual", "Use `answer_probs`."
+        )
+
+    @torch.no_grad()
+    def added(
+        self, site: Site, delta: Tensor | Floats, batch: int | None = None, positions: Ints | None = None
+    ) -> AnswerProbs:
+        """Answers after adding `delta` at `site`.
+
+        Args:
+            site: any residual, attn_out or mlp_out.
+            delta: [row d_model], the same at every position; or [row pos d_model].
+            batch: rows per forward pass; as many as fit the memory when not given.
+            positions: where it is added, indices into the prompt [pos]; the last when not given.
+
+        Raises:
+            EditError: for a hook that adds nothing to the residual, or a position before the suffix.
+        """
+        layer = self.entry(site)
+        added = torch.as_tensor(delta)
+        parts = []
+        for some in added.split(batch or self.rows_at_once()) if len(added) else (added,):
+            parts.append(self.run(self.edited(site, some, positions), layer, batch).log_prob)
+        return AnswerProbs(self.answers, np.concatenate(parts))
+
+    def edited(self, site: Site, delta: Tensor, positions: Ints | None = None) -> Tensor:
+        """The suffix at `entry` of rows that `delta` was added to, [row suffix d_model]; see `added`."""
+        base = self._held.mid[site.layer] if site.hook in MID else self._held.resid[self.entry(site)]
+        added, where = delta.to(base), self._places(positions, base.device)
+        rows = base.expand(len(added), -1, -1).index_add(
+            1, where, (added[:, None] if added.ndim == 2 else added).expand(-1, len(where), -1)
+        )
+        return feed(self.model.network.model.layers[site.layer], rows) if site.hook in MID else rows
+
+    @property
+    def held(self) -> Held:
+        """What the prompt's run left."""
+        return self._held
+
+    def rows_at_once(self) -> int:
+        """Rows that fit the memory."""
+        return rows_at_once(self.model, self.n_suffix, self._held.first, self.memory)
+
+    def _places(self, positions: Ints | None, device: torch.device) -> Tensor:
+        """Positions as indices into the suffix."""
+        if positions is None:
+            return torch.tensor([self.n_suffix - 1], device=device)
+        where = torch.as_tensor(np.asarray(positions) - self._held.first, device=device)
+        if not len(where) or int(where.min()) < 0 or int(where.max()) >= self.n_suffix:
+            first, last = self._held.first, self._held.first + self.n_suffix - 1
+            raise EditError(
+                f"an addition at positions {list(np.asarray(positions))}",
+                f"rows hold positions {first} to {last}", "Prepare the tail with an earlier `first`.",
+            )  # fmt: skip
+        return where
+
+
+def rows_at_once(model: LanguageModel, suffix: int, prefix: int, memory: int = MEMORY) -> int:
+    """Rows whose widest intermediate values fit `memory`, at least 1.
+
+    Args:
+        model: a whole model.
+        suffix: positions of a row.
+        prefix: positions before it, shared by all rows.
+        memory: bytes.
+    """
+    config = model.network.config
+    item = model.network.lm_head.weight.element_size()
+    side = max(WIDTH, suffix)
+    a_position = item * (
+        6 * model.d_model + 3 * config.intermediate_size + 2 * model.n_heads * (prefix + side)
+    )
+    logits = config.vocab_size * (item + 8)
+    return max(1, min(MOST_ROWS, memory // (suffix * a_position + logits)))
+
+
+def side_by_side(tails: Sequence[Tail], rows: Sequence[Tensor], layer: int) -> list[Tensor]:
+    """The last position's last resid_post of each prompt's rows, [row d_model] each.
+
+    Rows stand in sequences of one width, zeros at their end; no sequence holds rows of two prompts.
+
+    Args:
+        tails: prompts of one length, prepared from one position on.
+        rows: of each prompt, the suffix that enters block `layer`, [row suffix d_model].
+        layer: that block; n_blocks for the end.
+    """
+    first = tails[0]
+    blocks, suffix = first.model.network.model.layers[layer:], first.n_suffix
+    if layer == first.model.n_blocks:
+        return [part[:, -1] for part in rows]
+    width = _width([len(part) for part in rows], max(1, WIDTH // suffix))
+    counts = [-(-len(part) // width) for part in rows]
+    held = rows[0].new_zeros(sum(counts), width, *rows[0].shape[1:])
+    parts = held.split(counts)
+    for part, place in zip(rows, parts, strict=True):
+        place.view(-1, *part.shape[1:])[: len(part)] = part
+    held, mask = held.flatten(1, 2), first.only_itself(held, width)
+    rotary = tuple(part.repeat(1, width, 1) if suffix > 1 else part for part in first.held.rotary)
+    prefix = _Prefix([tail.held.kept for tail in tails], counts)
+    for block in blocks:
+        held = block(held, attention_mask=mask, position_embeddings=rotary, past_key_values=prefix)
+    last = held.unflatten(1, (width, suffix))[:, :, -1].split(counts)
+    return [own.flatten(0, 1)[: len(part)] for own, part in zip(last, rows, strict=True)]
+
+
+def _width(n_rows: Sequence[int], most: int) -> int:
+    """Rows to a sequence: few empty places, and few sequences, each of which costs about eight rows."""
+    widths, n = np.arange(1, most + 1), np.array(n_rows)
+    cost = (-(-n[:, None] // widths) * (widths + 8)).sum(axis=0)
+    return int(widths[cost.argmin()])
+
+
+def added_together(
+    tails: Sequence[Tail], site: Site, deltas: Sequence[Tensor], positions: Ints | None = None
+) -> list[AnswerProbs]:
+    """`Tail.added` of several prompts in common batches: faster where each has few rows.
+
+    Args:
+        tails: prompts of one length, prepared from one position on.
+        site: any residual, attn_out or mlp_out.
+        deltas: of each prompt, [row d_model].
+        positions: where they are added, indices into the prompt [pos]; the last when not given.
+
+    Returns:
+        log_prob as [row answer] of each prompt.
+
+    Raises:
+        EditError: as `Tail.added`, and when the prompts were prepared from different positions.
+    """
+    if not tails:
+        return []
+    return _in_batches(
+        tails, deltas, tails[0].entry(site), lambda tail, delta: tail.edited(site, delta, positions)
+    )
+
+
+def run_together(tails: Sequence[Tail], resid: Sequence[Tensor], layer: int) -> list[AnswerProbs]:
+    """`Tail.run` of several prompts in common batches.
+
+    Args:
+        tails: prompts of one length, prepared from one position on.
+        resid: of each prompt, what enters block `layer`, [row suffix d_model].
+        layer: n_blocks goes straight to the unembedding.
+
+    Returns:
+        log_prob as [row answer] of each prompt.
+
+    Raises:
+        EditError: when the prompts were prepared from different positions.
+    """
+    return _in_batches(tails, resid, layer, lambda _tail, rows: rows) if tails else []
+
+
+@torch.no_grad()
+def _in_batches(
+    tails: Sequence[Tail], given: Sequence[Tensor], layer: int, enter: Callable[[Tail, Tensor], Tensor]
+) -> list[AnswerProbs]:
+    """Answers of every prompt's rows; `enter` makes of some given rows what enters block `layer`."""
+    first = tails[0]
+    if len({(tail.held.first, tail.n_suffix) for tail in tails}) > 1:
+        raise EditError("rows of several prompts", "their lengths differ", "Prepare them with `tails_of`.")
+    most = first.rows_at_once()
+    pieces = [(i, some) for i, rows in enumerate(given) for some in rows.split(most) if len(some)]
+    found: list[list[Tensor]] = [[] for _ in tails]
+    while pieces:
+        taken = 1
+        while taken < len(pieces) and sum(len(some) for _, some in pieces[: taken + 1]) <= most:
+            taken += 1
+        batch, pieces = pieces[:taken], pieces[taken:]
+        rows = [enter(tails[i], some) for i, some in batch]
+        last = side_by_side([tails[i] for i, _ in batch], rows, layer)
+        read = read_answers(first.model, torch.cat(last), first.ids).cpu()
+        for (i, _), part in zip(batch, read.split([len(part) for part in last]), strict=True):
+            found[i].append(part)
+    nothing = torch.zeros(0, len(first.answers))
+    return [AnswerProbs(first.answers, torch.cat([nothing, *parts]).numpy()) for parts in found]

@@ -1,0 +1,608 @@
+"""Redundancy: iterative ablation of heads that stand in for each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from iclens.core import EditError
+from iclens.model.load import LanguageModel
+from iclens.model.run import Edit
+from iclens.patching.heads import (  # fmt: skip
+    ABLATED,
+    GIVEN,
+    HEADS_GIVEN,
+    KINDS,
+    LATER,
+    LATER_HEADS,
+    PLACES,
+    TOTAL,
+    WHOLE_LAYER,
+    Ablation,
+    DirectEffects,
+    Heads,
+    ablated_answers,
+    ablation_edits,
+    direct_by_prompt,
+    named,
+    ratios,
+)
+from iclens.patching.receiver import (  # fmt: skip
+    LEAST_SPAN,
+    LEVEL,
+    Estimates,
+    belief_log_odds,
+    means,
+    normalised_effects,
+    patch_query,
+    query_answers,
+    resamples,
+)
+from iclens.patching.runs import Runs, check_tokenizer
+from iclens.prompts.beliefs import AnswerProbs
+from iclens.schemas import RedundancyLadderTable, RedundancyTable
+from iclens.table import Floats, Ints
+
+WORKS = 0.5
+"""NE from which a layer carries the task: more of it is there than is missing."""
+BACKUP_SHARE = 0.2
+"""Share of the lost direct effect that later heads must give back to be a backup. Any large edit moves later
+heads a little, and with enough prompts any rise has an interval above 0; a fifth is a part of the loss that a
+reader of the answers could see, and far below the half that would keep a layer working."""
+LEAST_RISE = BACKUP_SHARE * LEAST_SPAN
+"""Rise in nats below which nothing is given back, whatever was lost: that share of the least loss for which
+shares are defined."""
+NEVER = np.inf
+"""Stands for L* where no layer works, in a bootstrap draw."""
+SATURATED = "the singles sum to more than the context is worth, which the joint effect may not reach"
+DELAY, BACKUP, BOTH, NEITHER, UNDECIDED = "delay", "backup", "both", "neither", "undecided"
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A residual sweep at `pre`, prompt by prompt, on one belief.
+
+    Args:
+        layers: blocks whose resid_pre was replaced, n_blocks for the last resid_post, ascending [layer].
+        effect: patched − B, log-odds in nats, [prompt layer].
+        span: A* − B, un-ablated, nats [prompt].
+        own: P(f(x_B)) of the patched recipient, [prompt layer].
+        copy: P(f(x_A)) of it, [prompt layer].
+    """
+
+    layers: Ints
+    effect: Floats
+    span: Floats
+    own: Floats
+    copy: Floats
+
+    def normalised(self, weights: Floats) -> Estimates:
+        """NE by layer, with intervals under bootstrap weights [draw prompt]."""
+        return normalised_effects(
+            self.effect, np.broadcast_to(self.span[:, None], self.effect.shape), weights
+        )
+
+
+@dataclass(frozen=True)
+class FirstLayer:
+    """L*, the first layer that works.
+
+    Args:
+        value: over all prompts; NaN where no layer works.
+        low: lower end of its 95 % interval; NaN where no layer works there.
+        high: upper end, likewise.
+        draws: L* of every bootstrap draw, `NEVER` where none works, [draw].
+        reason: why it is NaN; empty otherwise.
+    """
+
+    value: float
+    low: float
+    high: float
+    draws: Floats
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an ablation brought out, and what that rests on.
+
+    Args:
+        name: `DELAY`, `BACKUP`, `BOTH`, `NEITHER` or `UNDECIDED`.
+        reason: what keeps it from being plainer; may be empty.
+    """
+
+    name: str
+    reason: str
+
+
+def redundancy_index(
+    model: LanguageModel, runs: Runs, ablation: Ablation, *, beliefs: Sequence[str] | None = None,
+    seed: int = 0, draws: int = 1000, batch: int = 128,
+) -> RedundancyTable:  # fmt: skip
+    """Joint effect of a set on A*'s beliefs minus the sum of its entries' own effects.
+
+    Args:
+        model: a whole model.
+        runs: give A*, and recipients for the values of a mean or resample.
+        ablation: the set; its entries, heads or whole layers, are also ablated one at a time.
+        beliefs: which to report; all that the runs read when not given.
+        seed: of the bootstrap.
+        draws: bootstrap resamples.
+        batch: rows per forward pass.
+
+    Returns:
+        A row per belief.
+
+    Raises:
+        EditError: for an unknown belief or head, a head beside its whole layer, or recipients of
+            another length.
+        SiteError: for a layer that the model does not have.
+    """
+    check_tokenizer(model.tokenizer, runs)
+    which = runs.columns(runs.beliefs if beliefs is None else beliefs)
+    base, bottom = (
+        _log_odds(query_answers(model, prompts, runs.words), runs)
+        for prompts in (runs.target, runs.recipient)
+    )
+
+    def effect(some: Ablation) -> Floats:
+        edits = ablation_edits(model, runs, some, batch)
+        return (_log_odds(ablated_answers(model, runs.target, edits, runs.words, batch), runs) - base)[
+            :, which
+        ]
+
+    entries = tuple(dict.fromkeys(ablation.heads))
+    whole = {layer for layer, head in entries if head == WHOLE_LAYER}
+    twice = [layer for layer, head in entries if head != WHOLE_LAYER and layer in whole]
+    if twice:
+        raise EditError(
+            f"redundancy of '{ablation.text}'", f"layer {twice[0]} stands there whole and in part",
+            "Name some of its heads, or the layer alone.",
+        )  # fmt: skip
+    joint = effect(ablation)
+    singles = np.sum([effect(ablation.of((entry,))) for entry in entries], axis=0)
+    weights, n = resamples(len(base), draws, np.random.default_rng(seed)), len(which)
+    found = [means(values, weights) for values in (joint, singles, joint - singles)]
+    span = (base - bottom)[:, which].mean(axis=0)
+    columns = {
+        f"{name}{end}": values
+        for name, part in zip(("joint", "singles", "index"), found, strict=True)
+        for end, values in (("", part.value), ("_low", part.low), ("_high", part.high))
+    }
+    return RedundancyTable({
+        "ablated": [ablation.text] * n, "kind": [ablation.kind] * n, "place": [ablation.place] * n,
+        "n_units": [len(entries)] * n, "n_seen": [runs.n_seen] * n,
+        "belief": [runs.beliefs[b] for b in which],
+        "base": base[:, which].mean(axis=0), **columns, "span": span, "n_prompts": [len(base)] * n,
+        "reason": [
+            why or (SATURATED if abs(single) > abs(whole) else "")
+            for why, single, whole in zip(found[2].reason, found[1].value, span, strict=True)
+        ],
+    })  # fmt: skip
+
+
+def arrival(
+    model: LanguageModel, runs: Runs, belief: str, donor_edits: Sequence[Edit] = (),
+    *, layers: Sequence[int] | None = None, batch: int = 128,
+) -> Arrival:  # fmt: skip
+    """A residual sweep at `pre` from a donor under edits into the un-ablated recipient.
+
+    Args:
+        model: a whole model.
+        runs: donor, recipient and A*.
+        belief: which, of those that the runs read.
+        donor_edits: applied to the donor's run alone, as `heads.ablation_edits` makes them.
+        layers: ascending; all by default.
+        batch: rows per forward pass.
+
+    Raises:
+        EditError: for an unknown belief or layer, or an edit that did not fire.
+    """
+    check_tokenizer(model.tokenizer, runs)
+    (b,) = runs.columns([belief])
+    where = np.arange(model.n_blocks + 1) if layers is None else np.array(layers)
+    patched, _ = patch_query(model, runs, where.tolist(), donor_edits, batch)
+    bottom, top = (
+        _log_odds(query_answers(model, prompts, runs.words), runs)[:, b]
+        for prompts in (runs.recipient, runs.target)
+    )
+    return Arrival(
+        where,
+        np.stack([_log_odds(probs, runs)[:, b] for probs in patched], axis=1) - bottom[:, None],
+        top - bottom,
+        np.stack([probs.of(runs.own) for probs in patched], axis=1),
+        np.stack([probs.of(runs.copied) for probs in patched], axis=1),
+    )
+
+
+def first_layer(found: Arrival, weights: Floats) -> FirstLayer:
+    """L* of a sweep, with the interval of its first crossing over bootstrap draws.
+
+    Args:
+        found: the sweep.
+        weights: bootstrap weights, [draw prompt].
+    """
+    estimates = found.normalised(weights)
+    if estimates.reason[0]:
+        none = np.full(len(weights), np.nan)
+        return FirstLayer(np.nan, np.nan, np.nan, none, estimates.reason[0])
+    drawn = _first((weights @ found.effect) / (weights @ found.span)[:, None], found.layers)
+    value = float(_first(estimates.value[None], found.layers)[0])
+    low, high = _ends(drawn)
+    reason = "" if np.isfinite(value) else "no layer works"
+    finite = [end if np.isfinite(end) else np.nan for end in (value, low, high)]
+    return FirstLayer(finite[0], finite[1], finite[2], drawn, reason)
+
+
+def judge(
+    model: LanguageModel, runs: Runs, ablation: Ablation, *, belief: str, reader: int | None = None,
+    seed: int = 0, draws: int = 1000, batch: int = 128,
+) -> Verdict:  # fmt: skip
+    """Delay, backup, both or neither: an ablated set against the intact model.
+
+    Args:
+        model: a whole model.
+        runs: donor, recipient and A*.
+        ablation: the set.
+        belief: which, of those that the runs read.
+        reader: layer whose residual direct effects are put into, as for `direct.direct_effects`.
+        seed: of the bootstrap.
+        draws: bootstrap resamples.
+        batch: rows per forward pass.
+
+    Raises:
+        EditError, SiteError: as in `direct.direct_effects` and `arrival`.
+    """
+    weights = resamples(runs.donor.n_prompts, draws, np.random.default_rng(seed))
+    edits = ablation_edits(model, runs, ablation, batch)
+    intact, ablated = (
+        first_layer(arrival(model, runs, belief, some, batch=batch), weights) for some in ((), edits)
+    )
+    effects = direct_by_prompt(model, runs, ablation, reader=reader, batch=batch)
+    return verdict(intact, ablated, effects, runs.columns([belief])[0], weights)
+
+
+def verdict(
+    intact: FirstLayer, ablated: FirstLayer, effects: DirectEffects, column: int, weights: Floats
+) -> Verdict:
+    """The verdict from the two sweeps and the direct effects; all three share their bootstrap draws.
+
+    Args:
+        intact: L* without an ablation.
+        ablated: L* with it.
+        effects: its direct effects.
+        column: of the belief, along its axis.
+        weights: bootstrap weights, [draw prompt].
+    """
+    heads, everything = (
+        _rises([effects.sums[part][:, column] for part in sides], effects.sums[ABLATED][:, column], weights)
+        for sides in ((LATER_HEADS, HEADS_GIVEN), (LATER, GIVEN))
+    )
+    moved, said = _moved(intact, ablated)
+    if heads is None:
+        return Verdict(UNDECIDED, "later heads rise, but the ablated heads' own direct effect is too small")
+    if heads:
+        return Verdict(BOTH if moved else BACKUP, said)
+    if not moved:
+        return Verdict(NEITHER, said)
+    if everything is None:
+        return Verdict(UNDECIDED, "later MLPs rise, but the ablated heads' own direct effect is too small")
+    if everything:
+        return Verdict(NEITHER, "L* moves later, and later MLPs rise where later heads do not")
+    return Verdict(DELAY, said)
+
+
+def _rises(sides: Sequence[Floats], direct: Floats, weights: Floats) -> bool | None:
+    """Whether later components give back enough of what was lost; None where the loss is not defined.
+
+    Args:
+        sides: their joint direct effect, in A* and given the loss, [prompt] each, nats; either may show it.
+        direct: that of the ablated heads, [prompt], nats.
+        weights: [draw prompt].
+    """
+    rise = means(np.stack(sides, axis=1), weights)
+    sure = (rise.low > 0) & (rise.value >= LEAST_RISE)
+    if not sure.any():
+        return False
+    ratio = ratios(np.stack(sides, axis=1), direct, weights)
+    return None if ratio.reason[0] else bool((sure & (ratio.value <= -BACKUP_SHARE)).any())
+
+
+def _moved(intact: FirstLayer, ablated: FirstLayer) -> tuple[bool, str]:
+    """Whether L* moves later, and what else there is to say of it."""
+    if not np.isfinite(intact.value):
+        return False, f"L* of the intact model is undefined: {intact.reason}"
+    if not np.isfinite(ablated.value):
+        return False, "no layer works any more"
+    both_never = ~np.isfinite(intact.draws) & ~np.isfinite(ablated.draws)
+    with np.errstate(invalid="ignore"):
+        later = np.where(both_never, 0.0, ablated.draws - intact.draws)
+    if ablated.value > intact.value and not _ends(later)[0] > 0:
+        return False, "L* is later, but the interval of its shift includes 0"
+    return bool(ablated.value > intact.value), ""
+
+
+def _first(ne: Floats, layers: Ints) -> Floats:
+    """First layer with NE ≥ `WORKS` of each row [row layer], `NEVER` where there is none."""
+    works = ne >= WORKS
+    return np.where(works.any(axis=1), layers[works.argmax(axis=1)].astype(float), NEVER)
+
+
+def _ends(drawn: Floats) -> tuple[float, float]:
+    """Ends of a 95 % interval that are values of draws, so that `NEVER` is never averaged."""
+    ordered, last = np.sort(drawn), len(drawn) - 1
+    low, high = LEVEL[0] / 100 * last, LEVEL[1] / 100 * last
+    return float(ordered[int(np.floor(low))]), float(ordered[int(np.ceil(high))])
+
+
+def _log_odds(probs: AnswerProbs, runs: Runs) -> Floats:
+    """Log-odds of every belief, [prompt belief]."""
+    return belief_log_odds(probs, runs, np.arange(len(runs.own)))
+
+
+UNITS = ("layer", "heads")
+CONTROL_DRAWS = 5
+"""Control sets per step: each costs a sweep."""
+MAX_STEPS = 8
+_TRIES = 20
+"""Draws for each control set that is asked for, so that sets are distinct where there are enough."""
+_WITH_INTERVAL = ("later_heads", "later_heads_given_loss", "later")
+_EMPTY = (
+    *("control_ne_before", "control_ne_least", "control_ne_greatest", "control_moved", "control_donor"),
+    *("total", "direct", *(f"{name}{end}" for name in _WITH_INTERVAL for end in ("", "_low", "_high"))),
+)
+"""Columns that stay NaN at step 0."""
+
+
+@dataclass(frozen=True)
+class Climb:
+    """What stays the same from step to step.
+
+    Args:
+        model: a whole model.
+        runs: donor, recipient and A*.
+        belief: on which a layer works.
+        unit: one of `UNITS`.
+        n_heads: heads that a step of heads adds.
+        kind: what replaces a head's output.
+        place: where.
+        reader: layer whose residual direct effects are put into; None for the last.
+        n_controls: control sets per step.
+        weights: bootstrap weights, [draw prompt].
+        batch: rows per forward pass.
+    """
+
+    model: LanguageModel
+    runs: Runs
+    belief: str
+    unit: str
+    n_heads: int
+    kind: str
+    place: str
+    reader: int | None
+    n_controls: int
+    weights: Floats
+    batch: int
+
+    def edits(self, heads: Heads) -> tuple[Edit, ...]:
+        """The set as edits; none for no heads."""
+        if not heads:
+            return ()
+        return ablation_edits(self.model, self.runs, Ablation(heads, self.kind, self.place), self.batch)
+
+    def sweep(self, heads: Heads, layers: Sequence[int] | None = None) -> Arrival:
+        """The sweep from a donor with a set ablated."""
+        return arrival(self.model, self.runs, self.belief, self.edits(heads), layers=layers, batch=self.batch)
+
+    def donor(self, heads: Heads) -> Floats:
+        """P(f(x_A)) of the donor with a set ablated, [prompt]."""
+        probs = ablated_answers(self.model, self.runs.donor, self.edits(heads), self.runs.words, self.batch)
+        return probs.of(self.runs.copied)
+
+
+def redundancy_ladder(
+    model: LanguageModel, runs: Runs, *, belief: str = "exact", unit: str = "layer", start: Heads = (),
+    n_heads: int = 2, kind: str = "zero", place: str = "pre", max_steps: int = MAX_STEPS,
+    n_controls: int = CONTROL_DRAWS, reader: int | None = None, seed: int = 0, draws: int = 1000,
+    batch: int = 128,
+) -> RedundancyLadderTable:  # fmt: skip
+    """Ablate, sweep, ablate what took over, until no layer works.
+
+    Args:
+        model: a whole model.
+        runs: donor, recipient and A*; for a mean or resample the recipients are as long as the donor.
+        belief: on which a layer works, of those that the runs read.
+        unit: "layer" or "heads", what a step adds.
+        start: the first step's heads; by default chosen as every other step's.
+        n_heads: heads that a step of heads adds.
+        kind: one of `heads.KINDS`.
+        place: one of `heads.PLACES`.
+        max_steps: steps after which the ladder ends in any case.
+        n_controls: control sets per step.
+        reader: layer whose residual direct effects are put into, for the verdict; by default, and once the
+            set reaches it, the last.
+        seed: of the bootstrap and of the control sets.
+        draws: bootstrap resamples.
+        batch: rows per forward pass.
+
+    Returns:
+        A row per step from 0; the last has no L*, or says in `reason` why the ladder ends before.
+
+    Raises:
+        EditError: for an unknown belief, unit, kind or place, fewer than one head or step, or a start that
+            does not exist.
+        SiteError: for a layer that the model does not have.
+    """
+    runs.columns([belief])
+    for name, asked, known in (("unit", unit, UNITS), ("kind", kind, KINDS), ("place", place, PLACES)):
+        if asked not in known:
+            raise EditError(f"ladder {name} '{asked}'", "unknown", f"One of {', '.join(known)}.")
+    if min(n_heads, max_steps) < 1:
+        raise EditError(
+            f"{n_heads} heads in {max_steps} steps",
+            "nothing to ablate",
+            "Give n_heads and max_steps of 1 or more.",
+        )
+    rng = np.random.default_rng(seed)
+    weights = resamples(runs.donor.n_prompts, draws, rng)
+    climb = Climb(model, runs, belief, unit, n_heads, kind, place, reader, n_controls, weights, batch)
+    return RedundancyLadderTable.concat([
+        RedundancyLadderTable({name: [value] for name, value in row.items()})
+        for row in _steps(climb, start, max_steps, rng)
+    ])  # fmt: skip
+
+
+def _steps(climb: Climb, start: Heads, max_steps: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """The rows, one per step."""
+    swept = climb.sweep(())
+    intact = before = first_layer(swept, climb.weights)
+    row = _row(climb, 0, (), (), swept, intact, before)
+    heads: Heads = ()
+    for step in range(1, max_steps + 1):
+        if not np.isfinite(before.value):
+            break
+        added = start if step == 1 and start else took_over(climb, heads, int(before.value))
+        if not added:
+            yield row | {"reason": _also(row, "no heads are left below L*")}
+            return
+        yield row
+        heads = (*heads, *(head for head in added if head not in heads))
+        swept = climb.sweep(heads)
+        now = first_layer(swept, climb.weights)
+        row = _row(climb, step, added, heads, swept, now, before)
+        row |= _controls(climb, heads, int(before.value), rng) | _verdict(climb, heads, intact, now)
+        before = now
+    stopped = f"stopped after {max_steps} steps" if np.isfinite(before.value) else ""
+    yield row | {"reason": _also(row, stopped)}
+
+
+def _also(row: dict[str, Any], said: str) -> str:
+    """A row's reason with another one."""
+    return "; ".join(filter(None, (row["reason"], said)))
+
+
+def took_over(climb: Climb, heads: Heads, layer: int) -> Heads:
+    """What carries the task into a layer once a set is ablated; nothing where no heads are left below it.
+
+    Args:
+        climb: gives the unit, and how many heads.
+        heads: the set.
+        layer: L* under it.
+    """
+    gone = _every_head(climb.model, heads)
+    every = [(i, h) for i in range(layer) for h in range(climb.model.n_heads) if (i, h) not in gone]
+    if not every:
+        return ()
+    if climb.unit == "layer":
+        return ((every[-1][0], WHOLE_LAYER),)
+    left = [climb.sweep((*heads, head), [layer]).effect.mean() for head in every]
+    return tuple(sorted(every[i] for i in np.argsort(left, kind="stable")[: climb.n_heads]))
+
+
+def control_sets(model: LanguageModel, heads: Heads, n: int, rng: np.random.Generator) -> list[Heads]:
+    """Sets as large as one of heads, drawn from what it leaves: as many heads of each layer, or other layers.
+
+    Args:
+        model: gives what there is to draw from.
+        heads: the set that is controlled for.
+        n: how many; fewer where there are not as many, none where the layers have too few other heads.
+        rng: draws them.
+    """
+    gone = _every_head(model, heads)
+    touched = {layer for layer, _ in gone}
+    layers = [layer for layer in range(model.n_blocks) if layer not in touched]
+    n_layers = len({layer for layer, head in heads if head == WHOLE_LAYER})
+    wanted: dict[int, int] = {}
+    for layer, head in heads:
+        if head != WHOLE_LAYER:
+            wanted[layer] = wanted.get(layer, 0) + 1
+    others = {i: [h for h in range(model.n_heads) if (i, h) not in gone] for i in wanted}
+    if n_layers > len(layers) or any(wanted[layer] > len(others[layer]) for layer in wanted):
+        return []
+    found: dict[Heads, None] = {}
+    for _ in range(_TRIES * n):
+        if len(found) == n:
+            break
+        drawn = (
+            [(int(i), WHOLE_LAYER) for i in rng.choice(layers, n_layers, replace=False)] if n_layers else []
+        )
+        for layer, count in wanted.items():
+            drawn += [(layer, int(h)) for h in rng.choice(others[layer], count, replace=False)]
+        found[tuple(sorted(drawn))] = None
+    return list(found)
+
+
+def _every_head(model: LanguageModel, heads: Heads) -> set[tuple[int, int]]:
+    """The set's heads one by one."""
+    return {
+        (layer, h) for layer, head in heads for h in (range(model.n_heads) if head == WHOLE_LAYER else [head])
+    }
+
+
+def _row(
+    climb: Climb, step: int, added: Heads, heads: Heads, swept: Arrival, now: FirstLayer, before: FirstLayer
+) -> dict[str, Any]:
+    """A step's row but for its controls and verdict, which are empty."""
+    ne = swept.normalised(climb.weights)
+    known = not ne.reason[0]
+    best = int(np.nanargmax(ne.value)) if known else 0
+    at = int(np.flatnonzero(swept.layers == now.value)[0]) if np.isfinite(now.value) else best
+    donor = means(climb.donor(heads)[:, None], climb.weights)
+    shown = {"before_layer": np.nan, "ne_before": np.nan, "ne_before_low": np.nan, "ne_before_high": np.nan}
+    if step:
+        i = int(np.flatnonzero(swept.layers == before.value)[0])
+        shown = {
+            "before_layer": before.value, "ne_before": ne.value[i], "ne_before_low": ne.low[i],
+            "ne_before_high": ne.high[i],
+        }  # fmt: skip
+    return {
+        "step": step, "unit": climb.unit, "added": named(added), "ablated": named(heads), "kind": climb.kind,
+        "place": climb.place, "recipient": climb.runs.recipient_name, "n_seen": climb.runs.n_seen,
+        "belief": climb.belief, "first_layer": now.value, "first_low": now.low, "first_high": now.high,
+        "ne": ne.value[at], "ne_low": ne.low[at], "ne_high": ne.high[at],
+        "own": swept.own[:, at].mean(), "copy": swept.copy[:, at].mean(), **shown,
+        "donor": donor.value[0], "donor_low": donor.low[0], "donor_high": donor.high[0],
+        "n_controls": 0, **dict.fromkeys(_EMPTY, np.nan), "verdict": "",
+        "n_prompts": len(swept.span), "reason": now.reason,
+    }  # fmt: skip
+
+
+def _controls(climb: Climb, heads: Heads, before: int, rng: np.random.Generator) -> dict[str, Any]:
+    """What control sets leave of the task at the layer where it worked before this step."""
+    sets = control_sets(climb.model, heads, climb.n_controls, rng)
+    if not sets:
+        return {}
+    left, moved, donor = [], [], []
+    for some in sets:
+        swept = climb.sweep(some)
+        left.append(float(swept.normalised(climb.weights).value[swept.layers == before][0]))
+        moved.append(not first_layer(swept, climb.weights).value <= before)
+        donor.append(climb.donor(some).mean())
+    return {
+        "n_controls": len(sets), "control_ne_before": np.mean(left), "control_ne_least": min(left),
+        "control_ne_greatest": max(left), "control_moved": np.mean(moved), "control_donor": np.mean(donor),
+    }  # fmt: skip
+
+
+def _verdict(climb: Climb, heads: Heads, intact: FirstLayer, now: FirstLayer) -> dict[str, Any]:
+    """Direct effects of the set against the intact model, and what they and L* make of it."""
+    last = max(layer for layer, _ in heads)
+    reader = climb.reader if climb.reader is not None and climb.reader > last else None
+    ablation = Ablation(heads, climb.kind, climb.place)
+    effects = direct_by_prompt(climb.model, climb.runs, ablation, reader=reader, batch=climb.batch)
+    (b,) = climb.runs.columns([climb.belief])
+    said = verdict(intact, now, effects, b, climb.weights)
+    parts = {
+        "total": TOTAL, "direct": ABLATED, "later_heads": LATER_HEADS, "later_heads_given_loss": HEADS_GIVEN,
+        "later": LATER,
+    }  # fmt: skip
+    row: dict[str, Any] = {"verdict": said.name, "reason": said.reason}
+    for name, part in parts.items():
+        found = means(effects.sums[part][:, b : b + 1], climb.weights)
+        row[name] = found.value[0]
+        if name in _WITH_INTERVAL:
+            row |= {f"{name}_low": found.low[0], f"{name}_high": found.high[0]}
+    return row

@@ -1,0 +1,316 @@
+"""Beliefs: log-odds read from answer probabilities, for tasks, rival tasks and predicates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from iclens.core import BELIEFS, TaskError, nearest
+from iclens.prompts.tasks import Task, default_inputs, parse_task
+from iclens.table import Floats, Ints, Strings, expect_shape
+
+NUMBERS = tuple(str(n) for n in range(1000))
+"""Answers that count as numbers, in the order of the first thousand columns."""
+
+
+@dataclass(frozen=True)
+class AnswerProbs:
+    """Log-probabilities of chosen answers over the full vocabulary, in nats.
+
+    Args:
+        answers: the answers' text; the numbers 0–999 first, then words.
+        log_prob: log P(answer), [... answer]; exp sums to at most 1, the rest is every other token.
+    """
+
+    answers: tuple[str, ...]
+    log_prob: Floats
+
+    def __post_init__(self) -> None:
+        expect_shape(
+            "AnswerProbs",
+            log_prob=(self.log_prob.reshape(-1, self.log_prob.shape[-1]), ("row", len(self.answers))),
+        )
+
+    @property
+    def numbers(self) -> Floats:
+        """P(n) for n in 0..999, [... 1000]."""
+        return np.exp(self.log_prob[..., : len(NUMBERS)])
+
+    def top(self) -> Ints:
+        """Index of the most probable answer, [...]."""
+        return self.log_prob.argmax(axis=-1)
+
+    def of(self, wanted: np.ndarray) -> Floats:
+        """P(wanted answer) for text `wanted` [...]; 0 for text that is not among the answers."""
+        index = {answer: i for i, answer in enumerate(self.answers)}
+        column = np.vectorize(lambda text: index.get(text, -1), otypes=[np.int64])(wanted)
+        found = np.take_along_axis(self.log_prob, np.maximum(column, 0)[..., None], axis=-1)[..., 0]
+        return np.where(column >= 0, np.exp(found), 0.0)
+
+
+BAND = 5
+"""Half-width of the `double` band around a·x."""
+_N = np.arange(len(NUMBERS))
+
+
+def read_beliefs(
+    probs: AnswerProbs, task: Task, x: Strings, answer: Strings, copied: Strings | None = None
+) -> Floats:
+    """Probability of every belief, in the order of `names.BELIEFS`.
+
+    Args:
+        probs: distribution over answers, [... answer].
+        task: gives the slope of the `double` band.
+        x: query input, [...].
+        answer: the task's own answer, [...].
+        copied: the answer whose copying is asked about, [...]; without it `copy` is NaN.
+
+    Returns:
+        [... belief].
+    """
+    numbers = probs.numbers
+    numeric = numbers.sum(axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        odd = numbers[..., 1::2].sum(axis=-1) / numeric
+        double = (numbers * _band(task, x)).sum(axis=-1) / numeric
+    double = np.where(_has_band(task, x), double, np.nan)
+    exact = probs.of(answer)
+    copy = np.full(exact.shape, np.nan) if copied is None else probs.of(copied)
+    return np.stack([numeric, odd, double, exact, copy], axis=-1)
+
+
+def log_odds(probability: Floats, floor: float = 1e-9) -> Floats:
+    """log(p / (1 − p)) in nats, p clipped to [floor, 1 − floor]; NaN stays NaN."""
+    # In float32, 1 − floor rounds to 1 and the log-odds of a sure model to infinity.
+    p = np.clip(np.asarray(probability, dtype=np.float64), floor, 1 - floor)
+    return np.log(p) - np.log1p(-p)
+
+
+def belief_index(name: str) -> int:
+    """Column of a belief in `read_beliefs`."""
+    return BELIEFS.index(name)
+
+
+def _has_band(task: Task, x: Strings) -> np.ndarray:
+    return np.char.isdigit(x) & (task.slope is not None and task.domain == "number")
+
+
+def _band(task: Task, x: Strings) -> np.ndarray:
+    value = np.where(np.char.isdigit(x), x, "0").astype(int)
+    return np.abs(_N - (task.slope or 0) * value[..., None]) <= BAND
+
+
+EXAMPLES = ("against:3x+1", "near:3x", "near:3x~2", "among:word:size", "y%5=3", "y<50", "y>=50")
+"""One valid spec of every kind."""
+Read = Callable[[AnswerProbs, Strings, Strings], Floats]
+_N_DECLARED = np.arange(len(NUMBERS))
+
+
+@dataclass(frozen=True)
+class DeclaredBelief:
+    """A read-out of the answers at `pre`.
+
+    Args:
+        name: as declared; a column of every table of beliefs.
+        meaning: what it is, in words.
+        read: (answers [... answer], x [...], the task's own answer [...]) → its probability [...], NaN where
+            it is undefined.
+        words: answers that are no numbers which it has to see.
+    """
+
+    name: str
+    meaning: str
+    read: Read
+    words: tuple[str, ...] = ()
+
+
+def parse_belief(spec: str, inputs: Sequence[str] | None = None) -> DeclaredBelief:
+    """The belief that `spec` declares; its name is the canonical spec.
+
+    Args:
+        spec: one of the forms above.
+        inputs: x that the prompts may hold; the defaults of each task's domain when not given.
+
+    Raises:
+        TaskError: naming the nearest valid form, or for a task without one answer at an x.
+    """
+    text = spec.replace(" ", "")
+    kind, _, rest = text.partition(":")
+    if kind == "against" and rest:
+        return _against(_single(spec, rest), inputs)
+    if kind == "among" and rest:
+        return _among(parse_task(rest), inputs)
+    if kind == "near" and (match := re.fullmatch(r"([^~]+)(?:~(\d+))?", rest)):
+        return _near(_single(spec, match[1]), int(match[2] or BAND))
+    if (match := re.fullmatch(r"y%([1-9]\d*)=(\d+)", text)) and int(match[2]) < int(match[1]):
+        modulus, left = int(match[1]), int(match[2])
+        meaning = f"P(y mod {modulus} = {left} | number)"
+        return _numbers(text, meaning, np.array([n % modulus == left for n in range(len(NUMBERS))]))
+    if match := re.fullmatch(r"y(<|>=)(\d+)", text):
+        below, cut = match[1] == "<", int(match[2])
+        meaning = f"P(y {'<' if below else '≥'} {cut} | number)"
+        return _numbers(text, meaning, np.array([(n < cut) == below for n in range(len(NUMBERS))]))
+    raise TaskError(f"belief '{spec}'", "no such belief", nearest(text, (*EXAMPLES, *BELIEFS)) + ".")
+
+
+def check_declared(
+    specs: Sequence[str], task: Task, inputs: Sequence[str] | None = None
+) -> tuple[DeclaredBelief, ...]:
+    """The declared beliefs of a study of `task`.
+
+    Args:
+        specs: as they were declared.
+        task: the studied task.
+        inputs: x that the prompts may hold; the defaults of the task's domain when not given.
+
+    Raises:
+        TaskError: for an unknown spec, a name that stands twice, a contrast of the task with itself, or a
+            belief that has no value, or always the same one, on these inputs.
+    """
+    asked = tuple(default_inputs(task.domain)) if inputs is None else tuple(inputs)
+    found = tuple(parse_belief(spec, asked) for spec in specs)
+    names = [*BELIEFS, *(belief.name for belief in found)]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise TaskError(
+            f"belief '{twice[0]}'",
+            "it stands twice",
+            "List each belief once; the five of every study need not be listed.",
+        )
+    if f"against:{task.name}" in names:
+        raise TaskError(
+            f"belief 'against:{task.name}'",
+            "the studied task itself",
+            "Declare it against a task that gives other answers.",
+        )
+    for belief in found:
+        _expect_to_vary(belief, task, asked)
+    return found
+
+
+def _expect_to_vary(belief: DeclaredBelief, task: Task, inputs: Sequence[str]) -> None:
+    """Refuse a belief that no answer could move, tried on all numbers and words at even odds."""
+    own = _answers(task, np.array(inputs))
+    answers = (*NUMBERS, *dict.fromkeys([y for y in own.tolist() if not y.isdigit()]), *belief.words)
+    even = AnswerProbs(answers, np.full((len(inputs), len(answers)), -np.log(len(answers))))
+    value = belief.read(even, np.array(inputs), own)
+    if np.isnan(value).all():
+        raise TaskError(
+            f"belief '{belief.name}'",
+            "it has no value on any input",
+            "Leave it out, or declare it of a task that has answers on these inputs.",
+        )
+    known = value[np.isfinite(value)]
+    if (known <= 0).all() or (known >= 1).all():
+        raise TaskError(
+            f"belief '{belief.name}'",
+            f"always {known[0]:g}, whatever the answer",
+            "Leave it out, or declare one that holds for some of the answers 0 to 999 and not for others.",
+        )
+
+
+def _single(spec: str, other: str) -> Task:
+    """The task `other` of a belief that needs one answer at every x."""
+    task = parse_task(other)
+    if not task.deterministic:
+        raise TaskError(
+            f"belief '{spec}'",
+            f"'{task.name}' has several answers at an x",
+            "Name a task with one answer per x, such as 3x+1.",
+        )
+    return task
+
+
+def belief_names(declared: Sequence[DeclaredBelief]) -> tuple[str, ...]:
+    """Names along the belief axis: the five of every study, then the declared ones."""
+    return (*BELIEFS, *(belief.name for belief in declared))
+
+
+def read_all(
+    probs: AnswerProbs,
+    task: Task,
+    x: Strings,
+    answer: Strings,
+    copied: Strings | None,
+    declared: Sequence[DeclaredBelief],
+) -> Floats:
+    """Probability of the five beliefs and the declared ones, [... belief] in the order of `belief_names`.
+
+    Args:
+        probs: distribution over answers, [... answer].
+        task: gives the slope of the `double` band.
+        x: query input, [...].
+        answer: the task's own answer, [...].
+        copied: the answer whose copying is asked about, [...]; without it `copy` is NaN.
+        declared: further beliefs.
+    """
+    beside = [belief.read(probs, x, answer)[..., None] for belief in declared]
+    return np.concatenate([read_beliefs(probs, task, x, answer, copied), *beside], axis=-1)
+
+
+def _against(other: Task, inputs: Sequence[str] | None) -> DeclaredBelief:
+    def read(probs: AnswerProbs, x: Strings, answer: Strings) -> Floats:
+        rival = _answers(other, x)
+        own, beside = probs.of(answer), probs.of(rival)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(rival == "", np.nan, own / (own + beside))
+
+    meaning = f"P(own answer) against P({other.name}'s answer), of these two; even odds where they agree"
+    given = _answers(other, np.array(default_inputs(other.domain) if inputs is None else inputs))
+    return DeclaredBelief(f"against:{other.name}", meaning, read, _words(given.tolist()))
+
+
+def _among(other: Task, inputs: Sequence[str] | None) -> DeclaredBelief:
+    numbers = [x for x in inputs or () if x.isdigit()] if other.domain == "number" else []
+    domain = numbers or default_inputs(other.domain)
+    given: dict[str, None] = {}
+    for value in domain:
+        try:
+            given |= dict.fromkeys(other.outcomes(value))
+        except TaskError:
+            continue
+
+    def read(probs: AnswerProbs, x: Strings, answer: Strings) -> Floats:
+        return np.sum([np.zeros(x.shape), *(probs.of(np.full(x.shape, y)) for y in given)], axis=0)
+
+    return DeclaredBelief(f"among:{other.name}", f"P(an answer of {other.name})", read, _words(given))
+
+
+def _near(centre: Task, width: int) -> DeclaredBelief:
+    def read(probs: AnswerProbs, x: Strings, answer: Strings) -> Floats:
+        text = _answers(centre, x)
+        known = np.char.isdigit(text)
+        middle = np.where(known, text, "0").astype(int)
+        band = np.abs(_N_DECLARED - middle[..., None]) <= min(width, len(NUMBERS))
+        return np.where(known, _share(probs, band), np.nan)
+
+    name = f"near:{centre.name}" + (f"~{width}" if width != BAND else "")
+    return DeclaredBelief(name, f"P(|y − ({centre.name})| ≤ {width} | number)", read)
+
+
+def _numbers(name: str, meaning: str, among: np.ndarray) -> DeclaredBelief:
+    return DeclaredBelief(name, meaning, lambda probs, x, answer: _share(probs, among))
+
+
+def _share(probs: AnswerProbs, among: np.ndarray) -> Floats:
+    numbers = probs.numbers
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (numbers * among).sum(axis=-1) / numbers.sum(axis=-1)
+
+
+def _answers(task: Task, x: Strings) -> Strings:
+    """A task's answer to every x, however x is spelled; "" where it has none."""
+    found = {}
+    for value in np.unique(x).tolist():
+        try:
+            found[value] = task.answer(value.lstrip(" "))
+        except TaskError:
+            found[value] = ""
+    return np.array([found[value] for value in x.ravel().tolist()], dtype=str).reshape(x.shape)
+
+
+def _words(given: Iterable[str]) -> tuple[str, ...]:
+    return tuple(y for y in dict.fromkeys(given) if y and not y.isdigit())

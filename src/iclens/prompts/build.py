@@ -1,0 +1,608 @@
+"""PromptSet: prompts of examples with the place of every token, built for a task and an arm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iclens.core import (
+    PREFIX_LENGTH,
+    ROLES,
+    TEMPLATE,
+    TOKENS_PER_EXAMPLE,
+    TableError,
+    TaskError,
+    position,
+    prompt_length,
+)
+from iclens.prompts.arms import FILLER, Arm, Shown, default_rival, parse_arm
+from iclens.prompts.beliefs import NUMBERS, AnswerProbs
+from iclens.prompts.mixture import Contexts, Mixture, Posterior, exact_posterior
+from iclens.prompts.render import Place, Template, Tokenizer, encode, fingerprint, parse_template, spelling
+from iclens.prompts.tasks import Task, default_inputs, parse_task
+from iclens.table import Floats, Ints, Strings, expect_shape
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Token ids of everything that contexts are made of.
+
+    Args:
+        prefix: BOS and the newline, [PREFIX_LENGTH].
+        example: ids of one example, of which the roles beside `x` and `lab` never change, [role].
+        inputs: id of each input at `x`, as it is spelled there, [input].
+        answers: id of each answer at `lab`, [answer].
+    """
+
+    prefix: Ints
+    example: Ints
+    inputs: Ints
+    answers: Ints
+
+    @classmethod
+    def of(cls, mixture: Mixture, tokenizer: Tokenizer) -> TokenTable:
+        """The table of a mixture's inputs and answers; raises as `of_words`."""
+        return cls.of_words(mixture.inputs, mixture.answers, tokenizer)
+
+    @classmethod
+    def of_words(cls, inputs: Sequence[str], answers: Sequence[str], tokenizer: Tokenizer) -> TokenTable:
+        """Look every id up once, in an example.
+
+        Raises:
+            TokenizerError: when an input or answer is not a single token.
+        """
+        at_x, at_y = spelling(tokenizer, inputs, "x"), spelling(tokenizer, answers, "y")
+        xs, ys = [at_x[text] for text in inputs], [at_y[text] for text in answers]
+        ids = encode(tokenizer, [*((x, ys[0]) for x in xs), *((xs[0], y) for y in ys)])
+        cells = ids[PREFIX_LENGTH:].reshape(-1, TOKENS_PER_EXAMPLE)
+        return cls(
+            ids[:PREFIX_LENGTH], cells[0],
+            cells[: len(xs), ROLES.index("x")], cells[len(xs) :, ROLES.index("lab")],
+        )  # fmt: skip
+
+    def assemble(self, contexts: Contexts) -> Ints:
+        """Token ids of drawn contexts, equal to `rendering.encode` of each, as [context pos]."""
+        n_contexts = len(contexts.x)
+        cells = _fill(self.example, self.inputs[contexts.x], self.answers[contexts.y])
+        prefix = np.broadcast_to(self.prefix, (n_contexts, PREFIX_LENGTH))
+        return np.concatenate([prefix, cells.reshape(n_contexts, -1)], axis=1)
+
+
+def _fill(example: Ints, x: Ints, y: Ints) -> Ints:
+    """The six ids of each example, [... role]."""
+    cells = np.broadcast_to(example, (*np.shape(x), TOKENS_PER_EXAMPLE)).copy()
+    cells[..., ROLES.index("x")] = x
+    cells[..., ROLES.index("lab")] = y
+    return cells
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Sequences that go through the model once, and what is read from them.
+
+    Args:
+        tokens: [prompt pos].
+        examples: columns of the prompt set that are read here, [read].
+        slots: in which slot of the sequences each of them stands, [read].
+    """
+
+    tokens: Ints
+    examples: Ints
+    slots: Ints
+
+    def positions(self, role: str) -> Ints:
+        """Token index of `role` in each read slot, [read]."""
+        return np.array([position(role, int(slot)) for slot in self.slots])
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts of equal length, complete to the last example's newline.
+
+    The last example of a prompt serves as the query; because the model is causal, `pre` of
+    example j is also a query that has seen j examples. In a *probed* arm every query j has a sequence of its
+    own instead, and x, y and answer are those of the queries.
+
+    Args:
+        task: spec of the task each prompt shows, [prompt].
+        arm: which arm of the design this is ("T", "S", …).
+        x: inputs as text, [prompt example].
+        y: labels as shown, as text, [prompt example].
+        answer: the task's own answer to x, as text, [prompt example]; differs from y where a label is wrong.
+        tokens: ids, [prompt pos]; of a probed arm, those of its last query's sequence.
+        seed: prompts with equal seed and index are paired across arms.
+        tokenizer: fingerprint of the tokenizer.
+        context_x, context_y: what stands before each query of a probed arm, "" where nothing of the task
+            does, [prompt example slot]; None for other arms.
+        probes: ids of each query's sequence, padded at the right, [prompt example pos]; None for other arms.
+        slots: in which slot of its sequence each query stands, [example]; None for other arms.
+        rival: spec of the second task of arms that show two; "" otherwise.
+        template: name of the template each prompt is written in, [prompt]; None where all are in the default.
+    """
+
+    task: Strings
+    arm: str
+    x: Strings
+    y: Strings
+    answer: Strings
+    tokens: Ints
+    seed: int
+    tokenizer: str
+    context_x: Strings | None = None
+    context_y: Strings | None = None
+    probes: Ints | None = None
+    slots: Ints | None = None
+    rival: str = ""
+    template: Strings | None = None
+
+    def __post_init__(self) -> None:
+        sizes = expect_shape(
+            "PromptSet",
+            x=(self.x, ("prompt", "example")),
+            y=(self.y, ("prompt", "example")),
+            answer=(self.answer, ("prompt", "example")),
+            task=(self.task, ("prompt",)),
+            tokens=(self.tokens, ("prompt", "pos")),
+        )
+        if sizes["pos"] != prompt_length(sizes["example"]):
+            raise TableError(
+                "PromptSet.tokens",
+                f"{sizes['pos']} positions",
+                f"They have to be 2 + 6 × {sizes['example']} examples.",
+            )
+        if self.template is not None:
+            expect_shape("PromptSet", template=(self.template, (sizes["prompt"],)))
+        parts = (self.context_x, self.context_y, self.probes, self.slots)
+        if any(part is None for part in parts) and any(part is not None for part in parts):
+            raise TableError(
+                "PromptSet",
+                "only some parts of a probed arm",
+                "Give context_x, context_y, probes and slots, or none of them.",
+            )
+        if self.context_x is not None and self.context_y is not None:
+            axes = (sizes["prompt"], sizes["example"], sizes["example"] - 1)
+            expect_shape(
+                "PromptSet", context_x=(self.context_x, axes), context_y=(self.context_y, axes),
+                probes=(_given(self.probes), (sizes["prompt"], sizes["example"], sizes["pos"])),
+                slots=(_given(self.slots), (sizes["example"],)),
+            )  # fmt: skip
+
+    @property
+    def n_prompts(self) -> int:
+        """Number of prompts."""
+        return self.x.shape[0]
+
+    @property
+    def n_examples(self) -> int:
+        """Examples in each prompt, the query included."""
+        return self.x.shape[1]
+
+    @property
+    def templates(self) -> Strings:
+        """Name of the template each prompt is written in, [prompt]."""
+        return np.full(self.n_prompts, TEMPLATE) if self.template is None else self.template
+
+    @property
+    def probed(self) -> bool:
+        """Whether every query has a sequence of its own."""
+        return self.probes is not None
+
+    def positions(self, role: str) -> Ints:
+        """Token index of `role` in each example of `tokens`, [example].
+
+        Raises:
+            TableError: for a probed arm, whose queries stand in sequences of their own (`passes`).
+        """
+        if self.probed:
+            raise TableError(
+                f"positions of arm {self.arm}",
+                "each query has its own sequence",
+                "Take the positions of each pass: `for one in prompts.passes(): one.positions(role)`.",
+            )
+        return np.array([position(role, j) for j in range(self.n_examples)])
+
+    def passes(self) -> tuple[Pass, ...]:
+        """The forward passes that read every example once: one, or for a probed arm one per example."""
+        if self.probes is None or self.slots is None:
+            every = np.arange(self.n_examples)
+            return (Pass(self.tokens, every, every),)
+        ends = PREFIX_LENGTH + TOKENS_PER_EXAMPLE * (self.slots + 1)
+        return tuple(
+            Pass(self.probes[:, n, : ends[n]], np.array([n]), self.slots[n : n + 1])
+            for n in range(self.n_examples)
+        )
+
+    def select(self, prompts: Ints) -> PromptSet:
+        """The prompts at the given indices."""
+        names = ("task", "x", "y", "answer", "tokens", "context_x", "context_y", "probes", "template")
+        held = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: v[prompts] for name, v in held.items() if v is not None})
+
+
+def _given(part: Ints | None) -> Ints:
+    return np.empty(0, dtype=int) if part is None else part
+
+
+Pairs = list[tuple[str, str]]
+WRONG_SHARE = 0.05
+"""Share of wrong labels that nominal evidence assumes."""
+
+
+def build_prompts(
+    tokenizer: Tokenizer,
+    task: Task,
+    *,
+    arm: str,
+    n_prompts: int,
+    n_examples: int,
+    seed: int,
+    inputs: Sequence[str] | None = None,
+    rival: str | None = None,
+    template: str = TEMPLATE,
+) -> PromptSet:
+    """Prompts of one task and arm.
+
+    x, y and answer are held as they are written: a word that joins the space before it has one of its own.
+
+    Args:
+        tokenizer: gives six tokens to an example.
+        task: the rule.
+        arm: a code of `arms.ARMS`.
+        n_prompts: number of prompts.
+        n_examples: examples in each, the query (the last one) included; inputs within a prompt are distinct.
+        seed: prompts of equal seed are paired across arms.
+        inputs: allowed x; the task's default inputs when not given.
+        rival: spec of the second task of arms that show two; `default_rival` when not given.
+        template: name of the template that examples are written in, one of `rendering.TEMPLATES`.
+
+    Raises:
+        TaskError: for an unknown arm or template, an arm that the task cannot have, or too few inputs.
+        TokenizerError: when an example is not six tokens.
+    """
+    made, second = _arm(task, arm, rival)
+    written = parse_template(template)
+    pool = _pool(task, inputs, n_examples)
+    shown = [_shown(task, second, made, pool, n_examples, (seed, i)) for i in range(n_prompts)]
+    given = np.array([s.x for s in shown])
+    own = np.array([[task.answer(value) for value in s.x] for s in shown])
+    name, print_ = np.full(n_prompts, task.name), fingerprint(tokenizer)
+    beside = second.name if second is not None else ""
+    templates = None if template == TEMPLATE else np.full(n_prompts, template)
+    answers = [y for one in (task, second) if one is not None for y in _word_answers(one, pool)]
+    spelled_x = partial(_spelled, tokenizer, "x", written, pool)
+    spelled_y = partial(_spelled, tokenizer, "y", written, answers)
+    if made.contexts is None:
+        labels = np.array([_labels(made, s, (seed, i)) for i, s in enumerate(shown)])
+        (x,) = spelled_x(given)
+        y, answer = spelled_y(labels, own)
+        tokens = np.stack([encode(tokenizer, _pairs(*p), written) for p in zip(x, y, strict=True)])
+        return PromptSet(name, arm, x, y, answer, tokens, seed, print_, rival=beside, template=templates)
+    contexts = [made.contexts(s, _rng(made, (seed, i))) for i, s in enumerate(shown)]
+    slots = np.array([len(context) for context in contexts[0]])
+    cells = np.full((2, n_prompts, n_examples, n_examples - 1), FILLER, dtype=object)
+    for i, context in enumerate(contexts):
+        for n, pairs in enumerate(context):
+            for slot, pair in enumerate(pairs):
+                cells[:, i, n, slot] = pair
+    labels = np.array([s.own for s in shown])
+    x, context_x = spelled_x(given, cells[0])
+    y, answer, context_y = spelled_y(labels, own, cells[1])
+    probes = []
+    for i in range(n_prompts):
+        before = [_pairs(context_x[i, n, :held], context_y[i, n, :held]) for n, held in enumerate(slots)]
+        probes.append(_probes(tokenizer, _pairs(x[i], y[i]), before, written))
+    probes = np.stack(probes)
+    return PromptSet(
+        name, arm, x, y, answer, probes[:, -1], seed, print_,
+        context_x, context_y, probes, slots, beside, templates,
+    )  # fmt: skip
+
+
+def draw_examples(
+    task: Task, *, arm: str, n_prompts: int, n_examples: int, seed: int, inputs: Sequence[str] | None = None
+) -> tuple[Strings, Strings, Strings]:
+    """x, y and the task's own answers of `build_prompts` before they are spelled, [prompt example] each.
+
+    Raises:
+        TaskError: for an unknown or probed arm, or too few inputs.
+    """
+    made, second = _arm(task, arm, None)
+    if made.probed:
+        raise TaskError(
+            f"examples of arm {arm}",
+            "each query has its own context",
+            "Draw those of an inline arm such as T or S; `build_prompts` makes the prompts of this one.",
+        )
+    pool = _pool(task, inputs, n_examples)
+    shown = [_shown(task, second, made, pool, n_examples, (seed, i)) for i in range(n_prompts)]
+    answers = [[task.answer(value) for value in s.x] for s in shown]
+    ys = [_labels(made, s, (seed, i)) for i, s in enumerate(shown)]
+    return np.array([s.x for s in shown]), np.array(ys), np.array(answers)
+
+
+def _arm(task: Task, code: str, rival: str | None) -> tuple[Arm, Task | None]:
+    made = parse_arm(code)
+    if not made.needs_rival:
+        return made, None
+    second = default_rival(task) if rival is None else parse_task(rival)
+    if second == task:
+        raise TaskError(
+            f"rival of '{task.name}'",
+            "the task itself",
+            "Set `rival` (prompts.rival in a study) to another task.",
+        )
+    return made, second
+
+
+def _pool(task: Task, inputs: Sequence[str] | None, n_examples: int) -> tuple[str, ...]:
+    pool = tuple(inputs) if inputs is not None else default_inputs(task.domain)
+    if len(pool) < n_examples:
+        raise TaskError(
+            f"{n_examples} distinct inputs", f"{len(pool)} allowed", "Lower n_examples, or allow more inputs."
+        )
+    return pool
+
+
+def _word_answers(task: Task, pool: Sequence[str]) -> list[str]:
+    """The answers of a task of words over its inputs."""
+    return [y for x in pool for y in task.outcomes(x)] if task.answers == "word" else []
+
+
+def _shown(
+    task: Task, rival: Task | None, arm: Arm, pool: tuple[str, ...], n_examples: int, key: tuple[int, int]
+) -> Shown:
+    # numpy pads seeds with zeros, so streams 1, 2, … are apart from that of the inputs, [seed, index].
+    rng, own_rng = np.random.default_rng(list(key)), np.random.default_rng([*key, 1])
+    x = [pool[i] for i in rng.permutation(len(pool))[:n_examples]]
+    own = []
+    for value in x:
+        outcomes = task.outcomes(value)
+        own.append(str(own_rng.choice(list(outcomes), p=list(outcomes.values()))))
+    return Shown(task, rival, x, own, pool, arm.number)
+
+
+def _rng(arm: Arm, key: tuple[int, int]) -> np.random.Generator:
+    return np.random.default_rng([*key, arm.stream])
+
+
+def _labels(arm: Arm, shown: Shown, key: tuple[int, int]) -> list[str]:
+    return [] if arm.labels is None else arm.labels(shown, _rng(arm, key))
+
+
+def _spelled(
+    tokenizer: Tokenizer, place: Place, template: Template, possible: Sequence[str], *texts: NDArray[Any]
+) -> tuple[Strings, ...]:
+    """The texts as they are written at a place, each of its own shape; what fills a slot stays.
+
+    Words that are `possible` have to fit as well, so that a refusal does not depend on the draw.
+    """
+    known = {*possible, *(text for part in texts for text in part.ravel().tolist())} - {FILLER}
+    written = spelling(tokenizer, sorted(known), place, template) | {FILLER: FILLER}
+    return tuple(
+        np.array([written[text] for text in part.ravel().tolist()], dtype=str).reshape(part.shape)
+        for part in texts
+    )
+
+
+def _pairs(x: Strings, y: Strings) -> Pairs:
+    return list(zip(x.tolist(), y.tolist(), strict=True))
+
+
+def _probes(tokenizer: Tokenizer, queries: Pairs, contexts: list[Pairs], template: Template) -> np.ndarray:
+    """Ids of every query's sequence, padded with newlines, [example pos]."""
+    pairs = list(dict.fromkeys([*queries, *(p for context in contexts for p in context if p[0])]))
+    ids = encode(tokenizer, pairs, template)
+    prefix, cells = ids[:PREFIX_LENGTH], ids[PREFIX_LENGTH:].reshape(-1, TOKENS_PER_EXAMPLE)
+    newline = prefix[-1]
+    cell = {pair: cells[i] for i, pair in enumerate(pairs)}
+    blank = np.full(TOKENS_PER_EXAMPLE, newline)
+    rows = []
+    for query, context in zip(queries, contexts, strict=True):
+        if query[0] in {x for x, _ in context}:
+            raise TaskError(
+                f"query x={query[0]}",
+                "it stands in its own context",
+                "An arm may show before a query only inputs other than its own: change the arm's `contexts`.",
+            )
+        slots = [cell.get(pair, blank) for pair in (*context, query)]
+        slots += [blank] * (len(queries) - len(slots))
+        rows.append(np.concatenate([prefix, *slots]))
+    return np.stack(rows)
+
+
+def joined(parts: Sequence[PromptSet], arm: str) -> PromptSet:
+    """Several prompt sets of one length as one, under a new arm name."""
+    first = parts[0]
+    fields = (
+        np.concatenate([getattr(p, name) for p in parts]) for name in ("task", "x", "y", "answer", "tokens")
+    )
+    task, x, y, answer, tokens = fields
+    template = None
+    if any(p.template is not None for p in parts):
+        template = np.concatenate([p.templates for p in parts])
+    return PromptSet(task, arm, x, y, answer, tokens, first.seed, first.tokenizer, template=template)
+
+
+def exact_answer_probs(mixture: Mixture, prompts: PromptSet) -> AnswerProbs:
+    """The exact predictive before each example, over numbers 0–999 and the mixture's words.
+
+    Raises:
+        TaskError: when a prompt holds an input or label that the mixture never gives.
+    """
+    x = _indices(prompts.x, mixture.input_index, "input")
+    predictive = _posterior(mixture, prompts).predictive(x)
+    answers = NUMBERS + tuple(a for a in mixture.answers if not a.isdigit())
+    place = {a: i for i, a in enumerate(answers)}
+    log_prob = np.full((*x.shape, len(answers)), -np.inf)
+    with np.errstate(divide="ignore"):
+        log_prob[..., [place[a] for a in mixture.answers]] = np.log(predictive)
+    return AnswerProbs(answers, log_prob)
+
+
+def task_log_odds(mixture: Mixture, prompts: PromptSet, task: Task | None = None) -> Floats:
+    """Exact log P(task | context) / P(not task | context) before each query, nats [prompt example].
+
+    Args:
+        mixture: the declared mixture.
+        prompts: of one task.
+        task: which task; the prompts' own by default.
+
+    Raises:
+        TaskError: when a prompt holds an input or label that the mixture never gives.
+        ConfigError: when the mixture does not hold the task.
+    """
+    index = mixture.index(task or parse_task(str(prompts.task[0])))
+    weights = _posterior(mixture, prompts).task
+    own = weights[..., index]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(own) - np.log(np.delete(weights, index, axis=-1).sum(axis=-1))
+
+
+def in_mixture(mixture: Mixture, prompts: PromptSet) -> NDArray[np.bool_]:
+    """Whether every input and label of a prompt is one that the mixture can give, [prompt]."""
+    inputs, labels = np.array(mixture.inputs), np.array(mixture.answers)
+    possible = np.isin(prompts.x, inputs).all(axis=1) & np.isin(prompts.y, labels).all(axis=1)
+    if prompts.context_x is not None and prompts.context_y is not None:
+        for cells, known in ((prompts.context_x, inputs), (prompts.context_y, labels)):
+            possible &= (np.isin(cells, known) | (cells == "")).all(axis=(1, 2))
+    return np.asarray(possible)
+
+
+def nominal_evidence(prompts: PromptSet, inputs: Sequence[str]) -> Floats:
+    """Evidence of each label where no mixture is declared, nats [prompt example]; the last example's is NaN.
+
+        log [((1 − ε)·1[the task's answer] + ε / K) / (1 / K)],   ε = `WRONG_SHARE`, K its distinct answers
+
+    A stated stand-in: it tells right from wrong labels, not surprising from expected ones; it counts repeats.
+
+    Args:
+        prompts: of one task.
+        inputs: x that the prompts may hold.
+    """
+    task = parse_task(str(prompts.task[0]))
+    n_answers = len({y for x in inputs for y in task.outcomes(x)})
+    right = prompts.y == prompts.answer if prompts.context_y is None else np.ones(prompts.x.shape, dtype=bool)
+    found = np.log((1 - WRONG_SHARE) * right * n_answers + WRONG_SHARE)
+    found[:, -1] = np.nan
+    return found
+
+
+def _posterior(mixture: Mixture, prompts: PromptSet) -> Posterior:
+    """The exact posterior before each query, given its own context."""
+    x = _indices(prompts.x, mixture.input_index, "input")
+    y = _indices(prompts.y, mixture.answer_index, "label")
+    if prompts.context_x is None or prompts.context_y is None:
+        return exact_posterior(mixture, x, y)
+    weights = []
+    for n in range(prompts.n_examples):
+        # What fills a slot is not of the task: the ideal learner is not shown it.
+        shown = prompts.context_x[:, n] != ""
+        counts = shown.sum(axis=1)
+        if len(np.unique(counts)) > 1:
+            raise TaskError(
+                f"arm {prompts.arm}",
+                "contexts of unequal length",
+                "The exact posterior needs contexts of one length at every query: use another arm.",
+            )
+        rows = [prompts.context_x[:, n][shown], prompts.context_y[:, n][shown]]
+        cx, cy = (part.reshape(prompts.n_prompts, counts[0]) for part in rows)
+        xs = np.concatenate([_indices(cx, mixture.input_index, "input"), x[:, n : n + 1]], axis=1)
+        ys = np.concatenate([_indices(cy, mixture.answer_index, "label"), y[:, n : n + 1]], axis=1)
+        weights.append(exact_posterior(mixture, xs, ys).weights[:, -1])
+    return Posterior(mixture, np.stack(weights, axis=1))
+
+
+def _indices(text: Strings, index: dict[str, int], what: str) -> np.ndarray:
+    strange = sorted(set(text.ravel().tolist()) - index.keys())
+    if strange:
+        raise TaskError(
+            f"{what} '{strange[0]}'",
+            "the mixture never gives it",
+            "The exact posterior exists only for inputs and labels of the mixture's own tasks.",
+        )
+    if text.size == 0:
+        return np.empty(text.shape, dtype=np.int64)
+    return np.vectorize(index.__getitem__, otypes=[np.int64])(text)
+
+
+def check_pairing(sets: Sequence[PromptSet]) -> None:
+    """Raise unless prompt i of every arm asks the same queries after contexts of its own.
+
+    Args:
+        sets: the arms; the first is the one that the others are paired with.
+
+    Raises:
+        TableError: naming the arm and what is wrong.
+    """
+    first = sets[0]
+    for i, other in enumerate(sets):
+        _check_queries(other)
+        for what in ("seed", "tokenizer", "task", "x"):
+            if not np.array_equal(getattr(first, what), getattr(other, what)):
+                raise TableError(
+                    f"arms {first.arm} and {other.arm}",
+                    f"unpaired: {what} differs",
+                    "Build both for one task, with one tokenizer, seed and set of inputs.",
+                )
+        for before in sets[:i]:
+            if _same_text(before, other):
+                raise TableError(
+                    f"arms {before.arm} and {other.arm}",
+                    "every label is the same",
+                    "They show the same: leave one of them out.",
+                )
+
+
+def _same_text(one: PromptSet, other: PromptSet) -> bool:
+    """Whether both show the model the same tokens before every query."""
+    if one.probes is None and other.probes is None:
+        return np.array_equal(one.y, other.y)
+    if one.probes is None or other.probes is None:
+        return False
+    return np.array_equal(one.probes, other.probes)
+
+
+def _check_queries(prompts: PromptSet) -> None:
+    """No query's input stands in its own context."""
+    if prompts.context_x is None:
+        shown, n = prompts.x, prompts.n_examples
+        repeated = np.array([len(set(row)) < n for row in shown.tolist()])
+    else:
+        repeated = (prompts.context_x == prompts.x[:, :, None]).any(axis=(1, 2))
+    if repeated.any():
+        raise TableError(
+            f"arm {prompts.arm}",
+            f"a query of prompt {int(repeated.argmax())} stands in its own context",
+            "Every x of a prompt has to be another: give distinct inputs.",
+        )
+
+
+def example_similarity(prompts: PromptSet) -> Floats | None:
+    """Similarity of the last example before query j + 1 to that query, [prompt example]; the last is NaN.
+
+    In an inline arm that example is example j; in a probed arm it stands last in the query's own context.
+
+    Args:
+        prompts: one arm.
+
+    Returns:
+        None where the inputs are not numbers, or all alike.
+    """
+    if not np.char.isdigit(prompts.x).all():
+        return None
+    query = prompts.x.astype(int)
+    read = query[:, :-1]
+    if prompts.context_x is not None and prompts.slots is not None:
+        last = [prompts.context_x[:, n, prompts.slots[n] - 1] for n in range(1, prompts.n_examples)]
+        read = np.stack(last, axis=1).astype(int)
+    widest = query.max() - query.min()
+    if widest == 0:
+        return None
+    found = np.full(query.shape, np.nan)
+    found[:, :-1] = 1 - np.abs(read - query[:, 1:]) / widest
+    return found

@@ -1,0 +1,486 @@
+"""The post's protocol, its recorded observations and prompts, and the tables of a replication."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from iclens.core import ModelError, TokenizerError
+from iclens.model.load import LanguageModel
+from iclens.patching.heads import last_position, score_maps
+from iclens.prompts.render import bos_id, text_ids
+from iclens.study.store import load_arrays
+from iclens.table import Column, Floats, Ints, Table
+
+BRIGHTEST = 5
+"""Heads that a derived protocol ablates first."""
+INTACT = ""
+"""Names the absence of an ablation."""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Heads that are ablated together.
+
+    Args:
+        name: short, for tables.
+        heads: (layer, head) of each.
+        layers: layers of which every head is ablated.
+    """
+
+    name: str
+    heads: tuple[tuple[int, int], ...] = ()
+    layers: tuple[int, ...] = ()
+
+    def by_layer(self, n_heads: int) -> dict[int, Ints]:
+        """Layer → its ablated heads, in a model of `n_heads` per layer."""
+        chosen = {layer: np.arange(n_heads) for layer in self.layers}
+        for layer in sorted({layer for layer, _ in self.heads} - chosen.keys()):
+            chosen[layer] = np.array([head for where, head in self.heads if where == layer])
+        return dict(sorted(chosen.items()))
+
+    def pairs(self, n_heads: int) -> tuple[tuple[int, int], ...]:
+        """(layer, head) of every ablated head."""
+        return tuple((layer, int(head)) for layer, heads in self.by_layer(n_heads).items() for head in heads)
+
+
+@dataclass(frozen=True)
+class ScoreMap:
+    """A map of heads' scores at the last position of a run.
+
+    Args:
+        name: for tables.
+        ablation: name of the ablation in force, `INTACT` for none.
+        reference_layer: block whose resid_pre the heads' outputs are set against.
+        prompt: name of the prompt.
+    """
+
+    name: str
+    ablation: str
+    reference_layer: int
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Layers, heads and maps of a replication.
+
+    Args:
+        how: where it is from, for the print-out.
+        patch_layer: block whose resid_pre is patched for every x.
+        x: inputs of that patch.
+        attention_layer: block whose attention is read.
+        score_layers: maps hold layers 0 to score_layers − 1.
+        numbers: answers among which the lens is also read.
+        ablations: those that were recorded, in their order.
+        further: those that were not.
+        maps: score maps.
+    """
+
+    how: str
+    patch_layer: int
+    x: tuple[int, ...]
+    attention_layer: int
+    score_layers: int
+    numbers: tuple[str, ...]
+    ablations: tuple[Ablation, ...]
+    further: tuple[Ablation, ...]
+    maps: tuple[ScoreMap, ...]
+
+    def ablation(self, name: str) -> Ablation:
+        """The ablation of this name, without heads for `INTACT`."""
+        known = {one.name: one for one in (Ablation(INTACT), *self.ablations, *self.further)}
+        return known[name]
+
+    def check(self, model: LanguageModel) -> None:
+        """Raise a ModelError when the model lacks a layer or head that is asked for."""
+        chosen = [one.by_layer(model.n_heads) for one in (*self.ablations, *self.further)]
+        references = [one.reference_layer for one in self.maps]
+        layers = [layer for one in chosen for layer in one] + [self.attention_layer]
+        deepest = max(
+            *layers, *(layer - 1 for layer in references), self.patch_layer - 1, self.score_layers - 1
+        )
+        widest = max(int(heads.max()) for one in chosen for heads in one.values())
+        if deepest >= model.n_blocks or widest >= model.n_heads:
+            raise ModelError(
+                f"the {self.how} protocol, which asks for block {deepest} and head {widest}",
+                f"'{model.name}' has {model.n_blocks} blocks of {model.n_heads} heads",
+                "Choose --protocol derived, or a model of the recorded shape.",
+            )
+
+
+def derived_protocol(model: LanguageModel, like: Protocol, blocks: int, donor: Ints) -> Protocol:
+    """A protocol for any model, from the recorded one.
+
+    Args:
+        model: a whole model.
+        like: the recorded protocol.
+        blocks: blocks of the model that it was recorded on.
+        donor: tokens of the prompt whose score map chooses the heads, [pos].
+    """
+
+    def depth(layer: int) -> int:
+        return min(model.n_blocks, max(1, round(layer * model.n_blocks / blocks)))
+
+    references = sorted({one.reference_layer for one in like.maps})
+    scaled = dict(zip(references, (depth(references[0]) + i for i in range(len(references))), strict=True))
+    scaled = {layer: min(model.n_blocks, at) for layer, at in scaled.items()}
+    first = scaled[references[0]]
+    read = last_position(model, donor[None], reference_layer=first, layers=range(first))
+    heads = brightest(score_maps(model, read)[0], BRIGHTEST)
+    ablations = [Ablation(f"{len(heads)} heads", heads=heads)]
+    layers = sorted({layer for layer, _ in heads})
+    ablations += [_whole_layers(layers[: count + 1]) for count in range(len(layers))]
+    spared = tuple(layer for layer in range(1, max(scaled.values())) if layer not in layers)
+    maps = [ScoreMap(f"intact, ref {at}", INTACT, at, "sweep donor") for at in dict.fromkeys(scaled.values())]
+    for i, one in enumerate(ablations):
+        at = scaled[references[0] if i < 2 else references[-1]]
+        maps.append(ScoreMap(f"{one.name}, ref {at}", one.name, at, "sweep donor"))
+    at = scaled[references[-1]]
+    maps.append(ScoreMap(f"recipient, ref {at}", INTACT, at, "sweep recipient"))
+    named = ", ".join(f"L{layer}H{head}" for layer, head in heads)
+    return Protocol(
+        how=(
+            f"derived: layers scaled from {blocks} to {model.n_blocks} blocks; ablated are the {len(heads)} "
+            f"brightest heads before block {first} of its own score map against that block's resid_pre "
+            f"({named}), then all heads of the layers that hold them, a layer at a time; and, beside the "
+            "record, those of the layers between"
+        ),
+        patch_layer=depth(like.patch_layer), x=like.x,
+        attention_layer=min(depth(like.attention_layer), model.n_blocks - 1),
+        score_layers=max(scaled.values()), numbers=like.numbers, ablations=tuple(ablations),
+        further=(_whole_layers(spared),) if spared else (), maps=tuple(maps),
+    )  # fmt: skip
+
+
+def brightest(scores: np.ndarray, count: int) -> tuple[tuple[int, int], ...]:
+    """(layer, head) of the highest scores [layer head], at most `count`, highest first."""
+    order = np.argsort(-scores, axis=None, kind="stable")[:count]
+    return tuple((int(i) // scores.shape[1], int(i) % scores.shape[1]) for i in order)
+
+
+def _whole_layers(layers: Sequence[int]) -> Ablation:
+    return Ablation("L" + "+".join(map(str, layers)), layers=tuple(layers))
+
+
+_FOLDER = Path(__file__).parent
+RANKS = 5
+"""Most probable tokens that are kept of any answer."""
+LOOKED_AT = 20
+"""Most probable tokens of the lens among which numbers are counted."""
+DATA, ATTENTION = _FOLDER / "recorded.json", _FOLDER / "layer9_attention.safetensors"
+
+
+@dataclass(frozen=True)
+class RecordedPrompt:
+    """One prompt as its tokens.
+
+    Args:
+        name: what it is for.
+        tokens: token strings after BOS; `{x}` stands for an input that varies.
+        read: where it is read, counted from the end.
+        x: the query; None where it varies.
+    """
+
+    name: str
+    tokens: tuple[str, ...]
+    read: int
+    x: int | None
+
+
+@dataclass(frozen=True)
+class Lens:
+    """An unnormalised logit lens over layers, after each block.
+
+    Args:
+        top: most probable tokens of the whole vocabulary, [layer][rank].
+        prob: their probabilities, [layer][rank].
+        digits: how many of the first `LOOKED_AT` tokens are numbers, [layer].
+        numbers: most probable numbers among those of the protocol, [layer][rank].
+        answer_share: probability of the task's answer among these numbers, [layer].
+    """
+
+    top: tuple[tuple[str, ...], ...]
+    prob: tuple[tuple[float, ...], ...]
+    digits: tuple[int, ...]
+    numbers: tuple[tuple[str, ...], ...]
+    answer_share: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Everything that was recorded, or the same of another model.
+
+    Args:
+        lens: over all layers.
+        x: most probable tokens after the patch at one layer, [x][rank].
+        donors: ablation → the ablated donor's most probable tokens, [rank].
+        sweeps: ablation → most probable tokens after the patch, [layer][rank].
+        maps: name → heads' scores, [layer head].
+        attention: one block's pattern, [head query key].
+    """
+
+    lens: Lens
+    x: tuple[tuple[str, ...], ...]
+    donors: dict[str, tuple[str, ...]]
+    sweeps: dict[str, tuple[tuple[str, ...], ...]]
+    maps: dict[str, Floats]
+    attention: Floats
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The shipped data.
+
+    Args:
+        model: name of the model it was recorded on.
+        blocks, heads: its shape.
+        slope, offset: of the task, y = slope·x + offset.
+        prompts: name → prompt.
+        protocol: layers, heads and maps.
+        tolerances: name → number, as the observations' own re-check lines give them.
+        targets: what was observed.
+    """
+
+    model: str
+    blocks: int
+    heads: int
+    slope: int
+    offset: int
+    prompts: dict[str, RecordedPrompt]
+    protocol: Protocol
+    tolerances: dict[str, Any]
+    targets: Observations
+
+
+@cache
+def recorded() -> Recorded:
+    """The shipped data, read once."""
+    held = json.loads(DATA.read_text(encoding="utf-8"))
+    prompts = {
+        name: RecordedPrompt(name, tuple(row["tokens"]), row["read"], row["x"])
+        for name, row in held["prompts"].items()
+    }
+    return Recorded(
+        model=held["model"]["name"], blocks=held["model"]["blocks"], heads=held["model"]["heads"],
+        slope=held["task"]["slope"], offset=held["task"]["offset"], prompts=prompts,
+        protocol=_protocol(held["protocol"]), tolerances=held["tolerances"],
+        targets=_observations(held["targets"], 1 + len(prompts["attention"].tokens)),
+    )  # fmt: skip
+
+
+def _protocol(held: dict[str, Any]) -> Protocol:
+    first, last = held["x"]
+    low, high = held["numbers"]
+    return Protocol(
+        how="recorded", patch_layer=held["patch_layer"], x=tuple(range(first, last + 1)),
+        attention_layer=held["attention_layer"], score_layers=held["score_layers"],
+        numbers=tuple(map(str, range(low, high + 1))),
+        ablations=tuple(_ablation(row) for row in held["ablations"]),
+        further=tuple(_ablation(row) for row in held["further"]),
+        maps=tuple(ScoreMap(**row) for row in held["maps"]),
+    )  # fmt: skip
+
+
+def _ablation(row: dict[str, Any]) -> Ablation:
+    heads = tuple((layer, head) for layer, head in row["heads"])
+    return Ablation(row["name"], heads=heads, layers=tuple(row["layers"]))
+
+
+def _observations(held: dict[str, Any], length: int) -> Observations:
+    rows = held["lens"]
+    top, prob, numbers = (tuple(tuple(row[key]) for row in rows) for key in ("top", "prob", "numbers"))
+    digits, share = (tuple(row[key] for row in rows) for key in ("digits", "answer_share"))
+    return Observations(
+        lens=Lens(top, prob, digits, numbers, share),
+        x=tuple(map(tuple, held["x"])),
+        donors={name: tuple(top) for name, top in held["donors"].items()},
+        sweeps={name: tuple(map(tuple, rows)) for name, rows in held["sweeps"].items()},
+        maps={name: np.array(rows) for name, rows in held["maps"].items()},
+        attention=_whole(load_arrays(ATTENTION)[0]["lower"], length),
+    )
+
+
+def _whole(lower: Floats, length: int) -> Floats:
+    """Patterns [head query key] from their lower triangles [head entry], row by row."""
+    query, key = np.tril_indices(length)
+    pattern = np.zeros((len(lower), length, length), dtype=lower.dtype)
+    pattern[:, query, key] = lower
+    return pattern
+
+
+_LABEL_AFTER = (",", " ")
+"""The two tokens before a label."""
+
+
+def encoded(tokenizer: Any, prompt: RecordedPrompt, x: int | None = None) -> Ints:
+    """Token ids up to the position that is read, [pos]; later ones cannot be seen from there.
+
+    Args:
+        tokenizer: of the model.
+        prompt: as recorded.
+        x: stands for `{x}`.
+
+    Raises:
+        TokenizerError: naming the first token that is another one.
+    """
+    wanted = [piece.format(x=x) for piece in prompt.tokens]
+    asked = f"the recorded tokens of the prompt '{prompt.name}'"
+    remedy = "Use a model whose tokenizer splits numbers and brackets as Llama-3's does."
+    bos = bos_id(tokenizer)
+    if bos is None:
+        raise TokenizerError(asked, "the model has no BOS token, with which they begin", remedy)
+    ids = [bos, *text_ids(tokenizer, "".join(wanted))]
+    pieces = [tokenizer.decode([i]) for i in ids]
+    for place, (piece, token) in enumerate(zip(pieces[1:], wanted, strict=False), start=1):
+        if piece != token:
+            raise TokenizerError(asked, f"token {place} is {piece!r} in place of {token!r}", remedy)
+    if len(ids) != 1 + len(wanted):
+        raise TokenizerError(asked, f"{len(ids)} tokens in place of {1 + len(wanted)}", remedy)
+    return np.array(ids[: len(ids) + 1 + prompt.read], dtype=np.int64)
+
+
+def check_prompts(tokenizer: Any, source: Recorded) -> None:
+    """Raise as `encoded` unless the tokenizer gives every recorded prompt its recorded tokens."""
+    for prompt in source.prompts.values():
+        encoded(tokenizer, prompt, source.protocol.x[-1])
+
+
+def context_x(prompt: RecordedPrompt) -> set[int]:
+    """The inputs that a prompt shows, its query among them."""
+    pieces = prompt.tokens
+    return {int(pieces[i]) for i in range(1, len(pieces)) if pieces[i - 1] == "(" and pieces[i].isdigit()}
+
+
+def without_task(prompt: RecordedPrompt, tokens: Ints, draws: int, rng: np.random.Generator) -> Ints:
+    """The prompt with its labels moved so that none stands where it stood, [draw pos].
+
+    Args:
+        prompt: as recorded.
+        tokens: its ids up to the position that is read, [pos].
+        draws: how many.
+        rng: draws the moves.
+    """
+    pieces = ("", *prompt.tokens)  # BOS first, as in the ids
+    places = [i for i in range(2, len(tokens)) if pieces[i - 2 : i] == _LABEL_AFTER and pieces[i].isdigit()]
+    rows = np.tile(tokens, (draws, 1))
+    for row in rows:
+        order = rng.permutation(len(places))
+        row[np.array(places)[order]] = tokens[np.array(places)[np.roll(order, 1)]]
+    return rows
+
+
+_TOP = "five most probable tokens of the whole vocabulary, separated by spaces (spaces in them: ␣)"
+_OTHER = "the same as recorded; empty without a target"
+
+
+class CheckTable(Table):
+    """Recorded values set against this model's: one row per check."""
+
+    COLUMNS: ClassVar[dict[str, Column]] = {
+        "part": Column("str", "which experiment"),
+        "check": Column("str", "what is compared"),
+        "target": Column("str", "the recorded value; empty without one"),
+        "ours": Column("str", "this model's"),
+        "tolerance": Column("str", "how far apart they may be"),
+        "verdict": Column("str", '"agrees", "differs", or "no target" where the protocol was derived'),
+    }
+
+
+class LensRows(Table):
+    """The logit lens without the final norm's division: one row per block."""
+
+    COLUMNS: ClassVar[dict[str, Column]] = {
+        "layer": Column("int", "block after which it is read (resid_post)"),
+        "top": Column("str", _TOP),
+        "top_target": Column("str", _OTHER),
+        "prob": Column("float", "probability of the first of them"),
+        "numbers": Column("str", "five most probable of the protocol's numbers"),
+        "numbers_target": Column("str", _OTHER),
+        "answer_share": Column("float", "probability of the task's answer among these numbers"),
+        "answer_share_target": Column("float", "the same as recorded; NaN without a target"),
+    }
+
+
+class PatchedRows(Table):
+    """Whole-residual patches of a last position: one row per donor, input and layer."""
+
+    COLUMNS: ClassVar[dict[str, Column]] = {
+        "prompt": Column("str", "the donor's recorded prompt"),
+        "donor": Column("str", "what is ablated in the donor at its last position; empty for nothing"),
+        "x": Column("int", "the recipient's input"),
+        "layer": Column("int", "block whose resid_pre is replaced"),
+        "top": Column("str", _TOP),
+        "top_target": Column("str", _OTHER),
+    }
+
+
+class MapRows(Table):
+    """Scores of heads at the last position: one row per map, layer and head."""
+
+    COLUMNS: ClassVar[dict[str, Column]] = {
+        "map": Column("str", "what is ablated, and the block whose resid_pre is the reference"),
+        "layer": Column("int", "block"),
+        "head": Column("int", "head"),
+        "score": Column("float", "dot of the head's output and the reference / the run's final-norm scale"),
+        "score_target": Column("float", "as recorded, up to one factor per map; NaN without a target"),
+        "change": Column(
+            "float",
+            "score − that of the intact run of the same prompt and reference; NaN where no such map is made",
+        ),
+    }
+
+
+class DonorTable(Table):
+    """Donors with heads ablated, and where their patch brings the task: one row per donor."""
+
+    COLUMNS: ClassVar[dict[str, Column]] = {
+        "donor": Column("str", "what is ablated, or which ablation random heads or layers stand in for"),
+        "heads": Column("str", '"none", "named", "random heads" or "random layers"'),
+        "draw": Column("int", "number of the random draw, from 0; -1 for none"),
+        "kind": Column(
+            "str", 'what replaces the heads\' output: "none", "zero", "mean" over prompts without the task'
+        ),
+        "place": Column("str", '"last position" or "all positions"; "none" without ablation'),
+        "n_heads": Column("int", "heads ablated"),
+        "top": Column("str", f"the donor's own {_TOP}"),
+        "p_answer": Column("float", "the donor's own P(the task's answer)"),
+        "first_layer": Column(
+            "int",
+            "first block whose patch makes slope·x the most probable token at the recorded x; -1 for none",
+        ),
+        "slope_half": Column(
+            "int",
+            "first block whose patch makes slope·x the most probable number for half of the x; -1 for none",
+        ),
+        "slope_best": Column("int", "block at which that share is greatest, the first of equals"),
+        "slope_share": Column("float", "the share there"),
+        "task_half": Column("int", "as slope_half, for the task's own answer, slope·x + offset"),
+        "task_best": Column("int", "as slope_best, for it"),
+        "task_share": Column("float", "as slope_share, for it"),
+        "n_x": Column("int", "inputs that it is a share of; none of them stands in the donor"),
+    }
+
+
+class DonorSweepTable(Table):
+    """Patches from every donor over many inputs: one row per donor, layer and metric."""
+
+    COLUMNS: ClassVar[dict[str, Column]] = {
+        **{name: DonorTable.COLUMNS[name] for name in ("donor", "heads", "draw", "kind", "place")},
+        "layer": Column("int", "block whose resid_pre is replaced at the last position"),
+        "metric": Column(
+            "str",
+            '"top-1 slope·x", "top-1 task" (slope·x + offset), "top-1 donor" (the donor\'s answer by the '
+            "task): share of x whose most probable number that is; and the probability of each",
+        ),
+        "value": Column("float", "mean over x"),
+        "ci_low": Column("float", "lower end of its 95 % bootstrap interval over x"),
+        "ci_high": Column("float", "upper end"),
+        "n_x": DonorTable.COLUMNS["n_x"],
+    }

@@ -1,0 +1,443 @@
+"""Tracking: every latent's activation and the model's beliefs at chosen roles, example by example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise, zip_longest
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array, vstack
+
+from iclens.activations import LatentActs
+from iclens.core import SaeError, Site, TableError, check_role
+from iclens.model.load import LanguageModel, as_numpy
+from iclens.model.run import record, record_and_answer
+from iclens.prompts.beliefs import AnswerProbs, DeclaredBelief, belief_index, belief_names, log_odds, read_all
+from iclens.prompts.build import PromptSet
+from iclens.prompts.tasks import parse_task
+from iclens.saes.encode import EncodedRows, encode_rows, refuse_transcoder
+from iclens.saes.load import Sae
+from iclens.table import Floats, Ints, Strings
+
+TRACKED_ROLES = ("pre", "lab", "close", "x")
+"""Roles that are followed by default; `pre` comes first because the answer is predicted there."""
+
+Place = tuple[Site, str]
+"""A site and a role."""
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Active latents and answers of one arm.
+
+    Args:
+        prompts: the prompts they came from.
+        latents: (site, role) → active latents.
+        probs: log P(answer) at `pre`, as [prompt example answer].
+    """
+
+    prompts: PromptSet
+    latents: dict[Place, LatentActs]
+    probs: AnswerProbs
+
+
+@dataclass
+class _Gathered:
+    """Encoded batches of one site, with the row [role prompt example] that each of their rows is."""
+
+    parts: list[EncodedRows] = field(default_factory=list)
+    rows: list[Ints] = field(default_factory=list)
+
+    def finish(self, sae: Sae, roles: Sequence[str], n_prompts: int, n_examples: int) -> list[LatentActs]:
+        """All of them as one table for each role, in the order of its rows."""
+        order = np.argsort(np.concatenate(self.rows))
+        entries = csr_array(vstack([part.latents for part in self.parts], format="csr"))[order]
+        shape = (len(roles), n_prompts, n_examples)
+        error_sq, total_sq = (
+            np.concatenate(parts)[order].reshape(shape)
+            for parts in ([p.error_sq for p in self.parts], [p.total_sq for p in self.parts])
+        )
+        tables = []
+        for r, role in enumerate(roles):
+            ends = entries.indptr[r * n_prompts * n_examples :][: n_prompts * n_examples + 1]
+            own = slice(ends[0], ends[-1])
+            tables.append(LatentActs(
+                sae.site, role, sae.sae_id, sae.d_sae, n_prompts, n_examples,
+                ends - ends[0], entries.indices[own], entries.data[own], error_sq[r], total_sq[r],
+            ))  # fmt: skip
+        return tables
+
+
+def track(
+    model: LanguageModel,
+    saes: Mapping[Site, Sae],
+    prompts: PromptSet,
+    roles: Sequence[str] = TRACKED_ROLES,
+    batch: int = 128,
+    words: Sequence[str] = (),
+) -> Tracked:
+    """Follow every latent of `saes` over the examples of `prompts`.
+
+    Held are one batch of activations, 4 bytes × batch × examples × roles × sites × d_model, and the entries.
+
+    Args:
+        model: a whole model.
+        saes: site → its SAE.
+        prompts: one arm's prompts.
+        roles: which tokens of each example.
+        batch: prompts per forward pass.
+        words: answers to read beside the numbers and the prompts' own words.
+
+    Raises:
+        SaeError: when there is no SAE, or one is a transcoder or of another site.
+        TableError: when an activation is not finite.
+        SiteError: for an unknown role, or a site that the model does not have.
+        ModelError: when only some blocks are loaded.
+        TokenizerError: when a word among the answers is not a single token.
+    """
+    if not saes:
+        raise SaeError(
+            "tracking",
+            "no SAE was given",
+            "Give `saes` at least one site and its SAE; `load_sae_set` reads a folder of them.",
+        )
+    for site, sae in saes.items():
+        model.check_site(site)
+        refuse_transcoder(sae)
+        if sae.site != site:
+            raise SaeError(
+                f"tracking {site.short}",
+                f"the SAE is of {sae.site.short}",
+                "Give every SAE under the site that it names, `{sae.site: sae}`.",
+            )
+    roles = [check_role(role) for role in dict.fromkeys(roles)]
+    gathered = {site: _Gathered() for site in saes}
+    extra = tuple(dict.fromkeys((*_words(prompts), *words)))
+    read, _ = model.answer_space(extra)
+    answers = AnswerProbs(read, np.empty((*prompts.x.shape, len(read)), np.float32))
+    for one in prompts.passes():
+        where = np.concatenate([one.positions(role) for role in roles])
+        passes = record_and_answer(
+            model, one.tokens, list(saes), where, one.positions("pre"), extra=extra, batch=batch
+        )
+        for i, (recorded, probs) in enumerate(passes):
+            some = np.arange(i * batch, i * batch + len(probs.log_prob))
+            answers.log_prob[some[:, None], one.examples] = probs.log_prob
+            row = np.arange(len(roles)) * prompts.n_prompts + some[:, None]
+            rows = (row[..., None] * prompts.n_examples + one.examples).ravel()
+            for site, values in recorded.items():
+                encoded = encode_rows(saes[site], values.flatten(0, 1))
+                _refuse_nan(encoded.total_sq.reshape(len(some), -1), site, prompts.arm, int(some[0]))
+                gathered[site].parts.append(encoded)
+                gathered[site].rows.append(rows)
+    latents = {
+        (site, table.role): table
+        for site in saes for table in gathered.pop(site).finish(saes[site], roles, *prompts.x.shape)
+    }  # fmt: skip
+    return Tracked(prompts, latents, answers)
+
+
+def _refuse_nan(total_sq: Floats, site: Site, arm: str, first: int) -> None:
+    """Raise where an activation is not finite, by its squared length [prompt pos]."""
+    bad = ~np.isfinite(total_sq).all(axis=1)
+    if bad.any():
+        raise TableError(
+            f"activations at {site.short}, arm {arm}",
+            f"NaN or infinite in prompt {first + int(bad.argmax())}",
+            "Read the model in float32; if that is not finite either, its weights are not.",
+        )  # fmt: skip
+
+
+def _words(prompts: PromptSet) -> tuple[str, ...]:
+    """Answers of the prompts that are not numbers, in order of appearance."""
+    seen = dict.fromkeys([*prompts.answer.ravel().tolist(), *prompts.y.ravel().tolist()])
+    return tuple(text for text in seen if not text.isdigit())
+
+
+LINEAR = ("standard", "gated", "topk", "batchtopk", "jumprelu")
+"""Architectures whose pre-activation is one linear map of the input."""
+
+
+@torch.no_grad()
+def latent_inputs(sae: Sae, values: Floats, latents: Ints) -> Floats:
+    """Pre-activations of chosen latents, [row latent].
+
+    Args:
+        sae: the SAE of the site that `values` come from.
+        values: raw activations, [row d_in].
+        latents: [latent].
+
+    Raises:
+        SaeError: for a transcoder, an architecture without one linear pre-activation, or another width.
+    """
+    refuse_transcoder(sae)
+    network = sae.network
+    kind = network.cfg.architecture()
+    if kind not in LINEAR:
+        raise SaeError(
+            f"pre-activations at {sae.site.short}",
+            f"its architecture is {kind}",
+            f"Only {', '.join(LINEAR)} have one linear pre-activation per latent.",
+        )
+    if values.shape[-1] != sae.d_in:
+        raise SaeError(
+            f"pre-activations at {sae.site.short}",
+            f"rows of {values.shape[-1]}",
+            f"Give activations of its own site, rows of {sae.d_in}.",
+        )
+    chosen = torch.as_tensor(np.asarray(latents), device=sae.W_dec.device)
+    given = torch.as_tensor(values)
+    z = sae.encoder_input(given) @ network.W_enc[:, chosen]
+    if kind == "gated":
+        z = z * network.r_mag[chosen].exp() + network.b_mag[chosen]
+    else:
+        z = z + network.b_enc[chosen]
+    if getattr(network.cfg, "rescale_acts_by_decoder_norm", False):
+        z = z * sae.W_dec[chosen].norm(dim=-1)
+    return as_numpy(sae.scale(given)[:, None] * z)
+
+
+def pre_activations(
+    model: LanguageModel,
+    saes: Mapping[Site, Sae],
+    prompts: PromptSet,
+    chosen: Mapping[tuple[Site, str], Ints],
+    batch: int = 128,
+) -> dict[tuple[Site, str], Floats]:
+    """Pre-activations of chosen latents over the examples.
+
+    Args:
+        model: the model; only blocks up to the deepest site are run.
+        saes: site → its SAE.
+        prompts: one arm's prompts.
+        chosen: (site, role) → latent ids, [latent].
+        batch: prompts per forward pass.
+
+    Returns:
+        (site, role) → float32 [latent prompt example], in units of the latents.
+
+    Raises:
+        SaeError: when a site has no SAE, or as `latent_inputs`.
+    """
+    wanted = {place: np.asarray(latents) for place, latents in chosen.items() if len(latents)}
+    missing = [site for site, _ in wanted if site not in saes]
+    if missing:
+        raise SaeError(
+            f"pre-activations at {missing[0].short}",
+            "no SAE is given",
+            "Give `saes` an entry for every site of `chosen`.",
+        )
+    n_prompts, n_examples = prompts.x.shape
+    out = {
+        place: np.empty((len(latents), n_prompts, n_examples), np.float32)
+        for place, latents in wanted.items()
+    }
+    sites, roles = (list(dict.fromkeys(part)) for part in zip(*wanted, strict=True)) if wanted else ([], [])
+    for one in prompts.passes() if wanted else ():
+        where = np.concatenate([one.positions(role) for role in roles])
+        for start in range(0, n_prompts, batch):
+            rows = np.arange(start, min(start + batch, n_prompts))
+            held = record(model, one.tokens[rows], sites, where, batch=batch)
+            for (site, role), latents in wanted.items():
+                n = len(one.examples)
+                at = held[site][:, roles.index(role) * n : (roles.index(role) + 1) * n]
+                z = latent_inputs(saes[site], at.reshape(-1, model.d_model), latents)
+                by_latent = z.reshape(len(rows), n, len(latents)).transpose(2, 0, 1)
+                out[site, role][:, rows[:, None], one.examples] = by_latent
+    return out
+
+
+def direction_growth(
+    model: LanguageModel,
+    treated: PromptSet,
+    control: PromptSet,
+    sites: Sequence[Site],
+    *,
+    fit: Ints,
+    test: Ints,
+    role: str = "pre",
+    batch: int = 128,
+) -> dict[Site, Floats]:
+    """Projections of T − S on each site's difference of means.
+
+    Only `batch` prompts of one site set are held at a time, and the projections.
+
+    Args:
+        model: the model.
+        treated: arm T.
+        control: its paired arm; both inline.
+        sites: where.
+        fit: prompts that give the directions, [prompt].
+        test: prompts that are projected, [prompt]; none of `fit`.
+        role: token of each example.
+        batch: prompts per forward pass.
+
+    Returns:
+        site → [prompt example], in activation units.
+
+    Raises:
+        TableError: when a prompt is in both sets, or the arms do not differ at a site.
+    """
+    if shared := set(fit.tolist()) & set(test.tolist()):
+        raise TableError(
+            "a supervised direction",
+            f"prompt {min(shared)} both fits and tests it",
+            "Give `fit` and `test` without a prompt in common.",
+        )
+    directions: dict[Site, Floats] = {site: np.zeros(model.d_model) for site in sites}
+    for difference in _differences(model, treated, control, sites, fit, role, batch):
+        for site in sites:
+            directions[site] = directions[site] + difference[site][:, -1].sum(axis=0)
+    for site, summed in directions.items():
+        length = float(np.linalg.norm(summed))
+        if length == 0:
+            raise TableError(
+                f"arms at {site.short}",
+                "their activations are equal",
+                "Give arms that show other labels, such as T and S.",
+            )
+        directions[site] = summed / length
+    parts: dict[Site, list[Floats]] = {site: [] for site in sites}
+    for difference in _differences(model, treated, control, sites, test, role, batch):
+        for site in sites:
+            parts[site].append(difference[site] @ directions[site])
+    return {site: np.concatenate(found) for site, found in parts.items()}
+
+
+def _differences(
+    model: LanguageModel,
+    treated: PromptSet,
+    control: PromptSet,
+    sites: Sequence[Site],
+    prompts: Ints,
+    role: str,
+    batch: int,
+) -> Iterator[dict[Site, Floats]]:
+    """site → T − S of the next prompts, float64 [prompt example d_model]."""
+    where = treated.positions(role)
+    for start in range(0, len(prompts), batch):
+        rows = prompts[start : start + batch]
+        one, other = (record(model, arm.tokens[rows], list(sites), where) for arm in (treated, control))
+        yield {site: one[site].astype(np.float64) - other[site] for site in sites}
+
+
+def latents_at_tokens(
+    model: LanguageModel, saes: Mapping[Site, Sae], runs: Sequence[Ints], batch: int = 128
+) -> Iterator[tuple[Site, list[csr_array]]]:
+    """Active latents at every token of several sets of prompts, site by site.
+
+    Args:
+        model: the model.
+        saes: site → its SAE.
+        runs: token ids of each set, [row pos].
+        batch: rows per forward pass.
+
+    Yields:
+        A site, and for each set its gated activations, sparse [row·pos latent], pos fastest.
+    """
+    recorded = [record(model, ids, list(saes), np.arange(ids.shape[1]), batch=batch) for ids in runs]
+    for site, sae in saes.items():
+        parts = [held.pop(site).reshape(-1, model.d_model) for held in recorded]
+        latents = encode_rows(sae, np.concatenate(parts)).latents
+        ends = np.cumsum([0, *(len(part) for part in parts)])
+        yield site, [csr_array(latents[start:stop]) for start, stop in pairwise(ends.tolist())]
+
+
+def in_turn(lists: Mapping[str, Sequence[int]], n: int) -> dict[int, str]:
+    """The first `n` latents of several orders, taken in turn.
+
+    Args:
+        lists: why a latent is worth it → latents, the best first.
+        n: at most so many.
+
+    Returns:
+        latent → why it was taken, in the order of taking.
+    """
+    taken: dict[int, str] = {}
+    for turn in zip_longest(*lists.values()):
+        for why, latent in zip(lists, turn, strict=True):
+            if latent is not None and latent not in taken and len(taken) < n:
+                taken[int(latent)] = why
+    return taken
+
+
+def strongest(activations: csr_array, scale: Floats) -> Ints:
+    """Latents that are active anywhere in `activations` [row latent], the largest peak × `scale` first."""
+    peak = activations.max(axis=0).toarray().ravel() * scale
+    order = np.argsort(-peak, kind="stable")
+    return order[: np.count_nonzero(peak > 0)]
+
+
+def most_changed(a: csr_array, b: csr_array, scale: Floats) -> Ints:
+    """Latents whose activation differs between rows `a` and `b` [row latent], the largest change first."""
+    change = abs(a - b)
+    return strongest(csr_array(change), scale)
+
+
+def belief_log_odds(
+    probs: AnswerProbs,
+    prompts: PromptSet,
+    copied: Strings | None = None,
+    declared: Sequence[DeclaredBelief] = (),
+) -> Floats:
+    """Log-odds of every belief before each example, in nats.
+
+    Args:
+        probs: answers at `pre`, [prompt example answer].
+        prompts: what was asked; its tasks say what each belief means.
+        copied: the answer whose copying is asked about, [prompt example]. By default the label of the example
+            just before, so that `copy` tells a repeated last label from a learnt task; NaN at example 0.
+        declared: further beliefs, read from the same answers.
+
+    Returns:
+        [prompt example belief], in the order of `belief_names(declared)`; NaN where a belief is undefined.
+
+    Raises:
+        TaskError: when a prompt's task is not a task.
+    """
+    last_label = copied is None
+    wanted = _last_labels(prompts) if copied is None else copied
+    out = np.full((*prompts.x.shape, len(belief_names(declared))), np.nan)
+    for name in np.unique(prompts.task):
+        rows = np.flatnonzero(prompts.task == name)
+        # In float32, 1 − p is lost well before the log-odds that a sure model reaches.
+        part = AnswerProbs(probs.answers, probs.log_prob[rows].astype(np.float64))
+        task = parse_task(str(name))
+        x, answer = prompts.x[rows], prompts.answer[rows]
+        out[rows] = log_odds(read_all(part, task, x, answer, wanted[rows], declared))
+    if last_label:
+        out[:, 0, belief_index("copy")] = np.nan
+    return out
+
+
+def _last_labels(prompts: PromptSet) -> Strings:
+    """The label just before each query, [prompt example]; at example 0, where none stands, its own."""
+    if prompts.context_y is None or prompts.slots is None:
+        return np.concatenate([prompts.y[:, :1], prompts.y[:, :-1]], axis=1)
+    before = [prompts.context_y[:, n, prompts.slots[n] - 1] for n in range(1, prompts.n_examples)]
+    return np.stack([prompts.y[:, 0], *before], axis=1)
+
+
+def token_activations(
+    model: LanguageModel, saes: Mapping[Site, Sae], tokens: Ints, batch: int = 128
+) -> dict[Site, csr_array]:
+    """Gated activation of every latent at every token.
+
+    Args:
+        model: the model.
+        saes: site → its SAE.
+        tokens: [row pos].
+        batch: rows per forward pass.
+
+    Returns:
+        site → sparse [row·pos, d_sae], pos fastest.
+    """
+    everywhere = np.arange(tokens.shape[1])
+    parts: dict[Site, list[csr_array]] = {site: [] for site in saes}
+    for start in range(0, len(tokens), batch):
+        recorded = record(model, tokens[start : start + batch], list(saes), everywhere, batch=batch)
+        for site, sae in saes.items():
+            parts[site].append(encode_rows(sae, recorded[site].reshape(-1, model.d_model)).latents)
+    return {site: csr_array(vstack(found, format="csr")) for site, found in parts.items()}

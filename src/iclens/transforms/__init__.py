@@ -1,1 +1,0 @@
-"""Identify: which latents code which transformation concepts."""

@@ -1,1 +1,0 @@
-"""Label: which latents are granted a concept, against its confounds, and how steady that is."""

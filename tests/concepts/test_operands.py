@@ -1,0 +1,257 @@
+"""Planted operands are found apart, together or only one of them; reading does not learn inputs by heart."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import Ridge as SklearnRidge
+from sklearn.metrics import r2_score
+from sklearn.preprocessing import StandardScaler
+
+from iclens.concepts.language import Rows, read_rows, rows_of
+from iclens.concepts.mlp import MEASURES, OVERLAPS, Subspaces, operands, overlap
+from iclens.concepts.reading import (
+    Reading,
+    Ridge,
+    dealt_inputs,
+    held_out_r2,
+    input_groups,
+    layer_groups,
+    number_code,
+)
+from iclens.core import SiteError, TableError
+from iclens.model.load import LanguageModel, load_model
+from iclens.prompts.build import PromptSet, build_prompts, joined
+from iclens.prompts.tasks import parse_task
+
+FOLDER = Path(__file__).resolve().parents[2] / "checkpoints" / "icl-tiny"
+N_PROMPTS, N_EXAMPLES, WIDTH = 60, 20, 24
+TOGETHER, X_HALVES, Y_HALVES = OVERLAPS
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def rows_with(x: np.ndarray, y: np.ndarray) -> Rows:
+    """Rows of one task with these numbers, [prompt example]."""
+    task = parse_task("random")
+    return rows_of(np.full(len(x), task.name), x.astype(str), y.astype(str), {task.name: task})
+
+
+def drawn(rng: np.random.Generator, low: int = 0, high: int = 20) -> np.ndarray:
+    return rng.integers(low, high, (N_PROMPTS, N_EXAMPLES))
+
+
+def effects(value: np.ndarray, dims: slice, rng: np.random.Generator) -> np.ndarray:
+    """Each value with a random vector of its own in some dimensions, [row d_model]."""
+    table = np.zeros((value.max() + 1, WIDTH))
+    table[:, dims] = rng.normal(size=table[:, dims].shape)
+    return table[value.ravel()]
+
+
+def overlaps(x: np.ndarray, y: np.ndarray, acts: np.ndarray, rng: np.random.Generator) -> dict:
+    rows = rows_with(x, y)
+    return Subspaces(rows, rows.prompt, 4, 6, rng).figures(acts)
+
+
+def test_operands_in_dimensions_of_their_own_do_not_overlap(rng: np.random.Generator) -> None:
+    x, y = drawn(rng), drawn(rng)
+    noise = 0.5 * rng.normal(size=(x.size, WIDTH))
+    acts = effects(x, slice(0, 4), rng) + effects(y, slice(4, 8), rng) + noise
+    found = overlaps(x, y, acts, rng)
+    assert found[TOGETHER]["value"] < 0.05
+    for name in (X_HALVES, Y_HALVES):
+        assert found[name]["ci_low"] > 0.95 and found[name]["ci_low"] <= found[name]["value"]
+        assert found[name]["null"] < 0.8
+    assert found[TOGETHER]["n_rows"] == x.size
+
+
+def test_operands_in_the_same_dimensions_reach_the_ceiling(rng: np.random.Generator) -> None:
+    x, y = drawn(rng), drawn(rng)
+    noise = 0.5 * rng.normal(size=(x.size, WIDTH))
+    acts = effects(x, slice(0, 4), rng) + effects(y, slice(0, 4), rng) + noise
+    found = overlaps(x, y, acts, rng)
+    assert found[TOGETHER]["value"] > 0.9 > found[TOGETHER]["null"]
+    assert abs(found[TOGETHER]["value"] - found[X_HALVES]["value"]) < 0.05
+
+
+def test_an_x_that_stands_there_only_through_y_has_no_subspace(rng: np.random.Generator) -> None:
+    """y follows x closely. Regressed on x alone, the activations would have an x-subspace: that of y."""
+    x = drawn(rng)
+    y = x + drawn(rng, 0, 4)
+    acts = effects(y, slice(0, 4), rng) + 0.5 * rng.normal(size=(x.size, WIDTH))
+    found = overlaps(x, y, acts, rng)
+    assert found[Y_HALVES]["value"] > 0.9
+    for name in (X_HALVES, TOGETHER):
+        assert abs(found[name]["value"] - found[name]["null"]) < 0.15
+
+
+def test_overlap_is_in_the_metric_of_the_covariance() -> None:
+    """cos² = (uᵀΣv)² / (uᵀΣu · vᵀΣv) = .5 / 5; without Σ it would be .5, with its inverse .9."""
+    u, v = np.array([[2.0], [0.0]]), np.array([[1.0], [1.0]])
+    root = np.linalg.cholesky(np.diag([1.0, 9.0]))
+    assert overlap(u, v, root) == pytest.approx(0.1)
+    mixed = np.linalg.cholesky(np.array([[1.0, 0.5], [0.5, 4.0]]))
+    assert overlap(u, np.array([[0.0], [1.0]]), mixed) == pytest.approx(1 / 16)
+    plane = np.eye(3)[:, :2]
+    assert overlap(plane, np.eye(3)[:, 1:], np.eye(3)) == pytest.approx(0.5)
+    assert overlap(plane, plane @ np.array([[2.0, 1.0], [0.0, 3.0]]), np.eye(3)) == pytest.approx(1.0)
+
+
+def test_too_few_values_are_said(rng: np.random.Generator) -> None:
+    x, y = drawn(rng, 0, 4), drawn(rng)
+    found = overlaps(x, y, rng.normal(size=(x.size, WIDTH)), rng)
+    assert all(np.isnan(row["value"]) and "4 values of x" in row["reason"] for row in found.values())
+
+
+def test_the_code_of_a_number() -> None:
+    value = np.arange(50.0)
+    code = number_code(value)
+    # itself, five cosines, and four sines: that of period 2 is 0 everywhere
+    assert code.shape == (50, 10)
+    np.testing.assert_allclose(code.mean(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose((code**2).mean(axis=0), 1)
+    np.testing.assert_allclose(code[:, 1], (-1.0) ** value)
+    np.testing.assert_allclose(code[:, 2], np.sqrt(2) * np.cos(2 * np.pi * value / 5), atol=1e-12)
+    assert number_code(5 * value).shape == (50, 7)  # nothing of period 5, and only the cosine of period 10
+    assert number_code(np.full(9, 3.0)).shape == (9, 0)
+
+
+def test_r2_counts_groups_as_often_as_they_are_drawn(rng: np.random.Generator) -> None:
+    group = np.array([2, 0, 1, 0, 2, 1, 0])
+    target, guess = rng.normal(size=(2, 7, 3))
+    times = np.array([[1.0, 1, 1], [2, 0, 1]])
+    found = held_out_r2(guess, target, group, times)
+    again = np.concatenate([np.flatnonzero(group == g) for g in (0, 0, 2)])
+    for i, rows in enumerate((np.arange(7), again)):
+        np.testing.assert_allclose(found[i], r2_score(target[rows], guess[rows], multioutput="raw_values"))
+
+
+@pytest.mark.parametrize("n_rows", [40, 10])
+def test_ridge_equals_scikit_learn(rng: np.random.Generator, n_rows: int) -> None:
+    train, test = rng.normal(2, 3, size=(n_rows, 15)), rng.normal(size=(6, 15))
+    targets = rng.normal(size=(n_rows, 2))
+    scaler, found = StandardScaler().fit(train), Ridge.of(train, targets).predicted(test, np.array([1.0, 50]))
+    for i, penalty in enumerate((1.0, 50.0)):
+        wanted = SklearnRidge(penalty).fit(scaler.transform(train), targets[:, i])
+        np.testing.assert_allclose(found[:, i], wanted.predict(scaler.transform(test)), atol=1e-8)
+
+
+def test_prompts_of_equal_inputs_are_dealt_together(like: LanguageModel, rng: np.random.Generator) -> None:
+    prompts = prompts_of(like, ["x+1", "random", "x//2"], 6, 8)
+    groups = input_groups(prompts)
+    assert np.bincount(groups).tolist() == [3] * 6
+    fold = dealt_inputs(prompts.task, groups, 2, rng)
+    assert all(len(set(fold[groups == group])) == 1 for group in range(6))
+    assert np.bincount(fold).tolist() == [9, 9]
+
+
+def read(x: np.ndarray, acts: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> dict:
+    rows = rows_with(x, drawn(rng))
+    every = np.arange(len(rows))
+    return Reading.of(rows, groups[rows.prompt], every, "x", 5, rng).figures(acts)
+
+
+def test_a_planted_number_is_read_and_a_permuted_one_is_not(rng: np.random.Generator) -> None:
+    x = drawn(rng, 0, 50)
+    noise = 0.3 * rng.normal(size=(x.size, WIDTH))
+    code = number_code(x.ravel().astype(float))
+    acts = code @ rng.normal(size=(code.shape[1], WIDTH)) + noise
+    found = read(x, acts, np.arange(N_PROMPTS), rng)
+    assert found["ci_low"] > 0.9 and found["value"] <= 1 and abs(found["null"]) < 0.02
+    assert read(x, noise, np.arange(N_PROMPTS), rng)["value"] == pytest.approx(0, abs=0.02)
+
+
+def test_inputs_that_prompts_share_are_not_learnt_by_heart(rng: np.random.Generator) -> None:
+    """Three prompts show the same inputs, and activations tell which: folds of single prompts read x."""
+    groups = np.repeat(np.arange(N_PROMPTS // 3), 3)
+    x = drawn(rng, 0, 50)[groups]
+    known = rng.normal(size=(N_PROMPTS // 3, N_EXAMPLES, 200))[groups].reshape(-1, 200)
+    assert read(x, known, groups, rng)["value"] < 0.02
+    assert read(x, known, np.arange(N_PROMPTS), rng)["value"] > 0.1
+
+
+def test_layers_are_recorded_in_as_few_passes_as_memory_allows() -> None:
+    assert list(layer_groups([0, 1, 2, 3, 4], 2**27)) == [[0, 1], [2, 3], [4]]
+    assert list(layer_groups([3, 5], 2**40)) == [[3], [5]]
+
+
+# ------------------------------------------------------------------------------------- the built-in model
+
+
+@pytest.fixture(scope="module")
+def like() -> LanguageModel:
+    return load_model(FOLDER)
+
+
+def prompts_of(like: LanguageModel, tasks: list[str], n_prompts: int, n_examples: int) -> PromptSet:
+    """Prompts of tasks with equal seeds, as a study's grid has them: the inputs are the same in all."""
+    parts = [
+        build_prompts(
+            like.tokenizer, parse_task(task), arm="T", n_prompts=n_prompts, n_examples=n_examples, seed=4
+        )
+        for task in tasks
+    ]
+    return joined(parts, "grid")
+
+
+def measured(like: LanguageModel, tasks: list[str], n_prompts: int = 24) -> pd.DataFrame:
+    prompts = prompts_of(like, tasks, n_prompts, 12)
+    rows = read_rows(prompts, "lab", {task: parse_task(task) for task in tasks})
+    return operands(like, prompts, rows, layers=(1, 4), seed=0, n_null=4).df
+
+
+@pytest.fixture(scope="module")
+def table(like: LanguageModel) -> pd.DataFrame:
+    tasks = ["x+1", "x+4", "2x", "2x+3", "50-x", "x//2", "random", "odd", "even"]
+    return measured(like, tasks).set_index(["layer", "measure"])
+
+
+def test_every_measure_of_every_layer(table: pd.DataFrame) -> None:
+    assert table.index.tolist() == [(layer, name) for layer in (1, 4) for name in MEASURES]
+    assert (table["reason"] == "").all() and not table.isna().any().any()
+    there = table[table["value"] > 0.1]
+    assert (there["ci_low"] <= there["value"]).all() and (there["value"] <= there["ci_high"]).all()
+    assert table.loc[(1, "x decodable (y unrelated)"), "n_rows"] == 3 * 24 * 8
+    assert table.loc[(1, "x and y overlap"), "n_rows"] == 9 * 24 * 8
+
+
+def test_the_label_is_read_where_it_stands(table: pd.DataFrame) -> None:
+    assert table.loc[(1, "y decodable"), "ci_low"] > 0.7
+    assert table["null"][table.index.get_level_values(1).str.contains("decodable")].abs().max() < 0.03
+
+
+def test_x_is_at_lab_and_gone_when_its_example_is_not_seen(table: pd.DataFrame) -> None:
+    whole = table.loc[(1, "x decodable (y unrelated)")]
+    assert whole["ci_low"] > 0.3
+    for layer in (1, 4):
+        gone = table.loc[(layer, "x decodable, lab→example cut (y unrelated)")]
+        assert abs(gone["value"] - gone["null"]) < 0.03
+    # where y follows from x, y and the task say something of x, whatever lab sees
+    assert table.loc[(1, "x decodable, lab→example cut"), "ci_low"] > 0.02
+
+
+def test_operands_overlap_less_than_their_halves(table: pd.DataFrame) -> None:
+    for name in (X_HALVES, Y_HALVES):
+        assert table.loc[(1, TOGETHER), "ci_high"] < table.loc[(1, name), "ci_low"]
+
+
+def test_without_unrelated_tasks_or_draws_the_reason_is_said(like: LanguageModel) -> None:
+    apart = measured(like, ["x+1", "2x", "50-x"]).set_index("measure").loc["x decodable (y unrelated)"]
+    assert apart["value"].isna().all() and apart["reason"].str.startswith("0 rows of 0 draws").all()
+    few = measured(like, ["x+1", "random", "odd"], n_prompts=7).set_index("measure").loc["x decodable"]
+    assert few["value"].isna().all() and few["reason"].str.contains("of 7 draws of inputs").all()
+
+
+def test_other_prompts_and_layers_are_refused(like: LanguageModel) -> None:
+    prompts, rules = prompts_of(like, ["x+1"], 8, 6), {"x+1": parse_task("x+1")}
+    rows = read_rows(prompts, "lab", rules)
+    with pytest.raises(TableError, match="not these prompts"):
+        operands(like, prompts.select(np.arange(4)), rows, layers=(1,), seed=0)
+    with pytest.raises(TableError, match="from example 6 on"):
+        operands(like, prompts, rows, layers=(1,), seed=0, first_example=6)
+    with pytest.raises(SiteError, match="blocks 0 to 5"):
+        operands(like, prompts, rows, layers=(6,), seed=0)

@@ -1,0 +1,117 @@
+"""Configs of real models: each is run as transformers runs it, or refused by the key that is not computed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from iclens.core import ModelError
+from iclens.model.load import load_model
+from iclens.model.run import answer_probs, record_neurons
+from iclens.model.shape import read_shape
+from iclens.model.tail import Tail
+
+Save = Callable[..., Path]
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 64, "rope_theta": 500000.0}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+RUN_ALIKE: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"attention_bias": True}),
+    ("llama", {"mlp_bias": True}),
+    ("llama", {"head_dim": 12}),
+    ("mistral", {"head_dim": 12, "sliding_window": 9}),
+    ("llama", {"num_key_value_heads": 1}),
+    ("llama", {"num_key_value_heads": 4}),
+    ("llama", {"hidden_act": "gelu"}),
+    ("llama", {"hidden_act": "relu2"}),
+    ("mistral", {"hidden_act": "gelu_pytorch_tanh"}),
+    ("llama", {"tie_word_embeddings": True}),
+    ("mistral", {"tie_word_embeddings": True, "sliding_window": 3}),
+    ("llama", {"rms_norm_eps": 0.1}),
+    ("llama", {"pretraining_tp": 2}),
+    ("llama", {"sliding_window": 4}),
+    ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 300.0}}),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}),
+    ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}}),
+    ("llama", {"rope_parameters": LLAMA3}),
+    ("llama", {"rope_parameters": YARN}),
+    ("mistral", {"rope_parameters": YARN, "sliding_window": 20}),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes"), RUN_ALIKE)
+def test_logits_are_those_of_transformers(saved_model: Save, kind: str, changes: dict[str, Any]) -> None:
+    folder, tokens = saved_model(kind, **changes), np.random.default_rng(3).integers(1, 1000, (2, 150))
+    network: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model, last = load_model(folder), np.array([149])
+    with torch.no_grad():
+        log_p = network(torch.as_tensor(tokens)).logits[:, last].log_softmax(dim=-1)
+    found = answer_probs(model, tokens, last)
+    wanted = log_p[:, 0][:, model.answer_space()[1]].numpy()
+    np.testing.assert_allclose(found.log_prob[:, 0], wanted, rtol=1e-4, atol=1e-4)
+    tail = Tail(model, tokens[0])
+    np.testing.assert_allclose(tail.run(tail.resid_pre(1)[None], 1).log_prob[0], wanted[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"mlp_bias": True}, {"hidden_act": "gelu"}, {}])
+def test_neurons_are_what_the_down_projection_reads(saved_model: Save, changes: dict[str, Any]) -> None:
+    model, tokens = load_model(saved_model(**changes)), np.full((1, 5), 4)
+    seen: list[torch.Tensor] = []
+    handle = model.network.model.layers[1].mlp.down_proj.register_forward_pre_hook(
+        lambda _module, args: seen.append(args[0])
+    )
+    found = record_neurons(model, tokens, 1, np.arange(5))
+    answer_probs(model, tokens, np.array([4]))
+    handle.remove()
+    np.testing.assert_allclose(found, seen[-1].numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        (
+            {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}},
+            "partial_rotary_factor is 0.25",
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}, "partial_rotary"),
+        (
+            {"model_type": "mistral", "layer_types": ["full_attention", "sliding_attention"] * 2},
+            "layer_types",
+        ),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantised"),
+        ({"hidden_act": "swish2"}, "hidden_act 'swish2'"),
+        ({"head_dim": 7}, "head_dim even"),
+        ({"num_key_value_heads": 3}, "multiple of num_key_value_heads"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0"),
+        ({"max_position_embeddings": "many"}, "max_position_embeddings is 'many'"),
+        ({"model_type": "qwen2"}, "its architecture is 'qwen2'"),
+        ({"model_type": "gemma2"}, "its architecture is 'gemma2'"),
+        ({"model_type": "gpt_neox"}, "its architecture is 'gpt_neox'"),
+        ({"model_type": None}, "its architecture is 'None'"),
+    ],
+)
+def test_what_is_not_computed_is_refused_by_its_key(
+    saved_model: Save, changes: dict[str, Any], words: str
+) -> None:
+    folder = saved_model()
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").unlink()  # refused before a weight is read
+    with pytest.raises(ModelError) as caught:
+        load_model(folder)
+    assert words in str(caught.value) and "config.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_keys_that_are_left_out_are_what_transformers_takes(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 8, "num_hidden_layers": 1, "intermediate_size": 8,
+             "vocab_size": 9}  # fmt: skip
+    for kind, positions in (("llama", 2048), ("mistral", 131072)):
+        (tmp_path / "config.json").write_text(json.dumps(sizes | {"model_type": kind, "head_dim": None}))
+        shape = read_shape(tmp_path)
+        assert (shape.n_positions, shape.n_kv_heads, shape.d_head) == (positions, 8, 4)

@@ -1,0 +1,315 @@
+"""Prompt sets: the arms are paired, and only labels differ."""
+
+import numpy as np
+import pytest
+
+from iclens.builtin.model import build_tokenizer, load_recipe
+from iclens.core import ROLES, TaskError, TokenizerError, position
+from iclens.model.load import LanguageModel
+from iclens.prompts.beliefs import NUMBERS
+from iclens.prompts.build import (
+    PromptSet,
+    build_prompts,
+    draw_examples,
+    exact_answer_probs,
+    in_mixture,
+    joined,
+)
+from iclens.prompts.tasks import parse_task
+
+from .test_rendering import joining_tokenizer
+
+TOKENIZER = build_tokenizer()
+JOINING = joining_tokenizer()
+EXTENDED = build_tokenizer()
+EXTENDED.add_tokens(["[", "]\n", "{", ":", "}\n", "<", ";", ">\n"])
+
+
+def prompts(spec: str = "2x+3", arm: str = "T", seed: int = 0, n_prompts: int = 12) -> PromptSet:
+    return build_prompts(TOKENIZER, parse_task(spec), arm=arm, n_prompts=n_prompts, n_examples=10, seed=seed)
+
+
+def test_the_task_arm_shows_the_task() -> None:
+    made = prompts()
+    assert (made.y == made.answer).all()
+    assert (made.answer == np.char.mod("%d", 2 * made.x.astype(int) + 3)).all()
+    assert all(len(set(row)) == 10 for row in made.x)
+    assert set(made.task) == {"2x+3"}
+    assert (made.n_prompts, made.n_examples, made.tokens.shape) == (12, 10, (12, 62))
+    for role, shown in (("x", made.x), ("lab", made.y)):
+        for j, at in enumerate(made.positions(role)):
+            assert at == position(role, j)
+            assert [TOKENIZER.decode([t]) for t in made.tokens[:, at]] == shown[:, j].tolist()
+
+
+@pytest.mark.parametrize("spec", ["2x+3", "odd", "2x~5", "letter:next"])
+def test_the_shuffled_arm_has_the_same_labels_in_other_places(spec: str) -> None:
+    task, shuffled = prompts(spec), prompts(spec, "S")
+    assert (task.x == shuffled.x).all()
+    assert (task.answer == shuffled.answer).all()
+    for own, moved in zip(task.y, shuffled.y, strict=True):
+        assert sorted(own) == sorted(moved)
+    differing = [position("lab", j) for j in range(10)]
+    same = np.setdiff1d(np.arange(62), differing)
+    assert (task.tokens[:, same] == shuffled.tokens[:, same]).all()
+    if spec in ("2x+3", "letter:next"):  # one label per x, so a moved label is another label
+        assert (task.y != shuffled.y).all()
+
+
+def test_the_random_arm_draws_from_the_tasks_answers() -> None:
+    task, random = prompts(n_prompts=60), prompts(arm="R", n_prompts=60)
+    assert (task.x == random.x).all()
+    answers = {str(2 * x + 3) for x in range(50)}
+    assert set(random.y.ravel()) <= answers
+    assert len(set(random.y.ravel())) > 45
+    assert (random.y == task.y).mean() < 0.1
+
+
+def test_labels_of_a_stochastic_task_do_not_follow_the_inputs() -> None:
+    """The draws of x and of y are apart: over many prompts, the first label is uniform given the first x."""
+    made = build_prompts(TOKENIZER, parse_task("odd"), arm="T", n_prompts=600, n_examples=2, seed=0)
+    x, y = made.x[:, 0].astype(float), made.y[:, 0].astype(float)
+    assert abs(np.corrcoef(x, y)[0, 1]) < 5 / np.sqrt(600)
+    assert {int(v) % 2 for v in made.y.ravel()} == {1}
+    assert len(set(made.y.ravel())) > 45
+
+
+def test_seeds_pair_prompts_and_indices_are_stable() -> None:
+    assert (prompts(n_prompts=3).x == prompts(n_prompts=12).x[:3]).all()
+    assert (prompts(seed=0).x != prompts(seed=1).x).any()
+    assert (prompts("3x").x == prompts("2x+3").x).all()
+
+
+def test_refused() -> None:
+    with pytest.raises(TaskError, match="arm 'Q'"):
+        prompts(arm="Q")
+    with pytest.raises(TaskError, match="3 allowed"):
+        build_prompts(
+            TOKENIZER, parse_task("x"), arm="T", n_prompts=1, n_examples=4, seed=0, inputs=["1", "2", "3"]
+        )
+    with pytest.raises(TaskError, match="no answer"):
+        prompts("20-x")
+
+
+def test_select_and_join() -> None:
+    first, second = prompts("2x+3"), prompts("3x")
+    both = joined([first, second], "K")
+    assert both.arm == "K"
+    assert both.task.tolist() == ["2x+3"] * 12 + ["3x"] * 12
+    picked = both.select(np.array([13, 0]))
+    assert (picked.x == np.stack([second.x[1], first.x[0]])).all()
+    assert picked.task.tolist() == ["3x", "2x+3"]
+
+
+def written(template: str, arm: str = "T", spec: str = "2x+3") -> PromptSet:
+    return build_prompts(
+        EXTENDED, parse_task(spec), arm=arm, n_prompts=3, n_examples=6, seed=5, template=template
+    )
+
+
+def differing(one: np.ndarray, other: np.ndarray) -> set[str]:
+    """Roles at which the tokens of two sequences [... pos] differ anywhere; "" stands for the prefix."""
+    at = np.flatnonzero((one != other).reshape(-1, one.shape[-1]).any(axis=0))
+    return {ROLES[(i - 2) % 6] if i >= 2 else "" for i in at.tolist()}
+
+
+@pytest.mark.parametrize(
+    ("template", "roles"),
+    [
+        ("[x, y]", {"open", "close"}),
+        ("{x: y}", {"open", "comma", "close"}),
+        ("<x; y>", {"open", "comma", "close"}),
+    ],
+)
+@pytest.mark.parametrize(("arm", "spec"), [("T", "2x~5"), ("S", "letter:next")])
+def test_templates_differ_only_around_x_and_y(template: str, roles: set[str], arm: str, spec: str) -> None:
+    plain, other = written("(x, y)", arm, spec), written(template, arm, spec)
+    both = joined([plain, other], "grid")
+    assert (both.x[:3] == both.x[3:]).all() and (both.y[:3] == both.y[3:]).all()
+    assert (both.answer[:3] == both.answer[3:]).all()
+    assert both.templates.tolist() == ["(x, y)"] * 3 + [template] * 3
+    assert differing(both.tokens[:3], both.tokens[3:]) == roles
+    assert both.select(np.array([4, 1])).templates.tolist() == [template, "(x, y)"]
+
+
+@pytest.mark.parametrize("arm", ["D", "P", "E2", "A-"])
+def test_probed_arms_are_written_in_a_template_too(arm: str) -> None:
+    plain, other = written("(x, y)", arm), written("{x: y}", arm)
+    assert other.template is not None and set(other.template) == {"{x: y}"}
+    assert (plain.context_x == other.context_x).all() and (plain.context_y == other.context_y).all()
+    assert plain.probes is not None and other.probes is not None
+    assert differing(plain.probes, other.probes) == {"open", "comma", "close"}
+    newline = EXTENDED.convert_tokens_to_ids("\n")
+    assert ((plain.probes == newline) == (other.probes == newline)).all(), "empty slots stay newlines"
+    marks = {EXTENDED.decode([t]) for t in np.unique(other.probes)} & {*"(){}[]<>,:;", ")\n", "}\n"}
+    assert marks == {"{", ":", "}\n"}
+
+
+def test_no_template_is_named_where_all_are_in_the_default() -> None:
+    plain = written("(x, y)")
+    assert plain.template is None
+    assert joined([plain, plain], "K").template is None
+    assert plain.templates.tolist() == ["(x, y)"] * 3
+    np.testing.assert_array_equal(
+        joined([written("<x; y>"), plain], "K").template, ["<x; y>"] * 3 + ["(x, y)"] * 3
+    )
+
+
+@pytest.mark.parametrize("arm", ["T", "D"])
+def test_a_template_that_the_tokenizer_lacks_or_nobody_knows_is_refused(arm: str) -> None:
+    with pytest.raises(TokenizerError, match=r"six tokens for '\[\d+, \d+\]") as caught:
+        build_prompts(
+            TOKENIZER, parse_task("2x+3"), arm=arm, n_prompts=1, n_examples=3, seed=0, template="[x, y]"
+        )
+    assert "\n" not in str(caught.value)
+    with pytest.raises(TaskError, match=r"Nearest: \{x: y\}"):
+        written("{x:y}", arm)
+
+
+GOLDEN = {
+    ("word:opposite", "T"): [
+        [0, 1007, 1002, 1064, 1004, 1005, 1044, 1006, 1002, 1052, 1004, 1005, 1072, 1006,
+         1002, 1040, 1004, 1005, 1060, 1006],
+    ],
+    ("word:parity", "T"): [
+        [0, 1007, 1002, 31, 1004, 1005, 1075, 1006, 1002, 8, 1004, 1005, 1074, 1006,
+         1002, 41, 1004, 1005, 1075, 1006],
+    ],
+    ("letter:next", "S"): [
+        [0, 1007, 1002, 1026, 1004, 1005, 1021, 1006, 1002, 1017, 1004, 1005, 1027, 1006,
+         1002, 1020, 1004, 1005, 1018, 1006],
+    ],
+    ("word:same", "D"): [
+        [0, 1007, 1002, 1064, 1004, 1005, 1064, 1006, *[1007] * 12],
+        [0, 1007, 1002, 1064, 1004, 1005, 1064, 1006, 1002, 1052, 1004, 1005, 1052, 1006, *[1007] * 6],
+        [0, 1007, 1002, 1064, 1004, 1005, 1064, 1006, 1002, 1064, 1004, 1005, 1064, 1006,
+         1002, 1040, 1004, 1005, 1040, 1006],
+    ],
+}  # fmt: skip
+"""Ids of the built-in model's prompt 0 of 3 examples, seed 5, recorded before words were ever respelled."""
+
+
+@pytest.mark.parametrize(("spec", "arm"), GOLDEN)
+def test_the_built_in_models_prompts_of_words_are_what_they_were(spec: str, arm: str) -> None:
+    made = build_prompts(TOKENIZER, parse_task(spec), arm=arm, n_prompts=1, n_examples=3, seed=5)
+    tokens = made.tokens if made.probes is None else made.probes[0]
+    assert tokens.tolist() == GOLDEN[spec, arm]
+    texts = [made.x, made.y, made.answer]
+    texts += [t for t in (made.context_x, made.context_y) if t is not None]
+    assert not any(" " in text for part in texts for text in part.ravel().tolist())
+
+
+def spelled(spec: str, arm: str = "T", template: str = "(x, y)") -> PromptSet:
+    return build_prompts(
+        JOINING, parse_task(spec), arm=arm, n_prompts=4, n_examples=6, seed=2, template=template
+    )
+
+
+@pytest.mark.parametrize("spec", ["word:parity", "word:opposite", "letter:next", "letter:index"])
+@pytest.mark.parametrize("arm", ["T", "S", "Q0"])
+def test_words_that_join_their_space_have_one_of_their_own(spec: str, arm: str) -> None:
+    made = spelled(spec, arm)
+    plain = build_prompts(TOKENIZER, parse_task(spec), arm=arm, n_prompts=4, n_examples=6, seed=2)
+    for name in ("x", "y", "answer"):
+        held, same = getattr(made, name), getattr(plain, name)
+        assert (np.char.lstrip(held) == same).all(), "nothing but the spelling differs"
+        numbers = np.char.isdigit(same)
+        assert (held[numbers] == same[numbers]).all()
+        if name != "x":
+            assert np.char.startswith(held[~numbers], " ").all()
+    for j in range(6):
+        for role, text in (("x", made.x), ("lab", made.y)):
+            ids = made.tokens[:, position(role, j)]
+            assert [JOINING.decode([t]) for t in ids] == text[:, j].tolist()
+        lone = {JOINING.decode([t]) for t in made.tokens[:, position("pre", j)]}
+        assert lone == {" "}
+    assert (made.y == made.answer).tolist() == (plain.y == plain.answer).tolist()
+
+
+def test_words_and_numbers_of_one_input_differ_only_in_the_label() -> None:
+    """The concept `numeric`: the same roles hold the same tokens, the lone space at `pre` included."""
+    assert differing(spelled("word:parity").tokens, spelled("2x+3").tokens) == {"lab"}
+
+
+@pytest.mark.parametrize("arm", ["D", "P", "E2"])
+def test_probed_arms_spell_their_contexts_too(arm: str) -> None:
+    made = spelled("word:opposite", arm)
+    assert made.probes is not None and made.context_x is not None and made.context_y is not None
+    assert made.slots is not None
+    assert set(made.context_x.ravel()) & set(made.x.ravel()), "contexts and queries are spelled alike"
+    newline = JOINING("\n", add_special_tokens=False).input_ids[0]
+    for n in range(6):
+        for slot in range(made.slots[n]):
+            for role, text in (("x", made.context_x), ("lab", made.context_y)):
+                for prompt, id_ in enumerate(made.probes[:, n, position(role, slot)].tolist()):
+                    shown = text[prompt, n, slot]
+                    assert JOINING.decode([id_]) == shown if shown else id_ == newline
+    held = made.context_y[made.context_y != ""]
+    assert np.char.startswith(held, " ").all() and set(held) <= set(made.y.ravel())
+
+
+def test_spelled_answers_are_the_tokens_that_are_predicted() -> None:
+    made = spelled("word:parity")
+    words = tuple(np.unique(made.answer).tolist())
+    assert words == (" even", " odd")
+    answers, ids = LanguageModel("none", None, JOINING, 0, False).answer_space(words)
+    assert answers[1000:] == words
+    assert set(made.tokens[:, position("lab", 0)]) <= set(ids[1000:].tolist())
+    assert [JOINING.decode([int(i)]) for i in ids] == list(answers)
+
+
+def test_the_spelling_is_the_templates_own() -> None:
+    """`(a` is one token here and `[a` is two, so the letters have a space in one of the templates."""
+    inputs = ["a", "b"]
+    made = [
+        build_prompts(
+            JOINING, parse_task("letter:next"), arm="T", n_prompts=1, n_examples=2, seed=0, inputs=inputs,
+            template=template,
+        )
+        for template in ("(x, y)", "[x, y]")
+    ]  # fmt: skip
+    assert [set(one.x.ravel()) for one in made] == [{" a", " b"}, {"a", "b"}]
+    assert (made[0].y == made[1].y).all()
+
+
+def test_an_answer_that_is_no_token_is_refused_before_any_prompt() -> None:
+    refusal = r"^six tokens for '\(28, big\)\\n', or with a space before 'big': "
+    with pytest.raises(TokenizerError, match=refusal) as caught:
+        build_prompts(
+            joining_tokenizer(["small"]), parse_task("word:size"), arm="T", n_prompts=1, n_examples=2, seed=0,
+            inputs=["1", "30"],
+        )  # fmt: skip
+    assert "\n" not in str(caught.value)
+
+
+def test_draws_without_a_tokenizer_are_not_spelled() -> None:
+    _, y, answer = draw_examples(parse_task("word:parity"), arm="T", n_prompts=2, n_examples=3, seed=0)
+    assert set(y.ravel()) | set(answer.ravel()) <= {"even", "odd"}
+
+
+def test_a_spelled_word_is_none_of_the_mixtures() -> None:
+    mixture, made = load_recipe().declared_mixture, spelled("word:parity")
+    assert not in_mixture(mixture, made).any()
+    with pytest.raises(TaskError, match="label ' even'"):
+        exact_answer_probs(mixture, made)
+
+
+def test_exact_answers_of_prompts() -> None:
+    mixture = load_recipe().declared_mixture
+    exact = exact_answer_probs(mixture, prompts(n_prompts=4))
+    assert exact.answers[:1000] == NUMBERS
+    assert np.exp(exact.log_prob).sum(axis=-1) == pytest.approx(1.0)
+    own = exact.of(prompts(n_prompts=4).answer)
+    assert (own[:, -1] > own[:, 1]).all()
+    assert (own[:, -1] > 0.9).all()
+
+
+def test_exact_answers_are_undefined_outside_the_mixture() -> None:
+    mixture = load_recipe().declared_mixture
+    far = build_prompts(
+        TOKENIZER, parse_task("x"), arm="T", n_prompts=1, n_examples=2, seed=0, inputs=["700", "701"]
+    )
+    with pytest.raises(TaskError, match="input '700'"):
+        exact_answer_probs(mixture, far)
+    with pytest.raises(TaskError, match="label"):
+        exact_answer_probs(mixture, prompts("20x+0", n_prompts=2))

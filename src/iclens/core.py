@@ -108,10 +108,10 @@ PREFIX_LENGTH = 2
 TOKENS_PER_EXAMPLE = len(ROLES)
 
 TEMPLATE = "(x, y)"
-"""The template of prompts that name none; `tasks.rendering` holds it and the others."""
+"""The template of prompts that name none; `prompts.render` holds it and the others."""
 
 BELIEFS = ("numeric", "odd", "double", "exact", "copy")
-"""Beliefs read from the logits at `pre`; `tasks.beliefs` defines each."""
+"""Beliefs read from the logits at `pre`; `prompts.beliefs` defines each."""
 
 HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out", "z")
 """Activations that can be recorded or edited, by their TransformerLens names.

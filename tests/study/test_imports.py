@@ -66,7 +66,7 @@ def test_touching_any_module_that_a_stage_can_reach_changes_its_key(
     [
         ("growth", "growth/bayes.py"), ("track", "growth/bayes.py"), ("track", "study/shards.py"),
         ("track", "study/bench.py"), ("patch", "study/bench.py"), ("shape", "growth/shape.py"),
-        ("saes", "training/data/buffer.py"), ("identify", "transforms/concepts.yaml"),
+        ("saes", "training/data/buffer.py"), ("identify", "concepts/concepts.yaml"),
         ("dashboard", "dashboards/assets/site.css"), ("dashboard", "dashboards/templates/base.html.j2"),
     ],
 )  # fmt: skip

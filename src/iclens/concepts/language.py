@@ -37,7 +37,7 @@ tasks."""
 
 
 class Rule(Protocol):
-    """What a concept needs to know of a task; `tasks.rules.Task` has it."""
+    """What a concept needs to know of a task; `prompts.tasks.Task` has it."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -56,7 +56,7 @@ class Rule(Protocol):
 
 
 class SlopeRows(Protocol):
-    """What `slope_marginals` needs of rows; `transforms.rows.Rows` has it."""
+    """What `slope_marginals` needs of rows; `concepts.language.Rows` has it."""
 
     @property
     def family(self) -> Strings: ...  # noqa: D102
@@ -296,7 +296,7 @@ def _number(text: Strings) -> Floats:
 
 
 FACTS = ("x", "y", "example", "task", "family", "slope", "offset", "numeric_x", "numeric_y", "template")
-"""Names that an expression may use; `transforms.rows.Rows` says what each is."""
+"""Names that an expression may use; `concepts.language.Rows` says what each is."""
 _CALLS = ("abs", "median")
 _SHOWN = 60
 """Characters of an expression that an error repeats."""

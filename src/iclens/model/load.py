@@ -144,7 +144,7 @@ class LanguageModel:
     Args:
         name: folder or hub name it came from.
         network: the Hugging Face model, in eval mode.
-        tokenizer: its tokenizer; `tasks.rendering.check_tokenizer` says whether it can write prompts.
+        tokenizer: its tokenizer; `prompts.render.check_tokenizer` says whether it can write prompts.
         n_blocks: blocks loaded.
         whole: whether these are all of its blocks, so that it has logits.
     """
@@ -209,7 +209,7 @@ class LanguageModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What the model is, `models.identity.fingerprint`; taken when first asked for."""
+        """What the model is, `model.load.fingerprint`; taken when first asked for."""
         return fingerprint(self.network, self.whole)
 
     def device(self) -> torch.device:
@@ -304,7 +304,7 @@ def _config(name: str | Path, n_blocks: int) -> Any:
     stated, _ = PreTrainedConfig.get_config_dict(name)
     layers = stated.pop("layer_types", None)
     config = CONFIG_MAPPING[stated["model_type"]].from_dict(stated | {"num_hidden_layers": n_blocks})
-    if layers and layers[0] == "full_attention":  # `models.shape` refuses blocks that differ
+    if layers and layers[0] == "full_attention":  # `model.shape` refuses blocks that differ
         config.sliding_window = None
     return config
 

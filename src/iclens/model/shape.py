@@ -46,7 +46,7 @@ DEFAULTS: dict[str, dict[str, int | None]] = {
 }
 """What transformers takes for keys that config.json leaves out, for each architecture that is run here."""
 ARCHITECTURES = tuple(DEFAULTS)
-"""Model types whose blocks are run as `models.blocks` runs them; others scale the residual on the way."""
+"""Model types whose blocks are run as `model.run` runs them; others scale the residual on the way."""
 
 ATTENTION = ("full_attention", "sliding_attention")
 """Types of attention that `layer_types` may name; all of a model's blocks must be of one."""
@@ -273,8 +273,6 @@ def _read(file: Path, name: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(asked, "it is no mapping", "Fetch this file again.")
     return config
-
-
 
 
 def window(model: Any) -> int | None:

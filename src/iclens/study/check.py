@@ -1,7 +1,7 @@
 """Do these SAEs fit this model, and how good are they on real prompts?
 
 1. Every reference is loaded, strictly. 2. They are measured together on prompts of the task grid, at each
-role. 3. What does not fit (`saes.fit`) is refused, or recorded when that is asked for. 4. On request the
+role. 3. What does not fit (`saes.load`) is refused, or recorded when that is asked for. 4. On request the
 SAEs are written as one set for this model, whose card keeps the figures and what was recorded; a study of
 that set carries both.
 """

@@ -62,7 +62,7 @@ class PromptsSection(Section):
 
     task: str
     arms: list[str] = ["T", "S"]
-    """Codes of `tasks.arms`. The first is tested against `growth.controls`; the others are followed as well,
+    """Codes of `prompts.arms`. The first is tested against `growth.controls`; the others are followed as well,
     and the Bayesian tests use those that they need."""
     rival: str | None = None
     """Task of the arms that show two (W, Wr, Q-) or tell examples apart (A-, A+); chosen from the task when
@@ -120,7 +120,7 @@ class TrackSection(Section):
     roles: list[str] = ["pre", "lab", "close", "x"]
     batch: int = Field(default=128, ge=1)
     beliefs: list[str] = []
-    """Beliefs followed beside `names.BELIEFS`: logit contrasts and concepts of the task, `tasks.declared`."""
+    """Beliefs followed beside `names.BELIEFS`: logit contrasts and concepts of the task, `prompts.beliefs`."""
 
     @field_validator("sites")
     @classmethod

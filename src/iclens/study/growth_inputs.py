@@ -32,7 +32,7 @@ def label_evidence(bench: Bench, arm: str, prompts: Ints) -> Floats:
     """Nats that each example carries for the task, [prompt example]; NaN where unknown.
 
     With a declared mixture, the increment of the exact task log-odds; without one, a nominal value for right
-    and wrong labels (`tasks.prompts.nominal_evidence`).
+    and wrong labels (`prompts.build.nominal_evidence`).
     """
     chosen = bench.prompts(arm).select(prompts)
     if bench.mixture is None:

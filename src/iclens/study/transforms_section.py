@@ -33,7 +33,7 @@ class GridSection(Section):
     answers: tuple[int, int] | None = None
     """Least and greatest y of the grid's prompts, so that slopes have like answers; any when not given."""
     templates: list[str] = [TEMPLATE]
-    """How examples are written, `tasks.rendering.TEMPLATES`; each has to be six tokens for the model."""
+    """How examples are written, `prompts.render.TEMPLATES`; each has to be six tokens for the model."""
     n_prompts: int = Field(default=12, ge=2)
     """Prompts of each task and template."""
     n_examples: int = Field(default=16, ge=FIRST_EXAMPLE + 2)
@@ -64,7 +64,7 @@ class TransformsSection(Section):
     concepts: list[str] | None = None
     """Names of concepts; all, and the declared ones, when not given."""
     declare: dict[str, dict[str, dict[str, Any]]] = {}
-    """The study's own `contrasts` and `concepts`, written as in transforms/concepts.yaml."""
+    """The study's own `contrasts` and `concepts`, written as in concepts/concepts.yaml."""
     roles: Roles = ["pre", "lab"]
     """Tokens at which latents are asked."""
     q: float = Field(default=0.05, gt=0, lt=1)

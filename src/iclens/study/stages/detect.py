@@ -69,7 +69,7 @@ def arm_latents(bench: Bench, arm: str, prompts: Ints) -> dict[tuple[Site, str],
 def shortlisted(table: GrowthTable, n: int) -> GrowthTable:
     """The clearest growers of every site and role in turn, until `n` are listed; clearest first.
 
-    Clear is a slope many standard errors above 0: the floor of p (see `growth.slopes`) makes many p equal.
+    Clear is a slope many standard errors above 0: the floor of p (see `growth.detect`) makes many p equal.
     """
     grows = table.growing()
     clear = grows["slope"] / (grows["ci_high"] - grows["ci_low"])

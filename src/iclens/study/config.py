@@ -62,8 +62,8 @@ class PromptsSection(Section):
 
     task: str
     arms: list[str] = ["T", "S"]
-    """Codes of `prompts.arms`. The first is tested against `growth.controls`; the others are followed as well,
-    and the Bayesian tests use those that they need."""
+    """Codes of `prompts.arms`. The first is tested against `growth.controls`; the others are followed as well, and
+    the Bayesian tests use those that they need."""
     rival: str | None = None
     """Task of the arms that show two (W, Wr, Q-) or tell examples apart (A-, A+); chosen from the task when
     not given."""
@@ -120,7 +120,7 @@ class TrackSection(Section):
     roles: list[str] = ["pre", "lab", "close", "x"]
     batch: int = Field(default=128, ge=1)
     beliefs: list[str] = []
-    """Beliefs followed beside `names.BELIEFS`: logit contrasts and concepts of the task, `prompts.beliefs`."""
+    """Beliefs followed beside `core.BELIEFS`: logit contrasts and concepts of the task, `prompts.beliefs`."""
 
     @field_validator("sites")
     @classmethod

@@ -204,7 +204,7 @@ class Edit:
         Args:
             site: where.
             kind: one of `KINDS`.
-            role: one of `names.ROLES`.
+            role: one of `core.ROLES`.
             examples: examples of the recipient, from 0; the last of a run is its query.
             value: as above.
             donor_examples: examples of the donor that the value came from.

@@ -59,7 +59,7 @@ _N = np.arange(len(NUMBERS))
 def read_beliefs(
     probs: AnswerProbs, task: Task, x: Strings, answer: Strings, copied: Strings | None = None
 ) -> Floats:
-    """Probability of every belief, in the order of `names.BELIEFS`.
+    """Probability of every belief, in the order of `core.BELIEFS`.
 
     Args:
         probs: distribution over answers, [... answer].

@@ -57,7 +57,7 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType({
         Template("<", ";", ">\n"),
     )
 })  # fmt: skip
-"""Name → template; `names.TEMPLATE` is the default."""
+"""Name → template; `core.TEMPLATE` is the default."""
 DEFAULT = TEMPLATES[TEMPLATE]
 
 

@@ -62,8 +62,8 @@ class PromptsSection(Section):
 
     task: str
     arms: list[str] = ["T", "S"]
-    """Codes of `prompts.arms`. The first is tested against `growth.controls`; the others are followed as well, and
-    the Bayesian tests use those that they need."""
+    """Codes of `prompts.arms`. The first is tested against `growth.controls`; the others are followed as
+    well, and the Bayesian tests use those that they need."""
     rival: str | None = None
     """Task of the arms that show two (W, Wr, Q-) or tell examples apart (A-, A+); chosen from the task when
     not given."""

@@ -326,7 +326,7 @@ def read_help() -> dict[str, Any]:
     """Command → its help, and its options: whether each is required, its default and its help."""
     import typer
 
-    from iclens.cli.main import app
+    from iclens.cli import app
 
     return dict(_commands("iclens", typer.main.get_command(app)))
 

@@ -403,7 +403,7 @@ def _json_keys(run: Path) -> dict[str, list[str]]:
     import subprocess
     import tempfile
 
-    from iclens.cli.main import main as command_line
+    from iclens.cli import main as command_line
 
     with tempfile.TemporaryDirectory() as scratch:
         copied = Path(shutil.copytree(run.parents[1], Path(scratch) / "runs")) / run.parent.name / run.name

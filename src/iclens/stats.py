@@ -1,17 +1,27 @@
-"""Statistics shared by every test: bootstrap over prompts, false discovery rate, splits of prompts."""
+"""The statistics of every test: prompt bootstrap, intervals, p-values, false discovery, splits of prompts.
+
+The prompt is the unit of inference: resamples draw whole prompts, never examples or tokens.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from iclens.core import TableError
 from iclens.table import Floats, Ints
 
-_ENDS = (0.025, 0.975)
+N_RESAMPLES = 1000
+ENDS = (0.025, 0.975)
+"""Quantiles at the ends of a 95 % interval."""
+
+
+# ----------------------------------------------------------------------------------------- bootstrap
 
 
 class Band(NamedTuple):
@@ -23,35 +33,59 @@ class Band(NamedTuple):
     n_prompts: Ints
 
 
-def resample_prompts(n_prompts: int, n_resamples: int, rng: np.random.Generator) -> Ints:
+@dataclass(frozen=True)
+class Interval:
+    """One figure and its interval; NaN where it was not measured."""
+
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def known(self) -> bool:
+        """Whether it was measured."""
+        return math.isfinite(self.value)
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+UNDEFINED = Interval()
+"""A figure that was not measured."""
+
+
+def resample_prompts(n_prompts: int, n_resamples: int, rng: np.random.Generator) -> Floats:
     """How often each prompt is drawn in each bootstrap resample, [resample prompt]; rows sum to n_prompts."""
     if n_prompts < 1:
         raise TableError("a bootstrap over prompts", "no prompts", "Give at least one prompt.")
-    return rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=n_resamples)
+    drawn = rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=n_resamples)
+    return drawn.astype(np.float64)
 
 
-def prompt_band(values: Floats, rng: np.random.Generator, n_resamples: int = 1000) -> Band:
-    """Mean over prompts with its 95 % percentile interval from a prompt bootstrap.
+def sample_and_resamples(n_prompts: int, n_resamples: int, rng: np.random.Generator) -> Floats:
+    """`resample_prompts` below the sample itself, each prompt once, [1 + resample prompt]."""
+    return np.concatenate([np.ones((1, n_prompts)), resample_prompts(n_prompts, n_resamples, rng)])
 
-    A prompt counts only where its value is finite; a mean over no prompt is NaN.
 
-    Args:
-        values: [prompt ...].
-        rng: draws the resamples.
-        n_resamples: number of bootstrap resamples.
+def interval(resampled: Floats) -> Floats:
+    """Ends of the 95 % percentile interval, [resample ...] → [2 ...], of the resamples that are not NaN.
 
-    Returns:
-        mean, low, high, n_prompts, each [...].
+    NaN where all are, or there are none.
     """
-    flat = values.reshape(len(values), -1).astype(np.float64)
-    counted = np.isfinite(flat)
-    draws = resample_prompts(len(values), n_resamples, rng).astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        resampled = (draws @ np.where(counted, flat, 0.0)) / (draws @ counted)
-    low, high = _quantiles(resampled)
-    shape = values.shape[1:]
-    mean = prompt_mean(values)
-    return Band(mean, low.reshape(shape), high.reshape(shape), counted.sum(axis=0).reshape(shape))
+    flat = resampled.reshape(len(resampled), math.prod(resampled.shape[1:]))
+    defined = ~np.isnan(flat)
+    ends = np.full((2, flat.shape[1]), np.nan)
+    some, whole = defined.any(axis=0), defined.all(axis=0)
+    ends[:, some & whole] = np.quantile(flat[:, some & whole], ENDS, axis=0) if len(flat) else np.nan
+    for column in np.flatnonzero(some & ~whole):
+        ends[:, column] = np.quantile(flat[defined[:, column], column], ENDS)
+    return ends.reshape(2, *resampled.shape[1:])
+
+
+def sample_interval(values: Floats) -> Interval:
+    """A figure of `sample_and_resamples`, [1 + resample]; without ends where the sample's own is NaN."""
+    low, high = interval(values[1:]) if not np.isnan(values[0]) else (math.nan, math.nan)
+    return Interval(float(values[0]), float(low), float(high))
 
 
 def prompt_mean(values: Floats) -> Floats:
@@ -61,34 +95,84 @@ def prompt_mean(values: Floats) -> Floats:
         return np.where(counted, values, 0.0).sum(axis=0, dtype=np.float64) / counted.sum(axis=0)
 
 
-def _quantiles(resampled: Floats) -> Floats:
-    """Ends of the 95 % interval over resamples [resample value] that drew a prompt with a value, [2 value].
+def prompt_band(values: Floats, rng: np.random.Generator, n_resamples: int = N_RESAMPLES) -> Band:
+    """Mean over prompts with its 95 % percentile interval from a prompt bootstrap, [prompt ...] → [...].
 
-    NaN where none did.
+    A prompt counts only where its value is finite; a mean over no prompt is NaN.
     """
-    drawn = np.isfinite(resampled)
-    found, whole = np.full((2, resampled.shape[1]), np.nan), drawn.all(axis=0)
-    found[:, whole] = np.quantile(resampled[:, whole], _ENDS, axis=0)
-    for i in np.flatnonzero(~whole & drawn.any(axis=0)):
-        found[:, i] = np.quantile(resampled[drawn[:, i], i], _ENDS)
-    return found
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    counted = np.isfinite(flat)
+    draws = resample_prompts(len(values), n_resamples, rng)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        resampled = (draws @ np.where(counted, flat, 0.0)) / (draws @ counted)
+    shape = values.shape[1:]
+    low, high = interval(resampled).reshape(2, *shape)
+    return Band(prompt_mean(values), low, high, counted.sum(axis=0).reshape(shape))
+
+
+def ratios_of_means(top: Floats, bottom: Floats, draws: Floats) -> tuple[Floats, Floats, Floats]:
+    """Mean of `top` ÷ mean of `bottom` with its 95 % interval, [prompt ...] → [...] each.
+
+    NaN where the interval of the bottom's mean holds 0, so that the ratio's sign is unclear.
+
+    Args:
+        top: [prompt ...].
+        bottom: same axes.
+        draws: of `resample_prompts`, or a multiple of it, [resample prompt].
+    """
+    below = draws @ bottom
+    least, most = interval(below)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = interval((draws @ top) / below)
+        value = top.sum(axis=0) / bottom.sum(axis=0)
+    unclear = (least <= 0) & (most >= 0)
+    value, low, high = (np.where(unclear, np.nan, figure) for figure in (value, low, high))
+    return value, low, high
+
+
+def ratio_of_means(top: Floats, bottom: Floats, seed: int = 0) -> Interval:
+    """`ratios_of_means` of one figure, [prompt] each, over `N_RESAMPLES` resamples."""
+    draws = resample_prompts(len(top), N_RESAMPLES, np.random.default_rng(seed))
+    return Interval(*(float(figure) for figure in ratios_of_means(top, bottom, draws)))
+
+
+# -------------------------------------------------------------------------------- intervals and tests
+
+
+def half_width(sd: Floats, n: int) -> Floats:
+    """Half-width of the 95 % t interval of a mean of n values with standard deviation `sd` (n − 1)."""
+    return stats.t.ppf(ENDS[1], n - 1) * sd / np.sqrt(n)
+
+
+def control_p(effect: Floats | float, controls: Floats) -> Floats:
+    """p of an effect among controls: (1 + controls that are at least as large) / (1 + their number).
+
+    One-sided; two-sided for absolute values of both.
+
+    Args:
+        effect: [...].
+        controls: [... control].
+    """
+    beaten = (controls >= np.asarray(effect)[..., None]).sum(axis=-1)
+    return (1 + beaten) / (1 + controls.shape[-1])
 
 
 def benjamini_hochberg(p_values: Floats) -> Floats:
-    """Adjusted p-values of one family: min over j ≥ i of p_(j) · n / j, at most 1.
-
-    Args:
-        p_values: [test]; NaN marks a test that was not made and is not counted.
-
-    Returns:
-        [test], NaN where the p-value is.
-    """
+    """Adjusted p-values of one family, any shape; NaN marks a test that was not made and is not counted."""
     adjusted = np.full(p_values.shape, np.nan)
+    made = np.isfinite(p_values)
+    if made.any():
+        adjusted[made] = stats.false_discovery_control(p_values[made])
+    return adjusted
+
+
+def holm(p_values: Floats) -> Floats:
+    """Holm's adjusted p-values, [test]; NaN marks a test that was not made and is not counted."""
+    adjusted = np.full(len(p_values), np.nan)
     made = np.flatnonzero(np.isfinite(p_values))
-    if made.size:
-        order = made[np.argsort(p_values[made])]
-        scaled = p_values[order] * made.size / np.arange(1, made.size + 1)
-        adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    order = made[np.argsort(p_values[made], kind="stable")]
+    scaled = p_values[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
     return adjusted
 
 
@@ -107,15 +191,18 @@ def study_q_values(families: Sequence[Floats]) -> list[Floats]:
     adjusted = [benjamini_hochberg(family) for family in families]
     simes = np.sort([np.nanmin(a) for a in adjusted if np.isfinite(a).any()])
     ranks = np.arange(1, len(simes) + 1)
-    found = []
+    q_values = []
     for a in adjusted:
         q = np.full(a.shape, np.nan)
         made = np.isfinite(a)
         if made.any():
             candidates = len(simes) * np.maximum(a[made][:, None], simes) / ranks
             q[made] = np.minimum(candidates.min(axis=1), 1.0)
-        found.append(q)
-    return found
+        q_values.append(q)
+    return q_values
+
+
+# ------------------------------------------------------------------------------------------- splits
 
 
 SHARES = (0.3, 0.4, 0.3)
@@ -137,11 +224,6 @@ def split_prompts(n_prompts: int, n_examples: int, *, seed: int) -> Splits:
     """A random split; prompt i of every arm falls into the same part.
 
     A shape needs the covariance of the examples: at least twice as many prompts as examples.
-
-    Args:
-        n_prompts: prompt pairs of the study.
-        n_examples: examples of each.
-        seed: of the split.
 
     Raises:
         TableError: when a part would be too small, saying how many prompts are needed.

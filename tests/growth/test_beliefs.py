@@ -1,4 +1,4 @@
-"""Bands over prompts, the belief table, and trajectories."""
+"""The belief table, and trajectories."""
 
 import numpy as np
 import pytest
@@ -6,30 +6,6 @@ import pytest
 from iclens.activations import Trajectories, examples_seen
 from iclens.core import BELIEFS, SiteError, TableError
 from iclens.growth.bayes import belief_table
-from iclens.stats import prompt_band, resample_prompts
-
-
-def test_band_covers_the_mean() -> None:
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal((100, 600)) + 2
-    band = prompt_band(values, rng)
-    assert np.allclose(band.mean, values.mean(axis=0))
-    assert 0.91 <= ((band.low <= 2) & (band.high >= 2)).mean() <= 0.97
-
-
-def test_band_counts_only_defined_prompts() -> None:
-    values = np.array([[1.0, np.nan, np.nan], [3.0, 4.0, np.nan]])
-    band = prompt_band(values, np.random.default_rng(0))
-    assert list(band.n_prompts) == [2, 1, 0]
-    assert band.mean[0] == 2 and band.mean[1] == 4 and np.isnan(band.mean[2])
-    assert np.isnan(band.low[2]) and np.isnan(band.high[2])
-    assert band.low[1] == band.high[1] == 4
-
-
-def test_resamples_keep_the_number_of_prompts() -> None:
-    assert (resample_prompts(7, 50, np.random.default_rng(0)).sum(axis=1) == 7).all()
-    with pytest.raises(TableError, match="no prompts"):
-        resample_prompts(0, 5, np.random.default_rng(0))
 
 
 def test_belief_table_has_means_beside_the_exact_ones() -> None:

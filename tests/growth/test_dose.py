@@ -1,4 +1,4 @@
-"""Dose-responses: exact lines and curves, intervals that cover, ratios that know when they are undefined."""
+"""Dose-responses: exact lines and curves, intervals, and reasons."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iclens.core import TableError
-from iclens.growth.verdict import DOSES, MOST_QUADRATIC, causal_reasons, control_p, fit_doses, ratio_of_means
+from iclens.growth.verdict import DOSES, MOST_QUADRATIC, causal_reasons, fit_doses
 
 
 def curves(slope: float, curvature: float, n_prompts: int = 5) -> np.ndarray:
@@ -52,31 +52,6 @@ def test_too_few_prompts_or_doses_are_refused() -> None:
         fit_doses(np.zeros((1, 4, 2)), np.array([0.5, 1.0]))
     with pytest.raises(TableError, match="dose"):
         fit_doses(np.zeros((1, 4, 5)))
-
-
-def test_a_ratio_is_of_means_and_undefined_over_nothing() -> None:
-    rng = np.random.default_rng(0)
-    bottom = 4 + rng.standard_normal(60)
-    ratio = ratio_of_means(0.25 * bottom, bottom)
-    np.testing.assert_allclose([ratio.value, ratio.low, ratio.high], 0.25)
-    top = rng.standard_normal(60)
-    ratio = ratio_of_means(top, bottom, seed=3)
-    assert ratio.value == pytest.approx(top.mean() / bottom.mean())
-    assert ratio.low < ratio.value < ratio.high
-    assert ratio == ratio_of_means(top, bottom, seed=3)
-    unclear = ratio_of_means(top, rng.standard_normal(60))
-    assert np.isnan([unclear.value, unclear.low, unclear.high]).all()
-
-
-def test_falling_beliefs_have_ratios_too() -> None:
-    bottom = -4 + np.random.default_rng(0).standard_normal(60)
-    assert ratio_of_means(-2 * bottom, bottom).value == pytest.approx(-2)
-
-
-def test_control_p_counts_controls_that_raise_the_belief_as_much() -> None:
-    controls = np.array([[0.1, -0.5, 0.2], [0.1, -0.5, 0.2]])
-    np.testing.assert_allclose(control_p(np.array([0.3, -9.0]), controls), [1 / 4, 4 / 4])
-    np.testing.assert_allclose(control_p(np.array([0.1]), controls[:1]), [3 / 4])
 
 
 def test_the_first_demand_that_fails_is_the_reason() -> None:

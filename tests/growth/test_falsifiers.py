@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from iclens.growth.verdict import FALSIFIERS, Figures, Interval, ask
+from iclens.growth.verdict import FALSIFIERS, Figures, ask
+from iclens.stats import Interval
 
 SOUND = Figures(
     n_tested=900, n_grows=80, n_confirmed=60, n_shortlisted=70, n_rising=200, n_own=40,

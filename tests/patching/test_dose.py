@@ -8,7 +8,7 @@ import torch
 
 from iclens.activations import Activations, LatentActs
 from iclens.core import BELIEFS, EditError, SaeError, Site, TableError, position
-from iclens.growth.verdict import DOSES, control_p
+from iclens.growth.verdict import DOSES
 from iclens.model.load import LanguageModel
 from iclens.model.run import Edit, answer_probs, record, unembed
 from iclens.patching.dose import (
@@ -29,6 +29,7 @@ from iclens.prompts.build import PromptSet, build_prompts
 from iclens.prompts.tasks import parse_task
 from iclens.saes.encode import encode
 from iclens.saes.load import Sae
+from iclens.stats import control_p
 from iclens.track import belief_log_odds
 
 from ..conftest import EXACT

@@ -11,7 +11,7 @@ import numpy as np
 from iclens.core import TableError
 from iclens.prompts.build import PromptSet
 from iclens.schemas import AccountTable
-from iclens.stats import resample_prompts
+from iclens.stats import N_RESAMPLES, interval, resample_prompts
 from iclens.table import Floats, Ints
 
 
@@ -212,7 +212,6 @@ ACCOUNTS = (
 
 SHRINK = 0.1
 """Weight of the diagonal in each arm's covariance."""
-RESAMPLES = 1000
 FLAT = 1e-12
 """Least share: of a curve's square beside a constant for it to have a slope; of the largest variance."""
 
@@ -305,7 +304,7 @@ def compare_all(
     chosen = [a for a in accounts or ACCOUNTS if a.name not in FROZEN or _everywhere(a.name, designs)]
     fitted = [_fit(account, parts) for account in chosen]
     n_held = len(halves[1])
-    draws = resample_prompts(n_held, RESAMPLES, np.random.default_rng(seed)) / n_held
+    draws = resample_prompts(n_held, N_RESAMPLES, np.random.default_rng(seed)) / n_held
     return [_ranked(chosen, fitted, r, arms, draws) for r in range(n_readouts)]
 
 
@@ -419,7 +418,7 @@ def _ranked(
     scores = np.array([fit.log_likelihood[readout] for fit in fitted])
     ranking = np.argsort(-scores.mean(axis=1), kind="stable")
     behind = scores[ranking[0]] - scores[ranking]
-    low, high = np.quantile(behind @ draws.T, [0.025, 0.975], axis=1)
+    low, high = interval((behind @ draws.T).T)
     thetas = [chosen[i].grid[int(fitted[i].theta[readout])] for i in ranking]
     words = [
         ", ".join(f"{s} {t:.3g}" for s, t in zip(chosen[i].symbols, theta, strict=True))

@@ -11,7 +11,17 @@ from scipy.special import expit
 
 from iclens.core import BELIEFS, TableError
 from iclens.schemas import BayesTestTable, BeliefTable
-from iclens.stats import prompt_band, prompt_mean, resample_prompts
+from iclens.stats import (
+    N_RESAMPLES,
+    Interval,
+    interval,
+    prompt_band,
+    prompt_mean,
+    ratio_of_means,
+    resample_prompts,
+    sample_and_resamples,
+    sample_interval,
+)
 from iclens.table import Floats, Ints, expect_shape
 
 LINEAR_R2 = 0.98
@@ -177,7 +187,7 @@ def fit_log_odds(
     fits = np.stack([curves.mean(axis=1) - slopes * n.mean(), slopes], axis=1)
     lo_0, lam = fits.mean(axis=0)
     draws = resample_prompts(len(curves), n_resamples, np.random.default_rng(seed)) / len(curves)
-    low, high = np.quantile(draws @ fits, [0.025, 0.975], axis=0)
+    low, high = interval(draws @ fits)
     return BayesFit(
         float(lo_0), float(low[0]), float(high[0]), float(lam), float(low[1]), float(high[1]),
         _correlation(n, curves.mean(axis=0)), int(n[0]), int(n[-1]), len(curves), "",
@@ -207,9 +217,9 @@ def agreement(exact: Floats, model: Floats, *, n_resamples: int = 1000, seed: in
     # The slope needs five sums over prompts, so a resample is one weighted sum of per-prompt sums.
     sums: Floats = np.stack([a.sum(axis=1) for a in (w, x, y, x * x, x * y)], axis=1)
     slope, intercept = _line(sums.sum(axis=0))
-    draws = resample_prompts(n_prompts, n_resamples, np.random.default_rng(seed)).astype(float)
+    draws = resample_prompts(n_prompts, n_resamples, np.random.default_rng(seed))
     slopes, _ = _line(draws @ sums)
-    low, high = np.nanquantile(slopes, [0.025, 0.975])
+    low, high = interval(slopes)
     r = _correlation(exact[both], model[both])
     return Agreement(float(slope), float(low), float(high), float(intercept), r, n_prompts, "")
 
@@ -385,7 +395,6 @@ def _fit(design: Floats, y: Floats, cluster: Ints) -> EvidenceFit:
 
 Arms = Mapping[str, Floats]
 Row = dict[str, object]
-RESAMPLES = 1000
 FIRST_DIFFERENT = 2
 """Examples after which a repeated example is one where T shows a new one."""
 
@@ -440,13 +449,11 @@ def duplicates(distinct: Floats, repeated: Floats, seed: int = 0) -> Row:
         seed: of the resampling.
     """
     first = FIRST_DIFFERENT - 1
-    estimate, low, high = _ratio(
-        repeated[:, -1] - repeated[:, first], distinct[:, -1] - distinct[:, first], seed
-    )
-    verdict = "as much as new ones" if high >= 1 else "less than new ones"
-    if low <= 0 <= high:
+    ratio = ratio_of_means(repeated[:, -1] - repeated[:, first], distinct[:, -1] - distinct[:, first], seed)
+    verdict = "as much as new ones" if ratio.high >= 1 else "less than new ones"
+    if ratio.low <= 0 <= ratio.high:
         verdict = "nothing"
-    return _row(estimate, low, high, "growth per repeated ÷ per new example; counting 1, sure labels 0",
+    return _row(ratio, "growth per repeated ÷ per new example; counting 1, sure labels 0",
                 f"repeated examples add {verdict}")  # fmt: skip
 
 
@@ -463,16 +470,17 @@ def order(orders: Floats, seed: int = 0) -> Row:
     n_orders, n_prompts = shown.shape[:2]
     within = shown.var(axis=0, ddof=1).mean(axis=1)
     mean = shown.mean(axis=0)
-    draws = resample_prompts(n_prompts, RESAMPLES, np.random.default_rng(seed)) / n_prompts
-    weights = np.concatenate([np.full((1, n_prompts), 1 / n_prompts), draws])
+    weights = sample_and_resamples(n_prompts, N_RESAMPLES, np.random.default_rng(seed)) / n_prompts
     over_sets = ((weights @ mean**2) - (weights @ mean) ** 2).mean(axis=1) * n_prompts / (n_prompts - 1)
     inside = weights @ within
     ratio = inside / np.maximum(over_sets - inside / n_orders, 1e-12)
-    low, high = np.quantile(ratio[1:], [0.025, 0.975])
+    found = sample_interval(ratio)
     verdict = (
-        "order matters more than the examples" if low > 1 else "the examples matter more than their order"
+        "order matters more than the examples"
+        if found.low > 1
+        else "the examples matter more than their order"
     )
-    return _row(ratio[0], low, high, "variance over orders ÷ over sets of examples; exchangeable 0", verdict)
+    return _row(found, "variance over orders ÷ over sets of examples; exchangeable 0", verdict)
 
 
 def reversal(kept: Floats, switched: Floats, seed: int = 0) -> Row:
@@ -485,11 +493,9 @@ def reversal(kept: Floats, switched: Floats, seed: int = 0) -> Row:
     """
     half = kept.shape[1] // 2
     given_back, gained = switched[:, half] - switched[:, -1], switched[:, half] - switched[:, 0]
-    estimate, low, high = _ratio(given_back, gained, seed)
-    verdict = "the belief comes back down" if low > 0 else "the belief does not come back down"
-    return _row(
-        estimate, low, high, "share of the first half's gain given back by a rival's second half", verdict
-    )
+    ratio = ratio_of_means(given_back, gained, seed)
+    verdict = "the belief comes back down" if ratio.low > 0 else "the belief does not come back down"
+    return _row(ratio, "share of the first half's gain given back by a rival's second half", verdict)
 
 
 def separability(plain: Floats, hinted: Floats, n_hinted: int, seed: int = 0) -> Row:
@@ -502,13 +508,13 @@ def separability(plain: Floats, hinted: Floats, n_hinted: int, seed: int = 0) ->
         seed: of the resampling.
     """
     gap = plain - hinted
-    estimate, low, high = _ratio(gap[:, -1], gap[:, n_hinted], seed)
-    verdict = "the hint acts as a prior" if low <= 1 <= high else "the hint's effect is not constant"
-    if high < 1:
-        verdict = "the hint is overcome"
-    return _row(
-        estimate, low, high, "gap to the hinted arm at the end ÷ just after the hint; a prior 1", verdict
+    ratio = ratio_of_means(gap[:, -1], gap[:, n_hinted], seed)
+    verdict = (
+        "the hint acts as a prior" if ratio.low <= 1 <= ratio.high else "the hint's effect is not constant"
     )
+    if ratio.high < 1:
+        verdict = "the hint is overcome"
+    return _row(ratio, "gap to the hinted arm at the end ÷ just after the hint; a prior 1", verdict)
 
 
 def increments(log_odds: Arms, llr: Arms, similarity: Arms | None = None) -> Row:
@@ -522,7 +528,7 @@ def increments(log_odds: Arms, llr: Arms, similarity: Arms | None = None) -> Row
         "both": "increments follow the evidence and count", "neither": "increments follow neither",
     }  # fmt: skip
     return _row(
-        fit.evidence[0], fit.evidence_low[0], fit.evidence_high[0],
+        Interval(*(float(part[0]) for part in (fit.evidence, fit.evidence_low, fit.evidence_high))),
         f"Δ log-odds per nat of task evidence; per example beside it {fit.count[0]:.3f} "
         f"[{fit.count_low[0]:.3f}, {fit.count_high[0]:.3f}]" + _near(fit),
         words[fit.weighting[0]],
@@ -544,21 +550,11 @@ def _with_evidence(known: Arms, llr: Arms) -> list[str]:
     return [arm for arm in known if arm in llr and np.isfinite(llr[arm][:, :-1]).any()]
 
 
-def _ratio(top: Floats, bottom: Floats, seed: int) -> tuple[float, float, float]:
-    """Ratio of means over prompts with its percentile interval; NaN where the bottom's sign is unclear."""
-    draws = resample_prompts(len(top), RESAMPLES, np.random.default_rng(seed))
-    below = draws @ bottom
-    if np.quantile(below, 0.025) <= 0 <= np.quantile(below, 0.975):
-        return float("nan"), float("nan"), float("nan")
-    low, high = np.quantile((draws @ top) / below, [0.025, 0.975])
-    return float(top.sum() / bottom.sum()), float(low), float(high)
-
-
-def _row(estimate: float, low: float, high: float, meaning: str, verdict: str) -> Row:
-    if not np.isfinite(estimate):
+def _row(found: Interval, meaning: str, verdict: str) -> Row:
+    if not found.known:
         return _undefined("what it is measured against is not clearly different from 0")
     return {
-        "estimate": float(estimate), "low": float(low), "high": float(high), "meaning": meaning,
+        "estimate": found.value, "low": found.low, "high": found.high, "meaning": meaning,
         "verdict": verdict, "reason": "",
     }  # fmt: skip
 

@@ -14,7 +14,7 @@ from iclens.activations import LatentActs
 from iclens.core import Site, TableError
 from iclens.prompts.build import PromptSet, check_pairing
 from iclens.schemas import GrowthTable
-from iclens.stats import study_q_values
+from iclens.stats import half_width, study_q_values
 from iclens.table import Floats, Ints
 
 
@@ -46,7 +46,7 @@ class SlopeMoments:
     @property
     def half_width(self) -> Floats:
         """Half-width of the 95 % t interval of the mean slope, [latent]."""
-        return stats.t.ppf(0.975, self.n_prompts - 1) * self.sd / np.sqrt(self.n_prompts)
+        return half_width(self.sd, self.n_prompts)
 
     def p_rising(self) -> Floats:
         """One-sided p for mean > 0: the larger of the t tail and 2^−n_differing, [latent].

@@ -21,13 +21,11 @@ from iclens.growth.verdict import (
     Manifest,
     causal_reasons,
     confirm,
-    control_p,
     fit_doses,
-    ratio_of_means,
 )
 from iclens.prompts.build import PromptSet
 from iclens.schemas import ShapeTable
-from iclens.stats import benjamini_hochberg, split_prompts
+from iclens.stats import benjamini_hochberg, control_p, ratio_of_means, split_prompts
 from iclens.table import Floats, Ints
 
 CONCEPTS = ("parity", "band", "numeric")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from scipy import stats
 
 from iclens.core import REDO_STAGE, Site, TableError
 from iclens.schemas import FALLS, LADDER, ConfirmTable, FalsifierTable, VerdictTable
-from iclens.stats import resample_prompts
+from iclens.stats import UNDEFINED, Interval, half_width, holm
 from iclens.table import Floats, Ints, expect_shape
 
 Place = tuple[Site, str]
@@ -136,16 +135,6 @@ def confirm(
     return _table(manifest.claims, slopes, alone)
 
 
-def holm(p_values: Floats) -> Floats:
-    """Holm's adjusted p-values, [test]; NaN marks a test that was not made and is not counted."""
-    adjusted = np.full(len(p_values), np.nan)
-    made = np.flatnonzero(np.isfinite(p_values))
-    order = made[np.argsort(p_values[made], kind="stable")]
-    scaled = p_values[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
-    return adjusted
-
-
 def _by_place(claims: Sequence[Claim]) -> dict[Place, list[int]]:
     places: dict[Place, list[int]] = {}
     for i, claim in enumerate(claims):
@@ -168,7 +157,7 @@ def _table(claims: Sequence[Claim], slopes: Floats, alone: Floats) -> ConfirmTab
     # As in detection: no sign test of so many prompts could go lower.
     p = np.where(differing > 0, np.maximum(tail, 0.5 ** differing.astype(float)), np.nan)
     half = stats.t.ppf(0.975, n - 1) * error
-    own_half = stats.t.ppf(0.975, n - 1) * alone.std(axis=1, ddof=1) / np.sqrt(n)
+    own_half = half_width(alone.std(axis=1, ddof=1), n)
     discovery = np.array([claim.slope for claim in claims], dtype=float)
     return ConfirmTable(
         {
@@ -292,23 +281,6 @@ ADDITIVE = (0.8, 1.25)
 
 
 @dataclass(frozen=True)
-class Interval:
-    """An estimate and its interval; NaN where it was not measured."""
-
-    value: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-
-    @property
-    def known(self) -> bool:
-        """Whether it was measured."""
-        return math.isfinite(self.value)
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-
-@dataclass(frozen=True)
 class Figures:
     """What the falsifiers look at.
 
@@ -340,14 +312,14 @@ class Figures:
     n_own: int = 0
     n_sublinear: int = 0
     n_shaped: int = 0
-    belief_exponent: Interval = Interval()
-    duplicates: Interval = Interval()
-    evidence: Interval = Interval()
-    order: Interval = Interval()
+    belief_exponent: Interval = UNDEFINED
+    duplicates: Interval = UNDEFINED
+    evidence: Interval = UNDEFINED
+    order: Interval = UNDEFINED
     n_dosed: int = 0
     n_causal: int = 0
     n_undecided: int = 0
-    closure: Interval = Interval()
+    closure: Interval = UNDEFINED
     closure_site: str = ""
     n_directions: int = 0
     n_directions_grow: int = 0
@@ -471,7 +443,6 @@ NATURAL_SQUARE, NATURAL_FOURTH = 1 / 3, 1 / 5
 DOSE_LEVEL = 0.05
 UNDECIDED = "beyond all its matched random latents, which are too few for so many pushed ones"
 """Why a latent whose p is as small as its controls allow is not called."""
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -483,15 +454,6 @@ class DoseFit:
     high: Floats
     quadratic_share: Floats
     slopes: Floats
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A ratio of means over prompts with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def fit_doses(responses: Floats, doses: Floats = DOSES) -> DoseFit:
@@ -520,39 +482,9 @@ def fit_doses(responses: Floats, doses: Floats = DOSES) -> DoseFit:
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(linear + quadratic > 0, quadratic / (linear + quadratic), 0.0)
     n = sizes["prompt"]
-    half = stats.t.ppf(0.975, n - 1) * slopes.std(axis=1, ddof=1) / np.sqrt(n)
+    half = half_width(slopes.std(axis=1, ddof=1), n)
     middle = slopes.mean(axis=1)
     return DoseFit(middle, middle - half, middle + half, share, slopes)
-
-
-def ratio_of_means(top: Floats, bottom: Floats, seed: int = 0) -> Ratio:
-    """Mean of `top` ÷ mean of `bottom` [prompt], resampling prompts; NaN where the bottom's sign is unclear.
-
-    Args:
-        top: [prompt].
-        bottom: [prompt].
-        seed: of the resampling.
-    """
-    draws = resample_prompts(len(top), RESAMPLES, np.random.default_rng(seed))
-    below = draws @ bottom
-    if np.quantile(below, 0.025) <= 0 <= np.quantile(below, 0.975):
-        return Ratio(float("nan"), float("nan"), float("nan"))
-    low, high = np.quantile((draws @ top) / below, [0.025, 0.975])
-    return Ratio(float(top.sum() / bottom.sum()), float(low), float(high))
-
-
-def control_p(effect: Floats, controls: Floats) -> Floats:
-    """(1 + controls that raise the belief at least as much) / (1 + their number), [latent].
-
-    One-sided, as the claim is: a long push in a random direction mostly breaks the answer, and lowers the
-    belief by more than any latent raises it.
-
-    Args:
-        effect: of each latent, [latent].
-        controls: of its matched random latents, [latent control].
-    """
-    beaten = (controls >= effect[:, None]).sum(axis=1)
-    return (1 + beaten) / (1 + controls.shape[1])
 
 
 def causal_reasons(

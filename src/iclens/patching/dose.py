@@ -32,7 +32,7 @@ from torch import Tensor
 
 from iclens.activations import LatentActs
 from iclens.core import EditError, SaeError, position
-from iclens.growth.verdict import DOSES, Ratio, control_p, fit_doses, ratio_of_means
+from iclens.growth.verdict import DOSES, fit_doses
 from iclens.model.load import LanguageModel
 from iclens.model.run import Edit, answer_probs, record
 from iclens.model.tail import Tail, tails_of
@@ -44,7 +44,7 @@ from iclens.prompts.tasks import parse_task
 from iclens.saes.encode import check_decoder, decoder_directions, decoder_lengths, refuse_transcoder
 from iclens.saes.load import Sae
 from iclens.schemas import ClosureTable, DoseCurveTable, DoseTable, InjectionTable, InteractionTable
-from iclens.stats import prompt_band
+from iclens.stats import Interval, control_p, prompt_band, ratio_of_means
 from iclens.table import Floats, Ints
 
 OFF_ROLE = "comma"
@@ -54,7 +54,7 @@ PUSHABLE = ("resid_pre", "resid_post", "mlp_out")
 
 
 UNDEFINED = "undefined for this task"
-NO_RATIO = Ratio(float("nan"), float("nan"), float("nan"))
+NO_RATIO = Interval()
 
 
 @dataclass(frozen=True)
@@ -244,6 +244,8 @@ def dose_table(
             others = matched(density, mean_active, int(latent), n_controls, rng)
             units = torch.nn.functional.normalize(bed.directions(others), dim=1)
             pushed = bed.effects(np.sign(growth[i]) * push.norm() * units, batch).mean(axis=1)
+            # One-sided, as the claim is: a long push in a random direction mostly breaks the answer, and
+            # lowers the belief by more than any latent raises it.
             p_values[i] = control_p(one[i], pushed.T) if len(others) else np.nan
             n_compared[i] = len(others)
             off_role[i] = off_role_effect(bed, push)

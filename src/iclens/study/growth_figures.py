@@ -10,8 +10,9 @@ from scipy import stats
 from iclens.core import Site
 from iclens.growth.detect import MIN_ACTIVE
 from iclens.growth.shape import fit_shapes
-from iclens.growth.verdict import ADDITIVE, LEVEL, UNDECIDED, Figures, Interval
+from iclens.growth.verdict import ADDITIVE, LEVEL, UNDECIDED, Figures
 from iclens.schemas import BayesTestTable, ClosureTable, ConfirmTable, DoseTable, ShapeTable, VerdictTable
+from iclens.stats import Interval
 from iclens.table import Floats
 
 BELIEF, ROLE = "exact", "pre"

@@ -1,4 +1,4 @@
-"""Prompts are split once; claims are frozen before the confirm split is read, and cannot be changed."""
+"""Claims are frozen before the confirm split is read, and cannot be changed."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from iclens.core import Site, TableError
-from iclens.growth.verdict import Claim, Manifest, confirm, holm
-from iclens.stats import split_prompts
+from iclens.growth.verdict import Claim, Manifest, confirm
 
 PLACE = (Site(2, "mlp_out"), "pre")
 PROMPTS = np.arange(20, 60)
@@ -23,29 +22,6 @@ def rising(slopes: list[float], noise: float = 0.5) -> np.ndarray:
     rng = np.random.default_rng(0)
     n = np.arange(8)
     return np.array(slopes)[:, None, None] * n + noise * rng.standard_normal((len(slopes), 40, 8))
-
-
-def test_parts_are_disjoint_complete_and_the_same_again() -> None:
-    one, again = (split_prompts(101, 8, seed=3) for _ in range(2))
-    parts = [one.discovery, one.shape, one.confirm]
-    assert [len(part) for part in parts] == [30, 40, 31]
-    assert sorted(np.concatenate(parts).tolist()) == list(range(101))
-    assert np.array_equal(one.shape, again.shape)
-    assert not np.array_equal(one.shape, split_prompts(101, 8, seed=4).shape)
-
-
-@pytest.mark.parametrize(("n_prompts", "n_examples", "needed"), [(33, 4, 34), (79, 16, 80)])
-def test_too_few_prompts_are_refused_with_the_number_needed(
-    n_prompts: int, n_examples: int, needed: int
-) -> None:
-    with pytest.raises(TableError, match=f"Give at least {needed} prompts"):
-        split_prompts(n_prompts, n_examples, seed=0)
-    split_prompts(needed, n_examples, seed=0)
-
-
-def test_holm_by_hand() -> None:
-    found = holm(np.array([0.01, np.nan, 0.04, 0.03]))
-    np.testing.assert_allclose(found, [0.03, np.nan, 0.06, 0.06])
 
 
 def test_what_grows_is_confirmed_and_shrinkage_is_a_ratio_of_slopes() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iclens.growth.planted import (
+from planted import (
     SHAPES,
     as_latent_acts,
     at_least,
@@ -20,7 +20,7 @@ from iclens.growth.planted import (
     plant,
 )
 
-SCRIPT = Path(__file__).resolve().parents[2] / "analysis" / "benchmarks" / "growth_calibration.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "analysis" / "calibration" / "growth.py"
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 from iclens.core import TableError
 from iclens.growth.accounts import ACCOUNTS, BEHAVIOUR, EXACT, Design, compare, compare_all, design_of
 from iclens.growth.bayes import bayes_tests, duplicates, evidence_regression, order, reversal, separability
-from iclens.growth.planted import ARMS, NAMES, contexts, head_output, named, noisy_outputs
+from planted import ARMS, NAMES, contexts, head_output, named, noisy_outputs
 
 N, J = 60, 12
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from iclens.core import Site
 from iclens.growth.detect import test_arms as judge_study
-from iclens.growth.planted import null_discoveries, relabelled
+from planted import null_discoveries, relabelled
 
 N, J, D = 96, 8, 60
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from iclens.core import TableError
-from iclens.growth.planted import CONCEPTS, CONFOUND, NOTHING, OFFSETS, SLOPES, Codes, plant_codes
+from planted import CONCEPTS, CONFOUND, NOTHING, OFFSETS, SLOPES, Codes, plant_codes
 
 
 def codes(confounding: float, seed: int = 0) -> Codes:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from iclens.growth.planted import N_EACH, measure_readout, plant_readout
 from iclens.growth.verdict import DOSES, fit_doses
+from planted import N_EACH, measure_readout, plant_readout
 
 
 def test_what_is_planted() -> None:

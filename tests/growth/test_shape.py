@@ -5,9 +5,9 @@ import pytest
 from scipy import stats
 
 from iclens.core import Site, TableError
-from iclens.growth.planted import WRONG, curve, growth, noise, plant
 from iclens.growth.shape import FIT_LEVEL, families, fit_shapes, own_steps_p
 from iclens.schemas import ShapeTable
+from planted import WRONG, curve, growth, noise, plant
 
 PLACE = (Site(1, "mlp_out"), "pre")
 

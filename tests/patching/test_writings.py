@@ -17,7 +17,6 @@ from iclens.patching.dose import dose_table, joint_push, natural_parts, prepare
 from iclens.patching.latents import patch_latents
 from iclens.patching.receiver import DIRECTIONS, gather
 from iclens.patching.specificity import ablate_everywhere, specificity
-from iclens.patching.spike import own_gain
 from iclens.prompts.build import PromptSet, build_prompts
 from iclens.prompts.tasks import parse_task
 from iclens.saes.encode import by_decoder, decoder_directions, decoder_lengths, encode_rows, logit_effects
@@ -25,6 +24,7 @@ from iclens.saes.formats.parts import build
 from iclens.saes.load import Sae
 from iclens.table import Table
 from iclens.track import latent_inputs, track
+from spike import own_gain
 
 from .conftest import MakeRuns
 

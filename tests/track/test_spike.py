@@ -9,14 +9,14 @@ import torch
 
 from iclens.core import Site, TableError
 from iclens.growth.detect import test_growth as judge
-from iclens.growth.planted import WRONG
 from iclens.growth.shape import fit_shapes
 from iclens.model.load import LanguageModel
 from iclens.model.run import Edit, record
-from iclens.patching.spike import OWN, ROLE, SIZES, measure_spikes, raised, spike
 from iclens.prompts.build import PromptSet
 from iclens.saes.load import Sae
 from iclens.track import latent_inputs, pre_activations, track
+from planted import WRONG
+from spike import OWN, ROLE, SIZES, measure_spikes, raised, spike
 
 from .conftest import Build
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from iclens.growth.detect import test_arms as judge_study
-from iclens.growth.planted import null_discoveries, relabelled
 from iclens.prompts.build import PromptSet
 from iclens.track import track
+from planted import null_discoveries, relabelled
 
 
 def exchanged(own: PromptSet, other: PromptSet, swapped: np.ndarray) -> PromptSet:

@@ -19,8 +19,6 @@ import torch
 from iclens.activations import Activations, LatentActs
 from iclens.core import TableError
 from iclens.growth.detect import test_growth
-from iclens.growth.planted import WRONG, CalibrationRow, at_least, at_most, stated
-from iclens.growth.planted import curve as planted_curve
 from iclens.growth.shape import fit_shapes
 from iclens.model.load import LanguageModel, as_numpy
 from iclens.model.run import Edit, apply_edit, record
@@ -29,6 +27,8 @@ from iclens.saes.encode import decoder_directions, encode
 from iclens.saes.load import Sae
 from iclens.table import Floats, Ints, expect_shape
 from iclens.track import latent_inputs
+from planted import WRONG, CalibrationRow, at_least, at_most, stated
+from planted import curve as planted_curve
 
 ROLE = "pre"
 SIZES = (12.0, 16.0, 20.0, 24.0, 32.0, 48.0)

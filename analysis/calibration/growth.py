@@ -1,6 +1,6 @@
 """Does the growth test keep its promises? Every demand on it, measured on planted truth and on the model.
 
-    python analysis/benchmarks/growth_calibration.py [--seed 10000] [--runs 200] [--short] [--workers 2]
+    python analysis/calibration/growth.py [--seed 10000] [--runs 200] [--short] [--workers 2]
 
 1. Planted latents: nulls through the whole pipeline, false discoveries, recall, certificates, coverage. 2. A
 planted read-out: dose slopes and growers without an effect. 3. Hand-built attention heads. 4. The model:
@@ -23,7 +23,15 @@ import yaml
 
 from iclens.core import IclensError
 from iclens.growth.bayes import agreement
-from iclens.growth.planted import (
+from iclens.model.load import LanguageModel, load_model
+from iclens.model.run import answer_probs
+from iclens.prompts.beliefs import AnswerProbs, belief_index
+from iclens.prompts.build import PromptSet, build_prompts, exact_answer_probs, in_mixture
+from iclens.prompts.mixture import Mixture
+from iclens.prompts.tasks import parse_task
+from iclens.saes.load import load_sae_set
+from iclens.track import belief_log_odds, track
+from planted import (
     CalibrationRow,
     at_most,
     measure_attention,
@@ -34,15 +42,7 @@ from iclens.growth.planted import (
     measure_readout,
     null_discoveries,
 )
-from iclens.model.load import LanguageModel, load_model
-from iclens.model.run import answer_probs
-from iclens.patching.spike import measure_spikes
-from iclens.prompts.beliefs import AnswerProbs, belief_index
-from iclens.prompts.build import PromptSet, build_prompts, exact_answer_probs, in_mixture
-from iclens.prompts.mixture import Mixture
-from iclens.prompts.tasks import parse_task
-from iclens.saes.load import load_sae_set
-from iclens.track import belief_log_odds, track
+from spike import measure_spikes
 
 ROOT = Path(__file__).resolve().parents[2]
 ARMS = ("T", "N1", "N2", "N5", "D", "D2", "W", "Wr", "Q-", "Q0")

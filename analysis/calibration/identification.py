@@ -1,6 +1,6 @@
 """Does identification keep its promises? Planted codes under confounding, through an SAE, and nulls.
 
-    python analysis/benchmarks/identification_calibration.py [--seed 10000] [--runs 40] [--short] [--workers
+    python analysis/calibration/identification.py [--seed 10000] [--runs 40] [--short] [--workers
     2]
 
 1. Codes for parity, a band and being a number, each tied to one confound by Cramér's V from 0 to .9;
@@ -30,8 +30,6 @@ from iclens.activations import LatentActs
 from iclens.concepts.labels import EVERY_CONCEPT, granted, identify
 from iclens.concepts.language import Concept, Contrast, TaskGrid, everywhere, signed, split_grid
 from iclens.core import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, Site
-from iclens.growth.planted import CONCEPTS as PLANTED
-from iclens.growth.planted import CONFOUND, CalibrationRow, at_least, at_most, plant_codes, stated
 from iclens.model.load import load_model
 from iclens.prompts.build import PromptSet
 from iclens.prompts.tasks import parse_task
@@ -43,6 +41,8 @@ from iclens.track import track
 from iclens.training.config import Optimisation, SaeSpec
 from iclens.training.data.scaling import Scaling
 from iclens.training.steps.build import build_step
+from planted import CONCEPTS as PLANTED
+from planted import CONFOUND, CalibrationRow, at_least, at_most, plant_codes, stated
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFOUNDING = (0.0, 0.3, 0.5, 0.7, 0.9)

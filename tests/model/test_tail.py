@@ -7,7 +7,7 @@ import torch
 from iclens.core import EditError, Site, SiteError
 from iclens.model.load import LanguageModel
 from iclens.model.run import Edit, answer_probs
-from iclens.model.tail import Tail, rows_at_once, tails_of
+from iclens.model.tail import Tail, tails_of
 from iclens.prompts.build import PromptSet
 
 from ..conftest import EXACT
@@ -42,7 +42,7 @@ def test_a_replaced_residual_equals_the_full_forward(
     for layer in range(n + 1):
         site = Site(layer, "resid_pre") if layer < n else Site(n - 1, "resid_post")
         rows = rng.normal(size=(3, exact_model.d_model)).astype(np.float32)
-        found = tail.run(torch.as_tensor(rows), layer, batch=2).log_prob
+        found = tail.run(torch.as_tensor(rows), layer).log_prob
         for row, log_prob in zip(rows, found, strict=True):
             wanted = full(exact_model, query, edited(site, query, "replace", row))
             np.testing.assert_allclose(log_prob, wanted, rtol=0, atol=EXACT)
@@ -86,9 +86,10 @@ def test_positions_that_the_rows_do_not_hold_are_refused(
 def test_rows_are_taken_in_batches_that_fit_the_memory(exact_model: LanguageModel, query: np.ndarray) -> None:
     delta = np.random.default_rng(0).normal(size=(40, exact_model.d_model))
     wide, narrow = (Tail(exact_model, query[0], memory=memory) for memory in (2**30, 2**20))
-    assert 1 <= rows_at_once(exact_model, 1, 30, 2**20) < 40 < rows_at_once(exact_model, 1, 30)
-    assert rows_at_once(exact_model, 1, 30, 1) == 1
-    assert rows_at_once(exact_model, 12, 30, 2**24) < rows_at_once(exact_model, 1, 30, 2**24)
+    assert 1 <= narrow.rows_at_once() < 40 < wide.rows_at_once()
+    (suffix,) = tails_of(exact_model, query, first=query.shape[1] - 12)
+    suffix.memory = narrow.memory
+    assert 1 <= suffix.rows_at_once() < narrow.rows_at_once()
     for hook in ("resid_post", "resid_mid"):
         one, other = (tail.added(Site(2, hook), delta).log_prob for tail in (wide, narrow))
         np.testing.assert_allclose(one, other, rtol=0, atol=EXACT)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from iclens.core import ModelError, Site
-from iclens.model.attention import Cut, attention_patterns, head_outputs, record_cut
+from iclens.model.attention import Knockout, attention_patterns, head_outputs, record_knockout
 from iclens.model.load import LanguageModel, load_model
 from iclens.model.run import Edit, answer_probs, record, record_and_answer, run_blocks, run_to_end, unembed
 from iclens.model.tail import Tail, added_together, tails_of
@@ -116,11 +116,12 @@ def test_a_cut_of_nothing_seen_changes_nothing(
     windowed: Callable[..., LanguageModel], tokens: np.ndarray, window: int | None
 ) -> None:
     model, sites, every = windowed(window), [Site(2, "resid_post")], np.arange(LENGTH)
-    far = Cut(np.array([30]), np.array([2]), (0, 1, 2))
-    near = Cut(np.array([30]), np.array([28]), (0, 1, 2))
+    far = Knockout(np.array([30]), np.array([2]), (0, 1, 2))
+    near = Knockout(np.array([30]), np.array([28]), (0, 1, 2))
     uncut = record(model, tokens, sites, every)[sites[0]]
     differs = [
-        np.abs(record_cut(model, tokens, sites, every, [cut])[sites[0]] - uncut).max() for cut in (far, near)
+        np.abs(record_knockout(model, tokens, sites, every, [cut])[sites[0]] - uncut).max()
+        for cut in (far, near)
     ]
     assert differs[1] > 0.01
     assert differs[0] < 1e-4 if window else differs[0] > 1e-3
@@ -195,7 +196,7 @@ def test_a_window_of_nothing_is_refused(saved_model: Save) -> None:
     lambda model, ids: answer_probs(model, ids, np.array([1])),
     lambda model, ids: next(record_and_answer(model, ids, [Site(0, "z")], np.array([1]), np.array([1]))),
     lambda model, ids: attention_patterns(model, ids, [0], np.array([1])),
-    lambda model, ids: record_cut(model, ids, [Site(0, "z")], np.array([1]), []),
+    lambda model, ids: record_knockout(model, ids, [Site(0, "z")], np.array([1]), []),
     lambda model, ids: Tail(model, ids[0]),
     lambda model, ids: recorder(model)(ids, [Site(0, "z")]),
 ])  # fmt: skip

@@ -30,7 +30,7 @@ from iclens.concepts.reading import (
     undefined,
 )
 from iclens.core import Site
-from iclens.model.attention import Cut, record_cut
+from iclens.model.attention import Knockout, record_knockout
 from iclens.model.load import LanguageModel
 from iclens.model.run import Edit, record
 from iclens.prompts.build import PromptSet
@@ -538,8 +538,8 @@ def operands(
         where = positions(prompts, examples)
         for cut, roles in CUTS.items():
             tokens = prompts.tokens[few] if roles else prompts.tokens
-            cuts = [Cut.within(LAB, roles, examples, range(max(some) + 1))] if roles else []
-            held = record_cut(model, tokens, sites, where, cuts, batch=batch)
+            removed = [Knockout.within(LAB, roles, examples, range(max(some) + 1))] if roles else []
+            held = record_knockout(model, tokens, sites, where, removed, batch=batch)
             for site in sites:
                 acts = held.pop(site).reshape(len(tokens) * len(examples), -1).astype(np.float64)
                 if not roles:

@@ -1,8 +1,8 @@
-"""Attention patterns, and attention knockout: query-to-key edges removed in chosen blocks."""
+"""Attention patterns, what heads write, and knockout: query-to-key edges removed in chosen blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,8 +13,10 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from iclens.core import EditError, Site, position
 from iclens.model.load import LanguageModel, as_numpy
-from iclens.model.run import Edit, attached, batches, run_blocks, visible
+from iclens.model.run import Edit, attached, batches, record, run_blocks, visible
 from iclens.table import Floats, Ints
+
+# ----------------------------------------------------------------------------------------------- patterns
 
 
 @torch.no_grad()
@@ -24,18 +26,8 @@ def attention_patterns(
 ) -> dict[int, Floats]:  # fmt: skip
     """Attention probabilities, softmax_k(q·k / √d_head) over keys no later than the query.
 
-    A model with a sliding window attends to the keys in it alone.
-
-    Args:
-        model: the model; only blocks up to the deepest layer or edit are run.
-        tokens: [row pos].
-        layers: blocks whose patterns are read.
-        queries: positions that look, [query].
-        edits: applied to every row.
-        batch: rows per forward pass.
-
-    Returns:
-        layer → float32 [row head query key]; each query's masses sum to 1, and keys it cannot see have none.
+    For `tokens` [row pos] and positions `queries` [query] that look: layer → float32 [row head query key].
+    Each query's masses sum to 1; keys it cannot see, as those before a sliding window, have none.
 
     Raises:
         SiteError: for a layer that the model does not have.
@@ -52,35 +44,63 @@ def attention_patterns(
     parts: dict[int, list[Floats]] = {layer: [] for layer in layers}
     for rows, some in batches(tokens, batch, edits):
         embedded = model.embed(rows)
-        with attached(model, (), where, some), _caught(model, layers) as seen:
+        with attached(model, (), where, some), _queries_and_keys(model, layers) as projected:
             run_blocks(model.network, embedded, 0, stop)
         rotary = model.network.model.rotary_emb(embedded, torch.arange(length, device=embedded.device)[None])
         for layer in layers:
-            parts[layer].append(as_numpy(_pattern(model, layer, *seen.pop(layer), rotary, where)))
+            query, key = projected[layer, "q_proj"], projected[layer, "k_proj"]
+            parts[layer].append(as_numpy(_pattern(model, layer, query, key, rotary, where)))
     return {layer: np.concatenate(part) for layer, part in parts.items()}
+
+
+@contextmanager
+def _queries_and_keys(model: LanguageModel, layers: Sequence[int]) -> Iterator[dict[tuple[int, str], Tensor]]:
+    """Queries and keys of blocks before their rotation, [row pos head·d_head], by layer and projection."""
+    projected: dict[tuple[int, str], Tensor] = {}
+    handles = []
+    try:
+        for layer in layers:
+            for name in ("q_proj", "k_proj"):
+                handles.append(
+                    getattr(model.network.model.layers[layer].self_attn, name).register_forward_hook(
+                        lambda _module, _args, output, at=(layer, name): projected.update({at: output})
+                    )
+                )
+        yield projected
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pattern(
+    model: LanguageModel, layer: int, query: Tensor, key: Tensor, rotary: tuple[Tensor, Tensor], where: Ints
+) -> Tensor:
+    """One block's pattern [row head query key]; several heads share a key where keys are fewer."""
+    q, k = (part.unflatten(-1, (-1, model.d_head)).transpose(1, 2) for part in (query, key))
+    q, k = apply_rotary_pos_emb(q, k, *rotary)  # [row head pos d_head], [row kv_head pos d_head]
+    at = torch.as_tensor(where, device=q.device)
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = q[:, :, at].float() @ k.float().transpose(2, 3)  # [row head query key]
+    scores = scores * model.network.model.layers[layer].self_attn.scaling
+    seen = visible(model.network, at, torch.arange(k.shape[2], device=q.device))
+    return scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)
+
+
+# -------------------------------------------------------------------------------------- what heads write
 
 
 def head_outputs(model: LanguageModel, layer: int, z: Floats) -> Tensor:
     """What each head adds to the residual stream, z_h @ W_O,h, float32 [row head d_model].
 
-    Args:
-        model: the model.
-        layer: block.
-        z: its heads' outputs side by side, before their projection, [row head·d_head].
+    z is the heads' outputs side by side, before their projection, [row head·d_head].
     """
     return torch.einsum("rhd,hdm->rhm", _heads(model, z), output_weights(model, layer))
 
 
 def head_dots(model: LanguageModel, layer: int, z: Floats, directions: Floats) -> Floats:
-    """Dot product of each head's output with a direction of the residual stream, [row head].
+    """Dot product of each head's output with one direction per row [row d_model], as [row head]; z as above.
 
     The direction goes back through the output projection, so that no [row head d_model] is made.
-
-    Args:
-        model: the model.
-        layer: block.
-        z: its heads' outputs side by side, before their projection, [row head·d_head].
-        directions: one per row, [row d_model].
     """
     along = torch.as_tensor(directions, dtype=torch.float32, device=model.device())
     seen_by_heads = torch.einsum("rm,hdm->rhd", along, output_weights(model, layer))
@@ -88,88 +108,38 @@ def head_dots(model: LanguageModel, layer: int, z: Floats, directions: Floats) -
 
 
 def output_weights(model: LanguageModel, layer: int) -> Tensor:
-    """Each head's columns of a block's output projection, float32 [head d_head d_model]."""
+    """Each head's columns of a block's output projection, W_O, float32 [head d_head d_model]."""
     weight = model.network.model.layers[model.check_site(Site(layer, "z")).layer].self_attn.o_proj.weight
     return weight.detach().float().T.unflatten(0, (model.n_heads, model.d_head))
-
-
-def value_weights(model: LanguageModel, layer: int) -> Tensor:
-    """Each head's value projection of the residual over its root mean square, float32 [head d_head d_model].
-
-    W_V,h · diag(g) with g the weight of the block's input norm; heads that share a value have the same rows.
-
-    Args:
-        model: the model.
-        layer: block.
-    """
-    block = model.network.model.layers[model.check_site(Site(layer, "z")).layer]
-    weight = block.self_attn.v_proj.weight.detach().float().unflatten(0, (-1, model.d_head))
-    weight = weight.repeat_interleave(model.n_heads // weight.shape[0], dim=0)
-    return weight * block.input_layernorm.weight.detach().float()
 
 
 def carried(model: LanguageModel, layer: int, directions: Floats | Tensor) -> Tensor:
     """What each head writes for a position that it looks at alone, W_O,h W_V,h (g ⊙ d), [row head d_model].
 
-    Biases are left out. Of a residual divided by its root mean square, and weighted with the pattern over all
-    keys, this adds up to the head's output (less the value's bias, where there is one).
-
-    Args:
-        model: the model.
-        layer: block.
-        directions: d, what stands in the residual over its root mean square, [row d_model].
+    d [row d_model] stands in the residual over its root mean square; g is the weight of the block's input
+    norm. Weighted with the pattern over all keys, this adds up to the head's output, less its value's bias.
     """
-    held = torch.as_tensor(directions, dtype=torch.float32, device=model.device())
-    values = torch.einsum("rm,hdm->rhd", held, value_weights(model, layer))
+    block = model.network.model.layers[model.check_site(Site(layer, "z")).layer]
+    d = torch.as_tensor(directions, dtype=torch.float32, device=model.device())
+    # W_V,h · diag(g), [head d_head d_model]; heads that share a value have the same rows
+    weight = block.self_attn.v_proj.weight.detach().float().unflatten(0, (-1, model.d_head))
+    weight = weight.repeat_interleave(model.n_heads // weight.shape[0], dim=0)
+    weight = weight * block.input_layernorm.weight.detach().float()
+    values = torch.einsum("rm,hdm->rhd", d, weight)
     return torch.einsum("rhd,hdm->rhm", values, output_weights(model, layer))
 
 
 def _heads(model: LanguageModel, z: Floats) -> Tensor:
     """Heads' outputs side by side [... head·d_head] as float32 [... head d_head]."""
-    held = torch.as_tensor(z, dtype=torch.float32, device=model.device())
-    return held.unflatten(-1, (model.n_heads, model.d_head))
+    side_by_side = torch.as_tensor(z, dtype=torch.float32, device=model.device())
+    return side_by_side.unflatten(-1, (model.n_heads, model.d_head))
 
 
-@contextmanager
-def _caught(model: LanguageModel, layers: Sequence[int]) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
-    """Queries and keys of blocks before their rotation, each [row pos head·d_head], layer → both."""
-    queries: dict[int, Tensor] = {}
-    keys: dict[int, Tensor] = {}
-    both: dict[int, tuple[Tensor, Tensor]] = {}
-    handles = []
-    try:
-        for layer in layers:
-            attention = model.network.model.layers[layer].self_attn
-            for part, kept in ((attention.q_proj, queries), (attention.k_proj, keys)):
-                handles.append(
-                    part.register_forward_hook(
-                        lambda _module, _args, output, kept=kept, layer=layer: kept.update({layer: output})
-                    )
-                )
-        yield both
-    finally:
-        for handle in handles:
-            handle.remove()
-    both.update({layer: (queries[layer], keys[layer]) for layer in layers})
-
-
-def _pattern(
-    model: LanguageModel, layer: int, query: Tensor, key: Tensor, rotary: tuple[Tensor, Tensor], where: Ints
-) -> Tensor:
-    """One block's pattern [row head query key]; several heads share a key where keys are fewer."""
-    cosine, sine = rotary
-    q, k = (part.unflatten(-1, (-1, model.d_head)).transpose(1, 2) for part in (query, key))
-    q, k = apply_rotary_pos_emb(q, k, cosine, sine)
-    at = torch.as_tensor(where, device=q.device)
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = q[:, :, at].float() @ k.float().transpose(2, 3)
-    scores = scores * model.network.model.layers[layer].self_attn.scaling
-    seen = visible(model.network, at, torch.arange(k.shape[2], device=q.device))
-    return scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)
+# ---------------------------------------------------------------------------------------------- knockout
 
 
 @dataclass(frozen=True)
-class Cut:
+class Knockout:
     """Edges of attention that are removed in some blocks, in all heads and every row.
 
     Args:
@@ -186,18 +156,14 @@ class Cut:
         shapes = np.shape(self.queries), np.shape(self.keys)
         if shapes[0] != shapes[1] or len(shapes[0]) != 1:
             raise EditError(
-                "cut of attention", f"queries {shapes[0]} and keys {shapes[1]}", "Give one key per query."
+                "attention knockout", f"queries {shapes[0]} and keys {shapes[1]}", "Give one key per query."
             )
 
     @classmethod
-    def within(cls, query: str, keys: Sequence[str], examples: Sequence[int], layers: Sequence[int]) -> Cut:
-        """The edges from one role of each example to other roles of the same example.
-
-        Args:
-            query: role that looks.
-            keys: roles that it no longer sees.
-            examples: examples in which it is so, from 0.
-            layers: blocks in which the edges are removed.
+    def within(
+        cls, query: str, keys: Sequence[str], examples: Sequence[int], layers: Sequence[int]
+    ) -> Knockout:
+        """The edges from the role `query` of each example (from 0) to the roles `keys` of the same example.
 
         Raises:
             SiteError: for an unknown role.
@@ -207,58 +173,47 @@ class Cut:
         return cls(both[:, 0], both[:, 1], tuple(layers))
 
 
-@torch.no_grad()
-def record_cut(
-    model: LanguageModel, tokens: Ints, sites: Sequence[Site], positions: Ints, cuts: Sequence[Cut],
+def record_knockout(
+    model: LanguageModel, tokens: Ints, sites: Sequence[Site], positions: Ints, knockouts: Sequence[Knockout],
     *, batch: int = 128,
 ) -> dict[Site, Floats]:  # fmt: skip
-    """Activations of `sites` at `positions` with edges of attention removed.
-
-    Args:
-        model: the model; only blocks up to the deepest site are run.
-        tokens: [row pos].
-        sites: what to record.
-        positions: [pos].
-        cuts: their edges are removed together; without any, this is `forward.record`.
-        batch: rows per forward pass.
-
-    Returns:
-        site → float32 [row pos d_model].
+    """Activations, as `model.run.record` gives them, with the edges of all `knockouts` removed together.
 
     Raises:
         EditError: when an edge lies outside the prompt, its key is later than its query, or a query would
             have no key left.
         SiteError: when the model has no such block.
     """
-    stop = 1 + max(site.layer for site in sites)
-    masks = _masks(model, cuts, tokens.shape[1])
-    parts: dict[Site, list[Floats]] = {site: [] for site in sites}
-    for rows, _ in batches(tokens, batch, ()):
-        with attached(model, sites, positions) as seen:
-            run_blocks(model.network, model.embed(rows), 0, stop, masks=masks)
-        for site in sites:
-            parts[site].append(as_numpy(seen.values[site]))
-    return {site: np.concatenate(found) for site, found in parts.items()}
+    masks = _masks(model, knockouts, tokens.shape[1])
+    return record(model, tokens, sites, positions, masks=masks, batch=batch)
 
 
-def _masks(model: LanguageModel, cuts: Sequence[Cut], length: int) -> Mapping[int, Tensor]:
-    """What is added to the scores in each block that has a cut, [1 1 pos pos]: −∞ at unseen keys, edges."""
+def _masks(model: LanguageModel, knockouts: Sequence[Knockout], length: int) -> dict[int, Tensor]:
+    """What is added to the scores in each block with a knockout, [1 1 pos pos]: −∞ where no key is seen."""
     positions, seen = torch.arange(length), dict[int, np.ndarray]()
-    uncut = visible(model.network, positions, positions).numpy()
-    for cut in cuts:
-        queries, keys = np.asarray(cut.queries), np.asarray(cut.keys)
-        _check(queries, keys, length)
-        for layer in cut.layers:
+    intact = visible(model.network, positions, positions).numpy()
+    for knockout in knockouts:
+        queries, keys = np.asarray(knockout.queries), np.asarray(knockout.keys)
+        outside = (np.minimum(queries, keys) < 0) | (np.maximum(queries, keys) >= length)
+        for wrong, why in (
+            (outside, f"prompts of {length} positions"), (keys > queries, "a query sees no later key"),
+        ):  # fmt: skip
+            if wrong.any():
+                first = int(np.flatnonzero(wrong)[0])
+                raise EditError(
+                    f"knockout of attention from {queries[first]} to {keys[first]}", why,
+                    "Choose edges that exist.",
+                )  # fmt: skip
+        for layer in knockout.layers:
             model.check_site(Site(layer, "z"))
             if len(queries):
-                kept = seen.setdefault(layer, uncut.copy())
-                kept[queries, keys] = False
+                seen.setdefault(layer, intact.copy())[queries, keys] = False
     for layer, kept in seen.items():
-        blind = np.flatnonzero(~kept.any(axis=1))
-        if len(blind):
+        if len(blind := np.flatnonzero(~kept.any(axis=1))):
             raise EditError(
-                f"cut of attention in block {layer}", f"position {blind[0]} has no key left", "Leave it one."
-            )
+                f"knockout of attention in block {layer}", f"position {blind[0]} has no key left",
+                "Leave it one.",
+            )  # fmt: skip
     like = next(model.network.parameters())
     return {
         layer: torch.zeros(kept.shape, dtype=like.dtype, device=like.device).masked_fill(
@@ -266,16 +221,3 @@ def _masks(model: LanguageModel, cuts: Sequence[Cut], length: int) -> Mapping[in
         )[None, None]
         for layer, kept in seen.items()
     }
-
-
-def _check(queries: Ints, keys: Ints, length: int) -> None:
-    if not len(queries):
-        return
-    outside = (np.minimum(queries, keys) < 0) | (np.maximum(queries, keys) >= length)
-    later = keys > queries
-    for wrong, why in ((outside, f"prompts of {length} positions"), (later, "a query sees no later key")):
-        if wrong.any():
-            first = int(np.flatnonzero(wrong)[0])
-            raise EditError(
-                f"cut of attention from {queries[first]} to {keys[first]}", why, "Choose edges that exist."
-            )

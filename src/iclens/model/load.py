@@ -1,4 +1,8 @@
-"""LanguageModel: weights and tokenizer of a Hugging Face folder or hub name."""
+"""Loading a language model: its weights by key, its tokenizer, the text of its tokens, and what it is.
+
+1. config.json is checked (`model.shape`), and the network is built empty. 2. Only the tensors of the blocks
+that are asked for are read, from a folder or the hub's cache. 3. A fingerprint names what the model computes.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
@@ -32,104 +37,6 @@ from iclens.table import Ints
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 READABLE = ("F64", "F32", "F16", "BF16")
 """Stored dtypes that are weights as they stand; anything else is quantised or damaged."""
-
-
-def read_weights(
-    name: str, shapes: Mapping[str, tuple[int, ...]], known: Callable[[str], bool],
-    *, dtype: torch.dtype, device: str | torch.device,
-) -> dict[str, Tensor]:  # fmt: skip
-    """The tensors of `shapes`, from a folder or hub name.
-
-    Args:
-        name: folder, or hub name.
-        shapes: key → the shape that the network wants.
-        known: whether a key that is not wanted belongs to the model all the same.
-        dtype: of the result.
-        device: where the result is put, tensor by tensor; on the CPU unconverted tensors stay memory-mapped.
-
-    Returns:
-        key → tensor.
-
-    Raises:
-        ModelError: when keys are missing, unexpected, of another shape or not floating-point, or a file that
-            is needed is not there.
-        OSError, SafetensorError, ValueError: when a file cannot be read.
-    """
-    places = _places(name)
-    _refuse(name, "missing", [key for key in shapes if key not in places])
-    _refuse(name, "unexpected", [key for key in places if key not in shapes and not known(key)])
-    by_file: dict[str, list[str]] = {}
-    for key in shapes:
-        by_file.setdefault(places[key], []).append(key)
-    paths = {file: _find(name, file, keys[0]) for file, keys in by_file.items()}
-    for file, keys in by_file.items():
-        _check(name, paths[file], {key: tuple(shapes[key]) for key in keys})
-    weights: dict[str, Tensor] = {}
-    for file, keys in by_file.items():
-        with safe_open(paths[file], framework="pt") as stored:
-            for key in keys:
-                weights[key] = stored.get_tensor(key).to(device=device, dtype=dtype)
-    return weights
-
-
-def _places(name: str) -> dict[str, str]:
-    """Key → name of the file that should hold it."""
-    index = _located(name, INDEX)
-    if index is not None:
-        declared: Any = json.loads(Path(index).read_text(encoding="utf-8"))
-        places = declared.get("weight_map") if isinstance(declared, dict) else None
-        if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
-            raise ModelError(f"weights of '{name}'", f"{INDEX} has no weight_map", "Fetch the folder again.")
-        return places
-    single = _located(name, SINGLE)
-    if single is None:
-        raise ModelError(
-            f"weights of '{name}'", f"neither {SINGLE} nor {INDEX}", "Fetch or convert the weights."
-        )
-    with safe_open(single, framework="pt") as stored:
-        return dict.fromkeys(stored.keys(), SINGLE)
-
-
-def _located(name: str, file: str) -> str | None:
-    """Path of a file of a folder or hub name, downloaded when need be; None when it cannot be had."""
-    return cached_file(
-        name, file,
-        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-    )  # fmt: skip
-
-
-def _find(name: str, file: str, key: str) -> str:
-    path = _located(name, file)
-    if path is None:
-        raise ModelError(f"weights of '{name}'", f"no {file}, which holds {key}", "Add this shard.")
-    return path
-
-
-def _check(name: str, path: str, wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a file that lacks a wanted key, or holds it in another shape or in no float dtype."""
-    with safe_open(path, framework="pt") as stored:
-        _refuse(name, "missing", sorted(wanted.keys() - set(stored.keys())))
-        held = {key: stored.get_slice(key) for key in wanted}
-        shapes = {key: tuple(part.get_shape()) for key, part in held.items()}
-        dtypes = {key: part.get_dtype() for key, part in held.items()}
-    wrong = {key: shape for key, shape in shapes.items() if shape != wanted[key]}
-    _refuse(
-        name, "mismatched",
-        [f"{key} of shape {list(shape)}, not {list(wanted[key])}" for key, shape in wrong.items()],
-    )  # fmt: skip
-    _refuse(
-        name, "mismatched",
-        [f"{key} of dtype {dtype}, not a float" for key, dtype in dtypes.items() if dtype not in READABLE],
-    )  # fmt: skip
-
-
-def _refuse(name: str, what: str, keys: list[str]) -> None:
-    if keys:
-        raise ModelError(
-            f"weights of '{name}'", f"{len(keys)} {what}, first {sorted(keys)[0]}", "The folder is not whole."
-        )
-
-
 _UNREADABLE = (
     OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError,
     StrictDataclassError,
@@ -144,7 +51,7 @@ class LanguageModel:
     Args:
         name: folder or hub name it came from.
         network: the Hugging Face model, in eval mode.
-        tokenizer: its tokenizer; `prompts.render.check_tokenizer` says whether it can write prompts.
+        tokenizer: `prompts.render.check_tokenizer` says whether it can write prompts.
         n_blocks: blocks loaded.
         whole: whether these are all of its blocks, so that it has logits.
     """
@@ -178,7 +85,7 @@ class LanguageModel:
             )
         return site
 
-    def answer_space(self, extra: tuple[str, ...] = ()) -> tuple[tuple[str, ...], torch.Tensor]:
+    def answer_space(self, extra: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Tensor]:
         """The answers whose probabilities are read (numbers 0–999, then `extra`), and their token ids.
 
         Raises:
@@ -189,10 +96,10 @@ class LanguageModel:
         return NUMBERS + more, torch.cat([self._number_ids, ids])
 
     @cached_property
-    def _number_ids(self) -> torch.Tensor:
+    def _number_ids(self) -> Tensor:
         return torch.from_numpy(answer_ids(self.tokenizer, NUMBERS))
 
-    def embed(self, tokens: Ints) -> torch.Tensor:
+    def embed(self, tokens: Ints) -> Tensor:
         """The embeddings of tokens [row pos], [row pos d_model].
 
         Raises:
@@ -221,15 +128,10 @@ def load_model(
     name: str | Path, *, blocks: int | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu",
     attention: Literal["sdpa", "eager"] = "sdpa",
 ) -> LanguageModel:  # fmt: skip
-    """Load a model folder (or hub name), or only its first blocks.
+    """Load a model from a folder with config.json, safetensors and a tokenizer, or by its hub name.
 
-    Args:
-        name: folder with config.json, safetensors and a tokenizer; or a hub name. Shards that hold none
-            of the asked blocks may be absent, and are not downloaded.
-        blocks: how many blocks to load; all by default. With fewer, there are no logits.
-        dtype: of the weights.
-        device: torch device.
-        attention: how attention is computed.
+    With fewer `blocks` than all there are no logits. Shards that hold none of them may be absent, and are not
+    downloaded.
 
     Raises:
         ModelError: when the folder is missing, a file is damaged, or weights are missing or mismatched.
@@ -240,14 +142,19 @@ def load_model(
         raise ModelError(
             f"device '{device}'", "torch cannot use it here", "Give cpu, or cuda where there is one."
         ) from cause
-    shape = read_shape(name)
-    total, n_blocks = shape.n_blocks, shape.n_blocks if blocks is None else blocks
+    total = read_shape(name).n_blocks
+    n_blocks = total if blocks is None else blocks
     if not 1 <= n_blocks <= total:
         raise ModelError(f"{n_blocks} blocks of '{name}'", f"it has {total}", f"Ask for 1 to {total}.")
     transformers_logging.disable_progress_bar()
     with _reading(name, "config.json"):
         config = _config(name, n_blocks)
-        network = _empty_network(config, dtype, attention)
+        if config.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act '{config.hidden_act}' is no activation of transformers")
+        with torch.device("meta"):
+            network: Any = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=attention
+            )
     tokenizer = load_tokenizer(name)
     if n_blocks < total:
         del network.lm_head, network.model.norm
@@ -290,9 +197,7 @@ def _reading(name: str | Path, part: str) -> Iterator[None]:
     except _UNREADABLE as cause:
         line = " ".join(str(cause).split()) or type(cause).__name__
         raise ModelError(
-            f"{part} of model '{name}'",
-            f"cannot be loaded ({line[:300]})",
-            f"Its {part} must be whole.",
+            f"{part} of model '{name}'", f"cannot be loaded ({line[:300]})", f"Its {part} must be whole."
         ) from cause
 
 
@@ -309,30 +214,27 @@ def _config(name: str | Path, n_blocks: int) -> Any:
     return config
 
 
-def _empty_network(config: Any, dtype: torch.dtype, attention: str) -> Any:
-    """The network of a config, its weights on the meta device."""
-    if config.hidden_act not in ACT2FN:
-        raise ValueError(f"hidden_act '{config.hidden_act}' is no activation of transformers")
-    with torch.device("meta"):
-        network: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    return network
-
-
 def _fill(name: str, network: Any, total: int, dtype: torch.dtype, device: str) -> None:
-    """Give an empty network its weights, and freeze it; `total` counts the blocks of the whole model.
+    """Give a network on the meta device its weights, and freeze it; `total` are the whole model's blocks."""
+    headless, tied = not hasattr(network, "lm_head"), bool(network.config.tie_word_embeddings)
+    n_blocks = len(network.model.layers)
 
-    Raises:
-        ModelError: when weights are missing or mismatched.
-    """
-    tied = bool(network.config.tie_word_embeddings) and hasattr(network, "lm_head")
+    def left_out(key: str) -> bool:
+        """Whether a stored key belongs to the model though it is not read."""
+        block = re.match(r"model\.layers\.(\d+)\.", key)
+        return (
+            (block is not None and n_blocks <= int(block[1]) < total)
+            or key.endswith("rotary_emb.inv_freq")  # older Llama folders store it; it follows from the config
+            or (key == "lm_head.weight" and (headless or tied))
+            or (key == "model.norm.weight" and headless)
+        )
+
     shapes = {key: tuple(part.shape) for key, part in network.state_dict().items()}
-    if tied:
-        shapes.pop("lm_head.weight")
-    weights = read_weights(
-        name, shapes, lambda key: _is_left_out(key, network, total), dtype=dtype, device=device
-    )
+    if tied and not headless:
+        del shapes["lm_head.weight"]
+    weights = read_weights(name, shapes, left_out, dtype=dtype, device=device)
     network.load_state_dict(weights, strict=False, assign=True)  # `read_weights` was strict
-    if tied:
+    if tied and not headless:
         network.tie_weights()
     rotary = network.model.rotary_emb
     network.model.rotary_emb = type(rotary)(config=network.config).to(device)
@@ -342,27 +244,89 @@ def _fill(name: str, network: Any, total: int, dtype: torch.dtype, device: str) 
     network.requires_grad_(False).eval()
 
 
-def _is_left_out(key: str, network: Any, total: int) -> bool:
-    """Whether a stored key belongs to the model though it is not read: deeper blocks, head, old buffers."""
-    block = re.match(r"model\.layers\.(\d+)\.", key)
-    if block is not None and len(network.model.layers) <= int(block[1]) < total:
-        return True
-    if key.endswith("rotary_emb.inv_freq"):
-        return True  # older Llama folders store it; it follows from the config
-    headless = not hasattr(network, "lm_head")
-    tied = bool(network.config.tie_word_embeddings)
-    return (key == "lm_head.weight" and (headless or tied)) or (key == "model.norm.weight" and headless)
+def read_weights(
+    name: str, shapes: Mapping[str, tuple[int, ...]], left_out: Callable[[str], bool],
+    *, dtype: torch.dtype, device: str | torch.device,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The tensors of `shapes`, from a folder or hub name; headers of all files are checked first.
+
+    `left_out` says whether a stored key that is not wanted belongs to the model all the same. On the CPU,
+    tensors that keep their dtype stay memory-mapped.
+
+    Raises:
+        ModelError: when keys are missing, unexpected, of another shape or not floating-point, or a file that
+            is needed is not there.
+        OSError, SafetensorError, ValueError: when a file cannot be read.
+    """
+
+    def refuse(what: str, keys: Iterable[str]) -> None:
+        if wrong := sorted(keys):
+            raise ModelError(
+                f"weights of '{name}'", f"{len(wrong)} {what}, first {wrong[0]}", "The folder is not whole."
+            )
+
+    file_of = _files(name)
+    refuse("missing", shapes.keys() - file_of.keys())
+    refuse("unexpected", (key for key in file_of if key not in shapes and not left_out(key)))
+    keys_of: dict[str, list[str]] = {}
+    for key in shapes:
+        keys_of.setdefault(file_of[key], []).append(key)
+    paths = {file: _path(name, file) for file in keys_of}
+    for file, keys in keys_of.items():
+        if paths[file] is None:
+            raise ModelError(f"weights of '{name}'", f"no {file}, which holds {keys[0]}", "Add this shard.")
+    for file, keys in keys_of.items():
+        with safe_open(paths[file], framework="pt") as stored:
+            refuse("missing", set(keys) - set(stored.keys()))
+            parts = {key: stored.get_slice(key) for key in keys}
+            refuse("mismatched", (
+                f"{key} of shape {list(part.get_shape())}, not {list(shapes[key])}"
+                for key, part in parts.items() if tuple(part.get_shape()) != tuple(shapes[key])
+            ))  # fmt: skip
+            refuse("mismatched", (
+                f"{key} of dtype {part.get_dtype()}, not a float"
+                for key, part in parts.items() if part.get_dtype() not in READABLE
+            ))  # fmt: skip
+    weights: dict[str, Tensor] = {}
+    for file, keys in keys_of.items():
+        with safe_open(paths[file], framework="pt") as stored:
+            weights |= {key: stored.get_tensor(key).to(device=device, dtype=dtype) for key in keys}
+    return weights
 
 
-def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+def _files(name: str) -> dict[str, str]:
+    """Key → name of the file that should hold it."""
+    if (index := _path(name, INDEX)) is not None:
+        declared: Any = json.loads(Path(index).read_text(encoding="utf-8"))
+        files = declared.get("weight_map") if isinstance(declared, dict) else None
+        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+            raise ModelError(f"weights of '{name}'", f"{INDEX} has no weight_map", "Fetch the folder again.")
+        return files
+    if (single := _path(name, SINGLE)) is None:
+        raise ModelError(
+            f"weights of '{name}'", f"neither {SINGLE} nor {INDEX}", "Fetch or convert the weights."
+        )
+    with safe_open(single, framework="pt") as stored:
+        return dict.fromkeys(stored.keys(), SINGLE)
+
+
+def _path(name: str, file: str) -> str | None:
+    """Path of a file of a folder or hub name, downloaded when need be; None when it cannot be had."""
+    return cached_file(
+        name, file,
+        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray:
     """A float32 (or integer) numpy copy on the CPU."""
     return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
 
 
+# ------------------------------------------------------------------------------------------ text of tokens
+
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 """How a sentencepiece vocabulary with byte fallback spells single bytes."""
-_EURO = [BYTE_PIECES[byte] for byte in "€".encode()]
-_SPACE, _SPELT_SPACE = "▁", "Ġ"
 
 
 @dataclass(frozen=True)
@@ -379,26 +343,19 @@ class TokenText:
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[TokenText]:
-    """The text of every token of a sequence; joined, they are the decoded sequence.
+    """The text of every token [pos] of a sequence; joined, they are the decoded sequence.
 
-    Special tokens stand by name, and invalid bytes as `\\xe2`, where decoding gives U+FFFD.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer, of any kind.
-        ids: token ids, [pos].
-
-    Returns:
-        [pos].
+    Special tokens stand by name, and invalid bytes as `\\xe2`, where decoding gives U+FFFD. Any Hugging Face
+    tokenizer will do.
     """
     if not (ids := [int(i) for i in ids]):
         return []
-    decode_bytes = _reader(tokenizer)
+    decode_bytes = _piece_reader(tokenizer)
     if decode_bytes is None:
         return _by_decoding(tokenizer, ids)
     added = {i: str(token.content).encode() for i, token in tokenizer.added_tokens_decoder.items()}
     pieces = tokenizer.convert_ids_to_tokens(ids)
-    parts = [added[i] if i in added else decode_bytes(p) for i, p in zip(ids, pieces, strict=True)]
-    texts = merged(parts)
+    texts = merged([added[i] if i in added else decode_bytes(p) for i, p in zip(ids, pieces, strict=True)])
     whole = "".join(text.text for text in texts)
     if whole.startswith(" ") and _decoded(tokenizer, ids) == whole[1:]:  # the space that a decoder strips
         texts[0] = TokenText(texts[0].text.removeprefix(" "), texts[0].continues)
@@ -406,62 +363,41 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[TokenText]:
 
 
 def merged(parts: Sequence[bytes]) -> list[TokenText]:
-    """The text of every part of a byte string.
-
-    Args:
-        parts: the bytes of each token, [pos].
-
-    Returns:
-        [pos].
-    """
+    """The text of every part [pos] of a byte string."""
     texts, owners = [""] * len(parts), [pos for pos, part in enumerate(parts) for _ in part]
     begins = [False] * len(owners)
-    for start, text in _characters(b"".join(parts)):
+    whole, start = b"".join(parts), 0
+    for character in whole.decode("utf-8", errors="surrogateescape"):
+        invalid = "\udc80" <= character <= "\udcff"  # a byte of no character is spelt out
         begins[start] = True
-        texts[owners[start]] += text
+        texts[owners[start]] += f"\\x{whole[start]:02x}" if invalid else character
+        start += 1 if invalid else len(character.encode())
     first = {owner: byte for byte, owner in reversed(list(enumerate(owners)))}
     return [TokenText(text, pos in first and not begins[first[pos]]) for pos, text in enumerate(texts)]
 
 
-def _characters(whole: bytes) -> Iterator[tuple[int, str]]:
-    """Where each character begins, and the character; a byte of none is spelt out."""
-    start = 0
-    for character in whole.decode("utf-8", errors="surrogateescape"):
-        if "\udc80" <= character <= "\udcff":
-            yield start, f"\\x{whole[start]:02x}"
-            start += 1
-        else:
-            yield start, character
-            start += len(character.encode())
-
-
-def _reader(tokenizer: Any) -> Any:
+def _piece_reader(tokenizer: Any) -> Callable[[str], bytes] | None:
     """How pieces of this tokenizer are read as bytes; None where they are no bytes. Its decoder is asked."""
-    if tokenizer.convert_tokens_to_string([_SPELT_SPACE, _SPELT_SPACE]) == "  ":
+    if tokenizer.convert_tokens_to_string(["Ġ", "Ġ"]) == "  ":
         return _byte_level
-    if tokenizer.convert_tokens_to_string(_EURO) == "€":
+    if tokenizer.convert_tokens_to_string([BYTE_PIECES[byte] for byte in "€".encode()]) == "€":
         return _with_fallback
     return None
 
 
 def _byte_level(piece: str) -> bytes:
-    spelling = _byte_spelling()
-    known = [spelling[character] for character in piece if character in spelling]
-    return bytes(known) if len(known) == len(piece) else piece.encode()
-
-
-def _with_fallback(piece: str) -> bytes:
-    if piece in BYTE_PIECES:
-        return bytes([BYTE_PIECES.index(piece)])
-    return piece.replace(_SPACE, " ").encode()
+    byte_of = _byte_spelling()
+    return bytes(map(byte_of.__getitem__, piece)) if all(c in byte_of for c in piece) else piece.encode()
 
 
 @cache
 def _byte_spelling() -> dict[str, int]:
-    """Character → byte in byte-level vocabularies: printable bytes are themselves, others follow U+0100."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    """Character → byte in byte-level vocabularies."""
+    return {character: byte for byte, character in bytes_to_unicode().items()}
+
+
+def _with_fallback(piece: str) -> bytes:
+    return bytes([BYTE_PIECES.index(piece)]) if piece in BYTE_PIECES else piece.replace("▁", " ").encode()
 
 
 def _by_decoding(tokenizer: Any, ids: list[int]) -> list[TokenText]:
@@ -478,37 +414,22 @@ def _decoded(tokenizer: Any, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
+# ------------------------------------------------------------------------------------- what a model is
+
 COMPUTED = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads",
     "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "rope_parameters", "tie_word_embeddings",
 )  # fmt: skip
-
-
 """Keys of a config that decide what is computed from the weights; biases and depth show in the weights."""
-
-
-_DIGITS = 6
-
-
-_FORM = re.compile(r"[0-9a-f]{6}:[0-9a-f]{6}:[0-9a-f]{6}(\.[0-9a-f]{6})*:([0-9a-f]{6})?")
-
-
-_NO_WEIGHTS = ("another config", "another number of blocks")
-
-
-_CACHED = re.compile(r"models--.+?--(.+)")
-
 WHOLE, RUNS = 1 << 20, 64
 """Numbers up to which a tensor is hashed whole, and runs that are hashed of a larger one, as many in all."""
+_DIGITS = 6
+_FINGERPRINT = re.compile(r"[0-9a-f]{6}:[0-9a-f]{6}:[0-9a-f]{6}(\.[0-9a-f]{6})*:([0-9a-f]{6})?")
+_CACHED = re.compile(r"models--.+?--(.+)")
 
 
 def fingerprint(network: Any, whole: bool) -> str:
-    """The fingerprint of a loaded network.
-
-    Args:
-        network: a Hugging Face Llama or Mistral.
-        whole: whether all of its blocks, its final norm and its head are loaded.
-    """
+    """Hashes of what a network computes: config, embedding, every block, and, if `whole`, norm and head."""
     config: dict[str, Any] = {key: getattr(network.config, key) for key in COMPUTED}
     config["window"] = window(network)
     config["rope_parameters"] = {k: v for k, v in config["rope_parameters"].items() if k != "type"}
@@ -516,13 +437,43 @@ def fingerprint(network: Any, whole: bool) -> str:
     end = [("norm", network.model.norm.weight)] if whole else []
     if whole and not network.config.tie_word_embeddings:
         end.append(("lm_head", network.lm_head.weight))
-    blocks = [_digest(block.named_parameters()) for block in network.model.layers]
     return ":".join([
         hashlib.sha256(text.encode()).hexdigest()[:_DIGITS],
         _digest([("embedding", network.model.embed_tokens.weight)]),
-        ".".join(blocks),
+        ".".join(_digest(block.named_parameters()) for block in network.model.layers),
         _digest(end) if end else "",
     ])  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """A value of a config in one spelling: numbers as floats, mappings by key."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(_values(tensor.detach()).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:_DIGITS]
+
+
+def _values(tensor: Tensor) -> Tensor:
+    """All numbers of a tensor, or evenly spaced runs of a large one, as bfloat16 on the CPU."""
+    flat = tensor.flatten()
+    if len(flat) > WHOLE:
+        size, last = WHOLE // RUNS, len(flat) - WHOLE // RUNS
+        flat = torch.cat([flat[i * last // (RUNS - 1) :][:size] for i in range(RUNS)])
+    return flat.to(torch.bfloat16).cpu()
+
+
+def is_fingerprint(value: object) -> bool:
+    """Whether a value is written as a fingerprint is."""
+    return isinstance(value, str) and _FINGERPRINT.fullmatch(value) is not None
 
 
 def difference(ours: str, theirs: str) -> str:
@@ -551,20 +502,16 @@ def other_model(name: str | None, made_with: object, model: LanguageModel) -> st
         model: what it is to be used on.
     """
     if is_fingerprint(made_with):
-        found = difference(str(made_with), model.fingerprint)
-        weights = "" if found in _NO_WEIGHTS else " (a float16 copy counts as another model)"
-        return found and f"made for '{name}', which has {found}, used on '{model.name}'{weights}"
+        differs = difference(str(made_with), model.fingerprint)
+        by_weights = differs not in ("another config", "another number of blocks")
+        note = " (a float16 copy counts as another model)" if by_weights else ""
+        return differs and f"made for '{name}', which has {differs}, used on '{model.name}'{note}"
     if name is None or same_name(name, model.name):
         return ""
     return (
         f"made for '{name}', used on '{model.name}' (only the names can be compared: where they are one "
         "model, a link to its folder under the first name will do)"
     )
-
-
-def is_fingerprint(value: object) -> bool:
-    """Whether a value is written as a fingerprint is."""
-    return isinstance(value, str) and _FORM.fullmatch(value) is not None
 
 
 def same_name(one: str, other: str) -> bool:
@@ -588,29 +535,3 @@ def plain_name(name: str) -> str:
     parts = [part for part in re.split(r"[/\\]", str(name)) if part] or [str(name)]
     cached = [match[1] for part in parts if (match := _CACHED.fullmatch(part))]
     return (cached or parts)[-1].lower().replace("_", "-").removeprefix("meta-")
-
-
-def _plain(value: Any) -> Any:
-    """A value of a config in one spelling: numbers as floats, mappings by key."""
-    if isinstance(value, dict):
-        return {str(key): _plain(held) for key, held in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(held) for held in value]
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(_values(tensor.detach()).contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:_DIGITS]
-
-
-def _values(tensor: Tensor) -> Tensor:
-    """All numbers of a tensor, or evenly spaced runs of a large one, as bfloat16 on the CPU."""
-    flat = tensor.flatten()
-    if len(flat) > WHOLE:
-        size, last = WHOLE // RUNS, len(flat) - WHOLE // RUNS
-        flat = torch.cat([flat[i * last // (RUNS - 1) :][:size] for i in range(RUNS)])
-    return flat.to(torch.bfloat16).cpu()

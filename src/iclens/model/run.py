@@ -1,11 +1,11 @@
-"""One forward pass: what it records, what it edits, and the answers that it gives."""
+"""One forward pass: the blocks that run, what is recorded, what is edited, and the answers that it gives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -17,47 +17,31 @@ from iclens.model.shape import refuse_longer, window
 from iclens.prompts.beliefs import AnswerProbs
 from iclens.table import Floats, Ints
 
+# ------------------------------------------------------------------------------------------------- blocks
+
 
 def run_blocks(
     model: Any, resid: Tensor, start: int, stop: int, *, masks: Mapping[int, Tensor] | None = None
 ) -> Tensor:
-    """Run blocks start..stop−1 causally.
+    """Run blocks start..stop−1 of a Hugging Face causal language model.
 
-    Args:
-        model: a Hugging Face causal language model with `model.layers` and `model.rotary_emb`.
-        resid: resid_pre of block `start`, [row pos d_model], positions from 0.
-        start: first block.
-        stop: block after the last.
-        masks: block → what is added to its attention scores in place of the usual mask, [1 1 pos pos].
-
-    Returns:
-        resid_post of block stop − 1, [row pos d_model].
+    From resid_pre of the first [row pos d_model], positions from 0, to resid_post of the last. `masks` maps a
+    block to what is added to its attention scores in place of the usual mask, [1 1 pos pos].
 
     Raises:
         ModelError: for more positions than the model has.
     """
-    shared, special = context(model, resid), masks or {}
+    shared, masks = context(model, resid), masks or {}
     for layer, block in enumerate(model.model.layers[start:stop], start):
-        own = {"attention_mask": special[layer]} if layer in special else {}
-        resid = block(resid, **(shared | own))
+        resid = block(resid, **(shared | ({"attention_mask": masks[layer]} if layer in masks else {})))
     return resid
 
 
 def run_to_end(model: Any, resid: Tensor, where: Tensor) -> Tensor:
-    """Run all blocks causally, and the last one's MLP at the positions `where` alone.
+    """Run all blocks causally, and the last one's MLP at the positions `where` [read] alone.
 
-    Hooks on the last block itself do not fire, and those on its MLP see these positions only.
-
-    Args:
-        model: a whole Hugging Face causal language model.
-        resid: resid_pre of block 0, [row pos d_model].
-        where: positions that are read, [read].
-
-    Returns:
-        resid_post of the last block there, [row read d_model].
-
-    Raises:
-        ModelError: for more positions than the model has.
+    From resid_pre of block 0 [row pos d_model] to the last resid_post [row read d_model]. Hooks on the last
+    block itself do not fire, and those on its MLP see these positions only.
     """
     last = model.model.layers[-1]
     resid = run_blocks(model, resid, 0, len(model.model.layers) - 1)
@@ -65,13 +49,7 @@ def run_to_end(model: Any, resid: Tensor, where: Tensor) -> Tensor:
 
 
 def attend(block: Any, resid: Tensor, context: Mapping[str, Any]) -> Tensor:
-    """A block's resid_mid from its resid_pre [row pos d_model].
-
-    Args:
-        block: a Llama block.
-        resid: resid_pre.
-        context: what its attention is told besides: positions, their rotation, the mask, a cache.
-    """
+    """A block's resid_mid from its resid_pre [row pos d_model], told what `context` gives, or a cache too."""
     attended, _ = block.self_attn(block.input_layernorm(resid), **context)
     return resid + attended
 
@@ -81,24 +59,21 @@ def feed(block: Any, mid: Tensor) -> Tensor:
     return mid + block.mlp(block.post_attention_layernorm(mid))
 
 
-def neurons(block: Any, mlp_in: Tensor) -> Tensor:
-    """Activations of a block's MLP neurons, act(gate) · up, [... d_mlp], from what it reads [... d_model]."""
-    mlp = block.mlp
-    return mlp.act_fn(mlp.gate_proj(mlp_in)) * mlp.up_proj(mlp_in)
-
-
 def context(model: Any, resid: Tensor) -> dict[str, Any]:
     """What a block is told besides the residual [row pos d_model]: positions, their rotation, the mask.
 
     Raises:
         ModelError: for more positions than the model has.
     """
-    length = resid.shape[1]
+    length, reach = resid.shape[1], window(model)
     refuse_longer(length, model.config.max_position_embeddings, "the model")
-    positions = torch.arange(length, device=resid.device)[None]
+    positions = torch.arange(length, device=resid.device)
+    # SDPA is causal by itself when it is given no mask, whereas eager attention would see everything.
+    causal = model.config._attn_implementation != "eager" and (reach is None or length <= reach)
+    mask = None if causal else added_to_scores(visible(model, positions, positions), resid)[None, None]
     return {
-        "attention_mask": _mask(model, resid), "position_ids": positions,
-        "position_embeddings": model.model.rotary_emb(resid, positions),
+        "attention_mask": mask, "position_ids": positions[None],
+        "position_embeddings": model.model.rotary_emb(resid, positions[None]),
     }  # fmt: skip
 
 
@@ -109,19 +84,6 @@ def visible(model: Any, queries: Tensor, keys: Tensor) -> Tensor:
     """
     behind, reach = queries[:, None] - keys[None], window(model)
     return (behind >= 0) if reach is None else (behind >= 0) & (behind < reach)
-
-
-def _mask(model: Any, resid: Tensor) -> Tensor | None:
-    """What is added to attention scores so that no position sees more than it may, [1 1 pos pos].
-
-    None under SDPA where every earlier key is seen: it is causal by itself when it is given no mask, whereas
-    eager attention would see everything.
-    """
-    length, reach = resid.shape[1], window(model)
-    if model.config._attn_implementation != "eager" and (reach is None or length <= reach):
-        return None
-    positions = torch.arange(length, device=resid.device)
-    return added_to_scores(visible(model, positions, positions), resid)[None, None]
 
 
 def added_to_scores(seen: Tensor, like: Tensor) -> Tensor:
@@ -135,6 +97,8 @@ def unembed(model: Any, resid: Tensor) -> Tensor:
     """Logits [... vocabulary] of the last block's resid_post [... d_model]."""
     return model.lm_head(model.model.norm(resid))
 
+
+# -------------------------------------------------------------------------------------------------- edits
 
 KINDS = ("replace", "add", "zero", "mean", "resample")
 """What an edit does. `mean` and `resample` replace as well, and say where the value is from: one mean row for
@@ -164,51 +128,37 @@ class Edit:
     heads: Ints | None = None
 
     def __post_init__(self) -> None:
+        def refuse(asked: str, found: str, remedy: str) -> NoReturn:
+            raise EditError(f"edit {asked}", found, remedy)
+
+        named = f"'{self.kind}' at {self.site}"
         if self.kind not in KINDS:
-            raise EditError(f"edit kind '{self.kind}'", "unknown", f"One of {', '.join(KINDS)}.")
+            refuse(f"kind '{self.kind}'", "unknown", f"One of {', '.join(KINDS)}.")
         if (self.value is None) != (self.kind == "zero"):
-            raise EditError(
-                f"edit '{self.kind}' at {self.site}",
-                "value missing or not wanted",
-                "Give `value` to every kind but zero, which takes none.",
-            )
+            remedy = "Give `value` to every kind but zero, which takes none."
+            refuse(named, "value missing or not wanted", remedy)
         if self.kind == "mean" and self.per_row:
-            raise EditError(
-                f"edit 'mean' at {self.site}", f"{self._shape[0]} rows", "Give `value` as one row, the mean."
-            )
+            refuse(named, f"{self._shape[0]} rows", "Give `value` as one row, the mean.")
         if self.kind == "resample" and len(self._shape) != self._axes:
-            raise EditError(
-                f"edit 'resample' at {self.site}", "its value has no axis of rows", "Give one row per prompt."
-            )
+            refuse(named, "its value has no axis of rows", "Give one row per prompt.")
         for name, given in (("recipient_pos", self.recipient_pos), ("heads", self.heads)):
             if given is not None and (np.ndim(given) != 1 or not len(given)):
-                raise EditError(
-                    f"edit at {self.site}",
-                    f"{name} is no list of one or more",
+                refuse(
+                    f"at {self.site}", f"{name} is no list of one or more",
                     f"Give `{name}` as a list of whole numbers, or leave heads out for all of them.",
-                )
+                )  # fmt: skip
         if self.heads is not None and self.site.hook != "z":
-            raise EditError(
-                f"edit of heads at {self.site.short}",
-                "it has no heads",
-                f"Edit heads at L{self.site.layer}.z, or leave `heads` out.",
-            )
+            remedy = f"Edit heads at L{self.site.layer}.z, or leave `heads` out."
+            refuse(f"of heads at {self.site.short}", "it has no heads", remedy)
 
     @classmethod
     def at(
         cls, site: Site, kind: str, role: str, examples: Sequence[int], value: Floats | None = None,
         *, donor_examples: Sequence[int] | None = None, heads: Sequence[int] | None = None,
     ) -> Edit:  # fmt: skip
-        """An edit at a role of some examples.
+        """An edit at a role (one of `core.ROLES`) of some examples of the recipient, from 0.
 
-        Args:
-            site: where.
-            kind: one of `KINDS`.
-            role: one of `core.ROLES`.
-            examples: examples of the recipient, from 0; the last of a run is its query.
-            value: as above.
-            donor_examples: examples of the donor that the value came from.
-            heads: as above.
+        The last example of a run is its query. `donor_examples` are those that the value came from.
 
         Raises:
             SiteError: for an unknown role.
@@ -225,7 +175,6 @@ class Edit:
 
     @property
     def _shape(self) -> tuple[int, ...]:
-        """Shape of the value."""
         return () if self.value is None else np.shape(self.value)
 
     @property
@@ -238,66 +187,30 @@ class Edit:
         return replace(self, value=self.value[rows]) if self.value is not None and self.per_row else self
 
 
-LOGITS = 2**26
-"""Logits that are held at a time when answers are read: 256 MiB of float32."""
-
-
-@dataclass
-class Recording:
-    """What hooks saw during one forward pass.
-
-    Args:
-        values: site → activations at the asked positions, [row pos d_model].
-        fired: how often each edit was applied, in forward passes.
-    """
-
-    values: dict[Site, Tensor] = field(default_factory=dict)
-    fired: list[int] = field(default_factory=list)
-
-
-def _hook_points(model: LanguageModel, site: Site) -> tuple[Any, str]:
-    """The module that holds a site, and whether it is its input or its output."""
-    block = model.network.model.layers[model.check_site(site).layer]
-    return {
-        "resid_pre": (block, "input"),
-        "resid_post": (block, "output"),
-        "attn_out": (block.self_attn, "output"),
-        "mlp_in": (block.mlp, "input"),
-        "mlp_out": (block.mlp, "output"),
-        "z": (block.self_attn.o_proj, "input"),
-    }[site.hook]
-
-
-def apply_edit(edit: Edit, held: Tensor, d_head: int = 1) -> Tensor:
-    """The activation [row pos d_model] after the edit.
-
-    Args:
-        edit: what changes.
-        held: the activation before.
-        d_head: width of a head, by which an edit of heads finds its part; not used by others.
+def apply_edit(edit: Edit, before: Tensor, d_head: int = 1) -> Tensor:
+    """The activation [row pos d_model] after the edit; `d_head` is the width of a head, for an edit of heads.
 
     Raises:
         EditError: when a position lies outside the prompt, or a head outside the site.
     """
-    where = torch.as_tensor(np.asarray(edit.recipient_pos), device=held.device)
-    if int(where.max()) >= held.shape[1] or int(where.min()) < 0:
+    where = torch.as_tensor(np.asarray(edit.recipient_pos), device=before.device)
+    if int(where.max()) >= before.shape[1] or int(where.min()) < 0:
         raise EditError(
-            f"edit at {edit.site}",
-            f"position {int(where.max())} of {held.shape[1]}",
-            f"Give recipient_pos from 0 to {held.shape[1] - 1}.",
-        )
-    before = held[:, where]
-    if edit.heads is not None:
-        parts = before.unflatten(-1, (-1, d_head))
-        heads = torch.as_tensor(np.asarray(edit.heads), device=held.device)
-        if int(heads.max()) >= parts.shape[2] or int(heads.min()) < 0:
-            raise EditError(
-                f"edit of head {int(heads.max())} at {edit.site.short}", f"it has {parts.shape[2]} heads",
-                "Choose one of these.",
-            )  # fmt: skip
-        after = parts.index_copy(2, heads, _changed(edit, parts[:, :, heads])).flatten(2)
-        return held.index_copy(1, where, after)
-    return held.index_copy(1, where, _changed(edit, before))
+            f"edit at {edit.site}", f"position {int(where.max())} of {before.shape[1]}",
+            f"Give recipient_pos from 0 to {before.shape[1] - 1}.",
+        )  # fmt: skip
+    there = before[:, where]
+    if edit.heads is None:
+        return before.index_copy(1, where, _changed(edit, there))
+    parts = there.unflatten(-1, (-1, d_head))  # [row pos head d_head]
+    heads = torch.as_tensor(np.asarray(edit.heads), device=before.device)
+    if int(heads.max()) >= parts.shape[2] or int(heads.min()) < 0:
+        raise EditError(
+            f"edit of head {int(heads.max())} at {edit.site.short}", f"it has {parts.shape[2]} heads",
+            "Choose one of these.",
+        )  # fmt: skip
+    after = parts.index_copy(2, heads, _changed(edit, parts[:, :, heads])).flatten(2)
+    return before.index_copy(1, where, after)
 
 
 def _changed(edit: Edit, before: Tensor) -> Tensor:
@@ -316,6 +229,22 @@ def _changed(edit: Edit, before: Tensor) -> Tensor:
     return (value + before) if edit.kind == "add" else value
 
 
+# -------------------------------------------------------------------------------------------------- hooks
+
+
+@dataclass
+class Recording:
+    """What hooks saw during one forward pass.
+
+    Args:
+        values: site → activations at the asked positions, [row pos d_model].
+        fired: how often each edit was applied, in forward passes.
+    """
+
+    values: dict[Site, Tensor] = field(default_factory=dict)
+    fired: list[int] = field(default_factory=list)
+
+
 @contextmanager
 def attached(
     model: LanguageModel, sites: Sequence[Site], positions: Ints, edits: Sequence[Edit] = ()
@@ -331,27 +260,21 @@ def attached(
     recording = Recording(fired=[0] * len(edits))
     where = torch.as_tensor(np.asarray(positions), device=model.device())
 
-    def seen(site: Site, held: Tensor) -> Tensor:
+    def passes(site: Site, activation: Tensor) -> Tensor:
         for i, edit in enumerate(edits):
             if edit.site == site:
-                held = apply_edit(edit, held, model.d_head)
+                activation = apply_edit(edit, activation, model.d_head)
                 recording.fired[i] += 1
         if site in sites:
-            recording.values[site] = held[:, where]
-        return held
+            recording.values[site] = activation[:, where]
+        return activation
 
-    handles = []
+    handles: list[Any] = []
     try:
-        asked = dict.fromkeys([*sites, *(edit.site for edit in edits)])
-        for site in sorted(asked, key=lambda site: site.hook == "resid_mid"):  # after an edit of attn_out
-            if site.hook == "resid_mid":
-                handles += _on_mid(model, site, seen)
-                continue
-            module, side = _hook_points(model, site)
-            if side == "input":
-                handles.append(module.register_forward_pre_hook(_on_input(site, seen)))
-            else:
-                handles.append(module.register_forward_hook(_on_output(site, seen)))
+        hooked = dict.fromkeys([*sites, *(edit.site for edit in edits)])
+        for site in sorted(hooked, key=lambda site: site.hook == "resid_mid"):  # after an edit of attn_out
+            block = model.network.model.layers[model.check_site(site).layer]
+            handles += _hooks(site, block, passes)
         yield recording
     finally:
         for handle in handles:
@@ -363,58 +286,52 @@ def attached(
             )
 
 
-def _on_mid(model: LanguageModel, site: Site, seen: Callable[[Site, Tensor], Tensor]) -> list[Any]:
-    """Hooks for the residual between attention and MLP, which no module of the block returns.
+def _hooks(site: Site, block: Any, passes: Callable[[Site, Tensor], Tensor]) -> list[Any]:
+    """Hooks on a block through which a site's activation `passes`, and may be changed.
 
-    It is the block's input plus attn_out, and a change of it is put into attn_out, so that both the MLP and
-    the stream that passes it by go on with the change.
+    The residual between attention and MLP is given out by no module. It is the block's input plus attn_out;
+    a change of it is put into attn_out, so that both the MLP and the stream that passes it by go on with it.
     """
-    block, entered = model.network.model.layers[model.check_site(site).layer], {}
+    entered: dict[str, Tensor] = {}
+
+    def through(activation: Tensor) -> Tensor:
+        if site.hook != "resid_mid":
+            return passes(site, activation)
+        mid = entered["resid"] + activation
+        after = passes(site, mid)
+        return activation if after is mid else activation + (after - mid)
 
     def enter(_module: Any, args: Any) -> None:
         entered["resid"] = args[0]
 
-    def changed(_site: Site, attended: Tensor) -> Tensor:
-        mid = entered["resid"] + attended
-        after = seen(site, mid)
-        return attended if after is mid else attended + (after - mid)
+    def on_input(_module: Any, args: Any) -> Any:
+        return (through(args[0]), *args[1:])
 
-    return [
-        block.register_forward_pre_hook(enter),
-        block.self_attn.register_forward_hook(_on_output(site, changed)),
-    ]
+    def on_output(_module: Any, _args: Any, output: Any) -> Any:
+        return (through(output[0]), *output[1:]) if isinstance(output, tuple) else through(output)
+
+    reads = {"resid_pre": block, "mlp_in": block.mlp, "z": block.self_attn.o_proj}
+    if site.hook in reads:
+        return [reads[site.hook].register_forward_pre_hook(on_input)]
+    gives = {"resid_post": block, "mlp_out": block.mlp}.get(site.hook, block.self_attn)
+    before = [block.register_forward_pre_hook(enter)] if site.hook == "resid_mid" else []
+    return [*before, gives.register_forward_hook(on_output)]
 
 
-def _on_input(site: Site, seen: Callable[[Site, Tensor], Tensor]) -> Callable[..., Any]:
-    return lambda _module, args: (seen(site, args[0]), *args[1:])
+# ----------------------------------------------------------------------------------- recordings and answers
 
-
-def _on_output(site: Site, seen: Callable[[Site, Tensor], Tensor]) -> Callable[..., Any]:
-    def hook(_module: Any, _args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (seen(site, output[0]), *output[1:])
-        return seen(site, output)
-
-    return hook
+LOGITS = 2**26
+"""Logits that are held at a time when answers are read: 256 MiB of float32."""
 
 
 @torch.no_grad()
 def record(
     model: LanguageModel, tokens: Ints, sites: Sequence[Site], positions: Ints,
-    *, edits: Sequence[Edit] = (), batch: int = 128,
+    *, edits: Sequence[Edit] = (), masks: Mapping[int, Tensor] | None = None, batch: int = 128,
 ) -> dict[Site, Floats]:  # fmt: skip
-    """Activations of `sites` at `positions`.
+    """Activations of `sites` in `tokens` [row pos] at `positions` [pos], float32 [row pos d_model] each.
 
-    Args:
-        model: the model; only blocks up to the deepest site or edit are run.
-        tokens: [row pos].
-        sites: what to record.
-        positions: [pos].
-        edits: applied to every row.
-        batch: rows per forward pass.
-
-    Returns:
-        site → float32 [row pos d_model].
+    Only blocks up to the deepest site or edit are run; `masks` are as for `run_blocks`.
 
     Raises:
         EditError: when an edit has values for another number of rows, or did not fire.
@@ -422,56 +339,30 @@ def record(
     stop = 1 + max(site.layer for site in [*sites, *(e.site for e in edits)])
     parts: dict[Site, list[np.ndarray]] = {site: [] for site in sites}
     for rows, some in batches(tokens, batch, edits):
-        with attached(model, sites, positions, some) as seen:
-            run_blocks(model.network, model.embed(rows), 0, stop)
+        with attached(model, sites, positions, some) as recording:
+            run_blocks(model.network, model.embed(rows), 0, stop, masks=masks)
         for site in sites:
-            parts[site].append(as_numpy(seen.values[site]))
-    return {site: np.concatenate(found) for site, found in parts.items()}
+            parts[site].append(as_numpy(recording.values[site]))
+    return {site: np.concatenate(values) for site, values in parts.items()}
 
 
 @torch.no_grad()
 def record_neurons(
     model: LanguageModel, tokens: Ints, layer: int, positions: Ints, *, batch: int = 128
 ) -> Floats:
-    """Activations of a block's MLP neurons at `positions`, float32 [row pos neuron].
-
-    Args:
-        model: the model; only blocks up to this one are run.
-        tokens: [row pos].
-        layer: block.
-        positions: [pos].
-        batch: rows per forward pass.
-
-    Raises:
-        SiteError: for a layer that the model does not have.
-    """
+    """Activations of a block's MLP neurons, act(gate) · up, as `record` gives a site's: [row pos neuron]."""
     site = Site(layer, "mlp_in")
     read = record(model, tokens, [site], positions, batch=batch)[site]
-    block = model.network.model.layers[layer]
-    return as_numpy(neurons(block, torch.as_tensor(read).to(block.mlp.gate_proj.weight)))
+    mlp = model.network.model.layers[layer].mlp
+    mlp_in = torch.as_tensor(read).to(mlp.gate_proj.weight)
+    return as_numpy(mlp.act_fn(mlp.gate_proj(mlp_in)) * mlp.up_proj(mlp_in))
 
 
-@torch.no_grad()
 def answer_probs(
     model: LanguageModel, tokens: Ints, positions: Ints,
     *, extra: tuple[str, ...] = (), edits: Sequence[Edit] = (), batch: int = 128,
 ) -> AnswerProbs:  # fmt: skip
-    """log P(answer) read at `positions`, normalised over the full vocabulary: `edited_answers`' answers.
-
-    Args:
-        model: a whole model.
-        tokens: [row pos].
-        positions: [pos], usually those of `pre`.
-        extra: word answers to read besides the numbers 0–999.
-        edits: applied to every row.
-        batch: rows per forward pass.
-
-    Returns:
-        log_prob as [row pos answer].
-
-    Raises:
-        ModelError, EditError: as in `edited_answers`.
-    """
+    """log P(answer) read at `positions`, [row pos answer]: the answers of `edited_answers`."""
     return edited_answers(model, tokens, positions, edits, extra=extra, batch=batch).answers
 
 
@@ -493,15 +384,10 @@ def edited_answers(
     model: LanguageModel, tokens: Ints, positions: Ints, edits: Sequence[Edit],
     *, extra: tuple[str, ...] = (), batch: int = 128,
 ) -> EditedAnswers:  # fmt: skip
-    """log P(answer) read at `positions` under `edits`, and how often each fired.
+    """log P(answer) over the full vocabulary, read at `positions` [pos], and how often each edit fired.
 
-    Args:
-        model: a whole model.
-        tokens: [row pos].
-        positions: [pos], usually those of `pre`.
-        edits: applied to every row, those of one site in their order.
-        extra: word answers to read besides the numbers 0–999.
-        batch: rows per forward pass.
+    Every row of `tokens` [row pos] is edited, at one site in the order of `edits`. `extra` are word answers
+    to read besides the numbers 0–999.
 
     Raises:
         ModelError: when only some blocks are loaded, or logits are not finite.
@@ -513,12 +399,15 @@ def edited_answers(
     where = torch.as_tensor(np.asarray(positions), device=model.device())
     parts, fired = [], np.zeros(len(edits), dtype=int)
     for rows, some in batches(tokens, batch, edits):
-        with attached(model, (), positions, some) as seen:
-            embedded = model.embed(rows)
-            resid = run_blocks(model.network, embedded, 0, model.n_blocks)
-        fired += len(rows) * np.array(seen.fired, dtype=int)
+        with attached(model, (), positions, some) as recording:
+            resid = run_blocks(model.network, model.embed(rows), 0, model.n_blocks)
+        fired += len(rows) * np.array(recording.fired, dtype=int)
         parts.append(read_answers(model, resid[:, where], ids).cpu().numpy())
-        refuse_not_finite(model, parts[-1])
+        if np.isnan(parts[-1]).any():
+            raise ModelError(
+                f"logits of '{model.name}'", "they are not finite",
+                "Check that its weights are; float16 overflows where bfloat16 and float32 do not.",
+            )  # fmt: skip
     return EditedAnswers(AnswerProbs(answers, np.concatenate(parts)), tuple(fired.tolist()))
 
 
@@ -529,18 +418,8 @@ def record_and_answer(
 ) -> Iterator[tuple[dict[Site, Tensor], AnswerProbs]]:  # fmt: skip
     """Activations and answers from the same forward pass, batch by batch.
 
-    Args:
-        model: a whole model.
-        tokens: [row pos].
-        sites: what to record.
-        positions: where to record it, [pos].
-        answer_positions: where to read answers, [answer pos], usually those of `pre`.
-        extra: word answers to read besides the numbers 0–999.
-        batch: rows per forward pass.
-
-    Yields:
-        For each batch: site → float32 [row pos d_model] on the model's device, and log_prob as
-            [row answer pos, answer].
+    Sites are recorded at `positions` [pos], float32 [row pos d_model] on the model's device; answers are read
+    at `answer_positions` [answer pos], log_prob as [row answer pos, answer].
 
     Raises:
         ModelError: when only some blocks are loaded.
@@ -550,14 +429,14 @@ def record_and_answer(
     where = torch.as_tensor(np.asarray(answer_positions), device=model.device())
     last_is_recorded = any(site.layer == model.n_blocks - 1 for site in sites)
     for rows, _ in batches(tokens, batch, ()):
-        with attached(model, sites, positions) as seen:
+        with attached(model, sites, positions) as recording:
             embedded = model.embed(rows)
             if last_is_recorded:
                 read = run_blocks(model.network, embedded, 0, model.n_blocks)[:, where]
             else:
                 read = run_to_end(model.network, embedded, where)
         probs = AnswerProbs(answers, read_answers(model, read, ids).cpu().numpy())
-        yield {site: seen.values[site].float() for site in sites}, probs
+        yield {site: recording.values[site].float() for site in sites}, probs
 
 
 def refuse_part(model: LanguageModel) -> None:
@@ -566,15 +445,6 @@ def refuse_part(model: LanguageModel) -> None:
         raise ModelError(
             f"logits of '{model.name}'", f"only {model.n_blocks} blocks are loaded", "Load all of them."
         )
-
-
-def refuse_not_finite(model: LanguageModel, log_prob: Floats) -> None:
-    """Raise a ModelError when log-probabilities are NaN: there is no answer in them."""
-    if np.isnan(log_prob).any():
-        raise ModelError(
-            f"logits of '{model.name}'", "they are not finite",
-            "Check that its weights are; float16 overflows where bfloat16 and float32 do not.",
-        )  # fmt: skip
 
 
 def read_answers(model: LanguageModel, resid: Tensor, ids: Tensor) -> Tensor:
@@ -599,8 +469,8 @@ def batches(tokens: Ints, batch: int, edits: Sequence[Edit]) -> Iterator[tuple[I
         EditError: when an edit has values for another number of rows.
     """
     for edit in edits:
-        own = edit.per_row or edit.kind == "resample"
-        if edit.value is not None and own and len(edit.value) != len(tokens):
+        by_row = edit.per_row or edit.kind == "resample"
+        if edit.value is not None and by_row and len(edit.value) != len(tokens):
             raise EditError(
                 f"edit at {edit.site}", f"{len(edit.value)} rows of values for {len(tokens)} of tokens",
                 "Give one row per prompt.",

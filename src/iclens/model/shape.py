@@ -1,44 +1,23 @@
-"""The shape of a model, read without its weights, and what makes two models the same."""
+"""The shape of a Llama or Mistral, read from config.json alone: sizes, limits, and what is refused."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
 from iclens.core import ModelError
 
-if TYPE_CHECKING:
-    pass
-
-
 LLAMA3_8B: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 8192,
-    "model_type": "llama",
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": None,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "vocab_size": 128256,
-}
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
+    "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "max_position_embeddings": 8192, "hidden_act": "silu", "rms_norm_eps": 1e-05, "rope_theta": 500000.0,
+    "rope_scaling": None, "attention_bias": False, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "bos_token_id": 128000, "eos_token_id": 128001,
+}  # fmt: skip
 """config.json of meta-llama/Meta-Llama-3-8B, which is gated: a plan for it needs no licence."""
-
 KNOWN = {"meta-llama/Meta-Llama-3-8B": LLAMA3_8B, "NousResearch/Meta-Llama-3-8B": LLAMA3_8B}
 DEFAULTS: dict[str, dict[str, int | None]] = {
     "llama": {"max_position_embeddings": 2048, "num_key_value_heads": None, "sliding_window": None},
@@ -47,7 +26,6 @@ DEFAULTS: dict[str, dict[str, int | None]] = {
 """What transformers takes for keys that config.json leaves out, for each architecture that is run here."""
 ARCHITECTURES = tuple(DEFAULTS)
 """Model types whose blocks are run as `model.run` runs them; others scale the residual on the way."""
-
 ATTENTION = ("full_attention", "sliding_attention")
 """Types of attention that `layer_types` may name; all of a model's blocks must be of one."""
 
@@ -57,11 +35,7 @@ class ModelShape:
     """Sizes and limits of a Llama or Mistral.
 
     Args:
-        d_model: width of the residual stream.
-        n_blocks: blocks in all.
-        n_heads: query heads in a block.
-        n_kv_heads: key and value heads in a block.
-        d_head: width of a head.
+        n_heads, n_kv_heads: query heads, and heads of keys and values, in a block.
         d_mlp: width of the MLP's hidden layer.
         n_vocab: token ids.
         tied: whether the unembedding is the embedding.
@@ -88,28 +62,29 @@ class ModelShape:
             ModelError: for another architecture, a size that is missing or no positive integer, or a key that
                 changes what is computed in a way that is not computed here.
         """
-        asked = f"config.json of '{name}'"
-        kind = config.get("model_type")
-        if kind not in ARCHITECTURES:
-            raise ModelError(
-                asked, f"its architecture is '{kind}'", f"model_type must be {' or '.join(ARCHITECTURES)}."
-            )
-        _refuse_uncomputed(config, asked)
+
+        def refuse(found: str, remedy: str) -> NoReturn:
+            raise ModelError(f"config.json of '{name}'", found, remedy)
 
         def size(key: str, otherwise: int | None = None) -> int:
             value = config.get(key, DEFAULTS[kind].get(key))
             value = otherwise if value is None else value
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ModelError(asked, f"{key} is {value!r}", f"{key} must be a positive whole number.")
+                refuse(f"{key} is {value!r}", f"{key} must be a positive whole number.")
             return value
 
+        kind: Any = config.get("model_type")
+        if kind not in ARCHITECTURES:
+            refuse(f"its architecture is '{kind}'", f"model_type must be {' or '.join(ARCHITECTURES)}.")
+        for found, remedy in _not_computed(config):
+            refuse(found, remedy)
         d_model, n_heads = size("hidden_size"), size("num_attention_heads")
         n_kv_heads, d_head = size("num_key_value_heads", n_heads), size("head_dim", d_model // n_heads)
         if n_heads % n_kv_heads or d_head % 2:
-            raise ModelError(
-                asked, f"{n_heads} heads of {d_head} on {n_kv_heads} keys",
+            refuse(
+                f"{n_heads} heads of {d_head} on {n_kv_heads} keys",
                 "num_attention_heads must be a multiple of num_key_value_heads, head_dim even.",
-            )  # fmt: skip
+            )
         if config.get("sliding_window") is not None:
             size("sliding_window")
         return cls(
@@ -154,11 +129,11 @@ def read_shape(name: str | Path) -> ModelShape:
         ModelError: when there is no config.json, or it is not that of a Llama or Mistral.
     """
     folder = model_folder(name)
-    if folder is not None:
-        return ModelShape.from_config(_read(folder / "config.json", str(name)), str(name))
-    if str(name) in KNOWN:
-        return ModelShape.from_config(KNOWN[str(name)], str(name))
-    return ModelShape.from_config(_read(_from_hub(str(name)), str(name)), str(name))
+    if folder is None and str(name) in KNOWN:
+        config = KNOWN[str(name)]
+    else:
+        config = _read(_from_hub(str(name)) if folder is None else folder / "config.json", str(name))
+    return ModelShape.from_config(config, str(name))
 
 
 def model_folder(name: str | Path) -> Path | None:
@@ -184,12 +159,7 @@ def model_folder(name: str | Path) -> Path | None:
 def refuse_longer(tokens: int, positions: int, model: str, asked: str = "", remedy: str = "") -> None:
     """Refuse a context that is longer than a model's positions.
 
-    Args:
-        tokens: of the context.
-        positions: of the model, `max_position_embeddings`.
-        model: what to call the model.
-        asked: where the length comes from, such as a key; the prompt itself when not given.
-        remedy: what to do about it.
+    `asked` is where the length comes from, such as a key; the prompt itself when not given.
 
     Raises:
         ModelError: when it is longer.
@@ -202,48 +172,43 @@ def refuse_longer(tokens: int, positions: int, model: str, asked: str = "", reme
         )
 
 
-def _refuse_uncomputed(config: dict[str, Any], asked: str) -> None:
-    """Raise a ModelError for a key that transformers passes over, or that makes weights no plain numbers."""
+def window(model: Any) -> int | None:
+    """How many keys a query of a network sees, itself included; None where it sees all earlier ones."""
+    return model.config.sliding_window if model.config.model_type == "mistral" else None
+
+
+def _not_computed(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Keys that transformers passes over, or that make weights no plain numbers, and what is allowed."""
     if config.get("quantization_config") is not None:
-        raise ModelError(
-            asked, "its weights are quantised (quantization_config)", "Give the unquantised model."
-        )
-    ropes = (config, config.get("rope_parameters"), config.get("rope_scaling"))
-    for rope in ropes:
+        yield "its weights are quantised (quantization_config)", "Give the unquantised model."
+    by_layer = config.get("rope_parameters")
+    for rope in (config, by_layer, config.get("rope_scaling")):
         share = rope.get("partial_rotary_factor") if isinstance(rope, dict) else None
         if share not in (None, 1):
-            raise ModelError(
-                asked,
-                f"partial_rotary_factor is {share!r}",
-                "Only rotation of whole heads, 1.0, is computed.",
-            )
-    if isinstance(ropes[1], dict) and any(isinstance(rope, dict) for rope in ropes[1].values()):
-        raise ModelError(
-            asked, f"rope_parameters differ by layer ({', '.join(map(str, ropes[1]))})",
+            yield f"partial_rotary_factor is {share!r}", "Only rotation of whole heads, 1.0, is computed."
+    if isinstance(by_layer, dict) and any(isinstance(rope, dict) for rope in by_layer.values()):
+        yield (
+            f"rope_parameters differ by layer ({', '.join(map(str, by_layer))})",
             "Only one rotation for all blocks is computed.",
-        )  # fmt: skip
+        )
     layers = config.get("layer_types")
     if layers is None:
         return
-    if not isinstance(layers, list) or len(layers) != config.get("num_hidden_layers"):
-        raise ModelError(
-            asked, f"layer_types is {str(layers)[:80]}", "layer_types must list one type for each block."
-        )
+    if not isinstance(layers, list) or not layers or len(layers) != config.get("num_hidden_layers"):
+        yield f"layer_types is {str(layers)[:80]}", "layer_types must list one type for each block."
     kinds = sorted(set(map(str, layers)))
     if len(kinds) > 1:
-        raise ModelError(
-            asked, f"layer_types differ from block to block ({', '.join(kinds)})",
+        yield (
+            f"layer_types differ from block to block ({', '.join(kinds)})",
             "Only models whose blocks all attend alike are computed.",
-        )  # fmt: skip
-    if kinds[0] not in ATTENTION:
-        raise ModelError(
-            asked, f"layer_types are {kinds[0]}", f"layer_types must be {' or '.join(ATTENTION)}."
         )
+    if kinds[0] not in ATTENTION:
+        yield f"layer_types are {kinds[0]}", f"layer_types must be {' or '.join(ATTENTION)}."
     if kinds == ["sliding_attention"] and config.get("sliding_window", 0) is None:
-        raise ModelError(
-            asked, "layer_types are sliding_attention and sliding_window is null",
+        yield (
+            "layer_types are sliding_attention and sliding_window is null",
             "Set sliding_window to the tokens that a query sees, or layer_types to full_attention.",
-        )  # fmt: skip
+        )
 
 
 def _from_hub(name: str) -> Path:
@@ -273,8 +238,3 @@ def _read(file: Path, name: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(asked, "it is no mapping", "Fetch this file again.")
     return config
-
-
-def window(model: Any) -> int | None:
-    """How many keys a query of a Mistral sees, itself included; None where it sees all earlier ones."""
-    return model.config.sliding_window if model.config.model_type == "mistral" else None

@@ -1,4 +1,9 @@
-"""Tails: forward passes that begin at a block, from saved residuals, many edits in one batch."""
+"""Tails: forward passes that begin at a block, from saved residuals, many edits in one batch.
+
+1. `hold` runs prompts once, and keeps residuals of their last positions (the suffix) and keys and values of
+those before (the prefix). 2. Rows, each a changed suffix, stand side by side in sequences of `WIDTH`
+positions: a mask lets each see its prompt's prefix and itself. 3. Only blocks above the change are run.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +28,15 @@ MEMORY = 2**30
 MOST_ROWS = 4096
 MID = ("resid_mid", "attn_out")
 """Hooks whose addition passes through the MLP of its own block."""
+KeysValues = dict[int, tuple[Tensor, Tensor]]
+"""Block → keys and values, [prompt head pos d_head] each."""
 
 
 class _Keep:
     """A cache that keeps each block's keys and values as they pass."""
 
     def __init__(self) -> None:
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.kept: KeysValues = {}
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         self.kept[layer] = (key, value)
@@ -40,20 +47,19 @@ class _Prefix:
     """A read-only cache: rows see the kept prefix of their prompt and themselves.
 
     Args:
-        kept: of each prompt, block → keys and values.
+        kept: of each prompt.
         sequences: how many sequences of rows each prompt has.
     """
 
-    def __init__(self, kept: Sequence[dict[int, tuple[Tensor, Tensor]]], sequences: Sequence[int]) -> None:
-        self.kept, self.sequences = kept, sequences
+    def __init__(self, kept: Sequence[KeysValues], sequences: Sequence[int]) -> None:
+        self.prompts = list(zip(kept, sequences, strict=True))
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        prompts = list(zip(self.kept, self.sequences, strict=True))
-        before = (
-            torch.cat([kept[layer][side].expand(n, -1, -1, -1) for kept, n in prompts]) for side in (0, 1)
-        )
-        keys, values = (torch.cat(pair, dim=2) for pair in zip(before, (key, value), strict=True))
-        return keys, values
+        def extended(side: int, new: Tensor) -> Tensor:
+            before = torch.cat([kept[layer][side].expand(n, -1, -1, -1) for kept, n in self.prompts])
+            return torch.cat([before, new], dim=2)
+
+        return extended(0, key), extended(1, value)
 
 
 @dataclass(frozen=True)
@@ -64,14 +70,14 @@ class Held:
         first: the first position that a row may change.
         resid: resid_pre of every block and the last resid_post, from `first` on, [suffix d_model] each.
         mid: resid_mid of every block, likewise.
-        kept: block → keys and values of the positions before `first`, [1 head pos d_head] each.
+        kept: keys and values of the positions before `first`, [1 head pos d_head] each.
         rotary: rotation of the positions from `first` on, cosines and sines, [1 suffix d_head].
     """
 
     first: int
     resid: tuple[Tensor, ...]
     mid: tuple[Tensor, ...]
-    kept: dict[int, tuple[Tensor, Tensor]]
+    kept: KeysValues
     rotary: tuple[Tensor, ...]
 
 
@@ -79,10 +85,7 @@ class Held:
 def hold(model: LanguageModel, tokens: Ints, first: int | None = None) -> list[Held]:
     """Run prompts [prompt pos] of one length together; what each leaves, [prompt].
 
-    Args:
-        model: a whole model.
-        tokens: [prompt pos].
-        first: the first position that rows may change; the last of the prompt when not given.
+    `first` is the first position that rows may change; the last of the prompt when not given.
 
     Raises:
         ModelError: when only some blocks are loaded.
@@ -117,24 +120,14 @@ def hold(model: LanguageModel, tokens: Ints, first: int | None = None) -> list[H
 def tails_of(
     model: LanguageModel, tokens: Ints, extra: tuple[str, ...] = (), batch: int = 32, first: int | None = None
 ) -> list[Tail]:
-    """Prompts of one length, each prepared for edits from position `first` on.
+    """Prompts [prompt pos] of one length, each prepared for edits from position `first` on; see `hold`.
 
-    Held are 2 × blocks × key width numbers for every token of every prompt.
-
-    Args:
-        model: a whole model.
-        tokens: [prompt pos].
-        extra: word answers to read besides the numbers.
-        batch: prompts run together.
-        first: the first position that rows may change; the last of the prompt when not given.
-
-    Raises:
-        ModelError: when only some blocks are loaded.
-        EditError: for a position outside the prompt.
+    Held are 2 × blocks × key width numbers for every token of every prompt. `extra` are word answers to read
+    besides the numbers.
     """
     starts = range(0, len(tokens), batch)
-    held = [one for start in starts for one in hold(model, tokens[start : start + batch], first)]
-    return [Tail(model, row, extra, one) for row, one in zip(tokens, held, strict=True)]
+    prompts = [held for start in starts for held in hold(model, tokens[start : start + batch], first)]
+    return [Tail(model, row, extra, held) for row, held in zip(tokens, prompts, strict=True)]
 
 
 class Tail:
@@ -152,70 +145,54 @@ class Tail:
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        tokens: Ints,
-        extra: tuple[str, ...] = (),
-        held: Held | None = None,
+        self, model: LanguageModel, tokens: Ints, extra: tuple[str, ...] = (), held: Held | None = None,
         memory: int = MEMORY,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.model, self.memory = model, memory
         self.answers, self.ids = model.answer_space(extra)
-        self._held = hold(model, np.asarray(tokens)[None])[0] if held is None else held
+        self.held = hold(model, np.asarray(tokens)[None])[0] if held is None else held
 
     @property
     def n_suffix(self) -> int:
         """Positions from the first that may change to the last."""
-        return len(self._held.resid[0])
+        return len(self.held.resid[0])
 
     def resid_pre(self, layer: int) -> Tensor:
         """The unedited residual entering block `layer` at the last position, [d_model]."""
-        return self._held.resid[layer][-1]
+        return self.held.resid[layer][-1]
 
     def base(self, site: Site) -> AnswerProbs:
         """Answers without an edit, through the blocks that an addition at `site` passes, [1 answer]."""
         return self.added(site, np.zeros((1, self.model.d_model)))
 
-    @torch.no_grad()
-    def run(self, resid: Tensor, layer: int, batch: int | None = None) -> AnswerProbs:
-        """Answers after replacing resid_pre of block `layer` from the first position on.
+    def run(self, resid: Tensor, layer: int) -> AnswerProbs:
+        """Answers after replacing resid_pre of block `layer` from the first position on, [row answer].
 
         Args:
             resid: [row suffix d_model], or [row d_model] where the suffix is the last position alone.
             layer: block entered next; n_blocks goes straight to the unembedding.
-            batch: rows per forward pass; as many as fit the memory when not given.
-
-        Returns:
-            log_prob as [row answer].
 
         Raises:
             EditError: when the rows do not cover the suffix.
         """
-        whole = resid[:, None] if resid.ndim == 2 else resid
-        if whole.shape[1] != self.n_suffix:
-            raise EditError(
-                f"rows of {whole.shape[1]} positions", f"the suffix has {self.n_suffix}", "Give all of it."
-            )
-        like = self._held.resid[0].dtype
-        parts = [read_answers(self.model, whole[:0, -1].to(like), self.ids)]
-        for rows in whole.split(batch or self.rows_at_once()) if len(whole) else ():
-            (last,) = side_by_side([self], [rows.to(like)], layer)
-            parts.append(read_answers(self.model, last, self.ids))
-        return AnswerProbs(self.answers, torch.cat(parts).cpu().numpy())
+        rows = resid[:, None] if resid.ndim == 2 else resid
+        return run_together([self], [rows.to(self.held.resid[0].dtype)], layer)[0]
 
-    def only_itself(self, rows: Tensor, width: int) -> Tensor:
-        """What is added to attention scores, [1 1 width·suffix pos + width·suffix].
+    def added(
+        self, site: Site, delta: Tensor | Floats, batch: int | None = None, positions: Ints | None = None
+    ) -> AnswerProbs:
+        """Answers after adding `delta` at `site`, [row answer].
 
-        0 for what a row sees of the prefix and of itself, a number that no score outweighs elsewhere.
+        Args:
+            site: any residual, attn_out or mlp_out.
+            delta: [row d_model], the same at every position; or [row pos d_model].
+            batch: rows per forward pass; as many as fit the memory when not given.
+            positions: where it is added, indices into the prompt [pos]; the last when not given.
+
+        Raises:
+            EditError: for a hook that adds nothing to the residual, or a position before the suffix.
         """
-        prefix, suffix = self._held.first, self.n_suffix
-        positions = torch.arange(prefix + suffix, device=rows.device)
-        alone = visible(self.model.network, positions[prefix:], positions)  # [suffix pos]
-        seen = alone.new_zeros(width, suffix, prefix + width * suffix)
-        seen[..., :prefix] = alone[:, :prefix]
-        own = seen[..., prefix:].unflatten(2, (width, suffix)).diagonal(dim1=0, dim2=2)
-        own.copy_(alone[:, prefix:, None])  # [suffix suffix width]
-        return added_to_scores(seen.flatten(0, 1), rows)[None, None]
+        return added_together([self], site, [torch.as_tensor(delta)], positions, batch)[0]
 
     def entry(self, site: Site) -> int:
         """The block whose resid_pre carries an addition at `site` onwards.
@@ -236,77 +213,30 @@ class Tail:
             f"tail from {site}", "an addition there is no addition to the residual", "Use `answer_probs`."
         )
 
-    @torch.no_grad()
-    def added(
-        self, site: Site, delta: Tensor | Floats, batch: int | None = None, positions: Ints | None = None
-    ) -> AnswerProbs:
-        """Answers after adding `delta` at `site`.
-
-        Args:
-            site: any residual, attn_out or mlp_out.
-            delta: [row d_model], the same at every position; or [row pos d_model].
-            batch: rows per forward pass; as many as fit the memory when not given.
-            positions: where it is added, indices into the prompt [pos]; the last when not given.
-
-        Raises:
-            EditError: for a hook that adds nothing to the residual, or a position before the suffix.
-        """
-        layer = self.entry(site)
-        added = torch.as_tensor(delta)
-        parts = []
-        for some in added.split(batch or self.rows_at_once()) if len(added) else (added,):
-            parts.append(self.run(self.edited(site, some, positions), layer, batch).log_prob)
-        return AnswerProbs(self.answers, np.concatenate(parts))
-
     def edited(self, site: Site, delta: Tensor, positions: Ints | None = None) -> Tensor:
         """The suffix at `entry` of rows that `delta` was added to, [row suffix d_model]; see `added`."""
-        base = self._held.mid[site.layer] if site.hook in MID else self._held.resid[self.entry(site)]
-        added, where = delta.to(base), self._places(positions, base.device)
+        base = self.held.mid[site.layer] if site.hook in MID else self.held.resid[self.entry(site)]
+        first, end = self.held.first, self.held.first + self.n_suffix
+        at = np.array([end - 1]) if positions is None else np.asarray(positions)
+        if not len(at) or at.min() < first or at.max() >= end:
+            raise EditError(
+                f"an addition at positions {list(at)}", f"rows hold positions {first} to {end - 1}",
+                "Prepare the tail with an earlier `first`.",
+            )  # fmt: skip
+        where, added = torch.as_tensor(at - first, device=base.device), delta.to(base)
         rows = base.expand(len(added), -1, -1).index_add(
             1, where, (added[:, None] if added.ndim == 2 else added).expand(-1, len(where), -1)
         )
         return feed(self.model.network.model.layers[site.layer], rows) if site.hook in MID else rows
 
-    @property
-    def held(self) -> Held:
-        """What the prompt's run left."""
-        return self._held
-
     def rows_at_once(self) -> int:
-        """Rows that fit the memory."""
-        return rows_at_once(self.model, self.n_suffix, self._held.first, self.memory)
-
-    def _places(self, positions: Ints | None, device: torch.device) -> Tensor:
-        """Positions as indices into the suffix."""
-        if positions is None:
-            return torch.tensor([self.n_suffix - 1], device=device)
-        where = torch.as_tensor(np.asarray(positions) - self._held.first, device=device)
-        if not len(where) or int(where.min()) < 0 or int(where.max()) >= self.n_suffix:
-            first, last = self._held.first, self._held.first + self.n_suffix - 1
-            raise EditError(
-                f"an addition at positions {list(np.asarray(positions))}",
-                f"rows hold positions {first} to {last}", "Prepare the tail with an earlier `first`.",
-            )  # fmt: skip
-        return where
-
-
-def rows_at_once(model: LanguageModel, suffix: int, prefix: int, memory: int = MEMORY) -> int:
-    """Rows whose widest intermediate values fit `memory`, at least 1.
-
-    Args:
-        model: a whole model.
-        suffix: positions of a row.
-        prefix: positions before it, shared by all rows.
-        memory: bytes.
-    """
-    config = model.network.config
-    item = model.network.lm_head.weight.element_size()
-    side = max(WIDTH, suffix)
-    a_position = item * (
-        6 * model.d_model + 3 * config.intermediate_size + 2 * model.n_heads * (prefix + side)
-    )
-    logits = config.vocab_size * (item + 8)
-    return max(1, min(MOST_ROWS, memory // (suffix * a_position + logits)))
+        """Rows whose widest intermediate values fit the memory, at least 1."""
+        config, d_model, n_heads = self.model.network.config, self.model.d_model, self.model.n_heads
+        item = self.model.network.lm_head.weight.element_size()
+        keys = self.held.first + max(WIDTH, self.n_suffix)
+        a_position = item * (6 * d_model + 3 * config.intermediate_size + 2 * n_heads * keys)
+        logits = config.vocab_size * (item + 8)
+        return max(1, min(MOST_ROWS, self.memory // (self.n_suffix * a_position + logits)))
 
 
 def side_by_side(tails: Sequence[Tail], rows: Sequence[Tensor], layer: int) -> list[Tensor]:
@@ -314,10 +244,7 @@ def side_by_side(tails: Sequence[Tail], rows: Sequence[Tensor], layer: int) -> l
 
     Rows stand in sequences of one width, zeros at their end; no sequence holds rows of two prompts.
 
-    Args:
-        tails: prompts of one length, prepared from one position on.
-        rows: of each prompt, the suffix that enters block `layer`, [row suffix d_model].
-        layer: that block; n_blocks for the end.
+    `rows` are, of each prompt, the suffix that enters block `layer`, [row suffix d_model].
     """
     first = tails[0]
     blocks, suffix = first.model.network.model.layers[layer:], first.n_suffix
@@ -325,16 +252,15 @@ def side_by_side(tails: Sequence[Tail], rows: Sequence[Tensor], layer: int) -> l
         return [part[:, -1] for part in rows]
     width = _width([len(part) for part in rows], max(1, WIDTH // suffix))
     counts = [-(-len(part) // width) for part in rows]
-    held = rows[0].new_zeros(sum(counts), width, *rows[0].shape[1:])
-    parts = held.split(counts)
-    for part, place in zip(rows, parts, strict=True):
-        place.view(-1, *part.shape[1:])[: len(part)] = part
-    held, mask = held.flatten(1, 2), first.only_itself(held, width)
+    resid = rows[0].new_zeros(sum(counts), width, *rows[0].shape[1:])  # [sequence width suffix d_model]
+    for part, sequences in zip(rows, resid.split(counts), strict=True):
+        sequences.view(-1, *part.shape[1:])[: len(part)] = part
+    resid, mask = resid.flatten(1, 2), _mask(first, width, resid)  # [sequence width·suffix d_model]
     rotary = tuple(part.repeat(1, width, 1) if suffix > 1 else part for part in first.held.rotary)
     prefix = _Prefix([tail.held.kept for tail in tails], counts)
     for block in blocks:
-        held = block(held, attention_mask=mask, position_embeddings=rotary, past_key_values=prefix)
-    last = held.unflatten(1, (width, suffix))[:, :, -1].split(counts)
+        resid = block(resid, attention_mask=mask, position_embeddings=rotary, past_key_values=prefix)
+    last = resid.unflatten(1, (width, suffix))[:, :, -1].split(counts)  # [sequence width d_model] each
     return [own.flatten(0, 1)[: len(part)] for own, part in zip(last, rows, strict=True)]
 
 
@@ -345,67 +271,73 @@ def _width(n_rows: Sequence[int], most: int) -> int:
     return int(widths[cost.argmin()])
 
 
+def _mask(tail: Tail, width: int, like: Tensor) -> Tensor:
+    """What is added to attention scores, [1 1 width·suffix, prefix + width·suffix].
+
+    0 for what a row sees of the prefix and of itself, a number that no score outweighs elsewhere.
+    """
+    prefix, suffix = tail.held.first, tail.n_suffix
+    positions = torch.arange(prefix + suffix, device=like.device)
+    alone = visible(tail.model.network, positions[prefix:], positions)  # [suffix, prefix + suffix]
+    seen = alone.new_zeros(width, suffix, prefix + width * suffix)
+    seen[..., :prefix] = alone[:, :prefix]
+    itself = seen[..., prefix:].unflatten(2, (width, suffix)).diagonal(dim1=0, dim2=2)
+    itself.copy_(alone[:, prefix:, None])  # [suffix suffix width]
+    return added_to_scores(seen.flatten(0, 1), like)[None, None]
+
+
 def added_together(
-    tails: Sequence[Tail], site: Site, deltas: Sequence[Tensor], positions: Ints | None = None
-) -> list[AnswerProbs]:
-    """`Tail.added` of several prompts in common batches: faster where each has few rows.
+    tails: Sequence[Tail], site: Site, deltas: Sequence[Tensor], positions: Ints | None = None,
+    batch: int | None = None,
+) -> list[AnswerProbs]:  # fmt: skip
+    """`Tail.added` of several prompts in common batches, [row answer] each: faster where each has few rows.
 
-    Args:
-        tails: prompts of one length, prepared from one position on.
-        site: any residual, attn_out or mlp_out.
-        deltas: of each prompt, [row d_model].
-        positions: where they are added, indices into the prompt [pos]; the last when not given.
-
-    Returns:
-        log_prob as [row answer] of each prompt.
+    The prompts are of one length, and prepared from one position on.
 
     Raises:
         EditError: as `Tail.added`, and when the prompts were prepared from different positions.
     """
     if not tails:
         return []
-    return _in_batches(
-        tails, deltas, tails[0].entry(site), lambda tail, delta: tail.edited(site, delta, positions)
-    )
+    layer = tails[0].entry(site)
+    return _in_batches(tails, deltas, layer, lambda tail, delta: tail.edited(site, delta, positions), batch)
 
 
 def run_together(tails: Sequence[Tail], resid: Sequence[Tensor], layer: int) -> list[AnswerProbs]:
-    """`Tail.run` of several prompts in common batches.
-
-    Args:
-        tails: prompts of one length, prepared from one position on.
-        resid: of each prompt, what enters block `layer`, [row suffix d_model].
-        layer: n_blocks goes straight to the unembedding.
-
-    Returns:
-        log_prob as [row answer] of each prompt.
+    """`Tail.run` of several prompts in common batches: of each, rows [row suffix d_model] to [row answer].
 
     Raises:
-        EditError: when the prompts were prepared from different positions.
+        EditError: when rows do not cover the suffix, or prompts were prepared from different positions.
     """
+    for tail, rows in zip(tails, resid, strict=True):
+        if rows.shape[1] != tail.n_suffix:
+            raise EditError(
+                f"rows of {rows.shape[1]} positions", f"the suffix has {tail.n_suffix}", "Give all of it."
+            )
     return _in_batches(tails, resid, layer, lambda _tail, rows: rows) if tails else []
 
 
 @torch.no_grad()
 def _in_batches(
-    tails: Sequence[Tail], given: Sequence[Tensor], layer: int, enter: Callable[[Tail, Tensor], Tensor]
-) -> list[AnswerProbs]:
+    tails: Sequence[Tail], given: Sequence[Tensor], layer: int, enter: Callable[[Tail, Tensor], Tensor],
+    batch: int | None = None,
+) -> list[AnswerProbs]:  # fmt: skip
     """Answers of every prompt's rows; `enter` makes of some given rows what enters block `layer`."""
     first = tails[0]
     if len({(tail.held.first, tail.n_suffix) for tail in tails}) > 1:
         raise EditError("rows of several prompts", "their lengths differ", "Prepare them with `tails_of`.")
-    most = first.rows_at_once()
+    most = batch or first.rows_at_once()
     pieces = [(i, some) for i, rows in enumerate(given) for some in rows.split(most) if len(some)]
-    found: list[list[Tensor]] = [[] for _ in tails]
+    answers: list[list[Tensor]] = [[] for _ in tails]
     while pieces:
         taken = 1
         while taken < len(pieces) and sum(len(some) for _, some in pieces[: taken + 1]) <= most:
             taken += 1
-        batch, pieces = pieces[:taken], pieces[taken:]
-        rows = [enter(tails[i], some) for i, some in batch]
-        last = side_by_side([tails[i] for i, _ in batch], rows, layer)
+        together, pieces = pieces[:taken], pieces[taken:]
+        rows = [enter(tails[i], some) for i, some in together]
+        last = side_by_side([tails[i] for i, _ in together], rows, layer)
         read = read_answers(first.model, torch.cat(last), first.ids).cpu()
-        for (i, _), part in zip(batch, read.split([len(part) for part in last]), strict=True):
-            found[i].append(part)
+        for (i, _), part in zip(together, read.split([len(part) for part in last]), strict=True):
+            answers[i].append(part)
     nothing = torch.zeros(0, len(first.answers))
-    return [AnswerProbs(first.answers, torch.cat([nothing, *parts]).numpy()) for parts in found]
+    return [AnswerProbs(first.answers, torch.cat([nothing, *parts]).numpy()) for parts in answers]

@@ -1,4 +1,4 @@
-"""What can be called? docs/reference, written from the docstrings and the command line's own help.
+"""docs/reference, written from docstrings and the command line's own help; and the tables of docs/schemas.md.
 
 python docs/make_reference.py
 """
@@ -16,9 +16,12 @@ import griffe
 import typer.main
 
 from iclens.cli import app
+from iclens.schemas import TABLES
+from iclens.study.flow import FOLDERS
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "reference"
+SCHEMAS = ROOT / "docs" / "schemas.md"
 WIDTH = 100
 PAGES: dict[str, tuple[str, Sequence[str]]] = {
     "query": (
@@ -59,7 +62,7 @@ PAGES: dict[str, tuple[str, Sequence[str]]] = {
     "dashboards": ("Writing pages from records.", ["dashboards.site"]),
 }  # fmt: skip
 """Page → what it is about, and the modules whose public functions and classes it holds."""
-TABLES = ("table", "schemas", "activations")
+OF_TABLES = ("table", "schemas", "activations")
 
 
 def pages() -> dict[str, str]:
@@ -211,13 +214,31 @@ def _flat(text: str) -> str:
 def _tables(package: Any) -> str:
     """Every table class with what it is; columns are in schemas.md."""
     rows = ["| class | module | is |", "|---|---|---|"]
-    for module in map(package.__getitem__, TABLES):
+    for module in map(package.__getitem__, OF_TABLES):
         name = module.path.removeprefix("iclens.")
         for kind in _own(module):
             if kind.is_class:
                 meaning = _line(kind.docstring).replace("|", "\\|")
                 rows.append(f"| `{kind.name}` | `{name}` | {meaning} |")
     return _text(["# Tables", "Columns with type and meaning: [schemas.md](../schemas.md).", "\n".join(rows)])
+
+
+def schemas() -> str:
+    """docs/schemas.md with its tables as their classes declare them, between their heading and the config."""
+    head, _, rest = SCHEMAS.read_text(encoding="utf-8").partition("\n### `")
+    tail = rest[rest.index("\n## A study config") :]
+    parts = []
+    for name, kind in TABLES.items():
+        rows = "\n".join(
+            f"| `{column}` | {declared.kind} | {declared.meaning.replace('|', chr(92) + '|')} |"
+            for column, declared in kind.COLUMNS.items()
+        )
+        about = "\n\n".join(_flat(part) for part in (kind.__doc__ or "").split("\n\n"))
+        key = ", ".join(f"`{column}`" for column in kind.KEY)
+        title = f"### `{name}`: `{FOLDERS[kind.stage]}/{kind.file}`"
+        head_row = "| column | type | meaning |\n|---|---|---|"
+        parts.append(f"{title}\n\n{about} Key: {key}.\n\n{head_row}\n{rows}\n")
+    return head + "\n" + "\n".join(parts) + tail
 
 
 def _commands() -> str:
@@ -249,7 +270,8 @@ def _parameter(one: Any) -> str:
 
 
 def main() -> None:
-    """Write every page; pages that are no more are removed."""
+    """Write every page and the tables of schemas.md; pages that are no more are removed."""
+    SCHEMAS.write_text(schemas(), encoding="utf-8")
     OUT.mkdir(exist_ok=True)
     made = pages()
     for old in OUT.glob("*.md"):

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULE_LINES = 900
-CATALOGUES = {"src/iclens/schemas.py": 1400}
+CATALOGUES = {"src/iclens/schemas.py": 1250}
 """Modules that hold declarations alone, and how long they may be."""
 MODULES = sorted(path for folder in ("src", "tests", "analysis") for path in (ROOT / folder).rglob("*.py"))
 TORCH_FREE = ("core", "table", "stats", "schemas", "activations", "prompts", "growth", "dashboards")

@@ -1,22 +1,20 @@
 """Tables: declared columns, exact types, and nothing shared with the caller."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 
 from iclens.core import TableError
-from iclens.table import Column, Table
+from iclens.table import Bool, Float, Int, Str, Table
 
 
 class Fruit(Table):
-    COLUMNS: ClassVar[dict[str, Column]] = {
-        "name": Column("str", "what it is"),
-        "count": Column("int", "how many"),
-        "weight": Column("float", "kilograms"),
-        "ripe": Column("bool", "whether it is"),
-    }
+    name = Str("what it is")
+    count = Int("how many")
+    weight = Float("kilograms")
+    ripe = Bool("whether it is")
 
 
 def columns(**changes: Any) -> dict[str, Any]:

@@ -1,11 +1,24 @@
-"""Table: named, typed, documented columns; and the arrays that hold more than rows can."""
+"""Table: rows of a result, of a class that declares columns, key, stage and chart; and arrays.
+
+    class ScreenTable(Table, name="screens", stage="patch"):
+        '''How far a linear screen is from the exact effects: one row per site, role and belief.'''
+
+        key = SITE, ROLE, BELIEF
+        n_effects = Int("latents × prompts compared")
+        slope = Estimate("least-squares slope of exact on linear effects", "its 95 % interval")
+        chart = Points(Axis("slope", "nats per nat"), ("site", "role"))
+
+The file, the frame `run.screens`, its chart, its comparison between runs and its section in docs/schemas.md
+all follow from the class.
+"""
 
 from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -22,13 +35,183 @@ _DTYPES = {"int": np.int64, "float": np.float64, "str": np.object_, "bool": np.b
 _EXACT = {"int": "i", "float": "iuf", "str": "U", "bool": "b"}
 """numpy kinds that become the column's type without a loss."""
 
+# ------------------------------------------------------------------------------- columns and column groups
+
 
 @dataclass(frozen=True)
 class Column:
-    """A column's type ("int", "float", "str" or "bool"), and its meaning with units."""
+    """A column's type ("int", "float", "str" or "bool"), its meaning with units, and its name if shared."""
 
     kind: str
     meaning: str
+    name: str = ""
+
+    def means(self, meaning: str) -> Column:
+        """The same column with the meaning that it has in one table."""
+        return replace(self, meaning=meaning)
+
+
+Int, Float, Str, Bool = (partial(Column, kind) for kind in _DTYPES)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and the ends of its interval: columns `<name>`, `<ends>_low` and `<ends>_high`.
+
+    Args:
+        meaning: of the number, with units.
+        interval: what the ends are ends of.
+        ends: stem of the ends' names; the number's own name if empty.
+    """
+
+    meaning: str
+    interval: str = "its interval"
+    ends: str = ""
+
+    def columns(self, name: str) -> dict[str, Column]:
+        """Its columns, for a number of that name."""
+        low, high = self.names(name)
+        return {
+            name: Float(self.meaning), low: Float(f"lower end of {self.interval}"), high: Float("upper end")
+        }  # fmt: skip
+
+    def names(self, name: str) -> tuple[str, str]:
+        """Names of the two ends."""
+        return f"{self.ends or name}_low", f"{self.ends or name}_high"
+
+
+# ----------------------------------------------------------------------------------------------- charts
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A column of numbers and their unit.
+
+    Args:
+        column: of numbers.
+        unit: of these numbers, for the axis title.
+        low, high: columns of the ends of its interval; of an `Estimate` they are filled in.
+    """
+
+    column: str
+    unit: str
+    low: str = ""
+    high: str = ""
+
+    @property
+    def title(self) -> str:
+        """Column and unit."""
+        return f"{self.column} ({self.unit})"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it needs."""
+        return tuple(name for name in (self.column, self.low, self.high) if name)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Estimates with their intervals: a line per row, the largest of each panel.
+
+    Args:
+        value: what is estimated.
+        label: columns that name a line.
+        mark: column whose categories are told apart; none when empty.
+        panel: columns that name a panel.
+        prefer: a column and its value: only these rows, when there are any.
+    """
+
+    value: Axis
+    label: tuple[str, ...]
+    mark: str = ""
+    panel: tuple[str, ...] = ()
+    prefer: tuple[str, Any] | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns without which it cannot be drawn."""
+        return (*self.value.columns, *self.label, *self.panel, *([self.mark] if self.mark else []))
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Many estimates of a group on one line, its categories side by side.
+
+    Args:
+        value: what is estimated.
+        group: columns that name a line.
+        mark: column whose categories are told apart; none when empty.
+        kept: "largest" or "spread", evenly over the ranks, of each group, when there are many.
+    """
+
+    value: Axis
+    group: tuple[str, ...]
+    mark: str = ""
+    kept: str = "largest"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns without which it cannot be drawn."""
+        return (self.value.column, *self.group, *([self.mark] if self.mark else []))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Estimates with their bands over a number.
+
+    Args:
+        x: what they are over.
+        y: what is estimated.
+        series: columns that name a curve.
+        panel: columns that name a panel.
+        prefer: a column and its value: only these rows, when there are any.
+    """
+
+    x: Axis
+    y: Axis
+    series: tuple[str, ...]
+    panel: tuple[str, ...] = ()
+    prefer: tuple[str, Any] | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns without which it cannot be drawn."""
+        return (*self.x.columns, *self.y.columns, *self.series, *self.panel)
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A value for each cell of a grid, written into it as well.
+
+    Args:
+        across, down: columns that name a cell's place.
+        value: what its colour and number show.
+        panel: columns that name a panel.
+        centred: the value that has no colour, from which colours go both ways; None for one that only grows.
+    """
+
+    across: str
+    down: tuple[str, ...]
+    value: Axis
+    panel: tuple[str, ...] = ()
+    centred: float | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns without which it cannot be drawn."""
+        return (self.across, *self.down, self.value.column, *self.panel)
+
+
+Chart = Points | Strip | Curves | Heat
+"""What a table's chart shows; `results.plot` draws it for notebooks, `pages.draw` for pages."""
+
+# ----------------------------------------------------------------------------------------------- tables
+
+
+TABLES: dict[str, type[Table]] = {}
+"""Name → class of every table that a stage writes, in the order of the stages; `iclens.schemas` fills it."""
+FRAMES: dict[str, type[Table]] = {}
+"""The same of the frames that a query makes, of which no stage has a file."""
 
 
 def _cast(what: str, given: Sequence[Any] | NDArray[Any], kind: str) -> NDArray[Any]:
@@ -51,7 +234,12 @@ def _cast(what: str, given: Sequence[Any] | NDArray[Any], kind: str) -> NDArray[
 
 
 class Table:
-    """Rows of a result; subclasses declare `COLUMNS`, and in `KEY` those that name a row, at most one each.
+    """Rows of a result. A subclass declares columns in its body, in order, as `Column` or `Estimate`.
+
+    In `key` stand the columns that name a row, at most one each: shared columns, or names of columns of the
+    body. Where one of them is shared, the key's columns come first. `chart` says how the rows are drawn. A
+    subclass with a name is a table of a run, `<name>.parquet` of its stage; without a stage, a frame that a
+    query makes.
 
     Args:
         columns: name → values, all of one length; exactly the declared columns, cast to their types.
@@ -60,8 +248,38 @@ class Table:
         TableError: when a column is missing, unknown, of another length or not of its type.
     """
 
+    key: ClassVar[tuple[Column | str, ...]] = ()
+    chart: ClassVar[Chart | None] = None
+    name: ClassVar[str] = ""
+    stage: ClassVar[str] = ""
+    file: ClassVar[str] = ""
     COLUMNS: ClassVar[dict[str, Column]] = {}
     KEY: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, name: str = "", stage: str = "") -> None:
+        body, ends = dict(cls.COLUMNS), dict[str, tuple[str, str]]()
+        for column, declared in vars(cls).items():
+            if isinstance(declared, Estimate):
+                body |= declared.columns(column)
+                ends[column] = declared.names(column)
+            elif isinstance(declared, Column):
+                body[column] = declared
+        shared = {part.name: part for part in cls.key if isinstance(part, Column)}
+        cls.KEY = tuple(part if isinstance(part, str) else part.name for part in cls.key)
+        body = shared | body
+        cls.COLUMNS = {
+            column: body[column] for column in [*(cls.KEY if shared else ()), *body] if column in body
+        }
+        cls.name, cls.stage, cls.file = name, stage, f"{name}.parquet" if stage else ""
+        if cls.chart is not None:
+            cls.chart = _with_ends(cls.chart, ends)
+        unknown = {*cls.KEY, *(cls.chart.needs if cls.chart else ())} - cls.COLUMNS.keys()
+        if unknown or name in TABLES or name in FRAMES:
+            raise TypeError(
+                f"{cls.__name__}: " + (f"no columns {unknown}" if unknown else f"a second '{name}'")
+            )
+        if name:
+            (TABLES if stage else FRAMES)[name] = cls
 
     def __repr__(self) -> str:
         """Its name, how many rows, and that `.df` is a pandas frame of them."""
@@ -117,6 +335,12 @@ class Table:
         return pd.DataFrame({name: values.copy() for name, values in self._columns.items()})
 
     @classmethod
+    def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> Self:
+        """The table of some rows, each of which has all columns; no rows give an empty table."""
+        listed = list(rows)
+        return cls({name: [row[name] for row in listed] for name in cls.COLUMNS})
+
+    @classmethod
     def concat(cls, parts: Sequence[Self]) -> Self:
         """Rows of several tables, in order; no parts give an empty table."""
         empty = {name: np.empty(0, _DTYPES[c.kind]) for name, c in cls.COLUMNS.items()}
@@ -141,6 +365,18 @@ class Table:
             raise TableError(f"{path}", f"unreadable ({cause})".replace("\n", " "), REDO_STAGE) from cause
         return cls({str(name): frame[name].to_numpy() for name in frame.columns})
 
+
+def _with_ends(chart: Chart, ends: Mapping[str, tuple[str, str]]) -> Chart:
+    """The chart, whose axes of estimates have the ends of their intervals."""
+    changes: dict[str, Any] = {}
+    for field in fields(chart):
+        axis = getattr(chart, field.name)
+        if isinstance(axis, Axis) and axis.column in ends:
+            changes[field.name] = Axis(axis.column, axis.unit, *ends[axis.column])
+    return replace(chart, **changes)
+
+
+# ----------------------------------------------------------------------------------------------- arrays
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]

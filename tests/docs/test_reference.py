@@ -1,4 +1,4 @@
-"""docs/reference is what docs/make_reference.py writes now; links lead somewhere, and to every page."""
+"""docs/reference and the tables of schemas.md are what make_reference.py writes; links lead somewhere."""
 
 import importlib.util
 import re
@@ -29,6 +29,11 @@ def test_the_files_are_what_the_script_writes(made: dict[str, str]) -> None:
     assert held.keys() == made.keys()
     stale = [name for name, text in made.items() if held[name] != text]
     assert not stale, f"run docs/make_reference.py: {stale}"
+
+
+def test_the_tables_of_schemas_are_as_declared() -> None:
+    script = _script()
+    assert script.schemas() == script.SCHEMAS.read_text(encoding="utf-8"), "run docs/make_reference.py"
 
 
 def test_a_docstring_comes_out_whole(made: dict[str, str]) -> None:

@@ -11,10 +11,11 @@ import pytest
 import iclens
 import iclens.study.results
 from iclens.core import SiteError, TableError
+from iclens.schemas import TABLES
 from iclens.study.query.answers import Answer, frame_html
 from iclens.study.query.depictions import main_axis
 from iclens.study.query.thinning import categories, largest, spread
-from iclens.study.results import TABLES, Results
+from iclens.study.results import Results
 from iclens.study.runfolder import find_run
 
 WITHOUT = {"falsifiers": "words alone"}
@@ -91,7 +92,7 @@ def test_what_pandas_makes_of_an_answer_is_an_answer(run: iclens.Run) -> None:
 
 
 def test_every_column_is_explained(run: iclens.Run) -> None:
-    for name, (_, kind) in TABLES.items():
+    for name, kind in TABLES.items():
         about = run.table(name).about
         assert about["column"].tolist() == list(kind.COLUMNS)
         assert (about["kind"] == [column.kind for column in kind.COLUMNS.values()]).all()
@@ -224,7 +225,7 @@ def test_one_site_is_read_without_the_others(first, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_are_the_same_by_either_way_and_their_keys_name_rows(first, run, name: str) -> None:
-    results, kind = Results(find_run(first.run)), TABLES[name][1]
+    results, kind = Results(find_run(first.run)), TABLES[name]
     table = results.table(name)
     assert kind.KEY
     assert not table.duplicated(list(kind.KEY)).any()

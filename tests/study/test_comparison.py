@@ -10,8 +10,8 @@ import pytest
 
 import iclens
 from iclens.core import RunError, SiteError, TableError
+from iclens.schemas import TABLES
 from iclens.study.flow import FOLDERS
-from iclens.study.results import TABLES
 
 
 @pytest.fixture(scope="module")

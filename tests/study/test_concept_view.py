@@ -11,12 +11,12 @@ import pytest
 from iclens.dashboards.records.concepts import ConceptsView
 from iclens.dashboards.records.site import SiteView
 from iclens.dashboards.site import build_site
-from iclens.schemas import ProbeTable, SpecificityTable, TransformTable
+from iclens.schemas import TABLES, ProbeTable, SpecificityTable, TransformTable
 from iclens.study.config import parse_study_config
 from iclens.study.flow import FOLDERS
 from iclens.study.pages import concepts as study
 from iclens.study.pages.transform_findings import confirmed
-from iclens.study.results import TABLES, Results
+from iclens.study.results import Results
 from iclens.study.runfolder import RunFolder
 from iclens.study.store import save_json
 from iclens.table import Table
@@ -136,10 +136,10 @@ def results_of(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> Results:
     """A run that holds these rows alone, and the split of a grid."""
     config = parse_study_config(STUDY.format(folder=folder), "fake.yaml")
     for name in study.TABLES:
-        stage, kind = TABLES[name]
-        (folder / FOLDERS[stage]).mkdir(exist_ok=True)
+        kind = TABLES[name]
+        (folder / FOLDERS[kind.stage]).mkdir(exist_ok=True)
         table = table_of(kind, *rows[name]) if name in rows else kind.concat([])
-        table.save(folder / FOLDERS[stage] / f"{name}.parquet")
+        table.save(folder / FOLDERS[kind.stage] / kind.file)
     save_json(folder / FOLDERS["identify"] / "grid.json", {"discovery": ["2x"] * 40, "held_out": ["3x"] * 22})
     return Results(RunFolder(folder, config))
 

@@ -11,6 +11,7 @@ import pytest
 
 from iclens.dashboards.records.how import FIRED, NOT_ASKED, PASSED, SelfTest
 from iclens.growth.verdict import Claim, Manifest
+from iclens.schemas import TABLES
 from iclens.study import digests
 from iclens.study.config import parse_study_config
 from iclens.study.flow import FOLDERS
@@ -18,7 +19,7 @@ from iclens.study.pages import self_tests
 from iclens.study.pages.how import how, words
 from iclens.study.pages.patch_tables import Tables
 from iclens.study.pages.patching import patching
-from iclens.study.results import TABLES, Results
+from iclens.study.results import Results
 from iclens.study.runfolder import RunFolder
 from iclens.study.store import save_json
 from iclens.table import Table
@@ -54,9 +55,9 @@ class Fake:
 
     def save(self, name: str, *rows: dict[str, Any]) -> None:
         """Write a table where its stage would."""
-        stage, kind = TABLES[name]
-        self.place(stage)
-        table_of(kind, *rows).save(self.folder / FOLDERS[stage] / f"{name}.parquet")
+        kind = TABLES[name]
+        self.place(kind.stage)
+        table_of(kind, *rows).save(self.folder / FOLDERS[kind.stage] / kind.file)
 
     def place(self, stage: str) -> Path:
         """A stage's folder."""

@@ -13,11 +13,11 @@ import iclens
 from iclens.core import RunError, SaeError, Site, StoppedError
 from iclens.dashboards.records.latent import LatentView
 from iclens.model.load import is_fingerprint
-from iclens.schemas import LADDER
+from iclens.schemas import LADDER, TABLES
 from iclens.study.flow import FOLDERS, NAMES
 from iclens.study.growth_inputs import splits_of
 from iclens.study.pipeline import INDEX, Outcome, run_stage, run_study
-from iclens.study.results import TABLES, Results
+from iclens.study.results import Results
 from iclens.study.runfolder import find_run
 from iclens.study.stage import Event
 
@@ -35,9 +35,7 @@ def test_every_stage_runs_and_leaves_a_whole_run(first: Outcome) -> None:
     names = {path.name for path in first.run.iterdir()}
     assert {"config.yaml", "card.json", "log.jsonl", "DONE"} < names
     assert not [name for name in names if name.endswith((".new", ".old"))]
-    assert all(
-        (first.run / FOLDERS[stage] / f"{name}.parquet").is_file() for name, (stage, _) in TABLES.items()
-    )
+    assert all((first.run / FOLDERS[kind.stage] / kind.file).is_file() for kind in TABLES.values())
     assert not [path for path in first.run.rglob("*") if path.suffix in (".pkl", ".pt", ".pickle")]
 
 

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 import iclens
 from iclens.core import Site
+from iclens.schemas import TABLES
 from iclens.study.flow import FOLDERS
 from iclens.study.pipeline import Outcome, run_stage, run_study
-from iclens.study.results import TABLES, Results
+from iclens.study.results import Results
 from iclens.study.runfolder import find_run
 
 from .conftest import Small
@@ -57,8 +58,8 @@ def twin(small: Small, first: Outcome, tmp_path_factory: pytest.TempPathFactory)
 
 def test_every_table_is_the_same(first: Outcome, twin: Results) -> None:
     one, compared = Results(find_run(first.run)), {}
-    for name, (stage, kind) in TABLES.items():
-        if stage == "sweep":
+    for name, kind in TABLES.items():
+        if kind.stage == "sweep":
             continue
         table, other = one.table(name), twin.table(name)
         compared[name] = len(table)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from iclens.prompts.build import PromptSet, build_prompts, exact_answer_probs
 from iclens.prompts.mixture import Contexts, Mixture
 from iclens.prompts.render import encode, fingerprint
 from iclens.prompts.tasks import Task, parse_task
-from iclens.table import Column, Floats, Ints, Strings, Table
+from iclens.table import Float, Floats, Int, Ints, Str, Strings, Table
 
 _CERTAIN = 1e-6
 """Exact probabilities closer than this to 0 or 1 have no log-odds worth comparing."""
@@ -29,51 +28,43 @@ _CERTAIN = 1e-6
 class ShotTable(Table):
     """A condition by number of examples seen."""
 
-    COLUMNS: ClassVar[dict[str, Column]] = {
-        "condition": Column("str", "which contexts"),
-        "n_seen": Column("int", "examples before the query"),
-        "top1": Column("float", "share of contexts whose most probable answer is one the task gives at x"),
-        "exact_top1": Column("float", "the same of the exact predictive"),
-        "p_correct": Column("float", "mean P(an answer that the task gives at x), model"),
-        "exact_p_correct": Column("float", "the same, exact"),
-        "kl": Column("float", "mean KL(exact || model) over answers, nats"),
-        "r": Column(
-            "float", "Pearson correlation of log-odds of P(correct), model with exact, over contexts"
-        ),
-        "n_contexts": Column("int", "contexts"),
-        "reason": Column("str", "why r is undefined, or empty"),
-    }
+    condition = Str("which contexts")
+    n_seen = Int("examples before the query")
+    top1 = Float("share of contexts whose most probable answer is one the task gives at x")
+    exact_top1 = Float("the same of the exact predictive")
+    p_correct = Float("mean P(an answer that the task gives at x), model")
+    exact_p_correct = Float("the same, exact")
+    kl = Float("mean KL(exact || model) over answers, nats")
+    r = Float("Pearson correlation of log-odds of P(correct), model with exact, over contexts")
+    n_contexts = Int("contexts")
+    reason = Str("why r is undefined, or empty")
 
 
 class FidelityTable(Table):
     """A condition over all numbers of examples seen."""
 
-    COLUMNS: ClassVar[dict[str, Column]] = {
-        "condition": Column("str", "which contexts"),
-        "kl": Column("float", "mean KL(exact || model) over answers, contexts and examples, nats"),
-        "kl_se": Column("float", "its standard error over contexts, nats"),
-        "r": Column("float", "Pearson correlation of log-odds of P(correct), model with exact"),
-        "slope": Column("float", "least-squares slope of the model's log-odds of P(correct) on the exact"),
-        "r_beliefs": Column("float", "correlation of log-odds over numeric, odd, double and exact together"),
-        "slope_beliefs": Column("float", "slope over these beliefs together"),
-        "n_contexts": Column("int", "contexts"),
-        "reason": Column("str", "why a figure is undefined, or empty"),
-    }
+    condition = Str("which contexts")
+    kl = Float("mean KL(exact || model) over answers, contexts and examples, nats")
+    kl_se = Float("its standard error over contexts, nats")
+    r = Float("Pearson correlation of log-odds of P(correct), model with exact")
+    slope = Float("least-squares slope of the model's log-odds of P(correct) on the exact")
+    r_beliefs = Float("correlation of log-odds over numeric, odd, double and exact together")
+    slope_beliefs = Float("slope over these beliefs together")
+    n_contexts = Int("contexts")
+    reason = Str("why a figure is undefined, or empty")
 
 
 class TaskTable(Table):
     """Every task by itself, noiseless."""
 
-    COLUMNS: ClassVar[dict[str, Column]] = {
-        "task": Column("str", "the contexts' task"),
-        "n_seen": Column("int", "examples seen where top1 and p_correct are read"),
-        "top1": Column("float", "share of contexts whose most probable answer is one the task gives at x"),
-        "exact_top1": Column("float", "the same of the exact predictive"),
-        "p_correct": Column("float", "mean P(an answer that the task gives at x), model"),
-        "exact_p_correct": Column("float", "the same, exact"),
-        "kl": Column("float", "mean KL(exact || model) over answers and all examples, nats"),
-        "n_contexts": Column("int", "contexts"),
-    }
+    task = Str("the contexts' task")
+    n_seen = Int("examples seen where top1 and p_correct are read")
+    top1 = Float("share of contexts whose most probable answer is one the task gives at x")
+    exact_top1 = Float("the same of the exact predictive")
+    p_correct = Float("mean P(an answer that the task gives at x), model")
+    exact_p_correct = Float("the same, exact")
+    kl = Float("mean KL(exact || model) over answers and all examples, nats")
+    n_contexts = Int("contexts")
 
 
 @dataclass(frozen=True)
@@ -374,17 +365,13 @@ _INTERCHANGE_STREAM = 9
 class InterchangeTable(Table):
     """Means over pairs of a donor and a recipient that has seen no example."""
 
-    COLUMNS: ClassVar[dict[str, Column]] = {
-        "task": Column("str", "the donor's task"),
-        "layer": Column(
-            "int", "block whose resid_pre was replaced; the number of blocks means the last resid_post"
-        ),
-        "n_seen": Column("int", "examples that the donor had seen"),
-        "p_task": Column("float", "mean P(the donor's task on the recipient's own x)"),
-        "p_copy": Column("float", "mean P(the donor's own answer)"),
-        "unpatched": Column("float", "mean P(the task on the recipient's x) without a patch"),
-        "n_prompts": Column("int", "pairs"),
-    }
+    task = Str("the donor's task")
+    layer = Int("block whose resid_pre was replaced; the number of blocks means the last resid_post")
+    n_seen = Int("examples that the donor had seen")
+    p_task = Float("mean P(the donor's task on the recipient's own x)")
+    p_copy = Float("mean P(the donor's own answer)")
+    unpatched = Float("mean P(the task on the recipient's x) without a patch")
+    n_prompts = Int("pairs")
 
 
 @dataclass(frozen=True)

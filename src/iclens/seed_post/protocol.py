@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from iclens.model.load import LanguageModel
 from iclens.patching.heads import last_position, score_maps
 from iclens.prompts.render import bos_id, text_ids
 from iclens.study.store import load_arrays
-from iclens.table import Column, Floats, Ints, Table
+from iclens.table import Float, Floats, Int, Ints, Str, Table
 
 BRIGHTEST = 5
 """Heads that a derived protocol ablates first."""
@@ -383,104 +383,90 @@ _OTHER = "the same as recorded; empty without a target"
 class CheckTable(Table):
     """Recorded values set against this model's: one row per check."""
 
-    COLUMNS: ClassVar[dict[str, Column]] = {
-        "part": Column("str", "which experiment"),
-        "check": Column("str", "what is compared"),
-        "target": Column("str", "the recorded value; empty without one"),
-        "ours": Column("str", "this model's"),
-        "tolerance": Column("str", "how far apart they may be"),
-        "verdict": Column("str", '"agrees", "differs", or "no target" where the protocol was derived'),
-    }
+    part = Str("which experiment")
+    check = Str("what is compared")
+    target = Str("the recorded value; empty without one")
+    ours = Str("this model's")
+    tolerance = Str("how far apart they may be")
+    verdict = Str('"agrees", "differs", or "no target" where the protocol was derived')
 
 
 class LensRows(Table):
     """The logit lens without the final norm's division: one row per block."""
 
-    COLUMNS: ClassVar[dict[str, Column]] = {
-        "layer": Column("int", "block after which it is read (resid_post)"),
-        "top": Column("str", _TOP),
-        "top_target": Column("str", _OTHER),
-        "prob": Column("float", "probability of the first of them"),
-        "numbers": Column("str", "five most probable of the protocol's numbers"),
-        "numbers_target": Column("str", _OTHER),
-        "answer_share": Column("float", "probability of the task's answer among these numbers"),
-        "answer_share_target": Column("float", "the same as recorded; NaN without a target"),
-    }
+    layer = Int("block after which it is read (resid_post)")
+    top = Str(_TOP)
+    top_target = Str(_OTHER)
+    prob = Float("probability of the first of them")
+    numbers = Str("five most probable of the protocol's numbers")
+    numbers_target = Str(_OTHER)
+    answer_share = Float("probability of the task's answer among these numbers")
+    answer_share_target = Float("the same as recorded; NaN without a target")
 
 
 class PatchedRows(Table):
     """Whole-residual patches of a last position: one row per donor, input and layer."""
 
-    COLUMNS: ClassVar[dict[str, Column]] = {
-        "prompt": Column("str", "the donor's recorded prompt"),
-        "donor": Column("str", "what is ablated in the donor at its last position; empty for nothing"),
-        "x": Column("int", "the recipient's input"),
-        "layer": Column("int", "block whose resid_pre is replaced"),
-        "top": Column("str", _TOP),
-        "top_target": Column("str", _OTHER),
-    }
+    prompt = Str("the donor's recorded prompt")
+    donor = Str("what is ablated in the donor at its last position; empty for nothing")
+    x = Int("the recipient's input")
+    layer = Int("block whose resid_pre is replaced")
+    top = Str(_TOP)
+    top_target = Str(_OTHER)
 
 
 class MapRows(Table):
     """Scores of heads at the last position: one row per map, layer and head."""
 
-    COLUMNS: ClassVar[dict[str, Column]] = {
-        "map": Column("str", "what is ablated, and the block whose resid_pre is the reference"),
-        "layer": Column("int", "block"),
-        "head": Column("int", "head"),
-        "score": Column("float", "dot of the head's output and the reference / the run's final-norm scale"),
-        "score_target": Column("float", "as recorded, up to one factor per map; NaN without a target"),
-        "change": Column(
-            "float",
-            "score − that of the intact run of the same prompt and reference; NaN where no such map is made",
-        ),
-    }
+    map = Str("what is ablated, and the block whose resid_pre is the reference")
+    layer = Int("block")
+    head = Int("head")
+    score = Float("dot of the head's output and the reference / the run's final-norm scale")
+    score_target = Float("as recorded, up to one factor per map; NaN without a target")
+    change = Float(
+        "score − that of the intact run of the same prompt and reference; NaN where no such map is made"
+    )
 
 
 class DonorTable(Table):
     """Donors with heads ablated, and where their patch brings the task: one row per donor."""
 
-    COLUMNS: ClassVar[dict[str, Column]] = {
-        "donor": Column("str", "what is ablated, or which ablation random heads or layers stand in for"),
-        "heads": Column("str", '"none", "named", "random heads" or "random layers"'),
-        "draw": Column("int", "number of the random draw, from 0; -1 for none"),
-        "kind": Column(
-            "str", 'what replaces the heads\' output: "none", "zero", "mean" over prompts without the task'
-        ),
-        "place": Column("str", '"last position" or "all positions"; "none" without ablation'),
-        "n_heads": Column("int", "heads ablated"),
-        "top": Column("str", f"the donor's own {_TOP}"),
-        "p_answer": Column("float", "the donor's own P(the task's answer)"),
-        "first_layer": Column(
-            "int",
-            "first block whose patch makes slope·x the most probable token at the recorded x; -1 for none",
-        ),
-        "slope_half": Column(
-            "int",
-            "first block whose patch makes slope·x the most probable number for half of the x; -1 for none",
-        ),
-        "slope_best": Column("int", "block at which that share is greatest, the first of equals"),
-        "slope_share": Column("float", "the share there"),
-        "task_half": Column("int", "as slope_half, for the task's own answer, slope·x + offset"),
-        "task_best": Column("int", "as slope_best, for it"),
-        "task_share": Column("float", "as slope_share, for it"),
-        "n_x": Column("int", "inputs that it is a share of; none of them stands in the donor"),
-    }
+    donor = Str("what is ablated, or which ablation random heads or layers stand in for")
+    heads = Str('"none", "named", "random heads" or "random layers"')
+    draw = Int("number of the random draw, from 0; -1 for none")
+    kind = Str('what replaces the heads\' output: "none", "zero", "mean" over prompts without the task')
+    place = Str('"last position" or "all positions"; "none" without ablation')
+    n_heads = Int("heads ablated")
+    top = Str(f"the donor's own {_TOP}")
+    p_answer = Float("the donor's own P(the task's answer)")
+    first_layer = Int(
+        "first block whose patch makes slope·x the most probable token at the recorded x; -1 for none"
+    )
+    slope_half = Int(
+        "first block whose patch makes slope·x the most probable number for half of the x; -1 for none"
+    )
+    slope_best = Int("block at which that share is greatest, the first of equals")
+    slope_share = Float("the share there")
+    task_half = Int("as slope_half, for the task's own answer, slope·x + offset")
+    task_best = Int("as slope_best, for it")
+    task_share = Float("as slope_share, for it")
+    n_x = Int("inputs that it is a share of; none of them stands in the donor")
 
 
 class DonorSweepTable(Table):
     """Patches from every donor over many inputs: one row per donor, layer and metric."""
 
-    COLUMNS: ClassVar[dict[str, Column]] = {
-        **{name: DonorTable.COLUMNS[name] for name in ("donor", "heads", "draw", "kind", "place")},
-        "layer": Column("int", "block whose resid_pre is replaced at the last position"),
-        "metric": Column(
-            "str",
-            '"top-1 slope·x", "top-1 task" (slope·x + offset), "top-1 donor" (the donor\'s answer by the '
-            "task): share of x whose most probable number that is; and the probability of each",
-        ),
-        "value": Column("float", "mean over x"),
-        "ci_low": Column("float", "lower end of its 95 % bootstrap interval over x"),
-        "ci_high": Column("float", "upper end"),
-        "n_x": DonorTable.COLUMNS["n_x"],
-    }
+    donor = DonorTable.donor
+    heads = DonorTable.heads
+    draw = DonorTable.draw
+    kind = DonorTable.kind
+    place = DonorTable.place
+    layer = Int("block whose resid_pre is replaced at the last position")
+    metric = Str(
+        '"top-1 slope·x", "top-1 task" (slope·x + offset), "top-1 donor" (the donor\'s answer by the '
+        "task): share of x whose most probable number that is; and the probability of each"
+    )
+    value = Float("mean over x")
+    ci_low = Float("lower end of its 95 % bootstrap interval over x")
+    ci_high = Float("upper end")
+    n_x = DonorTable.n_x

@@ -100,15 +100,13 @@ def read_run(path: Path) -> tuple[RunFolder | RunAsFound, str]:
         return RunAsFound(path, _mapping(text), one_line(problem).rstrip(".")), one_line(problem).rstrip(".")
 
 
-def condition_of(
-    run: RunFolder | RunAsFound, problem: str, tables: Mapping[str, tuple[str, type[Table]]]
-) -> Condition:
+def condition_of(run: RunFolder | RunAsFound, problem: str, tables: Mapping[str, type[Table]]) -> Condition:
     """What is wrong with a run, without reading its values.
 
     Args:
         run: what `read_run` gave.
         problem: what it said of the config.
-        tables: table name → its stage and type.
+        tables: table name → its class.
     """
     readable = bool(run.plain)
     foreign, damaged = ([problem], []) if readable else ([], [problem])
@@ -125,8 +123,8 @@ def condition_of(
     for name, folder in FOLDERS.items():
         if name not in lacking:
             damaged += _missing(run.path, folder)
-    for name, (stage, kind) in tables.items():
-        file = run.path / FOLDERS[stage] / f"{name}.parquet"
+    for kind in tables.values():
+        file = run.path / FOLDERS[kind.stage] / kind.file
         if file.is_file():
             other, unreadable = _columns(file, kind)
             foreign, damaged = foreign + other, damaged + unreadable

@@ -15,110 +15,14 @@ import pandas as pd
 from iclens.activations import LatentActs
 from iclens.core import REDO_STAGE, IclensError, RunError, Site, TableError
 from iclens.prompts.build import PromptSet
-from iclens.schemas import (
-    AccountTable,
-    AgreementTable,
-    BayesTestTable,
-    BeliefTable,
-    ClosureTable,
-    ConfidenceTable,
-    ConfirmTable,
-    ControlTable,
-    CreationTable,
-    DirectTable,
-    DoseCurveTable,
-    DoseTable,
-    EvidenceTable,
-    FalsifierTable,
-    GradedTable,
-    GrowthTable,
-    HeadScoreTable,
-    HeadTable,
-    InjectionTable,
-    InteractionTable,
-    LadderTable,
-    LatentAccountTable,
-    LensTable,
-    MassTable,
-    OperandMapTable,
-    OperandTable,
-    PatchTable,
-    ProbeTable,
-    QualityTable,
-    RedundancyLadderTable,
-    RedundancyTable,
-    ResponseFitTable,
-    ResponseTable,
-    ScreenTable,
-    SetTable,
-    ShapeTable,
-    SpecificityTable,
-    StabilityTable,
-    SubspaceTable,
-    SweepTable,
-    TransformTable,
-    TransportTable,
-    TuningCurveTable,
-    TuningTable,
-    VerdictTable,
-)
+from iclens.schemas import TABLES
 from iclens.study.config import StudyConfig
 from iclens.study.declared import Declared, known
 from iclens.study.flow import FOLDERS
 from iclens.study.opening import RunAsFound
 from iclens.study.runfolder import CARD, RunFolder
 from iclens.study.store import EVERY, check_form, load_arrays, load_json, load_prompts, load_rows
-from iclens.table import Table
 
-TABLES: dict[str, tuple[str, type[Table]]] = {
-    "quality": ("saes", QualityTable),
-    "detection": ("detect", GrowthTable),
-    "shapes": ("shape", ShapeTable),
-    "evidence": ("shape", EvidenceTable),
-    "latent_tests": ("shape", BayesTestTable),
-    "latent_accounts": ("shape", LatentAccountTable),
-    "dose": ("dose", DoseTable),
-    "dose_curves": ("dose", DoseCurveTable),
-    "closure": ("dose", ClosureTable),
-    "injections": ("dose", InjectionTable),
-    "interactions": ("dose", InteractionTable),
-    "growth": ("growth", VerdictTable),
-    "confirmed": ("growth", ConfirmTable),
-    "beliefs": ("growth", BeliefTable),
-    "agreement": ("growth", AgreementTable),
-    "tests": ("growth", BayesTestTable),
-    "accounts": ("growth", AccountTable),
-    "falsifiers": ("growth", FalsifierTable),
-    "transforms": ("identify", TransformTable),
-    "masses": ("identify", MassTable),
-    "tunings": ("identify", TuningTable),
-    "tuning_curves": ("identify", TuningCurveTable),
-    "operand_maps": ("identify", OperandMapTable),
-    "stability": ("identify", StabilityTable),
-    "probes": ("transforms", ProbeTable),
-    "subspaces": ("transforms", SubspaceTable),
-    "specificity": ("transforms", SpecificityTable),
-    "operands": ("transforms", OperandTable),
-    "creation": ("transforms", CreationTable),
-    "confidence": ("transforms", ConfidenceTable),
-    "transport": ("transforms", TransportTable),
-    "sweep": ("sweep", SweepTable),
-    "graded": ("sweep", GradedTable),
-    "lens": ("sweep", LensTable),
-    "heads": ("sweep", HeadTable),
-    "head_scores": ("sweep", HeadScoreTable),
-    "direct": ("sweep", DirectTable),
-    "redundancy": ("sweep", RedundancyTable),
-    "redundancy_ladder": ("sweep", RedundancyLadderTable),
-    "patches": ("patch", PatchTable),
-    "ladder": ("patch", LadderTable),
-    "sets": ("patch", SetTable),
-    "patch_controls": ("patch", ControlTable),
-    "screens": ("patch", ScreenTable),
-    "responses": ("patch", ResponseTable),
-    "response_fits": ("patch", ResponseFitTable),
-}
-"""Table name → the stage that writes `<name>.parquet`, and its type."""
 _SAES = {"saes": {EVERY: {"sae_id": str, "d_sae": int}}}
 _FITS = {EVERY: {"model": dict, "exact": dict}}
 
@@ -152,10 +56,10 @@ class Results:
             RunError: when its stage has not run.
             TableError: when it is damaged, has other columns, or, asked for a site, names none.
         """
-        stage, kind = TABLES[known("table", name, tuple(TABLES))]
+        kind = TABLES[known("table", name, tuple(TABLES))]
         key = name, "" if site is None else site.short
         if key not in self._tables:
-            rows = load_rows(self.file(stage, f"{name}.parquet"), site).to_pandas()
+            rows = load_rows(self.file(kind.stage, kind.file), site).to_pandas()
             checked = kind({str(column): rows[column].to_numpy() for column in rows.columns})
             self._tables[key] = _short(checked.df)
         return self._tables[key].copy(deep=False)
@@ -168,12 +72,12 @@ class Results:
             RunError: when its stage has not run.
             TableError: when it is damaged or, asked for a site, names none.
         """
-        stage, _ = TABLES[known("table", name, tuple(TABLES))]
+        kind = TABLES[known("table", name, tuple(TABLES))]
         key, whole = (name, "" if site is None else site.short), self._frames.get((name, ""))
         if key not in self._frames and whole is not None and site is not None and "site" in whole:
             return whole[whole["site"] == site.short].reset_index(drop=True)
         if key not in self._frames:
-            rows = load_rows(self.file(stage, f"{name}.parquet"), site)
+            rows = load_rows(self.file(kind.stage, kind.file), site)
             self._frames[key] = _short(rows.to_pandas())
         return self._frames[key].copy(deep=False)
 

@@ -18,6 +18,7 @@ from iclens.core import IclensError
 from iclens.dashboards.records.latent import LatentRow, LatentView
 from iclens.dashboards.records.site import Finding, SiteView
 from iclens.dashboards.site import Progress, build_site
+from iclens.schemas import TABLES
 from iclens.study.config_errors import one_line
 from iclens.study.opening import condition_of
 from iclens.study.pages import index
@@ -30,7 +31,7 @@ from iclens.study.pages.latent_rows import PAGES_REASON, latent_rows, with_pages
 from iclens.study.pages.patching import patching
 from iclens.study.pages.question import QUESTION
 from iclens.study.pages.seen import Seen
-from iclens.study.results import TABLES, Results
+from iclens.study.results import Results
 from iclens.study.runfolder import find_run
 
 FOLDER = "as_is"
@@ -121,7 +122,7 @@ def _rows(results: Results) -> list[LatentRow]:
         except IclensError:
             if name == "growth":
                 raise
-            return pd.DataFrame(columns=list(TABLES[name][1].COLUMNS))
+            return pd.DataFrame(columns=list(TABLES[name].COLUMNS))
 
     unknown = {site: np.full(fact["d_sae"], np.nan) for site, fact in results.facts["saes"].items()}
     return latent_rows(results, unknown, table)

@@ -11,7 +11,8 @@ from iclens.core import RunError, TableError
 from iclens.dashboards.records.latent import Curve
 from iclens.dashboards.records.mechanism import Figure
 from iclens.dashboards.records.patching import Grid
-from iclens.study.results import TABLES, Results
+from iclens.schemas import TABLES
+from iclens.study.results import Results
 
 Row = Mapping[str, Any]
 EMPTY = {
@@ -44,11 +45,11 @@ class Tables:
 
     def of(self, name: str, part: str) -> pd.DataFrame:
         """A table; without rows, and with a reason for `part`, where it is missing, damaged or empty."""
-        stage, kind = TABLES[name]
+        kind = TABLES[name]
         try:
             table = self.results.table(name)
         except RunError:
-            self.reasons[part] = f"Not run: the stage `{stage}` has left no {name}.parquet."
+            self.reasons[part] = f"Not run: the stage `{kind.stage}` has left no {name}.parquet."
         except TableError:
             self.reasons[part] = f"Not shown: {name}.parquet is damaged or of another version of iclens."
         else:

@@ -19,13 +19,13 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from iclens.core import REDO_STAGE, IclensError, RunError, Site, SiteError, TableError
+from iclens.schemas import TABLES
 from iclens.study.declared import known
 from iclens.study.query.answers import Answer, frame_html
 from iclens.study.query.depictions import main_axis
 from iclens.study.query.exports import save_answer
 from iclens.study.query.frames import Frames
 from iclens.study.query.plots import COLOURS, SHAPES
-from iclens.study.results import TABLES
 
 _IDS = ("latent", "latents", "worst_latent", "other", "match")
 """Columns that hold latent ids, of which there is no difference; `other` may also be a name."""
@@ -85,7 +85,7 @@ class Comparison:
             SiteError: for an unknown table or site, or latents of SAEs that differ.
             RunError, TableError: when a run's table is not there or damaged, or its key is not one row's.
         """
-        kind = TABLES[known("table", name, tuple(TABLES))][1]
+        kind = TABLES[known("table", name, tuple(TABLES))]
         frames = [run.table(name, site).df for run in (self.a, self.b)]
         for frame in frames:
             _both(frame, name, *kind.KEY)
@@ -142,7 +142,7 @@ class Comparison:
             if len(order) > _DRAWN
             else ""
         )
-        return _scatter(shown, axis.column, axis.unit, TABLES[name][1].KEY, (f"{name}: b against a", left))
+        return _scatter(shown, axis.column, axis.unit, TABLES[name].KEY, (f"{name}: b against a", left))
 
     def save(self, path: str | Path) -> Path:
         """Write the joined growth rows (.parquet, .csv, .json) or their chart (.png, .svg), or nothing.

@@ -12,6 +12,7 @@ import pandas as pd
 
 from iclens.activations import Trajectories
 from iclens.core import IclensError
+from iclens.schemas import SummaryTable
 from iclens.study.query.answers import Answer
 from iclens.study.query.exports import save_answer
 
@@ -51,9 +52,10 @@ class Followed:
         Raises:
             TableError: when there is nothing to draw, saying why.
         """
-        from iclens.study.query.depictions import depicted
+        from iclens.study.query.plots import draw
 
-        return depicted("summary").draw(self.summary.df, self._title)
+        assert SummaryTable.chart is not None
+        return draw(SummaryTable.chart, self.summary.df, self._title)
 
     def save(self, path: str | Path) -> Path:
         """Write the rows (.parquet, .csv, .json) or the chart (.png, .svg), whole or not at all.

@@ -1,4 +1,4 @@
-"""How are the rows of a table drawn? Four kinds of chart, of which `depictions` chooses one for each table.
+"""Charts of a table's rows in altair: the four kinds that a table can declare.
 
     Points    estimates with their intervals, a line each
     Strip     many estimates of a group on one line
@@ -12,8 +12,7 @@ differ in shape or dash as well as in colour.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -30,6 +29,7 @@ from iclens.study.query.thinning import (
     panels,
     spread,
 )
+from iclens.table import Axis, Chart, Curves, Heat, Points, Strip
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7A5195", "#767676")
 SHAPES = (
@@ -41,246 +41,129 @@ _LEGEND = alt.Legend(symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=2, 
 _LINES, _CELLS, _STRIP = 40, 400, 400
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A column and what it measures.
+def draw(chart: Chart, frame: pd.DataFrame, title: str) -> alt.TopLevelMixin:
+    """The altair chart of some rows.
 
-    Args:
-        column: of numbers.
-        unit: of these numbers, for the axis title.
-        low, high: columns of the ends of its interval; none when empty.
+    Raises:
+        TableError: when no row has the number that is drawn.
     """
-
-    column: str
-    unit: str
-    low: str = ""
-    high: str = ""
-
-    @property
-    def title(self) -> str:
-        """Column and unit."""
-        return f"{self.column} ({self.unit})"
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns that it needs."""
-        return tuple(name for name in (self.column, self.low, self.high) if name)
+    match chart:
+        case Points():
+            return _points(chart, frame, title)
+        case Strip():
+            return _strip(chart, frame, title)
+        case Curves():
+            return _curves(chart, frame, title)
+        case Heat():
+            return _heat(chart, frame, title)
 
 
-class Depiction(Protocol):
-    """A kind of chart with the columns that it shows."""
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Columns without which it cannot be drawn."""
-        ...
-
-    def draw(self, frame: pd.DataFrame, title: str) -> alt.TopLevelMixin:
-        """The chart of some rows."""
-        ...
-
-
-@dataclass(frozen=True)
-class Points:
-    """Estimates with their intervals: a line per row, the largest of each panel.
-
-    Args:
-        value: what is estimated.
-        label: columns that name a line.
-        mark: column whose categories are told apart; none when empty.
-        panel: columns that name a panel.
-        prefer: a column and its value: only these rows, when there are any.
-    """
-
-    value: Axis
-    label: tuple[str, ...]
-    mark: str = ""
-    panel: tuple[str, ...] = ()
-    prefer: tuple[str, Any] | None = None
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Columns without which it cannot be drawn."""
-        return (*self.value.columns, *self.label, *self.panel, *([self.mark] if self.mark else []))
-
-    def draw(self, frame: pd.DataFrame, title: str) -> alt.TopLevelMixin:
-        """The chart of some rows."""
-        rows, notes = panels(defined(frame, self.value.column, title), self.panel, self.prefer)
-        lines = max(6, _LINES // max(1, rows["panel"].nunique()))
-        rows, left = largest(rows, ["panel"], self.value.column, lines)
-        notes += left
-        rows["label"] = joined(rows, self.label)
-        rows, notes = categories(rows, self.mark, notes)
-        tidy = only(rows, *self.value.columns, "label", "panel", "mark")
-        base = alt.Chart().encode(y=alt.Y("label:N", sort=None, title=" · ".join(self.label)))
-        scale = alt.Scale(zero=False)
-        points = base.mark_point(filled=True, size=55).encode(
-            x=alt.X(f"{self.value.column}:Q", title=self.value.title, scale=scale),
-            tooltip=list(tidy.columns),
-            **_told_apart(tidy, self.mark),
-        )
-        layers = [points]
-        if self.value.low:
-            ends: dict[str, Any] = {
-                "x": alt.X(f"{self.value.low}:Q", title=self.value.title),
-                "x2": f"{self.value.high}:Q",
-            }
-            layers = [base.mark_rule(color="#888888").encode(**ends), points]
-        return _faceted(layers, tidy, _title(title, notes), shared=())
+def _points(chart: Points, frame: pd.DataFrame, title: str) -> alt.TopLevelMixin:
+    rows, notes = panels(defined(frame, chart.value.column, title), chart.panel, chart.prefer)
+    lines = max(6, _LINES // max(1, rows["panel"].nunique()))
+    rows, left = largest(rows, ["panel"], chart.value.column, lines)
+    notes += left
+    rows["label"] = joined(rows, chart.label)
+    rows, notes = categories(rows, chart.mark, notes)
+    tidy = only(rows, *chart.value.columns, "label", "panel", "mark")
+    base = alt.Chart().encode(y=alt.Y("label:N", sort=None, title=" · ".join(chart.label)))
+    scale = alt.Scale(zero=False)
+    points = base.mark_point(filled=True, size=55).encode(
+        x=alt.X(f"{chart.value.column}:Q", title=chart.value.title, scale=scale),
+        tooltip=list(tidy.columns),
+        **_told_apart(tidy, chart.mark),
+    )
+    layers = [points]
+    if chart.value.low:
+        ends: dict[str, Any] = {
+            "x": alt.X(f"{chart.value.low}:Q", title=chart.value.title),
+            "x2": f"{chart.value.high}:Q",
+        }
+        layers = [base.mark_rule(color="#888888").encode(**ends), points]
+    return _faceted(layers, tidy, _title(title, notes), shared=())
 
 
-@dataclass(frozen=True)
-class Strip:
-    """Many estimates of a group on one line, its categories side by side.
-
-    Args:
-        value: what is estimated.
-        group: columns that name a line.
-        mark: column whose categories are told apart; none when empty.
-        kept: "largest" or "spread", evenly over the ranks, of each group, when there are many.
-    """
-
-    value: Axis
-    group: tuple[str, ...]
-    mark: str = ""
-    kept: str = "largest"
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Columns without which it cannot be drawn."""
-        return (self.value.column, *self.group, *([self.mark] if self.mark else []))
-
-    def draw(self, frame: pd.DataFrame, title: str) -> alt.TopLevelMixin:
-        """The chart of some rows."""
-        rows = defined(frame, self.value.column, title)
-        rows["group"] = joined(rows, self.group)
-        rows, notes = first(rows, "group", _LINES, "lines")
-        each = max(20, min(_STRIP, 4000 // max(1, rows["group"].nunique())))
-        thin = largest if self.kept == "largest" else spread
-        rows, left = thin(rows, ["group"], self.value.column, each)
-        rows, notes = categories(rows, self.mark, notes + left)
-        shown = [name for name in ("site", "role", "latent") if name in rows]
-        tidy = only(rows, self.value.column, "group", "mark", *shown)
-        points = alt.Chart(tidy).mark_point(size=28, opacity=0.7)
-        beside: dict[str, Any] = {"yOffset": alt.YOffset("mark:N")} if self.mark else {}
-        chart = points.encode(
-            x=_stretched(self.value, tidy[self.value.column]),
-            y=alt.Y("group:N", sort=None, title=" · ".join(self.group)),
-            tooltip=list(tidy.columns),
-            **_told_apart(tidy, self.mark),
-            **beside,
-        )
-        return chart.properties(
-            width=480, height=alt.Step(9 if self.mark else 16), title=_title(title, notes)
-        )
+def _strip(chart: Strip, frame: pd.DataFrame, title: str) -> alt.TopLevelMixin:
+    rows = defined(frame, chart.value.column, title)
+    rows["group"] = joined(rows, chart.group)
+    rows, notes = first(rows, "group", _LINES, "lines")
+    each = max(20, min(_STRIP, 4000 // max(1, rows["group"].nunique())))
+    thin = largest if chart.kept == "largest" else spread
+    rows, left = thin(rows, ["group"], chart.value.column, each)
+    rows, notes = categories(rows, chart.mark, notes + left)
+    shown = [name for name in ("site", "role", "latent") if name in rows]
+    tidy = only(rows, chart.value.column, "group", "mark", *shown)
+    points = alt.Chart(tidy).mark_point(size=28, opacity=0.7)
+    beside: dict[str, Any] = {"yOffset": alt.YOffset("mark:N")} if chart.mark else {}
+    strip = points.encode(
+        x=_stretched(chart.value, tidy[chart.value.column]),
+        y=alt.Y("group:N", sort=None, title=" · ".join(chart.group)),
+        tooltip=list(tidy.columns),
+        **_told_apart(tidy, chart.mark),
+        **beside,
+    )
+    return strip.properties(width=480, height=alt.Step(9 if chart.mark else 16), title=_title(title, notes))
 
 
-@dataclass(frozen=True)
-class Curves:
-    """Estimates with their bands over a number.
-
-    Args:
-        x: what they are over.
-        y: what is estimated.
-        series: columns that name a curve.
-        panel: columns that name a panel.
-        prefer: a column and its value: only these rows, when there are any.
-    """
-
-    x: Axis
-    y: Axis
-    series: tuple[str, ...]
-    panel: tuple[str, ...] = ()
-    prefer: tuple[str, Any] | None = None
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Columns without which it cannot be drawn."""
-        return (*self.x.columns, *self.y.columns, *self.series, *self.panel)
-
-    def draw(self, frame: pd.DataFrame, title: str) -> alt.TopLevelMixin:
-        """The chart of some rows."""
-        rows, notes = panels(defined(frame, self.y.column, title), self.panel, self.prefer)
-        rows["series"] = joined(rows, self.series)
-        rows, left = first(rows, "series", MOST, "curves")
-        rows, more = first_per_curve(rows, self.x.column)
-        tidy = only(rows, *self.x.columns, *self.y.columns, "series", "panel")
-        name, order = " · ".join(self.series), list(tidy["series"].unique())
-        domain: dict[str, Any] = {"domain": order, "range": list(COLOURS[: len(order)])}
-        base = alt.Chart().encode(
-            x=alt.X(f"{self.x.column}:Q", title=self.x.title),
-            color=alt.Color("series:N", title=name, scale=alt.Scale(**domain), legend=_LEGEND),
-        )
-        dashes = alt.Scale(domain=order, range=list(DASHES[: len(order)]))
-        height = alt.Y(f"{self.y.column}:Q", title=self.y.title, scale=alt.Scale(zero=False))
-        line = base.mark_line(point=alt.OverlayMarkDef(size=18)).encode(
-            y=height,
-            strokeDash=alt.StrokeDash("series:N", title=name, scale=dashes, legend=_LEGEND),
-            tooltip=list(tidy.columns),
-        )
-        layers = [line]
-        if self.y.low:
-            band: dict[str, Any] = {
-                "y": alt.Y(f"{self.y.low}:Q", title=self.y.title),
-                "y2": f"{self.y.high}:Q",
-            }
-            layers = [base.mark_area(opacity=0.15).encode(**band), line]
-        return _faceted(layers, tidy, _title(title, notes + left + more), shared=("x",))
+def _curves(chart: Curves, frame: pd.DataFrame, title: str) -> alt.TopLevelMixin:
+    rows, notes = panels(defined(frame, chart.y.column, title), chart.panel, chart.prefer)
+    rows["series"] = joined(rows, chart.series)
+    rows, left = first(rows, "series", MOST, "curves")
+    rows, more = first_per_curve(rows, chart.x.column)
+    tidy = only(rows, *chart.x.columns, *chart.y.columns, "series", "panel")
+    name, order = " · ".join(chart.series), list(tidy["series"].unique())
+    domain: dict[str, Any] = {"domain": order, "range": list(COLOURS[: len(order)])}
+    base = alt.Chart().encode(
+        x=alt.X(f"{chart.x.column}:Q", title=chart.x.title),
+        color=alt.Color("series:N", title=name, scale=alt.Scale(**domain), legend=_LEGEND),
+    )
+    dashes = alt.Scale(domain=order, range=list(DASHES[: len(order)]))
+    height = alt.Y(f"{chart.y.column}:Q", title=chart.y.title, scale=alt.Scale(zero=False))
+    line = base.mark_line(point=alt.OverlayMarkDef(size=18)).encode(
+        y=height,
+        strokeDash=alt.StrokeDash("series:N", title=name, scale=dashes, legend=_LEGEND),
+        tooltip=list(tidy.columns),
+    )
+    layers = [line]
+    if chart.y.low:
+        band: dict[str, Any] = {
+            "y": alt.Y(f"{chart.y.low}:Q", title=chart.y.title),
+            "y2": f"{chart.y.high}:Q",
+        }
+        layers = [base.mark_area(opacity=0.15).encode(**band), line]
+    return _faceted(layers, tidy, _title(title, notes + left + more), shared=("x",))
 
 
-@dataclass(frozen=True)
-class Heat:
-    """A value for each cell of a grid, written into it as well.
-
-    Args:
-        across, down: columns that name a cell's place.
-        value: what its colour and number show.
-        panel: columns that name a panel.
-        centred: the value that has no colour, from which colours go both ways; None for one that only grows.
-    """
-
-    across: str
-    down: tuple[str, ...]
-    value: Axis
-    panel: tuple[str, ...] = ()
-    centred: float | None = None
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Columns without which it cannot be drawn."""
-        return (self.across, *self.down, self.value.column, *self.panel)
-
-    def draw(self, frame: pd.DataFrame, title: str) -> alt.TopLevelMixin:
-        """The chart of some rows."""
-        rows, notes = panels(defined(frame, self.value.column, title), self.panel, None)
-        rows["down"] = joined(rows, self.down)
-        cells = max(6, _CELLS // max(1, rows["panel"].nunique()))
-        rows, left = first(rows, "down", cells, "lines")
-        cell = ["panel", "down", self.across]
-        twice = rows.duplicated(cell)
-        notes += left + ([f"{int(twice.sum())} rows of cells that stand twice"] if twice.any() else [])
-        rows = rows[~twice]
-        if self.down == ("layer",):
-            rows = rows.sort_values("layer", ascending=False, kind="stable")
-        tidy = only(rows, self.across, "down", "panel", self.value.column)
-        tidy = tidy.assign(written=[f"{value:.2g}" for value in tidy[self.value.column]])
-        values = tidy[self.value.column].groupby(tidy["panel"])
-        centre = values.transform("min") if self.centred is None else self.centred
-        reach = (tidy[self.value.column] - centre).abs().groupby(tidy["panel"]).transform("max")
-        tidy["shade"] = (tidy[self.value.column] - centre) / reach.where(reach > 0, 1.0)
-        whole = [0, 1] if self.centred is None else [-1, 1]
-        colours = alt.Scale(scheme="blues" if self.centred is None else "blueorange", domain=whole)
-        base = alt.Chart().encode(
-            x=alt.X(f"{self.across}:O", sort=None, title=self.across, axis=alt.Axis(labelAngle=-40)),
-            y=alt.Y("down:O", sort=None, title=" · ".join(self.down)),
-        )
-        legend = alt.Legend(title=["share of the", "panel's range"])
-        fill = alt.Color("shade:Q", scale=colours, legend=legend)
-        rects = base.mark_rect().encode(color=fill, tooltip=list(tidy.columns[:4]))
-        ink = alt.condition("abs(datum.shade) > 0.6", alt.value("white"), alt.value("black"))
-        words = base.mark_text(fontSize=9).encode(text="written:N", color=ink)
-        said = [f"cells: {self.value.title}"]
-        return _faceted([rects, words], tidy, _title(title, notes, said), shared=())
+def _heat(chart: Heat, frame: pd.DataFrame, title: str) -> alt.TopLevelMixin:
+    rows, notes = panels(defined(frame, chart.value.column, title), chart.panel, None)
+    rows["down"] = joined(rows, chart.down)
+    cells = max(6, _CELLS // max(1, rows["panel"].nunique()))
+    rows, left = first(rows, "down", cells, "lines")
+    cell = ["panel", "down", chart.across]
+    twice = rows.duplicated(cell)
+    notes += left + ([f"{int(twice.sum())} rows of cells that stand twice"] if twice.any() else [])
+    rows = rows[~twice]
+    if chart.down == ("layer",):
+        rows = rows.sort_values("layer", ascending=False, kind="stable")
+    tidy = only(rows, chart.across, "down", "panel", chart.value.column)
+    tidy = tidy.assign(written=[f"{value:.2g}" for value in tidy[chart.value.column]])
+    values = tidy[chart.value.column].groupby(tidy["panel"])
+    centre = values.transform("min") if chart.centred is None else chart.centred
+    reach = (tidy[chart.value.column] - centre).abs().groupby(tidy["panel"]).transform("max")
+    tidy["shade"] = (tidy[chart.value.column] - centre) / reach.where(reach > 0, 1.0)
+    whole = [0, 1] if chart.centred is None else [-1, 1]
+    colours = alt.Scale(scheme="blues" if chart.centred is None else "blueorange", domain=whole)
+    base = alt.Chart().encode(
+        x=alt.X(f"{chart.across}:O", sort=None, title=chart.across, axis=alt.Axis(labelAngle=-40)),
+        y=alt.Y("down:O", sort=None, title=" · ".join(chart.down)),
+    )
+    legend = alt.Legend(title=["share of the", "panel's range"])
+    fill = alt.Color("shade:Q", scale=colours, legend=legend)
+    rects = base.mark_rect().encode(color=fill, tooltip=list(tidy.columns[:4]))
+    ink = alt.condition("abs(datum.shade) > 0.6", alt.value("white"), alt.value("black"))
+    words = base.mark_text(fontSize=9).encode(text="written:N", color=ink)
+    said = [f"cells: {chart.value.title}"]
+    return _faceted([rects, words], tidy, _title(title, notes, said), shared=())
 
 
 def _told_apart(tidy: pd.DataFrame, name: str) -> dict[str, Any]:

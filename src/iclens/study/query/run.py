@@ -23,6 +23,7 @@ import numpy as np
 
 from iclens.activations import Trajectories
 from iclens.core import IclensError, RunError, Site, nearest
+from iclens.schemas import TABLES
 from iclens.study.declared import known
 from iclens.study.flow import FOLDERS
 from iclens.study.opening import Condition, changed_files, condition_of, read_run, renamed_config
@@ -31,7 +32,7 @@ from iclens.study.query.asked import example_slice, latent_ids
 from iclens.study.query.followed import Followed
 from iclens.study.query.frames import Frames
 from iclens.study.query.selection import Selection
-from iclens.study.results import TABLES, Results, having
+from iclens.study.results import Results, having
 from iclens.study.runfolder import find_folder
 
 if TYPE_CHECKING:
@@ -230,16 +231,22 @@ class Run(Frames):
         counts = having(self.growth.df, "growth", *columns).groupby(columns, sort=False).size()
         return Answer.of(counts.unstack("verdict", fill_value=0).reset_index(), "")
 
-    def __getattr__(self, name: str) -> Any:
-        """Never found: what a run has stands on its class.
+    def __getattr__(self, name: str) -> Answer:
+        """The table of that name.
 
         Raises:
-            AttributeError: naming the nearest.
+            AttributeError: for another name, naming the nearest.
         """
+        if name in TABLES:
+            return self.table(name)
         if name.startswith("_"):
             raise AttributeError(name)
-        offered = [own for own in dir(type(self)) if not own.startswith("_")]
+        offered = [public for public in dir(self) if not public.startswith("_")]
         raise AttributeError(f"a run has no '{name}'. {nearest(name, offered)}.")
+
+    def __dir__(self) -> list[str]:
+        """Its own names, and those of the tables."""
+        return sorted([*super().__dir__(), *TABLES])
 
     def __repr__(self) -> str:
         try:

@@ -26,8 +26,7 @@ from iclens.core import IclensError
 from iclens.schemas import CREATED, IN_ATTENTION
 from iclens.study.config import StudyConfig, demo_config
 from iclens.study.pages.transform_findings import confirmed
-from iclens.study.pipeline import run_study
-from iclens.study.stage import Event
+from iclens.study.pipeline import Event, run_study
 from iclens.training.config import parse_train_config
 from iclens.training.train import train_saes
 

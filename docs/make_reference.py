@@ -17,7 +17,7 @@ import typer.main
 
 from iclens.cli import app
 from iclens.schemas import TABLES
-from iclens.study.flow import FOLDERS
+from iclens.study.run import FOLDERS
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "reference"
@@ -31,9 +31,9 @@ PAGES: dict[str, tuple[str, Sequence[str]]] = {
     ),
     "config": (
         "Sections of a study's YAML and of a training configuration. Defaults: [schemas.md](../schemas.md).",
-        ["study.config", "study.transforms_section", "training.config"],
+        ["study.config", "training.config"],
     ),
-    "study": ("Running a study from Python.", ["study.pipeline", "study.check", "study.catalogue"]),
+    "study": ("Running a study from Python.", ["study.pipeline", "study.check_saes"]),
     "tasks": (
         "Tasks, prompts and what an ideal learner believes.",
         ["prompts.tasks", "prompts.arms", "prompts.build", "prompts.render", "prompts.mixture",

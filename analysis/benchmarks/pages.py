@@ -46,8 +46,7 @@ from iclens.dashboards.records.latent import (
 from iclens.dashboards.records.site import SiteView
 from iclens.dashboards.site import build_site
 from iclens.schemas import LADDER
-from iclens.study.flow import FOLDERS
-from iclens.study.runfolder import find_run
+from iclens.study.run import FOLDERS, find_run
 
 PUBLISHED = "SAEDashboard, as published and not measured here: 5.5 latents/s, 75-100 KB each"
 SITES = tuple(f"L{layer}.{hook}" for layer in (9, 14, 19, 20) for hook in ("resid_post", "mlp_out"))

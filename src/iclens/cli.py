@@ -33,9 +33,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from iclens.core import IclensError
 
 if TYPE_CHECKING:
-    from iclens.study.catalogue import Catalogue
-    from iclens.study.check import Checked
-    from iclens.study.stage import Event
+    from iclens.study.check_saes import Catalogue, Checked
+    from iclens.study.pipeline import Event
 
 
 _SELDOM = 30.0
@@ -252,7 +251,7 @@ def saes_list(
     json: SaesJson = False,
 ) -> None:
     """List the layouts that can be read, and the releases in the registry of sae_lens."""
-    from iclens.study.catalogue import catalogue
+    from iclens.study.check_saes import catalogue
 
     found = catalogue(model)
     say(found.as_json() if json else catalogue_text(found))
@@ -271,7 +270,7 @@ def saes_check(
 ) -> None:
     """Measure L0, FVU, KL and CE recovered at each role; refuse an SAE that does not fit the model."""
     from iclens.core import Site
-    from iclens.study.check import check_saes
+    from iclens.study.check_saes import check_saes
 
     place = None if site is None else Site.parse(site)
     misfit = "record" if force else "refuse"
@@ -423,7 +422,7 @@ def reference_train(
     compiled: Annotated[bool, typer.Option("--compiled", help="Use torch.compile.")] = False,
 ) -> None:
     """Train the built-in model and its plain twin from scratch."""
-    from iclens.study.retrain import retrain
+    from iclens.builtin.publish import retrain
 
     for folder in retrain(recipe, stage, out, "compiled" if compiled else "eager", training_report()):
         say(f"{folder}")

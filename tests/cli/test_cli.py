@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from iclens.cli import app
 from iclens.core import WontFitError
-from iclens.study.bench import CHECKOUT
+from iclens.study.inputs import CHECKOUT
 
 from .conftest import run
 
@@ -199,8 +199,7 @@ def test_an_unknown_reference_stage(capsys: pytest.CaptureFixture[str], tmp_path
 def test_results_are_on_stdout_and_progress_on_stderr(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from iclens.study.pipeline import Outcome
-    from iclens.study.stage import Event
+    from iclens.study.pipeline import Event, Outcome
 
     def ran(_config: object, root: Path, report: object) -> Outcome:
         events = (

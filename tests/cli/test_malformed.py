@@ -17,7 +17,7 @@ from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file, save_file
 
 from iclens.cli import main
-from iclens.study.bench import CHECKOUT
+from iclens.study.inputs import CHECKOUT
 
 MODEL = CHECKOUT / "checkpoints" / "icl-tiny"
 FIXTURES = CHECKOUT / "tests" / "saes" / "fixtures"

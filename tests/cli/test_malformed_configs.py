@@ -12,8 +12,8 @@ import yaml
 
 from iclens.cli import main
 from iclens.study import pipeline
-from iclens.study.bench import CHECKOUT
 from iclens.study.config import parse_study_config
+from iclens.study.inputs import CHECKOUT
 from iclens.training.config import load_train_config
 
 MODEL = CHECKOUT / "checkpoints" / "icl-tiny"

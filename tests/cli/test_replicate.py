@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from iclens.study.bench import CHECKOUT
+from iclens.study.inputs import CHECKOUT
 
 from .conftest import run
 

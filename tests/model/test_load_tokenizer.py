@@ -12,7 +12,7 @@ from iclens.core import ModelError, TokenizerError
 from iclens.model.load import load_model, load_tokenizer
 from iclens.prompts.render import bos_id, check_tokenizer
 from iclens.seed_post.verdicts import replicate_seed_post
-from iclens.study.check import check_saes
+from iclens.study.check_saes import check_saes
 
 Edit = Callable[[dict[str, Any]], object]
 

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-import iclens.study.bench
+import iclens.study.inputs
 from iclens.study.config import StudyConfig, parse_study_config
-from iclens.study.pipeline import Outcome, run_study
-from iclens.study.stage import Event
+from iclens.study.pipeline import Event, Outcome, run_study
 
-MODEL = iclens.study.bench.CHECKOUT / "checkpoints" / "icl-tiny"
+MODEL = iclens.study.inputs.CHECKOUT / "checkpoints" / "icl-tiny"
 TRAINING = """
 model: {{name: {model}}}
 data: {{kind: mixture, examples: 6}}

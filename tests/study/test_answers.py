@@ -16,7 +16,7 @@ from iclens.study.query.answers import Answer, frame_html
 from iclens.study.query.depictions import main_axis
 from iclens.study.query.thinning import categories, largest, spread
 from iclens.study.results import Results
-from iclens.study.runfolder import find_run
+from iclens.study.run import find_run
 
 WITHOUT = {"falsifiers": "words alone"}
 

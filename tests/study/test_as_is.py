@@ -7,9 +7,9 @@ import pytest
 
 from iclens.cli import app
 from iclens.core import RunError
-from iclens.study.flow import FOLDERS
 from iclens.study.pages.as_is import write_as_is
 from iclens.study.pipeline import Outcome
+from iclens.study.run import FOLDERS
 
 
 @pytest.fixture

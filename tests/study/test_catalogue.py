@@ -3,7 +3,7 @@
 import pytest
 
 from iclens.core import SaeError
-from iclens.study.catalogue import catalogue
+from iclens.study.check_saes import catalogue
 
 
 def test_everything_is_listed_without_a_model() -> None:

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from iclens.core import ROLES, SaeError, Site
 from iclens.model.load import load_model
 from iclens.saes.load import load_sae_set
-from iclens.study.bench import CHECKOUT
-from iclens.study.check import Checked, check_saes
-from iclens.study.grid import grid_prompts
+from iclens.study.check_saes import Checked, check_saes
+from iclens.study.grid import quality_prompts
+from iclens.study.inputs import CHECKOUT
 
 CHECKPOINTS = CHECKOUT / "checkpoints"
 MODEL, TWIN, SAES = (CHECKPOINTS / name for name in ("icl-tiny", "icl-tiny-twin", "icl-tiny-saes"))
@@ -50,7 +50,7 @@ def test_figures_at_all_positions_are_means_over_the_roles(checked: Checked) -> 
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first dozen prompts of the grid only."""
     monkeypatch.setattr(
-        "iclens.study.check.grid_prompts", lambda *a, **k: grid_prompts(*a, **k).select(np.arange(12))
+        "iclens.study.check_saes.quality_prompts", lambda *a: quality_prompts(*a).select(np.arange(12))
     )
 
 

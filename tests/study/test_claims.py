@@ -7,7 +7,7 @@ from iclens.dashboards.records.site import Clause
 from iclens.study.pages.claims import FAILS, HOLDS, UNTESTED, claims, judged
 from iclens.study.pipeline import Outcome
 from iclens.study.results import Results
-from iclens.study.runfolder import find_run
+from iclens.study.run import find_run
 
 
 def clause(verdict: str, core: bool = False) -> Clause:

@@ -11,7 +11,7 @@ import pytest
 import iclens
 from iclens.core import RunError, SiteError, TableError
 from iclens.schemas import TABLES
-from iclens.study.flow import FOLDERS
+from iclens.study.run import FOLDERS
 
 
 @pytest.fixture(scope="module")

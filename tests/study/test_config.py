@@ -5,10 +5,10 @@ import pytest
 import yaml
 
 from iclens.core import ConfigError, IclensError, SiteError, TableError, TaskError
-from iclens.study.bench import CHECKOUT, check_task
 from iclens.study.config import GrowthSection, StudyConfig, demo_config, load_study_config, parse_study_config
+from iclens.study.inputs import CHECKOUT, check_task
+from iclens.study.patching import wrong_task
 from iclens.study.pipeline import run_study
-from iclens.study.stages.patch import wrong_task
 
 from .conftest import Small
 

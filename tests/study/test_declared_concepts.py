@@ -10,9 +10,9 @@ import iclens
 from iclens.concepts.language import FORMAT
 from iclens.core import ConfigError, IclensError
 from iclens.prompts.tasks import parse_task
-from iclens.study.bench import CHECKOUT
 from iclens.study.config import StudyConfig, demo_config, parse_study_config
 from iclens.study.grid import asked_concepts, check_concepts, task_grid, task_inputs
+from iclens.study.inputs import CHECKOUT
 from iclens.study.pipeline import run_study
 
 DOCUMENT = (CHECKOUT / "docs" / "transforms.md").read_text(encoding="utf-8")

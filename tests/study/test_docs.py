@@ -2,16 +2,16 @@
 
 import iclens.core
 from iclens.core import IclensError
-from iclens.study.bench import CHECKOUT
 from iclens.study.config import StudyConfig
-from iclens.study.flow import FLOW
+from iclens.study.inputs import CHECKOUT
+from iclens.study.run import FOLDERS
 
 SCHEMAS = (CHECKOUT / "docs" / "schemas.md").read_text(encoding="utf-8")
 ERRORS = (CHECKOUT / "docs" / "errors.md").read_text(encoding="utf-8")
 
 
 def test_stages_and_config_sections_are_documented() -> None:
-    assert all(f"`{stage.folder}`" in SCHEMAS for stage in FLOW)
+    assert all(f"`{folder}`" in SCHEMAS for folder in FOLDERS.values())
     assert all(f"\n{section}:" in SCHEMAS for section in StudyConfig.model_fields)
 
 

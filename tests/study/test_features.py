@@ -9,9 +9,8 @@ import pytest
 
 import iclens
 from iclens.core import RunError, RunWarning, SiteError, TableError
-from iclens.study.flow import FOLDERS
 from iclens.study.results import Results
-from iclens.study.runfolder import find_run
+from iclens.study.run import FOLDERS, find_run
 
 PAGE = {
     "site": "L2.resid_post", "latent": 5, "density": 0.25,

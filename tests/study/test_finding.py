@@ -10,8 +10,8 @@ import pytest
 
 import iclens
 from iclens.schemas import BELIEF, SITE, TABLES
-from iclens.study.bench import CHECKOUT
-from iclens.study.flow import FOLDERS
+from iclens.study.inputs import CHECKOUT
+from iclens.study.run import FOLDERS
 from iclens.table import Axis, Float, Int, Points, Table
 
 

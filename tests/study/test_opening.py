@@ -10,7 +10,7 @@ import pytest
 
 import iclens
 from iclens.core import ConfigError, IclensError, RunError, RunWarning, TableError
-from iclens.study.flow import FOLDERS
+from iclens.study.run import FOLDERS
 
 
 @pytest.fixture

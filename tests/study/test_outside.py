@@ -10,12 +10,10 @@ import yaml
 from huggingface_hub import constants
 
 from iclens.core import ModelError
-from iclens.study.bench import CHECKOUT, Bench
 from iclens.study.config import StudyConfig, parse_study_config
-from iclens.study.flow import FOLDERS
-from iclens.study.outside import model_files, outside_inputs, sae_files
-from iclens.study.runfolder import RunFolder
-from iclens.study.stages.saes import _on_studied_model
+from iclens.study.follow import _on_studied_model
+from iclens.study.inputs import CHECKOUT, model_files, outside_inputs, sae_files
+from iclens.study.run import RunContext, RunFolder
 from iclens.training.config import load_train_config
 
 from .conftest import MODEL, STUDY, TRAINING
@@ -72,7 +70,7 @@ def test_a_model_of_the_hub_is_its_commit(cached: Path) -> None:
 
 def test_a_model_that_moved_on_while_a_study_ran_is_refused(cached: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path, study("someone/tiny"))
-    same, other = (Bench(run, FOLDERS, {"model": {"commit": c}}, print) for c in (FIRST, SECOND))
+    same, other = (RunContext(run, {"model": {"commit": c}}, print) for c in (FIRST, SECOND))
     assert same.model.n_blocks == 6
     with pytest.raises(ModelError, match=rf"{SECOND}.*moved on to {FIRST}.*Run `iclens study` again"):
         _ = other.model
@@ -147,6 +145,6 @@ def test_saes_are_trained_on_the_folder_whose_files_are_in_the_key(named: str, t
         (folder / "mixture.yaml").write_text("another")
     (tmp_path / "t.yaml").write_text(TRAINING.format(model=folder))
     config = study(training=tmp_path / "t.yaml")
-    bench = Bench(RunFolder(tmp_path / "run", config), FOLDERS, outside_inputs(config), lambda found: None)
+    bench = RunContext(RunFolder(tmp_path / "run", config), outside_inputs(config), lambda found: None)
     trained = _on_studied_model(load_train_config(tmp_path / "t.yaml"), bench)
     assert Path(trained.model.name).resolve() == MODEL.resolve()

@@ -12,16 +12,14 @@ import pytest
 from iclens.dashboards.records.how import FIRED, NOT_ASKED, PASSED, SelfTest
 from iclens.growth.verdict import Claim, Manifest
 from iclens.schemas import TABLES
-from iclens.study import digests
 from iclens.study.config import parse_study_config
-from iclens.study.flow import FOLDERS
 from iclens.study.pages import self_tests
 from iclens.study.pages.how import how, words
 from iclens.study.pages.patch_tables import Tables
 from iclens.study.pages.patching import patching
 from iclens.study.results import Results
-from iclens.study.runfolder import RunFolder
-from iclens.study.store import save_json
+from iclens.study.run import FOLDERS, RunFolder
+from iclens.study.store import hash_json, save_json
 from iclens.table import Table
 
 NAN = math.nan
@@ -266,7 +264,7 @@ def test_a_manifest_that_was_changed_fires(fake: Fake) -> None:
 def test_a_stage_that_read_other_outputs_fires() -> None:
     outputs = {"a.parquet": "0123"}
     prompts = {"inputs": {}, "outputs": outputs}
-    track = {"inputs": {"prompts": digests.of_json(outputs)}, "outputs": {}}
+    track = {"inputs": {"prompts": hash_json(outputs)}, "outputs": {}}
     assert self_tests.chained({"prompts": prompts, "track": track}).verdict == PASSED
     other = {"inputs": {"prompts": "ffff"}, "outputs": {}}
     assert self_tests.chained({"prompts": prompts, "track": other}).figure == "track read another prompts"

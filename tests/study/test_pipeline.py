@@ -14,12 +14,9 @@ from iclens.core import RunError, SaeError, Site, StoppedError
 from iclens.dashboards.records.latent import LatentView
 from iclens.model.load import is_fingerprint
 from iclens.schemas import LADDER, TABLES
-from iclens.study.flow import FOLDERS, NAMES
-from iclens.study.growth_inputs import splits_of
-from iclens.study.pipeline import INDEX, Outcome, run_stage, run_study
+from iclens.study.pipeline import INDEX, Event, Outcome, run_stage, run_study
 from iclens.study.results import Results
-from iclens.study.runfolder import find_run
-from iclens.study.stage import Event
+from iclens.study.run import FOLDERS, STAGES, find_run
 
 from .conftest import Small
 
@@ -29,7 +26,7 @@ def states(outcome: Outcome) -> dict[str, str]:
 
 
 def test_every_stage_runs_and_leaves_a_whole_run(first: Outcome) -> None:
-    assert states(first) == dict.fromkeys(NAMES, "done")
+    assert states(first) == dict.fromkeys(STAGES, "done")
     assert first.index == first.run / FOLDERS["dashboard"] / INDEX
     assert first.index.is_file()
     names = {path.name for path in first.run.iterdir()}
@@ -76,7 +73,7 @@ def test_interrupted_training_goes_on_where_it_was(
 def test_the_log_says_seconds_and_findings_of_every_stage(first: Outcome) -> None:
     lines = [json.loads(line) for line in (first.run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     done = [line for line in lines if line["state"] == "done"]
-    assert [line["stage"] for line in done][: len(NAMES)] == list(NAMES)
+    assert [line["stage"] for line in done][: len(STAGES)] == list(STAGES)
     assert all(line["seconds"] >= 0 and line["found"] for line in done)
 
 
@@ -162,7 +159,7 @@ def test_tracked_latents_match_the_table_of_growth(first: Outcome) -> None:
     values = [results.latents(arm, site, role).dense() for arm in ("T", "S")]
     norms = results.decoder_norms[site.short]
     n = np.arange(6) - 2.5
-    found = splits_of(results.config).discovery
+    found = results.config.splits.discovery
     slope = (((values[0] - values[1]) * n).sum(axis=2) / (n**2).sum())[:, found].mean(axis=1) * norms
     growth = results.table("growth")
     rows = growth[(growth["site"] == site.short) & (growth["role"] == role)].sort_values("latent")
@@ -180,8 +177,8 @@ def test_a_second_run_is_up_to_date_and_loads_no_model(
     written = index.stat().st_mtime_ns
     again = small.run()
     assert again.run == first.run
-    assert states(again) == dict.fromkeys(NAMES, "up to date")
-    assert [event.state for event in small.events] == ["up to date"] * len(NAMES)
+    assert states(again) == dict.fromkeys(STAGES, "up to date")
+    assert [event.state for event in small.events] == ["up to date"] * len(STAGES)
     assert index.stat().st_mtime_ns == written
 
 
@@ -189,7 +186,7 @@ def test_a_changed_value_redoes_only_what_depends_on_it(small: Small, first: Out
     changed = small.run(("n_tested: 2", "n_tested: 1"))
     assert changed.run != first.run
     redone = {"patch", "dashboard"}
-    assert states(changed) == {name: "done" if name in redone else "taken over" for name in NAMES}
+    assert states(changed) == {name: "done" if name in redone else "taken over" for name in STAGES}
     taken = next(event for event in changed.events if event.stage == "growth")
     assert first.run.name in taken.why
     assert (find_run(first.run).path / "DONE").is_file()
@@ -226,12 +223,12 @@ def test_another_model_redoes_the_stages_that_read_it(
     small: Small, first: Outcome, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The study says which inputs changed, before the first stage does its work."""
-    monkeypatch.setattr("iclens.study.outside.model_files", lambda config: {"model.safetensors": "another"})
+    monkeypatch.setattr("iclens.study.inputs.model_files", lambda config: {"model.safetensors": "another"})
 
     def stop(*_: object) -> dict[str, object]:
         raise SaeError("stopped", "at the first stage", "As wanted.")
 
-    monkeypatch.setattr("iclens.study.stages.saes.work", stop)
+    monkeypatch.setattr("iclens.study.follow.sae_set", stop)
     with pytest.raises(SaeError):
         small.run()
     assert small.events[-1].stage == "saes"
@@ -240,12 +237,12 @@ def test_another_model_redoes_the_stages_that_read_it(
 
 
 def test_the_pages_show_the_runs_own_figures(first: Outcome) -> None:
-    from iclens.study.bench import Bench
-    from iclens.study.stages.dashboard import site_view
+    from iclens.study.pages.dashboard import site_view
+    from iclens.study.run import RunContext
 
     run = find_run(first.run)
     results = Results(run)
-    view = site_view(Bench(run, FOLDERS, {}, print), results)
+    view = site_view(RunContext(run, {}, print), results)
     growth = results.table("growth")
     assert len(view.latents) == 2 * 192
     assert len(view.pages) == 6

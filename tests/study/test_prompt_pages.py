@@ -17,39 +17,37 @@ from iclens.model.run import answer_probs
 from iclens.patching.receiver import up_to_query
 from iclens.patching.runs import Runs, build_runs
 from iclens.schemas import LADDER
-from iclens.study.bench import Bench
-from iclens.study.flow import FOLDERS
-from iclens.study.outside import outside_inputs
+from iclens.study.inputs import outside_inputs
 from iclens.study.pages import prompts as study
 from iclens.study.pipeline import Outcome
 from iclens.study.results import Results
-from iclens.study.runfolder import find_run
+from iclens.study.run import RunContext, find_run
 from iclens.track import token_activations
 
 N = 3
 
 
 @pytest.fixture(scope="module")
-def bench(first: Outcome) -> Bench:
+def bench(first: Outcome) -> RunContext:
     run = find_run(first.run)
-    made = Bench(run, FOLDERS, outside_inputs(run.config), lambda event: None)
+    made = RunContext(run, outside_inputs(run.config), lambda event: None)
     asked = made.config.dashboard.model_copy(update={"prompts": N})
     made.config = made.config.model_copy(update={"dashboard": asked})
     return made
 
 
 @pytest.fixture(scope="module")
-def results(bench: Bench) -> Results:
-    return Results(bench.run)
+def results(bench: RunContext) -> Results:
+    return Results(bench.folder)
 
 
 @pytest.fixture(scope="module")
-def view(bench: Bench, results: Results) -> PromptsView:
+def view(bench: RunContext, results: Results) -> PromptsView:
     return study.prompts_view(bench, results, set())
 
 
 @pytest.fixture(scope="module")
-def patched(bench: Bench) -> Runs:
+def patched(bench: RunContext) -> Runs:
     """The runs as the patching stage builds them."""
     section = bench.config.patch
     return build_runs(
@@ -60,7 +58,7 @@ def patched(bench: Bench) -> Runs:
 
 
 def test_shown_are_the_first_prompts_of_the_patching_stage(
-    bench: Bench, view: PromptsView, patched: Runs
+    bench: RunContext, view: PromptsView, patched: Runs
 ) -> None:
     assert len(view.prompts) == N and f"The first {N} prompts" in view.about
     for i, pair in enumerate(view.prompts):
@@ -75,7 +73,9 @@ def test_shown_are_the_first_prompts_of_the_patching_stage(
         assert pair.a.tokens[0].example == START and pair.a.tokens[2].example == 0
 
 
-def test_activations_are_those_of_a_dense_encoding(bench: Bench, view: PromptsView, patched: Runs) -> None:
+def test_activations_are_those_of_a_dense_encoding(
+    bench: RunContext, view: PromptsView, patched: Runs
+) -> None:
     ids = up_to_query(patched.target)[:N]
     dense = token_activations(bench.model, bench.saes, ids)
     alone = token_activations(bench.model, bench.saes, np.hstack([ids[:, :2], ids[:, -4:]]))
@@ -95,7 +95,7 @@ def test_activations_are_those_of_a_dense_encoding(bench: Bench, view: PromptsVi
                 assert max(one.a[1:] + one.b[1:]) > 0
 
 
-def test_answers_and_beliefs_are_the_models(bench: Bench, view: PromptsView, patched: Runs) -> None:
+def test_answers_and_beliefs_are_the_models(bench: RunContext, view: PromptsView, patched: Runs) -> None:
     read = np.array([position("pre", patched.n_seen)])
     probs = answer_probs(bench.model, up_to_query(patched.target)[:N], read, extra=patched.words)
     own = probs.of(patched.own[:N, None])[:, 0]
@@ -111,7 +111,7 @@ def test_answers_and_beliefs_are_the_models(bench: Bench, view: PromptsView, pat
 
 
 def test_the_exact_posterior_stands_beside_or_says_why_not(
-    bench: Bench, view: PromptsView, results: Results, monkeypatch: pytest.MonkeyPatch
+    bench: RunContext, view: PromptsView, results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = view.prompts[0]
     exact = next(one for one in pair.beliefs if one.belief == "exact")
@@ -155,7 +155,7 @@ def test_growing_latents_with_a_page_come_first(results: Results) -> None:
         assert preferred == [latents[-1], *latents[:-1]]
 
 
-def test_no_prompt_is_asked(bench: Bench, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_prompt_is_asked(bench: RunContext, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     none = bench.config.model_copy(
         update={"dashboard": bench.config.dashboard.model_copy(update={"prompts": 0})}
     )

@@ -11,8 +11,8 @@ from iclens.activations import select_rows
 from iclens.core import RunError, RunWarning, SiteError
 from iclens.growth.detect import slope_moments
 from iclens.stats import split_prompts
-from iclens.study.flow import FOLDERS
 from iclens.study.pipeline import Outcome
+from iclens.study.run import FOLDERS
 
 
 @pytest.fixture(scope="module")

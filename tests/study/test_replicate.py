@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import iclens.study.bench
+import iclens.study.inputs
 from iclens.core import ConfigError, ModelError, RunError, Site, TokenizerError
 from iclens.model.load import LanguageModel, load_model
 from iclens.model.run import answer_probs, record
@@ -40,7 +40,7 @@ from iclens.seed_post.protocol import (
 )
 from iclens.seed_post.verdicts import Replication, check_table, pearson, replicate_seed_post, replicated
 
-TINY = iclens.study.bench.CHECKOUT / "checkpoints" / "icl-tiny"
+TINY = iclens.study.inputs.CHECKOUT / "checkpoints" / "icl-tiny"
 SOURCE = recorded()
 TARGETS = SOURCE.targets
 

@@ -5,7 +5,7 @@ import pytest
 
 from iclens.core import RunError
 from iclens.study.config import parse_study_config
-from iclens.study.runfolder import RunFolder, find_run, run_for
+from iclens.study.run import RunFolder, find_run, run_for
 
 CONFIG = parse_study_config(
     "study: s\nmodel: {folder: m}\nsaes: {folder: f}\nprompts: {task: 2x}\n", "s.yaml"

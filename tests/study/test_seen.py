@@ -7,9 +7,9 @@ from scipy.sparse import csc_array
 
 import iclens
 from iclens.model.load import TokenText
-from iclens.study.flow import FOLDERS
 from iclens.study.pages.seen import MOST_TOKENS, Texts, histogram, shown_prompts, top_prompts, window
 from iclens.study.pipeline import Outcome
+from iclens.study.run import FOLDERS
 
 LINE = ["(", "1", ",", " ", "5", ")\n"]
 

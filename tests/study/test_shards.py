@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from iclens.core import RunError
-from iclens.study import digests
-from iclens.study.flow import FOLDERS
+from iclens.study.follow import PARTS
 from iclens.study.pipeline import Outcome, run_stage, run_track_shard
-from iclens.study.shards import PARTS
+from iclens.study.run import FOLDERS
+from iclens.study.store import hash_files
 
 TRACK = FOLDERS["track"]
 
 
 def hashes(run: Path) -> dict[str, str]:
-    return digests.of_files(run / TRACK)
+    return hash_files(run / TRACK)
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from iclens.cli import checked_text
 from iclens.core import IclensError, ModelError, SiteError, prompt_length
 from iclens.model.shape import read_shape
 from iclens.seed_post.verdicts import replicate_seed_post
-from iclens.study.check import check_saes
+from iclens.study.check_saes import check_saes
 from iclens.study.config import parse_study_config
-from iclens.study.grid import grid_prompts
+from iclens.study.grid import quality_prompts
 from iclens.study.pipeline import run_study
 from iclens.training.config import parse_train_config
 from iclens.training.limits import check_limits
@@ -132,7 +132,7 @@ def test_saes_are_measured_on_prompts_that_the_model_holds(
     shutil.copy(MODEL / "model.safetensors", weightless)
     with_positions(weightless, positions)
     monkeypatch.setattr(
-        "iclens.study.check.grid_prompts", lambda *a, **k: grid_prompts(*a, **k).select(np.arange(3))
+        "iclens.study.check_saes.quality_prompts", lambda *a: quality_prompts(*a).select(np.arange(3))
     )
     found = check_saes([str(MODEL.parent / "icl-tiny-saes" / "L2.mlp_out")], str(weightless))
     assert found.as_json()["n_examples"] == found.n_examples == examples

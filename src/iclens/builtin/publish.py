@@ -1,4 +1,4 @@
-"""Publishing the built-in model with its card."""
+"""The built-in model from its recipe: trained, measured and published with its card."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jinja2
 import pandas as pd
@@ -26,12 +26,16 @@ from iclens.builtin.evaluate import (
     interchange_figures,
     standard_conditions,
 )
-from iclens.builtin.model import Recipe, StageName
-from iclens.core import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, ConfigError
+from iclens.builtin.model import Recipe, StageName, load_recipe
+from iclens.builtin.train import Trainer
+from iclens.core import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, ConfigError, nearest
 from iclens.model.load import load_model
 from iclens.prompts.tasks import parse_task
 from iclens.table import Table
 
+Report = Callable[[dict[str, Any]], None]
+DESTINATION = "published"
+"""Folder inside `out` that gets the measured models and their cards."""
 _SHOTS = (0, 1, 2, 4, 8, 12, 15)
 _DONOR_EXAMPLES = 12
 _OVERALL = ("condition", "kl", "kl_se", "r", "slope", "r_beliefs", "slope_beliefs", "n_contexts")
@@ -353,3 +357,45 @@ def _swap_in(new: Path, final: Path) -> None:
         final.rename(old)
     new.rename(final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def retrain(recipe: Path | None, stage: str, out: Path, backend: str, report: Report) -> Iterator[Path]:
+    """Train stages of a recipe, continuing from their checkpoints; yields the folder of each as it is done.
+
+    The losses go to `out/<stage>.jsonl` too. After "all", both branches are measured and published with their
+    cards, and that folder comes last.
+
+    Args:
+        recipe: YAML recipe; the built-in one when None.
+        stage: "all" or one of trunk, main, twin; a branch needs the trunk.
+        out: folder of the stages.
+        backend: "eager" or "compiled" (torch.compile).
+        report: told the losses as training goes.
+
+    Raises:
+        ConfigError: for an unknown stage or a recipe that does not validate.
+    """
+    known: tuple[StageName, ...] = get_args(StageName)
+    if stage != "all" and stage not in known:
+        raise ConfigError(f"stage '{stage}'", "unknown", nearest(stage, ("all", *known)) + ".")
+    declared = load_recipe(recipe)
+    for name in known:
+        if stage not in ("all", name):
+            continue
+        trainer = Trainer(declared, name, out, compiled=backend == "compiled")
+        trainer.fit(_also_logged(report, out / f"{name}.jsonl"))
+        yield trainer.folder
+    if stage == "all":
+        publish(out, out / DESTINATION, declared)
+        yield out / DESTINATION
+
+
+def _also_logged(report: Report, log: Path) -> Report:
+    log.parent.mkdir(parents=True, exist_ok=True)
+
+    def both(found: dict[str, Any]) -> None:
+        with log.open("a") as lines:
+            lines.write(json.dumps(found) + "\n")
+        report(found)
+
+    return both

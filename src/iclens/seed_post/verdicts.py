@@ -35,7 +35,7 @@ from iclens.seed_post.protocol import (
     encoded,
     recorded,
 )
-from iclens.study.bench import locate
+from iclens.study.inputs import locate
 from iclens.table import Floats, Table
 
 AGREES, DIFFERS, NO_TARGET = "agrees", "differs", "no target"

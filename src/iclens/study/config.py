@@ -1,4 +1,4 @@
-"""What should a study do? Everything that decides its numbers, read strictly from YAML.
+"""Study config: everything that decides a study's numbers, read strictly from YAML.
 
 1. The file is parsed. 2. An unknown key is refused with the nearest valid one. 3. Task specs, roles, sites
 and arms are checked before anything is loaded. A resolved config, with every default written out, is
@@ -9,24 +9,52 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
     Field,
     ValidationError,
     field_validator,
     model_validator,
 )
 
-from iclens.core import ConfigError, Site, check_role, nearest
+from iclens.concepts.labels import EVERY_CONCEPT
+from iclens.concepts.language import FIRST_EXAMPLE, Concept, concept, declare
+from iclens.core import TEMPLATE, ConfigError, Site, SiteError, check_role, nearest
 from iclens.prompts.arms import other_task, parse_arm
 from iclens.prompts.beliefs import DeclaredBelief, belief_names, check_declared, parse_belief
-from iclens.prompts.tasks import Task, default_inputs, parse_task
-from iclens.study.config_errors import explain, one_line
-from iclens.study.section import Roles, Section, Seed
-from iclens.study.transforms_section import GridSection, TransformsSection
+from iclens.prompts.render import parse_template
+from iclens.prompts.tasks import Task, default_inputs, expand, parse_task
+from iclens.stats import Splits, split_prompts
 from iclens.training.config import naming, read_yaml
+
+
+def _known_roles(roles: list[str]) -> list[str]:
+    if not roles:
+        raise ValueError("give at least one role")
+    return [check_role(role) for role in dict.fromkeys(roles)]
+
+
+Roles = Annotated[list[str], AfterValidator(_known_roles)]
+Sites = Annotated[list[str], AfterValidator(lambda sites: [Site.parse(site).short for site in sites])]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Section(BaseModel):
+    """A frozen section whose unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switches(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # pydantic would take true for 1
+            raise ValueError("no key is true or false")
+        return value
 
 
 class ModelSection(Section):
@@ -115,17 +143,12 @@ class PromptsSection(Section):
 class TrackSection(Section):
     """Which sites are followed, at which tokens."""
 
-    sites: list[str] | None = None
+    sites: Sites | None = None
     """Sites such as L2.mlp_out; all of the SAE set when not given."""
     roles: list[str] = ["pre", "lab", "close", "x"]
     batch: int = Field(default=128, ge=1)
     beliefs: list[str] = []
     """Beliefs followed beside `core.BELIEFS`: logit contrasts and concepts of the task, `prompts.beliefs`."""
-
-    @field_validator("sites")
-    @classmethod
-    def _sites_exist(cls, sites: list[str] | None) -> list[str] | None:
-        return None if sites is None else [Site.parse(site).short for site in sites]
 
     @field_validator("roles")
     @classmethod
@@ -188,7 +211,7 @@ class SweepSection(Section):
 class PatchSection(Section):
     """Latents from run A into run B: one by one, in sets, and back."""
 
-    sites: list[str] | None = None
+    sites: Sites | None = None
     """Sites to patch at; all that are followed when not given."""
     recipient: Literal["zero examples", "S arm", "R arm"] = "S arm"
     """Run B: no context, or one as long as A's with deranged or random labels."""
@@ -224,10 +247,100 @@ class PatchSection(Section):
             )
         return self
 
-    @field_validator("sites")
+
+def known_concepts(declared: dict[str, Any]) -> tuple[Concept, ...]:
+    """Every concept that a study can name: the package's, and those that it declares.
+
+    Raises:
+        ConfigError: for a declaration that cannot be.
+    """
+    return (*EVERY_CONCEPT, *declare(declared, "transforms.declare", EVERY_CONCEPT))
+
+
+class GridSection(Section):
+    """The grid of tasks on which features are identified and SAEs are measured."""
+
+    tasks: list[str] | None = None
+    """Task specs, ranges such as {1..5}x+{0..4} allowed; the default grid when not given."""
+    numbers: tuple[int, int] = (0, 49)
+    """First and last x of number tasks."""
+    answers: tuple[int, int] | None = None
+    """Least and greatest y of the grid's prompts, so that slopes have like answers; any when not given."""
+    templates: list[str] = [TEMPLATE]
+    """How examples are written, `prompts.render.TEMPLATES`; each has to be six tokens for the model."""
+    n_prompts: int = Field(default=12, ge=2)
+    """Prompts of each task and template."""
+    n_examples: int = Field(default=16, ge=FIRST_EXAMPLE + 2)
+    """Examples of a prompt; the first four do not count, because the task cannot be known yet."""
+    seed: Seed = 1
+
+    @field_validator("tasks")
     @classmethod
-    def _sites_exist(cls, sites: list[str] | None) -> list[str] | None:
-        return None if sites is None else [Site.parse(site).short for site in sites]
+    def _tasks_exist(cls, tasks: list[str] | None) -> list[str] | None:
+        if tasks == []:
+            raise ValueError("give at least one task, or leave the key out for the default grid")
+        for pattern in tasks or []:
+            for spec in expand(pattern):
+                parse_task(spec)
+        return tasks
+
+    @field_validator("templates")
+    @classmethod
+    def _templates_exist(cls, templates: list[str]) -> list[str]:
+        if not templates:
+            raise ValueError("give at least one template")
+        return [parse_template(name).name for name in dict.fromkeys(templates)]
+
+
+class TransformsSection(Section):
+    """Which concepts latents are asked for, and how far their mechanism is followed."""
+
+    concepts: list[str] | None = None
+    """Names of concepts; all, and the declared ones, when not given."""
+    declare: dict[str, dict[str, dict[str, Any]]] = {}
+    """The study's own `contrasts` and `concepts`, written as in concepts/concepts.yaml."""
+    roles: Roles = ["pre", "lab"]
+    """Tokens at which latents are asked."""
+    q: float = Field(default=0.05, gt=0, lt=1)
+    other_saes: list[str] = []
+    """Further SAE sets of the model, of other seeds or widths, in which every label is looked for again."""
+    shown: int = Field(default=4, ge=1)
+    """Best latents of each concept whose tuning is kept and whose mechanism is followed."""
+    layers: list[int] | None = None
+    """Blocks whose MLPs and attention are taken apart at `lab`; all when not given."""
+    probe_rows: int = Field(default=1200, ge=100)
+    """Rows, at most, on which probes are trained and read."""
+    donor_examples: int = Field(default=12, ge=2)
+    """Examples of run A's context in which labelled latents are moved."""
+    n_pairs: int = Field(default=24, ge=4)
+    """Pairs of runs A and B in which they are moved."""
+    n_controls: int = Field(default=40, ge=1)
+    """Matched random latents beside each latent whose causal effects are measured."""
+    seed: Seed = 1
+
+    @model_validator(mode="after")
+    def _concepts_exist(self) -> TransformsSection:
+        known = known_concepts(self.declare)
+        contrasts = self.declare.get("contrasts") or {}
+        for name in self.concepts or []:
+            if name in contrasts:
+                raise ConfigError(
+                    f"transforms.concepts: '{name}'",
+                    "a contrast, not a concept",
+                    "Declare it under transforms.declare: concepts, with its confounds.",
+                )
+            try:
+                concept(name, known)
+            except SiteError as wrong:
+                raise ConfigError(f"transforms.concepts: '{name}'", wrong.found, wrong.remedy) from wrong
+        return self
+
+    @field_validator("concepts")
+    @classmethod
+    def _each_once(cls, concepts: list[str] | None) -> list[str] | None:
+        if concepts == []:
+            raise ValueError("give at least one concept, or leave the key out")
+        return None if concepts is None else list(dict.fromkeys(concepts))
 
 
 class DashboardSection(Section):
@@ -290,6 +403,16 @@ class StudyConfig(Section):
     def controls(self) -> list[str]:
         """The arms that growth must be beyond."""
         return self.growth.controls or self.prompts.arms[1:2]
+
+    @property
+    def splits(self) -> Splits:
+        """The prompts that discover, judge the shape and confirm.
+
+        Raises:
+            TableError: when a part would be too small, saying how many prompts are needed.
+        """
+        section = self.prompts
+        return split_prompts(section.n_prompts, section.n_examples, seed=self.growth.split_seed)
 
     @model_validator(mode="after")
     def _beliefs_can_be_read(self) -> StudyConfig:
@@ -364,3 +487,32 @@ def parse_study_config(text: str, source: str) -> StudyConfig:
             return StudyConfig.model_validate(declared)
         except ValidationError as cause:
             raise explain(cause, StudyConfig, source) from cause
+
+
+def explain(cause: ValidationError, root: type[BaseModel], source: str) -> ConfigError:
+    """The first validation error as one line: the key, what stands there, and what is allowed."""
+    errors = cause.errors()
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    path = [str(part) for part in first["loc"]]
+    asked = f"{source}: key '{'.'.join(path)}'"
+    if first["type"] == "extra_forbidden":
+        return ConfigError(asked, "unknown", nearest(path[-1], _keys_at(root, path[:-1])) + ".")
+    if first["type"] == "missing":
+        return ConfigError(asked, "missing", f"Write it in {source}: it has no default.")
+    allowed = one_line(first["msg"]).removeprefix("Value error, ").replace("Input should", "It should", 1)
+    return ConfigError(asked, f"{first['input']!r}"[:200], f"{allowed[:1].upper()}{allowed[1:]}.")
+
+
+def _keys_at(root: type[BaseModel], path: list[str]) -> list[str]:
+    section = root
+    for part in path:
+        inner: Any = section.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        section = inner
+    return list(section.model_fields)
+
+
+def one_line(cause: object) -> str:
+    """Text without line breaks."""
+    return " ".join(str(cause).split())

@@ -1,4 +1,4 @@
-"""Which tasks are features identified on, in which prompts, and against which concepts?"""
+"""The task grid on which latents are identified: its tasks and prompts, and the concepts asked of it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from iclens.core import ConfigError, TaskError, TokenizerError, nearest
 from iclens.prompts.build import PromptSet, build_prompts, draw_examples, joined
 from iclens.prompts.render import Tokenizer, supported_templates
 from iclens.prompts.tasks import Task, default_inputs, expand, parse_task
-from iclens.study.config import StudyConfig
-from iclens.study.transforms_section import known_concepts
+from iclens.study.config import StudyConfig, known_concepts
 
 GRID_ARM = "grid"
 SEEDS = 10_000
@@ -86,6 +85,12 @@ def grid_prompts(config: StudyConfig, tokenizer: Tokenizer, *, n_prompts: int, s
     return joined(parts, GRID_ARM)
 
 
+def quality_prompts(config: StudyConfig, tokenizer: Tokenizer) -> PromptSet:
+    """The grid's prompts on which SAEs are measured."""
+    section = config.saes
+    return grid_prompts(config, tokenizer, n_prompts=section.quality_prompts, seed=section.quality_seed)
+
+
 def asked_concepts(config: StudyConfig) -> tuple[Concept, ...]:
     """The concepts that latents are asked for; with several templates, each has to beat the format as well.
 
@@ -130,8 +135,8 @@ def check_concepts(config: StudyConfig) -> None:
             )  # fmt: skip
         for side, rows in drawn.items():
             label = one.contrast.label(rows)
-            for what, found in (("positive", label > 0), ("negative", label < 0)):
-                if not found.any():
+            for what, rows_of_side in (("positive", label > 0), ("negative", label < 0)):
+                if not rows_of_side.any():
                     raise ConfigError(
                         f"transforms.declare: concept '{one.name}'",
                         f"no row of the {side} tasks is {what}, so it is constant there",
@@ -141,12 +146,12 @@ def check_concepts(config: StudyConfig) -> None:
 
 def _drawn(config: StudyConfig, grid: TaskGrid, names: tuple[str, ...]) -> Rows:
     """Rows of some examples of tasks, without a tokenizer."""
-    found, n_examples = [], config.grid.n_examples
+    parts = []
     for task in map(parse_task, names):
-        inputs = task_inputs(config, task)
         x, y, _ = draw_examples(
-            task, arm="T", n_prompts=_DRAWN, n_examples=n_examples, seed=config.grid.seed, inputs=inputs
-        )
-        found.append((np.full(_DRAWN, task.name), x, y))
-    task, x, y = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            task, arm="T", n_prompts=_DRAWN, n_examples=config.grid.n_examples, seed=config.grid.seed,
+            inputs=task_inputs(config, task),
+        )  # fmt: skip
+        parts.append((np.full(_DRAWN, task.name), x, y))
+    task, x, y = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     return rows_of(task, x, y, grid.rules)

@@ -1,12 +1,14 @@
-"""Import closure: the code and the libraries that a module can run, read from source without importing any.
+"""Import closure: the code and the libraries that a stage can run, read from source without importing any.
 
-1. The syntax tree of a module gives its imports, those inside functions too; what stands under
-   `TYPE_CHECKING` never runs and is left out.
-2. Followed from module to module they give the closure. With a module come the packages around it, and with a
-   package its data files (YAML, templates, styles, arrays), wherever they lie under it.
+1. The syntax tree of a definition (a function, a class, a constant) says which others of its module it names,
+   and what it imports, inside functions too; what stands under `TYPE_CHECKING` never runs and is left out.
+2. Followed from definition to definition they give the closure: a module holds much that a stage never runs.
+   With a module come the packages around it, and with a package its data files (YAML, templates, styles,
+   arrays), wherever they lie under it. A module that is imported as such counts with all that it defines.
 3. What the closure imports from outside are its libraries, each with its version.
 
-A module whose name is put together at run time cannot be seen here; tests hold that no stage runs one.
+A name put together at run time cannot be seen here, nor a statement that defines nothing; tests hold that no
+stage needs one.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from sys import stdlib_module_names
+from typing import TypeGuard
 
 import iclens
-from iclens.study import digests
+from iclens.study.store import hash_file, hash_json
 
 PACKAGE = Path(iclens.__file__).parent
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "vl_convert": "vl-convert-python"}
@@ -29,58 +32,106 @@ CARRIERS = {"huggingface_hub", "pyarrow", "pydantic", "safetensors", "wandb", "y
 BEHIND = {"transformers": "tokenizers"}
 """Library → another that works behind it and is imported nowhere: which tokens a text has."""
 
+Part = tuple[str, str]
+"""A module and a name that it defines at its top; an empty name is the whole module, as of every package."""
 
-def sources(module: str, package: Path = PACKAGE) -> dict[str, str]:
-    """Path inside the package → sha256 of every source and data file that a module can reach.
 
-    Args:
-        module: dotted name, `iclens.…`.
-        package: folder of the package `iclens`.
+def sources(start: Part, package: Path = PACKAGE) -> dict[str, str]:
+    """Path inside the package → sha256 of every source and data file that is reached from `start`.
+
+    Of a module of which only some definitions are reached, `path:name` → sha256 of the lines of each.
     """
-    modules = reached(module, package)
-    files = [file for name in modules if (file := _file(name, package)) is not None]
-    folders = {file.parent for file in files}
-    files += [data for folder in sorted(folders) for data in _data(folder)]
-    return {file.relative_to(package).as_posix(): _hash(file) for file in sorted(files)}
+    parts = reached(start, package)
+    whole = {module for module, name in parts if not name}
+    files = {file for module in whole if (file := _file(module, package)) is not None}
+    files |= {data for folder in {file.parent for file in files} for data in _data(folder)}
+    hashes = {file.relative_to(package).as_posix(): _hash(file) for file in files}
+    for module, name in parts:
+        if module not in whole and (file := _file(module, package)) is not None:
+            hashes[f"{file.relative_to(package).as_posix()}:{name}"] = _hash_lines(module, name, package)
+    return dict(sorted(hashes.items()))
 
 
-def libraries(module: str, package: Path = PACKAGE) -> dict[str, str]:
-    """Import name → version of what a module, and all that it can reach, imports from outside.
+def libraries(start: Part, package: Path = PACKAGE) -> dict[str, str]:
+    """Import name → version of what `start`, and all that it reaches, imports from outside.
 
     Left out are `CARRIERS`, and the local part of a version (`+cpu`): machines have their own torch.
     """
-    tops = {name.split(".")[0] for each in reached(module, package) for name in _imports(each, package)}
+    tops = {used.split(".")[0] for part in reached(start, package) for used, _ in _uses(part, package)}
     tops |= {other for name, other in BEHIND.items() if name in tops}
     outside = sorted(tops - stdlib_module_names - CARRIERS - {"iclens"})
     return {name: _version(DISTRIBUTIONS.get(name, name)) for name in outside}
 
 
 @cache
-def reached(module: str, package: Path = PACKAGE) -> frozenset[str]:
-    """The modules of `iclens` that a module imports, directly or not, with itself."""
-    known: set[str] = set()
-    todo = [module]
+def reached(start: Part, package: Path = PACKAGE) -> frozenset[Part]:
+    """The parts of `iclens` that a part uses, directly or not, with itself and the packages around it."""
+    known: set[Part] = set()
+    todo = [start]
     while todo:
-        current = todo.pop()
-        if current not in known and _file(current, package) is not None:
-            known.add(current)
-            todo += [current.rpartition(".")[0], *_imports(current, package)]
+        module, name = todo.pop()
+        file = _file(module, package)
+        if file is None:
+            continue
+        whole = file.name == "__init__.py" or name not in _definitions(module, package)
+        part = (module, "" if whole else name)
+        if part not in known:
+            known.add(part)
+            todo += [(module.rpartition(".")[0], ""), *_uses(part, package)]
     return frozenset(known)
 
 
 @cache
-def _imports(module: str, package: Path) -> tuple[str, ...]:
-    """What a module imports, as dotted names; of `from a import b`, both `a` and `a.b`."""
-    file = _file(module, package)
-    if file is None:
+def _uses(part: Part, package: Path) -> tuple[Part, ...]:
+    """What a part imports, from wherever, and for a definition the others of its module that it names."""
+    module, name = part
+    tree = _tree(module, package)
+    if tree is None:
         return ()
-    found = []
-    for node in _run(ast.parse(file.read_bytes())):
+    if not name:
+        return tuple(dict.fromkeys(_imported(tree)))
+    definitions = _definitions(module, package)
+    uses: list[Part] = []
+    for node in definitions[name]:
+        uses += _imported(ast.Module([node], []))
+        names = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+        uses += [(module, other) for other in sorted(names & definitions.keys())]
+    return tuple(dict.fromkeys(uses))
+
+
+def _imported(tree: ast.Module) -> Iterator[Part]:
+    """The imports below a node; of `from a import b`, `a` or its part `b`, and `a.b`."""
+    for node in _run(tree):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return tuple(dict.fromkeys(found))
+            for alias in node.names:
+                yield node.module, alias.name
+                yield f"{node.module}.{alias.name}", ""
+
+
+@cache
+def _definitions(module: str, package: Path) -> dict[str, list[ast.stmt]]:
+    """Name → the statements at the top of a module that define it; of an import, the part that does."""
+    tree, definitions = _tree(module, package), {}
+    for node in [] if tree is None else tree.body:
+        for statement in node.orelse if _for_type_checkers(node) else [node]:
+            for name, definition in _defined(statement):
+                definitions.setdefault(name, []).append(definition)
+    return definitions
+
+
+def _defined(node: ast.stmt) -> Iterator[tuple[str, ast.stmt]]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield node.name, node
+    elif isinstance(node, ast.Import):
+        yield from ((alias.asname or alias.name.split(".")[0], ast.Import([alias])) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        for alias in node.names:
+            yield alias.asname or alias.name, ast.ImportFrom(node.module, [alias], node.level)
+    else:
+        names = (inner for inner in ast.walk(node) if isinstance(inner, ast.Name))
+        yield from ((inner.id, node) for inner in names if isinstance(inner.ctx, ast.Store))
 
 
 def _run(node: ast.AST) -> Iterator[ast.AST]:
@@ -88,12 +139,28 @@ def _run(node: ast.AST) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.expr):
             continue  # no import stands in an expression
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+        if isinstance(child, ast.If) and _for_type_checkers(child):
             child = ast.Module(child.orelse, [])
         yield child
         yield from _run(child)
 
 
+def _for_type_checkers(node: ast.AST) -> TypeGuard[ast.If]:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+@cache
+def _tree(module: str, package: Path) -> ast.Module | None:
+    return None if _file(module, package) is None else ast.parse("\n".join(_lines(module, package)))
+
+
+@cache
+def _lines(module: str, package: Path) -> list[str]:
+    file = _file(module, package)
+    return [] if file is None else file.read_text(encoding="utf-8").split("\n")
+
+
+@cache
 def _file(module: str, package: Path) -> Path | None:
     """The source of a module of `iclens`; None for any other name."""
     top, *rest = module.split(".")
@@ -122,4 +189,18 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
-_hash = cache(digests.of_file)
+@cache
+def _hash_lines(module: str, name: str, package: Path) -> str:
+    """Hash of a definition's lines, decorators and comments included."""
+    lines, texts = _lines(module, package), []
+    for node in _definitions(module, package)[name]:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            texts.append([ast.unparse(node)])
+            continue
+        decorators = getattr(node, "decorator_list", [])
+        first = min(inner.lineno for inner in (node, *decorators))
+        texts.append(lines[first - 1 : node.end_lineno])
+    return hash_json(texts)
+
+
+_hash = cache(hash_file)

@@ -20,11 +20,9 @@ import yaml
 
 import iclens
 from iclens.core import ConfigError, IclensError, RunWarning
-from iclens.study import digests
-from iclens.study.config import StudyConfig, parse_study_config
-from iclens.study.config_errors import one_line
-from iclens.study.flow import FOLDERS
-from iclens.study.runfolder import CARD, CONFIG, DONE, RECORD, RunFolder
+from iclens.study.config import StudyConfig, one_line, parse_study_config
+from iclens.study.run import CARD, CONFIG, DONE, FOLDERS, RECORD, RunFolder
+from iclens.study.store import hash_file, hash_json
 from iclens.table import Table
 
 _SHOWN = 5
@@ -142,7 +140,7 @@ def changed_files(path: Path) -> tuple[str, ...]:
         outputs = _outputs(path / folder)
         for name, digest in outputs.items():
             file = path / folder / name
-            if file.is_file() and digests.of_file(file) != digest:
+            if file.is_file() and hash_file(file) != digest:
                 found.append(f"{folder}/{name}: not what its stage wrote")
         if outputs:
             found += _unrecorded(path, folder, outputs)
@@ -157,12 +155,12 @@ def renamed_config(run: RunFolder | RunAsFound) -> tuple[str, ...]:
     held: list[Any] = [run.plain]
     try:  # as it stands as well: an older iclens had fewer keys
         held.append(yaml.safe_load((run.path / CONFIG).read_text(encoding="utf-8")))
-        known = {digests.of_json(value)[:8] for value in held}
+        known = {hash_json(value)[:8] for value in held}
     except (OSError, ValueError, TypeError, yaml.YAMLError) as cause:
         return (f"{CONFIG}: unreadable ({one_line(cause)})",)
     if named[1] in known:
         return ()
-    return (f"{CONFIG}: its hash is {digests.of_json(run.plain)[:8]}, the folder is named {named[1]}",)
+    return (f"{CONFIG}: its hash is {hash_json(run.plain)[:8]}, the folder is named {named[1]}",)
 
 
 def _mapping(text: str) -> dict[str, Any]:

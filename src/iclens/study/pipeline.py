@@ -1,23 +1,135 @@
-"""How does a question become pages? The stages of `flow` are brought up to date, one by one."""
+"""A study from its config to its pages: the stages of `flow` are brought up to date, one by one.
+
+A stage is
+
+1. up to date when its key is the kept one and its outputs still have the hashes that it wrote;
+2. taken over when another run of the study holds the key (files are linked, never changed in place);
+3. done otherwise, and what changed is said.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+import iclens
 from iclens.core import RunError, nearest
-from iclens.study.bench import Bench, Hashes, check_task
-from iclens.study.card import study_card
 from iclens.study.config import StudyConfig
-from iclens.study.flow import FLOW, FOLDERS, NAMES
+from iclens.study.flow import FLOW
 from iclens.study.grid import check_concepts
-from iclens.study.limits import check_model
-from iclens.study.outside import outside_inputs
-from iclens.study.runfolder import CARD, DONE, RunFolder, find_run, now, run_for
-from iclens.study.stage import Event, Report, bring_up_to_date
+from iclens.study.inputs import CHECKOUT, Hashes, check_model, check_task, outside_inputs
+from iclens.study.run import (  # fmt: skip
+    CARD,
+    DONE,
+    FOLDERS,
+    RECORD,
+    STAGES,
+    RunContext,
+    RunFolder,
+    Stage,
+    find_run,
+    indented,
+    inputs_of,
+    now,
+    run_for,
+)
+from iclens.study.store import hash_json
 
 INDEX = "site/index.html"
+STATES = ("begins", "progress", "done", "up to date", "taken over")
+PACKAGES = (
+    "torch", "transformers", "sae_lens", "transformer_lens", "numpy", "scipy", "scikit-learn", "pandas",
+)  # fmt: skip
+"""Packages whose version can move a number."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a stage has to say while a study runs.
+
+    Args:
+        stage: its name.
+        state: one of `STATES`.
+        seconds: it took, 0 when it was not done.
+        found: its findings.
+        why: why it was done, or where it was taken from.
+    """
+
+    stage: str
+    state: str
+    seconds: float = 0.0
+    found: Mapping[str, Any] = field(default_factory=dict)
+    why: str = ""
+
+
+Report = Callable[[Event], None]
+
+
+def bring_up_to_date(stage: Stage, run: RunContext, report: Report) -> Event:
+    """Do a stage unless its key says that it is done; log and report it."""
+    folder, inputs = run.folder, inputs_of(stage, run)
+    key = hash_json(inputs)
+    kept = folder.record(stage.folder)
+    if kept is not None and kept["key"] == key:
+        event = Event(stage.name, "up to date", found=kept["found"])
+    elif (elsewhere := _elsewhere(stage, folder, key)) is not None:
+        other, record = elsewhere
+        folder.write_stage(stage.folder, lambda fresh: _take_over(other / stage.folder, record, fresh))
+        event = Event(stage.name, "taken over", found=record["found"], why=f"from {other.name}, same inputs")
+    else:
+        why = _why(kept, inputs, (folder.path / stage.folder).exists())
+        report(Event(stage.name, "begins", why=why))
+        started = time.monotonic()
+
+        def write(fresh: Path) -> dict[str, Any]:
+            found = stage.write(run, key, fresh)
+            seconds = round(time.monotonic() - started, 2)
+            return {"stage": stage.name, "key": key, "inputs": inputs, "seconds": seconds, "found": found}
+
+        folder.write_stage(stage.folder, write)
+        found = (folder.record(stage.folder) or {"found": {}})["found"]
+        event = Event(stage.name, "done", round(time.monotonic() - started, 2), found, why)
+    folder.log(
+        stage=event.stage, state=event.state, seconds=event.seconds, why=event.why, found=dict(event.found)
+    )
+    report(event)
+    return event
+
+
+def _why(kept: dict[str, Any] | None, inputs: dict[str, str], exists: bool) -> str:
+    if kept is None:
+        return "its outputs are damaged" if exists else "not done before"
+    changed = [name for name in inputs if kept["inputs"].get(name) != inputs[name]]
+    return f"changed: {', '.join(changed)}"
+
+
+def _elsewhere(stage: Stage, run: RunFolder, key: str) -> tuple[Path, dict[str, Any]] | None:
+    """Another run of the study that holds this stage with the same key, and its record."""
+    for path in sorted(run.path.parent.glob("*"), reverse=True):
+        if path != run.path and (path / stage.folder / RECORD).is_file():
+            record = RunFolder(path, run.config).record(stage.folder)
+            if record is not None and record["key"] == key:
+                return path, record
+    return None
+
+
+def _take_over(source: Path, record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Link (or copy) the outputs; files of a run are never changed in place, so sharing them is safe."""
+    for name in record["outputs"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source / name, folder / name)
+        except OSError:
+            shutil.copy2(source / name, folder / name)
+    return record | {"taken_from": source.parent.name}
 
 
 @dataclass(frozen=True)
@@ -41,14 +153,11 @@ class Outcome:
 
     def as_json(self) -> dict[str, object]:
         """For `--json`."""
-        stages = [
-            {"stage": e.stage, "state": e.state, "seconds": e.seconds, "why": e.why, "found": dict(e.found)}
-            for e in self.events
-        ]
+        keys = ("stage", "state", "seconds", "why")
         return {
             "run": str(self.run),
             "index": None if self.index is None else str(self.index),
-            "stages": stages,
+            "stages": [{k: getattr(e, k) for k in keys} | {"found": dict(e.found)} for e in self.events],
         }
 
 
@@ -65,7 +174,7 @@ def run_study(config: StudyConfig, root: Path, report: Report, *, last: str | No
         RunError: for a stage that does not exist.
         IclensError: for anything wrong in what was asked; a run in which no stage finished is removed again.
     """
-    names = NAMES if last is None else _reached_from(_known(last))
+    names = STAGES if last is None else needed_for(last)
     outside = _checked(config)
     return _bring(run_for(config, root), names, outside, report)
 
@@ -75,15 +184,14 @@ def run_stage(path: Path, name: str, report: Report) -> Outcome:
 
     Args:
         path: a run folder, or a study folder with a finished run.
-        name: one of `NAMES`.
+        name: one of `STAGES`.
         report: told what each stage does.
 
     Raises:
         RunError: for a run or stage that does not exist.
     """
-    names = _reached_from(_known(name))
-    run = find_run(path)
-    return _bring(run, names, _checked(run.config), report)
+    names, folder = needed_for(name), find_run(path)
+    return _bring(folder, names, _checked(folder.config), report)
 
 
 def run_track_shard(path: Path, rank: int, world: int) -> Path:
@@ -97,11 +205,27 @@ def run_track_shard(path: Path, rank: int, world: int) -> Path:
     Raises:
         RunError: when the run's SAEs or prompts are not there yet, or there are too many ranks.
     """
-    from iclens.study.shards import write_shard  # loads torch, which a run that is up to date does not need
+    from iclens.study.follow import write_shard  # loads torch, which a run that is up to date does not need
 
-    run = find_run(path)
-    bench = Bench(run, FOLDERS, _checked(run.config), lambda found: None)
-    return write_shard(bench, rank, world)
+    folder = find_run(path)
+    run = RunContext(folder, _checked(folder.config))
+    (track,) = (stage for stage in FLOW if stage.name == "track")
+    return write_shard(run, hash_json(inputs_of(track, run)), rank, world)
+
+
+def needed_for(name: str) -> tuple[str, ...]:
+    """`name` and the stages that it reads, directly or not, in order.
+
+    Raises:
+        RunError: for a stage that does not exist.
+    """
+    if name not in STAGES:
+        raise RunError(f"stage '{name}'", "unknown", nearest(name, STAGES) + ".")
+    needed = {name}
+    for stage in reversed(FLOW):
+        if stage.name in needed:
+            needed |= set(stage.reads)
+    return tuple(stage for stage in STAGES if stage in needed)
 
 
 def _checked(config: StudyConfig) -> Mapping[str, Hashes]:
@@ -112,39 +236,65 @@ def _checked(config: StudyConfig) -> Mapping[str, Hashes]:
     return outside_inputs(config)
 
 
-def _bring(run: RunFolder, names: tuple[str, ...], outside: Mapping[str, Hashes], report: Report) -> Outcome:
+def _bring(folder: RunFolder, names: Sequence[str], outside: Mapping[str, Hashes], report: Report) -> Outcome:
     running = FLOW[0]
-
-    def progress(found: dict[str, object]) -> None:
-        report(Event(running.name, "progress", found=found))
-
-    bench = Bench(run, FOLDERS, outside, progress)
+    run = RunContext(folder, outside, lambda found: report(Event(running.name, "progress", found=found)))
     events: list[Event] = []
     try:
         for running in (stage for stage in FLOW if stage.name in names):
-            events.append(bring_up_to_date(running, bench, report))
-            if events[-1].state != "up to date" or not (run.path / CARD).is_file():
-                run.write_json(CARD, study_card(bench))
-        if names == NAMES and not run.done:
-            run.write_text(DONE, now() + "\n")
+            events.append(bring_up_to_date(running, run, report))
+            if events[-1].state != "up to date" or not (folder.path / CARD).is_file():
+                folder.write_text(CARD, indented(study_card(run)))
+        if names == STAGES and not folder.done:
+            folder.write_text(DONE, now() + "\n")
     finally:
-        run.discard_if_empty()
-    index = run.path / FLOW[-1].folder / INDEX
-    return Outcome(run.path, tuple(events), index if index.is_file() else None)
+        folder.discard_if_empty()
+    index = folder.path / FOLDERS["dashboard"] / INDEX
+    return Outcome(folder.path, tuple(events), index if index.is_file() else None)
 
 
-def _known(name: str) -> str:
-    if name not in NAMES:
-        raise RunError(f"stage '{name}'", "unknown", nearest(name, NAMES) + ".")
-    return name
+def study_card(run: RunContext) -> dict[str, Any]:
+    """What was run, exactly: versions, commit, hashes, dtype and seeds; of its SAEs once they exist."""
+    config = run.config
+    sections = config.model_dump(mode="json")
+    seeds = {
+        f"{section}.{key}": value
+        for section, keys in sections.items() if isinstance(keys, dict)
+        for key, value in keys.items() if key.endswith("seed")
+    }  # fmt: skip
+    return {
+        "study": config.study,
+        "config": hash_json(sections),
+        "iclens": {"version": iclens.__version__, "commit": _commit()},
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "model folder": {"name": config.model.folder, "files": run.outside["model"]},
+        "SAE source": run.outside["SAE source"],
+        **(run.facts if (run.folder.path / FOLDERS["saes"]).is_dir() else {}),
+        "dtype": config.model.dtype,
+        "device": config.model.device,
+        "seeds": seeds,
+    }
 
 
-def _reached_from(name: str) -> tuple[str, ...]:
-    """`name` and the stages that it reads, directly or not, in order."""
-    stages = {stage.name: stage for stage in FLOW}
-    wanted, todo = set(), [name]
-    while todo:
-        current = todo.pop()
-        wanted.add(current)
-        todo += [read for read in stages[current].reads if read in stages and read not in wanted]
-    return tuple(stage for stage in NAMES if stage in wanted)
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    """Commit of the checkout, with "+" when files of the package differ from it; "unknown" outside of one."""
+    if not (CHECKOUT / ".git").exists():
+        return "unknown"
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + ("+" if _git("status", "--porcelain", "--", "src") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    ran = subprocess.run(["git", "-C", str(CHECKOUT), *arguments], capture_output=True, text=True, check=True)
+    return ran.stdout.strip()

@@ -18,9 +18,8 @@ from iclens.prompts.build import PromptSet
 from iclens.schemas import TABLES
 from iclens.study.config import StudyConfig
 from iclens.study.declared import Declared, known
-from iclens.study.flow import FOLDERS
 from iclens.study.opening import RunAsFound
-from iclens.study.runfolder import CARD, RunFolder
+from iclens.study.run import CARD, FOLDERS, RunFolder
 from iclens.study.store import EVERY, check_form, load_arrays, load_json, load_prompts, load_rows
 
 _SAES = {"saes": {EVERY: {"sae_id": str, "d_sae": int}}}

@@ -1,9 +1,12 @@
-"""How are tables and arrays kept in a run? Parquet for what is read by eye, safetensors for arrays."""
+"""Files of a run and their hashes: tables as parquet, arrays as safetensors, plain values as JSON."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +17,47 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from iclens.activations import LatentActs
 from iclens.core import REDO_STAGE, Site, TableError
 from iclens.prompts.build import PromptSet
-from iclens.table import Floats
+from iclens.table import Floats, Table
 
 _TEXT = ("x", "y", "answer")
 _ABOUT = "prompts"
 """Metadata key of a prompt set's names and numbers."""
 EVERY = "*"
 """Key of a form that stands for every key of an object, of which there is at least one."""
+_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Named arrays, and what is said of them."""
+
+    values: Mapping[str, Floats]
+    about: Mapping[str, object] = field(default_factory=dict)
+
+
+def save(folder: Path, name: str, made: Any) -> None:
+    """Write what a stage made under its name: tables, latents, prompts, arrays; anything else as JSON."""
+    match made:
+        case Table():
+            made.save(folder / f"{name}.parquet")
+        case LatentActs():
+            made.save(folder / f"{name}.safetensors")
+        case PromptSet():
+            save_prompts(made, folder, name)
+        case Arrays():
+            save_arrays(folder / f"{name}.safetensors", made.values, **made.about)
+        case _:
+            save_json(folder / f"{name}.json", made)
 
 
 def save_prompts(prompts: PromptSet, folder: Path, name: str) -> None:
     """Write `<name>.parquet` (one row per prompt and example) and `<name>.safetensors` (tokens)."""
     prompt, example = np.indices(prompts.x.shape)
     columns = {"prompt": prompt.ravel(), "example": example.ravel(), "task": prompts.task[prompt.ravel()]}
-    columns |= {field: getattr(prompts, field).ravel() for field in _TEXT}
+    columns |= {key: getattr(prompts, key).ravel() for key in _TEXT}
     if prompts.template is not None:
         columns["template"] = prompts.template[prompt.ravel()]
     pd.DataFrame(columns).to_parquet(folder / f"{name}.parquet", index=False)
@@ -38,19 +66,17 @@ def save_prompts(prompts: PromptSet, folder: Path, name: str) -> None:
     if prompts.probes is not None and prompts.slots is not None:
         arrays |= {"probes": prompts.probes, "slots": prompts.slots}
         _save_contexts(prompts, folder / f"{name}.contexts.parquet")
-    kept = {key: np.ascontiguousarray(values) for key, values in arrays.items()}
     # One key: safetensors writes several in an order that changes from file to file.
-    save_file(kept, folder / f"{name}.safetensors", metadata={_ABOUT: json.dumps(about)})
+    save_arrays(folder / f"{name}.safetensors", arrays, **{_ABOUT: about})
 
 
 def _save_contexts(prompts: PromptSet, path: Path) -> None:
     """Write what stands before each query: one row per prompt, example and slot."""
     if prompts.context_x is None or prompts.context_y is None:
         raise TableError(
-            f"contexts of arm {prompts.arm}",
-            "there are none",
+            f"contexts of arm {prompts.arm}", "there are none",
             "Save prompts of a probed arm with both context_x and context_y.",
-        )
+        )  # fmt: skip
     prompt, example, slot = np.indices(prompts.context_x.shape).reshape(3, -1)
     columns = {"prompt": prompt, "example": example, "slot": slot}
     columns |= {"x": prompts.context_x.ravel(), "y": prompts.context_y.ravel()}
@@ -67,10 +93,10 @@ def load_prompts(folder: Path, name: str) -> PromptSet:
         frame = pd.read_parquet(folder / f"{name}.parquet")
     except (OSError, ValueError) as cause:
         raise TableError(f"{folder / name}.parquet", _unreadable(cause), REDO_STAGE) from cause
-    arrays, held = load_arrays(folder / f"{name}.safetensors")
-    about = json.loads(held[_ABOUT])
+    arrays, metadata = load_arrays(folder / f"{name}.safetensors")
+    about = json.loads(metadata[_ABOUT])
     shape = (int(frame["prompt"].max()) + 1, int(frame["example"].max()) + 1)
-    x, y, answer = (frame[field].to_numpy(dtype=str).reshape(shape) for field in _TEXT)
+    x, y, answer = (frame[key].to_numpy(dtype=str).reshape(shape) for key in _TEXT)
     task = frame["task"].to_numpy(dtype=str).reshape(shape)[:, 0]
     template = None
     if "template" in frame:  # a file in the default template has no such column
@@ -101,11 +127,11 @@ def load_rows(path: Path, site: Site | None = None) -> pa.Table:
         raise TableError(f"{path}", _unreadable(cause), REDO_STAGE) from cause
 
 
-def save_arrays(path: Path, arrays: dict[str, Floats], **about: object) -> None:
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], **about: object) -> None:
     """Write named arrays as safetensors; `about` goes to the metadata as JSON."""
-    kept = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    contiguous = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
     # Empty metadata would leave a header that cannot be read.
-    save_file(kept, path, metadata={name: json.dumps(value) for name, value in about.items()} or None)
+    save_file(contiguous, path, metadata={name: json.dumps(value) for name, value in about.items()} or None)
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -151,32 +177,30 @@ def check_form(value: Any, form: Any, path: Path) -> Any:
     Raises:
         TableError: naming what it lacks, or where it is of another form.
     """
-    if said := _lacking(value, form, ""):
-        raise TableError(f"{path}", f"unreadable: {said}", REDO_STAGE)
+    if lack := _lacking(value, form, ""):
+        raise TableError(f"{path}", f"unreadable: {lack}", REDO_STAGE)
     return value
 
 
-def _lacking(value: Any, form: Any, place: str) -> str:
-    at = f" at {place}" if place else ""
-    if isinstance(form, type):
-        return "" if isinstance(value, form) else f"of another form{at}"
-    if isinstance(form, list):
-        if not isinstance(value, list):
-            return f"of another form{at}"
-        parts = [(str(i), one, form[0]) for i, one in enumerate(value)]
-    elif not isinstance(value, dict):
+def _lacking(value: Any, form: Any, key: str) -> str:
+    at = f" at {key}" if key else ""
+    if not isinstance(value, form if isinstance(form, type) else type(form)):
         return f"of another form{at}"
+    if isinstance(form, type):
+        return ""
+    if isinstance(form, list):
+        parts = [(str(i), element, form[0]) for i, element in enumerate(value)]
     elif EVERY in form:
         if not value:
             return f"empty{at}"
-        parts = [(str(key), one, form[EVERY]) for key, one in value.items()]
+        parts = [(str(inner), element, form[EVERY]) for inner, element in value.items()]
     else:
-        absent = [key for key in form if key not in value]
+        absent = [inner for inner in form if inner not in value]
         if absent:
             return f"lacks {absent[0]}{at}"
-        parts = [(key, value[key], inner) for key, inner in form.items()]
-    found = (_lacking(one, inner, f"{place}.{key}".lstrip(".")) for key, one, inner in parts)
-    return next((said for said in found if said), "")
+        parts = [(inner, value[inner], part) for inner, part in form.items()]
+    lacks = (_lacking(element, part, f"{key}.{inner}".lstrip(".")) for inner, element, part in parts)
+    return next((lack for lack in lacks if lack), "")
 
 
 def _plain(value: Any) -> Any:
@@ -189,3 +213,23 @@ def _plain(value: Any) -> Any:
 
 def _unreadable(cause: Exception) -> str:
     return f"unreadable ({' '.join(str(cause).split())})"
+
+
+def hash_json(value: Any) -> str:
+    """sha256 of a value's canonical JSON, 16 hex digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's bytes, 16 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:_DIGITS]
+
+
+def hash_files(
+    folder: Path, patterns: Sequence[str] = ("**/*",), besides: Sequence[str] = ()
+) -> dict[str, str]:
+    """Path inside the folder → sha256 of every file that a glob matches but those named in `besides`."""
+    matched = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return {p.relative_to(folder).as_posix(): hash_file(p) for p in sorted(matched) if p.name not in besides}

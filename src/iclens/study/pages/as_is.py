@@ -19,7 +19,7 @@ from iclens.dashboards.records.latent import LatentRow, LatentView
 from iclens.dashboards.records.site import Finding, SiteView
 from iclens.dashboards.site import Progress, build_site
 from iclens.schemas import TABLES
-from iclens.study.config_errors import one_line
+from iclens.study.config import one_line
 from iclens.study.opening import condition_of
 from iclens.study.pages import index
 from iclens.study.pages.claims import claims
@@ -32,7 +32,7 @@ from iclens.study.pages.patching import patching
 from iclens.study.pages.question import QUESTION
 from iclens.study.pages.seen import Seen
 from iclens.study.results import Results
-from iclens.study.runfolder import find_run
+from iclens.study.run import find_run
 
 FOLDER = "as_is"
 UNSEEN = "These pages were written from the run's tables, without its model."

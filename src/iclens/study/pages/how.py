@@ -13,11 +13,10 @@ from typing import Any
 from iclens.core import RunError, TableError
 from iclens.dashboards.records.how import Command, HowView, Named, StageRow
 from iclens.dashboards.text import number
-from iclens.study.flow import FLOW
 from iclens.study.pages.patch_tables import Tables
 from iclens.study.pages.self_tests import self_tests
 from iclens.study.results import Results
-from iclens.study.runfolder import RECORD
+from iclens.study.run import FOLDERS, RECORD
 from iclens.study.store import load_json
 
 PAGES = "dashboard"
@@ -39,7 +38,7 @@ RUN = "RUN"
 def how(results: Results) -> HowView:
     """Everything that says how a run was computed, and how far it tested itself."""
     tables, reasons = Tables(results), {}
-    records = {stage.name: record_of(results, stage.name) for stage in FLOW if stage.name != PAGES}
+    records = {name: record_of(results, name) for name in FOLDERS if name != PAGES}
     card: Mapping[str, Any] = {}
     try:
         card = results.card
@@ -48,7 +47,7 @@ def how(results: Results) -> HowView:
     return HowView(
         config=results.config.yaml(),
         run=results.run.path.name,
-        stages=[stage_row(stage.name, stage.folder, records.get(stage.name)) for stage in FLOW],
+        stages=[stage_row(name, folder, records.get(name)) for name, folder in FOLDERS.items()],
         commands=commands(results),
         hashes=hashes(card),
         versions=versions(card),

@@ -29,9 +29,9 @@ from iclens.patching.sets import FULL
 from iclens.patching.sweep import LensReads, lens_tokens
 from iclens.prompts.build import PromptSet, exact_answer_probs, in_mixture
 from iclens.schemas import LADDER
-from iclens.study.bench import Bench
 from iclens.study.pages.index import meanings
 from iclens.study.results import Results
+from iclens.study.run import RunContext
 from iclens.table import Floats, Ints
 from iclens.track import belief_log_odds, in_turn, latents_at_tokens, most_changed, strongest
 
@@ -67,24 +67,24 @@ class _Beliefs:
     reason: str
 
 
-def prompts_view(bench: Bench, results: Results, paged: set[tuple[str, int]]) -> PromptsView:
+def prompts_view(run: RunContext, results: Results, paged: set[tuple[str, int]]) -> PromptsView:
     """The pages of single prompts.
 
     Args:
-        bench: model, SAEs and prompts.
+        run: model, SAEs and prompts.
         results: the run's tables.
         paged: (site, latent) that have a page; of latents that grow, these come first.
     """
-    n = bench.config.dashboard.prompts
+    n = run.config.dashboard.prompts
     if not n:
         return PromptsView()
-    pair = paired_runs(bench, n)
-    sites = _site_latents(bench, results, pair, paged)
-    beliefs = _beliefs(bench, pair)
-    lens = _lens(bench, pair)
+    pair = paired_runs(run, n)
+    sites = _site_latents(run, results, pair, paged)
+    beliefs = _beliefs(run, pair)
+    lens = _lens(run, pair)
     words = meanings(results)
     first = _carrier(results)
-    text = _token_names(bench, (lens[0].top, lens[1].top))
+    text = _token_names(run, (lens[0].top, lens[1].top))
     prompts = []
     for i in range(n):
         depth = _lens_rows(lens, i, text)
@@ -93,10 +93,10 @@ def prompts_view(bench: Bench, results: Results, paged: set[tuple[str, int]]) ->
                 task=str(pair.a.task[i]),
                 query=str(pair.a.x[i, -1]),
                 wanted=str(pair.a.answer[i, -1]),
-                a=_run(bench, pair.a, i, depth[-1].a),
-                b=_run(bench, pair.b, i, depth[-1].b),
+                a=_run(run, pair.a, i, depth[-1].a),
+                b=_run(run, pair.b, i, depth[-1].b),
                 sites=sorted(sites[i], key=lambda held: held.site != first),
-                beliefs=_belief_views(bench.config.belief_names, words, beliefs, i),
+                beliefs=_belief_views(run.config.belief_names, words, beliefs, i),
                 lens=depth,
                 reasons={"beliefs": NO_POSTERIOR.format(why=beliefs.reason)} if beliefs.reason else {},
             )
@@ -104,21 +104,21 @@ def prompts_view(bench: Bench, results: Results, paged: set[tuple[str, int]]) ->
     return PromptsView(prompts, ABOUT.format(n=n, shown=pair.a.n_examples - 1, per_site=PER_SITE))
 
 
-def paired_runs(bench: Bench, n: int) -> Pair:
+def paired_runs(run: RunContext, n: int) -> Pair:
     """The first `n` prompts of the patching stage: A's examples and B's query, and that query alone."""
-    section, prompts = bench.config.patch, bench.config.prompts
+    section, prompts = run.config.patch, run.config.prompts
     runs = build_runs(
-        bench.model.tokenizer, prompts.rule, recipient=ZERO, n_prompts=n,
+        run.model.tokenizer, prompts.rule, recipient=ZERO, n_prompts=n,
         donor_examples=section.donor_examples, seed=section.seed, inputs=prompts.inputs,
-        declared=bench.config.declared,
+        declared=run.config.declared,
     )  # fmt: skip
     return Pair(runs.target, runs.recipient)
 
 
-def _run(bench: Bench, prompts: PromptSet, i: int, last: LensRead) -> RunView:
+def _run(run: RunContext, prompts: PromptSet, i: int, last: LensRead) -> RunView:
     """A run as text; `last` is what the residual after the last block answers: the model's own answer."""
     ids = up_to_query(prompts)[i]
-    texts = token_texts(bench.model.tokenizer, ids.tolist())
+    texts = token_texts(run.model.tokenizer, ids.tolist())
     tokens = [RunToken(one.text, *_place(pos), one.continues) for pos, one in enumerate(texts)]
     return RunView(tokens, *last.top[0], last.wanted)
 
@@ -141,13 +141,13 @@ def _carrier(results: Results) -> str:
 
 
 def _site_latents(
-    bench: Bench, results: Results, pair: Pair, paged: set[tuple[str, int]]
+    run: RunContext, results: Results, pair: Pair, paged: set[tuple[str, int]]
 ) -> list[list[SiteLatents]]:
     """The chosen latents of each prompt and site, [prompt][site]."""
     runs = [up_to_query(pair.a), up_to_query(pair.b)]
     growing = _growing(results, paged)
     found: list[list[SiteLatents]] = [[] for _ in range(pair.a.n_prompts)]
-    for site, latents in latents_at_tokens(bench.model, bench.saes, runs, batch=bench.config.track.batch):
+    for site, latents in latents_at_tokens(run.model, run.saes, runs, batch=run.config.track.batch):
         scale = results.decoder_norms[site.short]
         for i, held in enumerate(found):
             a, b = (
@@ -206,32 +206,32 @@ def _growing(results: Results, paged: set[tuple[str, int]]) -> dict[str, list[in
     }
 
 
-def _beliefs(bench: Bench, pair: Pair) -> _Beliefs:
+def _beliefs(run: RunContext, pair: Pair) -> _Beliefs:
     """What model and exact posterior believe before each example of run A, and about run B's query."""
     asked = [*pair.a.answer.ravel().tolist(), *pair.a.y.ravel().tolist()]
-    asked += [word for belief in bench.config.declared for word in belief.words]
+    asked += [word for belief in run.config.declared for word in belief.words]
     words = tuple(word for word in dict.fromkeys(asked) if not word.isdigit())
     model, exact, reasons = [], [], []
     for prompts in (pair.a, pair.b):
         where = prompts.positions("pre")
-        probs = answer_probs(bench.model, prompts.tokens, where, extra=words, batch=bench.config.track.batch)
-        model.append(belief_log_odds(probs, prompts, declared=bench.config.declared))
-        known, reason = _exact(bench, prompts)
+        probs = answer_probs(run.model, prompts.tokens, where, extra=words, batch=run.config.track.batch)
+        model.append(belief_log_odds(probs, prompts, declared=run.config.declared))
+        known, reason = _exact(run, prompts)
         exact.append(known)
         reasons.append(reason)
     return _Beliefs(model[0], exact[0], model[1][:, 0], exact[1][:, 0], reasons[0])
 
 
-def _exact(bench: Bench, prompts: PromptSet) -> tuple[Floats, str]:
+def _exact(run: RunContext, prompts: PromptSet) -> tuple[Floats, str]:
     """The exact posterior's log-odds [prompt example belief], or NaN and the reason."""
-    unknown = np.full((*prompts.x.shape, len(bench.config.belief_names)), np.nan)
-    if bench.mixture is None:
+    unknown = np.full((*prompts.x.shape, len(run.config.belief_names)), np.nan)
+    if run.mixture is None:
         return unknown, "the model's folder declares no mixture"
-    possible = np.flatnonzero(in_mixture(bench.mixture, prompts))
+    possible = np.flatnonzero(in_mixture(run.mixture, prompts))
     if len(possible):
         some = prompts.select(possible)
-        probs = exact_answer_probs(bench.mixture, some)
-        unknown[possible] = belief_log_odds(probs, some, declared=bench.config.declared)
+        probs = exact_answer_probs(run.mixture, some)
+        unknown[possible] = belief_log_odds(probs, some, declared=run.config.declared)
     left = prompts.n_prompts - len(possible)
     return unknown, f"the mixture never gives some x or label of {left} of these prompts" if left else ""
 
@@ -248,21 +248,21 @@ def _belief_views(names: Sequence[str], words: Mapping[str, str], held: _Beliefs
     ]  # fmt: skip
 
 
-def _lens(bench: Bench, pair: Pair) -> tuple[LensReads, LensReads]:
+def _lens(run: RunContext, pair: Pair) -> tuple[LensReads, LensReads]:
     """The logit lens at the query's pre, in run A and run B."""
     wanted = pair.a.answer[:, -1].tolist()
-    answers, ids = bench.model.answer_space(tuple(y for y in wanted if not y.isdigit()))
+    answers, ids = run.model.answer_space(tuple(y for y in wanted if not y.isdigit()))
     known: dict[str, int] = dict(zip(answers, ids.tolist(), strict=True))
     asked = np.array([known[y] for y in wanted])
     runs = (up_to_query(pair.a), up_to_query(pair.b))
-    a, b = (lens_tokens(bench.model, ids, ids.shape[1] - 1, asked) for ids in runs)
+    a, b = (lens_tokens(run.model, ids, ids.shape[1] - 1, asked) for ids in runs)
     return a, b
 
 
-def _token_names(bench: Bench, ids: Sequence[Ints]) -> dict[int, str]:
+def _token_names(run: RunContext, ids: Sequence[Ints]) -> dict[int, str]:
     """Text of every token among `ids`, each as it stands alone."""
     every = np.unique(np.concatenate([part.ravel() for part in ids])).tolist()
-    return {one: token_texts(bench.model.tokenizer, [one])[0].text for one in every}
+    return {one: token_texts(run.model.tokenizer, [one])[0].text for one in every}
 
 
 def _lens_rows(lens: tuple[LensReads, LensReads], i: int, text: Mapping[int, str]) -> list[LensRow]:

@@ -22,10 +22,9 @@ from iclens.dashboards.records.latent import Histogram, LogitEffect, PromptView,
 from iclens.model.load import TokenText, token_texts
 from iclens.prompts.build import PromptSet
 from iclens.saes.encode import Near, by_activation, by_decoder, logit_effects
-from iclens.study.bench import Bench
-from iclens.study.grid import task_grid
+from iclens.study.concepts import WIDTH, saved_grid
 from iclens.study.results import Results
-from iclens.study.stages.identify import WIDTH, tracked_grid
+from iclens.study.run import RunContext
 from iclens.table import Floats
 from iclens.track import token_activations
 
@@ -75,46 +74,46 @@ class Texts:
     titles: Sequence[str]
 
 
-def see(bench: Bench, results: Results, roles: Mapping[Site, Mapping[int, str]]) -> dict[Site, Seen]:
+def see(run: RunContext, results: Results, roles: Mapping[Site, Mapping[int, str]]) -> dict[Site, Seen]:
     """What the latents with a page do.
 
     Args:
-        bench: the run's model and SAEs.
+        run: the run's model and SAEs.
         results: the run's tables.
         roles: site → latent with a page → the role at which its tuning is read.
     """
-    prompts = _searched(bench, results)
+    prompts = _searched(run, results)
     texts = Texts(
-        [token_texts(bench.model.tokenizer, row.tolist()) for row in prompts.tokens],
+        [token_texts(run.model.tokenizer, row.tolist()) for row in prompts.tokens],
         [f"task {task}" for task in prompts.task.tolist()],
     )
-    activations = token_activations(bench.model, bench.saes, prompts.tokens, batch=bench.config.track.batch)
-    tuned = _tuned(bench, roles)
+    activations = token_activations(run.model, run.saes, prompts.tokens, batch=run.config.track.batch)
+    tuned = _tuned(run, roles)
     return {
-        site: _seen_at(bench, site, list(latents), texts, activations[site], tuned[site])
+        site: _seen_at(run, site, list(latents), texts, activations[site], tuned[site])
         for site, latents in roles.items()
     }
 
 
-def _searched(bench: Bench, results: Results) -> PromptSet:
+def _searched(run: RunContext, results: Results) -> PromptSet:
     """Prompts of the grid, evenly spread over its tasks."""
     grid = results.grid_prompts
-    n = min(bench.config.dashboard.search_prompts, grid.n_prompts)
+    n = min(run.config.dashboard.search_prompts, grid.n_prompts)
     return grid.select(np.unique(np.linspace(0, grid.n_prompts - 1, n).round().astype(int)))
 
 
 def _seen_at(
-    bench: Bench, site: Site, latents: list[int], texts: Texts, every: csr_array,
+    run: RunContext, site: Site, latents: list[int], texts: Texts, every: csr_array,
     tuned: tuple[dict[int, list[TuningView]], dict[int, list[BoxView]]],
 ) -> Seen:  # fmt: skip
-    sae, section = bench.saes[site], bench.config.dashboard
+    sae, section = run.saes[site], run.config.dashboard
     n_tokens, _ = cast("tuple[int, int]", every.shape)
     later = np.flatnonzero(np.arange(n_tokens) % len(texts.tokens[0]) >= AFTER_BOS)
     rows, columns = csr_array(every[later]), every.tocsc()
     after_bos = rows.tocsc()
-    effects = {e.latent: e for e in logit_effects(bench.model, sae, latents)}
+    effects = {e.latent: e for e in logit_effects(run.model, sae, latents)}
     histograms = {latent: histogram(after_bos, latent) for latent in latents}
-    rng = np.random.default_rng(bench.config.prompts.seed)
+    rng = np.random.default_rng(run.config.prompts.seed)
     drawn = {
         latent: rng.choice(len(texts.tokens), min(section.random_prompts, len(texts.tokens)), replace=False)
         for latent in latents
@@ -134,17 +133,17 @@ def _seen_at(
 
 
 def _tuned(
-    bench: Bench, roles: Mapping[Site, Mapping[int, str]]
+    run: RunContext, roles: Mapping[Site, Mapping[int, str]]
 ) -> dict[Site, tuple[dict[int, list[TuningView]], dict[int, list[BoxView]]]]:
     """Mean activation by y, x and y − 2x, and by boxes of x and y, of each latent at its role."""
-    grid, tracked = task_grid(bench.config), tracked_grid(bench)
+    followed = saved_grid(run)
     found = {}
     for site, of in roles.items():
         tunings: dict[int, list[TuningView]] = {latent: [] for latent in of}
         boxes: dict[int, list[BoxView]] = {}
         for role in dict.fromkeys(of.values()):
             chosen = np.array([latent for latent, own in of.items() if own == role])
-            asked = (tracked.latents[site, role], tracked.prompts, grid.rules, chosen)
+            asked = (followed.latents[site, role], followed.prompts, followed.grid.rules, chosen)
             for axis in AXES:
                 means = tuning(*asked, by=axis)
                 kept = means.n_rows >= FEWEST_ROWS

@@ -20,9 +20,9 @@ from iclens.growth.verdict import LEVEL, Manifest
 from iclens.patching.runs import ZERO
 from iclens.patching.sets import FULL, GREEDY, HALF
 from iclens.schemas import PATCH_Q
-from iclens.study import digests
-from iclens.study.flow import FLOW
 from iclens.study.pages.patch_tables import Tables, records
+from iclens.study.run import STAGES
+from iclens.study.store import hash_json
 
 SAME = 1e-3
 """Largest difference of two probabilities that count as equal."""
@@ -255,14 +255,14 @@ def chained(stages: Records) -> SelfTest:
     question = "Did every stage read what the earlier stages hold now?"
     rule = "Fires when a stage's record names other hashes than the stages that it reads have."
     wrong, n = [], 0
-    for stage in FLOW:
-        record = stages.get(stage.name) or {}
-        for name in stage.reads:
+    for stage in STAGES:
+        inputs = (stages.get(stage) or {}).get("inputs", {})
+        for name in inputs:
             earlier = stages.get(name)
-            if earlier is not None and name in record.get("inputs", {}):
+            if earlier is not None:
                 n += 1
-                if digests.of_json(earlier.get("outputs")) != record["inputs"][name]:
-                    wrong.append(f"{stage.name} read another {name}")
+                if hash_json(earlier.get("outputs")) != inputs[name]:
+                    wrong.append(f"{stage} read another {name}")
     if not n:
         return SelfTest(question, NOT_ASKED, "Not run: no two stages have a record.", rule)
     return SelfTest(question, FIRED if wrong else PASSED, "; ".join(wrong) or f"{n} readings agree.", rule)

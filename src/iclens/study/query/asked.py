@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from iclens.core import SiteError
-from iclens.study.config_errors import one_line
+from iclens.study.config import one_line
 
 _SHOWN = 60
 """Characters of a strange value that an error shows."""

@@ -25,7 +25,6 @@ from iclens.activations import Trajectories
 from iclens.core import IclensError, RunError, Site, nearest
 from iclens.schemas import TABLES
 from iclens.study.declared import known
-from iclens.study.flow import FOLDERS
 from iclens.study.opening import Condition, changed_files, condition_of, read_run, renamed_config
 from iclens.study.query.answers import Answer, frame_html
 from iclens.study.query.asked import example_slice, latent_ids
@@ -33,7 +32,7 @@ from iclens.study.query.followed import Followed
 from iclens.study.query.frames import Frames
 from iclens.study.query.selection import Selection
 from iclens.study.results import Results, having
-from iclens.study.runfolder import find_folder
+from iclens.study.run import FOLDERS, find_folder
 
 if TYPE_CHECKING:
     from iclens.study.query.comparison import Comparison

@@ -1,4 +1,4 @@
-"""Do these SAEs fit this model, and how good are they on real prompts?
+"""SAEs from elsewhere: which can be had, whether they fit a model, and how good they are on real prompts.
 
 1. Every reference is loaded, strictly. 2. They are measured together on prompts of the task grid, at each
 role. 3. What does not fit (`saes.load`) is refused, or recorded when that is asked for. 4. On request the
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,17 @@ import torch
 
 from iclens.concepts.language import FIRST_EXAMPLE
 from iclens.core import ROLES, ConfigError, SaeError, Site, examples_within, nearest, prompt_length
-from iclens.model.load import LanguageModel, load_model, load_tokenizer
+from iclens.model.load import LanguageModel, load_model, load_tokenizer, plain_name, same_name
 from iclens.model.shape import read_shape, refuse_longer
 from iclens.prompts.render import check_tokenizer
+from iclens.saes.formats.detect import LAYOUTS
+from iclens.saes.formats.registry import Release, releases
 from iclens.saes.load import CARD_FILE, Misfit, Sae, load_sae, load_sae_set, mismatches, save_native
 from iclens.saes.quality import Counts, density_table, fidelity_table, figures, quality_table, tally
 from iclens.schemas import DensityTable, FidelityTable, QualityTable
-from iclens.study.bench import declared_mixture, locate
-from iclens.study.config import ModelSection, PromptsSection, SaesSection, StudyConfig
-from iclens.study.grid import grid_prompts
-from iclens.study.transforms_section import GridSection
+from iclens.study.config import GridSection, ModelSection, PromptsSection, SaesSection, StudyConfig
+from iclens.study.grid import quality_prompts
+from iclens.study.inputs import declared_mixture, locate
 
 DTYPES = ("float32", "bfloat16")
 
@@ -105,9 +106,7 @@ def check_saes(
     check_tokenizer(load_tokenizer(locate(model)))
     loaded = load_model(locate(model), dtype=getattr(torch, dtype), device=device)
     saes = _load(refs, loaded, site, misfit)
-    prompts = grid_prompts(
-        config, loaded.tokenizer, n_prompts=config.saes.quality_prompts, seed=config.saes.quality_seed
-    )
+    prompts = quality_prompts(config, loaded.tokenizer)
     counted = tally(loaded, saes, prompts.tokens, {role: prompts.positions(role) for role in ROLES})
     counted = {place: _judged(counts, loaded) for place, counts in counted.items()}
     found = {place: counts.sae.mismatches for place, counts in counted.items() if counts.sae.mismatches}
@@ -194,3 +193,56 @@ def _written(checked: Checked, counted: dict[Site, Counts], model: LanguageModel
 
 def _records(table: QualityTable | FidelityTable | DensityTable) -> list[dict[str, Any]]:
     return json.loads(table.df.to_json(orient="records"))
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What `load_sae` can read.
+
+    Args:
+        layouts: (name, its two files, where it comes from) of each layout.
+        published: (an SAE on the hub, its model) that the registry does not have.
+        releases: releases of the registry.
+        model: the model they were chosen for; None for all.
+    """
+
+    layouts: tuple[tuple[str, str, str], ...]
+    published: tuple[tuple[str, str], ...]
+    releases: tuple[Release, ...]
+    model: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain records."""
+        names = ("layout", "files", "origin")
+        return {
+            "layouts": [dict(zip(names, row, strict=True)) for row in self.layouts],
+            "published": [dict(zip(("sae", "model"), row, strict=True)) for row in self.published],
+            "releases": [asdict(release) for release in self.releases],
+            "model": self.model,
+        }
+
+
+def catalogue(model: str | None) -> Catalogue:
+    """The layouts, and the registry's releases for `model` (all models by default).
+
+    Raises:
+        SaeError: when none are known for it.
+    """
+    everything, published = releases(), tuple(row for layout in LAYOUTS for row in layout.published)
+
+    def wanted(name: str) -> bool:
+        return model is None or same_name(name, model)
+
+    chosen = tuple(release for release in everything if wanted(release.model))
+    outside = tuple(row for row in published if wanted(row[1]))
+    if not chosen and not outside:
+        names = {
+            plain_name(name) for name in (*(r.model for r in everything), *(row[1] for row in published))
+        }
+        raise SaeError(
+            f"SAEs for '{model}'",
+            "none are known",
+            f"{nearest(plain_name(str(model)), names)}; `iclens saes list` names all.",
+        )
+    layouts = tuple((layout.name, " and ".join(layout.files), layout.origin) for layout in LAYOUTS)
+    return Catalogue(layouts, outside, chosen, model)

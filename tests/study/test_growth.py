@@ -1,8 +1,5 @@
 """What a read-out at a role has seen: evidence and designs stand one example later once the label is read."""
 
-from types import SimpleNamespace
-from typing import Any, cast
-
 import numpy as np
 import pytest
 
@@ -11,8 +8,7 @@ from iclens.growth.accounts import design_of
 from iclens.growth.bayes import evidence_regression
 from iclens.prompts.build import build_prompts
 from iclens.prompts.tasks import parse_task
-from iclens.study.growth_inputs import comparable
-from iclens.study.shown import Shown, seen_at
+from iclens.study.growth import ArmEvidence, comparable
 
 N, J = 40, 8
 TOKENIZER = build_tokenizer()
@@ -20,19 +16,19 @@ PROMPTS = {
     arm: build_prompts(TOKENIZER, parse_task("2x+3"), arm=arm, n_prompts=N, n_examples=J, seed=0)
     for arm in ("T", "N2", "D")
 }
-BENCH: Any = cast(Any, SimpleNamespace(prompts=PROMPTS.__getitem__))
 
 
-def shown() -> Shown:
+def shown() -> ArmEvidence:
     rng = np.random.default_rng(0)
     llr = {arm: rng.exponential(1.0, (N, J)) for arm in PROMPTS}
     for values in llr.values():
         values[:, -1] = np.nan
     near = {arm: rng.random((N, J)) for arm in PROMPTS}
-    return Shown(llr, near, {arm: design_of(prompts) for arm, prompts in PROMPTS.items()})
+    designs = {arm: design_of(prompts) for arm, prompts in PROMPTS.items()}
+    return ArmEvidence(llr, near, designs, frozenset({"T", "N2"}))
 
 
-def bayesian(given: Shown, role: str) -> dict[str, np.ndarray]:
+def bayesian(given: ArmEvidence, role: str) -> dict[str, np.ndarray]:
     """A perfect Bayesian at a role: one nat per nat of what it has read."""
     found = {}
     for arm, llr in given.llr.items():
@@ -44,7 +40,7 @@ def bayesian(given: Shown, role: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("role", ["open", "x", "pre", "lab", "close"])
 def test_a_bayesian_weighs_evidence_at_every_role(role: str) -> None:
     given = shown()
-    seen, held = seen_at(BENCH, role, given, bayesian(given, role))
+    seen, held = given.at(role, bayesian(given, role))
     fit = evidence_regression(held, seen.llr, seen.similarity)
     assert fit.evidence[0] == pytest.approx(1.0) and fit.count[0] == pytest.approx(0.0, abs=1e-9)
     assert np.isfinite(fit.similarity[0]) == (role in ("x", "pre")), "the query has to be known"
@@ -52,7 +48,7 @@ def test_a_bayesian_weighs_evidence_at_every_role(role: str) -> None:
 
 def test_after_a_label_probed_arms_and_the_last_example_are_left_out() -> None:
     given = shown()
-    seen, held = seen_at(BENCH, "lab", given, bayesian(given, "lab"))
+    seen, held = given.at("lab", bayesian(given, "lab"))
     assert set(held) == set(seen.designs) == {"T", "N2"}
     assert held["T"].shape == (1, N, J - 1) and seen.hinted == given.hinted - 1
     shape = seen.designs["T"].right.shape

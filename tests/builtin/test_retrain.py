@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from iclens.builtin.model import load_recipe
+from iclens.builtin.publish import retrain
 from iclens.core import ConfigError
-from iclens.study.retrain import retrain
 
 
 @pytest.fixture

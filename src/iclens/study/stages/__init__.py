@@ -1,1 +1,0 @@
-"""The work of each stage: `work(bench, folder)` fills an empty folder and returns what it found."""

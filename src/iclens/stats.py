@@ -179,6 +179,12 @@ def holm(p_values: Floats) -> Floats:
 def study_q_values(families: Sequence[Floats]) -> list[Floats]:
     """For every test, the smallest q at which the study calls it.
 
+    1. Within a family, Benjamini–Hochberg gives adjusted p-values; the smallest is the family's Simes p. 2.
+    Across families, Benjamini–Hochberg at q on the Simes p-values selects R of m. 3. Within a selected
+    family, Benjamini–Hochberg runs at q·R/m. When nothing grows anywhere, P(any discovery) ≤ q over the
+    whole study; and the false discovery rate averaged over the selected families is ≤ q. Source: Benjamini
+    & Bogomolov (2014), J. R. Stat. Soc. B 76, 297–318.
+
     With a the test's adjusted p within its family, S_(r) the r-th smallest Simes p and m families with a
     test, it is called at q exactly when a ≤ q·R/m, so its q-value is min over r of m · max(a, S_(r)) / r.
 
@@ -213,7 +219,7 @@ MIN_PAIRS = 10
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint prompts, sorted, [prompt] each."""
+    """Disjoint prompts, sorted, [prompt] each; confirm is read once, after the claims are frozen."""
 
     discovery: Ints
     shape: Ints

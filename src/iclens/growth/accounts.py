@@ -1,4 +1,10 @@
-"""Accounts: what a growing latent follows: a count, the exact posterior, the model's own belief."""
+"""Accounts of growth compared over all arms: a count, the exact posterior, the model's own belief and others.
+
+Each account turns a context into one number φ_θ; the read-out is a + b·φ_θ (b ≥ 0), with a, b and θ shared
+by all arms, fitted on half of the prompts by generalised least squares (each arm's covariance over prompts,
+shrunk to its diagonal) and judged by the Gaussian log-likelihood of the other half. One curve cannot
+separate them; the arms can: they differ in labels, repeats, order and place.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,7 @@ from iclens.table import Floats, Ints
 
 @dataclass(frozen=True)
 class Design:
-    """Contexts as evidence.
+    """What was shown before each query of an arm, slot by slot.
 
     Args:
         right: +1 where a slot holds the task's own answer, −1 where another label, 0 where nothing of
@@ -57,19 +63,17 @@ class Design:
 
 
 def design_of(prompts: PromptSet, exact: Floats | None = None, behaviour: Floats | None = None) -> Design:
-    """The design of an arm.
+    """The design of an arm, with the ideal learner's and the model's own log-odds, [prompt example] each.
 
     A probed arm shows the task's own labels; an inline one is right where the label is the task's answer.
-
-    Args:
-        prompts: the arm.
-        exact: the ideal learner's log-odds, [prompt example].
-        behaviour: the model's own, [prompt example].
     """
     n_prompts, n_examples = prompts.x.shape
     if prompts.context_x is not None:
         right = (prompts.context_x != "").astype(float)
-        new = _first_of_its_kind(prompts.context_x)
+        new = np.ones(right.shape)
+        for slot in range(1, right.shape[2]):
+            earlier, x = prompts.context_x[:, :, :slot], prompts.context_x[:, :, slot : slot + 1]
+            new[:, :, slot] = ~(earlier == x).any(axis=2)
     else:
         label = np.where(prompts.y == prompts.answer, 1.0, -1.0)[:, None, : n_examples - 1]
         before = np.tri(n_examples, n_examples - 1, -1)
@@ -78,78 +82,63 @@ def design_of(prompts: PromptSet, exact: Floats | None = None, behaviour: Floats
     return Design(right, new * (right != 0), exact, behaviour)
 
 
-def _first_of_its_kind(context_x: np.ndarray) -> Floats:
-    new = np.ones(context_x.shape)
-    for slot in range(1, context_x.shape[2]):
-        repeated = (context_x[:, :, :slot] == context_x[:, :, slot : slot + 1]).any(axis=2)
-        new[:, :, slot] = ~repeated
-    return new
-
-
 Grid = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
 class Account:
-    """One account.
+    """One account: its name, what it says in words, and φ of a design at every θ of a grid.
 
-    Args:
-        name: of it.
-        says: what it says, in words.
-        grid: its θ, one tuple each.
-        symbols: their names.
-        predict: φ of a design at one θ, [prompt example].
+    `predict` gives φ as [prompt example]; `symbols` name the parts of θ.
     """
 
     name: str
     says: str
-    grid: tuple[tuple[float, ...], ...]
-    symbols: tuple[str, ...]
-    predict: Callable[[Design, tuple[float, ...]], Floats]
+    predict: Callable[..., Floats]
+    grid: Grid = ((),)
+    symbols: tuple[str, ...] = ()
 
 
-def _nothing(design: Design, _: tuple[float, ...]) -> Floats:
+def _nothing(design: Design) -> Floats:
     return np.zeros(design.right.shape[:2])
 
 
-def _counting(design: Design, _: tuple[float, ...]) -> Floats:
+def _counting(design: Design) -> Floats:
     return design.right.sum(axis=2)
 
 
-def _two_distinct(design: Design, _: tuple[float, ...]) -> Floats:
+def _two_distinct(design: Design) -> Floats:
     distinct, wrong = (design.new * (design.right > 0)).sum(axis=2), (design.right < 0).any(axis=2)
     return np.where(wrong, 0.0, np.minimum(distinct, 2.0) / 2)
 
 
-def _latch(design: Design, theta: tuple[float, ...]) -> Floats:
-    return ((design.right > 0).sum(axis=2) >= theta[0]).astype(float)
+def _latch(design: Design, s: float) -> Floats:
+    return ((design.right > 0).sum(axis=2) >= s).astype(float)
 
 
-def _composite(design: Design, theta: tuple[float, ...]) -> Floats:
-    weight, slow, fast = theta
+def _composite(design: Design, weight: float, slow: float, fast: float) -> Floats:
     net = (design.right * design.new).sum(axis=2)
     return -np.logaddexp(np.log(weight) - slow * net, np.log1p(-weight) - fast * net)
 
 
-def _discounted(design: Design, theta: tuple[float, ...]) -> Floats:
+def _discounted(design: Design, alpha: float) -> Floats:
     count = design.right.sum(axis=2)
-    return np.sign(count) * np.abs(count) ** (1 - theta[0])
+    return np.sign(count) * np.abs(count) ** (1 - alpha)
 
 
-def _pooling(design: Design, theta: tuple[float, ...]) -> Floats:
-    return design.right.sum(axis=2) / (np.abs(design.right).sum(axis=2) + theta[0])
+def _pooling(design: Design, sink: float) -> Floats:
+    return design.right.sum(axis=2) / (np.abs(design.right).sum(axis=2) + sink)
 
 
-def _recency(design: Design, theta: tuple[float, ...]) -> Floats:
-    """Σ r^(examples shown since) · right; slots without an example do not count as time."""
-    shown = np.abs(design.right)
-    since = shown[:, :, ::-1].cumsum(axis=2)[:, :, ::-1] - shown
-    return (theta[0] ** since * design.right).sum(axis=2)
+def _recency(design: Design, rate: float) -> Floats:
+    """Σ rate^(examples shown since) · right; slots without an example do not count as time."""
+    filled = np.abs(design.right)
+    since = filled[:, :, ::-1].cumsum(axis=2)[:, :, ::-1] - filled
+    return (rate**since * design.right).sum(axis=2)
 
 
-def _change_point(design: Design, theta: tuple[float, ...]) -> Floats:
-    """Log-odds of a learner for whom the task may change with probability h before each example."""
-    hazard, step = theta
+def _change_point(design: Design, hazard: float, step: float) -> Floats:
+    """Log-odds of a learner for whom the task may change with probability `hazard` before each example."""
     belief = np.zeros(design.right.shape[:2])
     for slot in range(design.right.shape[2]):
         label = design.right[:, :, slot]
@@ -159,54 +148,36 @@ def _change_point(design: Design, theta: tuple[float, ...]) -> Floats:
     return belief
 
 
+def _exact(design: Design) -> Floats:
+    return _nothing(design) if design.exact is None else design.exact
+
+
+def _behaviour(design: Design) -> Floats:
+    return _nothing(design) if design.behaviour is None else design.behaviour
+
+
 EXACT, BEHAVIOUR = "exact posterior", "the model's belief"
 """Accounts that take log-odds which were not fitted here: the ideal learner's, the model's own."""
-FROZEN: Mapping[str, Callable[[Design], Floats | None]] = {
-    EXACT: lambda design: design.exact,
-    BEHAVIOUR: lambda design: design.behaviour,
-}
-"""Account → its curve in a design, [prompt example], or None where there is none."""
-
-
-def _frozen(name: str) -> Callable[[Design, tuple[float, ...]], Floats]:
-    def predict(design: Design, _: tuple[float, ...]) -> Floats:
-        curve = FROZEN[name](design)
-        return _nothing(design, ()) if curve is None else curve
-
-    return predict
-
-
-NONE: Grid = ((),)
 RATES: Grid = tuple((float(rate),) for rate in np.linspace(0.1, 0.9, 9))
 SINKS: Grid = tuple((kappa,) for kappa in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0))
 SWITCHES: Grid = ((1.0,), (2.0,), (3.0,))
 HAZARDS: Grid = tuple(product((0.02, 0.05, 0.1, 0.2, 0.4), (0.3, 0.6, 1.0, 1.5, 2.5)))
 ALTERNATIVES: Grid = tuple(product((0.01, 0.05, 0.2, 0.5), (0.0, 0.1, 0.3), (0.8, 1.5, 3.0)))
 ACCOUNTS = (
-    Account("nothing", "no arm changes it", NONE, (), _nothing),
-    Account("counting", "every example adds the same, repeated or not: a sum pool", NONE, (), _counting),
-    Account("ideal Bayes", "two distinct examples settle it, repeats add nothing", NONE, (), _two_distinct),
-    Account("latch", "it switches at the s-th right label and stays", SWITCHES, ("s",), _latch),
-    Account(
-        "composite Bayes",
-        "exact against several alternatives: new examples add less and less",
-        ALTERNATIVES,
-        ("w", "slow", "fast"),
-        _composite,
-    ),
-    Account("discounted", "the count to the power 1 − α", RATES, ("α",), _discounted),
-    Account("attention pooling", "share of right labels, with a sink of weight κ", SINKS, ("κ",), _pooling),
-    Account("recency", "a leaky sum: each example counts r times the next one", RATES, ("r",), _recency),
-    Account(
-        "change-point Bayes",
-        "the task may change with probability h at any example",
-        HAZARDS,
-        ("h", "λ"),
-        _change_point,
-    ),
-    Account(EXACT, "the declared mixture's own posterior, frozen", NONE, (), _frozen(EXACT)),
-    Account(BEHAVIOUR, "the model's own log-odds of the answer in each prompt", NONE, (), _frozen(BEHAVIOUR)),
-)
+    Account("nothing", "no arm changes it", _nothing),
+    Account("counting", "every example adds the same, repeated or not: a sum pool", _counting),
+    Account("ideal Bayes", "two distinct examples settle it, repeats add nothing", _two_distinct),
+    Account("latch", "it switches at the s-th right label and stays", _latch, SWITCHES, ("s",)),
+    Account("composite Bayes", "exact against several alternatives: new examples add less and less",
+            _composite, ALTERNATIVES, ("w", "slow", "fast")),
+    Account("discounted", "the count to the power 1 − α", _discounted, RATES, ("α",)),
+    Account("attention pooling", "share of right labels, with a sink of weight κ", _pooling, SINKS, ("κ",)),
+    Account("recency", "a leaky sum: each example counts r times the next one", _recency, RATES, ("r",)),
+    Account("change-point Bayes", "the task may change with probability h at any example",
+            _change_point, HAZARDS, ("h", "λ")),
+    Account(EXACT, "the declared mixture's own posterior, frozen", _exact),
+    Account(BEHAVIOUR, "the model's own log-odds of the answer in each prompt", _behaviour),
+)  # fmt: skip
 """Every account that is compared."""
 
 
@@ -237,48 +208,36 @@ class Compared:
     def verdict(self) -> str:
         """In words."""
         if self.tied:
-            return (
-                f"Named: {self.best}, the simplest of those not separated ({', '.join(self.tied)} beside it)."
-            )
-        after = [i for i, name in enumerate(self.table["account"]) if name != self.best][:1]
-        gap = (
-            f", {self.table['behind'][after[0]]:.2f} nats per prompt before {self.table['account'][after[0]]}"
-        )
-        return f"Named: {self.best}{gap if after else ''}."
+            others = ", ".join(self.tied)
+            return f"Named: {self.best}, the simplest of those not separated ({others} beside it)."
+        for name, behind in zip(self.table["account"], self.table["behind"], strict=True):
+            if name != self.best:
+                return f"Named: {self.best}, {behind:.2f} nats per prompt before {name}."
+        return f"Named: {self.best}."
 
 
 def compare(
     responses: Mapping[str, Floats], designs: Mapping[str, Design], *, seed: int = 0,
-    accounts: tuple[Account, ...] | None = None,
+    accounts: tuple[Account, ...] = ACCOUNTS,
 ) -> Compared:  # fmt: skip
-    """Every account of one read-out on all arms.
-
-    Accounts that are frozen curves (`account_models.FROZEN`) take part where every arm's design holds them.
-
-    Args:
-        responses: arm → read-out before each example, [prompt example], finite.
-        designs: arm → what was shown, for the same prompts.
-        seed: of the split into halves and of the bootstrap.
-        accounts: which; `ACCOUNTS` by default.
-
-    Raises:
-        TableError: for fewer than two arms, eight prompts, or a read-out that is not finite.
-    """
+    """`compare_all` of one read-out, [prompt example] in each arm."""
     one = {arm: values[None] for arm, values in responses.items()}
     return compare_all(one, designs, seed=seed, accounts=accounts)[0]
 
 
 def compare_all(
     responses: Mapping[str, Floats], designs: Mapping[str, Design], *, seed: int = 0,
-    accounts: tuple[Account, ...] | None = None,
+    accounts: tuple[Account, ...] = ACCOUNTS,
 ) -> list[Compared]:  # fmt: skip
-    """Every account of every read-out, each by itself, [readout].
+    """Every account of every read-out on all arms, each read-out by itself, [readout].
+
+    `EXACT` and `BEHAVIOUR` take part where every arm's design holds their log-odds, finite throughout.
 
     Args:
         responses: arm → read-outs before each example, [readout prompt example], finite.
         designs: arm → what was shown, for the same prompts.
         seed: of the split into halves and of the bootstrap.
-        accounts: which; `ACCOUNTS` by default.
+        accounts: which to compare.
 
     Raises:
         TableError: for fewer than two arms, eight prompts, or a read-out that is not finite.
@@ -301,11 +260,19 @@ def compare_all(
         raise TableError("accounts of growth", f"{n_prompts} prompts", "Give at least 8 prompts.")
     halves = np.array_split(np.random.default_rng(seed).permutation(n_prompts), 2)
     parts = [_part(responses[arm], designs[arm], halves) for arm in arms]
-    chosen = [a for a in accounts or ACCOUNTS if a.name not in FROZEN or _everywhere(a.name, designs)]
+    chosen = [account for account in accounts if _is_known(account.name, designs)]
     fitted = [_fit(account, parts) for account in chosen]
     n_held = len(halves[1])
     draws = resample_prompts(n_held, N_RESAMPLES, np.random.default_rng(seed)) / n_held
     return [_ranked(chosen, fitted, r, arms, draws) for r in range(n_readouts)]
+
+
+def _is_known(name: str, designs: Mapping[str, Design]) -> bool:
+    """Whether every arm's design holds the log-odds that an account takes, finite throughout."""
+    if name not in (EXACT, BEHAVIOUR):
+        return True
+    curves = [design.exact if name == EXACT else design.behaviour for design in designs.values()]
+    return all(curve is not None and np.isfinite(curve).all() for curve in curves)
 
 
 @dataclass(frozen=True)
@@ -368,16 +335,15 @@ def _fit(account: Account, parts: Sequence[_Part]) -> _Fitted:
             "an empty grid",
             "Give its `grid` at least one set of parameters; one without parameters has [()].",
         )
-    found = [
-        _least_squares([account.predict(p.design, theta) for p in parts], parts) for theta in account.grid
+    fits = [
+        _least_squares([account.predict(p.design, *theta) for p in parts], parts) for theta in account.grid
     ]
-    losses = np.array([loss for _, loss in found])
-    theta = losses.argmin(axis=0)
-    betas = np.stack([beta for beta, _ in found])[theta, np.arange(len(theta))]
+    theta = np.array([loss for _, loss in fits]).argmin(axis=0)
+    betas = np.stack([beta for beta, _ in fits])[theta, np.arange(len(theta))]
     score, missed, spread = 0.0, np.zeros(len(theta)), np.zeros(len(theta))
     grand = np.mean([part.held.mean(axis=(1, 2)) for part in parts], axis=0)
     curves = {
-        t: [account.predict(p.held_design, account.grid[t]) for p in parts] for t in set(theta.tolist())
+        t: [account.predict(p.held_design, *account.grid[t]) for p in parts] for t in set(theta.tolist())
     }
     for k, part in enumerate(parts):
         phi = np.stack([curves[t][k] for t in theta.tolist()])
@@ -439,9 +405,3 @@ def _ranked(
     best = min(close, key=lambda i: len(chosen[i].symbols))
     tied = tuple(chosen[i].name for i in close if i != best)
     return Compared(table, arms, chosen[best].name, tied)
-
-
-def _everywhere(frozen: str, designs: Mapping[str, Design]) -> bool:
-    """Whether every arm's design holds a frozen curve, finite throughout."""
-    curves = [FROZEN[frozen](design) for design in designs.values()]
-    return all(curve is not None and np.isfinite(curve).all() for curve in curves)

@@ -1,4 +1,15 @@
-"""Growth detection: paired slopes of run T against its control, one error rate."""
+"""Growth detection: paired slopes of run T against its control, one error rate for the whole study.
+
+1. Per prompt, the least-squares slope over examples of T − S: what position and content do alike in both arms
+   cancels. With d_ij = z_ij(T) − z_ij(S), prompt i, example j, z the gated activation:
+
+       b_i  = Σ_j w_j d_ij,   w_j = (n_j − n̄) / Σ_j (n_j − n̄)²
+
+2. One-sample one-sided t across prompts, the unit of inference. With several controls the largest p counts.
+3. Latents active in fewer than `MIN_ACTIVE` prompt pairs are not tested, and say so.
+4. One family per site, role and direction, one error rate for all (`stats.study_q_values`). "falls" is the
+   same test of the mirrored slopes, in families of its own. The verdict says nothing about the shape.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +28,20 @@ from iclens.schemas import GrowthTable
 from iclens.stats import half_width, study_q_values
 from iclens.table import Floats, Ints
 
+MIN_ACTIVE = 10
+"""Fewest prompt pairs with the latent active that are tested; the filter ignores which arm is which."""
+Place = tuple[Site, str]
+"""A site and a role."""
+
 
 @dataclass(frozen=True)
 class SlopeMoments:
-    """What the test needs to know of the per-prompt slopes of every latent.
+    """Moments over prompts of the paired slopes of every latent.
 
     Args:
         n_prompts: prompt pairs.
-        mean: mean slope over prompts, activation per example, [latent].
-        sd: standard deviation over prompts (n − 1), [latent].
+        mean: mean slope, activation per example, [latent].
+        sd: standard deviation (n − 1), [latent].
         n_active: prompt pairs in which the latent is active in either arm, [latent].
         n_differing: prompt pairs whose slope is not zero, [latent].
     """
@@ -61,12 +77,42 @@ class SlopeMoments:
         return np.maximum(stats.t.cdf(self.t, self.n_prompts - 1), 0.5 ** self.n_differing.astype(float))
 
 
-def check_comparable(treated: LatentActs, control: LatentActs) -> None:
-    """Raise unless the two arms are the same latents on equally many prompts, and not the same activations.
+def slope_moments(treated: LatentActs, control: LatentActs) -> SlopeMoments:
+    """Moments over prompts of every latent's paired slope, arm T against a control.
 
     Raises:
-        TableError: naming what differs, or that nothing does.
+        TableError: when activations are not finite, the arms are not comparable, or slopes undefined (fewer
+            than 2 examples or prompts).
     """
+    for acts in (treated, control):
+        _check_finite(acts)
+    _check_comparable(treated, control)
+    n, n_examples = treated.n_prompts, treated.n_examples
+    if n_examples < 2 or n < 2:
+        raise TableError(
+            f"growth at {treated.site.short}",
+            f"{n} prompts of {n_examples} examples",
+            "Give at least two prompts of two examples.",
+        )
+    # Matrices are [prompt·example latent]; `weights` takes each prompt's slope, [prompt prompt·example].
+    centred = np.arange(n_examples) - (n_examples - 1) / 2
+    prompts = eye_array(n, format="csr")
+    weights = csr_array(kron(prompts, (centred / (centred**2).sum())[None], format="csr"))
+    members = csr_array(kron(prompts, np.ones((1, n_examples)), format="csr"))
+    slopes = csc_array(weights @ (treated.matrix.astype(float) - control.matrix.astype(float)))
+    slopes.eliminate_zeros()
+    used = csc_array(members @ (abs(treated.matrix) + abs(control.matrix)))
+    n_differing = np.diff(slopes.indptr)
+    mean = np.asarray(slopes.sum(axis=0)) / n
+    # Two passes: the sum of squares minus n·mean² would lose every digit where slopes are nearly equal.
+    latent = np.repeat(np.arange(treated.d_sae), n_differing)
+    squares = np.bincount(latent, (slopes.data - mean[latent]) ** 2, minlength=treated.d_sae)
+    sd = np.sqrt((squares + (n - n_differing) * mean**2) / (n - 1))
+    return SlopeMoments(n, mean, sd, np.diff(used.indptr), n_differing)
+
+
+def _check_comparable(treated: LatentActs, control: LatentActs) -> None:
+    """Raise unless both arms are the same latents on as many prompts, and not the same activations."""
     for what in ("site", "role", "sae_id", "d_sae", "n_prompts", "n_examples"):
         one, other = getattr(treated, what), getattr(control, what)
         if one != other:
@@ -83,12 +129,8 @@ def check_comparable(treated: LatentActs, control: LatentActs) -> None:
         )
 
 
-def check_finite(acts: LatentActs) -> None:
-    """Raise if an activation is NaN or infinite; of a mapped store, this is the first look at all of them.
-
-    Raises:
-        TableError: naming the first such latent and its prompt.
-    """
+def _check_finite(acts: LatentActs) -> None:
+    """Raise if an activation is NaN or infinite; of a mapped store, this is the first look at all of them."""
     finite = np.isfinite(acts.value)
     if not finite.all():
         entry = int(np.argmin(finite))
@@ -100,50 +142,6 @@ def check_finite(acts: LatentActs) -> None:
         )
 
 
-def slope_moments(treated: LatentActs, control: LatentActs) -> SlopeMoments:
-    """Moments over prompts of every latent's paired slope.
-
-    Args:
-        treated: the task's arm, usually T.
-        control: its paired arm, usually S.
-
-    Raises:
-        TableError: when activations are not finite, the arms are not comparable, or slopes undefined (fewer
-            than 2 examples or prompts).
-    """
-    for acts in (treated, control):
-        check_finite(acts)
-    check_comparable(treated, control)
-    if treated.n_examples < 2 or treated.n_prompts < 2:
-        raise TableError(
-            f"growth at {treated.site.short}",
-            f"{treated.n_prompts} prompts of {treated.n_examples} examples",
-            "Give at least two prompts of two examples.",
-        )
-    prompts = eye_array(treated.n_prompts, format="csr")
-    centred = np.arange(treated.n_examples) - (treated.n_examples - 1) / 2
-    weights = csr_array(kron(prompts, (centred / (centred**2).sum())[None], format="csr"))
-    members = csr_array(kron(prompts, np.ones((1, treated.n_examples)), format="csr"))
-    slopes = csc_array(weights @ (treated.matrix.astype(float) - control.matrix.astype(float)))
-    slopes.eliminate_zeros()
-    used = csc_array(members @ (abs(treated.matrix) + abs(control.matrix)))
-    n = treated.n_prompts
-    n_differing = np.diff(slopes.indptr)
-    mean = np.asarray(slopes.sum(axis=0)) / n
-    # Two passes: the sum of squares minus n·mean² would lose every digit where slopes are nearly equal.
-    latent = np.repeat(np.arange(treated.d_sae), n_differing)
-    squares = np.bincount(latent, (slopes.data - mean[latent]) ** 2, minlength=treated.d_sae)
-    sd = np.sqrt((squares + (n - n_differing) * mean**2) / (n - 1))
-    return SlopeMoments(n, mean, sd, np.diff(used.indptr), n_differing)
-
-
-MIN_ACTIVE = 10
-"""Fewest prompt pairs with the latent active that are tested; the filter ignores which arm is which."""
-
-Place = tuple[Site, str]
-"""A site and a role."""
-
-
 def test_growth(
     treated: LatentActs,
     control: LatentActs | Sequence[LatentActs],
@@ -151,16 +149,13 @@ def test_growth(
     q: float = 0.05,
     decoder_norm: Floats | None = None,
 ) -> GrowthTable:
-    """Verdicts for the latents of one site and role, taken as the whole study.
+    """Verdicts for the latents of one site and role, taken as the whole study: a row per latent of the SAE.
 
     Args:
         treated: arm T.
         control: arm S on the paired prompts; or several controls, of which the first gives the slopes shown.
         q: false discovery rate.
         decoder_norm: length that one unit of each latent adds, [latent], 1 by default; scales slopes, not p.
-
-    Returns:
-        One row per latent of the SAE.
 
     Raises:
         TableError: when the arms are not comparable, two of them hold identical activations, or there is no
@@ -172,7 +167,7 @@ def test_growth(
             "paired arms", "no control", "Give `control` an arm that is paired with the task's, such as S."
         )
     for first, second in combinations(controls, 2):
-        check_comparable(first, second)
+        _check_comparable(first, second)
     return _verdicts([(treated, [slope_moments(treated, other) for other in controls], decoder_norm)], q)
 
 
@@ -212,20 +207,20 @@ def test_arms(
                 f"{len(treated)} and {len(other)} sites × roles",
                 "Track every arm at the same sites and roles.",
             )
-    for place, acts in treated.items():
+    for (site, role), acts in treated.items():
         if (acts.n_prompts, acts.n_examples) != prompts[0].x.shape:
             raise TableError(
-                f"latents at {place[0].short} {place[1]}",
+                f"latents at {site.short} {role}",
                 f"{acts.n_prompts} prompts of {acts.n_examples} examples",
                 f"The prompts given are {prompts[0].n_prompts} of {prompts[0].n_examples}: track these.",
             )
     for first, second in combinations(controls, 2):
         for place, acts in first.items():
-            check_comparable(acts, second[place])
+            _check_comparable(acts, second[place])
     norms = decoder_norms or {}
     measured = [
-        (acts, [slope_moments(acts, other[key]) for other in controls], norms.get(key[0]))
-        for key, acts in treated.items()
+        (acts, [slope_moments(acts, other[place]) for other in controls], norms.get(place[0]))
+        for place, acts in treated.items()
     ]
     return _verdicts(measured, q)
 
@@ -243,57 +238,47 @@ def _verdicts(measured: Sequence[Measured], q: float) -> GrowthTable:
     q_values = study_q_values(families)
     parts = []
     for i, (acts, against, decoder_norm) in enumerate(measured):
-        moments = against[0]
-        rises = moments.mean > 0
+        first, n = against[0], acts.d_sae
+        rises = first.mean > 0
         q_value = np.where(rises, q_values[2 * i], q_values[2 * i + 1])
-        called = q_value <= q
-        tested = np.isfinite(families[2 * i])
-        scale = np.ones(acts.d_sae) if decoder_norm is None else _check_norm(decoder_norm, acts)
-        slope = np.where(moments.n_active > 0, moments.mean * scale, np.nan)
-        half_width = np.where(tested, moments.half_width * scale, np.nan)
+        scale = np.ones(n) if decoder_norm is None else decoder_norm
+        if scale.shape != (n,):
+            raise TableError(
+                f"decoder_norm at {acts.site.short}",
+                f"shape {scale.shape}",
+                f"Give one number for each of the SAE's {n} latents.",
+            )
+        slope = np.where(first.n_active > 0, first.mean * scale, np.nan)
+        half = np.where(np.isfinite(families[2 * i]), first.half_width * scale, np.nan)
         columns = {
-            "site": np.full(acts.d_sae, str(acts.site)),
-            "role": np.full(acts.d_sae, acts.role),
-            "latent": np.arange(acts.d_sae),
+            "site": np.full(n, str(acts.site)),
+            "role": np.full(n, acts.role),
+            "latent": np.arange(n),
             "slope": slope,
-            "ci_low": slope - half_width,
-            "ci_high": slope + half_width,
+            "ci_low": slope - half,
+            "ci_high": slope + half,
             "p_value": families[2 * i],
             "q_value": q_value,
-            "n_prompts": np.full(acts.d_sae, moments.n_prompts),
-            "n_active": moments.n_active,
-            "verdict": np.where(called, np.where(rises, "grows", "falls"), "none"),
+            "n_prompts": np.full(n, first.n_prompts),
+            "n_active": first.n_active,
+            "verdict": np.where(q_value <= q, np.where(rises, "grows", "falls"), "none"),
             "reason": _reasons(against),
         }
         parts.append(GrowthTable(columns))
     return GrowthTable.concat(parts)
 
 
-def _check_norm(decoder_norm: Floats, acts: LatentActs) -> Floats:
-    if decoder_norm.shape != (acts.d_sae,):
-        raise TableError(
-            f"decoder_norm at {acts.site.short}",
-            f"shape {decoder_norm.shape}",
-            f"Give one number for each of the SAE's {acts.d_sae} latents.",
-        )
-    return decoder_norm
-
-
 def _reasons(against: Sequence[SlopeMoments]) -> np.ndarray:
     """Why a latent was not tested, [latent], against the control it is least active with; else empty."""
-    least = np.argmin([m.n_active for m in against], axis=0)
-    n_active = np.choose(least, [m.n_active for m in against])
-    n_differing = np.min([m.n_differing for m in against], axis=0)
+    n_active = np.array([m.n_active for m in against])
+    least, most = n_active.min(axis=0), n_active.max(axis=0)
+    differs = np.min([m.n_differing for m in against], axis=0) > 0
     few = [
         f"active in {n} of {against[0].n_prompts} prompt pairs, {MIN_ACTIVE} needed"
         for n in range(MIN_ACTIVE)
     ]
-    silent = "never active in the tested arm"
-    known = np.array(["", "never active", "the arms do not differ", *few, silent], dtype=object)
-    code = np.where(
-        n_active >= MIN_ACTIVE,
-        np.where(n_differing == 0, 2, 0),
-        3 + np.minimum(n_active, MIN_ACTIVE - 1),
-    )
-    elsewhere = np.max([m.n_active for m in against], axis=0) > 0
-    return known[np.where(n_active == 0, np.where(elsewhere, len(known) - 1, 1), code)]
+    few[0] = "never active"
+    reason = np.array([*few, ""], dtype=object)[np.minimum(least, MIN_ACTIVE)]
+    reason[(least == 0) & (most > 0)] = "never active in the tested arm"
+    reason[(least >= MIN_ACTIVE) & ~differs] = "the arms do not differ"
+    return reason

@@ -1,9 +1,29 @@
-"""Shape certificates: additive, saturating, a step or a ramp, by generalised least squares."""
+"""Shape certificates: additive, saturating, a step or a ramp, from mean paired trajectories.
+
+How far a mean ȳ [example] over N prompts is from a curve g, in the metric of the prompts' covariance S, so
+that prompts' own levels and slopes and autocorrelation are accounted for:
+
+    Q(g) = N · min_{a, b} (ȳ − a − b·g)ᵀ S⁻¹ (ȳ − a − b·g)
+
+With k curve parameters of J examples, Q · (N − J + k) / ((N − 1)(J − k)) is F(J − k, N − J + k) if the curve
+is right (Hotelling). The profile of one parameter is ν · (Λ − 1) ~ F(1, ν) with ν = N − 1 − (J − k) and
+Λ = (1 + Q / (N − 1)) / (1 + Q_min / (N − 1)). Source: Rao (1959), Biometrika 46, 49–58.
+
+*Anchored*: where all prompts agree at the first example, as paired arms do before any label is read, the
+curves start there: a = 0 and g(n) − g(n_0), and that example drops out.
+
+A certificate is granted where 1. the mean rises (b > 0); 2. the 97.5 % profile interval of the exponent p
+of a + b·n^p lies inside (.8, 1.25); 3. no step fits as well as the line, by BIC; 4. the power curve's lack
+of fit has p ≥ .01; 5. prompt by prompt, steps at places of their own, whose mean is straight, have p ≥ .01.
+What stays unseen: unequal updates that are small or lie evenly about their mean; and prompts that bend in
+opposite ways, some early and some late. Rates of false and missed certificates: docs/growth.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from scipy import stats
@@ -13,10 +33,66 @@ from iclens.core import Site, TableError
 from iclens.schemas import ShapeTable
 from iclens.table import Floats, Ints, expect_shape
 
+ADDITIVE = (0.8, 1.25)
+"""Exponents that count as additive."""
+LEVEL = 0.90
+"""Of the profile interval in the table: an end outside says saturation or acceleration at 5 %."""
+GRANTED = 0.975
+"""Of the profile interval that has to lie inside for a certificate."""
+FIT_LEVEL = 0.01
+"""Smallest p, of lack of fit and against prompts' own steps, that the certificate accepts."""
 FLAT = 1e-9
 """Variance, as a share of the largest, below which prompts agree at an example."""
-CHUNK = 256
-"""Latents handled at a time; bounds the memory."""
+CHUNK, BLOCK = 256, 2**20
+"""Latents that are fitted at a time, and values in which steps are looked for; they bound the memory."""
+
+
+def fit_shapes(
+    n_seen: Ints,
+    values: Floats,
+    *,
+    place: tuple[Site, str],
+    latent_ids: Ints,
+    fixed: Mapping[str, Floats] | None = None,
+) -> ShapeTable:
+    """The shape of each latent's mean paired trajectory.
+
+    Args:
+        n_seen: examples seen, rising, [example].
+        values: paired differences T − control of pre-activations, [latent prompt example].
+        place: site and role, for the table.
+        latent_ids: [latent].
+        fixed: name → curve [example] to compare with, such as a belief measured on other prompts.
+
+    Raises:
+        TableError: for a value that is not finite, or too few prompts or examples.
+    """
+    compared = families(n_seen, fixed)
+    n_latents = len(values)
+    blank = {"str": "", "bool": False}
+    columns: dict[str, np.ndarray] = {
+        name: np.full(n_latents, blank.get(column.kind, np.nan), dtype=object)
+        for name, column in ShapeTable.COLUMNS.items()
+    }
+    columns |= {
+        "site": np.full(n_latents, str(place[0]), dtype=object),
+        "role": np.full(n_latents, place[1], dtype=object),
+        "latent": np.asarray(latent_ids),
+        "n_prompts": np.full(n_latents, values.shape[1]),
+    }
+    patterns, reasons = means_of(values) if n_latents else ([], {})
+    for chosen, means in patterns:
+        for start in range(0, len(chosen), CHUNK):
+            part = slice(start, start + CHUNK)
+            judged = _judged(means.select(part), compared, values[chosen[part]], n_seen)
+            for name, column in judged.items():
+                columns[name][chosen[part]] = column
+    for latent, reason in reasons.items():
+        columns["reason"][latent] = reason
+    return ShapeTable(columns)
+
+
+# ------------------------------------------------------------------------- generalised least squares
 
 
 @dataclass(frozen=True)
@@ -36,6 +112,10 @@ class Means:
     anchored: bool
     mean: Floats
     weights: Floats
+
+    def select(self, latents: slice) -> Means:
+        """Some of the latents."""
+        return Means(self.n_prompts, self.examples, self.anchored, self.mean[latents], self.weights[latents])
 
 
 @dataclass(frozen=True)
@@ -74,16 +154,14 @@ def means_of(values: Floats) -> tuple[list[tuple[Ints, Means]], dict[int, str]]:
         )  # fmt: skip
     variance = values.var(axis=1)
     flat = variance <= FLAT * variance.max(axis=1, keepdims=True)
-    reasons = {
-        int(i): "prompts do not differ at some examples" for i in np.flatnonzero(flat[:, 1:].any(axis=1))
-    }
-    usable = np.array([i not in reasons for i in range(len(values))], dtype=bool)
-    found = []
+    unusable = flat[:, 1:].any(axis=1)
+    patterns = []
     for anchored in (False, True):
-        chosen = np.flatnonzero(usable & (flat[:, 0] == anchored))
+        chosen = np.flatnonzero(~unusable & (flat[:, 0] == anchored))
         if chosen.size:
-            found.append((chosen, _means(values[chosen], anchored)))
-    return found, reasons
+            patterns.append((chosen, _means(values[chosen], anchored)))
+    reason = "prompts do not differ at some examples"
+    return patterns, dict.fromkeys(np.flatnonzero(unusable).tolist(), reason)
 
 
 def _means(values: Floats, anchored: bool) -> Means:
@@ -97,6 +175,7 @@ def _means(values: Floats, anchored: bool) -> Means:
     covariance = np.einsum("fpj,fpk->fjk", centred, centred, optimize=True) / (n - 1)
     weights = np.linalg.pinv(covariance, hermitian=True)
     if not anchored:
+        # S⁻¹ − S⁻¹1 1ᵀS⁻¹ / 1ᵀS⁻¹1 projects the intercept out.
         ones = weights.sum(axis=2)
         level = ones.sum(axis=1)[:, None, None]
         # Where every prompt's values sum to one constant, the level is known and nothing is left of it.
@@ -107,12 +186,7 @@ def _means(values: Floats, anchored: bool) -> Means:
 
 
 def distances(means: Means, curves: Floats) -> Distances:
-    """Q and b of every curve.
-
-    Args:
-        means: of some latents.
-        curves: [curve example], over all examples.
-    """
+    """Q and b of every curve, given over all examples, [curve example]."""
     g = curves - curves[:, :1] if means.anchored else curves
     g = g[:, means.examples]
     pulled = means.weights @ means.mean[:, :, None]
@@ -126,6 +200,8 @@ def distances(means: Means, curves: Floats) -> Distances:
         slope = np.where(flat, 0.0, cross / norm)
     return Distances(np.maximum(total[:, None] - slope * cross, 0.0), slope)
 
+
+# ------------------------------------------------------------------------------ families of curves
 
 POWERS: Floats = np.geomspace(0.05, 5.0, 161)
 """Exponents on which the profile is taken."""
@@ -149,33 +225,35 @@ class Family:
 
 
 def families(n_seen: Ints, fixed: Mapping[str, Floats] | None = None) -> tuple[Family, ...]:
-    """Every family on these numbers of examples; a family without a curve there is left out.
+    """Every family a + b·g(n; θ) on these numbers of examples, θ on a grid; one without a curve is left out.
+
+    A logistic is also a posterior σ(l_0 + λn), an exponential a leaky sum with rate exp(−1/τ): two names
+    for one set of curves would be two chances for it, so each set stands here once.
 
     Args:
         n_seen: examples seen, rising, [example].
-        fixed: name → curve [example] to compare with, such as a belief measured beforehand.
+        fixed: name → curve [example] to compare with.
 
     Raises:
         TableError: when a fixed curve has another length or is not finite.
     """
     n = np.asarray(n_seen, dtype=float)
-    last = n[-1]
-    breaks = n[1:-1]
+    last, breaks = n[-1], n[1:-1]
     widths, starts, steps = np.geomspace(0.3, last / 2, 8), np.linspace(-6, 2, 9), np.geomspace(0.1, 3, 8)
     kappas, taus = np.geomspace(0.25, 8 * last, 28), np.geomspace(0.4, 4 * last, 28)
-    found = [
+    compared = [
         Family("constant", ("",), np.zeros((1, len(n))), 0),
         Family("linear", ("",), n[None], 1),
-        _grid("power", "p", POWERS, lambda p: n**p, 2),
+        _family("power", {"p": POWERS}, lambda p: n**p),
         Family("log", ("",), np.log1p(n)[None], 1),
-        _grid("hyperbolic", "κ", kappas, lambda k: n / (n + k), 2),
-        _grid("exponential", "τ", taus, lambda t: -np.expm1(-n / t), 2),
-        _grid("step", "s", n[1:], lambda s: (n >= s).astype(float), 2),
-        _grid("hinge", "s", breaks, lambda s: np.maximum(0.0, n - s), 2),
-        _grid("plateau", "s", breaks, lambda s: np.minimum(n, s), 2),
-        _pairs("logistic", ("m", "w"), breaks, widths, lambda m, w: expit((n - m) / w)),
-        _pairs("log-posterior", ("l_0", "λ"), starts, steps, lambda start, step: log_expit(start + step * n)),
-    ]  # fmt: skip
+        _family("hyperbolic", {"κ": kappas}, lambda k: n / (n + k)),
+        _family("exponential", {"τ": taus}, lambda t: -np.expm1(-n / t)),
+        _family("step", {"s": n[1:]}, lambda s: (n >= s).astype(float)),
+        _family("hinge", {"s": breaks}, lambda s: np.maximum(0.0, n - s)),
+        _family("plateau", {"s": breaks}, lambda s: np.minimum(n, s)),
+        _family("logistic", {"m": breaks, "w": widths}, lambda m, w: expit((n - m) / w)),
+        _family("log-posterior", {"l_0": starts, "λ": steps}, lambda l_0, step: log_expit(l_0 + step * n)),
+    ]
     for name, curve in (fixed or {}).items():
         if curve.shape != n.shape or not np.isfinite(curve).all():
             raise TableError(
@@ -183,31 +261,36 @@ def families(n_seen: Ints, fixed: Mapping[str, Floats] | None = None) -> tuple[F
                 f"shape {curve.shape}",
                 f"Give {len(n)} finite values, one per example.",
             )
-        found.append(Family(name, ("",), curve[None].astype(float), 1))
-    return tuple(family for family in found if len(family.curves))
+        compared.append(Family(name, ("",), curve[None].astype(float), 1))
+    return tuple(family for family in compared if len(family.curves))
 
 
-def _grid(name: str, symbol: str, grid: Floats, curve: Callable[[float], Floats], n_free: int) -> Family:
-    curves = np.array([curve(float(value)) for value in grid])
-    return Family(name, tuple(f"{symbol} {value:.3g}" for value in grid), curves, n_free)
+def _family(name: str, grids: Mapping[str, Iterable[float]], curve: Callable[..., Floats]) -> Family:
+    """The curves of every combination of parameters; `grids` gives the values of each by its symbol."""
+    thetas = [tuple(float(value) for value in theta) for theta in product(*grids.values())]
+    words = tuple(", ".join(f"{s} {v:.3g}" for s, v in zip(grids, theta, strict=True)) for theta in thetas)
+    return Family(name, words, np.array([curve(*theta) for theta in thetas]), 1 + len(grids))
 
 
-def _pairs(
-    name: str, symbols: tuple[str, str], one: Floats, other: Floats, curve: Callable[[float, float], Floats]
-) -> Family:
-    grid = [(float(a), float(b)) for a in one for b in other]
-    words = tuple(f"{symbols[0]} {a:.3g}, {symbols[1]} {b:.3g}" for a, b in grid)
-    return Family(name, words, np.array([curve(a, b) for a, b in grid]), 3)
+# --------------------------------------------------------------------------- steps of single prompts
 
-
-BLOCK = 2**20
-"""Values handled at a time; bounds the memory."""
 BLIND = 1e-6
 """Spread of T below which the prompts tell nothing; r has spread 1."""
 
 
 def own_steps_p(n_seen: Ints, values: Floats) -> Floats:
     """p against steps up at every prompt's own place, of latents whose prompts climb a line, [latent].
+
+    For prompt i and a step at place τ,
+
+        r_iτ = g_τᵀ W u_i / √(g_τᵀ W g_τ)      T_i = Σ_τ (r_iτ³ − 3 r_iτ)      p: one-sided t of T over
+        prompts
+
+    u_i is the prompt's trajectory minus the mean over prompts, g_τ = 1[n ≥ τ], and W the inverse of the
+    prompts' covariance, with every line in n projected out: a prompt's own level and slope drop out. r is
+    the best linear reading of a step there, in units of its spread; its third Hermite polynomial is what
+    steps up add and the covariance cannot hold. p is valid where prompts climb straight and their noise is
+    symmetric or reversible in n; skewed noise that changes with n is neither, and is refused too often.
 
     It is 1 where the prompts tell nothing: all are straight, or there are fewer than four examples.
 
@@ -218,11 +301,11 @@ def own_steps_p(n_seen: Ints, values: Floats) -> Floats:
     line = np.stack([np.ones(len(n_seen)), np.asarray(n_seen, dtype=float)], axis=1)
     off_line = np.eye(len(n_seen)) - line @ np.linalg.pinv(line)
     size = max(1, BLOCK // max(1, values[0].size)) if len(values) else 1
-    parts = [_p(values[start : start + size], off_line) for start in range(0, len(values), size)]
+    parts = [_own_steps(values[start : start + size], off_line) for start in range(0, len(values), size)]
     return np.concatenate(parts) if parts else np.empty(0)
 
 
-def _p(values: Floats, off_line: Floats) -> Floats:
+def _own_steps(values: Floats, off_line: Floats) -> Floats:
     """p of a block of latents. `off_line` takes every line in n out of a trajectory, [example example]."""
     n_prompts, n_examples = values.shape[1:]
     apart = values.astype(np.float64)
@@ -230,13 +313,14 @@ def _p(values: Floats, off_line: Floats) -> Floats:
     whole = np.einsum("fpj,fpk->fjk", apart, apart, optimize=True) / (n_prompts - 1)
     bent = off_line @ whole @ off_line
     straight = np.trace(bent, axis1=1, axis2=2) <= FLAT * np.trace(whole, axis1=1, axis2=2)
+    # Averaged with its own reversal, so that W does not tell a step up from a step down turned about.
     weights = np.linalg.pinv((bent + bent[:, ::-1, ::-1]) / 2, rcond=FLAT, hermitian=True)
     steps = np.tri(n_examples, n_examples - 1, -1)
-    read = weights @ (off_line @ steps)
+    read = weights @ (off_line @ steps)  # [latent example place]
     power = np.einsum("fjt,jt->ft", read, off_line @ steps)
-    seen = power > FLAT * power.max(axis=1, keepdims=True)
-    read *= np.where(seen, 1 / np.sqrt(np.where(seen, power, 1.0)), 0.0)[:, None]
-    r = apart @ read
+    visible = power > FLAT * power.max(axis=1, keepdims=True)
+    read *= np.where(visible, 1 / np.sqrt(np.where(visible, power, 1.0)), 0.0)[:, None]
+    r = apart @ read  # [latent prompt place]
     third = ((r * r - 3) * r).sum(axis=2)
     spread = third.std(axis=1, ddof=1)
     blind = straight | (spread <= BLIND)
@@ -244,14 +328,7 @@ def _p(values: Floats, off_line: Floats) -> Floats:
     return np.where(blind, 1.0, stats.t.sf(t, n_prompts - 1))
 
 
-ADDITIVE = (0.8, 1.25)
-"""Exponents that count as additive."""
-LEVEL = 0.90
-"""Of the profile interval in the table: an end outside says saturation or acceleration at 5 %."""
-GRANTED = 0.975
-"""Of the profile interval that has to lie inside for a certificate."""
-FIT_LEVEL = 0.01
-"""Smallest p, of lack of fit and against prompts' own steps, that the certificate accepts."""
+# ------------------------------------------------------------------------------- the certificate
 
 
 @dataclass(frozen=True)
@@ -261,42 +338,6 @@ class Profile:
     exponent: Floats
     low: Floats
     high: Floats
-
-
-def fit_shapes(
-    n_seen: Ints,
-    values: Floats,
-    *,
-    place: tuple[Site, str],
-    latent_ids: Ints,
-    fixed: Mapping[str, Floats] | None = None,
-) -> ShapeTable:
-    """The shape of each latent's mean paired trajectory.
-
-    Args:
-        n_seen: examples seen, rising, [example].
-        values: paired differences T − control of pre-activations, [latent prompt example].
-        place: site and role, for the table.
-        latent_ids: [latent].
-        fixed: name → curve [example] to compare with; see `curves.families`.
-
-    Raises:
-        TableError: for a value that is not finite, or too few prompts or examples.
-    """
-    compared = families(n_seen, fixed)
-    columns = _empty(place, latent_ids, values)
-    patterns, reasons = means_of(values) if len(values) else ([], {})
-    for chosen, means in patterns:
-        for start in range(0, len(chosen), CHUNK):
-            part = slice(start, start + CHUNK)
-            few = Means(
-                means.n_prompts, means.examples, means.anchored, means.mean[part], means.weights[part]
-            )
-            for name, found in _judged(few, compared, values[chosen[part]], n_seen).items():
-                columns[name][chosen[part]] = found
-    for latent, reason in reasons.items():
-        columns["reason"][latent] = reason
-    return ShapeTable(columns)
 
 
 def profile_interval(means: Means, n_examples: int, power: Distances, level: float) -> Profile:
@@ -311,13 +352,11 @@ def profile_interval(means: Means, n_examples: int, power: Distances, level: flo
     nu = means.n_prompts - 1 - (n_examples - 1 - 2)
     q = np.where(power.slope > 0, power.q, np.inf)
     best = q.argmin(axis=1)
-    rows = np.arange(len(q))
-    smallest = q[rows, best]
+    smallest = q[np.arange(len(q)), best]
     limit = (1 + smallest / (means.n_prompts - 1)) * (1 + stats.f.ppf(level, 1, nu) / nu)
     inside = (1 + q / (means.n_prompts - 1)) <= limit[:, None]
-    exponent = np.where(np.isfinite(smallest), _vertex(q, best), np.nan)
-    ends = _crossings(q, (limit - 1) * (means.n_prompts - 1), inside)
-    return Profile(exponent, *(np.where(np.isfinite(smallest), end, np.nan) for end in ends))
+    exponent, ends = _vertex(q, best), _crossings(q, (limit - 1) * (means.n_prompts - 1), inside)
+    return Profile(*(np.where(np.isfinite(smallest), part, np.nan) for part in (exponent, *ends)))
 
 
 def _vertex(q: Floats, best: Ints) -> Floats:
@@ -334,18 +373,15 @@ def _vertex(q: Floats, best: Ints) -> Floats:
 
 def _crossings(q: Floats, bound: Floats, inside: np.ndarray) -> tuple[Floats, Floats]:
     """Where Q crosses `bound` at the outermost inside points, by linear interpolation on the log scale."""
-    logs, rows = np.log(POWERS), np.arange(len(q))
+    logs, rows, last = np.log(POWERS), np.arange(len(q)), len(POWERS) - 1
     ends = []
-    for first, outward in (
-        (inside.argmax(axis=1), -1),
-        (len(POWERS) - 1 - inside[:, ::-1].argmax(axis=1), 1),
-    ):
-        beside = np.clip(first + outward, 0, len(POWERS) - 1)
-        here, there = q[rows, first], q[rows, beside]
+    for first, outward in ((inside.argmax(axis=1), -1), (last - inside[:, ::-1].argmax(axis=1), 1)):
+        beyond = np.clip(first + outward, 0, last)
+        here, there = q[rows, first], q[rows, beyond]
         with np.errstate(invalid="ignore", divide="ignore"):
             share = (bound - here) / (there - here)
-        share = np.where((beside == first) | ~np.isfinite(share), 0.0, np.clip(share, 0, 1))
-        ends.append(np.exp(logs[first] + share * (logs[beside] - logs[first])))
+        share = np.where((beyond == first) | ~np.isfinite(share), 0.0, np.clip(share, 0, 1))
+        ends.append(np.exp(logs[first] + share * (logs[beyond] - logs[first])))
     return ends[0], ends[1]
 
 
@@ -353,34 +389,33 @@ def _judged(
     means: Means, compared: tuple[Family, ...], values: Floats, n_seen: Ints
 ) -> dict[str, np.ndarray]:
     """Columns of the table for latents of one pattern."""
-    n_examples, used = len(n_seen), means.examples
-    found = {family.name: distances(means, family.curves) for family in compared}
-    n, spare = means.n_prompts, n_examples - 1
-    bic = np.stack(
-        [n * np.log1p(found[f.name].q.min(axis=1) / (n - 1)) + f.n_free * np.log(n) for f in compared]
-    )
-    names = [family.name for family in compared]
-    best = bic.argmin(axis=0)
-    at = [int(found[names[b]].q[i].argmin()) for i, b in enumerate(best)]
-    profile, wide = (profile_interval(means, n_examples, found["power"], level) for level in (LEVEL, GRANTED))
-    freedom = spare - 2
-    statistic = found["power"].q.min(axis=1) * (n - freedom) / ((n - 1) * freedom)
+    n, n_examples, used = means.n_prompts, len(n_seen), means.examples
+    fits = {family.name: distances(means, family.curves) for family in compared}
+    bic = {
+        family.name: n * np.log1p(fits[family.name].q.min(axis=1) / (n - 1)) + family.n_free * np.log(n)
+        for family in compared
+    }
+    best = [compared[b] for b in np.stack(list(bic.values())).argmin(axis=0)]
+    profile, wide = (profile_interval(means, n_examples, fits["power"], level) for level in (LEVEL, GRANTED))
+    freedom = n_examples - 3  # examples but a, b and p
+    statistic = fits["power"].q.min(axis=1) * (n - freedom) / ((n - 1) * freedom)
+    growth = means.mean[:, -1] - (0.0 if means.anchored else means.mean[:, 0])
     columns = {
-        "growth": means.mean[:, -1] - (0.0 if means.anchored else means.mean[:, 0]),
+        "growth": growth,
         "exponent": profile.exponent,
         "exponent_low": profile.low,
         "exponent_high": profile.high,
-        "best_curve": np.array([names[b] for b in best], dtype=object),
+        "best_curve": np.array([family.name for family in best], dtype=object),
         "curve_parameter": np.array(
-            [compared[b].parameters[i] for b, i in zip(best, at, strict=True)], dtype=object
+            [family.parameters[fits[family.name].q[i].argmin()] for i, family in enumerate(best)],
+            dtype=object,
         ),
-        "step_margin": bic[names.index("step")] - bic[names.index("linear")],
+        "step_margin": bic["step"] - bic["linear"],
         "lack_of_fit_p": stats.f.sf(statistic, freedom, n - freedom),
         "own_steps_p": own_steps_p(np.asarray(n_seen)[used], values[:, :, used]),
+        "snr": growth / values.std(axis=1, ddof=1)[:, used].mean(axis=1),
     }
-    columns["snr"] = columns["growth"] / values.std(axis=1, ddof=1)[:, means.examples].mean(axis=1)
-    rises = found["linear"].slope[:, 0] > 0
-    columns["reason"] = _reasons(columns, rises, wide)
+    columns["reason"] = _reasons(columns, fits["linear"].slope[:, 0] > 0, wide)
     columns["certified"] = columns["reason"] == ""
     return columns
 
@@ -390,40 +425,24 @@ def _reasons(columns: dict[str, np.ndarray], rises: np.ndarray, wide: Profile) -
     reasons = []
     for i, rising in enumerate(rises):
         p, low, high = (float(columns[name][i]) for name in ("exponent", "exponent_low", "exponent_high"))
-        shown = f"exponent {p:.2f} [{low:.2f}, {high:.2f}]"
-        fit_p = float(columns["lack_of_fit_p"][i])
+        fit_p, steps_p = (float(columns[name][i]) for name in ("lack_of_fit_p", "own_steps_p"))
+        shown, best = f"exponent {p:.2f} [{low:.2f}, {high:.2f}]", columns["best_curve"][i]
         if not rising or not np.isfinite(p):
-            reasons.append("it does not rise on the shape prompts")
+            reason = "it does not rise on the shape prompts"
         elif high < ADDITIVE[0]:
-            reasons.append(f"it saturates: {shown}, best {columns['best_curve'][i]}")
+            reason = f"it saturates: {shown}, best {best}"
         elif low > ADDITIVE[1]:
-            reasons.append(f"it accelerates: {shown}, best {columns['best_curve'][i]}")
+            reason = f"it accelerates: {shown}, best {best}"
         elif columns["step_margin"][i] <= 0:
-            reasons.append(f"a step fits as well as a line; {shown}")
+            reason = f"a step fits as well as a line; {shown}"
         elif not (wide.low[i] > ADDITIVE[0] and wide.high[i] < ADDITIVE[1]):
             shown = f"exponent {p:.2f}, {100 * GRANTED:g} % interval [{wide.low[i]:.2f}, {wide.high[i]:.2f}]"
-            reasons.append(f"shape undetermined: {shown} is not inside (0.8, 1.25)")
+            reason = f"shape undetermined: {shown} is not inside (0.8, 1.25)"
         elif fit_p < FIT_LEVEL:
-            reasons.append(f"no power of n fits (lack of fit p {fit_p:.1g}); best {columns['best_curve'][i]}")
-        elif columns["own_steps_p"][i] < FIT_LEVEL:
-            own = f"p {columns['own_steps_p'][i]:.1g}"
-            reasons.append(f"prompts step at places of their own, or by unequal amounts ({own}); {shown}")
+            reason = f"no power of n fits (lack of fit p {fit_p:.1g}); best {best}"
+        elif steps_p < FIT_LEVEL:
+            reason = f"prompts step at places of their own, or by unequal amounts (p {steps_p:.1g}); {shown}"
         else:
-            reasons.append("")
+            reason = ""
+        reasons.append(reason)
     return np.array(reasons, dtype=object)
-
-
-def _empty(place: tuple[Site, str], latent_ids: Ints, values: Floats) -> dict[str, np.ndarray]:
-    n = len(values)
-    columns: dict[str, np.ndarray] = {
-        "site": np.full(n, str(place[0]), dtype=object),
-        "role": np.full(n, place[1], dtype=object),
-        "latent": np.asarray(latent_ids),
-        "n_prompts": np.full(n, values.shape[1]),
-        "certified": np.zeros(n, dtype=bool),
-    }
-    for name, column in ShapeTable.COLUMNS.items():
-        if name not in columns:
-            blank = np.full(n, "", dtype=object) if column.kind == "str" else np.full(n, np.nan)
-            columns[name] = blank
-    return columns

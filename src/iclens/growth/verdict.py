@@ -1,10 +1,22 @@
-"""Verdicts: confirmation on held-out prompts, the ladder's rungs, falsifiers."""
+"""Verdicts: frozen claims confirmed on held-out prompts, dose-responses, the ladder's rungs, falsifiers.
+
+1. The short list's claims are frozen in a manifest with a hash, with the prompts that may confirm them.
+   Only then are those read: the paired slope of each claim, one test each, Holm over the list.
+2. A short-listed latent climbs the ladder while its gates hold, and the first that fails gives the reason:
+
+       none < grows < grows linearly < grows with evidence < causally additive < accounts for belief
+
+   confirmed on held-out prompts, rising in its own arm and not only against a control that falls, and
+   certified additive; increments follow the label evidence; pushing it moves the belief linearly, as no
+   matched random latent does; its site's pushed latents account for a stated share of the belief's growth.
+3. Eight falsifiers say whether what would refute additive growth has happened, and on which figures.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +26,19 @@ import pandas as pd
 from scipy import stats
 
 from iclens.core import REDO_STAGE, Site, TableError
+from iclens.growth.detect import Place
+from iclens.growth.shape import ADDITIVE
 from iclens.schemas import FALLS, LADDER, ConfirmTable, FalsifierTable, VerdictTable
 from iclens.stats import UNDEFINED, Interval, half_width, holm
 from iclens.table import Floats, Ints, expect_shape
 
-Place = tuple[Site, str]
+LEVEL = 0.05
+"""Level of the confirmation and of the comparison with matched latents."""
+CLOSURE = 0.25
+"""Least share of the belief's growth that a site's causal latents must account for (falsifier F7)."""
+KEY = ["site", "role", "latent"]
+
+# ------------------------------------------------------------------------- claims and confirmation
 
 
 @dataclass(frozen=True)
@@ -61,12 +81,12 @@ class Manifest:
 
     def json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, exact numbers."""
-        held = {
+        fields = {
             "claims": [[c.site, c.role, c.latent, float(c.slope).hex(), c.says] for c in self.claims],
             "prompts": list(self.prompts),
             "study": self.study,
         }
-        return json.dumps(held, sort_keys=True, separators=(",", ":"))
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     def freeze(self, path: Path) -> str:
         """Write the manifest and its hash; returns the hash."""
@@ -81,21 +101,17 @@ class Manifest:
             TableError: when it is missing, or not what was frozen.
         """
         try:
-            said, text = path.read_text(encoding="utf-8").splitlines()
-            held = json.loads(text)
+            sha256, text = path.read_text(encoding="utf-8").splitlines()
+            fields = json.loads(text)
             claims = tuple(
                 Claim(site, role, latent, float.fromhex(slope), says)
-                for site, role, latent, slope, says in held["claims"]
+                for site, role, latent, slope, says in fields["claims"]
             )
-            manifest = cls(claims, tuple(held["prompts"]), held["study"])
+            manifest = cls(claims, tuple(fields["prompts"]), fields["study"])
         except (OSError, ValueError, KeyError, TypeError) as cause:
             raise TableError(f"manifest {path}", f"unreadable ({cause})", REDO_STAGE) from cause
-        if said != manifest.sha256 or text != manifest.json():
-            raise TableError(
-                f"manifest {path}",
-                "changed after it was frozen",
-                REDO_STAGE,
-            )
+        if sha256 != manifest.sha256 or text != manifest.json():
+            raise TableError(f"manifest {path}", "changed after it was frozen", REDO_STAGE)
         return manifest
 
 
@@ -105,7 +121,7 @@ def confirm(
     prompts: Ints,
     own: Mapping[Place, Floats] | None = None,
 ) -> ConfirmTable:
-    """The paired slope of every claim on the confirm split.
+    """The paired slope of every claim on the confirm split; shrinkage says how lucky discovery was.
 
     Args:
         manifest: what was claimed.
@@ -121,8 +137,12 @@ def confirm(
         raise TableError(
             "confirmation", "other prompts than the manifest's", "Give those that `manifest.prompts` lists."
         )
-    slopes, alone = (np.full((len(manifest.claims), len(prompts)), np.nan) for _ in range(2))
-    for place, rows in _by_place(manifest.claims).items():
+    claims, n = manifest.claims, len(prompts)
+    places: dict[Place, list[int]] = {}
+    for i, claim in enumerate(claims):
+        places.setdefault((Site.parse(claim.site), claim.role), []).append(i)
+    slopes, alone = (np.full((len(claims), n), np.nan) for _ in range(2))
+    for place, rows in places.items():
         if place not in differences or len(differences[place]) != len(rows):
             raise TableError(
                 f"confirmation at {place[0].short} {place[1]}",
@@ -132,24 +152,6 @@ def confirm(
         slopes[rows] = _slopes(differences[place])
         if own is not None:
             alone[rows] = _slopes(own[place])
-    return _table(manifest.claims, slopes, alone)
-
-
-def _by_place(claims: Sequence[Claim]) -> dict[Place, list[int]]:
-    places: dict[Place, list[int]] = {}
-    for i, claim in enumerate(claims):
-        places.setdefault((Site.parse(claim.site), claim.role), []).append(i)
-    return places
-
-
-def _slopes(values: Floats) -> Floats:
-    """Least-squares slope over examples, [claim prompt]."""
-    centred = np.arange(values.shape[2]) - (values.shape[2] - 1) / 2
-    return values.astype(np.float64) @ (centred / (centred**2).sum())
-
-
-def _table(claims: Sequence[Claim], slopes: Floats, alone: Floats) -> ConfirmTable:
-    n = slopes.shape[1]
     mean, error = slopes.mean(axis=1), slopes.std(axis=1, ddof=1) / np.sqrt(n)
     differing = (slopes != 0).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -157,7 +159,6 @@ def _table(claims: Sequence[Claim], slopes: Floats, alone: Floats) -> ConfirmTab
     # As in detection: no sign test of so many prompts could go lower.
     p = np.where(differing > 0, np.maximum(tail, 0.5 ** differing.astype(float)), np.nan)
     half = stats.t.ppf(0.975, n - 1) * error
-    own_half = half_width(alone.std(axis=1, ddof=1), n)
     discovery = np.array([claim.slope for claim in claims], dtype=float)
     return ConfirmTable(
         {
@@ -172,22 +173,112 @@ def _table(claims: Sequence[Claim], slopes: Floats, alone: Floats) -> ConfirmTab
             "confirm_p": holm(p),
             "shrinkage": mean / discovery,
             "own_slope": alone.mean(axis=1),
-            "own_low": alone.mean(axis=1) - own_half,
+            "own_low": alone.mean(axis=1) - half_width(alone.std(axis=1, ddof=1), n),
             "reason": np.where(differing > 0, "", "the arms do not differ on the confirm split"),
         }
     )
 
 
-KEY = ["site", "role", "latent"]
-CLOSURE = 0.25
-"""Least share of the belief's growth that a site's causal latents must account for (falsifier F7)."""
-LEVEL = 0.05
-"""Level of the confirmation and of the comparison with matched latents."""
+def _slopes(values: Floats) -> Floats:
+    """Least-squares slope over examples, [claim prompt]."""
+    centred = np.arange(values.shape[2]) - (values.shape[2] - 1) / 2
+    return values.astype(np.float64) @ (centred / (centred**2).sum())
+
+
+# --------------------------------------------------------------------------------- dose-responses
+
+DOSES: Floats = np.array([-1.0, -0.5, 0.5, 1.0, 1.5, 2.0])
+"""Doses in natural growths; 0 is the base."""
+MOST_QUADRATIC = 0.1
+"""Largest share of a dose-response's variance that curvature may make up for it to count as linear: the k²
+term is then at most .43 of the line at one natural growth."""
+NATURAL_SQUARE, NATURAL_FOURTH = 1 / 3, 1 / 5
+"""Means of k² and k⁴ over the natural range −1..1, on which k and k² are orthogonal."""
+UNDECIDED = "beyond all its matched random latents, which are too few for so many pushed ones"
+"""Why a latent whose p is as small as its controls allow is not called."""
+
+
+@dataclass(frozen=True)
+class DoseFit:
+    """Dose-responses of several latents, [latent] each; `slopes` is [latent prompt]."""
+
+    slope: Floats
+    low: Floats
+    high: Floats
+    quadratic_share: Floats
+    slopes: Floats
+
+
+def fit_doses(responses: Floats, doses: Floats = DOSES) -> DoseFit:
+    """Slope s, its interval over prompts, and curvature of each latent's dose-response.
+
+        r(k) − r(0) = s·k + c·k²        s: nats per natural growth
+
+    The quadratic share is of the variance over −1..1, where it does not depend on the sign of c: over the
+    doses themselves, which reach further up than down, k + k²/2 would share .08 and k − k²/2 .65.
+
+    Args:
+        responses: r(k) − r(0) in nats, [latent prompt dose].
+        doses: k, [dose], without 0.
+
+    Raises:
+        TableError: when the axes do not agree, or fewer than two prompts or three doses are given.
+    """
+    sizes = expect_shape(
+        "dose-responses", responses=(responses, ("latent", "prompt", "dose")), doses=(doses, ("dose",))
+    )
+    if sizes["prompt"] < 2 or sizes["dose"] < 3:
+        raise TableError(
+            "dose-responses",
+            f"{sizes['prompt']} prompts at {sizes['dose']} doses",
+            "Give at least 2 prompts and 3 doses.",
+        )
+    solve = np.linalg.pinv(np.stack([doses, doses**2], axis=1))  # [(s, c) dose]
+    slopes = responses @ solve[0]
+    mean = responses.mean(axis=1) @ solve.T
+    linear, quadratic = np.square(mean * np.sqrt([NATURAL_SQUARE, NATURAL_FOURTH])).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(linear + quadratic > 0, quadratic / (linear + quadratic), 0.0)
+    half = half_width(slopes.std(axis=1, ddof=1), sizes["prompt"])
+    middle = slopes.mean(axis=1)
+    return DoseFit(middle, middle - half, middle + half, share, slopes)
+
+
+def causal_reasons(
+    low: Floats, high: Floats, quadratic_share: Floats, q_value: Floats, unbeaten: np.ndarray | None = None
+) -> list[str]:
+    """Why each latent is not causal, [latent]; empty where it is.
+
+    Args:
+        low: lower end of the slope's interval, [latent].
+        high: upper end, [latent].
+        quadratic_share: [latent].
+        q_value: of the comparison with matched latents, [latent]; NaN where there were none.
+        unbeaten: whether no matched latent raises the belief as much, [latent]; nobody when not given.
+    """
+    reasons, first = [], np.zeros(len(low), dtype=bool) if unbeaten is None else unbeaten
+    for least, most, curved, q, best in zip(low, high, quadratic_share, q_value, first, strict=True):
+        if not np.isfinite(least):
+            reasons.append("its effect is undefined")
+        elif least <= 0:
+            reasons.append(f"pushing it does not raise the belief: [{least:.3g}, {most:.3g}] nats")
+        elif curved > MOST_QUADRATIC:
+            reasons.append(f"its dose-response is not linear: k² makes up {curved:.0%}")
+        elif not q <= LEVEL and best:
+            reasons.append(f"{UNDECIDED} (q {q:.2g}): more controls would tell")
+        elif not q <= LEVEL:
+            reasons.append(f"not beyond matched random latents (q {q:.2g})")
+        else:
+            reasons.append("")
+    return reasons
+
+
+# -------------------------------------------------------------------------------------- the ladder
 
 
 @dataclass(frozen=True)
 class Found:
-    """What each step found, as frames with the columns of their tables.
+    """Results of each step, as frames with the columns of their tables.
 
     Args:
         detection: every latent (GrowthTable).
@@ -214,7 +305,10 @@ Gate = Callable[[dict[str, Any], Found], str]
 
 
 def judge(found: Found) -> VerdictTable:
-    """A rung for every latent, with the reason why it is not the next one."""
+    """A rung for every latent, with the reason why it is not the next one.
+
+    What a latent would have passed further up stays in its columns: a gate never excuses another.
+    """
     steps = {
         "shape": ["exponent", "exponent_low", "exponent_high", "best_curve", "certified", "shape_reason"],
         "evidence": ["evidence", "evidence_low", "evidence_high", "count", "evidence_reason"],
@@ -228,7 +322,7 @@ def judge(found: Found) -> VerdictTable:
     rows["shortlisted"] = rows["confirm_reason"].notna()
     records: list[Any] = rows.to_dict("records")
     judged = [_climb(row, found) for row in records]
-    rows["verdict"], rows["reason"] = [verdict for verdict, _ in judged], [why for _, why in judged]
+    rows["verdict"], rows["reason"] = [verdict for verdict, _ in judged], [reason for _, reason in judged]
     rows["best_curve"] = rows["best_curve"].astype(object).fillna("")
     return VerdictTable({name: rows[name].to_numpy() for name in VerdictTable.COLUMNS})
 
@@ -242,8 +336,8 @@ def _climb(row: dict[str, Any], found: Found) -> tuple[str, str]:
     if not row["shortlisted"]:
         return "grows", "not on the short list: others grow more clearly"
     for rung, gate in enumerate(GATES, start=1):
-        if why := gate(row, found):
-            return LADDER[rung], why
+        if reason := gate(row, found):
+            return LADDER[rung], reason
     return LADDER[-1], ""
 
 
@@ -251,8 +345,8 @@ def _linear(row: dict[str, Any], _: Found) -> str:
     if not row["confirm_p"] <= LEVEL:
         return row["confirm_reason"] or f"not confirmed on held-out prompts (Holm p {row['confirm_p']:.2g})"
     if row["own_low"] <= 0:
-        own = f"{row['own_slope']:.2g}, at least {row['own_low']:.2g}"
-        return f"only against its control does it clearly rise: its own slope is {own}"
+        slope = f"{row['own_slope']:.2g}, at least {row['own_low']:.2g}"
+        return f"only against its control does it clearly rise: its own slope is {slope}"
     return "" if row["certified"] is True else str(row["shape_reason"])
 
 
@@ -275,9 +369,7 @@ def _closes(row: dict[str, Any], found: Found) -> str:
 GATES: tuple[Gate, ...] = (_linear, _evidence, _causal, _closes)
 """Gates above "grows", in the order of the ladder."""
 
-
-ADDITIVE = (0.8, 1.25)
-"""Exponents of n that count as additive."""
+# -------------------------------------------------------------------------------------- falsifiers
 
 
 @dataclass(frozen=True)
@@ -332,15 +424,15 @@ Outcome = tuple[bool | None, str]
 
 
 def ask(figures: Figures) -> FalsifierTable:
-    """Every falsifier in order."""
-    rows = [(name, question, *test(figures)) for name, question, test in FALSIFIERS]
-    said = {True: "fired", False: "did not fire", None: "not tested"}
+    """Every falsifier in order; one whose figures are missing is "not tested"."""
+    outcomes = [test(figures) for _, _, test in FALSIFIERS]
+    states = {True: "fired", False: "did not fire", None: "not tested"}
     return FalsifierTable(
         {
-            "falsifier": [row[0] for row in rows],
-            "question": [row[1] for row in rows],
-            "fired": [said[row[2]] for row in rows],
-            "evidence": [row[3] for row in rows],
+            "falsifier": [name for name, _, _ in FALSIFIERS],
+            "question": [question for _, question, _ in FALSIFIERS],
+            "fired": [states[fired] for fired, _ in outcomes],
+            "evidence": [evidence for _, evidence in outcomes],
         }
     )
 
@@ -348,9 +440,11 @@ def ask(figures: Figures) -> FalsifierTable:
 def _nothing_grows(f: Figures) -> Outcome:
     if f.n_tested == 0:
         return None, "No latent was active often enough to be tested."
-    found = f"{f.n_grows} of {f.n_tested} tests, of a latent at a role, grow"
-    confirmed = f"{f.n_confirmed} of {f.n_shortlisted} short-listed ones are confirmed on held-out prompts"
-    return f.n_confirmed == 0, f"{found}; {confirmed}."
+    text = f"{f.n_grows} of {f.n_tested} tests, of a latent at a role, grow; {f.n_confirmed} of "
+    return (
+        f.n_confirmed == 0,
+        text + f"{f.n_shortlisted} short-listed ones are confirmed on held-out prompts.",
+    )
 
 
 def _not_additive(f: Figures) -> Outcome:
@@ -358,31 +452,29 @@ def _not_additive(f: Figures) -> Outcome:
         return None, "No shape could be judged."
     belief = f.belief_exponent.known and f.belief_exponent.high < ADDITIVE[0]
     latents = f.n_shaped > 0 and f.n_sublinear > f.n_shaped / 2
-    shown = f"the answer's log-odds grow as n^{f.belief_exponent}" if f.belief_exponent.known else ""
-    counted = (
-        f"{f.n_sublinear} of the {f.n_shaped} whose shape could be judged saturate or step"
-        if f.n_shaped
-        else ""
-    )
-    return belief or latents, _sentence("; ".join(part for part in (shown, counted) if part))
+    parts = []
+    if f.belief_exponent.known:
+        parts.append(f"the answer's log-odds grow as n^{f.belief_exponent}")
+    if f.n_shaped:
+        parts.append(f"{f.n_sublinear} of the {f.n_shaped} whose shape could be judged saturate or step")
+    return belief or latents, _sentence("; ".join(parts))
 
 
 def _in_controls(f: Figures) -> Outcome:
     if f.n_rising < 0:
         return None, "Trajectories without their controls were not measured."
-    found = f"{f.n_grows} tests find a rise beyond every control, {f.n_rising} in the task's own arm; of the "
-    found += f"{f.n_confirmed} confirmed, {f.n_own} do both, the others rise because a control falls"
-    return f.n_rising > 0 and f.n_own == 0, _sentence(found)
+    text = f"{f.n_grows} tests find a rise beyond every control, {f.n_rising} in the task's own arm; of the "
+    text += f"{f.n_confirmed} confirmed, {f.n_own} do both, the others rise because a control falls"
+    return f.n_rising > 0 and f.n_own == 0, _sentence(text)
 
 
 def _counting(f: Figures) -> Outcome:
     if not (f.duplicates.known and f.evidence.known):
         return None, "It needs arm D and a regression on the label evidence."
-    fired = f.duplicates.high >= 1 and f.evidence.low <= 0
-    found = (
+    text = (
         f"a repeated example is worth {f.duplicates} of a distinct one; {f.evidence} nats of belief per nat"
     )
-    return fired, _sentence(f"{found} of evidence")
+    return f.duplicates.high >= 1 and f.evidence.low <= 0, _sentence(f"{text} of evidence")
 
 
 def _order(f: Figures) -> Outcome:
@@ -394,26 +486,26 @@ def _order(f: Figures) -> Outcome:
 def _like_controls(f: Figures) -> Outcome:
     if f.n_dosed == 0:
         return None, "No latent was pushed."
-    found = f"{f.n_causal} of {f.n_dosed} pushed latents move the answer beyond matched random ones"
+    text = f"{f.n_causal} of {f.n_dosed} pushed latents move the answer beyond matched random ones"
     if f.n_causal == 0 and f.n_undecided:
-        found += f", but {f.n_undecided} exceed every control they have: more controls are needed"
-        return None, _sentence(found)
-    return f.n_causal == 0, _sentence(found)
+        text += f", but {f.n_undecided} exceed every control they have: more controls are needed"
+        return None, _sentence(text)
+    return f.n_causal == 0, _sentence(text)
 
 
 def _does_not_close(f: Figures) -> Outcome:
     if not f.closure.known:
         return None, "No latent was pushed."
-    found = f"at {f.closure_site}, the best site, the pushed latents account for {f.closure}"
-    return f.closure.value < CLOSURE, _sentence(f"{found} of the answer's growth")
+    text = f"at {f.closure_site}, the best site, the pushed latents account for {f.closure}"
+    return f.closure.value < CLOSURE, _sentence(f"{text} of the answer's growth")
 
 
 def _hidden(f: Figures) -> Outcome:
     if f.n_directions == 0:
         return None, "No supervised direction was measured."
-    found = f"the direction T − S grows at {f.n_directions_grow} of {f.n_directions} sites; it alone at "
-    found += f"{f.n_only_direction}, confirmed latents alone at {f.n_only_latents}"
-    return f.n_only_direction + f.n_only_latents > 0, _sentence(found)
+    text = f"the direction T − S grows at {f.n_directions_grow} of {f.n_directions} sites; it alone at "
+    text += f"{f.n_only_direction}, confirmed latents alone at {f.n_only_latents}"
+    return f.n_only_direction + f.n_only_latents > 0, _sentence(text)
 
 
 def _sentence(text: str) -> str:
@@ -431,87 +523,3 @@ FALSIFIERS: tuple[tuple[str, str, Callable[[Figures], Outcome]], ...] = (
     ("F8", "Does a supervised direction grow where no latent does, or the reverse?", _hidden),
 )
 """Name, question in words, and test of each."""
-
-
-DOSES: Floats = np.array([-1.0, -0.5, 0.5, 1.0, 1.5, 2.0])
-"""Doses in natural growths; 0 is the base."""
-MOST_QUADRATIC = 0.1
-"""Largest share of a dose-response's variance that curvature may make up for it to count as linear: the k²
-term is then at most .43 of the line at one natural growth."""
-NATURAL_SQUARE, NATURAL_FOURTH = 1 / 3, 1 / 5
-"""Means of k² and k⁴ over the natural range −1..1, on which k and k² are orthogonal."""
-DOSE_LEVEL = 0.05
-UNDECIDED = "beyond all its matched random latents, which are too few for so many pushed ones"
-"""Why a latent whose p is as small as its controls allow is not called."""
-
-
-@dataclass(frozen=True)
-class DoseFit:
-    """Dose-responses of several latents, [latent] each; `slopes` is [latent prompt]."""
-
-    slope: Floats
-    low: Floats
-    high: Floats
-    quadratic_share: Floats
-    slopes: Floats
-
-
-def fit_doses(responses: Floats, doses: Floats = DOSES) -> DoseFit:
-    """Slope, interval and curvature of each latent's dose-response.
-
-    Args:
-        responses: r(k) − r(0) in nats, [latent prompt dose].
-        doses: k, [dose], without 0.
-
-    Raises:
-        TableError: when the axes do not agree, or fewer than two prompts or three doses are given.
-    """
-    sizes = expect_shape(
-        "dose-responses", responses=(responses, ("latent", "prompt", "dose")), doses=(doses, ("dose",))
-    )
-    if sizes["prompt"] < 2 or sizes["dose"] < 3:
-        raise TableError(
-            "dose-responses",
-            f"{sizes['prompt']} prompts at {sizes['dose']} doses",
-            "Give at least 2 prompts and 3 doses.",
-        )
-    design = np.stack([doses, doses**2], axis=1)
-    slopes = responses @ np.linalg.pinv(design)[0]
-    mean = responses.mean(axis=1) @ np.linalg.pinv(design).T
-    linear, quadratic = np.square(mean * np.sqrt([NATURAL_SQUARE, NATURAL_FOURTH])).T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(linear + quadratic > 0, quadratic / (linear + quadratic), 0.0)
-    n = sizes["prompt"]
-    half = half_width(slopes.std(axis=1, ddof=1), n)
-    middle = slopes.mean(axis=1)
-    return DoseFit(middle, middle - half, middle + half, share, slopes)
-
-
-def causal_reasons(
-    low: Floats, high: Floats, quadratic_share: Floats, q_value: Floats, unbeaten: np.ndarray | None = None
-) -> list[str]:
-    """Why each latent is not causal, [latent]; empty where it is.
-
-    Args:
-        low: lower end of the slope's interval, [latent].
-        high: upper end, [latent].
-        quadratic_share: [latent].
-        q_value: of the comparison with matched latents, [latent]; NaN where there were none.
-        unbeaten: whether no matched latent raises the belief as much, [latent]; nobody when not given.
-    """
-    reasons, first = [], np.zeros(len(low), dtype=bool) if unbeaten is None else unbeaten
-    for least, most, curved, q, best in zip(low, high, quadratic_share, q_value, first, strict=True):
-        shown = f"[{least:.3g}, {most:.3g}] nats"
-        if not np.isfinite(least):
-            reasons.append("its effect is undefined")
-        elif least <= 0:
-            reasons.append(f"pushing it does not raise the belief: {shown}")
-        elif curved > MOST_QUADRATIC:
-            reasons.append(f"its dose-response is not linear: k² makes up {curved:.0%}")
-        elif not q <= DOSE_LEVEL and best:
-            reasons.append(f"{UNDECIDED} (q {q:.2g}): more controls would tell")
-        elif not q <= DOSE_LEVEL:
-            reasons.append(f"not beyond matched random latents (q {q:.2g})")
-        else:
-            reasons.append("")
-    return reasons

@@ -34,7 +34,7 @@ from iclens.prompts.tasks import Task, default_inputs, parse_task
 from iclens.saes.load import Sae, load_sae_set
 from iclens.schemas import ControlTable, ResponseFitTable, ResponseTable, ScreenTable, SetTable
 from iclens.training.config import parse_train_config
-from iclens.training.train import train_saes
+from iclens.training.loop import train_saes
 
 ROOT = Path(__file__).resolve().parents[1]
 BELIEF = "exact"

@@ -28,7 +28,7 @@ from iclens.study.config import StudyConfig, demo_config
 from iclens.study.pages.transform_findings import confirmed
 from iclens.study.pipeline import Event, run_study
 from iclens.training.config import parse_train_config
-from iclens.training.train import train_saes
+from iclens.training.loop import train_saes
 
 ROOT = Path(__file__).resolve().parents[1]
 OTHERS = {"seed-1": {"seed": 1}, "wide": {"d_sae": 2048}}

@@ -58,7 +58,7 @@ PAGES: dict[str, tuple[str, Sequence[str]]] = {
         ["patching.runs", "patching.sweep", "patching.receiver", "patching.latents", "patching.sets",
          "patching.specificity"],
     ),
-    "training": ("Training SAEs, and planning it.", ["training.train", "training.planning.plan"]),
+    "training": ("Training SAEs, and planning it.", ["training.loop", "training.plan"]),
     "dashboards": ("Writing pages from records.", ["dashboards.site"]),
 }  # fmt: skip
 """Page → what it is about, and the modules whose public functions and classes it holds."""
@@ -104,8 +104,10 @@ def _page(package: Any, name: str, about: str, modules: Sequence[str]) -> str:
 
 
 def _own(module: Any) -> Iterator[Any]:
-    """Public functions and classes of a module, in the order of its source."""
+    """Public functions and classes of a module, those of its `__all__` if it has one, in its order."""
     for name, member in module.members.items():
+        if module.exports is not None and name not in module.exports:
+            continue
         if not name.startswith("_") and not member.is_alias and (member.is_function or member.is_class):
             yield member
 

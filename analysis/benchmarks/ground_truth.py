@@ -32,8 +32,8 @@ from torch import Tensor
 
 from iclens.core import Site
 from iclens.training.config import Optimisation, SaeSpec
-from iclens.training.data.scaling import Scaling
-from iclens.training.steps.build import build_step
+from iclens.training.data import Scaling
+from iclens.training.other_saes import build_step
 
 BATCH = 1024
 DECAY = 0.5

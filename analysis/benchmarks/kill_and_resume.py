@@ -25,7 +25,7 @@ import torch
 from iclens.core import IclensError
 from iclens.training import loop
 from iclens.training.config import TrainConfig, parse_train_config
-from iclens.training.train import train_saes
+from iclens.training.loop import train_saes
 
 ROOT = Path(__file__).resolve().parents[2]
 

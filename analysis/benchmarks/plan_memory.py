@@ -23,9 +23,8 @@ from random_llama import write_folder
 
 from iclens.model.shape import LLAMA3_8B
 from iclens.training.config import TrainConfig, parse_train_config
-from iclens.training.planning.devices import cpu, peak_memory
-from iclens.training.planning.plan import plan
-from iclens.training.train import train_saes
+from iclens.training.loop import train_saes
+from iclens.training.plan import cpu, peak_memory, plan
 
 TOLERANCE = 0.10
 

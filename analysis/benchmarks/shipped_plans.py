@@ -8,8 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from iclens.training.config import load_train_config
-from iclens.training.planning.devices import CARDS
-from iclens.training.planning.plan import plan
+from iclens.training.plan import CARDS, plan
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "plans.md"

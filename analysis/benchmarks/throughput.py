@@ -32,12 +32,9 @@ from iclens.model.load import LanguageModel
 from iclens.model.shape import LLAMA3_8B, ModelShape
 from iclens.saes.quality import LeftOut
 from iclens.training.config import TrainConfig, parse_train_config
-from iclens.training.data.activations import recorder
-from iclens.training.data.buffer import ActivationBuffer
-from iclens.training.data.scaling import estimate_scalings
-from iclens.training.planning.costs import Job, times
-from iclens.training.planning.devices import Device, cpu, present_device
-from iclens.training.steps.build import build_step
+from iclens.training.data import ActivationBuffer, estimate_scalings, recorder
+from iclens.training.other_saes import build_step
+from iclens.training.plan import Device, Job, cpu, present_device, times
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from iclens.prompts.build import TokenTable
 from iclens.prompts.mixture import Mixture
 from iclens.saes.quality import fvu
 from iclens.training.config import parse_train_config
-from iclens.training.train import train_saes
+from iclens.training.loop import train_saes
 
 MODEL = Path(__file__).resolve().parents[2] / "checkpoints" / "icl-tiny"
 SITES = tuple(Site(layer, hook) for layer in (1, 2, 3) for hook in ("resid_post", "mlp_out"))

@@ -25,9 +25,8 @@ from torch import Tensor
 
 from iclens.core import Site
 from iclens.training.config import Optimisation, SaeSpec
-from iclens.training.data.scaling import Scaling
-from iclens.training.steps.adam import BETAS
-from iclens.training.steps.sparse import SparseStep
+from iclens.training.data import Scaling
+from iclens.training.topk import BETAS, SparseStep
 
 
 def batches(d_in: int, rows: int) -> Callable[[], Tensor]:

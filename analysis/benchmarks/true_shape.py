@@ -44,9 +44,8 @@ from iclens.prompts.build import build_prompts
 from iclens.prompts.tasks import parse_task
 from iclens.saes.load import load_sae
 from iclens.training.config import parse_train_config
-from iclens.training.planning.devices import cpu, peak_memory
-from iclens.training.planning.plan import plan
-from iclens.training.train import train_saes
+from iclens.training.loop import train_saes
+from iclens.training.plan import cpu, peak_memory, plan
 
 GATE = 0.10
 """Largest relative distance of a bfloat16 forward from the reference; controls must be at twice that."""

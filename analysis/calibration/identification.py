@@ -39,8 +39,8 @@ from iclens.study.config import demo_config
 from iclens.study.grid import grid_prompts, task_grid
 from iclens.track import track
 from iclens.training.config import Optimisation, SaeSpec
-from iclens.training.data.scaling import Scaling
-from iclens.training.steps.build import build_step
+from iclens.training.data import Scaling
+from iclens.training.other_saes import build_step
 from planted import CONCEPTS as PLANTED
 from planted import CONFOUND, CalibrationRow, at_least, at_most, plant_codes, stated
 

@@ -78,7 +78,7 @@ class _Line:
 
     def show(self, found: dict[str, Any]) -> None:
         """Show metrics as they come; close after the last step."""
-        from iclens.training.metrics import progress_text
+        from iclens.training.report import progress_text
 
         if "continued_at" in found:
             return self._console.print(f"continued at {found['continued_at']:,} tokens", markup=False)
@@ -194,8 +194,8 @@ def plan(
 ) -> None:
     """Say what a training run will take in memory, time and disk; exit 3 when it will not fit."""
     from iclens.training.config import load_train_config
-    from iclens.training.planning.devices import find_device
-    from iclens.training.planning.plan import plan as plan_training
+    from iclens.training.plan import find_device
+    from iclens.training.plan import plan as plan_training
 
     asked = load_train_config(config)
     found = plan_training(asked, find_device(device, asked.model.device))
@@ -311,9 +311,8 @@ def train(
 ) -> None:
     """Train several SAEs from one forward pass; a signal leaves a checkpoint to continue from."""
     from iclens.training.config import load_train_config
-    from iclens.training.mirror import mirrored
-    from iclens.training.report import REPORT, write_report
-    from iclens.training.train import train_saes
+    from iclens.training.loop import train_saes
+    from iclens.training.report import REPORT, mirrored, write_report
 
     first, declared, report = os.environ.get("RANK", "0") == "0", load_train_config(config), sae_report()
     with mirrored(report, wandb, declared) if wandb and first else nullcontext(report) as telling:

@@ -107,6 +107,9 @@ PREFIX_LENGTH = 2
 
 TOKENS_PER_EXAMPLE = len(ROLES)
 
+PADDING = -1
+"""In place of a token id: nothing stands there. It fills rows up at their end, where no token sees it."""
+
 TEMPLATE = "(x, y)"
 """The template of prompts that name none; `prompts.render` holds it and the others."""
 

@@ -15,7 +15,7 @@ from iclens.model.attention import Knockout, attention_patterns, head_outputs, r
 from iclens.model.load import LanguageModel, load_model
 from iclens.model.run import Edit, answer_probs, record, record_and_answer, run_blocks, run_to_end, unembed
 from iclens.model.tail import Tail, added_together, tails_of
-from iclens.training.data.activations import recorder
+from iclens.training.data import recorder
 
 Save = Callable[..., Path]
 LENGTH = 40

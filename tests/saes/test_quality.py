@@ -11,14 +11,13 @@ from sae_lens import SkipTranscoder, SkipTranscoderConfig, Transcoder, Transcode
 from sae_lens.saes.sae import SAEMetadata
 from torch.nn import functional as F
 
-from iclens.core import SaeError, Site, position
+from iclens.core import PADDING, SaeError, Site, position
 from iclens.model.load import LanguageModel, load_model
 from iclens.model.run import record
 from iclens.prompts.build import build_prompts
 from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae, load_sae
 from iclens.saes.quality import (
-    PADDING,
     ErrorShare,
     LeftOut,
     density_histogram,

@@ -119,7 +119,7 @@ def reached_code(stage: str) -> set[str]:
         ("growth", "growth/bayes.py:Calibration"), ("track", "growth/bayes.py:calibrate"),
         ("track", "study/follow.py:joined_shards"), ("track", "study/run.py:RunContext"),
         ("patch", "study/run.py:RunContext"), ("detect", "study/store.py:save"), ("detect", "table.py:Table"),
-        ("shape", "growth/shape.py:fit_shapes"), ("saes", "training/data/buffer.py"),
+        ("shape", "growth/shape.py:fit_shapes"), ("saes", "training/data.py"),
         ("identify", "concepts/concepts.yaml"), ("identify", "study/flow.py:identify"),
         ("dashboard", "dashboards/assets/site.css"), ("dashboard", "dashboards/templates/base.html.j2"),
     ],

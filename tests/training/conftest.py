@@ -8,7 +8,7 @@ import pytest
 
 from iclens.model.load import LanguageModel, load_model
 from iclens.training.config import parse_train_config
-from iclens.training.train import train_saes
+from iclens.training.loop import train_saes
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "checkpoints" / "icl-tiny"

@@ -12,8 +12,7 @@ import torch
 
 from iclens.core import ModelError
 from iclens.model.shape import read_shape
-from iclens.training.planning.devices import cpu
-from iclens.training.planning.plan import plan
+from iclens.training.plan import cpu, plan
 
 FOLDER = Path(__file__).resolve().parents[2] / "analysis" / "benchmarks"
 

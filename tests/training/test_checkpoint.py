@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from iclens.core import RunError
-from iclens.training import checkpoint
-from iclens.training.checkpoint import STATE, CheckpointFolder, write_part
+from iclens.training.folder import STATE, TrainingFolder, write_part
 
 
 def parts(value: float) -> dict[str, dict[str, Tensor]]:
@@ -20,7 +20,7 @@ def parts(value: float) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def save(folder: CheckpointFolder, tokens: int) -> Path:
+def save(folder: TrainingFolder, tokens: int) -> Path:
     partial = folder.begin(tokens)
     files = {}
     for name, tensors in parts(tokens).items():
@@ -29,11 +29,11 @@ def save(folder: CheckpointFolder, tokens: int) -> Path:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> CheckpointFolder:
-    return CheckpointFolder(tmp_path / "run.checkpoints", keep=2)
+def folder(tmp_path: Path) -> TrainingFolder:
+    return TrainingFolder(tmp_path / "run", keep=2)
 
 
-def test_what_was_written_comes_back_to_the_bit(folder: CheckpointFolder) -> None:
+def test_what_was_written_comes_back_to_the_bit(folder: TrainingFolder) -> None:
     assert folder.newest() is None
     save(folder, 10)
     found = folder.newest()
@@ -50,13 +50,13 @@ def test_what_was_written_comes_back_to_the_bit(folder: CheckpointFolder) -> Non
 def test_views_of_one_large_tensor_are_written_as_they_are(tmp_path: Path) -> None:
     whole = torch.arange(12.0).reshape(3, 4)
     write_part(tmp_path, "views", {"row": whole[1], "column": whole[:, 2], "transposed": whole.T})
-    back = checkpoint.load_file(tmp_path / "views.safetensors")
+    back = load_file(tmp_path / "views.safetensors")
     assert back["row"].tolist() == [4, 5, 6, 7] and back["column"].tolist() == [2, 6, 10]
     assert torch.equal(back["transposed"], whole.T)
     assert write_part(tmp_path, "nothing", {}) == {} and not (tmp_path / "nothing.safetensors").exists()
 
 
-def test_only_the_newest_are_kept_and_nothing_else_is_there(folder: CheckpointFolder) -> None:
+def test_only_the_newest_are_kept_and_nothing_else_is_there(folder: TrainingFolder) -> None:
     for tokens in (10, 20, 30):
         save(folder, tokens)
     assert sorted(p.name for p in folder.root.iterdir()) == ["000000000020", "000000000030"]
@@ -69,7 +69,7 @@ def test_only_the_newest_are_kept_and_nothing_else_is_there(folder: CheckpointFo
         (STATE, "missing or damaged"),
     ],
 )
-def test_a_flipped_bit_is_noticed(folder: CheckpointFolder, file: str, words: str) -> None:
+def test_a_flipped_bit_is_noticed(folder: TrainingFolder, file: str, words: str) -> None:
     path = save(folder, 10) / file
     content = bytearray(path.read_bytes())
     place = len(content) - 6 if file != STATE else content.index(b"step") + 8
@@ -79,7 +79,7 @@ def test_a_flipped_bit_is_noticed(folder: CheckpointFolder, file: str, words: st
         folder.newest()
 
 
-def test_a_damaged_one_is_passed_over_and_does_not_count_as_kept(folder: CheckpointFolder) -> None:
+def test_a_damaged_one_is_passed_over_and_does_not_count_as_kept(folder: TrainingFolder) -> None:
     save(folder, 10)
     newest = save(folder, 20)
     os.truncate(newest / "buffer.safetensors", 10)
@@ -89,7 +89,7 @@ def test_a_damaged_one_is_passed_over_and_does_not_count_as_kept(folder: Checkpo
     assert sorted(p.name for p in folder.root.iterdir()) == ["000000000010", "000000000015"]
 
 
-def test_the_state_is_of_these_files(folder: CheckpointFolder) -> None:
+def test_the_state_is_of_these_files(folder: TrainingFolder) -> None:
     path = save(folder, 10)
     (path / "sae.safetensors").unlink()
     with pytest.raises(RunError, match=r"sae.safetensors is missing.*Remove the folder"):
@@ -97,14 +97,14 @@ def test_the_state_is_of_these_files(folder: CheckpointFolder) -> None:
 
 
 def test_an_end_while_writing_leaves_the_older_one_whole(
-    folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+    folder: TrainingFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(folder, 10)
 
     def ended(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "flush", ended)
+    monkeypatch.setattr("iclens.training.folder.flush", ended)
     with pytest.raises(KeyboardInterrupt):
         save(folder, 20)
     monkeypatch.undo()
@@ -115,12 +115,12 @@ def test_an_end_while_writing_leaves_the_older_one_whole(
     assert [p.name for p in folder.root.iterdir()] == ["000000000010"]
 
 
-def test_one_of_the_same_tokens_is_replaced(folder: CheckpointFolder) -> None:
+def test_one_of_the_same_tokens_is_replaced(folder: TrainingFolder) -> None:
     save(folder, 10)
     path = save(folder, 10)
     assert json.loads((path / STATE).read_text())["tokens"] == 10
     assert [p.name for p in folder.root.iterdir()] == ["000000000010"]
 
 
-def test_no_file_is_a_pickle(folder: CheckpointFolder) -> None:
+def test_no_file_is_a_pickle(folder: TrainingFolder) -> None:
     assert {p.suffix for p in save(folder, 10).iterdir()} == {".safetensors", ".json"}

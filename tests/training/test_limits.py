@@ -18,10 +18,8 @@ from iclens.study.config import parse_study_config
 from iclens.study.grid import quality_prompts
 from iclens.study.pipeline import run_study
 from iclens.training.config import parse_train_config
-from iclens.training.limits import check_limits
-from iclens.training.planning.devices import cpu
-from iclens.training.planning.plan import plan
-from iclens.training.train import train_saes
+from iclens.training.loop import train_saes
+from iclens.training.plan import check_limits, cpu, plan
 
 Declare = Callable[..., dict[str, Any]]
 MODEL = Path(__file__).resolve().parents[2] / "checkpoints" / "icl-tiny"

@@ -16,13 +16,12 @@ import yaml
 from safetensors.torch import save_file
 
 from iclens.cli import main
-from iclens.core import ConfigError
+from iclens.core import PADDING, ConfigError
 from iclens.model.load import LanguageModel
-from iclens.saes.quality import PADDING
 from iclens.training.config import TextContexts, TokenContexts, parse_train_config
-from iclens.training.data.text import TextSource
-from iclens.training.data.tokens import NONE, ONE, SEVERAL, TokenSource
-from iclens.training.train import train_saes
+from iclens.training.loop import train_saes
+from iclens.training.text import TextSource
+from iclens.training.tokens import NONE, ONE, SEVERAL, TokenSource
 
 Declare = Callable[..., dict[str, Any]]
 LINE = "(1, 5)\n(2, 7)\n(3, 9)\n"

@@ -10,8 +10,9 @@ import pytest
 
 from iclens.core import ConfigError
 from iclens.training.config import parse_train_config
-from iclens.training.metrics import PACE, MetricsLog, Pace, progress_text, read_metrics
-from iclens.training.mirror import mirrored
+from iclens.training.folder import PACE, MetricsLog
+from iclens.training.loop import Pace
+from iclens.training.report import mirrored, progress_text, read_metrics
 
 FOUND: dict[str, Any] = {
     "step": 21, "of": 100, "tokens": 1_234_567, "of_tokens": 100_000_000, "seconds": 58.0,

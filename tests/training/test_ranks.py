@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from iclens.core import ConfigError
 from iclens.training.config import parse_train_config
+from iclens.training.loop import train_saes
 from iclens.training.ranks import Ranks
-from iclens.training.train import train_saes
 
 Declare = Callable[..., dict[str, Any]]
 Start = Callable[..., list[subprocess.Popen[str]]]
@@ -139,11 +139,11 @@ def test_a_bad_row_stops_both_with_a_checkpoint_and_mended_both_go_on(
     assert f"continued at {int(kept.name):,} tokens" in err
 
 
-@pytest.mark.parametrize("place", ["activations.run_blocks", "sparse.reconstruct"])
+@pytest.mark.parametrize("place", ["data.run_blocks", "topk.reconstruct"])
 def test_what_fails_in_one_process_ends_both(
     short: Declare, start: Start, tmp_path: Path, place: str
 ) -> None:
-    module = {"activations": "data.activations", "sparse": "steps.sparse"}[place.split(".")[0]]
+    module, name = place.split(".")
     failing = (
         "import os; from iclens.training import loop; loop.EVERY = 1\n"
         f"import iclens.training.{module} as place\n"
@@ -151,7 +151,7 @@ def test_what_fails_in_one_process_ends_both(
         "before = loop.Loop._tell\n"
         "def tell(self, *args):\n"
         "    before(self, *args)\n"
-        f"    if self.done == 5 and os.environ['RANK'] == '1': place.{place.split('.')[1]} = fail\n"
+        f"    if self.done == 5 and os.environ['RANK'] == '1': place.{name} = fail\n"
         "loop.Loop._tell = tell\n"
         "from iclens.cli import main; main()"
     )

@@ -18,11 +18,9 @@ from safetensors import SafetensorError
 from iclens.core import ConfigError, IclensError, RunError, StoppedError
 from iclens.model.load import load_model
 from iclens.saes.load import load_sae_set
-from iclens.training import loop
+from iclens.training import data, loop, topk
 from iclens.training.config import TrainConfig, parse_train_config
-from iclens.training.data import activations, streams
-from iclens.training.steps import sparse
-from iclens.training.train import train_saes
+from iclens.training.loop import train_saes
 
 Declare = Callable[..., dict[str, Any]]
 Told = list[dict[str, Any]]
@@ -121,7 +119,7 @@ def test_a_kill_is_survived_by_the_newest_checkpoint(
 def test_a_signal_before_the_first_step_leaves_nothing(
     short: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iclens.training.train.load_model", lambda *_, **__: send(signal.SIGTERM)())
+    monkeypatch.setattr("iclens.training.loop.load_model", lambda *_, **__: send(signal.SIGTERM)())
     with pytest.raises(StoppedError, match="Nothing was trained yet") as caught:
         train_saes(parse_train_config(short()), tmp_path / "set")
     assert caught.value.exit_code == 143 and list(tmp_path.iterdir()) == []
@@ -131,7 +129,7 @@ def test_a_signal_while_measuring_keeps_the_last_checkpoint(
     whole: tuple[TrainConfig, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, expected = whole
-    monkeypatch.setattr("iclens.training.train.evaluate", lambda *_: send(signal.SIGINT)())
+    monkeypatch.setattr("iclens.training.loop.evaluate", lambda *_: send(signal.SIGINT)())
     with pytest.raises(StoppedError, match="000000008192") as caught:
         train_saes(config, tmp_path / "set")
     assert caught.value.exit_code == 130
@@ -223,18 +221,18 @@ def panics(*_: Any) -> None:
 
 def second_fails() -> Callable[..., Any]:
     """A `reconstruct` that runs out of memory at its second call."""
-    calls, real = iter(range(2)), sparse.reconstruct
+    calls, real = iter(range(2)), topk.reconstruct
     return lambda *given: real(*given) if next(calls) == 0 else out_of_memory()
 
 
 BREAKS: dict[str, tuple[Any, str, Any]] = {
-    "the data": (streams.MixedStream, "next", no_numbers),
-    "the model": (activations, "run_blocks", out_of_memory),
+    "the data": (data.TokenStream, "next", no_numbers),
+    "the model": (data, "run_blocks", out_of_memory),
     "the metrics": (loop.MetricsLog, "add", full),
     "a report": (None, "", None),
-    "an SAE": (sparse, "reconstruct", out_of_memory),
-    "the second SAE": (sparse, "reconstruct", second_fails()),
-    "a library that panics": (streams.MixedStream, "next", panics),
+    "an SAE": (topk, "reconstruct", out_of_memory),
+    "the second SAE": (topk, "reconstruct", second_fails()),
+    "a library that panics": (data.TokenStream, "next", panics),
 }
 
 
@@ -277,7 +275,7 @@ def test_an_sae_that_fails_while_its_weights_change_keeps_the_checkpoint_before_
         train_saes(
             config,
             tmp_path / "set",
-            at_step(5, lambda: monkeypatch.setattr(sparse.SparseStep, "_count", out_of_memory)),
+            at_step(5, lambda: monkeypatch.setattr(topk.SparseStep, "_count", out_of_memory)),
         )
     monkeypatch.undo()
     newest = tmp_path / "set.checkpoints" / f"{2048:012d}"
@@ -291,7 +289,7 @@ def test_measuring_that_fails_does_not_take_the_saes_along(
     whole: tuple[TrainConfig, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, expected = whole
-    monkeypatch.setattr("iclens.training.evaluate.tally", out_of_memory)
+    monkeypatch.setattr("iclens.training.loop.tally", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError) as caught:
         train_saes(config, tmp_path / "set")
     assert f"The SAEs are whole in '{tmp_path / 'set'}'" in caught.value.__notes__[0]

@@ -12,8 +12,8 @@ import pytest
 from iclens.core import TokenizerError
 from iclens.model.load import load_tokenizer
 from iclens.training.config import parse_train_config
-from iclens.training.data.text import TextSource
-from iclens.training.train import train_saes
+from iclens.training.loop import train_saes
+from iclens.training.text import TextSource
 
 Declare = Callable[..., dict[str, Any]]
 
@@ -56,9 +56,7 @@ def test_a_tokenizer_that_splits_digits_trains_on(
 def test_prompts_of_it_are_refused_before_the_model_is_read(
     kind: str, short: Declare, digit_folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "iclens.training.train.load_model", lambda *_, **__: pytest.fail("the model was read")
-    )
+    monkeypatch.setattr("iclens.training.loop.load_model", lambda *_, **__: pytest.fail("the model was read"))
     data = {"kind": "mixture", "examples": 8}
     if kind == "text":
         prompts = [{"task": "2x+3", "weight": 0.1}]

@@ -18,10 +18,9 @@ from iclens.prompts.build import build_prompts
 from iclens.prompts.tasks import parse_task
 from iclens.saes.load import load_sae_set
 from iclens.training.config import parse_train_config
-from iclens.training.data.buffer import ActivationBuffer
-from iclens.training.loop import learning_rate
+from iclens.training.data import ActivationBuffer
+from iclens.training.loop import learning_rate, train_saes
 from iclens.training.report import write_report
-from iclens.training.train import train_saes
 
 Declare = Callable[..., dict[str, Any]]
 Run = tuple[Path, list[dict[str, Any]]]
@@ -141,7 +140,7 @@ def test_what_cannot_be_trained_is_refused_before_the_model_is_read(
     def read(*_: object, **__: object) -> None:
         raise AssertionError("the model was read")
 
-    monkeypatch.setattr("iclens.training.train.load_model", read)
+    monkeypatch.setattr("iclens.training.loop.load_model", read)
     with pytest.raises(ConfigError, match="option 'widths'"):
         train_saes(parse_train_config(short(saes={"options": {"widths": [8]}})), tmp_path / "saes")
 
@@ -156,7 +155,7 @@ def test_the_buffer_is_where_the_model_is(
             asked.append(device)
             super().__init__(*args, device=device, **named)
 
-    monkeypatch.setattr("iclens.training.train.ActivationBuffer", Seen)
+    monkeypatch.setattr("iclens.training.loop.ActivationBuffer", Seen)
     train_saes(parse_train_config(short()), tmp_path / "saes")
     assert asked == [torch.device("cpu")]
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from iclens.core import SaeError, Site
+from iclens.core import PADDING, SaeError, Site
 from iclens.model.load import LanguageModel, as_numpy
 from iclens.model.run import Edit, attached, run_blocks, unembed
 from iclens.prompts.render import bos_id
@@ -22,8 +22,6 @@ from iclens.table import Floats, Ints
 
 Bools = NDArray[np.bool_]
 
-PADDING = -1
-"""In place of a token id: nothing stands there. It fills rows up at their end, where no token sees it."""
 ALL = "all"
 """The group of every measured position."""
 _ENCODED_ROWS = 2048

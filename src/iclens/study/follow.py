@@ -36,7 +36,7 @@ from iclens.study.store import hash_json, load_arrays, save_arrays
 from iclens.table import Floats
 from iclens.track import belief_log_odds, track
 from iclens.training.config import TrainConfig, load_train_config
-from iclens.training.train import train_saes
+from iclens.training.loop import train_saes
 
 CALIBRATION_SEED, CALIBRATION_PROMPTS = 1_000_003, 128
 """Prompts of another seed than the study's: guess and lapse never come from the curve they correct."""

@@ -27,7 +27,7 @@ from iclens.prompts.mixture import Mixture
 from iclens.study.config import StudyConfig
 from iclens.study.store import hash_file, hash_files
 from iclens.training.config import load_train_config
-from iclens.training.limits import check_limits
+from iclens.training.plan import check_limits
 
 Hashes = dict[str, str]
 

@@ -1,10 +1,11 @@
-"""One training over several processes, started by torchrun: who does what, and how rows come together.
+"""One training over several processes, started by torchrun, and its end by a signal.
 
 1. SAEs are dealt out to processes. 2. Every process draws the same contexts, runs the model on its share of
 them, and sends each site's rows to the process that trains on it; there they stand in the order in which one
 process alone would have recorded them, so each SAE takes the steps it would take in one process. 3. Once per
 step the processes agree on stopping and saving. 4. What fails in one fails in all, at the same place, so that
-all can save; when one is lost, the others end in one line.
+all can save; when one is lost, the others end in one line. 5. While the loop runs, SIGTERM and SIGINT are
+only noted: it finishes its step, writes a checkpoint and ends. Before and after it they end training at once.
 
 Weights and gradients never travel: an SAE lives in one process, and of a batch only its own sites' rows do.
 """
@@ -14,10 +15,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -28,13 +33,25 @@ from torch import Tensor
 from iclens.core import ConfigError, Site, StoppedError
 from iclens.table import Ints
 from iclens.training.config import SaeSpec
-from iclens.training.data.activations import Record
-from iclens.training.data.contexts import Facts, State
-from iclens.training.data.streams import TokenStream
-from iclens.training.stop import Stopped
+from iclens.training.data import Record
 
-_PATIENCE = timedelta(hours=2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+PATIENCE = 3
+"""SIGINT so often ends training without a checkpoint."""
+_LONGEST = timedelta(hours=2)
 """How long a process waits for another that is still there, for example while that one measures its SAEs."""
+
+
+class Stopped(BaseException):
+    """A signal came while nothing had to be saved."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+class GoneError(StoppedError):
+    """Another process is not there any more, so that nothing can be done together."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +77,10 @@ class Ranks:
         return f"cuda:{os.environ['LOCAL_RANK']}" if self.world > 1 and named == "cuda" else named
 
     def deal(self, specs: Sequence[SaeSpec]) -> dict[str, int]:
-        """SAE name → the process that trains it: the largest first, each to the least laden.
-
-        Raises:
-            ConfigError: when there are more processes than SAEs.
-        """
+        """SAE name → the process that trains it: the largest first, each to the least laden."""
         if self.world > len(specs):
-            raise ConfigError(
-                f"{self.world} processes", f"for {len(specs)} SAEs", "Start at most one process for each SAE."
-            )
+            remedy = "Start at most one process for each SAE."
+            raise ConfigError(f"{self.world} processes", f"for {len(specs)} SAEs", remedy)
         laden, owner = [0] * self.world, {}
         for spec in sorted(specs, key=lambda spec: -spec.d_sae):
             chosen = laden.index(min(laden))
@@ -91,16 +103,16 @@ class Ranks:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         (longest,) = self.largest(len(text))
-        held = torch.full((longest,), ord(" "), dtype=torch.uint8)
-        held[: len(text)] = text
-        parts = [torch.empty_like(held) for _ in range(self.world)]
+        padded = torch.full((longest,), ord(" "), dtype=torch.uint8)
+        padded[: len(text)] = text
+        parts = [torch.empty_like(padded) for _ in range(self.world)]
         with _together():
-            dist.all_gather(parts, held)
+            dist.all_gather(parts, padded)
         return [json.loads(bytes(part.numpy().tobytes())) for part in parts]
 
     def merged(self, value: Mapping[str, Any]) -> dict[str, Any]:
         """Mappings of all processes as one."""
-        return {name: found for part in self.collect(dict(value)) for name, found in part.items()}
+        return {name: item for part in self.collect(dict(value)) for name, item in part.items()}
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
@@ -126,10 +138,6 @@ class Ranks:
         """Whether every process ends with this error, or one that stands for it, at this place."""
         return self.world == 1 or any(error is failure for failure in self._failures)
 
-    def in_step(self, stream: TokenStream) -> TokenStream:
-        """The same stream, which fails in every process when it fails in one."""
-        return stream if self.world == 1 else _InStep(self, stream)
-
     def shared(self, record: Record, readers: Mapping[Site, Sequence[int]]) -> Record:
         """A `Record` that runs the model on this process's share of the contexts.
 
@@ -148,11 +156,11 @@ class Ranks:
             places = np.arange(self.rank * share, (self.rank + 1) * share)
             # The last share is filled up, so that all have one size; what fills it is cut off below.
             with self.agreed():
-                found = record(tokens[np.minimum(places, len(tokens) - 1)], tuple(readers))
+                recorded = record(tokens[np.minimum(places, len(tokens) - 1)], tuple(readers))
             return {
                 site: whole[: len(tokens)]
                 for site, ranks in readers.items()
-                if (whole := self._gathered(found[site], ranks)) is not None
+                if (whole := self._gathered(recorded[site], ranks)) is not None
             }
 
         return exchange
@@ -160,8 +168,7 @@ class Ranks:
     def _gathered(self, x: Tensor, readers: Sequence[int]) -> Tensor | None:
         """x of all processes, one after another, where this process is a reader; None elsewhere."""
         whole = None
-        # As bytes, so that every dtype travels alike.
-        sent = x.contiguous().view(torch.uint8)
+        sent = x.contiguous().view(torch.uint8)  # as bytes, so that every dtype travels alike
         for reader in readers:
             parts = [torch.empty_like(sent) for _ in range(self.world)] if reader == self.rank else None
             with _together():
@@ -169,36 +176,6 @@ class Ranks:
             if parts is not None:
                 whole = torch.cat([part.view(x.dtype) for part in parts])
         return whole
-
-
-@dataclass(frozen=True)
-class _InStep:
-    """A stream that every process reads, in the same order."""
-
-    ranks: Ranks
-    stream: TokenStream
-
-    def next(self) -> Ints:
-        with self.ranks.agreed():
-            return self.stream.next()
-
-    def samples(self) -> list[Ints]:
-        with self.ranks.agreed():
-            return self.stream.samples()
-
-    def state(self) -> State:
-        return self.stream.state()
-
-    def restore(self, state: State) -> None:
-        with self.ranks.agreed():
-            self.stream.restore(state)
-
-    def facts(self) -> Facts:
-        return self.stream.facts()
-
-
-class GoneError(StoppedError):
-    """Another process is not there any more, so that nothing can be done together."""
 
 
 @contextmanager
@@ -212,7 +189,7 @@ def joined() -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _together():
-        dist.init_process_group(backend, timeout=_PATIENCE)
+        dist.init_process_group(backend, timeout=_LONGEST)
     try:
         yield Ranks(dist.get_rank(), world)
     finally:
@@ -225,8 +202,56 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as cause:
-        line = str(cause).strip().splitlines()[0]
-        raise GoneError(
-            "training in several processes", f"another process is gone ({line})",
-            "Continue from the newest checkpoint with --resume.",
-        ) from cause  # fmt: skip
+        line = f"another process is gone ({str(cause).strip().splitlines()[0]})"
+        remedy = "Continue from the newest checkpoint with --resume."
+        raise GoneError("training in several processes", line, remedy) from cause
+
+
+class Stop:
+    """Whether a signal asked training to end; `receive` handles it."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        """Number of the first signal that came; 0 while none did."""
+        self._noting, self._interrupts = False, 0
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Inside, a signal is noted in `asked`; outside, it raises `Stopped`."""
+        self._noting = True
+        try:
+            yield
+        finally:
+            self._noting = False
+
+    def receive(self, number: int, _frame: FrameType | None) -> None:
+        """The signals' handler."""
+        self.asked = self.asked or number
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts >= PATIENCE:
+            raise KeyboardInterrupt
+        if not self._noting:
+            raise Stopped(number)
+
+
+@contextmanager
+def watched() -> Iterator[Stop]:
+    """Receive `SIGNALS` inside, and put the earlier handlers back; does nothing outside the main thread."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.receive) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stopped(number: int, checkpoint: Path | None) -> StoppedError:
+    """The one line with which training ends after a signal."""
+    how, remedy = f"stopped by {signal.Signals(number).name}", "Nothing was trained yet."
+    if checkpoint is not None:
+        how, remedy = f"{how}, checkpoint '{checkpoint}' written", "Continue with --resume."
+    return StoppedError("training", how, remedy, 128 + number)

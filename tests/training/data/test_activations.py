@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from iclens.core import HOOKS, ConfigError, Site
+from iclens.core import HOOKS, PADDING, ConfigError, Site
 from iclens.model.load import LanguageModel, load_model
 from iclens.model.run import record
-from iclens.saes.quality import PADDING, LeftOut
+from iclens.saes.quality import LeftOut
 from iclens.table import Ints
 from iclens.training.config import MixtureContexts, parse_train_config
-from iclens.training.data.activations import find_left_out, kept_rows, recorder
-from iclens.training.data.streams import TokenStream, build_stream
+from iclens.training.data import TokenStream, build_stream, find_left_out, kept_rows, recorder
 
 Declare = Callable[..., dict[str, Any]]
 SITE, OTHER = Site(0, "resid_post"), Site(1, "mlp_out")

@@ -8,14 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from iclens.core import ConfigError, Site
+from iclens.core import PADDING, ConfigError, Site
 from iclens.model.load import LanguageModel
-from iclens.saes.quality import PADDING, LeftOut
+from iclens.saes.quality import LeftOut
 from iclens.table import Ints
 from iclens.training.config import parse_train_config
-from iclens.training.data.activations import recorder
-from iclens.training.data.buffer import ActivationBuffer
-from iclens.training.data.streams import build_stream
+from iclens.training.data import ActivationBuffer, build_stream, recorder
 
 Declare = Callable[..., dict[str, Any]]
 SITE, OTHER = Site(0, "resid_post"), Site(1, "mlp_out")

@@ -12,7 +12,7 @@ from iclens.model.load import LanguageModel
 from iclens.prompts.build import build_prompts
 from iclens.prompts.tasks import parse_task
 from iclens.training.config import MixtureContexts, Prompts
-from iclens.training.data.contexts import MixtureSource, PromptSource, read_mixture
+from iclens.training.data import MixtureSource, PromptSource, read_mixture
 
 Make = Callable[[], MixtureSource]
 

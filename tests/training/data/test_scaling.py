@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iclens.core import ConfigError, Site
-from iclens.saes.quality import PADDING, LeftOut
+from iclens.core import PADDING, ConfigError, Site
+from iclens.saes.quality import LeftOut
 from iclens.table import Ints
-from iclens.training.data.scaling import Scaling, StreamingScaling, estimate_scalings
+from iclens.training.data import Scaling, StreamingScaling, estimate_scalings
 
 SITE, OTHER = Site(0, "resid_post"), Site(1, "mlp_out")
 

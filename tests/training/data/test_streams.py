@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from iclens.core import position
 from iclens.model.load import LanguageModel
 from iclens.training.config import TrainConfig, parse_train_config
-from iclens.training.data.streams import build_stream, furthest_behind, held_out
+from iclens.training.data import build_stream, furthest_behind, held_out
 
 Declare = Callable[..., dict[str, Any]]
 Configure = Callable[..., TrainConfig]

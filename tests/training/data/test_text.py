@@ -19,9 +19,7 @@ import pytest
 from iclens.core import ConfigError
 from iclens.model.load import LanguageModel
 from iclens.training.config import TextContexts
-from iclens.training.data import documents
-from iclens.training.data.documents import LocalDocuments, open_documents
-from iclens.training.data.text import ROWS, TextSource
+from iclens.training.text import ROWS, LocalDocuments, TextSource, open_documents
 
 Make = Callable[..., TextSource]
 TEXTS = [" ".join(map(str, range(n, n + 5 * n))) for n in (2, 8, 5, 14, 3, 11)]
@@ -349,7 +347,7 @@ ENDS = {
 def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that reading would have waited."""
     found: list[float] = []
-    monkeypatch.setattr(documents.time, "sleep", found.append)
+    monkeypatch.setattr("iclens.training.text.time.sleep", found.append)
     return found
 
 

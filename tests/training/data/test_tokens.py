@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from iclens.core import ConfigError
 from iclens.model.load import LanguageModel
 from iclens.training.config import TokenContexts
-from iclens.training.data.tokens import TokenSource
+from iclens.training.tokens import TokenSource
 
 Make = Callable[..., TokenSource]
 

@@ -7,15 +7,7 @@ import pytest
 import torch
 
 from iclens.core import ConfigError
-from iclens.training.planning.devices import (
-    CARDS,
-    NAMES,
-    cpu,
-    find_device,
-    peak_memory,
-    present_device,
-    recognised,
-)
+from iclens.training.plan import CARDS, NAMES, cpu, find_device, peak_memory, present_device
 
 
 def test_named_devices_have_the_data_sheets_figures() -> None:
@@ -64,7 +56,6 @@ def test_a_card_is_recognised_and_keeps_the_memory_it_reports(
 
 
 def test_an_unknown_card_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert recognised("NVIDIA GeForce RTX 4090", 24) is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(name="Radeon", total_memory=7)

@@ -18,10 +18,7 @@ from safetensors import safe_open
 from iclens.core import ConfigError, IclensError, ModelError, SiteError, WontFitError
 from iclens.model.shape import LLAMA3_8B, ModelShape, read_shape
 from iclens.training.config import TrainConfig, parse_train_config
-from iclens.training.planning.costs import INTERPRETER, Job
-from iclens.training.planning.devices import CARDS, Device, cpu
-from iclens.training.planning.plan import Plan, plan
-from iclens.training.planning.remedies import CHANGES
+from iclens.training.plan import CARDS, INTERPRETER, KNOBS, Device, Job, Plan, cpu, plan
 
 Declare = Callable[..., dict[str, Any]]
 MODEL = Path(__file__).resolve().parents[3] / "checkpoints" / "icl-tiny"
@@ -205,7 +202,7 @@ def test_what_no_change_can_help_says_so() -> None:
 
 def test_every_change_yields_valid_configurations() -> None:
     config = declared(**BIG, model={"load": "whole"})
-    for change in CHANGES:
+    for change in KNOBS:
         for words, changed in change(config):
             assert words and changed != config
             TrainConfig.model_validate(changed.model_dump())

@@ -7,8 +7,7 @@ from types import ModuleType
 import pytest
 
 from iclens.training.config import load_train_config
-from iclens.training.planning.devices import CARDS
-from iclens.training.planning.plan import plan
+from iclens.training.plan import CARDS, plan
 
 ROOT = Path(__file__).resolve().parents[3]
 

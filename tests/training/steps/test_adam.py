@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclens.training.steps import adam
-from iclens.training.steps.adam import Adam, clip
+from iclens.training.topk import Adam, clip
 
 
 def parameters(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -47,7 +46,7 @@ def test_the_first_step_by_hand() -> None:
 
 
 def test_narrow_moments_stay_close_and_still_decay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adam, "_BLOCK", 4)
+    monkeypatch.setattr("iclens.training.topk._BLOCK", 4)
     wide, narrow = parameters(), parameters()
     exact, rounded = Adam(wide, torch.float32), Adam(narrow, torch.bfloat16)
     for step in range(30):

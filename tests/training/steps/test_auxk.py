@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclens.training.steps.auxk import auxiliary
+from iclens.training.topk import auxiliary
 
 
 def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

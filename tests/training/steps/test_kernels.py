@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclens.training.steps.kernels import (
+from iclens.training.topk import (
     Active,
     Encoder,
     by_latent,

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from iclens.core import ConfigError, SaeError, Site
 from iclens.training.config import Optimisation, SaeSpec
-from iclens.training.data.scaling import Scaling
-from iclens.training.steps.build import build_step, check_spec
-from iclens.training.steps.lens import LensStep
+from iclens.training.data import Scaling
+from iclens.training.other_saes import LensStep, build_step, check_spec
 
 DECLARED = {
     "standard": {"l1_coefficient": 0.1},

@@ -8,9 +8,8 @@ from torch.nn import functional as F
 
 from iclens.core import SaeError, Site
 from iclens.training.config import Optimisation, SaeSpec
-from iclens.training.data.scaling import Scaling
-from iclens.training.steps.kernels import Encoder, choose_batch_topk, choose_topk
-from iclens.training.steps.sparse import SparseStep, reconstruct
+from iclens.training.data import Scaling
+from iclens.training.topk import Encoder, SparseStep, choose_batch_topk, choose_topk, reconstruct
 
 NARROW = {"encode_dtype": "bfloat16", "moment_dtype": "bfloat16"}
 
@@ -124,7 +123,7 @@ class Dense:
 def test_twenty_steps_are_those_of_a_dense_trainer(
     x: Tensor, y: Tensor, architecture: str, kind: str, longest: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iclens.training.steps.sparse.DEAD_EVERY", 1)
+    monkeypatch.setattr("iclens.training.topk.DEAD_EVERY", 1)
     target = y if kind == "transcoder" else None
     step = build(
         x, target, architecture, dead_after_tokens=256, aux_k=2, aux_coefficient=1.0, gradient_clip=longest,

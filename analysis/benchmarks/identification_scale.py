@@ -93,9 +93,9 @@ def random_latents(rows: Rows, n_latents: int, active: int) -> LatentActs:
 
 def difference(one: Concept, acts: LatentActs, rows: Rows, grid: TaskGrid, table) -> float:
     """Largest gap between a concept's AUROC and scikit-learn's, pairs of each stratum weighted alike."""
-    held = split_rows(rows, acts.matrix, one, (rows.example >= FIRST) & np.isin(rows.task, grid.held_out))
+    held = split_rows(rows, one, (rows.example >= FIRST) & np.isin(rows.task, grid.held_out))
     sample = np.unique(np.r_[: len(CONCEPTS), np.random.default_rng(1).integers(acts.d_sae, size=SAMPLE)])
-    dense = held.acts.tocsc()[:, sample].toarray()
+    dense = acts.matrix[held.used].tocsc()[:, sample].toarray()
     mine = table[table["concept"] == one.name].set_index("latent").loc[sample]
     total, pairs = np.zeros(len(sample)), 0
     for stratum in np.unique(held.stratum):

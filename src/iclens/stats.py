@@ -46,6 +46,10 @@ class Interval:
         """Whether it was measured."""
         return math.isfinite(self.value)
 
+    def columns(self, name: str) -> dict[str, float]:
+        """Columns `<name>`, `<name>_low` and `<name>_high` of a table's row."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 

@@ -1,4 +1,4 @@
-"""AUROC of latents against concepts, stratified, with permutation controls."""
+"""Matched AUROC of latents against concepts, its bootstrap, confounds, and the figures beside it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import coo_array, csc_array, csr_array
 from scipy.special import rel_entr
 from scipy.stats import norm
 
 from iclens.concepts.language import Concept, Rows
+from iclens.stats import interval, resample_prompts
 from iclens.table import Floats, Ints, expect_shape
 
+Matrix = csr_array | Floats
 _CELLS = 1 << 20
 """Entries × columns handled at a time, so that a bootstrap stays in the processor's cache."""
 
@@ -23,26 +25,16 @@ class Ordering:
     """Non-zero entries sorted by latent, stratum and value.
 
     A *tie* is a run of equal values in one *block*; a block is one latent in one stratum.
-
-    Args:
-        n_latents: number of latents.
-        stratum: stratum of each row, from 0, [row].
-        row: row of each entry, [entry].
-        tie: number of its tie, ascending, [entry].
-        block: number of its block, ascending, [entry].
-        above: whether its value is above zero, [entry].
-        block_latent: [block].
-        block_stratum: [block].
     """
 
     n_latents: int
-    stratum: Ints
-    row: Ints
-    tie: Ints
-    block: Ints
-    above: NDArray[np.bool_]
-    block_latent: Ints
-    block_stratum: Ints
+    stratum: Ints  # stratum of each row, from 0, [row]
+    row: Ints  # [entry]
+    tie: Ints  # number of its tie, ascending, [entry]
+    block: Ints  # number of its block, ascending, [entry]
+    above: NDArray[np.bool_]  # whether its value is above zero, [entry]
+    block_latent: Ints  # [block]
+    block_stratum: Ints  # [block]
 
     def latents(self, first: int, last: int) -> Ordering:
         """The entries of latents `first` … `last` − 1."""
@@ -83,6 +75,11 @@ def order_entries(acts: csr_array, stratum: Ints) -> Ordering:
 def sides(positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Unit weights of positives and of the others, each [row 1], as `auroc` takes them."""
     return positive[:, None].astype(np.float64), (~positive)[:, None].astype(np.float64)
+
+
+def matched_auroc(acts: csr_array, positive: NDArray[np.bool_], stratum: Ints) -> Floats:
+    """`auroc` of every column of `acts` [row latent] with the rows as they are, [latent]."""
+    return auroc(order_entries(acts, stratum), *sides(positive))[:, 0]
 
 
 def auroc(order: Ordering, positive: Floats, negative: Floats) -> Floats:
@@ -169,12 +166,14 @@ def cluster_z(order: Ordering, positive: NDArray[np.bool_], cluster: Ints) -> Fl
     Returns:
         [latent]; 0 for a latent that is constant. |z| is at most √(number of clusters).
     """
-    size = np.bincount(order.stratum)
-    lift = positive - (np.bincount(order.stratum, weights=positive) / size)[order.stratum]
+    size = np.bincount(order.stratum)  # [stratum]
+    lift = positive - (np.bincount(order.stratum, weights=positive) / size)[order.stratum]  # [row]
     n_blocks = len(order.block_latent)
-    n_block = np.bincount(order.block, minlength=n_blocks)
-    n_under = np.bincount(order.block, weights=~order.above, minlength=n_blocks)
+    n_block = np.bincount(order.block, minlength=n_blocks)  # entries of each block, [block]
+    n_under = np.bincount(order.block, weights=~order.above, minlength=n_blocks)  # those below zero
     of_block = size[order.block_stratum]
+    # Zeros are not stored: they share one midrank per block. Scores are summed as if every row were zero,
+    # and what the entries differ from that is added.
     zero_rank = n_under + (of_block - n_block + 1) / 2 - (of_block + 1) / 2
     below, upto = (np.searchsorted(order.tie, order.tie, side) for side in ("left", "right"))
     midrank = (below + upto + 1) / 2 - (n_block.cumsum() - n_block)[order.block]
@@ -196,13 +195,26 @@ def cluster_z(order: Ordering, positive: NDArray[np.bool_], cluster: Ints) -> Fl
 def resampled_clusters(cluster: Ints, n_resamples: int, rng: np.random.Generator) -> Floats:
     """How often each row is drawn when whole clusters are drawn with replacement, [row resample]."""
     n_clusters = int(cluster.max(initial=0)) + 1
-    times = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=n_resamples)
-    return times.T.astype(np.float32)[cluster]
+    return resample_prompts(n_clusters, n_resamples, rng).T.astype(np.float32)[cluster]
 
+
+def resampled_auroc(order: Ordering, positive: NDArray[np.bool_], times: Floats) -> Floats:
+    """`auroc` with each row counted as often as it is drawn, `times` [row resample], as [latent resample]."""
+    return auroc(order, times * positive[:, None], times * ~positive[:, None])
+
+
+# ------------------------------------------------------------------------------- figures beside the AUROC
 
 _THIRDS = 3
-_STILL = 1e-12
+STILL = 1e-12
 """Share of the mean square below which a variance is rounding."""
+
+
+def column_moments(values: Matrix | csc_array) -> tuple[Floats, Floats]:
+    """Mean and variance of each column of [row column], zeros included; the variance of a constant is 0."""
+    mean, square = np.asarray(values.mean(axis=0)), np.asarray((values**2).mean(axis=0))
+    variance = square - mean**2
+    return mean, np.where(variance > STILL * square, variance, 0.0)
 
 
 @dataclass(frozen=True)
@@ -230,22 +242,20 @@ class _Entries:
     value: Floats
     weight: Floats
     positive: NDArray[np.bool_]
+    n_latents: int
+
+    def total(self, values: Floats, some: NDArray[np.bool_] | slice = slice(None)) -> Floats:
+        """Sum over the entries of each latent, or over some of them, [latent]."""
+        return np.bincount(self.latent[some], values[some], self.n_latents).astype(np.float64)
 
 
 def overlap_weights(positive: NDArray[np.bool_], stratum: Ints) -> Floats:
-    """Weights under which positives and negatives have the same distribution over strata.
+    """Weights under which positives and negatives have the same distribution over strata, [row].
 
         w = N_s / (P_s + N_s) on a positive,   P_s / (P_s + N_s) on a negative,   then Σ w = 1/2 on each side
 
     P_s and N_s count the positives and negatives of stratum s. A stratum weighs most where the two are
-    balanced, and nothing where one of them is missing.
-
-    Args:
-        positive: [row].
-        stratum: [row].
-
-    Returns:
-        [row]; 0 throughout when no stratum has both.
+    balanced, and nothing where one of them is missing; all weights are 0 when no stratum has both.
     """
     _, stratum = np.unique(stratum, return_inverse=True)
     n_positive, n_negative = (np.bincount(stratum, weights=side) for side in (positive, ~positive))
@@ -280,14 +290,16 @@ def scores(acts: csr_array, positive: NDArray[np.bool_], stratum: Ints) -> Score
     weight = overlap_weights(positive, stratum)
     if not weight.any():
         return Scores(*(np.full(n_latents, np.nan) for _ in range(3)))
-    entries = _entries(acts, positive, weight)
+    row = np.repeat(np.arange(n_rows), np.diff(acts.indptr))
+    used = (acts.data != 0) & (weight[row] > 0)
+    row = row[used]
+    entries = _Entries(
+        acts.indices[used].astype(np.int64), acts.data[used].astype(np.float64), weight[row], positive[row],
+        n_latents,
+    )  # fmt: skip
     lift = np.where(entries.positive, 2.0, -2.0) * entries.weight
-    active = entries.value > 0
-    return Scores(
-        effect_size=_effect_size(entries, n_latents),
-        mutual_info_nats=_mutual_info(entries, n_latents, positive, weight),
-        overlap=_sum(entries.latent[active], lift[active], n_latents),
-    )
+    information = _mutual_info(entries, positive, weight)
+    return Scores(_effect_size(entries), information, entries.total(lift, entries.value > 0))
 
 
 def confounding(positive: NDArray[np.bool_], stratum: Ints, labels: Ints) -> Floats:
@@ -313,56 +325,42 @@ def confounding(positive: NDArray[np.bool_], stratum: Ints, labels: Ints) -> Flo
         labels=(labels, ("row", "confound")),
     )  # fmt: skip
     weight = overlap_weights(positive, stratum)
-    sides = [weight * side for side in (positive, ~positive)]
-    (both, left), (right, neither) = ([side @ (labels * sign > 0) for sign in (1, -1)] for side in sides)
+    weights = [weight * side for side in (positive, ~positive)]
+    (both, left), (right, neither) = ([side @ (labels * sign > 0) for sign in (1, -1)] for side in weights)
     margins = (both + left) * (right + neither) * (both + right) * (left + neither)
     known = margins > 0
     apart = np.abs(both * neither - left * right)
     return np.where(known, apart / np.sqrt(np.where(known, margins, 1.0)), np.nan)
 
 
-def _entries(acts: csr_array, positive: NDArray[np.bool_], weight: Floats) -> _Entries:
-    row = np.repeat(np.arange(len(positive)), np.diff(acts.indptr))
-    used = (acts.data != 0) & (weight[row] > 0)
-    row = row[used]
-    value = acts.data[used].astype(np.float64)
-    return _Entries(acts.indices[used].astype(np.int64), value, weight[row], positive[row])
-
-
-def _sum(place: Ints, values: Floats, n_places: int) -> Floats:
-    return np.bincount(place, weights=values, minlength=n_places).astype(np.float64)
-
-
-def _effect_size(entries: _Entries, n_latents: int) -> Floats:
+def _effect_size(entries: _Entries) -> Floats:
     moments = []
     for side in (entries.positive, ~entries.positive):
-        latent, value, weight = entries.latent[side], entries.value[side], 2 * entries.weight[side]
-        stored = _sum(latent, weight, n_latents)
-        mean = _sum(latent, weight * value, n_latents)
-        apart = weight * (value - mean[latent]) ** 2
-        variance = _sum(latent, apart, n_latents)
-        variance += np.maximum(1 - stored, 0) * mean**2
-        moments.append((mean, np.where(variance > _STILL * (variance + mean**2), variance, 0.0)))
+        weight = 2 * entries.weight
+        stored = entries.total(weight, side)
+        mean = entries.total(weight * entries.value, side)
+        variance = entries.total(weight * (entries.value - mean[entries.latent]) ** 2, side)
+        variance += np.maximum(1 - stored, 0) * mean**2  # the zeros, which are not stored
+        moments.append((mean, np.where(variance > STILL * (variance + mean**2), variance, 0.0)))
     (high, spread), (low, spread_low) = moments
     pooled = (spread + spread_low) / 2
     return np.where(pooled > 0, (high - low) / np.sqrt(np.where(pooled > 0, pooled, 1.0)), np.nan)
 
 
-def _mutual_info(entries: _Entries, n_latents: int, positive: NDArray[np.bool_], weight: Floats) -> Floats:
+def _mutual_info(entries: _Entries, positive: NDArray[np.bool_], weight: Floats) -> Floats:
     """Of inactive and thirds with the label, bias-corrected, nats [latent]."""
     cell = (entries.latent * _THIRDS + _third(entries)) * 2 + entries.positive
-    shape, size = (n_latents, _THIRDS, 2), n_latents * _THIRDS * 2
-    mass = _sum(cell, entries.weight, size).reshape(shape)
-    count = np.bincount(cell, minlength=size).reshape(shape)
+    shape = (entries.n_latents, _THIRDS, 2)
+    mass = np.bincount(cell, entries.weight, np.prod(shape)).astype(np.float64).reshape(shape)
+    count = np.bincount(cell, minlength=np.prod(shape)).reshape(shape)
     n_side = np.bincount(positive[weight > 0], minlength=2)
     # What is left over of a side is rounding, not weight, when no row of it is inactive.
     inactive = np.where(n_side > count.sum(axis=1), 0.5 - mass.sum(axis=1), 0.0)
-    joint = np.concatenate([inactive[:, None], mass], axis=1)
+    joint = np.concatenate([inactive[:, None], mass], axis=1)  # [latent bin label]
     of_bin = joint.sum(axis=2)
-    n_bins = (of_bin > 0).sum(axis=1)
     n_effective = weight.sum() ** 2 / (weight**2).sum()
-    found = rel_entr(joint, of_bin[:, :, None] / 2).sum(axis=(1, 2))
-    return found - (n_bins - 1) / (2 * n_effective)
+    information = rel_entr(joint, of_bin[:, :, None] / 2).sum(axis=(1, 2))
+    return information - ((of_bin > 0).sum(axis=1) - 1) / (2 * n_effective)
 
 
 def _third(entries: _Entries) -> Ints:
@@ -371,89 +369,93 @@ def _third(entries: _Entries) -> Ints:
     latent, value = entries.latent[order], entries.value[order]
     new_latent = np.diff(latent, prepend=-1) != 0
     new_tie = new_latent | (np.diff(value, prepend=0.0) != 0)
-    (first, last), (low, high) = (_runs(new) for new in (new_latent, new_tie))
+    ends = []  # of each entry's latent, then of its tie: the first entry, and the one after the last
+    for new in (new_latent, new_tie):
+        starts, run = np.flatnonzero(new), np.cumsum(new) - 1
+        ends.append((starts[run], np.append(starts[1:], len(new))[run]))
+    (first, last), (low, high) = ends
     third = np.empty(len(order), dtype=np.int64)
     third[order] = _THIRDS * (low + high - 2 * first) // (2 * (last - first))
     return third
 
 
-def _runs(new: NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    """First entry of each entry's run, and the one after its last, [entry] each; `new` starts a run."""
-    starts = np.flatnonzero(new)
-    run = np.cumsum(new) - 1
-    return starts[run], np.append(starts[1:], len(new))[run]
-
-
-UNDEFINED = (
-    "auroc", "ci_low", "ci_high", "discovery_auroc", "confound_auroc", "p_value",
-    "confounding", "effect_size", "mutual_info_nats", "overlap",
-)  # fmt: skip
-"""Columns that are NaN where there is too little to measure."""
-COUNTS = ("n_positive", "n_negative", "n_positive_tasks", "n_negative_tasks")
-"""Columns that count what is compared."""
+# ------------------------------------------------------------------ one concept on both sides of the grid
 
 
 @dataclass(frozen=True)
 class Split:
-    """The rows that one concept uses on one side of the grid.
+    """The rows that one concept uses on one side of the grid, [used]."""
 
-    Args:
-        rows: the used rows.
-        acts: their activations, [row latent].
-        positive: [row].
-        stratum: only rows of equal stratum are compared, [row].
-    """
-
+    used: Ints  # which of all rows
     rows: Rows
-    acts: csr_array
     positive: NDArray[np.bool_]
-    stratum: Ints
+    stratum: Ints  # only rows of equal stratum are compared
 
     @property
     def prompt(self) -> Ints:
-        """Prompt of each row, renumbered from 0, [row]."""
+        """Prompt of each row, renumbered from 0, [used]."""
         return np.unique(self.rows.prompt, return_inverse=True)[1]
 
     @property
     def matched(self) -> NDArray[np.bool_]:
-        """Whether a row of the other side stands in the row's stratum, [row]."""
+        """Whether a row of the other label stands in the row's stratum, [used]."""
         _, stratum = np.unique(self.stratum, return_inverse=True)
         n_positive = np.bincount(stratum, weights=self.positive)
-        other = np.where(
-            self.positive, np.bincount(stratum)[stratum] - n_positive[stratum], n_positive[stratum]
-        )
-        return other > 0
+        n_negative = np.bincount(stratum) - n_positive
+        return np.where(self.positive, n_negative[stratum], n_positive[stratum]) > 0
 
-    def n_prompts(self, side: NDArray[np.bool_]) -> int:
-        """Prompts with a row in `side` [row]."""
-        return len(np.unique(self.rows.prompt[side]))
+    def too_few(self, side: str, fewest_prompts: int) -> str:
+        """Why its prompts with positives, or with negatives, are too few; empty when they are enough."""
+        for what, mask in (("positives", self.positive), ("negatives", ~self.positive)):
+            n_prompts = len(np.unique(self.rows.prompt[mask]))
+            if n_prompts < fewest_prompts:
+                return f"{what} in {n_prompts} {side} prompts, {fewest_prompts} needed"
+        return ""
+
+    def unmatched(self, side: str) -> str:
+        """Why no two of its rows can be compared; empty when some can."""
+        return "" if self.matched.any() else f"no {side} positive has a matched negative"
 
 
-def split_rows(rows: Rows, acts: csr_array, concept: Concept, wanted: NDArray[np.bool_]) -> Split:
-    """The rows that `concept` uses among the `wanted` [row].
-
-    Args:
-        rows: every row of a role.
-        acts: their activations, [row latent].
-        concept: labels the rows and gives their stratum.
-        wanted: rows of one side of the grid, [row].
-    """
+def split_rows(rows: Rows, concept: Concept, wanted: NDArray[np.bool_]) -> Split:
+    """The rows that `concept` uses among the `wanted` [row], those of one side of the grid."""
     chosen = np.flatnonzero(wanted)
     label = concept.contrast.label(rows.take(chosen))
     used = chosen[label != 0]
     kept = rows.take(used)
-    return Split(kept, cast("csr_array", acts[used]), label[label != 0] > 0, concept.stratum(kept))
+    return Split(used, kept, label[label != 0] > 0, concept.stratum(kept))
+
+
+def blank_columns(n_latents: int, reason: str = "") -> dict[str, NDArray[Any]]:
+    """What `measure` gives where nothing is measured: NaN, empty and 0, column → [latent]."""
+    numbers = (
+        "auroc", "ci_low", "ci_high", "discovery_auroc", "confound_auroc", "p_value",
+        "confounding", "effect_size", "mutual_info_nats", "overlap",
+    )  # fmt: skip
+    counts = ("n_positive", "n_negative", "n_positive_tasks", "n_negative_tasks")
+    texts = ("of", "worst_confound", "confounded_with", "unmeasured")
+    return (
+        {name: np.full(n_latents, np.nan) for name in numbers}
+        | {name: np.zeros(n_latents, dtype=np.int64) for name in counts}
+        | {name: np.full(n_latents, "", dtype=object) for name in texts}
+        | {"reason": np.full(n_latents, reason, dtype=object), "sign": np.ones(n_latents, dtype=np.int64)}
+    )
 
 
 def measure(
-    concept: Concept, found: Split, held: Split, *, seed: int, n_resamples: int, fewest_prompts: int
-) -> dict[str, Any]:
+    concept: Concept, acts: csr_array, discovery: Split, held_out: Split,
+    *, seed: int, n_resamples: int, fewest_prompts: int,
+) -> dict[str, NDArray[Any]]:  # fmt: skip
     """Columns of a TransformTable for one concept at one site and role, before multiplicity and gates.
+
+    1. On discovery tasks the AUROC chooses each latent's direction. 2. Everything else is measured on
+    held-out tasks in that direction: AUROC, its interval from resampled prompts, p, confounds and scores.
 
     Args:
         concept: what is asked.
-        found: discovery rows.
-        held: held-out rows.
+        acts: activations of every row, [row latent].
+        discovery: rows of discovery tasks.
+        held_out: rows of held-out tasks.
         seed: of the prompt bootstrap.
         n_resamples: bootstrap resamples of prompts.
         fewest_prompts: prompts with positives, and with negatives, that each side must have.
@@ -461,87 +463,64 @@ def measure(
     Returns:
         column → [latent]; `reason` says why nothing could be measured, and is empty where it was.
     """
-    _, n_latents = cast("tuple[int, int]", held.acts.shape)
-    matched = held.matched
-    columns: dict[str, Any] = {
-        f"n_{side}{what}": np.full(n_latents, count)
-        for side, mask in (("positive", held.positive), ("negative", ~held.positive))
-        for what, count in (
-            ("", (matched & mask).sum()), ("_tasks", len(np.unique(held.rows.task[matched & mask])))
-        )
-    }  # fmt: skip
-    lack = _lack(found, held, fewest_prompts)
-    if lack:
-        texts = {"worst_confound": "", "confounded_with": "", "unmeasured": "", "reason": lack}
-        columns |= {name: np.full(n_latents, text, dtype=object) for name, text in texts.items()}
-        columns |= {name: np.full(n_latents, np.nan) for name in UNDEFINED}
-        return columns | {"sign": np.ones(n_latents, dtype=np.int64)}
-    chosen = auroc(order_entries(found.acts, found.stratum), *sides(found.positive))[:, 0]
-    sign = np.where(chosen < 0.5, -1, 1)
-    order = order_entries(held.acts, held.stratum)
-    measured = auroc(order, *sides(held.positive))[:, 0]
-    times = resampled_clusters(held.prompt, n_resamples, np.random.default_rng(seed))
-    again = auroc(order, times * held.positive[:, None], times * ~held.positive[:, None])
-    again = np.where(sign[:, None] > 0, again, 1 - again)[:, ~np.isnan(again[0])]
-    low, high = np.quantile(again, (0.025, 0.975), axis=1)
-    labels = np.array([confound.label(held.rows) for confound in concept.confounds], dtype=np.int64)
-    labels = labels.reshape(-1, len(held.rows)).T
-    worst, confound, unmeasured = _worst_confound(concept, held, labels)
-    design, with_ = _most_confounded(concept, held, labels)
-    found_out = scores(held.acts, held.positive, held.stratum)
-    return columns | {
+    _, n_latents = cast("tuple[int, int]", acts.shape)
+    reason = (
+        discovery.too_few("discovery", fewest_prompts) or discovery.unmatched("discovery")
+        or held_out.too_few("held-out", fewest_prompts) or held_out.unmatched("held-out")
+    )  # fmt: skip
+    columns = blank_columns(n_latents, reason)
+    positive, matched = held_out.positive, held_out.matched
+    for side, mask in (("positive", matched & positive), ("negative", matched & ~positive)):
+        columns[f"n_{side}"][:] = mask.sum()
+        columns[f"n_{side}_tasks"][:] = len(np.unique(held_out.rows.task[mask]))
+    if reason:
+        return columns
+    chosen, kept = (cast("csr_array", acts[side.used]) for side in (discovery, held_out))
+    direction = matched_auroc(chosen, discovery.positive, discovery.stratum)
+    sign = np.where(direction < 0.5, -1, 1)
+    order = order_entries(kept, held_out.stratum)
+    value = auroc(order, *sides(positive))[:, 0]
+    times = resampled_clusters(held_out.prompt, n_resamples, np.random.default_rng(seed))
+    again = resampled_auroc(order, positive, times)
+    low, high = interval(np.where(sign[:, None] > 0, again, 1 - again).T)
+    measured = scores(kept, positive, held_out.stratum)
+    return columns | _confounds(concept, kept, held_out) | {
         "sign": sign,
-        "auroc": np.where(sign > 0, measured, 1 - measured),
+        "auroc": np.where(sign > 0, value, 1 - value),
         "ci_low": low,
         "ci_high": high,
-        "discovery_auroc": np.maximum(chosen, 1 - chosen),
-        "worst_confound": worst,
-        "confound_auroc": confound,
-        "unmeasured": np.full(n_latents, unmeasured, dtype=object),
-        "confounding": np.full(n_latents, design),
-        "confounded_with": np.full(n_latents, with_, dtype=object),
-        "effect_size": found_out.effect_size,
-        "mutual_info_nats": found_out.mutual_info_nats,
-        "overlap": found_out.overlap,
-        "p_value": norm.sf(sign * cluster_z(order, held.positive, held.prompt)),
-        "reason": np.full(n_latents, "", dtype=object),
-    }
+        "discovery_auroc": np.maximum(direction, 1 - direction),
+        "effect_size": measured.effect_size,
+        "mutual_info_nats": measured.mutual_info_nats,
+        "overlap": measured.overlap,
+        "p_value": norm.sf(sign * cluster_z(order, positive, held_out.prompt)),
+    }  # fmt: skip
 
 
-def _lack(found: Split, held: Split, fewest_prompts: int) -> str:
-    for where, side in (("discovery", found), ("held-out", held)):
-        for what, mask in (("positives", side.positive), ("negatives", ~side.positive)):
-            if side.n_prompts(mask) < fewest_prompts:
-                return f"{what} in {side.n_prompts(mask)} {where} prompts, {fewest_prompts} needed"
-        if not side.matched.any():
-            return f"no {where} positive has a matched negative"
-    return ""
+def _confounds(concept: Concept, acts: csr_array, held_out: Split) -> dict[str, NDArray[Any]]:
+    """Columns on a concept's confounds: how each latent answers to them, and how the design ties them to it.
 
-
-def _most_confounded(concept: Concept, held: Split, labels: Ints) -> tuple[float, str]:
-    """The largest Cramér's V between the concept and one of its confounds [row confound], and which one."""
-    found = confounding(held.positive, held.stratum, labels)
-    if np.isnan(found).all():
-        return np.nan, ""
-    most = int(np.nanargmax(found))
-    return float(found[most]), concept.confounds[most].name
-
-
-def _worst_confound(concept: Concept, held: Split, labels: Ints) -> tuple[NDArray[np.object_], Floats, str]:
-    """Name and max(a, 1 − a) of the confound [row confound] answered to most, and which cannot be measured.
-
-    Only rows are compared that are equal in the concept's label and in what it holds fixed.
+    A latent's answer is max(a, 1 − a) over rows that are equal in the concept's label and in what it holds
+    fixed; the worst confound and its figure are shown, beside the names of those that cannot be measured.
     """
-    _, n_latents = cast("tuple[int, int]", held.acts.shape)
+    _, n_latents = cast("tuple[int, int]", acts.shape)
     names = np.array([confound.name for confound in concept.confounds], dtype=object)
-    order = order_entries(held.acts, 2 * concept.fixed(held.rows) + held.positive)
+    labels = np.array([confound.label(held_out.rows) for confound in concept.confounds], dtype=np.int64)
+    labels = labels.reshape(-1, len(held_out.rows)).T  # [row confound]
+    columns = {name: blank for name, blank in blank_columns(n_latents).items() if "confound" in name}
+    design = confounding(held_out.positive, held_out.stratum, labels)
+    if not np.isnan(design).all():
+        most = int(np.nanargmax(design))
+        columns["confounding"][:], columns["confounded_with"][:] = design[most], names[most]
     strength = np.full((n_latents, len(names)), np.nan)
     if len(names):
-        found = auroc(order, (labels > 0).astype(np.float64), (labels < 0).astype(np.float64))
-        strength = np.fmax(found, 1 - found)
+        order = order_entries(acts, 2 * concept.fixed(held_out.rows) + held_out.positive)
+        answer = auroc(order, (labels > 0).astype(np.float64), (labels < 0).astype(np.float64))
+        strength = np.fmax(answer, 1 - answer)
     known = ~np.isnan(strength).any(axis=0)
-    unmeasured = ", ".join(names[~known])
-    if not known.any():
-        return np.full(n_latents, "", dtype=object), np.full(n_latents, np.nan), unmeasured
-    worst = strength[:, known].argmax(axis=1)
-    return names[known][worst], strength[:, known][np.arange(n_latents), worst], unmeasured
+    columns["unmeasured"] = np.full(n_latents, ", ".join(names[~known]), dtype=object)
+    if known.any():
+        worst = strength[:, known].argmax(axis=1)
+        columns["worst_confound"] = names[known][worst]
+        columns["confound_auroc"] = strength[:, known][np.arange(n_latents), worst]
+    return columns

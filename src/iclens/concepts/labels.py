@@ -1,4 +1,4 @@
-"""Labels: which latents answer to a concept and to nothing else."""
+"""Labels: latents that answer to a concept and to nothing else, their role, and their match in other SAEs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import coo_array, csc_array, csr_array
-from scipy.stats import false_discovery_control
 
 from iclens.activations import LatentActs
 from iclens.concepts.auroc import (
-    COUNTS,
-    UNDEFINED,
     Split,
     auroc,
+    blank_columns,
+    column_moments,
     measure,
     order_entries,
     resampled_clusters,
@@ -31,150 +31,25 @@ from iclens.concepts.language import (
     Contrast,
     Rows,
     TaskGrid,
+    concept,
     everywhere,
     read_rows,
     signed,
 )
-from iclens.concepts.language import (
-    concept as named_concept,
-)
 from iclens.core import TableError
 from iclens.prompts.build import PromptSet
 from iclens.schemas import MassTable, StabilityTable, TransformTable
+from iclens.stats import benjamini_hochberg, interval
 from iclens.table import Floats, Ints
 
+CANDIDATE = "candidate"
 TASK_IDENTITY = Concept(Contrast(IDENTITY, everywhere), "the task is one and no other", everywhere, ())
 """Stands for task identity among the concepts that are asked for; `measure_identity` answers it."""
 EVERY_CONCEPT = (*CONCEPTS, TASK_IDENTITY)
 """What latents are asked for unless something else is said."""
-FEWEST_RIVALS = 5
-"""Other tasks that have to show the same labels; with fewer, a task's own values would pass for it."""
 
 
-def measure_identity(
-    rows: Rows, acts: csr_array, seen: np.ndarray, *, seed: int, n_resamples: int, fewest_prompts: int,
-    promising: float,
-) -> dict[str, Any]:  # fmt: skip
-    """Columns of a TransformTable for `task identity` at one site and role, before multiplicity and gates.
-
-    Args:
-        rows: every row of a role.
-        acts: activations, [row latent].
-        seen: rows late enough for the task to be known, [row].
-        seed: of the prompt bootstrap.
-        n_resamples: bootstrap resamples of prompts.
-        fewest_prompts: prompts of the task, and of others, that each half must have.
-        promising: least AUROC on the discovery prompts for a task to be looked into.
-
-    Returns:
-        column → [latent]; `of` is the task, "" where none is promising.
-    """
-    _, n_latents = cast("tuple[int, int]", acts.shape)
-    seen = seen & (rows.label != "")
-    first_half = seen & (_number_in_task(rows) % 2 == 0)
-    tasks, best, found = _best_task(
-        rows.take(first_half), cast("csr_array", acts[np.flatnonzero(first_half)])
-    )
-    columns = _undefined(n_latents)
-    columns["discovery_auroc"] = found
-    low = ~(found >= promising)
-    columns["reason"][low] = f"no task at AUROC {promising:.2f} on the discovery prompts"
-    by_latent = acts.tocsc()
-    for t in np.unique(best[~low]):
-        latents = np.flatnonzero(~low & (best == t))
-        own = cast("csr_array", by_latent[:, latents].tocsr())
-        asked = _identity_of(str(tasks[t]), rows)
-        found, held = (split_rows(rows, own, asked, side) for side in (first_half, seen & ~first_half))
-        measured = measure(
-            asked, found, held, seed=seed, n_resamples=n_resamples, fewest_prompts=fewest_prompts
-        )
-        measured |= {"of": np.full(len(latents), tasks[t], dtype=object)}
-        n_rivals = int(measured["n_negative_tasks"][0])
-        if n_rivals < FEWEST_RIVALS:
-            measured["reason"][:] = f"{n_rivals} other tasks show its labels, {FEWEST_RIVALS} needed"
-            measured["p_value"][:] = np.nan
-        elif not measured["reason"][0]:
-            _add_strongest_other(measured, held)
-        for name, values in measured.items():
-            columns[name][latents] = values
-    return columns
-
-
-def _add_strongest_other(measured: dict[str, Any], held: Split) -> None:
-    """Put the other task that stands out most in the place of the worst confound, where it is worse."""
-    others = np.flatnonzero(~held.positive)
-    tasks, of_row = np.unique(held.rows.task[others], return_inverse=True)
-    own = (of_row[:, None] == np.arange(len(tasks))).astype(np.float32)
-    order = order_entries(cast("csr_array", held.acts[others]), np.zeros(len(others), dtype=np.int64))
-    strength = auroc(order, own, 1 - own)
-    most = strength.argmax(axis=1)
-    found = strength[np.arange(len(most)), most].astype(np.float64)
-    worse = ~(found <= measured["confound_auroc"])
-    measured["confound_auroc"] = np.where(worse, found, measured["confound_auroc"])
-    named = np.array([f"task {task}" for task in tasks.tolist()], dtype=object)[most]
-    measured["worst_confound"] = np.where(worse, named, measured["worst_confound"])
-
-
-def _undefined(n_latents: int) -> dict[str, Any]:
-    columns: dict[str, Any] = {name: np.full(n_latents, np.nan) for name in UNDEFINED}
-    columns |= {
-        name: np.full(n_latents, "", dtype=object)
-        for name in ("of", "worst_confound", "confounded_with", "unmeasured", "reason")
-    }
-    columns |= {name: np.zeros(n_latents, dtype=np.int64) for name in COUNTS}
-    return columns | {"sign": np.ones(n_latents, dtype=np.int64)}
-
-
-def _number_in_task(rows: Rows) -> Ints:
-    """The how-manieth of its task's prompts (in its template) each row's prompt is, [row]."""
-    prompts, first = np.unique(rows.prompt, return_index=True)
-    task = np.char.add(np.char.add(rows.task[first], " in "), rows.template[first])
-    order = np.argsort(task, kind="stable")
-    _, counts = np.unique(task, return_counts=True)
-    number = np.empty(len(prompts), dtype=np.int64)
-    number[order] = np.concatenate([np.arange(n) for n in counts]) if len(counts) else []
-    return number[np.searchsorted(prompts, rows.prompt)]
-
-
-def _best_task(rows: Rows, acts: csr_array) -> tuple[np.ndarray, Ints, np.ndarray]:
-    """Tasks [task]; the one that each latent tells best from all others; its AUROC, both [latent]."""
-    tasks, of_row = np.unique(rows.task, return_inverse=True)
-    own = (of_row[:, None] == np.arange(len(tasks))).astype(np.float32)
-    found = auroc(order_entries(acts, _same_answer(rows)), own, 1 - own)
-    found = np.where(np.isnan(found), -1.0, found)
-    best = found.argmax(axis=1)
-    return tasks, best, found[np.arange(len(best)), best]
-
-
-def _same_answer(rows: Rows) -> Ints:
-    """A number for each label, be it a number or a word, [row]."""
-    return np.unique(rows.label, return_inverse=True)[1]
-
-
-def _identity_of(task: str, rows: Rows) -> Concept:
-    """One task against all others at equal y, to be told from its slope, its offset and its values."""
-    own = np.flatnonzero(rows.task == task)[0]
-    family, slope, offset, number = (
-        values[own] for values in (rows.family, rows.slope, rows.offset, rows.numeric_x)
-    )
-    alike = {
-        "the family": lambda r: signed(r.family == family, r.family != family),
-        "the slope": lambda r: signed(r.slope == slope, (r.slope != slope) & ~np.isnan(r.slope)),
-        "the kind of input": lambda r: signed(r.numeric_x == number, r.numeric_x != number),
-        "the offset": lambda r: signed(r.offset == offset, (r.offset != offset) & ~np.isnan(r.offset)),
-    }
-    # The task has all of these itself, so they are compared among the other tasks alone.
-    rivals = [
-        Contrast(name, lambda r, label=label: label(r) * (r.task != task)) for name, label in alike.items()
-    ]
-    known = {c.name: c for one in CONCEPTS for c in one.confounds}
-    values = [known["input magnitude"], named_concept("odd").contrast, named_concept("magnitude").contrast]
-    return Concept(
-        Contrast(IDENTITY, lambda r: signed(r.task == task, r.task != task)),
-        TASK_IDENTITY.meaning,
-        _same_answer,
-        (*rivals, *values),
-    )
+# -------------------------------------------------------------------------------------------- identification
 
 
 @dataclass(frozen=True)
@@ -203,21 +78,15 @@ class Gates:
 
 
 def identify(
-    latents: LatentActs,
-    prompts: PromptSet,
+    latents: LatentActs | Sequence[LatentActs], prompts: PromptSet,
     concepts: Sequence[Concept] = EVERY_CONCEPT,
-    *,
-    grid: TaskGrid,
-    seed: int,
-    q: float = 0.05,
-    first_example: int = FIRST_EXAMPLE,
-    n_resamples: int = 200,
+    *, grid: TaskGrid, seed: int, q: float = 0.05, first_example: int = FIRST_EXAMPLE, n_resamples: int = 200,
     gates: Gates = Gates(),
-) -> TransformTable:
-    """Every (latent, concept) pair of one site and role; multiplicity is over these pairs.
+) -> TransformTable:  # fmt: skip
+    """Every (latent, concept) pair of some sites and roles; multiplicity is over all of these pairs.
 
     Args:
-        latents: activations on `prompts` at one role.
+        latents: activations on `prompts`, of one site and role or of several.
         prompts: T-arm prompts of the grid's tasks, joined.
         concepts: what is asked.
         grid: the tasks and which of them are held out.
@@ -230,27 +99,8 @@ def identify(
     Raises:
         TableError: when `latents` are not of `prompts`, or a task is not in the grid.
     """
-    return identify_all(
-        [latents], prompts, concepts, grid=grid, seed=seed, q=q, first_example=first_example,
-        n_resamples=n_resamples, gates=gates,
-    )  # fmt: skip
-
-
-def identify_all(
-    latents: Sequence[LatentActs],
-    prompts: PromptSet,
-    concepts: Sequence[Concept] = EVERY_CONCEPT,
-    *,
-    grid: TaskGrid,
-    seed: int,
-    q: float = 0.05,
-    first_example: int = FIRST_EXAMPLE,
-    n_resamples: int = 200,
-    gates: Gates = Gates(),
-) -> TransformTable:
-    """As `identify`, over several sites and roles, with multiplicity over the pairs of all of them."""
     parts: list[dict[str, Any]] = []
-    for acts in latents:
+    for acts in [latents] if isinstance(latents, LatentActs) else latents:
         if (acts.n_prompts, acts.n_examples) != (prompts.n_prompts, prompts.n_examples):
             raise TableError(
                 f"latents of {acts.site.short} at '{acts.role}'",
@@ -258,80 +108,231 @@ def identify_all(
                 f"{prompts.n_prompts} of {prompts.n_examples}",
                 "Give the latents of `prompts` themselves.",
             )
-        rows = read_rows(prompts, acts.role, grid.rules)
-        seen = rows.example >= first_example
-        matrix = acts.matrix
-        for concept in concepts:
-            asked = {"seed": seed, "n_resamples": n_resamples, "fewest_prompts": gates.prompts}
-            if concept is TASK_IDENTITY:
-                measured = measure_identity(rows, matrix, seen, **asked, promising=gates.promising)
+        rows, matrix = read_rows(prompts, acts.role, grid.rules), acts.matrix
+        late = rows.example >= first_example
+        bootstrap = {"seed": seed, "n_resamples": n_resamples, "fewest_prompts": gates.prompts}
+        for one in concepts:
+            if one is TASK_IDENTITY:
+                columns = measure_identity(rows, matrix, late, **bootstrap, promising=gates.promising)
             else:
                 sides = [
-                    split_rows(rows, matrix, concept, seen & np.isin(rows.task, names))
+                    split_rows(rows, one, late & np.isin(rows.task, names))
                     for names in (grid.discovery, grid.held_out)
                 ]
-                measured = measure(concept, *sides, **asked)
-            names = {"site": str(acts.site), "role": acts.role, "concept": concept.name, "of": ""}
-            repeated = {key: np.full(acts.d_sae, value, dtype=object) for key, value in names.items()}
-            parts.append(repeated | {"latent": np.arange(acts.d_sae)} | measured)
+                columns = measure(one, matrix, *sides, **bootstrap)
+            names = {"site": str(acts.site), "role": acts.role, "concept": one.name}
+            named = {key: np.full(acts.d_sae, value, dtype=object) for key, value in names.items()}
+            parts.append(columns | named | {"latent": np.arange(acts.d_sae)})
     if not parts:
         return TransformTable.concat([])
-    return _decided({key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, q, gates)
+    return _labelled({key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, q, gates)
 
 
-def _decided(columns: dict[str, Any], q: float, gates: Gates) -> TransformTable:
-    """Add multiplicity, selectivity and the verdict."""
-    p_value = columns["p_value"]
-    q_value = np.full(len(p_value), np.nan)
-    known = ~np.isnan(p_value)
-    if known.any():
-        q_value[known] = false_discovery_control(p_value[known])
-    columns = columns | {"q_value": q_value, "selectivity": columns["auroc"] - columns["confound_auroc"]}
-    label = np.full(len(p_value), "", dtype=object)
-    reason = columns["reason"].copy()
+def _labelled(columns: dict[str, Any], q: float, gates: Gates) -> TransformTable:
+    """Add multiplicity, selectivity and the label, or the reason why there is none."""
+    known = ~np.isnan(columns["p_value"])
+    columns = columns | {
+        "q_value": benjamini_hochberg(columns["p_value"]),
+        "selectivity": columns["auroc"] - columns["confound_auroc"],
+    }
+    label, reason = np.full(len(known), "", dtype=object), columns["reason"].copy()
     low = known & (columns["discovery_auroc"] < gates.promising)
     reason[low] = f"discovery AUROC below {gates.promising:.2f}"
     lost = known & ~low & ~(columns["auroc"] >= gates.promising)
     reason[lost] = f"AUROC below {gates.promising:.2f} on held-out tasks"
     for i in np.flatnonzero(known & ~low & ~lost):
         failed = _failed_gates({key: values[i] for key, values in columns.items()}, q, gates)
-        label[i] = "candidate" if failed else columns["concept"][i]
+        label[i] = CANDIDATE if failed else columns["concept"][i]
         reason[i] = "; ".join(failed)
     return TransformTable(columns | {"label": label, "reason": reason})
 
 
 def _failed_gates(row: dict[str, Any], q: float, gates: Gates) -> list[str]:
-    failed = []
-    if not row["auroc"] >= gates.auroc:
-        failed.append(f"AUROC {row['auroc']:.3f} below {gates.auroc:.2f}")
-    if not row["ci_low"] >= gates.lower:
-        failed.append(f"lower bound {row['ci_low']:.3f} below {gates.lower:.2f}")
+    confound = f"{row['worst_confound']} {row['confound_auroc']:.3f} above {gates.confound:.2f}"
     if np.isnan(row["confound_auroc"]):
-        failed.append("no confound can be measured")
-    elif row["confound_auroc"] > gates.confound:
-        failed.append(f"{row['worst_confound']} {row['confound_auroc']:.3f} above {gates.confound:.2f}")
-    if row["confounding"] > gates.confounding:
-        failed.append(
-            f"design confounds it with {row['confounded_with']}, V {row['confounding']:.2f} above "
-            f"{gates.confounding:.2f}"
+        confound = "no confound can be measured"
+    tied = (
+        f"design confounds it with {row['confounded_with']}, V {row['confounding']:.2f} above "
+        f"{gates.confounding:.2f}"
+    )
+    checks = [
+        (row["auroc"] >= gates.auroc, f"AUROC {row['auroc']:.3f} below {gates.auroc:.2f}"),
+        (row["ci_low"] >= gates.lower, f"lower bound {row['ci_low']:.3f} below {gates.lower:.2f}"),
+        (row["confound_auroc"] <= gates.confound, confound),
+        (not row["confounding"] > gates.confounding, tied),
+    ]
+    for side in ("positive", "negative") if row["concept"] != IDENTITY else ():
+        n_tasks = row[f"n_{side}_tasks"]
+        checks.append((n_tasks >= gates.tasks, f"{side}s of {n_tasks} held-out task, {gates.tasks} needed"))
+    checks.append((row["q_value"] <= q, f"q {row['q_value']:.3f} above {q:.2f}"))
+    return [said for passed, said in checks if not passed]
+
+
+# --------------------------------------------------------------------------------------------- task identity
+
+FEWEST_RIVALS = 5
+"""Other tasks that have to show the same labels; with fewer, a task's own values would pass for it."""
+
+
+def measure_identity(
+    rows: Rows, acts: csr_array, late: NDArray[np.bool_], *, seed: int, n_resamples: int, fewest_prompts: int,
+    promising: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Columns of a TransformTable for `task identity` at one site and role, before multiplicity and gates.
+
+    No other task could confirm the identity of a task, so half of each task's prompts discover which task a
+    latent tells best from all others, at equal labels, and the other half confirm it, as `measure` does.
+
+    Args:
+        rows: every row of a role.
+        acts: activations, [row latent].
+        late: rows late enough for the task to be known, [row].
+        seed: of the prompt bootstrap.
+        n_resamples: bootstrap resamples of prompts.
+        fewest_prompts: prompts of the task, and of others, that each half must have.
+        promising: least AUROC on the discovery prompts for a task to be looked into.
+
+    Returns:
+        column → [latent]; `of` is the task, "" where none is promising.
+    """
+    late = late & (rows.label != "")
+    first_half = late & (_number_in_task(rows) % 2 == 0)
+    discovery = np.flatnonzero(first_half)
+    tasks, strength = _one_against_all(
+        cast("csr_array", acts[discovery]), rows.task[discovery], _same_label(rows.take(discovery))
+    )
+    strength = np.where(np.isnan(strength), -1.0, strength)
+    best, auroc_of_best = strength.argmax(axis=1), strength.max(axis=1)
+    columns = blank_columns(strength.shape[0]) | {"discovery_auroc": auroc_of_best}
+    low = ~(auroc_of_best >= promising)
+    columns["reason"][low] = f"no task at AUROC {promising:.2f} on the discovery prompts"
+    by_latent = acts.tocsc()
+    for t in np.unique(best[~low]):
+        latents = np.flatnonzero(~low & (best == t))
+        chosen = cast("csr_array", by_latent[:, latents].tocsr())
+        asked = _identity_of(str(tasks[t]), rows)
+        sides = [split_rows(rows, asked, half) for half in (first_half, late & ~first_half)]
+        measured = measure(
+            asked, chosen, *sides, seed=seed, n_resamples=n_resamples, fewest_prompts=fewest_prompts
         )
-    if row["concept"] != IDENTITY:
-        for side in ("positive", "negative"):
-            if row[f"n_{side}_tasks"] < gates.tasks:
-                failed.append(f"{side}s of {row[f'n_{side}_tasks']} held-out task, {gates.tasks} needed")
-    if not row["q_value"] <= q:
-        failed.append(f"q {row['q_value']:.3f} above {q:.2f}")
-    return failed
+        measured["of"][:] = tasks[t]
+        n_rivals = int(measured["n_negative_tasks"][0])
+        if n_rivals < FEWEST_RIVALS:
+            measured["reason"][:] = f"{n_rivals} other tasks show its labels, {FEWEST_RIVALS} needed"
+            measured["p_value"][:] = np.nan
+        elif not measured["reason"][0]:
+            _add_strongest_other(measured, chosen, sides[1])
+        for name, values in measured.items():
+            columns[name][latents] = values
+    return columns
 
 
-NO_LABEL = ("", "candidate")
+def _one_against_all(acts: csr_array, task: NDArray[np.str_], stratum: Ints) -> tuple[np.ndarray, Floats]:
+    """Names of the tasks [task], and the AUROC of each against all others, [latent task]."""
+    tasks, of_row = np.unique(task, return_inverse=True)
+    own = (of_row[:, None] == np.arange(len(tasks))).astype(np.float32)
+    return tasks, auroc(order_entries(acts, stratum), own, 1 - own)
+
+
+def _add_strongest_other(measured: dict[str, Any], acts: csr_array, held_out: Split) -> None:
+    """Put the other task that stands out most in the place of the worst confound, where it is worse."""
+    other = ~held_out.positive
+    task, stratum = held_out.rows.task[other], np.zeros(other.sum(), dtype=np.int64)
+    tasks, strength = _one_against_all(cast("csr_array", acts[held_out.used[other]]), task, stratum)
+    most, figure = strength.argmax(axis=1), strength.max(axis=1).astype(np.float64)
+    worse = ~(figure <= measured["confound_auroc"])
+    named = np.array([f"task {task}" for task in tasks.tolist()], dtype=object)[most]
+    measured["confound_auroc"] = np.where(worse, figure, measured["confound_auroc"])
+    measured["worst_confound"] = np.where(worse, named, measured["worst_confound"])
+
+
+def _number_in_task(rows: Rows) -> Ints:
+    """The how-manieth of its task's prompts (in its template) each row's prompt is, [row]."""
+    prompts, first = np.unique(rows.prompt, return_index=True)
+    task = np.char.add(np.char.add(rows.task[first], " in "), rows.template[first])
+    order = np.argsort(task, kind="stable")
+    _, counts = np.unique(task, return_counts=True)
+    number = np.empty(len(prompts), dtype=np.int64)
+    number[order] = np.arange(len(prompts)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return number[np.searchsorted(prompts, rows.prompt)]
+
+
+def _same_label(rows: Rows) -> Ints:
+    """A number for each label, be it a number or a word, [row]."""
+    return np.unique(rows.label, return_inverse=True)[1]
+
+
+def _identity_of(task: str, rows: Rows) -> Concept:
+    """One task against all others at equal labels, to be told from its slope, its offset and its values."""
+    own = np.flatnonzero(rows.task == task)[0]
+
+    def rival(name: str, fact: str) -> Contrast:
+        """Rows that share a fact with the task against those that do not, where the fact is known.
+
+        The task has the fact itself, so the others are compared among themselves.
+        """
+        value = getattr(rows, fact)[own]
+
+        def label(r: Rows) -> Ints:
+            values = getattr(r, fact)
+            known = ~np.isnan(values) if values.dtype.kind == "f" else True
+            return signed(values == value, (values != value) & known) * (r.task != task)
+
+        return Contrast(name, label)
+
+    known = {c.name: c for one in CONCEPTS for c in one.confounds}
+    return Concept(
+        Contrast(IDENTITY, lambda r: signed(r.task == task, r.task != task)),
+        TASK_IDENTITY.meaning,
+        _same_label,
+        (
+            rival("the family", "family"),
+            rival("the slope", "slope"),
+            rival("the kind of input", "numeric_x"),
+            rival("the offset", "offset"),
+            known["input magnitude"],
+            concept("odd").contrast,
+            concept("magnitude").contrast,
+        ),
+    )
+
+
+# ------------------------------------------------------------------------------------------- labelled latents
+
+
+def granted(table: TransformTable) -> TransformTable:
+    """The rows whose label is granted."""
+    return table.where(~np.isin(table["label"].astype(str), ("", CANDIDATE)))
+
+
+def best_of(table: TransformTable, n: int, *, role: str | None = None) -> list[dict[str, Any]]:
+    """The `n` best latents of each concept, over all sites and roles or only at `role`.
+
+    Granted labels come first, then candidates, each by AUROC; fewer where fewer have a label.
+
+    Returns:
+        A row per latent: `concept`, `site`, `role`, `latent`, `label`, `auroc`, `sign`.
+    """
+    label = table["label"].astype(str)
+    rows = np.flatnonzero((label != "") & ((role is None) | (table["role"] == role)))
+    order = rows[np.lexsort((-table["auroc"][rows], label[rows] == CANDIDATE))]
+    by_concept: dict[str, list[dict[str, Any]]] = {}
+    for i in order:
+        row: dict[str, Any] = {name: str(table[name][i]) for name in ("concept", "site", "role", "label")}
+        row |= {"latent": int(table["latent"][i]), "sign": int(table["sign"][i])}
+        by_concept.setdefault(row["concept"], []).append(row | {"auroc": float(table["auroc"][i])})
+    return [row for rows in by_concept.values() for row in rows[:n]]
+
+
+# -------------------------------------------------------------------------------------------------- stability
+
 _AT_ONCE = 64
 """Labelled latents that are compared with all others at a time."""
 
 
 def stability(
     table: TransformTable,
-    own: Sequence[LatentActs],
+    latents: Sequence[LatentActs],
     others: Mapping[str, tuple[TransformTable, Sequence[LatentActs]]],
     *,
     least: float = 0.8,
@@ -340,7 +341,7 @@ def stability(
 
     Args:
         table: labels of one set of SAEs.
-        own: its activations, one per site and role.
+        latents: its activations, one per site and role.
         others: name of a set → its labels and activations on the same prompts.
         least: least correlation of a stable label.
 
@@ -350,59 +351,66 @@ def stability(
     Raises:
         TableError: when labelled latents have no activations, or two sets are of other prompts.
     """
-    label = table["label"]
-    found: list[dict[str, Any]] = []
-    labelled = np.flatnonzero(~np.isin(label.astype(str), NO_LABEL))
-    places = list(dict.fromkeys(zip(table["site"][labelled], table["role"][labelled], strict=True)))
-    for site, role in places:
-        at = labelled[(table["site"][labelled] == site) & (table["role"][labelled] == role)]
-        mine = _at(own, site, role)
+    rows: list[dict[str, Any]] = []
+    known = granted(table)
+    for site, role in dict.fromkeys(zip(known["site"], known["role"], strict=True)):
+        labelled = known.where((known["site"] == site) & (known["role"] == role))
+        mine = _at(latents, site, role)
         if mine is None:
             raise TableError(
                 f"stability at {site} '{role}'",
                 "no activations",
-                "Give `own` the latents of every site and role that `table` labels.",
+                "Give `latents` of every site and role that `table` labels.",
             )
-        for name, (given, acts) in others.items():
-            labels = _labels(given, site, role)
-            matches = _matches(mine, _at(acts, site, role), table["latent"][at], name)
-            for row, (match, correlation, d_sae, reason) in zip(at, matches, strict=True):
-                concept, wanted = str(table["concept"][row]), str(label[row])
-                said = labels.get((match, concept), "")
-                stable = correlation >= least and said == wanted
-                found.append(
-                    {
-                        "site": site, "role": role, "latent": table["latent"][row], "concept": concept,
-                        "other": name, "other_d_sae": d_sae, "match": match, "correlation": correlation,
-                        "match_label": said, "stable": stable,
-                        "reason": reason or ("" if stable else _failed(correlation, least, said, wanted)),
-                    }
-                )  # fmt: skip
-    return StabilityTable({key: [row[key] for row in found] for key in StabilityTable.COLUMNS})
+        for name, (their_table, their_latents) in others.items():
+            there = their_table.where((their_table["site"] == site) & (their_table["role"] == role))
+            pairs = zip(there["latent"].tolist(), there["concept"].tolist(), strict=True)
+            labels = dict(zip(pairs, there["label"].tolist(), strict=True))
+            theirs = _at(their_latents, site, role)
+            match, correlation, missing = _matches(mine, theirs, labelled["latent"], name)
+            for i, asked in enumerate(labelled["concept"].tolist()):
+                label, match_label = labelled["label"][i], labels.get((int(match[i]), asked), "")
+                failed = []
+                if not correlation[i] >= least:
+                    failed.append(f"correlation {correlation[i]:.3f} below {least:.2f}")
+                if match_label != label:
+                    failed.append(
+                        f"the match is labelled '{match_label}'"
+                        if match_label
+                        else "the match is not labelled"
+                    )
+                rows.append({
+                    "site": site, "role": role, "latent": labelled["latent"][i], "concept": asked,
+                    "other": name, "other_d_sae": -1 if theirs is None else theirs.d_sae, "match": match[i],
+                    "correlation": correlation[i], "match_label": match_label, "stable": not failed,
+                    "reason": missing[i] or "; ".join(failed),
+                })  # fmt: skip
+    return StabilityTable.from_rows(rows)
 
 
-def _at(acts: Sequence[LatentActs], site: str, role: str) -> LatentActs | None:
-    return next((a for a in acts if str(a.site) == site and a.role == role), None)
+def _at(latents: Sequence[LatentActs], site: str, role: str) -> LatentActs | None:
+    return next((acts for acts in latents if str(acts.site) == site and acts.role == role), None)
 
 
 def _matches(
     mine: LatentActs, theirs: LatentActs | None, latents: Ints, name: str
-) -> list[tuple[int, float, int, str]]:
-    """(match, correlation, d_sae, reason) of each of `latents` in the other SAE."""
-    place = f"{mine.site.short} at '{mine.role}'"
+) -> tuple[Ints, Floats, list[str]]:
+    """Match, correlation, and why there is none, of each of `latents` in the other SAE."""
+    where = f"{mine.site.short} at '{mine.role}'"
     if theirs is None:
-        return [(-1, np.nan, -1, f"no SAE for {place}")] * len(latents)
+        n = len(latents)
+        return np.full(n, -1), np.full(n, np.nan), [f"no SAE for {where}"] * n
     shape = (mine.n_prompts, mine.n_examples)
     if (theirs.n_prompts, theirs.n_examples) != shape:
         raise TableError(
-            f"latents of '{name}' for {place}",
+            f"latents of '{name}' for {where}",
             f"{theirs.n_prompts} prompts of {theirs.n_examples} examples, not {shape[0]} of {shape[1]}",
             "Track the same prompts with every set.",
         )
-    latent_ids, place_of = np.unique(latents, return_inverse=True)
-    match, best = best_matches(csc_array(mine.matrix), csc_array(theirs.matrix), latent_ids)
-    reasons = np.where(match < 0, "the latent, or every latent of the other SAE, is constant", "")
-    return [(int(match[i]), float(best[i]), theirs.d_sae, str(reasons[i])) for i in place_of]
+    distinct, of_row = np.unique(latents, return_inverse=True)
+    match, best = best_matches(csc_array(mine.matrix), csc_array(theirs.matrix), distinct)
+    constant = "the latent, or every latent of the other SAE, is constant"
+    return match[of_row], best[of_row], [constant if i < 0 else "" for i in match[of_row]]
 
 
 def best_matches(mine: csc_array, theirs: csc_array, latents: Ints) -> tuple[Ints, Floats]:
@@ -420,14 +428,16 @@ def best_matches(mine: csc_array, theirs: csc_array, latents: Ints) -> tuple[Int
     """
     mine, theirs = csc_array(mine[:, latents].astype(np.float64)), csc_array(theirs.astype(np.float64))
     n_rows, _ = cast("tuple[int, int]", theirs.shape)
-    (mean_a, spread_a), (mean_b, spread_b) = _moments(mine), _moments(theirs)
+    (mean_a, spread_a), (mean_b, spread_b) = (
+        (mean, np.sqrt(variance)) for mean, variance in (column_moments(mine), column_moments(theirs))
+    )
     match, best = np.full(len(latents), -1, dtype=np.int64), np.full(len(latents), np.nan)
     if not spread_b.any():
         return match, best
     for first in range(0, len(latents), _AT_ONCE):
         part = slice(first, first + _AT_ONCE)
         joint = (mine[:, part].T @ theirs).toarray() / n_rows - mean_a[part, None] * mean_b
-        scale = spread_a[part, None] * spread_b
+        scale = spread_a[part, None] * spread_b  # [latent of mine, latent of theirs]
         r = np.where(scale > 0, joint / np.where(scale > 0, scale, 1.0), -np.inf)
         top = r.argmax(axis=1)
         known = spread_a[part] > 0
@@ -436,25 +446,7 @@ def best_matches(mine: csc_array, theirs: csc_array, latents: Ints) -> tuple[Int
     return match, best
 
 
-def _moments(acts: csc_array) -> tuple[Floats, Floats]:
-    """Mean and standard deviation of each column, [latent]; 0 spread where a column is constant."""
-    mean, square = np.asarray(acts.mean(axis=0)), np.asarray((acts**2).mean(axis=0))
-    variance = square - mean**2
-    return mean, np.sqrt(np.where(variance > 1e-12 * square, variance, 0.0))
-
-
-def _labels(given: TransformTable, site: str, role: str) -> dict[tuple[int, str], str]:
-    """(latent, concept) → label at one site and role; pairs without a label are left out."""
-    at = np.flatnonzero((given["site"] == site) & (given["role"] == role) & (given["label"] != ""))
-    return {(int(given["latent"][i]), str(given["concept"][i])): str(given["label"][i]) for i in at}
-
-
-def _failed(correlation: float, least: float, said: str, label: str) -> str:
-    failed = [f"correlation {correlation:.3f} below {least:.2f}"] if not correlation >= least else []
-    if said != label:
-        failed.append(f"the match is labelled '{said}'" if said else "the match is not labelled")
-    return "; ".join(failed)
-
+# ------------------------------------------------------------------------------------ detection and execution
 
 SHARE = 0.9
 """Least share of the mass, at the interval's near end, that makes a detector or an executor."""
@@ -465,7 +457,7 @@ FEWEST = 20
 def role_mass(
     lab: LatentActs, pre: LatentActs, *, seed: int, first_example: int = FIRST_EXAMPLE, n_resamples: int = 200
 ) -> MassTable:
-    """Where each latent has its mass.
+    """Where each latent has its mass: at `lab` (detection) or at `pre` (execution), by resampled prompts.
 
     Args:
         lab: activations at `lab`.
@@ -484,77 +476,28 @@ def role_mass(
                 f"{what} differs between roles",
                 "Give one SAE's latents at `lab` and `pre` of the same prompts.",
             )
-    sums = [_by_prompt(acts, first_example) for acts in (lab, pre)]
+    sums, n_active = [], np.zeros(lab.d_sae, dtype=np.int64)
+    for acts in (lab, pre):
+        rows = np.arange(acts.n_prompts * acts.n_examples)
+        used = rows[rows % acts.n_examples >= first_example]
+        at = (used // acts.n_examples, used)
+        member = coo_array((np.ones(len(used), np.float32), at), shape=(acts.n_prompts, len(rows))).tocsr()
+        sums.append(csr_array(member @ acts.matrix))  # summed activation, float32 [prompt latent]
+        counted = np.repeat(np.isin(rows, used), np.diff(acts.indptr))  # [entry]
+        n_active += np.bincount(acts.index[counted], minlength=acts.d_sae)
     times = resampled_clusters(np.arange(lab.n_prompts), n_resamples, np.random.default_rng(seed)).T
-    share = _share(*(np.asarray(part.sum(axis=0), dtype=np.float64) for part in sums))
-    again = _share(*(times @ part for part in sums))
-    known = ~np.isnan(share)
-    low, high = np.full(len(share), np.nan), np.full(len(share), np.nan)
-    if known.any():
-        low[known], high[known] = np.nanquantile(again[:, known], (0.025, 0.975), axis=0)
-    n_active = sum(_active_rows(acts, first_example) for acts in (lab, pre))
-    told = known & (n_active >= FEWEST)
-    kind = np.full(len(share), "", dtype=object)
-    kind[told & (low >= SHARE)], kind[told & (high <= 1 - SHARE)] = DETECTION, EXECUTION
-    reason = np.where(told, "", f"active in fewer than {FEWEST} rows").astype(object)
-    columns = {"lab_share": share, "ci_low": low, "ci_high": high, "n_active": n_active, "kind": kind}
-    site = np.full(len(share), str(lab.site), dtype=object)
-    return MassTable(columns | {"site": site, "latent": np.arange(lab.d_sae), "reason": reason})
 
+    def share(at_lab: Floats, at_pre: Floats) -> Floats:
+        with np.errstate(invalid="ignore"):
+            return np.where(at_lab + at_pre > 0, at_lab / (at_lab + at_pre), np.nan)
 
-def _active_rows(acts: LatentActs, first_example: int) -> Ints:
-    """Rows that count in which each latent is active, [latent]."""
-    example = np.repeat(np.arange(len(acts.indptr) - 1) % acts.n_examples, np.diff(acts.indptr))
-    return np.bincount(acts.index[example >= first_example], minlength=acts.d_sae)
-
-
-def _by_prompt(acts: LatentActs, first_example: int) -> csr_array:
-    """Summed activation of each latent in each prompt, float32 [prompt latent]."""
-    rows = np.arange(acts.n_prompts * acts.n_examples)
-    used = rows[rows % acts.n_examples >= first_example]
-    at = (used // acts.n_examples, used)
-    member = coo_array((np.ones(len(used), np.float32), at), shape=(acts.n_prompts, len(rows))).tocsr()
-    return csr_array(member @ acts.matrix)
-
-
-def _share(lab: np.ndarray, pre: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        return np.where(lab + pre > 0, lab / (lab + pre), np.nan)
-
-
-CANDIDATE = "candidate"
-
-
-def granted(table: TransformTable) -> TransformTable:
-    """The rows whose label is granted."""
-    return table.where(~np.isin(table["label"].astype(str), ("", CANDIDATE)))
-
-
-def best_of(table: TransformTable, n: int, *, role: str | None = None) -> list[dict[str, Any]]:
-    """The `n` best latents of each concept: granted labels first, then candidates, each by AUROC.
-
-    Args:
-        table: of several sites and roles.
-        n: latents of each concept, over all places; fewer where fewer have a label.
-        role: only at this role; any when not given.
-
-    Returns:
-        A row per latent: `concept`, `site`, `role`, `latent`, `label`, `auroc`, `sign`.
-    """
-    label = table["label"].astype(str)
-    at = np.ones(len(table), dtype=bool) if role is None else table["role"] == role
-    rows = np.flatnonzero((label != "") & at)
-    order = rows[np.lexsort((-table["auroc"][rows], label[rows] == CANDIDATE))]
-    taken: dict[str, int] = {}
-    found = []
-    for i in order:
-        concept = str(table["concept"][i])
-        taken[concept] = taken.get(concept, 0) + 1
-        if taken[concept] <= n:
-            names = ("concept", "site", "role", "label")
-            found.append(
-                {name: str(table[name][i]) for name in names}
-                | {"latent": int(table["latent"][i]), "sign": int(table["sign"][i])}
-                | {"auroc": float(table["auroc"][i])}
-            )
-    return sorted(found, key=lambda row: list(taken).index(row["concept"]))
+    value = share(*(np.asarray(part.sum(axis=0), dtype=np.float64) for part in sums))
+    low, high = np.where(np.isnan(value), np.nan, interval(share(*(times @ part for part in sums))))
+    known = ~np.isnan(value) & (n_active >= FEWEST)
+    kind = np.full(len(value), "", dtype=object)
+    kind[known & (low >= SHARE)], kind[known & (high <= 1 - SHARE)] = DETECTION, EXECUTION
+    return MassTable({
+        "site": np.full(len(value), str(lab.site), dtype=object), "latent": np.arange(lab.d_sae),
+        "lab_share": value, "ci_low": low, "ci_high": high, "n_active": n_active, "kind": kind,
+        "reason": np.where(known, "", f"active in fewer than {FEWEST} rows").astype(object),
+    })  # fmt: skip

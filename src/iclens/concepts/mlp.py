@@ -1,4 +1,8 @@
-"""What MLPs write at labels: creation, operands, subspaces."""
+"""What MLPs and attention write at labels: where a concept is created, and where operands x and y stand.
+
+`creation` reads concepts by linear probes around each part of a block; `operands` reads the numbers x and y,
+and compares the subspaces in which they stand. Both record activations at `lab`.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +19,68 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from iclens.concepts.auroc import auroc, order_entries, resampled_clusters, sides
+from iclens.concepts.auroc import (
+    Split,
+    auroc,
+    order_entries,
+    resampled_auroc,
+    resampled_clusters,
+    sides,
+    split_rows,
+)
 from iclens.concepts.language import FIRST_EXAMPLE, Concept, Rows, TaskGrid
 from iclens.concepts.probes import PENALTIES, deal_tasks, spread_prompts, within_strata
-from iclens.concepts.reading import (
-    LAB,
-    Reading,
-    counted_examples,
-    dealt_inputs,
-    figure,
-    input_groups,
-    layer_groups,
-    positions,
-    undefined,
-)
-from iclens.core import Site
+from iclens.core import Site, TableError
 from iclens.model.attention import Knockout, record_knockout
 from iclens.model.load import LanguageModel
 from iclens.model.run import Edit, record
 from iclens.prompts.build import PromptSet
 from iclens.schemas import CREATED, IN_ATTENTION, CreationTable, OperandTable
-from iclens.table import Floats, Ints
+from iclens.stats import Interval, interval, sample_and_resamples
+from iclens.table import Floats, Ints, Strings
+
+LAB = "lab"
+
+# ----------------------------------------------------------------------------------- rows that are recorded
+
+MOST_BYTES = 2**30
+"""Bytes of activations that are held at a time; more are recorded in several passes."""
+
+
+def counted_examples(prompts: PromptSet, rows: Rows, first_example: int) -> list[int]:
+    """The examples from `first_example` on, or a TableError when `rows` are not those of `prompts`."""
+    shape = (prompts.n_prompts, prompts.n_examples)
+    if len(rows) != shape[0] * shape[1] or (rows.task.reshape(shape) != prompts.task[:, None]).any():
+        raise TableError(
+            f"{len(rows)} rows of {prompts.n_prompts} prompts", "they are not these prompts'",
+            "Give the rows that `read_rows` makes of these prompts.",
+        )  # fmt: skip
+    if not 0 <= first_example < prompts.n_examples:
+        raise TableError(
+            f"rows from example {first_example} on",
+            f"prompts of {prompts.n_examples}",
+            f"Choose first_example from 0 to {prompts.n_examples - 1}, or build longer prompts.",
+        )
+    return list(range(first_example, prompts.n_examples))
+
+
+def input_groups(prompts: PromptSet) -> Ints:
+    """Which prompts show the same inputs in the same order, [prompt]: a number that they share.
+
+    Prompts of equal seed and index do so in every task that allows the same inputs. What one of them is read
+    with must not have been fitted on another: the examples before `lab` would tell it x.
+    """
+    return np.unique(prompts.x, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def layer_groups(layers: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Layers that are recorded in one pass, `size` float32 each, `MOST_BYTES` together at most."""
+    most = max(1, MOST_BYTES // (4 * max(size, 1)))
+    for start in range(0, len(layers), most):
+        yield list(layers[start : start + most])
+
+
+# ------------------------------------------------------------------------------------- creation of a concept
 
 SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 END, NO_MLP, NO_ATTENTION = "end", "end, MLP ablated", "end, attention ablated"
@@ -82,26 +127,24 @@ def creation(
     chosen = chosen_prompts(prompts, rows, grid, examples, max_rows, choosing)
     used = prompts.select(chosen)
     kept = rows.take((rows.example >= first_example) & np.isin(rows.prompt, chosen))
-    asked = [Asked.of(one, kept, grid, n_resamples, drawing) for one in concepts]
-    end = Site(model.n_blocks - 1, "resid_post")
-    where = positions(used, examples)
+    readers = [Reader.of(one, kept, grid, n_resamples, drawing) for one in concepts]
+    end, where = Site(model.n_blocks - 1, "resid_post"), used.positions(LAB)[examples]
     last = record(model, used.tokens, [end], where, batch=batch)[end].reshape(len(kept), -1)
-    ends = [one.decided(one.trained(last), last) for one in asked]
-    found: list[dict[str, Any]] = []
-    for layer, sites in _recorded(model, used, layers, where, batch):
-        acts = sites | {
-            source: _ablated(model, used, Site(layer, hook), sites[hook], end, where, batch)
-            for source, hook in ((NO_MLP, "mlp_out"), (NO_ATTENTION, "attn_out"))
-        }
-        for one, at_end in zip(asked, ends, strict=True):
-            if one.reason:
-                found += one.unmeasured(layer)
-                continue
-            decided = {name: one.decided(one.trained(held), held) for name, held in acts.items()}
-            found += one.figures(layer, decided | {END: at_end})
-    order = {one.name: i for i, one in enumerate(concepts)}
-    found.sort(key=lambda row: order[row["concept"]])
-    return CreationTable({key: [row[key] for row in found] for key in CreationTable.COLUMNS})
+    ends = [reader.decided(last) for reader in readers]
+    by_concept: list[list[dict[str, Any]]] = [[] for _ in concepts]
+    for some in layer_groups(layers, len(SITES) * len(kept) * model.d_model):
+        sites = [Site(layer, hook) for layer in some for hook in SITES]
+        recorded = record(model, used.tokens, sites, where, batch=batch)
+        for layer in some:
+            acts = {hook: recorded.pop(Site(layer, hook)).reshape(len(kept), -1) for hook in SITES}
+            acts |= {
+                source: _ablated(model, used, Site(layer, hook), acts[hook], end, where, batch)
+                for source, hook in ((NO_MLP, "mlp_out"), (NO_ATTENTION, "attn_out"))
+            }
+            for reader, at_end, figures in zip(readers, ends, by_concept, strict=True):
+                decided = {source: reader.decided(values) for source, values in acts.items()}
+                figures += reader.figures(layer, decided | {END: at_end})
+    return CreationTable.from_rows(row for figures in by_concept for row in figures)
 
 
 def chosen_prompts(
@@ -129,154 +172,97 @@ def chosen_prompts(
     return np.unique(kept.prompt[spread_prompts(kept.task, kept.prompt, max_rows, rng)])
 
 
-def _recorded(
-    model: LanguageModel, prompts: PromptSet, layers: Sequence[int], where: Ints, batch: int
-) -> Iterator[tuple[int, dict[str, Floats]]]:
-    """Each layer's sites at `lab`, hook → [row d_model]; several layers from one pass."""
-    n_rows = prompts.n_prompts * len(where)
-    for some in layer_groups(layers, len(SITES) * n_rows * model.d_model):
-        sites = [Site(layer, hook) for layer in some for hook in SITES]
-        held = record(model, prompts.tokens, sites, where, batch=batch)
-        for layer in some:
-            yield layer, {hook: held.pop(Site(layer, hook)).reshape(n_rows, -1) for hook in SITES}
-
-
 def _ablated(
     model: LanguageModel, prompts: PromptSet, site: Site, acts: Floats, end: Site, where: Ints, batch: int
 ) -> Floats:
     """The end at `lab` with `site` set to the mean of `acts` [row d_model] at every `lab`, [row d_model]."""
     edit = Edit.at(site, "mean", LAB, range(prompts.n_examples), acts.mean(axis=0)[None, None])
-    held = record(model, prompts.tokens, [end], where, edits=[edit], batch=batch)
-    return held[end].reshape(len(acts), -1)
+    recorded = record(model, prompts.tokens, [end], where, edits=[edit], batch=batch)
+    return recorded[end].reshape(len(acts), -1)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One concept on the rows that are used.
-
-    Args:
-        name: the concept's.
-        train: rows of discovery tasks that it labels, of all, [trained].
-        train_positive: [trained].
-        train_stratum: only rows of equal stratum are compared, [trained].
-        fold: 0 or 1, the half of the discovery tasks in which each row is; empty when they have no two.
-        held: rows of held-out tasks that it labels, of all, [held].
-        positive: [held].
-        stratum: only rows of equal stratum are compared, [held].
-        times: how often each row is drawn in each resample of prompts, [held resample].
-        reason: why nothing is measured; empty where it is.
-    """
+class Reader:
+    """A linear probe of one concept, trained on discovery tasks and read on held-out tasks."""
 
     name: str
-    train: Ints
-    train_positive: NDArray[np.bool_]
-    train_stratum: Ints
-    fold: Ints
-    held: Ints
-    positive: NDArray[np.bool_]
-    stratum: Ints
-    times: Floats
-    reason: str
+    discovery: Split
+    held_out: Split
+    fold: Ints  # 0 or 1, the half of the discovery tasks in which each row is; empty when they have no two
+    times: Floats  # how often each held-out row is drawn in each resample of prompts, [held resample]
+    reason: str  # why nothing is measured; empty where it is
 
     @classmethod
     def of(
         cls, concept: Concept, rows: Rows, grid: TaskGrid, n_resamples: int, rng: np.random.Generator
-    ) -> Asked:
+    ) -> Reader:
         """A concept's labels, folds of discovery tasks and resamples of held-out prompts."""
-        (train, positive, stratum), (held, held_positive, held_stratum) = (
-            _labelled(concept, rows, np.isin(rows.task, names)) for names in (grid.discovery, grid.held_out)
+        discovery, held_out = (
+            split_rows(rows, concept, np.isin(rows.task, names)) for names in (grid.discovery, grid.held_out)
         )
-        deal = deal_tasks(rows.task[train], positive, stratum, most=2, rng=rng)
-        _, cluster = np.unique(rows.prompt[held], return_inverse=True)
-        reason = _lack("discovery", rows.prompt[train], positive)
-        reason = reason or _lack("held-out", rows.prompt[held], held_positive)
-        if not reason and not np.isin(held_stratum[held_positive], held_stratum[~held_positive]).any():
-            reason = "no held-out positive has a matched negative"
-        times = np.empty((len(held), 0)) if reason else resampled_clusters(cluster, n_resamples, rng)
+        deal = deal_tasks(discovery.rows.task, discovery.positive, discovery.stratum, most=2, rng=rng)
+        reason = (
+            discovery.too_few("discovery", FEWEST_PROMPTS)
+            or held_out.too_few("held-out", FEWEST_PROMPTS)
+            or held_out.unmatched("held-out")
+        )
+        times = np.empty((len(held_out.used), 0))
+        if not reason:
+            times = resampled_clusters(held_out.prompt, n_resamples, rng)
         fold = deal.fold if deal.n_folds else np.empty(0, dtype=np.int64)
-        return cls(
-            concept.name, train, positive, stratum, fold, held, held_positive, held_stratum, times, reason
-        )
+        return cls(concept.name, discovery, held_out, fold, times, reason)
 
-    def trained(self, acts: Floats) -> Pipeline | None:
-        """The probe fitted on discovery rows of `acts` [row d_model]; None when the concept is not measured.
+    def decided(self, acts: Floats) -> Floats:
+        """Decision values on held-out rows of a probe trained on `acts` [row d_model], [held].
 
         Of two penalties that do equally well in validation, and without folds, the stronger one is taken.
+        Empty when the concept is not measured.
         """
         if self.reason:
-            return None
-        values, reached = acts[self.train].astype(np.float64), []
-        if len(self.fold):
-            for penalty in PENALTIES:
-                checked = [self._validated(values, penalty, self.fold == fold) for fold in (0, 1)]
-                reached.append(np.nan_to_num(checked, nan=0.5).mean())
+            return np.empty(0)
+        values, reached = acts[self.discovery.used].astype(np.float64), []
+        for penalty in PENALTIES if len(self.fold) else ():
+            checked = [self._validated(values, penalty, self.fold == fold) for fold in (0, 1)]
+            reached.append(np.nan_to_num(checked, nan=0.5).mean())
         best = int(np.argmax(reached)) if reached else 0
-        return _probe(PENALTIES[best]).fit(values, self.train_positive)
+        probe = _probe(PENALTIES[best]).fit(values, self.discovery.positive)
+        return probe.decision_function(acts[self.held_out.used].astype(np.float64))
 
-    def _validated(self, values: Floats, penalty: float, held: NDArray[np.bool_]) -> float:
-        """AUROC on the rows `held` of the training tasks, of a probe fitted on the others."""
-        fitted = self.train_positive[~held]
+    def _validated(self, values: Floats, penalty: float, checked: NDArray[np.bool_]) -> float:
+        """AUROC on the `checked` rows of the training tasks, of a probe fitted on the others."""
+        positive, stratum = self.discovery.positive, self.discovery.stratum
+        fitted = positive[~checked]
         if fitted.all() or not fitted.any():
             return np.nan
-        decided = _probe(penalty).fit(values[~held], fitted).decision_function(values[held])
-        return float(within_strata(decided[:, None], self.train_positive[held], self.train_stratum[held])[0])
-
-    def decided(self, probe: Pipeline | None, acts: Floats) -> Floats:
-        """A probe's decision values on held-out rows of `acts` [row d_model], [held]."""
-        return np.empty(0) if probe is None else probe.decision_function(acts[self.held].astype(np.float64))
+        decided = _probe(penalty).fit(values[~checked], fitted).decision_function(values[checked])
+        return float(within_strata(decided[:, None], positive[checked], stratum[checked])[0])
 
     def figures(self, layer: int, decided: Mapping[str, Floats]) -> list[dict[str, Any]]:
         """Rows of the table for one layer from decision values, source → [held]."""
-        values = np.round(np.stack([decided[source] for source in SOURCES], axis=1), 9)
-        order = order_entries(csr_array(values), self.stratum)
-        measured = auroc(order, *sides(self.positive))[:, 0]
-        again = auroc(order, self.times * self.positive[:, None], self.times * ~self.positive[:, None])
-        again = again[:, ~np.isnan(again).any(axis=0)]
-        low, high = np.quantile(again, (0.025, 0.975), axis=1)
+        positive = self.held_out.positive
+        shared: dict[str, Any] = {
+            "concept": self.name, "layer": layer, "n_positive": int(positive.sum()),
+            "n_negative": int((~positive).sum()), "reason": self.reason,
+        }  # fmt: skip
+        if self.reason:
+            shared |= {"auroc": np.nan, "ci_low": np.nan, "ci_high": np.nan}
+            shared |= Interval().columns("attention_minus_mlp") | {"verdict": NOT_MEASURED, "larger": ""}
+            return [shared | {"source": source} for source in SOURCES]
+        values = np.round(np.stack([decided[source] for source in SOURCES], axis=1), 9)  # [held source]
+        order = order_entries(csr_array(values), self.held_out.stratum)
+        measured = auroc(order, *sides(positive))[:, 0]
+        again = resampled_auroc(order, positive, self.times)  # [source resample]
+        low, high = interval(again.T)
         attention, mlp = SOURCES.index("attn_out"), SOURCES.index("mlp_out")
-        less_low, less_high = np.quantile(again[attention] - again[mlp], (0.025, 0.975))
-        shared = self._named(layer) | {
+        difference = Interval(measured[attention] - measured[mlp], *interval(again[attention] - again[mlp]))
+        shared |= difference.columns("attention_minus_mlp") | {
             "verdict": verdict(dict(zip(SOURCES, measured.tolist(), strict=True))),
-            "attention_minus_mlp": measured[attention] - measured[mlp],
-            "attention_minus_mlp_low": less_low,
-            "attention_minus_mlp_high": less_high,
-            "larger": larger(less_low, less_high),
+            "larger": larger(difference.low, difference.high),
         }
         return [
             shared | {"source": source, "auroc": measured[i], "ci_low": low[i], "ci_high": high[i]}
             for i, source in enumerate(SOURCES)
         ]
-
-    def unmeasured(self, layer: int) -> list[dict[str, Any]]:
-        """Rows of the table for one layer where the concept cannot be measured."""
-        names = ("auroc", "ci_low", "ci_high", "attention_minus_mlp", "attention_minus_mlp_low",
-                 "attention_minus_mlp_high")  # fmt: skip
-        shared = self._named(layer) | dict.fromkeys(names, np.nan) | {"verdict": NOT_MEASURED, "larger": ""}
-        return [shared | {"source": source} for source in SOURCES]
-
-    def _named(self, layer: int) -> dict[str, Any]:
-        return {
-            "concept": self.name, "layer": layer, "n_positive": int(self.positive.sum()),
-            "n_negative": int((~self.positive).sum()), "reason": self.reason,
-        }  # fmt: skip
-
-
-def _labelled(
-    concept: Concept, rows: Rows, wanted: NDArray[np.bool_]
-) -> tuple[Ints, NDArray[np.bool_], Ints]:
-    """The rows that a concept uses among the `wanted` [row], which are positive, and their strata."""
-    chosen = np.flatnonzero(wanted)
-    label = concept.contrast.label(rows.take(chosen))
-    used = chosen[label != 0]
-    return used, label[label != 0] > 0, concept.stratum(rows.take(used))
-
-
-def _lack(side: str, prompt: Ints, positive: NDArray[np.bool_]) -> str:
-    for what, of in (("positives", positive), ("negatives", ~positive)):
-        n_prompts = len(np.unique(prompt[of]))
-        if n_prompts < FEWEST_PROMPTS:
-            return f"{what} in {n_prompts} {side} prompts, {FEWEST_PROMPTS} needed"
-    return ""
 
 
 def _probe(penalty: float) -> Pipeline:
@@ -322,166 +308,9 @@ def larger(low: float, high: float) -> str:
     return "attention" if low > 0 else "MLP" if high < 0 else "neither"
 
 
+# ---------------------------------------------------------------------------------- operands: the whole table
+
 OVERLAPS = ("x and y overlap", "x in both halves", "y in both halves")
-LEAST_ROWS = 5
-"""Rows of a value that has a coefficient."""
-N_SPLITS = 10
-_RIDGE = 1.0
-"""Rows of zeros that each value has in the joint regression beside its own."""
-
-
-@dataclass(frozen=True)
-class Design:
-    """The joint regression of activations on which x and which y a row shows, each as one-hot columns.
-
-        B = (DᵀD + λI)⁻¹ Dᵀ(A − Ā)
-
-    so that the coefficients of x are what x adds beside y, and the reverse.
-
-    Args:
-        rows: rows that enter, of all, [used].
-        shown: D, [used value]: x's values first.
-        factor: Cholesky factor of DᵀD + λI, as scipy gives it.
-        n_x: values of x.
-    """
-
-    rows: Ints
-    shown: csr_array
-    factor: Any
-    n_x: int
-
-    @classmethod
-    def of(cls, x: Floats, y: Floats, rows: Ints) -> Design:
-        """The design of some rows; those whose x or y stands on fewer than `LEAST_ROWS` of them stay out.
-
-        Args:
-            x: of every row, [row].
-            y: of every row, [row].
-            rows: those that may enter.
-        """
-        rows = rows[_frequent(x[rows]) & _frequent(y[rows])]
-        levels_x, of_x = np.unique(x[rows], return_inverse=True)
-        levels_y, of_y = np.unique(y[rows], return_inverse=True)
-        n_x, n = len(levels_x), len(rows)
-        column = np.stack([of_x, n_x + of_y], axis=1).ravel()
-        shown = csr_array(
-            (np.ones(2 * n), column, np.arange(0, 2 * n + 1, 2)), shape=(n, n_x + len(levels_y))
-        )
-        gram = (shown.T @ shown).toarray() + _RIDGE * np.eye(n_x + len(levels_y))
-        return cls(rows, shown, cho_factor(gram) if n else None, n_x)
-
-    @property
-    def n_values(self) -> tuple[int, int]:
-        """Values of x and of y that have a coefficient."""
-        _, n_values = cast("tuple[int, int]", self.shown.shape)
-        return self.n_x, n_values - self.n_x
-
-    def subspaces(self, acts: Floats, rank: int) -> tuple[Floats, Floats]:
-        """The x- and the y-subspace, orthonormal, each [d_model rank].
-
-        The largest right singular vectors of the coefficients, around their mean, each value weighing as its
-        rows.
-
-        Args:
-            acts: activations of every row, [row d_model].
-            rank: their dimensions.
-        """
-        held = acts[self.rows]
-        fitted = cho_solve(self.factor, self.shown.T @ (held - held.mean(axis=0)))
-        weight = np.asarray(self.shown.sum(axis=0))
-        n_x = self.n_x
-        return _largest(fitted[:n_x], weight[:n_x], rank), _largest(fitted[n_x:], weight[n_x:], rank)
-
-
-def _frequent(value: Floats) -> NDArray[np.bool_]:
-    """Rows whose value stands on at least `LEAST_ROWS` rows, [row]."""
-    _, of_row, size = np.unique(value, return_inverse=True, return_counts=True)
-    return size[of_row] >= LEAST_ROWS
-
-
-def _largest(coefficients: Floats, weight: Floats, rank: int) -> Floats:
-    centred = coefficients - np.average(coefficients, axis=0, weights=weight)
-    _, _, directions = np.linalg.svd(np.sqrt(weight)[:, None] * centred, full_matrices=False)
-    return directions[:rank].T
-
-
-def overlap(one: Floats, other: Floats, root: Floats) -> float:
-    """Mean squared cosine of the principal angles of two subspaces in the metric of a covariance.
-
-    Args:
-        one: a basis, [d_model rank].
-        other: a basis, [d_model rank].
-        root: any R with R Rᵀ = Σ, [d_model d_model]; directions u go to Rᵀu.
-
-    Returns:
-        Between 0 (orthogonal) and 1 (the same).
-    """
-    q, p = (np.linalg.qr(root.T @ basis)[0] for basis in (one, other))
-    return float(((q.T @ p) ** 2).sum() / q.shape[1])
-
-
-class Subspaces:
-    """The half splits and permutations on which x- and y-subspaces are compared, the same at every layer.
-
-    Args:
-        rows: rows whose x and y are numbers.
-        inputs: prompts of equal inputs as one group, [row]; a half has whole groups.
-        rank: dimensions of a subspace.
-        n_null: permutations.
-        rng: splits and permutes.
-    """
-
-    def __init__(self, rows: Rows, inputs: Ints, rank: int, n_null: int, rng: np.random.Generator) -> None:
-        self.rank, self.n_rows = rank, len(rows)
-        halves = [dealt_inputs(rows.task, inputs, 2, rng) for _ in range(N_SPLITS)]
-        sides = [[np.flatnonzero(half == side) for side in (0, 1)] for half in halves]
-        self.splits = [[Design.of(rows.x, rows.y, side) for side in both] for both in sides]
-        self.reason = self._lack()
-        self.null_x: list[tuple[int, list[Design]]] = []
-        self.null_y: list[tuple[int, list[Design]]] = []
-        for i in range(0 if self.reason else n_null):
-            split = i % N_SPLITS
-            x, y = rng.permutation(rows.x), rng.permutation(rows.y)
-            self.null_x.append((split, [Design.of(x, rows.y, side) for side in sides[split]]))
-            self.null_y.append((split, [Design.of(rows.x, y, side) for side in sides[split]]))
-
-    def _lack(self) -> str:
-        for which, name in enumerate("xy"):
-            fewest = min(design.n_values[which] for both in self.splits for design in both)
-            if fewest <= self.rank:
-                return f"{fewest} values of {name} in a half of the prompts, {self.rank + 1} needed"
-        return ""
-
-    def figures(self, acts: Floats) -> dict[str, dict[str, Any]]:
-        """Each of `OVERLAPS`, its interval over half splits and its null, from activations [row d_model]."""
-        if self.reason:
-            return {name: undefined(self.reason, self.n_rows) for name in OVERLAPS}
-        root = np.linalg.cholesky(ledoit_wolf(acts)[0])
-        found = [[design.subspaces(acts, self.rank) for design in both] for both in self.splits]
-        both_ways = [
-            [self._crossed([x for x, _ in both], [y for _, y in both], root) for both in found],
-            [overlap(both[0][0], both[1][0], root) for both in found],
-            [overlap(both[0][1], both[1][1], root) for both in found],
-        ]
-        chance: list[list[float]] = [[], [], []]
-        for split, both in self.null_x:
-            permuted = [design.subspaces(acts, self.rank)[0] for design in both]
-            chance[0].append(self._crossed(permuted, [y for _, y in found[split]], root))
-            chance[1].append(overlap(permuted[0], permuted[1], root))
-        for _, both in self.null_y:
-            permuted = [design.subspaces(acts, self.rank)[1] for design in both]
-            chance[2].append(overlap(permuted[0], permuted[1], root))
-        return {
-            name: figure(float(np.mean(values)), np.array(values), float(np.mean(null)), self.n_rows)
-            for name, values, null in zip(OVERLAPS, both_ways, chance, strict=True)
-        }
-
-    @staticmethod
-    def _crossed(x: Sequence[Floats], y: Sequence[Floats], root: Floats) -> float:
-        """x of each half against y of the other, averaged."""
-        return (overlap(x[0], y[1], root) + overlap(x[1], y[0], root)) / 2
-
-
 UNRELATED = ("parity", "random")
 """Families whose y is drawn without regard to x."""
 CUTS = {"": (), ", lab→x cut": ("x",), ", lab→example cut": ("x", "comma", "pre")}
@@ -526,28 +355,329 @@ def operands(
     shared = Subspaces(kept.take(numbers), inputs[numbers], rank, n_null, splitting)
     apart = numbers[np.isin(kept.family[numbers], UNRELATED)]
     wide = numbers[spread_prompts(kept.task[numbers], kept.prompt[numbers], MOST_ROWS, splitting)]
-    few = np.unique(kept.prompt[np.concatenate([wide, apart])])
+    few = np.unique(kept.prompt[np.concatenate([wide, apart])])  # prompts from which numbers are read
     among = np.flatnonzero(np.isin(kept.prompt, few))
     of_x, of_y, of_x_apart = (
         Reading.of(kept.take(at), inputs[at], np.searchsorted(among, at), number, n_null, rng)
         for at, number, rng in zip((wide, wide, apart), ("x", "y", "x"), reading, strict=True)
     )
-    found: dict[tuple[int, str], dict[str, Any]] = {}
+    where = prompts.positions(LAB)[examples]
+    figures: dict[tuple[int, str], dict[str, Any]] = {}
     for some in layer_groups(layers, len(kept) * model.d_model):
         sites = [Site(layer, "resid_mid") for layer in some]
-        where = positions(prompts, examples)
         for cut, roles in CUTS.items():
             tokens = prompts.tokens[few] if roles else prompts.tokens
             removed = [Knockout.within(LAB, roles, examples, range(max(some) + 1))] if roles else []
-            held = record_knockout(model, tokens, sites, where, removed, batch=batch)
+            recorded = record_knockout(model, tokens, sites, where, removed, batch=batch)
             for site in sites:
-                acts = held.pop(site).reshape(len(tokens) * len(examples), -1).astype(np.float64)
+                acts = recorded.pop(site).reshape(len(tokens) * len(examples), -1).astype(np.float64)
                 if not roles:
-                    figures = shared.figures(acts[numbers])
-                    found |= {(site.layer, name): row for name, row in figures.items()}
+                    overlaps = shared.figures(acts[numbers])
+                    figures |= {(site.layer, name): row for name, row in overlaps.items()}
                     acts = acts[among]
-                    found[site.layer, Y_READ] = of_y.figures(acts)
-                found[site.layer, X_READ + cut] = of_x.figures(acts)
-                found[site.layer, X_READ + cut + APART] = of_x_apart.figures(acts)
-    table = [{"layer": layer, "measure": name} | found[layer, name] for layer in layers for name in MEASURES]
-    return OperandTable({key: [row[key] for row in table] for key in OperandTable.COLUMNS})
+                    figures[site.layer, Y_READ] = of_y.figures(acts)
+                figures[site.layer, X_READ + cut] = of_x.figures(acts)
+                figures[site.layer, X_READ + cut + APART] = of_x_apart.figures(acts)
+    return OperandTable.from_rows(
+        {"layer": layer, "measure": name} | figures[layer, name] for layer in layers for name in MEASURES
+    )
+
+
+def _figure(
+    value: float = np.nan, again: Floats | None = None, null: float = np.nan, *, n_rows: int, reason: str = ""
+) -> dict[str, Any]:
+    """Columns of an OperandTable: a value, its 95 % interval from other draws [draw], and its null."""
+    low, high = (np.nan, np.nan) if again is None else interval(again)
+    return {"value": value, "ci_low": low, "ci_high": high, "null": null, "n_rows": n_rows, "reason": reason}
+
+
+def dealt_inputs(task: Strings, inputs: Ints, n_folds: int, rng: np.random.Generator) -> Ints:
+    """Fold of each row, [row]: whole groups of equal `inputs` [row] dealt at random, evenly in each task."""
+    names, first, of_row = np.unique(inputs, return_index=True, return_inverse=True)
+    fold = np.zeros(len(names), dtype=np.int64)
+    for name in np.unique(task):
+        own = rng.permutation(np.flatnonzero(task[first] == name))
+        fold[own] = (np.arange(len(own)) + rng.integers(n_folds)) % n_folds
+    return fold[of_row]
+
+
+# ------------------------------------------------------------------------------ operands: reading one number
+
+PERIODS = (2, 5, 10, 25, 50)
+"""Periods in the code of a number, beside the number itself."""
+FEWEST_ROWS, FEWEST_INPUTS = 60, 8
+"""Rows, and different draws of inputs, below which nothing is read."""
+N_FOLDS, N_RESAMPLES = 4, 200
+_PENALTIES = (1e6, 1e4, 1e3, 1e2, 1e1, 1.0)
+"""Of the ridge regressions, the strongest first: it wins ties, and leaves next to nothing but the mean."""
+
+
+def number_code(value: Floats) -> Floats:
+    """A number [row] and its phases, cos and sin of 2πv/T for T in `PERIODS`, each of mean 0 and variance 1.
+
+    Returns:
+        [row column]; what does not vary over the rows is left out.
+    """
+    angle = 2 * np.pi * value[:, None] / np.array(PERIODS)
+    columns = np.concatenate([value[:, None], np.cos(angle), np.sin(angle)], axis=1)
+    spread = columns.std(axis=0)
+    kept = spread > 1e-9
+    return (columns[:, kept] - columns[:, kept].mean(axis=0)) / spread[kept]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One number's code, as it is to be read from activations of chosen rows, with its permutations."""
+
+    rows: Ints  # which of the recorded rows, [used]
+    targets: Floats  # the code, then copies with values permuted over rows, [used code·(1 + n_null)]
+    n_code: int  # columns of one code
+    fold: Ints  # the fold in which each row is not trained on, [used]
+    inner: Ints  # a second division, by which penalties are chosen among the rows trained on, [used]
+    group: Ints  # prompts of equal inputs as one group, from 0, [used]
+    times: Floats  # how often each group is drawn, the sample itself first, [1 + resample group]
+    reason: str = ""  # why nothing is read; empty where it is
+
+    @classmethod
+    def of(
+        cls, rows: Rows, inputs: Ints, at: Ints, number: str, n_null: int, rng: np.random.Generator
+    ) -> Reading:
+        """The code of a number on some rows.
+
+        Args:
+            rows: the rows that are read.
+            inputs: prompts of equal inputs as one group, [used].
+            at: where the rows stand among those that are recorded, [used].
+            number: `x` or `y`.
+            n_null: permutations.
+            rng: deals, permutes and resamples.
+        """
+        names, group = np.unique(inputs, return_inverse=True)
+        n = len(names)
+        code = number_code(getattr(rows, number)) if len(at) else np.empty((0, 0))
+        reason = "" if code.shape[1] else f"{number} does not vary"
+        if len(at) < FEWEST_ROWS or n < FEWEST_INPUTS:
+            reason = f"{len(at)} rows of {n} draws of inputs, {FEWEST_ROWS} of {FEWEST_INPUTS} needed"
+        if reason:
+            return cls(at, code, 0, group, group, group, np.empty((0, n)), reason)
+        fold, inner = (dealt_inputs(rows.task, inputs, n_folds, rng) for n_folds in (N_FOLDS, 2))
+        times = sample_and_resamples(n, N_RESAMPLES, rng)
+        targets = np.concatenate([code, *(rng.permutation(code) for _ in range(n_null))], axis=1)
+        return cls(at, targets, code.shape[1], fold, inner, group, times)
+
+    def figures(self, acts: Floats) -> dict[str, Any]:
+        """R² of the code from activations [row d_model] on prompts not trained on, its interval and null."""
+        if self.reason:
+            return _figure(n_rows=len(self.rows), reason=self.reason)
+        r2 = held_out_r2(self._predicted(acts[self.rows]), self.targets, self.group, self.times)
+        by_code = r2.reshape(len(r2), -1, self.n_code).mean(axis=2)  # [1 + resample, 1 + null]
+        null = float(by_code[0, 1:].mean()) if by_code.shape[1] > 1 else np.nan
+        return _figure(float(by_code[0, 0]), by_code[1:, 0], null, n_rows=len(self.rows))
+
+    def _predicted(self, acts: Floats) -> Floats:
+        """Every target of every row, by a ridge regression of the other folds, [used column].
+
+        The penalty of a code, own or permuted, is the one that does best between the two inner divisions of
+        the rows trained on, so that no group of inputs is on both sides there either.
+        """
+        predicted, n_columns = np.empty_like(self.targets), self.targets.shape[1]
+        for fold in np.unique(self.fold):
+            train = self.fold != fold
+            missed = np.zeros((len(_PENALTIES), n_columns))
+            for side in (0, 1):
+                fitted, checked = train & (self.inner == side), train & (self.inner != side)
+                if fitted.any() and checked.any():
+                    fit, wanted = Ridge.of(acts[fitted], self.targets[fitted]), self.targets[checked]
+                    for i, penalty in enumerate(_PENALTIES):
+                        guessed = fit.predicted(acts[checked], np.full(n_columns, penalty))
+                        missed[i] += ((guessed - wanted) ** 2).sum(axis=0)
+            best = missed.reshape(len(_PENALTIES), -1, self.n_code).sum(axis=2).argmin(axis=0)  # [1 + null]
+            penalty = np.repeat(np.array(_PENALTIES)[best], self.n_code)
+            predicted[~train] = Ridge.of(acts[train], self.targets[train]).predicted(acts[~train], penalty)
+        return predicted
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """Ridge regressions of one set of columns, scaled on the training rows, for any penalty."""
+
+    scaler: StandardScaler
+    right: Floats  # right singular vectors of the scaled columns, [component d_model]
+    size: Floats  # singular values, [component]
+    along: Floats  # targets along the left singular vectors, [component target]
+    mean: Floats  # [target]
+
+    @classmethod
+    def of(cls, acts: Floats, targets: Floats) -> Ridge:
+        """Fitted on activations [row d_model] and targets [row target]."""
+        scaler = StandardScaler().fit(acts)
+        left, size, right = np.linalg.svd(np.asarray(scaler.transform(acts)), full_matrices=False)
+        mean = targets.mean(axis=0)
+        return cls(scaler, right, size, left.T @ (targets - mean), mean)
+
+    def predicted(self, acts: Floats, penalty: Floats) -> Floats:
+        """Targets of activations [row d_model] with a penalty each [target], as [row target]."""
+        shrunk = self.size[:, None] / (self.size[:, None] ** 2 + penalty) * self.along
+        return self.mean + (np.asarray(self.scaler.transform(acts)) @ self.right.T) @ shrunk
+
+
+def held_out_r2(predicted: Floats, targets: Floats, group: Ints, times: Floats) -> Floats:
+    """R² = 1 − SSE / SST of each column, groups counted `times`; SST around the counted rows' mean.
+
+    Args:
+        predicted: [row column].
+        targets: [row column].
+        group: group of each row, from 0, [row].
+        times: how often each group counts, [weighting group].
+
+    Returns:
+        [weighting column].
+    """
+    order = np.argsort(group, kind="stable")
+    edges = np.searchsorted(group[order], np.arange(times.shape[1]))
+    parts = ((targets - predicted) ** 2, targets, targets**2, np.ones((len(group), 1)))
+    missed, total, square, count = (times @ np.add.reduceat(part[order], edges, axis=0) for part in parts)
+    return 1 - missed / (square - total**2 / count)
+
+
+# ------------------------------------------------------------------------- operands: subspaces of x and of y
+
+LEAST_ROWS = 5
+"""Rows of a value that has a coefficient."""
+N_SPLITS = 10
+_RIDGE = 1.0
+"""Rows of zeros that each value has in the joint regression beside its own."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """The joint regression of activations on which x and which y a row shows, each as one-hot columns.
+
+        B = (DᵀD + λI)⁻¹ Dᵀ(A − Ā)
+
+    so that the coefficients of x are what x adds beside y, and the reverse.
+    """
+
+    rows: Ints  # rows that enter, of all, [used]
+    shown: csr_array  # D, [used value]: x's values first
+    factor: Any  # Cholesky factor of DᵀD + λI, as scipy gives it
+    n_x: int  # values of x
+
+    @classmethod
+    def of(cls, x: Floats, y: Floats, rows: Ints) -> Design:
+        """The design of some `rows`, with x and y of every row, [row].
+
+        Rows whose x or y stands on fewer than `LEAST_ROWS` of them stay out.
+        """
+
+        def frequent(value: Floats) -> NDArray[np.bool_]:
+            _, of_row, size = np.unique(value, return_inverse=True, return_counts=True)
+            return size[of_row] >= LEAST_ROWS
+
+        rows = rows[frequent(x[rows]) & frequent(y[rows])]
+        levels_x, of_x = np.unique(x[rows], return_inverse=True)
+        levels_y, of_y = np.unique(y[rows], return_inverse=True)
+        n_x, n = len(levels_x), len(rows)
+        column = np.stack([of_x, n_x + of_y], axis=1).ravel()
+        shown = csr_array(
+            (np.ones(2 * n), column, np.arange(0, 2 * n + 1, 2)), shape=(n, n_x + len(levels_y))
+        )
+        gram = (shown.T @ shown).toarray() + _RIDGE * np.eye(n_x + len(levels_y))
+        return cls(rows, shown, cho_factor(gram) if n else None, n_x)
+
+    @property
+    def n_values(self) -> tuple[int, int]:
+        """Values of x and of y that have a coefficient."""
+        _, n_values = cast("tuple[int, int]", self.shown.shape)
+        return self.n_x, n_values - self.n_x
+
+    def subspaces(self, acts: Floats, rank: int) -> tuple[Floats, Floats]:
+        """The x- and the y-subspace of activations of every row [row d_model], orthonormal [d_model rank].
+
+        The largest right singular vectors of the coefficients, around their mean, each value weighing as its
+        rows.
+        """
+        used = acts[self.rows]
+        fitted = cho_solve(self.factor, self.shown.T @ (used - used.mean(axis=0)))  # [value d_model]
+        weight = np.asarray(self.shown.sum(axis=0))
+
+        def largest(values: slice) -> Floats:
+            coefficients, weights = fitted[values], weight[values]
+            centred = coefficients - np.average(coefficients, axis=0, weights=weights)
+            _, _, directions = np.linalg.svd(np.sqrt(weights)[:, None] * centred, full_matrices=False)
+            return directions[:rank].T
+
+        return largest(slice(self.n_x)), largest(slice(self.n_x, None))
+
+
+def overlap(one: Floats, other: Floats, root: Floats) -> float:
+    """Mean squared cosine of the principal angles of two subspaces in the metric of a covariance.
+
+    Args:
+        one: a basis, [d_model rank].
+        other: a basis, [d_model rank].
+        root: any R with R Rᵀ = Σ, [d_model d_model]; directions u go to Rᵀu.
+
+    Returns:
+        Between 0 (orthogonal) and 1 (the same).
+    """
+    q, p = (np.linalg.qr(root.T @ basis)[0] for basis in (one, other))
+    return float(((q.T @ p) ** 2).sum() / q.shape[1])
+
+
+class Subspaces:
+    """The half splits and permutations on which x- and y-subspaces are compared, the same at every layer.
+
+    Args:
+        rows: rows whose x and y are numbers.
+        inputs: prompts of equal inputs as one group, [row]; a half has whole groups.
+        rank: dimensions of a subspace.
+        n_null: permutations.
+        rng: splits and permutes.
+    """
+
+    def __init__(self, rows: Rows, inputs: Ints, rank: int, n_null: int, rng: np.random.Generator) -> None:
+        self.rank, self.n_rows, self.reason = rank, len(rows), ""
+        halves = [dealt_inputs(rows.task, inputs, 2, rng) for _ in range(N_SPLITS)]
+        sides = [[np.flatnonzero(half == side) for side in (0, 1)] for half in halves]
+        self.splits = [[Design.of(rows.x, rows.y, side) for side in both] for both in sides]
+        for which, name in enumerate("xy"):
+            fewest = min(design.n_values[which] for both in self.splits for design in both)
+            if fewest <= rank and not self.reason:
+                self.reason = f"{fewest} values of {name} in a half of the prompts, {rank + 1} needed"
+        self.null_x: list[tuple[int, list[Design]]] = []
+        self.null_y: list[tuple[int, list[Design]]] = []
+        for i in range(0 if self.reason else n_null):
+            split = i % N_SPLITS
+            x, y = rng.permutation(rows.x), rng.permutation(rows.y)
+            self.null_x.append((split, [Design.of(x, rows.y, side) for side in sides[split]]))
+            self.null_y.append((split, [Design.of(rows.x, y, side) for side in sides[split]]))
+
+    def figures(self, acts: Floats) -> dict[str, dict[str, Any]]:
+        """Each of `OVERLAPS`, its interval over half splits and its null, from activations [row d_model]."""
+        if self.reason:
+            return {name: _figure(n_rows=self.n_rows, reason=self.reason) for name in OVERLAPS}
+        root = np.linalg.cholesky(ledoit_wolf(acts)[0])
+        fitted = [[design.subspaces(acts, self.rank) for design in both] for both in self.splits]
+
+        def crossed(x: Sequence[Floats], y: Sequence[Floats]) -> float:
+            """x of each half against y of the other, averaged."""
+            return (overlap(x[0], y[1], root) + overlap(x[1], y[0], root)) / 2
+
+        values: list[list[float]] = [[], [], []]
+        for (x_one, y_one), (x_other, y_other) in fitted:
+            values[0].append(crossed((x_one, x_other), (y_one, y_other)))
+            values[1].append(overlap(x_one, x_other, root))
+            values[2].append(overlap(y_one, y_other, root))
+        null: list[list[float]] = [[], [], []]
+        for split, both in self.null_x:
+            permuted = [design.subspaces(acts, self.rank)[0] for design in both]
+            null[0].append(crossed(permuted, [y for _, y in fitted[split]]))
+            null[1].append(overlap(permuted[0], permuted[1], root))
+        for _, both in self.null_y:
+            permuted = [design.subspaces(acts, self.rank)[1] for design in both]
+            null[2].append(overlap(permuted[0], permuted[1], root))
+        return {
+            name: _figure(float(np.mean(own)), np.array(own), float(np.mean(chance)), n_rows=self.n_rows)
+            for name, own, chance in zip(OVERLAPS, values, null, strict=True)
+        }

@@ -1,25 +1,32 @@
-"""Linear probes for concepts, by task-wise folds, with controls."""
+"""Linear probes of concepts, trained and read on different tasks, beside a dense probe and random labels.
+
+1. Rows of whole prompts are drawn evenly over tasks. 2. Whole tasks are dealt to folds. 3. In each fold,
+features, scales and the penalty are chosen on the training tasks, the penalty by two inner folds of whole
+tasks. 4. The matched AUROC is taken within each held-out fold and averaged over folds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csc_array, csr_array, issparse
-from scipy.stats import t as student
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from iclens.concepts.auroc import auroc, order_entries
+from iclens.concepts.auroc import Matrix, column_moments, matched_auroc
 from iclens.concepts.language import Concept, Rows
 from iclens.core import ConfigError, TableError
 from iclens.schemas import ProbeTable
+from iclens.stats import half_width
 from iclens.table import Floats, Ints, Strings
+
+# ---------------------------------------------------------------------------------------------------- folds
 
 _EXCHANGES = 300
 """Exchanges of two tasks that are tried after a deal."""
@@ -27,33 +34,21 @@ _EXCHANGES = 300
 
 @dataclass(frozen=True)
 class Deal:
-    """The fold in which each row is held out.
+    """The fold in which each row is held out."""
 
-    Args:
-        fold: from 0, [row]; all 0 when there is a `reason`.
-        n_folds: 0 when there is a `reason`.
-        reason: why the tasks cannot be dealt to two folds; empty when they can.
-    """
-
-    fold: Ints
-    n_folds: int
-    reason: str = ""
+    fold: Ints  # from 0, [row]; all 0 when there is a reason
+    n_folds: int  # 0 when there is a reason
+    reason: str = ""  # why the tasks cannot be dealt to two folds
 
 
 @dataclass(frozen=True)
 class Split:
-    """One held-out fold.
-
-    Args:
-        train: training rows.
-        held: held-out rows, of no training task.
-        inner: (fitted, checked) rows of each inner fold, both of training tasks; empty when the training
-            tasks cannot be dealt to two folds.
-    """
+    """One held-out fold: training rows, and held-out rows, of no training task."""
 
     train: Ints
     held: Ints
     inner: tuple[tuple[Ints, Ints], ...]
+    """(fitted, checked) rows of each inner fold, both of training tasks; empty when these cannot be dealt."""
 
 
 def spread_prompts(task: Strings, prompt: Ints, most: int, rng: np.random.Generator) -> Ints:
@@ -62,11 +57,8 @@ def spread_prompts(task: Strings, prompt: Ints, most: int, rng: np.random.Genera
     Args:
         task: task of each row, [row].
         prompt: prompt of each row, [row].
-        most: greatest number of rows.
+        most: greatest number of rows; all are kept when they are no more.
         rng: draws the prompts.
-
-    Returns:
-        Indices of the kept rows; all rows when they are at most `most`.
     """
     if len(prompt) <= most:
         return np.arange(len(prompt))
@@ -88,7 +80,8 @@ def deal_tasks(
     """Whole tasks dealt to min(tasks of the positive side, tasks of the negative side, `most`) folds.
 
     A task is on the positive side when most of its rows are positive. When every task has rows of both
-    classes, there is one side, and the folds are min(tasks, `most`).
+    classes, there is one side, and the folds are min(tasks, `most`). After the deal, exchanges of two tasks
+    of a side that raise Σ_folds log(1 + matched pairs) are kept.
 
     Args:
         task: task of each row, [row].
@@ -99,87 +92,64 @@ def deal_tasks(
     """
     names, of_row = np.unique(task, return_inverse=True)
     _, level = np.unique(stratum, return_inverse=True)
-    count = np.zeros((2, len(names), int(level.max(initial=0)) + 1))
+    count = np.zeros((2, len(names), int(level.max(initial=0)) + 1))  # [label task stratum]
     np.add.at(count, (positive.astype(np.int64), of_row, level), 1.0)
     negatives, positives = count.sum(axis=2)
     if len(names) and (np.minimum(negatives, positives) > 0).all():
-        sides = [np.arange(len(names))]
-        lack = "" if len(names) > 1 else "rows in 1 task, 2 needed"
+        sides = {"rows": np.arange(len(names))}
     else:
-        sides = [np.flatnonzero(positives > negatives), np.flatnonzero(positives <= negatives)]
-        lack = _lack(len(sides[0]), len(sides[1]))
-    if lack or most < 2:
-        return Deal(np.zeros(len(task), dtype=np.int64), 0, lack or f"at most {most} folds, 2 needed")
-    n_folds = min(most, *(len(side) for side in sides))
-    fold = np.zeros(len(names), dtype=np.int64)
-    for side, forward in zip(sides, (True, False), strict=False):
+        mostly = positives > negatives
+        sides = {"positives": np.flatnonzero(mostly), "negatives": np.flatnonzero(~mostly)}
+    for what, side in sides.items():
+        if len(side) < 2:
+            reason = f"{what} in {len(side)} task{'' if len(side) == 1 else 's'}, 2 needed"
+            return Deal(np.zeros(len(task), dtype=np.int64), 0, reason)
+    if most < 2:
+        return Deal(np.zeros(len(task), dtype=np.int64), 0, f"at most {most} folds, 2 needed")
+    n_folds = min(most, *(len(side) for side in sides.values()))
+    fold = np.zeros(len(names), dtype=np.int64)  # of each task
+    for side, forward in zip(sides.values(), (True, False), strict=False):
         turn = np.arange(len(side)) % n_folds
         fold[rng.permutation(side)] = turn if forward else n_folds - 1 - turn
-    return Deal(_exchanged(fold, sides, count, n_folds, rng)[of_row], n_folds)
 
+    def evenness(fold: Ints) -> float:
+        member = (fold == np.arange(n_folds)[:, None]).astype(np.float64)
+        pairs = ((member @ count[0]) * (member @ count[1])).sum(axis=1)  # of each fold
+        return float(np.log1p(pairs).sum())
 
-def _lack(n_positive: int, n_negative: int) -> str:
-    for what, n in (("positives", n_positive), ("negatives", n_negative)):
-        if n < 2:
-            return f"{what} in {n} task{'' if n == 1 else 's'}, 2 needed"
-    return ""
-
-
-def _exchanged(
-    fold: Ints, sides: list[NDArray[np.int64]], count: Floats, n_folds: int, rng: np.random.Generator
-) -> Ints:
-    """Fold of each task after exchanges within a side that raise Σ_folds log(1 + matched pairs)."""
-    best, spread = fold, _evenness(fold, count, n_folds)
-    wide = [side for side in sides if len(side) > 1]
+    best = evenness(fold)
     for _ in range(_EXCHANGES):
-        one, other = rng.choice(wide[int(rng.integers(len(wide)))], size=2, replace=False)
-        if best[one] == best[other]:
+        side = list(sides.values())[int(rng.integers(len(sides)))]
+        one, other = rng.choice(side, size=2, replace=False)
+        if fold[one] == fold[other]:
             continue
-        tried = best.copy()
-        tried[[one, other]] = best[[other, one]]
-        found = _evenness(tried, count, n_folds)
-        if found > spread:
-            best, spread = tried, found
-    return best
-
-
-def _evenness(fold: Ints, count: Floats, n_folds: int) -> float:
-    member = (fold == np.arange(n_folds)[:, None]).astype(np.float64)
-    pairs = ((member @ count[0]) * (member @ count[1])).sum(axis=1)
-    return float(np.log1p(pairs).sum())
+        tried = fold.copy()
+        tried[[one, other]] = fold[[other, one]]
+        if (even := evenness(tried)) > best:
+            fold, best = tried, even
+    return Deal(fold[of_row], n_folds)
 
 
 def splits(
     deal: Deal, task: Strings, positive: NDArray[np.bool_], stratum: Ints, rng: np.random.Generator
 ) -> list[Split]:
-    """Each fold held out in turn, with two inner folds over whole training tasks.
+    """Each fold held out in turn, with two inner folds over whole training tasks, which `rng` deals.
 
-    Args:
-        deal: the fold of each row.
-        task: task of each row, [row].
-        positive: [row].
-        stratum: only rows of equal stratum are compared, [row].
-        rng: deals the inner folds.
+    Arguments are as for `deal_tasks`.
     """
-    found = []
+    held_out = []
     for fold in range(deal.n_folds):
         train, held = np.flatnonzero(deal.fold != fold), np.flatnonzero(deal.fold == fold)
         inside = deal_tasks(task[train], positive[train], stratum[train], most=2, rng=rng)
         inner = tuple((train[inside.fold != i], train[inside.fold == i]) for i in range(inside.n_folds))
-        found.append(Split(train, held, inner))
-    return found
+        held_out.append(Split(train, held, inner))
+    return held_out
 
 
 def permuted_labels(positive: NDArray[np.bool_], prompt: Ints, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Each prompt with the labels of another prompt drawn without replacement, in order, [row].
 
-    Args:
-        positive: [row].
-        prompt: prompt of each row, [row].
-        rng: draws the permutation.
-
-    Returns:
-        [row]; a prompt with more rows than its donor repeats the donor's labels.
+    A prompt with more rows than its donor repeats the donor's labels. `prompt` is that of each row, [row].
     """
     by_prompt = np.argsort(prompt, kind="stable")
     edges = [0, *(np.flatnonzero(np.diff(prompt[by_prompt])) + 1).tolist(), len(prompt)]
@@ -190,7 +160,8 @@ def permuted_labels(positive: NDArray[np.bool_], prompt: Ints, rng: np.random.Ge
     return out
 
 
-Matrix = csr_array | Floats
+# --------------------------------------------------------------------------------------------------- probes
+
 View = tuple[Matrix, Matrix]
 """What one probe sees of the training rows and of the tested rows, each [row column]."""
 
@@ -231,17 +202,10 @@ class _Probe:
 
 
 def probe(
-    representations: Mapping[str, Matrix],
-    concept: Concept,
-    rows: Rows,
-    *,
-    site: str,
-    role: str,
-    ks: Sequence[int] = (1, 2, 4, 8, 16, 32),
-    seed: int,
-    max_rows: int = 2000,
+    representations: Mapping[str, Matrix], concept: Concept, rows: Rows,
+    *, site: str, role: str, ks: Sequence[int] = (1, 2, 4, 8, 16, 32), seed: int, max_rows: int = 2000,
     max_folds: int = 12,
-) -> ProbeTable:
+) -> ProbeTable:  # fmt: skip
     """Held-out AUROC of L2 logistic probes of one concept, per representation and number of features.
 
         AUROC = mean over folds f of P(d₊ > d₋ | f, same stratum),   d the decision values of held-out rows
@@ -273,7 +237,14 @@ def probe(
     if any(k < 1 for k in ks):
         raise ConfigError(f"ks {list(ks)}", "a probe needs a feature", "Give whole numbers of 1 or more.")
     for name, values in representations.items():
-        _check(name, values, rows)
+        n_rows, _ = cast("tuple[int, int]", values.shape)
+        what = f"representation '{name}'"
+        if n_rows != len(rows):
+            remedy = "Give `values` one row for each of `rows`."
+            raise TableError(what, f"{n_rows} rows, not {len(rows)}", remedy)
+        if not np.isfinite(values.data if isinstance(values, csr_array) else values).all():
+            remedy = "Read the model in float32 (model.dtype in a study)."
+            raise TableError(what, "holds NaN or infinity", remedy)
     dealing, inner, permuting = np.random.default_rng(seed).spawn(3)
     label = concept.contrast.label(rows)
     used = np.flatnonzero(label != 0)
@@ -281,55 +252,36 @@ def probe(
     kept = rows.take(used)
     about = _Used(label[used] > 0, concept.stratum(kept), kept.prompt)
     deal = deal_tasks(kept.task, about.positive, about.stratum, most=max_folds, rng=dealing)
-    held = splits(deal, kept.task, about.positive, about.stratum, inner)
+    folds = splits(deal, kept.task, about.positive, about.stratum, inner)
+    read = {name: cast("Matrix", values[used].astype(np.float64)) for name, values in representations.items()}
+    measured: list[tuple[_Probe, int, Floats]] = []
+    for each in _probes(read, tuple(ks), seed):
+        aurocs = _fold_aurocs(each, about, folds, permuting) if folds else np.empty((0, len(each.ks)))
+        measured += [(each, k, aurocs[:, i]) for i, k in enumerate(each.ks)]
+    dense = next((aurocs for each, _, aurocs in measured if each.name == "dense"), None)
     names = {"site": site, "role": role, "concept": concept.name}
     names |= {"n_rows": len(used), "n_tasks": len(np.unique(kept.task))}
-    measured: list[tuple[_Probe, int, Floats]] = []
-    for each in _probes({name: _floats(values, used) for name, values in representations.items()}, ks, seed):
-        columns = _fold_aurocs(each, about, held, permuting) if held else np.empty((0, len(each.ks)))
-        measured += [(each, k, columns[:, i]) for i, k in enumerate(each.ks)]
-    dense = next((found for each, _, found in measured if each.name == "dense"), None)
-    found = [names | _figures(each, k, values, dense, deal.reason) for each, k, values in measured]
-    return ProbeTable({key: [row[key] for row in found] for key in ProbeTable.COLUMNS})
+    return ProbeTable.from_rows(
+        names | _figures(each, k, aurocs, dense, deal.reason) for each, k, aurocs in measured
+    )
 
 
-def _check(name: str, values: Matrix, rows: Rows) -> None:
-    n_rows, _ = cast("tuple[int, int]", values.shape)
-    if n_rows != len(rows):
-        raise TableError(
-            f"representation '{name}'",
-            f"{n_rows} rows, not {len(rows)}",
-            "Give `values` one row for each of `rows`.",
-        )
-    if not np.isfinite(values.data if isinstance(values, csr_array) else values).all():
-        raise TableError(
-            f"representation '{name}'",
-            "holds NaN or infinity",
-            "Read the model in float32 (model.dtype in a study).",
-        )
-
-
-def _floats(values: Matrix, used: Ints) -> Matrix:
-    return cast("Matrix", values[used].astype(np.float64))
-
-
-def _probes(representations: Mapping[str, Matrix], ks: Sequence[int], seed: int) -> list[_Probe]:
-    few = tuple(ks)
-    found = [
-        _Probe(name, values, (*few, ALL), _few_features, _logistic)
+def _probes(representations: Mapping[str, Matrix], ks: tuple[int, ...], seed: int) -> list[_Probe]:
+    probes = [
+        _Probe(name, values, (*ks, ALL), _few_features, _logistic)
         for name, values in representations.items()
         if name != DENSE
     ]
     if DENSE in representations:
-        values = _dense(representations[DENSE])
-        whole = _Probe("dense", values, (ALL,), _whole, _logistic)
-        found += [
-            _Probe("PCA", values, few, _Components(seed), _logistic),
-            whole,
-            _Probe("difference of means", values, (ALL,), _whole, _along_means, PENALTIES[:1]),
-            replace(whole, name="random labels", permuted=True),
+        values, whole = _dense(representations[DENSE]), (ALL,)
+        if ks:
+            probes.append(_Probe("PCA", values, ks, _Components(seed), _logistic))
+        probes += [
+            _Probe("dense", values, whole, _whole, _logistic),
+            _Probe("difference of means", values, whole, _whole, _along_means, PENALTIES[:1]),
+            _Probe("random labels", values, whole, _whole, _logistic, permuted=True),
         ]
-    return [each for each in found if each.ks]
+    return probes
 
 
 def relevance(values: Matrix, positive: NDArray[np.bool_]) -> Floats:
@@ -343,14 +295,12 @@ def relevance(values: Matrix, positive: NDArray[np.bool_]) -> Floats:
         [feature]; NaN for a feature that is constant, or sparse and active on few rows (`FEWEST_ACTIVE`), and
         for every feature where all rows have one label.
     """
-    n_rows = len(positive)
     lift = positive - positive.mean()
-    squares = cast("Floats", (values**2).mean(axis=0))
-    spread = squares - np.asarray(values.mean(axis=0)) ** 2
-    live = (spread > 1e-12 * squares) & (lift != 0).any()
+    _, spread = column_moments(values)
+    live = (spread > 0) & (lift != 0).any()
     if isinstance(values, csr_array):
-        live &= np.bincount(values.indices[values.data != 0], minlength=len(squares)) >= FEWEST_ACTIVE
-    moved = (np.asarray(values.T @ lift) / n_rows) ** 2
+        live &= np.bincount(values.indices[values.data != 0], minlength=len(spread)) >= FEWEST_ACTIVE
+    moved = (np.asarray(values.T @ lift) / len(positive)) ** 2
     return np.where(live, moved / np.where(live, spread * (lift**2).mean(), 1.0), np.nan)
 
 
@@ -419,21 +369,21 @@ def _along_means(view: View, positive: NDArray[np.bool_], penalty: float) -> Flo
     return test @ (train[positive].mean(axis=0) - train[~positive].mean(axis=0))
 
 
-def _fold_aurocs(each: _Probe, used: _Used, held: Sequence[Split], rng: np.random.Generator) -> Floats:
+def _fold_aurocs(each: _Probe, used: _Used, folds: Sequence[Split], rng: np.random.Generator) -> Floats:
     """AUROC within each held-out fold, [fold k]; NaN in a fold without a matched pair."""
-    found = []
-    for split in held:
+    aurocs = []
+    for split in folds:
         positive = used.positive
         if each.permuted:
             positive = positive.copy()
             for part in (split.train, split.held):
                 positive[part] = permuted_labels(positive[part], used.prompt[part], rng)
-        best = np.zeros(len(each.ks), dtype=np.int64)
+        best = np.zeros(len(each.ks), dtype=np.int64)  # penalty of each k
         if len(each.penalties) > 1 and split.inner:
             inside = [_aurocs(each, used, positive, *fold) for fold in split.inner]
             best = np.nan_to_num(inside, nan=0.5).mean(axis=0).argmax(axis=0)
-        found.append(_aurocs(each, used, positive, split.train, split.held)[best, np.arange(len(best))])
-    return np.array(found)
+        aurocs.append(_aurocs(each, used, positive, split.train, split.held)[best, np.arange(len(best))])
+    return np.array(aurocs)
 
 
 def _aurocs(each: _Probe, used: _Used, positive: NDArray[np.bool_], train: Ints, test: Ints) -> Floats:
@@ -446,19 +396,8 @@ def _aurocs(each: _Probe, used: _Used, positive: NDArray[np.bool_], train: Ints,
 
 
 def within_strata(decided: Floats, positive: NDArray[np.bool_], stratum: Ints) -> Floats:
-    """The matched AUROC of decision values, as `auroc`; values that agree to nine decimals tie.
-
-    Args:
-        decided: decision values, [row probe].
-        positive: [row].
-        stratum: only rows of equal stratum are compared, [row].
-
-    Returns:
-        [probe]; NaN without a matched pair.
-    """
-    order = order_entries(csr_array(np.round(decided, 9)), stratum)
-    one = positive[:, None].astype(np.float64)
-    return auroc(order, one, 1 - one)[:, 0]
+    """`matched_auroc` of decision values [row probe], [probe]; values that agree to nine decimals tie."""
+    return matched_auroc(csr_array(np.round(decided, 9)), positive, stratum)
 
 
 def _figures(each: _Probe, k: int, values: Floats, dense: Floats | None, reason: str) -> dict[str, Any]:
@@ -492,8 +431,8 @@ def t_interval(values: Floats) -> tuple[float, float, float]:
     Approximate: folds share training tasks, so their values are not independent, and equal values give an
     interval of no width.
     """
-    mean, n = float(values.mean()), len(values)
-    reach = float(student.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    mean = float(values.mean())
+    reach = float(half_width(values.std(ddof=1), len(values)))
     return mean, mean - reach, mean + reach
 
 

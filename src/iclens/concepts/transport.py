@@ -1,4 +1,4 @@
-"""Does a latent's size at `lab` predict what later `pre` tokens receive through attention?
+"""Transport: how much of what later `pre` tokens receive through attention a latent's size at `lab` predicts.
 
 1. A latent f at a site of block L stands in the residual that block L + 1 reads. At the label of example j
 it adds a_j = z_fj · s_j / rms_j of its decoder direction d_f to what the heads look at (rms_j: root mean
@@ -12,9 +12,8 @@ there turns this into a_j · v_h with v_h = W_O,h W_V,h (g ⊙ d_f), g the weigh
 same with the weights α replaced by 1 / (number of earlier labels), with a_j replaced by its mean, and with
 the a_j of another prompt of the task says what attention, size and this prompt's own sizes contribute.
 
-What enters: a model, SAEs, prompts and chosen latents. What leaves: a `TransportTable`. The predicted part is
-one summand of the actual one, so a positive slope is no finding; how much of it the rest hides, and how it
-compares with the other predictions, is.
+The predicted part is one summand of the actual one, so a positive slope is no finding; how much of it the
+rest hides, and how it compares with the other predictions, is.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 from scipy.sparse import csc_array
 
-from iclens.core import SaeError, Site, SiteError, TableError
+from iclens.core import SaeError, Site, SiteError, TableError, check_latent
 from iclens.model.attention import attention_patterns, carried, output_weights
 from iclens.model.load import LanguageModel, as_numpy
 from iclens.model.run import record
@@ -35,6 +34,7 @@ from iclens.prompts.build import PromptSet
 from iclens.saes.encode import decoder_directions, encode_rows, refuse_transcoder
 from iclens.saes.load import Sae
 from iclens.schemas import TransportTable
+from iclens.stats import Interval, sample_and_resamples, sample_interval
 from iclens.table import Floats, Ints, Strings
 
 READ_BY_THE_NEXT = ("resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -58,21 +58,13 @@ Chosen = tuple[Site, int, str]
 
 @dataclass(frozen=True)
 class Flow:
-    """What one block's heads could take from chosen latents at labels, and what they wrote at later `pre`.
+    """What one block's heads could take from chosen latents at labels, and what they wrote at later `pre`."""
 
-    Args:
-        patterns: α_h(q, j), [prompt head query label]; 0 for labels that come later.
-        amounts: a_j, units of the decoder direction in the normed residual, [latent prompt label].
-        lengths: ‖v_h‖, [latent head].
-        actual: Σ_h ⟨out_h(q), v_h / ‖v_h‖⟩, [latent prompt query].
-        queries: example of each query, [query].
-    """
-
-    patterns: Floats
-    amounts: Floats
-    lengths: Floats
-    actual: Floats
-    queries: Ints
+    patterns: Floats  # α_h(q, j), [prompt head query label]; 0 for labels that come later
+    amounts: Floats  # a_j, units of the decoder direction in the normed residual, [latent prompt label]
+    lengths: Floats  # ‖v_h‖, [latent head]
+    actual: Floats  # Σ_h ⟨out_h(q), v_h / ‖v_h‖⟩, [latent prompt query]
+    queries: Ints  # example of each query, [query]
 
     def predicted(self, amounts: Floats) -> Floats:
         """Σ_h Σ_j α_h(q, j) · a_j · ‖v_h‖ with `amounts` [latent prompt label], as [latent prompt query]."""
@@ -92,15 +84,9 @@ class Flow:
 
 
 def transport(
-    model: LanguageModel,
-    saes: Mapping[Site, Sae],
-    prompts: PromptSet,
-    chosen: Sequence[Chosen],
-    *,
-    seed: int,
-    n_resamples: int = 200,
-    batch: int = 32,
-) -> TransportTable:
+    model: LanguageModel, saes: Mapping[Site, Sae], prompts: PromptSet, chosen: Sequence[Chosen],
+    *, seed: int, n_resamples: int = 200, batch: int = 32,
+) -> TransportTable:  # fmt: skip
     """How much of what later queries receive along a latent's image its sizes at the labels predict.
 
     Held are one batch of activations, and of all prompts the patterns from `pre` to labels.
@@ -125,28 +111,25 @@ def transport(
     _check(model, saes, prompts, chosen)
     lending, drawing = np.random.default_rng(seed).spawn(2)
     n_prompts, lender = prompts.n_prompts, lenders(prompts.task, lending)
-    drawn = drawing.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=n_resamples)
-    times = np.concatenate([np.ones((1, n_prompts)), drawn.astype(np.float64)])
-    found: dict[int, list[dict[str, Any]]] = {}
+    times = sample_and_resamples(n_prompts, n_resamples, drawing)
+    figures: dict[Chosen, list[dict[str, Any]]] = {}
     for layer in sorted({site.layer + 1 for site, _, _ in chosen}):
-        members = [i for i, (site, _, _) in enumerate(chosen) if site.layer + 1 == layer]
-        if n_prompts < FEWEST_PROMPTS or layer >= model.n_blocks:
-            reason = f"{n_prompts} prompts, {FEWEST_PROMPTS} needed"
-            if layer >= model.n_blocks:
-                reason = NO_READER if model.whole else NOT_LOADED
-            found |= {i: [_undefined(reason) for _ in WEIGHTS] for i in members}
-            continue
-        some = [chosen[i][:2] for i in members]
-        found |= dict(
-            zip(members, _figures(flow(model, saes, prompts, some, batch), lender, times), strict=True)
-        )
-    rows = [
-        {"site": str(site), "latent": latent, "concept": name, "layer": site.layer + 1, "weights": weights}
+        members = [one for one in chosen if one[0].layer + 1 == layer]
+        reason = f"{n_prompts} prompts, {FEWEST_PROMPTS} needed" if n_prompts < FEWEST_PROMPTS else ""
+        if layer >= model.n_blocks:
+            reason = NO_READER if model.whole else NOT_LOADED
+        if reason:
+            figures |= {one: [_undefined(reason) for _ in WEIGHTS] for one in members}
+        else:
+            read = flow(model, saes, prompts, [one[:2] for one in members], batch)
+            figures |= dict(zip(members, _figures(read, lender, times), strict=True))
+    return TransportTable.from_rows(
+        {"site": str(one[0]), "latent": one[1], "concept": one[2], "layer": one[0].layer + 1}
+        | {"weights": weights}
         | row
-        for i, (site, latent, name) in enumerate(chosen)
-        for weights, row in zip(WEIGHTS, found[i], strict=True)
-    ]
-    return TransportTable({key: [row[key] for row in rows] for key in TransportTable.COLUMNS})
+        for one in chosen
+        for weights, row in zip(WEIGHTS, figures[one], strict=True)
+    )
 
 
 def _check(
@@ -177,23 +160,13 @@ def _check(
                 f"SAE at {site.short}", f"width {saes[site].d_in}, not {model.d_model}",
                 f"Give an SAE of this model, whose rows are {model.d_model} wide.",
             )  # fmt: skip
-        if not 0 <= latent < saes[site].d_sae:
-            raise SiteError(
-                f"latent {latent} of {site.short}",
-                f"the SAE has {saes[site].d_sae}",
-                f"Choose one from 0 to {saes[site].d_sae - 1}.",
-            )
+        check_latent(site, latent, saes[site].d_sae)
 
 
 def lenders(task: Strings, rng: np.random.Generator) -> Ints:
-    """Another prompt of the same task for each, every one lending once, [prompt].
+    """Another prompt of the same `task` [prompt] for each, every one lending once, [prompt].
 
-    Args:
-        task: of each prompt, [prompt].
-        rng: draws the order in which they lend.
-
-    Returns:
-        The prompt itself where its task has no other.
+    It is the prompt itself where its task has no other.
     """
     lender = np.empty(len(task), dtype=np.int64)
     for name in dict.fromkeys(task.tolist()):
@@ -206,15 +179,7 @@ def flow(
     model: LanguageModel, saes: Mapping[Site, Sae], prompts: PromptSet, latents: Sequence[tuple[Site, int]],
     batch: int,
 ) -> Flow:  # fmt: skip
-    """What the block after the sites' could take from latents, and what it wrote; see `Flow`.
-
-    Args:
-        model: the model.
-        saes: site → its SAE.
-        prompts: one arm's prompts.
-        latents: site and latent, all of sites of one block.
-        batch: prompts per forward pass.
-    """
+    """The `Flow` from latents, all of sites of one block, to the heads of the next block."""
     layer = latents[0][0].layer + 1
     directions = torch.cat([decoder_directions(saes[site], np.array([latent])) for site, latent in latents])
     images = carried(model, layer, directions)
@@ -243,53 +208,53 @@ def _batches(
     epsilon = model.network.model.layers[layer].input_layernorm.variance_epsilon
     for start in range(0, prompts.n_prompts, batch):
         tokens = prompts.tokens[start : start + batch]
-        held = record(model, tokens, [*sites, entered, heads], np.concatenate([labels, queries]), batch=batch)
-        at_labels = {site: values[:, : len(labels)] for site, values in held.items()}
+        acts = record(model, tokens, [*sites, entered, heads], np.concatenate([labels, queries]), batch=batch)
+        at_labels = {site: values[:, : len(labels)] for site, values in acts.items()}
         rms = np.sqrt((at_labels[entered].astype(np.float64) ** 2).mean(axis=-1) + epsilon)
-        sizes = {site: _sizes(saes[site], at_labels[site]) for site in sites}
+        sizes = {}  # z · s of every latent, [prompt·label latent]
+        for site in sites:
+            rows = at_labels[site].reshape(rms.size, -1)
+            sizes[site] = csc_array(encode_rows(saes[site], rows).latents.astype(np.float64))
         read = [sizes[site][:, [latent]].toarray().reshape(rms.shape) for site, latent in latents]
         pattern = attention_patterns(model, tokens, (layer,), queries, batch=batch)[layer][..., labels]
-        z = held[heads][:, len(labels) :].reshape(len(tokens), len(queries), model.n_heads, model.d_head)
+        z = acts[heads][:, len(labels) :].reshape(len(tokens), len(queries), model.n_heads, model.d_head)
         yield pattern, np.stack(read) / rms, z
 
 
-def _sizes(sae: Sae, values: Floats) -> csc_array:
-    """z · s of every latent for activations [prompt label d_in], float64 [prompt·label latent]."""
-    return csc_array(encode_rows(sae, values.reshape(-1, values.shape[-1])).latents.astype(np.float64))
-
-
-def _figures(held: Flow, lender: Ints, times: Floats) -> list[list[dict[str, Any]]]:
+def _figures(read: Flow, lender: Ints, times: Floats) -> list[list[dict[str, Any]]]:
     """Columns of the table for each latent and each of `WEIGHTS`.
 
     Args:
-        held: of one reading block.
+        read: by one block.
         lender: whose sizes each prompt gets in `OTHER_SIZES`, [prompt]; undefined when some have their own.
         times: how often each prompt is drawn, the sample itself first, [draw prompt].
     """
-    mean = np.broadcast_to(held.amounts.mean(axis=(1, 2), keepdims=True), held.amounts.shape)
+    mean = np.broadcast_to(read.amounts.mean(axis=(1, 2), keepdims=True), read.amounts.shape)
     predictions = {
-        ATTENTION: held.predicted(held.amounts), EQUAL: held.equal(), MEAN_SIZE: held.predicted(mean),
-        OTHER_SIZES: held.predicted(held.amounts[:, lender]),
+        ATTENTION: read.predicted(read.amounts), EQUAL: read.equal(), MEAN_SIZE: read.predicted(mean),
+        OTHER_SIZES: read.predicted(read.amounts[:, lender]),
     }  # fmt: skip
     if (lender == np.arange(len(lender))).any():
         predictions[OTHER_SIZES] = np.full_like(predictions[ATTENTION], np.nan)
-    n_prompts, n_queries = held.actual.shape[1:]
-    found, mass = [], held.mass()
-    for latent, actual in enumerate(held.actual):
+    n_prompts, n_queries = read.actual.shape[1:]
+    figures, mass = [], read.mass()
+    for latent, actual in enumerate(read.actual):
         fits = {name: regressed(actual, predictions[name][latent], times) for name in WEIGHTS}
         rows = []
         for name, (slope, r2) in fits.items():
-            lack = _lack(held.amounts[latent], predictions[name][latent]) if np.isnan(r2[0]) else ""
-            if not lack and name != EQUAL and mass[latent] < LEAST_ATTENTION:
-                lack = f"queries look at labels with less than {LEAST_ATTENTION:g} of their attention"
-            row = _undefined(lack)
+            reason = ""
+            if np.isnan(r2[0]):
+                reason = _lack(read.amounts[latent], predictions[name][latent])
+            elif name != EQUAL and mass[latent] < LEAST_ATTENTION:
+                reason = f"queries look at labels with less than {LEAST_ATTENTION:g} of their attention"
+            row = _undefined(reason) | sample_interval(r2).columns("r2")
             row |= {"n_rows": n_prompts * n_queries, "n_prompts": n_prompts, "slope": float(slope[0])}
-            row |= {"lab_attention": float(mass[latent])} | _interval("r2", r2)
+            row["lab_attention"] = float(mass[latent])
             if name == ATTENTION:
-                row |= _interval("attention_minus_equal", r2 - fits[EQUAL][1])
+                row |= sample_interval(r2 - fits[EQUAL][1]).columns("attention_minus_equal")
             rows.append(row)
-        found.append(rows)
-    return found
+        figures.append(rows)
+    return figures
 
 
 def _lack(amounts: Floats, predicted: Floats) -> str:
@@ -329,15 +294,7 @@ def regressed(actual: Floats, predicted: Floats, times: Floats) -> tuple[Floats,
 
 def _undefined(reason: str) -> dict[str, Any]:
     """A row without figures."""
-    names = ("r2", "attention_minus_equal")
-    row: dict[str, Any] = {f"{name}{end}": np.nan for name in names for end in ("", "_low", "_high")}
-    return row | {"slope": np.nan, "lab_attention": np.nan, "n_rows": 0, "n_prompts": 0, "reason": reason}
-
-
-def _interval(name: str, values: Floats) -> dict[str, float]:
-    """The sample's value, first in [draw], and the percentiles of the defined resamples after it."""
-    again = values[1:][~np.isnan(values[1:])]
-    low, high = (
-        (np.nan, np.nan) if np.isnan(values[0]) or not len(again) else np.quantile(again, (0.025, 0.975))
-    )
-    return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+    row: dict[str, Any] = {"slope": np.nan, "lab_attention": np.nan, "n_rows": 0, "n_prompts": 0}
+    for name in ("r2", "attention_minus_equal"):
+        row |= Interval().columns(name)
+    return row | {"reason": reason}

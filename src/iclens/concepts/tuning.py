@@ -1,4 +1,4 @@
-"""Tuning of latents and subspaces: helices, selectivity, causal subspaces."""
+"""Tuning of latents to numbers: mean activation by task and value, lines and waves, periods of subspaces."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csc_array, csr_array, issparse
-from scipy.stats import false_discovery_control
 from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 
 from iclens.activations import LatentActs
-from iclens.concepts.language import FIRST_EXAMPLE, Rows, Rule, read_rows
-from iclens.core import ConfigError, Site, SiteError, TableError
+from iclens.concepts.auroc import STILL, Matrix, column_moments
+from iclens.concepts.language import FIRST_EXAMPLE, Rows, read_rows
+from iclens.core import ConfigError, Site, TableError, check_latent
 from iclens.prompts.build import PromptSet
+from iclens.prompts.tasks import Task
 from iclens.schemas import SubspaceTable, TuningTable
+from iclens.stats import benjamini_hochberg
 from iclens.table import Floats, Ints, expect_shape
 
 AXES: dict[str, Callable[[Rows], Floats]] = {
@@ -28,34 +30,25 @@ AXES: dict[str, Callable[[Rows], Floats]] = {
 """What a latent may be tuned to."""
 
 
+# ----------------------------------------------------------------------------------- means of chosen latents
+
+
 @dataclass(frozen=True)
 class Means:
-    """Mean activation of chosen latents in groups of rows.
+    """Mean gated activation, zeros included, of chosen latents in groups of rows."""
 
-    Args:
-        by: what the groups are: "task", an axis of `AXES`, or "x and y".
-        groups: a task's name, a number or a box, [group].
-        latent_ids: [latent].
-        mean: mean gated activation, zeros included, [latent group].
-        n_rows: rows of each group, [group].
-    """
-
-    by: str
-    groups: NDArray[np.generic]
-    latent_ids: Ints
-    mean: Floats
-    n_rows: Ints
+    groups: NDArray[np.generic]  # a task's name or a number, [group]; of an operand map a box, [group 2]
+    mean: Floats  # [latent group]
+    n_rows: Ints  # [group]
 
 
 def task_means(
-    latents: LatentActs,
-    prompts: PromptSet,
-    rules: Mapping[str, Rule],
-    chosen: Ints,
-    *,
-    first_example: int = FIRST_EXAMPLE,
-) -> Means:
-    """Mean activation per task, over rows from `first_example` on; tasks in order of appearance.
+    latents: LatentActs, prompts: PromptSet, rules: Mapping[str, Task], chosen: Ints,
+    *, first_example: int = FIRST_EXAMPLE,
+) -> Means:  # fmt: skip
+    """Mean activation of the `chosen` latents per task, over rows from `first_example` on.
+
+    Tasks come in order of appearance.
 
     Raises:
         TableError: when `latents` are not of `prompts`, or a task is not among `rules`.
@@ -65,22 +58,14 @@ def task_means(
     order = list(dict.fromkeys(prompts.task.tolist()))
     place = {name: i for i, name in enumerate(order)}
     group = np.array([place[name] for name in rows.task.tolist()], dtype=np.int64)
-    return _grouped("task", np.array(order), group, used, latents, chosen)
+    return _grouped(np.array(order), group, used, latents, chosen)
 
 
 def tuning(
-    latents: LatentActs, prompts: PromptSet, rules: Mapping[str, Rule], chosen: Ints,
+    latents: LatentActs, prompts: PromptSet, rules: Mapping[str, Task], chosen: Ints,
     *, by: str, first_example: int = FIRST_EXAMPLE,
 ) -> Means:  # fmt: skip
-    """Mean activation per value of `by`, over rows where it is a number.
-
-    Args:
-        latents: activations at one site and role.
-        prompts: theirs.
-        rules: task name → task.
-        chosen: which latents, [latent].
-        by: one of `AXES`.
-        first_example: rows count from this example on.
+    """Mean activation of the `chosen` latents per value of `by` (of `AXES`), over rows where it is a number.
 
     Raises:
         TableError: for another `by`, or as `task_means`.
@@ -92,25 +77,16 @@ def tuning(
     value = AXES[by](rows)
     known = ~np.isnan(value)
     groups, group = np.unique(value[known].astype(np.int64), return_inverse=True)
-    return _grouped(by, groups, group, used[known], latents, chosen)
+    return _grouped(groups, group, used[known], latents, chosen)
 
 
 def operand_map(
-    latents: LatentActs, prompts: PromptSet, rules: Mapping[str, Rule], chosen: Ints,
+    latents: LatentActs, prompts: PromptSet, rules: Mapping[str, Task], chosen: Ints,
     *, width: int = 10, first_example: int = FIRST_EXAMPLE,
 ) -> Means:  # fmt: skip
-    """Mean activation in boxes of x and y, over rows where both are numbers.
+    """Mean activation of the `chosen` latents in boxes of x and y, over rows where both are numbers.
 
-    Args:
-        latents: activations at one site and role.
-        prompts: theirs.
-        rules: task name → task.
-        chosen: which latents, [latent].
-        width: of a box, in x and in y.
-        first_example: rows count from this example on.
-
-    Returns:
-        Groups are the boxes' least x and y, [group 2].
+    A box is `width` wide in x and in y; groups are the boxes' least x and y, [group 2].
 
     Raises:
         TableError, SiteError: as `task_means`.
@@ -120,12 +96,13 @@ def operand_map(
     known = ~np.isnan(both).any(axis=1)
     boxes = (both[known] // width * width).astype(np.int64)
     groups, group = np.unique(boxes, axis=0, return_inverse=True)
-    return _grouped("x and y", groups, group, used[known], latents, chosen)
+    return _grouped(groups, group, used[known], latents, chosen)
 
 
 def _used(
-    latents: LatentActs, prompts: PromptSet, rules: Mapping[str, Rule], first_example: int
+    latents: LatentActs, prompts: PromptSet, rules: Mapping[str, Task], first_example: int
 ) -> tuple[Rows, Ints]:
+    """The rows that count, and which of all rows they are."""
     if (latents.n_prompts, latents.n_examples) != (prompts.n_prompts, prompts.n_examples):
         raise TableError(
             f"latents of {latents.site.short}",
@@ -138,23 +115,20 @@ def _used(
 
 
 def _grouped(
-    by: str, groups: NDArray[np.generic], group: Ints, used: Ints, latents: LatentActs, chosen: Ints
+    groups: NDArray[np.generic], group: Ints, used: Ints, latents: LatentActs, chosen: Ints
 ) -> Means:
+    """Means over the `used` rows [used] of each `group` [used]."""
     chosen = np.asarray(chosen, dtype=np.int64)
-    outside = chosen[(chosen < 0) | (chosen >= latents.d_sae)]
-    if len(outside):
-        raise SiteError(
-            f"latent {outside[0]} of {latents.site.short}",
-            "no such latent",
-            f"Latents run from 0 to {latents.d_sae - 1}.",
-        )
+    for latent in (chosen.min(initial=0), chosen.max(initial=0)):
+        check_latent(latents.site, latent, latents.d_sae)
     n_rows = np.bincount(group, minlength=len(groups))
-    member = coo_array(
-        (1.0 / n_rows[group], (group, np.arange(len(used)))), shape=(len(groups), len(used))
-    ).tocsr()
-    picked = latents.matrix[used].tocsc()[:, chosen].tocsr()
-    return Means(by, groups, chosen, (member @ picked).toarray().T, n_rows)
+    at = (group, np.arange(len(used)))
+    member = coo_array((1.0 / n_rows[group], at), shape=(len(groups), len(used))).tocsr()  # [group used]
+    picked = latents.matrix[used].tocsc()[:, chosen].tocsr()  # [used latent]
+    return Means(groups, (member @ picked).toarray().T, n_rows)
 
+
+# ---------------------------------------------------------------------------- line and waves of every latent
 
 PERIODS = (2, 5, 10, 25, 50, 100)
 """Periods that other work found in numbers' representations: parity, the last digit, and coarser ones."""
@@ -172,17 +146,11 @@ _AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Curves:
-    """Mean activation of every latent at every value of a number.
+    """Mean gated activation, zeros included, of every latent at every value of a number."""
 
-    Args:
-        values: ascending, [value].
-        mean: mean gated activation, zeros included, float32 [latent value].
-        n_rows: rows of each value, [value].
-    """
-
-    values: Ints
-    mean: Floats
-    n_rows: Ints
+    values: Ints  # ascending, [value]
+    mean: Floats  # float32 [latent value]
+    n_rows: Ints  # [value]
 
 
 @dataclass(frozen=True)
@@ -214,7 +182,7 @@ class HelixFit:
 
 
 def tuning_curves(acts: csr_array, value: Floats, min_rows: int = 3) -> Curves:
-    """Mean gated activation of every latent at every value that enough rows have.
+    """Mean gated activation of every latent at every value that at least `min_rows` rows have.
 
     Args:
         acts: [row latent].
@@ -226,18 +194,17 @@ def tuning_curves(acts: csr_array, value: Floats, min_rows: int = 3) -> Curves:
     """
     expect_shape("tuning_curves", acts=(cast("Any", acts), ("row", "latent")), value=(value, ("row",)))
     used = np.flatnonzero(~np.isnan(value))
-    held = value[used]
-    if not (held == np.round(held)).all():
-        strange = held[held != np.round(held)][0]
+    known = value[used]
+    if len(strange := known[known != np.round(known)]):
         raise TableError(
-            f"tuning to {strange}",
+            f"tuning to {strange[0]}",
             "no whole number",
             "Give whole numbers, and NaN for rows that are not used.",
         )
-    values, place, n_rows = np.unique(held.astype(np.int64), return_inverse=True, return_counts=True)
+    values, place, n_rows = np.unique(known.astype(np.int64), return_inverse=True, return_counts=True)
     kept = n_rows >= min_rows
     enough = kept[place]
-    group = (np.cumsum(kept) - 1)[place[enough]]
+    group = (np.cumsum(kept) - 1)[place[enough]]  # value of each row that counts, renumbered
     values, n_rows = values[kept], n_rows[kept]
     share = (1.0 / n_rows[group]).astype(np.float32)
     n_all, _ = cast("tuple[int, int]", acts.shape)
@@ -298,20 +265,30 @@ def helix_regression(
     if len(curves.values) <= columns.shape[1]:
         reason = f"number of values {len(curves.values)}, more than {columns.shape[1]} needed"
     else:
-        root = np.sqrt(curves.n_rows / curves.n_rows.sum())
-        bases = [_basis(columns, root)[:, 1:], _basis(columns[:, :2], root)[:, 1:]]
-        bases += [_last(columns, root, group == number) for number in range(len(kept))]
-        null = _null_bases(columns, root, n_null, np.random.default_rng(seed))
+        root = np.sqrt(curves.n_rows / curves.n_rows.sum())  # values weigh as their rows, [value]
+
+        def basis(design: Floats, n_before: int = 1) -> Floats:
+            """What the columns after the first `n_before` span beyond these, orthonormal [value column]."""
+            return np.linalg.qr(root[:, None] * design)[0][:, n_before:]
+
+        bases = [basis(columns), basis(columns[:, :2])]
+        for number in range(len(kept)):
+            own = group == number
+            bases.append(basis(np.column_stack([columns[:, ~own], columns[:, own]]), (~own).sum()))
+        orders = np.random.default_rng(seed).permuted(np.tile(np.arange(len(root)), (n_null, 1)), axis=1)
+        null = np.linalg.qr(root[:, None] * columns[orders])[0][:, :, 1:]  # [order value column]
+        null = np.ascontiguousarray(null.transpose(2, 1, 0), dtype=np.float32)
         for first in range(0, n_latents, _AT_ONCE):
             part = slice(first, first + _AT_ONCE)
             shares[part] = _shares(curves.mean[part].astype(np.float64), root, bases, null)
     r2, p_value, null_q95, linear = shares[:, :4].T
     period_share = shares[:, 4:]
-    parity = period_share[:, kept.index(2.0)] if 2.0 in kept else np.full(n_latents, np.nan)
-    best = np.full(n_latents, np.nan)
+    parity, best = np.full(n_latents, np.nan), np.full(n_latents, np.nan)
+    if 2.0 in kept:
+        parity = period_share[:, kept.index(2.0)]
     if kept:
-        tops = np.asarray(kept)[np.nan_to_num(period_share, nan=-1.0).argmax(axis=1)]
-        best = np.where(np.isnan(r2), np.nan, tops)
+        largest = np.asarray(kept)[np.nan_to_num(period_share, nan=-1.0).argmax(axis=1)]
+        best = np.where(np.isnan(r2), np.nan, largest)
     return HelixFit(tuple(kept), r2, p_value, null_q95, linear, parity, period_share, best, reason)
 
 
@@ -331,7 +308,7 @@ def _design(curves: Curves, periods: Sequence[float]) -> tuple[Floats, Ints, lis
         if size <= _ALIASED * np.linalg.norm(root):
             continue
         left = left / size
-        for _ in range(2):
+        for _ in range(2):  # Gram-Schmidt twice, so that rounding leaves nothing of the earlier columns
             left = left - basis @ (basis.T @ left)
         if np.linalg.norm(left) > _ALIASED:
             basis = np.column_stack([basis, left / np.linalg.norm(left)])
@@ -343,26 +320,15 @@ def _design(curves: Curves, periods: Sequence[float]) -> tuple[Floats, Ints, lis
     return columns, group, [inside[number] for number in named]
 
 
-def _basis(columns: Floats, root: Floats) -> Floats:
-    """Orthonormal columns that span root · `columns` in their order, [value column]."""
-    return np.linalg.qr(root[:, None] * columns)[0]
-
-
-def _last(columns: Floats, root: Floats, mine: NDArray[np.bool_]) -> Floats:
-    """What the columns in `mine` [column] span beyond the others, [value column]."""
-    ordered = np.column_stack([columns[:, ~mine], columns[:, mine]])
-    return _basis(ordered, root)[:, (~mine).sum() :]
-
-
-def _null_bases(columns: Floats, root: Floats, n_null: int, rng: np.random.Generator) -> Floats:
-    """The basis without its constant for each random order of the values, float32 [column value order]."""
-    orders = rng.permuted(np.tile(np.arange(len(root)), (n_null, 1)), axis=1)
-    bases = np.linalg.qr(root[:, None] * columns[orders])[0]
-    return np.ascontiguousarray(bases[:, :, 1:].transpose(2, 1, 0), dtype=np.float32)
-
-
 def _shares(mean: Floats, root: Floats, bases: Sequence[Floats], null: Floats) -> Floats:
-    """r2, p, null quantile, then the share of every further basis: [latent figure]; NaN if constant."""
+    """r2, p, null quantile, then the share of every further basis: [latent figure]; NaN if constant.
+
+    Args:
+        mean: curves, [latent value].
+        root: square roots of the values' weights, [value].
+        bases: orthonormal without the constant, the first of the whole model, [value column] each.
+        null: that of the whole model for each random order of the values, float32 [column value order].
+    """
     weighted = mean * root
     centred = weighted - np.outer(weighted @ root, root)
     total = (centred**2).sum(axis=1)
@@ -385,16 +351,9 @@ def _shares(mean: Floats, root: Floats, bases: Sequence[Floats], null: Floats) -
 
 
 def fit_tunings(
-    latents: LatentActs,
-    rows: Rows,
-    *,
-    seed: int,
-    periods: Sequence[float] = PERIODS,
-    n_null: int = 200,
-    min_rows: int = 3,
-    min_active: int = 20,
-    first_example: int = FIRST_EXAMPLE,
-) -> TuningTable:
+    latents: LatentActs, rows: Rows, *, seed: int, periods: Sequence[float] = PERIODS, n_null: int = 200,
+    min_rows: int = 3, min_active: int = 20, first_example: int = FIRST_EXAMPLE,
+) -> TuningTable:  # fmt: skip
     """Tuning of every latent to y, x and y − 2x; multiplicity is over all of these.
 
     Args:
@@ -412,55 +371,41 @@ def fit_tunings(
         ConfigError: for a period below 2.
     """
     acts = latents.matrix
-    n_rows, _ = cast("tuple[int, int]", acts.shape)
+    n_rows, n_latents = cast("tuple[int, int]", acts.shape)
     if len(rows) != n_rows:
         raise TableError(
             f"tuning at {latents.site.short} '{latents.role}'", f"{len(rows)} rows, not {n_rows}",
             "Give the rows that `read_rows` makes of the prompts of these latents.",
         )  # fmt: skip
-    parts = []
+    parts: list[dict[str, Any]] = []
     for of, read in AXES.items():
         value = np.where(rows.example >= first_example, read(rows), np.nan)
-        chosen = np.flatnonzero(_n_active(acts, value, min_rows) >= min_active)
+        values, n_of_value = np.unique(value[~np.isnan(value)], return_counts=True)
+        counted = np.isin(value, values[n_of_value >= min_rows])  # rows whose value enough rows have
+        stored = np.repeat(counted, np.diff(acts.indptr)) & (acts.data != 0)
+        n_active = np.bincount(acts.indices[stored], minlength=n_latents)
+        chosen = np.flatnonzero(n_active >= min_active)
         curves = tuning_curves(csr_array(acts[:, chosen]), value, min_rows)
-        columns = _columns(curves, helix_regression(curves, periods, seed=seed, n_null=n_null))
-        names = {"site": str(latents.site), "role": latents.role, "of": of}
-        repeated = {key: np.full(len(chosen), name, dtype=object) for key, name in names.items()}
-        parts.append(repeated | {"latent": chosen} | columns)
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    known = ~np.isnan(joined["p_value"])
-    q_value = np.full(len(known), np.nan)
-    if known.any():
-        q_value[known] = false_discovery_control(joined["p_value"][known])
-    return TuningTable(joined | {"q_value": q_value})
+        fit = helix_regression(curves, periods, seed=seed, n_null=n_null)
+        fitted, best_share = ~np.isnan(fit.r2), np.full(len(chosen), np.nan)
+        lost = "no period is as short as the range of values"
+        if fit.periods:
+            best_share[fitted] = fit.period_share[fitted].max(axis=1)
+            lost = "" if 2.0 in fit.periods else "no column of period 2"
+        names = {"site": str(latents.site), "role": latents.role, "of": of, "n_values": len(curves.values)}
+        parts.append(
+            vars(fit) | {key: np.full(len(chosen), name, dtype=object) for key, name in names.items()} | {
+                "latent": chosen, "best_share": best_share,
+                "reason": np.where(fitted, lost, fit.reason or "its curve is constant").astype(object),
+            }
+        )  # fmt: skip
+    names = TuningTable.COLUMNS.keys() - {"q_value"}
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    return TuningTable(columns | {"q_value": benjamini_hochberg(columns["p_value"])})
 
 
-def _n_active(acts: csr_array, value: Floats, min_rows: int) -> Ints:
-    """Rows in which each latent is not zero, among those whose value enough rows have, [latent]."""
-    values, n_rows = np.unique(value[~np.isnan(value)], return_counts=True)
-    used = np.isin(value, values[n_rows >= min_rows])
-    stored = np.repeat(used, np.diff(acts.indptr)) & (acts.data != 0)
-    return np.bincount(acts.indices[stored], minlength=cast("tuple[int, int]", acts.shape)[1])
+# ------------------------------------------------------------------------------------- subspaces of a period
 
-
-def _columns(curves: Curves, fit: HelixFit) -> dict[str, Any]:
-    """Columns of a TuningTable from one fit, [latent] each."""
-    n_latents, fitted = len(fit.r2), ~np.isnan(fit.r2)
-    best_share = np.full(n_latents, np.nan)
-    if fit.periods:
-        best_share[fitted] = fit.period_share[fitted].max(axis=1)
-    lost = "" if fit.periods else "no period is as short as the range of values"
-    if fit.periods and 2.0 not in fit.periods:
-        lost = "no column of period 2"
-    why = np.where(fitted, lost, fit.reason or "its curve is constant").astype(object)
-    return {
-        "n_values": np.full(n_latents, len(curves.values)), "r2": fit.r2, "null_q95": fit.null_q95,
-        "p_value": fit.p_value, "linear_share": fit.linear_share, "parity_share": fit.parity_share,
-        "best_period": fit.best_period, "best_share": best_share, "reason": why,
-    }  # fmt: skip
-
-
-Matrix = csr_array | Floats
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of features among which the fewest that do are sought."""
 ENOUGH = 0.9
@@ -471,7 +416,6 @@ FEWEST_ROWS, FEWEST_VALUES = 30, 10
 """Rows on each side, and values that both sides have, below which nothing is fitted."""
 _PENALTIES = (1e-4, 1e-2, 1.0)
 """Ridge penalties per training row to choose from, by leave-one-out error on the training rows."""
-_STILL = 1e-12
 
 
 @dataclass(frozen=True)
@@ -498,32 +442,22 @@ class PeriodSubspace:
 
 @dataclass(frozen=True)
 class _Sides:
-    """Rows of both sides; `train_value` and `held_value` are numbers of distinct values, [row].
-
-    `spread` is the variance of each feature over the training rows, 0 where it is constant, or sparse and
-    active on few of them. `sums` is its sum over the training rows of each value [value feature], from which
-    the correlations with any wave follow.
-    """
+    """Rows of both sides, [row feature], and the number of each row's value, [row]."""
 
     train: csc_array | Floats
     held: csc_array | Floats
     train_value: Ints
     held_value: Ints
-    spread: Floats
-    sums: Any
+    spread: (
+        Floats  # variance over the training rows, 0 where constant, or sparse and rarely active, [feature]
+    )
+    sums: Any  # sum over the training rows of each value, [value feature]: gives correlations with any wave
 
 
 def fit_subspaces(
-    acts: Matrix,
-    value: Floats,
-    train: NDArray[np.bool_],
-    held: NDArray[np.bool_],
-    *,
-    seed: int,
-    periods: Sequence[float] = PERIODS,
-    n_null: int = 50,
-    n_features: int = 64,
-) -> list[PeriodSubspace]:
+    acts: Matrix, value: Floats, train: NDArray[np.bool_], held: NDArray[np.bool_],
+    *, seed: int, periods: Sequence[float] = PERIODS, n_null: int = 50, n_features: int = 64,
+) -> list[PeriodSubspace]:  # fmt: skip
     """Held-out r² of the wave of each period, its p-value, and how few features suffice.
 
     Args:
@@ -553,29 +487,27 @@ def fit_subspaces(
     known = ~np.isnan(value)
     fitted, read = np.flatnonzero(train & known), np.flatnonzero(held & known)
     inside = fits_in(periods, np.concatenate([value[fitted], value[read]]))
-    lack = _lack(value[fitted], value[read])
-    if lack:
-        return [PeriodSubspace(float(period), reason=lack) for period in periods]
+    reason = _too_few(value[fitted], value[read])
+    if reason:
+        return [PeriodSubspace(float(period), reason=reason) for period in periods]
     values, place = np.unique(value[known], return_inverse=True)
     number = np.zeros(len(value), dtype=np.int64)
     number[known] = place
     sides = _sides(acts, fitted, read, number, len(values))
     if not sides.spread.any():
-        return [
-            PeriodSubspace(float(period), reason="every feature is constant or active on too few rows")
-            for period in periods
-        ]
+        reason = "every feature is constant or active on too few rows"
+        return [PeriodSubspace(float(period), reason=reason) for period in periods]
     rng = np.random.default_rng(seed)
     renamed = [rng.permutation(len(values)) for _ in range(n_null)]
     return [
-        _one(sides, waves(values, period), float(period), renamed, n_features)
+        _fit_period(sides, waves(values, period), float(period), renamed, n_features)
         if period in inside
         else PeriodSubspace(float(period), reason="longer than the range of values")
         for period in periods
     ]
 
 
-def _lack(fitted: Floats, read: Floats) -> str:
+def _too_few(fitted: Floats, read: Floats) -> str:
     for name, side in (("discovery", fitted), ("held-out", read)):
         if len(side) < FEWEST_ROWS:
             return f"{len(side)} {name} rows, {FEWEST_ROWS} needed"
@@ -586,19 +518,16 @@ def _lack(fitted: Floats, read: Floats) -> str:
 def _sides(acts: Matrix, fitted: Ints, read: Ints, number: Ints, n_values: int) -> _Sides:
     kept = [cast("Any", acts[rows]).astype(np.float64) for rows in (fitted, read)]
     train, tested = (csc_array(part) if issparse(part) else part for part in kept)
-    squares = np.asarray((train**2).mean(axis=0))
-    spread = squares - np.asarray(train.mean(axis=0)) ** 2
+    _, spread = column_moments(train)
     at = (number[fitted], np.arange(len(fitted)))
     member = coo_array((np.ones(len(fitted)), at), shape=(n_values, len(fitted))).tocsr()
-    spread = np.where(spread > _STILL * squares, spread, 0.0)
     if isinstance(train, csc_array):
-        active = np.bincount(np.repeat(np.arange(len(spread)), np.diff(train.indptr))[train.data != 0])
-        spread[: len(active)][active < FEWEST_ACTIVE] = 0.0
-        spread[len(active) :] = 0.0
+        feature = np.repeat(np.arange(len(spread)), np.diff(train.indptr))
+        spread[np.bincount(feature[train.data != 0], minlength=len(spread)) < FEWEST_ACTIVE] = 0.0
     return _Sides(train, tested, number[fitted], number[read], spread, member @ train)
 
 
-def _one(
+def _fit_period(
     sides: _Sides, target: Floats, period: float, renamed: Sequence[Ints], n_features: int
 ) -> PeriodSubspace:
     """One period; `target` is its wave at each distinct value, [value 1|2]."""
@@ -622,9 +551,9 @@ def _chosen(sides: _Sides, target: Floats, n_features: int) -> Ints:
     By the squared correlations with cosine and sine, summed, so that the phase does not matter.
     """
     n_rows = len(sides.train_value)
-    seen = np.bincount(sides.train_value, minlength=len(target)) / n_rows
-    lift = target - seen @ target
-    lift = lift / np.sqrt(np.maximum(seen @ lift**2, _STILL))
+    share = np.bincount(sides.train_value, minlength=len(target)) / n_rows  # of the training rows, [value]
+    lift = target - share @ target
+    lift = lift / np.sqrt(np.maximum(share @ lift**2, STILL))
     shared = ((np.asarray(sides.sums.T @ lift) / n_rows) ** 2).sum(axis=1)
     live = np.flatnonzero(sides.spread > 0)
     follows = shared[live] / sides.spread[live]
@@ -633,66 +562,29 @@ def _chosen(sides: _Sides, target: Floats, n_features: int) -> Ints:
 
 def _read(sides: _Sides, chosen: Ints, target: Floats) -> tuple[float, Floats]:
     """r² on the held-out rows of a ridge regression on the training rows, and coefficient sizes [feature]."""
-    train, tested = (_dense(part[:, chosen]) for part in (sides.train, sides.held))
+    train, tested = (
+        part.toarray() if issparse(part) else part
+        for part in (cast("Any", side)[:, chosen] for side in (sides.train, sides.held))
+    )
     wanted, truth = target[sides.train_value], target[sides.held_value]
     scaler = StandardScaler().fit(train)
     ridge = RidgeCV(alphas=[len(wanted) * each for each in _PENALTIES])
-    found = ridge.fit(scaler.transform(train), wanted).predict(scaler.transform(tested))
+    predicted = ridge.fit(scaler.transform(train), wanted).predict(scaler.transform(tested))
     total = ((truth - truth.mean(axis=0)) ** 2).sum()
-    r2 = 1 - ((truth - found.reshape(truth.shape)) ** 2).sum() / total if total > 0 else np.nan
+    r2 = 1 - ((truth - predicted.reshape(truth.shape)) ** 2).sum() / total if total > 0 else np.nan
     return float(r2), np.linalg.norm(np.reshape(cast("Floats", ridge.coef_), (-1, len(chosen))), axis=0)
 
 
-def _dense(values: Any) -> Floats:
-    return values.toarray() if issparse(values) else values
-
-
 def period_subspaces(
-    acts: Matrix,
-    value: Floats,
-    train: NDArray[np.bool_],
-    held: NDArray[np.bool_],
-    *,
-    site: Site,
-    role: str,
-    representation: str,
-    of: str,
-    seed: int,
-    periods: Sequence[float] = PERIODS,
-    n_null: int = 50,
-    n_features: int = 64,
-) -> SubspaceTable:
-    """Held-out r² of the wave of each period of a number, as a table with a row per period.
-
-    Args:
-        acts: the representation, [row feature].
-        value: the number, NaN where the row is not used, [row].
-        train: rows of discovery tasks, [row].
-        held: rows of held-out tasks, [row].
-        site: where the representation was recorded.
-        role: token of the example.
-        representation: what it is, for example "latents" or "activation".
-        of: what the number is, for example "y".
-        seed: of the renamed values.
-        periods: in units of the number.
-        n_null: number of times the values are renamed.
-        n_features: features that are chosen at most.
-
-    Raises:
-        TableError: when the axes disagree, or a row is on both sides.
-        ConfigError: for a period below 2.
-    """
-    found = fit_subspaces(
+    acts: Matrix, value: Floats, train: NDArray[np.bool_], held: NDArray[np.bool_],
+    *, site: Site, role: str, representation: str, of: str, seed: int,
+    periods: Sequence[float] = PERIODS, n_null: int = 50, n_features: int = 64,
+) -> SubspaceTable:  # fmt: skip
+    """`fit_subspaces` as a table, a row per period; `representation` names what is read, `of` the number."""
+    fits = fit_subspaces(
         acts, value, train, held, seed=seed, periods=periods, n_null=n_null, n_features=n_features
     )
     known = ~np.isnan(value)
     names = {"site": str(site), "role": role, "representation": representation, "of": of}
     names |= {"n_train": int((train & known).sum()), "n_held": int((held & known).sum())}
-    rows = [
-        names | {
-            "period": one.period, "r2": one.r2, "p_value": one.p_value, "n_features": len(one.features),
-            "n_for_90": one.n_for_90, "reason": one.reason,
-        }
-        for one in found
-    ]  # fmt: skip
-    return SubspaceTable({key: [row[key] for row in rows] for key in SubspaceTable.COLUMNS})
+    return SubspaceTable.from_rows(vars(one) | names | {"n_features": len(one.features)} for one in fits)

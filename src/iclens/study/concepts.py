@@ -23,7 +23,7 @@ from iclens.concepts.labels import (
     Gates,
     best_of,
     granted,
-    identify_all,
+    identify,
     role_mass,
     stability,
 )
@@ -132,7 +132,7 @@ def saved_grid(run: RunContext) -> FollowedGrid:
 def labelled(run: RunContext, followed: FollowedGrid) -> TransformTable:
     """Every latent asked for every concept, and the labels that the held-out tasks grant."""
     section = run.config.transforms
-    return identify_all(
+    return identify(
         list(followed.latents.values()), followed.prompts, asked_concepts(run.config), grid=followed.grid,
         seed=section.seed, q=section.q,
     )  # fmt: skip

@@ -424,13 +424,7 @@ def test_subspace_table() -> None:
     )  # fmt: skip
     (found, long) = table.df.to_dict("records")
     wanted = {"site": "blocks.3.hook_resid_post", "role": "lab", "representation": "activation", "of": "y"}
-    wanted |= {
-        "period": 10.0,
-        "p_value": 1 / 21,
-        "n_features": 2,
-        "n_for_90": 2,
-        "n_train": 600,
-        "n_held": 300,
-    }
+    wanted |= {"period": 10.0, "p_value": 1 / 21, "n_features": 2, "n_for_90": 2}
+    wanted |= {"n_train": 600, "n_held": 300}
     assert {key: found[key] for key in wanted} == wanted
     assert long["reason"] == "longer than the range of values"

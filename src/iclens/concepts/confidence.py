@@ -26,7 +26,7 @@ from iclens.activations import LatentActs
 from iclens.concepts.language import CONCEPTS, RESERVED, Concept, Rows, concept
 from iclens.core import Site, SiteError, TableError, check_latent
 from iclens.schemas import ConfidenceTable
-from iclens.stats import Interval, sample_and_resamples, sample_interval
+from iclens.stats import UNDEFINED, Interval, sample_and_resamples, sample_interval
 from iclens.table import Floats, Ints
 
 THRESHOLD = 0.3
@@ -126,7 +126,7 @@ def _measured(facts: Floats, prompt: Ints, times: Floats) -> dict[str, Any]:
     n_prompts = len(np.unique(prompt))
     row: dict[str, Any] = {"n_rows": len(facts), "n_prompts": n_prompts, "verdict": ""}
     for name in _FIGURES:
-        row |= Interval().columns(name)
+        row |= UNDEFINED.columns(name)
     if n_prompts < FEWEST_PROMPTS or len(facts) < FEWEST_ROWS:
         needed = f"{FEWEST_ROWS} and {FEWEST_PROMPTS} needed"
         return row | {"reason": f"{len(facts)} rows in {n_prompts} prompts, {needed}"}

@@ -36,7 +36,7 @@ from iclens.model.load import LanguageModel
 from iclens.model.run import Edit, record
 from iclens.prompts.build import PromptSet
 from iclens.schemas import CREATED, IN_ATTENTION, CreationTable, OperandTable
-from iclens.stats import Interval, interval, sample_and_resamples
+from iclens.stats import UNDEFINED, Interval, interval, sample_and_resamples
 from iclens.table import Floats, Ints, Strings
 
 LAB = "lab"
@@ -246,7 +246,7 @@ class Reader:
         }  # fmt: skip
         if self.reason:
             shared |= {"auroc": np.nan, "ci_low": np.nan, "ci_high": np.nan}
-            shared |= Interval().columns("attention_minus_mlp") | {"verdict": NOT_MEASURED, "larger": ""}
+            shared |= UNDEFINED.columns("attention_minus_mlp") | {"verdict": NOT_MEASURED, "larger": ""}
             return [shared | {"source": source} for source in SOURCES]
         values = np.round(np.stack([decided[source] for source in SOURCES], axis=1), 9)  # [held source]
         order = order_entries(csr_array(values), self.held_out.stratum)

@@ -34,7 +34,7 @@ from iclens.prompts.build import PromptSet
 from iclens.saes.encode import decoder_directions, encode_rows, refuse_transcoder
 from iclens.saes.load import Sae
 from iclens.schemas import TransportTable
-from iclens.stats import Interval, sample_and_resamples, sample_interval
+from iclens.stats import UNDEFINED, sample_and_resamples, sample_interval
 from iclens.table import Floats, Ints, Strings
 
 READ_BY_THE_NEXT = ("resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -296,5 +296,5 @@ def _undefined(reason: str) -> dict[str, Any]:
     """A row without figures."""
     row: dict[str, Any] = {"slope": np.nan, "lab_attention": np.nan, "n_rows": 0, "n_prompts": 0}
     for name in ("r2", "attention_minus_equal"):
-        row |= Interval().columns(name)
+        row |= UNDEFINED.columns(name)
     return row | {"reason": reason}

@@ -139,7 +139,7 @@ _LONG = re.compile(r"blocks\.(\d+)\.(?:hook_(?!(?:mlp_in|z)$)(\w+)|((?:\w+\.)*ho
 _PARTS = "|".join(re.escape(module) for module in _MODULES if module)
 _MODULE = re.compile(rf"(?:\w+\.)*(?:layers|layer|h)[._](\d+)(?:\.({_PARTS}))?(?:\.output)?")
 _SHORT = re.compile(r"L(\d+)\.(\w+)")
-_HOOK_FIRST = re.compile(r"(\w+)_layer_(\d+)")
+_HOOK_FIRST = re.compile(r"(\w+?)_layer_?(\d+)")
 
 
 @dataclass(frozen=True, order=True)

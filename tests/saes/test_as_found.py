@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from iclens.core import SaeError, Site
-from iclens.saes.formats.native import UNFOLDED
-from iclens.saes.formats.registry import releases
+from iclens.saes.formats import releases
+from iclens.saes.layouts import UNFOLDED
 from iclens.saes.load import Sae, convert, load_sae
 
 from . import layouts

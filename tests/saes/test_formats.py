@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from iclens.core import SaeError, Site
-from iclens.saes.formats.parts import named_site
 from iclens.saes.load import Sae, load_sae
+from iclens.saes.parts import named_site
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SPARSIFY, LEARNT = FIXTURES / "sparsify", FIXTURES / "dictionary_learning"

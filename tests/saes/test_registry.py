@@ -12,7 +12,7 @@ from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 from iclens.core import SaeError, Site
-from iclens.saes.formats import registry
+from iclens.saes import formats as registry
 from iclens.saes.load import load_sae
 
 FIXTURES = Path(__file__).parent / "fixtures"

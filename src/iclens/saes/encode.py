@@ -16,14 +16,19 @@ from torch.nn.functional import embedding_bag, normalize
 from iclens.activations import Activations, LatentActs
 from iclens.core import SaeError, SiteError
 from iclens.model.load import LanguageModel, as_numpy
-from iclens.saes.formats.parts import NORMALISATIONS
 from iclens.saes.load import Sae
+from iclens.saes.parts import NORMALISATIONS
 from iclens.table import Floats, Ints
 
 DENSE = 2**22
 """Entries of the dense [row latent] array that is held at a time: 16 MiB."""
 ROWS = 512
 """Rows that are encoded at a time at least: with fewer, reading W_enc would take longer than multiplying."""
+_LEAST_SPREAD = 1e-9
+"""Share of a latent's mean square that its variance must exceed; below, it is rounding."""
+_CELLS = 1 << 26
+"""Cosines held at a time."""
+_AFFINE = "Give an SAE with x̂ = latents @ W_dec + b_dec."
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,9 @@ Entries = tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def encode_rows(sae: Sae, values: Floats | Tensor, batch: int | None = None) -> EncodedRows:
-    """Encode activations row by row, on the device of the SAE; only what is active leaves it.
+    """Encode raw activations [row d_in] row by row, on the device of the SAE; only what is active leaves it.
 
-    Args:
-        sae: the SAE of the site that `values` come from.
-        values: raw activations, [row d_in].
-        batch: rows encoded at a time; by default `DENSE` entries of the dense [row latent] array, or `ROWS`.
+    `batch` rows are encoded at a time; by default `DENSE` entries of the dense [row latent] array, or `ROWS`.
 
     Raises:
         SaeError: when the width differs.
@@ -62,8 +64,8 @@ def encode_rows(sae: Sae, values: Floats | Tensor, batch: int | None = None) -> 
             f"encoding at {sae.site.short}", f"rows of shape {tuple(values.shape)}",
             f"The SAE reads {sae.d_in}.",
         )  # fmt: skip
-    rows = torch.as_tensor(values)
-    parts = [_encode_some(sae, some.to(sae.W_dec)) for some in rows.split(batch or _rows_at_once(sae))]
+    rows, most = torch.as_tensor(values), batch or max(ROWS, DENSE // sae.d_sae)
+    parts = [_encode_some(sae, some.to(sae.W_dec)) for some in rows.split(most)]
     count, latent, strength, error_sq, total_sq = (
         np.concatenate([part.cpu().numpy() for part in same]) for same in zip(*parts, strict=True)
     )
@@ -72,13 +74,14 @@ def encode_rows(sae: Sae, values: Floats | Tensor, batch: int | None = None) -> 
     return EncodedRows(latents, error_sq, total_sq)
 
 
-def _rows_at_once(sae: Sae) -> int:
-    return max(ROWS, DENSE // sae.d_sae)
-
-
 def _encode_some(sae: Sae, x: Tensor) -> tuple[Tensor, ...]:
     """Entries of rows x [row d_in], then ‖x − x̂‖² and ‖x‖², both [row]."""
-    network, plain = sae.network, _plain(sae)
+    network, settings = sae.network, sae.network.cfg
+    # whether the reconstruction is latents @ W_dec + b_dec, nothing more, so that only active rows count
+    plain = (
+        sae.normalisation == "none" and not _rescales(sae)
+        and getattr(settings, "reshape_activations", "none") != "hook_z"
+    )  # fmt: skip
     dense = x.new_empty(0)
     if plain and type(network) is TopKSAE:
         pre = torch.addmm(network.b_enc, network.process_sae_in(x), network.W_enc)
@@ -97,14 +100,9 @@ def _encode_some(sae: Sae, x: Tensor) -> tuple[Tensor, ...]:
     return count, latent, strength, (x - decoded).square().sum(dim=1), x.square().sum(dim=1)
 
 
-def _plain(sae: Sae) -> bool:
-    """Whether the reconstruction is latents @ W_dec + b_dec, nothing more, so that only active rows count."""
-    settings = sae.network.cfg
-    return (
-        getattr(settings, "normalize_activations", "none") == "none"
-        and not getattr(settings, "rescale_acts_by_decoder_norm", False)
-        and getattr(settings, "reshape_activations", "none") != "hook_z"
-    )
+def _rescales(sae: Sae) -> bool:
+    """Whether decoding divides by the lengths of decoder rows."""
+    return getattr(getattr(sae.network, "cfg", None), "rescale_acts_by_decoder_norm", False)
 
 
 def largest_entries(pre: Tensor, k: int) -> Entries:
@@ -140,8 +138,10 @@ def largest_on_cpu(pre: Tensor, k: int) -> Entries:
         return largest_entries(pre, k)  # equal entries compete for the last place: `topk` chooses
     kept = strength >= np.repeat(last, count)
     latent = entry - np.repeat(np.arange(len(values)) * pre.shape[1], count)
-    found = np.minimum(count, k), latent[kept], strength[kept]
-    return torch.from_numpy(found[0]), torch.from_numpy(found[1]), torch.from_numpy(found[2])
+    return (
+        torch.from_numpy(np.minimum(count, k)), torch.from_numpy(latent[kept]),
+        torch.from_numpy(strength[kept]),
+    )  # fmt: skip
 
 
 def refuse_transcoder(sae: Sae) -> None:
@@ -154,14 +154,7 @@ def refuse_transcoder(sae: Sae) -> None:
 
 
 def encode(sae: Sae, activations: Activations) -> LatentActs:
-    """Active latents of recorded activations at one role.
-
-    Args:
-        sae: the SAE of `activations.site`.
-        activations: [prompt example d_model].
-
-    Returns:
-        Active latents over rows prompt·example; `total_sq` is ‖x‖².
+    """Active latents of activations [prompt example d_model] at one role; `total_sq` is ‖x‖².
 
     Raises:
         SaeError: when the activations are of another site or width, or the SAE is a transcoder.
@@ -174,18 +167,11 @@ def encode(sae: Sae, activations: Activations) -> LatentActs:
     encoded = encode_rows(sae, activations.rows)
     shape = activations.values.shape[:2]
     return LatentActs(
-        site=activations.site,
-        role=activations.role,
-        sae_id=sae.sae_id,
-        d_sae=sae.d_sae,
-        n_prompts=shape[0],
-        n_examples=shape[1],
-        indptr=encoded.latents.indptr,
-        index=encoded.latents.indices,
-        value=np.asarray(encoded.latents.data, dtype=np.float32),
-        error_sq=encoded.error_sq.reshape(shape),
-        total_sq=encoded.total_sq.reshape(shape),
-    )
+        site=activations.site, role=activations.role, sae_id=sae.sae_id, d_sae=sae.d_sae,
+        n_prompts=shape[0], n_examples=shape[1], indptr=encoded.latents.indptr,
+        index=encoded.latents.indices, value=np.asarray(encoded.latents.data, dtype=np.float32),
+        error_sq=encoded.error_sq.reshape(shape), total_sq=encoded.total_sq.reshape(shape),
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -193,12 +179,13 @@ def decoder_directions(sae: Sae, latents: Ints) -> Tensor:
     """What one unit of each latent adds to the decoded, decode(e_f) − decode(0), [latent d_in].
 
     Raises:
-        SaeError: for a latent that the SAE does not have, or an SAE that decodes otherwise than by `_rows`.
+        SiteError: for a latent that the SAE does not have.
+        SaeError: for an SAE that decodes otherwise than by `_rows`.
     """
     strange = [int(latent) for latent in latents if not 0 <= latent < sae.d_sae]
     if strange:
-        raise SaeError(
-            f"latent {strange[0]} of {sae.site.short}", f"it has {sae.d_sae}",
+        raise SiteError(
+            f"latent {strange[0]} of {sae.site.short}", f"the SAE has {sae.d_sae}",
             f"Choose one of 0 to {sae.d_sae - 1}.",
         )  # fmt: skip
     return _rows(sae)[torch.as_tensor(np.asarray(latents, dtype=np.int64), device=sae.W_dec.device)]
@@ -216,15 +203,13 @@ def decoder_lengths(sae: Sae) -> Floats:
 
 def _rows(sae: Sae) -> Tensor:
     """d_f of every latent, [latent d_in], found equal to what the SAE decodes of all of them together."""
-    rows = sae.W_dec
-    if getattr(getattr(sae.network, "cfg", None), "rescale_acts_by_decoder_norm", False):
-        rows = torch.nn.functional.normalize(rows, dim=1)
+    rows = normalize(sae.W_dec, dim=1) if _rescales(sae) else sae.W_dec
     sizes = torch.linspace(1, 2, sae.d_sae, dtype=rows.dtype, device=rows.device)[None]
     decoded = (sae.decode(sizes) - sae.decode(torch.zeros_like(sizes))).reshape(1, -1)
     if not bool((decoded - sizes @ rows).norm() <= 1e-3 * decoded.norm()):
         raise SaeError(
             f"directions of the SAE at {sae.site.short}", "its decoder is not affine in the rows of W_dec",
-            "Give an SAE with x̂ = latents @ W_dec + b_dec.",
+            _AFFINE,
         )  # fmt: skip
     return rows
 
@@ -232,29 +217,21 @@ def _rows(sae: Sae) -> Tensor:
 def check_decoder(sae: Sae, first: Tensor, second: Tensor) -> None:
     """Refuse an SAE for which adding Δa · d_f is not the same as changing the latent by Δa.
 
-    Args:
-        sae: the SAE.
-        first: gated activations on which this is tried, [row d_sae].
-        second: others.
+    Tried on two sets of gated activations, [row d_sae] each.
 
     Raises:
         SaeError: when its decoder is not affine, or it normalises its input by constants that were never
             folded into its weights.
     """
+    asked = f"moving latents of the SAE at {sae.site.short}"
     if sae.normalisation not in NORMALISATIONS:
-        raise SaeError(
-            f"moving latents of the SAE at {sae.site.short}", f"it normalises inputs ({sae.normalisation})",
-            f"Give one that normalises by one of {', '.join(NORMALISATIONS)}.",
-        )  # fmt: skip
+        allowed = f"Give one that normalises by one of {', '.join(NORMALISATIONS)}."
+        raise SaeError(asked, f"it normalises inputs ({sae.normalisation})", allowed)
     nothing = sae.decode(torch.zeros_like(first))
     one, other, both = sae.decode(first), sae.decode(second), sae.decode(first + second)
     excess = (both - one - other + nothing).abs().max()
     if not bool(excess <= 1e-3 * (one.abs().max() + other.abs().max())):
-        raise SaeError(
-            f"moving latents of the SAE at {sae.site.short}",
-            "its decoder is not affine",
-            "Give an SAE with x̂ = latents @ W_dec + b_dec.",
-        )
+        raise SaeError(asked, "its decoder is not affine", _AFFINE)
 
 
 TokenEffect = tuple[str, float]
@@ -279,23 +256,12 @@ class LogitEffects:
 def logit_effects(
     model: LanguageModel, sae: Sae, latents: Sequence[int] | Ints, n: int = 8
 ) -> list[LogitEffects]:
-    """Top and bottom tokens of each latent.
-
-    Args:
-        model: gives the final norm's weight, the unembedding and the tokens' text.
-        sae: an SAE whose site adds to the residual stream.
-        latents: which latents, [latent].
-        n: tokens at either end.
+    """Top and bottom tokens, `n` each, of every latent of an SAE whose site adds to the residual stream.
 
     Raises:
         SiteError: for a latent that the SAE does not have.
     """
     chosen = [int(latent) for latent in latents]
-    strange = [latent for latent in chosen if not 0 <= latent < sae.d_sae]
-    if strange:
-        raise SiteError(
-            f"latent {strange[0]} of {sae.site.short}", f"the SAE has {sae.d_sae}", "Choose a smaller one."
-        )
     gain, unembedding = model.network.model.norm.weight.float(), model.network.lm_head.weight.float()
     directions = normalize(decoder_directions(sae, np.array(chosen)), dim=1).to(gain.device)
     effects = (directions * gain) @ unembedding.T
@@ -303,7 +269,7 @@ def logit_effects(
     n = min(n, effects.shape[1])
     high, low = effects.topk(n, dim=1), effects.topk(n, dim=1, largest=False)
 
-    def named(ids: torch.Tensor, values: torch.Tensor) -> tuple[TokenEffect, ...]:
+    def named(ids: Tensor, values: Tensor) -> tuple[TokenEffect, ...]:
         pairs = zip(ids.tolist(), values.tolist(), strict=True)
         return tuple((str(model.tokenizer.decode([ident])), value) for ident, value in pairs)
 
@@ -313,20 +279,9 @@ def logit_effects(
     ]
 
 
-_LEAST_SPREAD = 1e-9
-"""Share of a latent's mean square that its variance must exceed; below, it is rounding."""
-_CELLS = 1 << 26
-"""Cosines held at a time."""
-
-
 @dataclass(frozen=True)
 class Near:
-    """A latent's neighbours, nearest first.
-
-    Args:
-        latents: which, [neighbour].
-        values: cosine or correlation, [neighbour].
-    """
+    """A latent's neighbours, nearest first: which, and their cosines or correlations, both [neighbour]."""
 
     latents: Ints
     values: Floats
@@ -334,52 +289,38 @@ class Near:
 
 @torch.no_grad()
 def by_decoder(sae: Sae, latents: Sequence[int], n: int = 6) -> list[Near]:
-    """The latents whose decoder rows point most nearly the same way, for each of `latents`.
-
-    Args:
-        sae: the SAE.
-        latents: which, [latent].
-        n: neighbours of each.
-    """
+    """The `n` latents whose decoder rows point most nearly the same way, for each of `latents`."""
     rows = sae.W_dec
     lengths = rows.norm(dim=1).clamp_min(torch.finfo(rows.dtype).tiny).float()
-    found = []
+    near = []
     for some in torch.tensor(latents, device=rows.device).split(max(1, _CELLS // sae.d_sae)):
         cosine = (rows[some].float() @ rows.T.float()) / lengths[some, None] / lengths
-        found += [
-            _nearest(own.cpu().numpy(), int(f), n) for own, f in zip(cosine, some.tolist(), strict=True)
-        ]
-    return found
+        near += [_nearest(row.cpu().numpy(), f, n) for row, f in zip(cosine, some.tolist(), strict=True)]
+    return near
 
 
 def by_activation(activations: csr_array, latents: Sequence[int], n: int = 6) -> list[Near]:
-    """The latents whose activations correlate most over tokens, for each of `latents`.
-
-    Args:
-        activations: gated, [token latent].
-        latents: which, [latent].
-        n: neighbours of each.
-    """
-    held = csr_array(activations).astype(np.float64)
-    n_tokens = max(cast("tuple[int, int]", held.shape)[0], 1)
-    mean = np.asarray(held.sum(axis=0)).ravel() / n_tokens
-    squares = np.asarray(held.power(2).sum(axis=0)).ravel() / n_tokens
+    """The `n` latents whose gated activations [token latent] correlate most, for each of `latents`."""
+    acts = csr_array(activations).astype(np.float64)
+    n_tokens = max(cast("tuple[int, int]", acts.shape)[0], 1)
+    mean = np.asarray(acts.sum(axis=0)).ravel() / n_tokens
+    squares = np.asarray(acts.power(2).sum(axis=0)).ravel() / n_tokens
     varies = squares - mean**2 > _LEAST_SPREAD * squares
     spread = np.sqrt(np.where(varies, squares - mean**2, np.nan))
-    found = []
-    columns = held.tocsc()
+    near, columns = [], acts.tocsc()
     for f in latents:
-        product = np.asarray((held.T @ columns[:, [f]]).todense()).ravel() / n_tokens - mean * mean[f]
+        # covariance of every latent with f, [latent]
+        product = np.asarray((acts.T @ columns[:, [f]]).todense()).ravel() / n_tokens - mean * mean[f]
         with np.errstate(divide="ignore", invalid="ignore"):
-            found.append(_nearest(product / (spread * spread[f]), f, n))
-    return found
+            near.append(_nearest(product / (spread * spread[f]), f, n))
+    return near
 
 
 def _nearest(values: Floats, own: int, n: int) -> Near:
     """The `n` largest that are above zero, without the latent itself and without undefined ones."""
-    held = np.where(np.isfinite(values) & (values > 0), values, -np.inf)
-    held[own] = -np.inf
-    n = min(n, int(np.isfinite(held).sum()))
-    largest = np.argpartition(-held, n - 1)[:n] if n else np.array([], dtype=np.int64)
-    order = largest[np.argsort(-held[largest], kind="stable")]
-    return Near(order.astype(np.int64), held[order])
+    positive = np.where(np.isfinite(values) & (values > 0), values, -np.inf)
+    positive[own] = -np.inf
+    n = min(n, int(np.isfinite(positive).sum()))
+    largest = np.argpartition(-positive, n - 1)[:n] if n else np.array([], dtype=np.int64)
+    order = largest[np.argsort(-positive[largest], kind="stable")]
+    return Near(order.astype(np.int64), positive[order])

@@ -1,4 +1,4 @@
-"""SAEs from folders or the hub, checked against the model, and written in sae_lens' layout."""
+"""SAEs from folders or the hub, judged against the model they are used on, written in sae_lens' layout."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from torch import Tensor
 
 from iclens.core import SaeError, Site
 from iclens.model.load import LanguageModel, other_model
-from iclens.saes.formats import native
-from iclens.saes.formats.checked import check
-from iclens.saes.formats.detect import parts_of_one, read_folder
-from iclens.saes.formats.native import UNFOLDED, scaled
-from iclens.saes.formats.parts import Parts, Settings, read_json, refuse_width
-from iclens.saes.formats.registry import read_hub
+from iclens.saes.formats import check, holds_a_part, read_folder, read_hub
+from iclens.saes.layouts import UNFOLDED, SaeLens, scaled
+from iclens.saes.parts import Settings, read_json, refuse_width
 
 CARD_FILE = "card.json"
 _LEFT_BY_ENCODE = ("ln_mu", "ln_std", "x_norm_coeff")
@@ -67,14 +64,10 @@ class Sae:
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """Gated activations of all latents.
+        """Gated activations of all latents [row d_sae], non-negative, of raw activations x [row d_in].
 
-        Args:
-            x: raw activations of the site, [row d_in].
-
-        Returns:
-            [row d_sae], non-negative; in raw activation units when decoder rows have unit length and the SAE
-                does not normalise its input.
+        They are in raw activation units when decoder rows have unit length and the SAE does not normalise its
+        input.
         """
         try:
             return self.network.encode(x.to(self.W_dec))
@@ -153,7 +146,7 @@ def load_sae(
     ref: str | Path, *, site: Site | None = None, d_model: int | None = None, device: str = "cpu",
     input_scale: float | None = None,
 ) -> Sae:  # fmt: skip
-    """Load an SAE of any layout in `saes.formats.detect.LAYOUTS`.
+    """Load an SAE of any layout in `saes.layouts.LAYOUTS`.
 
     Args:
         ref: a folder, `release/sae_id` of sae_lens' registry, or `owner/repository/folder` on the hub.
@@ -167,34 +160,34 @@ def load_sae(
         SaeError: when it is missing or damaged, when it is of another width, or when it computes
             what one encode of single tokens cannot hold.
     """
+    asked = f"SAE '{ref}'"
     parts = read_hub(str(ref), device, d_model) if _on_hub(ref) else read_folder(Path(ref), device, d_model)
     named = None if site in (None, parts.site) else parts.site
     if named is not None and parts.target is not None:
         raise SaeError(
-            f"SAE '{ref}'", f"it is a transcoder from {named.short} to {parts.target.short}",
+            asked, f"it is a transcoder from {named.short} to {parts.target.short}",
             "The site of a transcoder is the one that its files name: leave site (--site) out.",
         )  # fmt: skip
-    _scale_input(str(ref), parts, input_scale)
+    if input_scale is not None:
+        stated = parts.network.cfg.normalize_activations
+        if stated != UNFOLDED:
+            needless = f"it needs no input scale: normalize_activations is {stated!r}"
+            raise SaeError(asked, needless, "Leave it out.")
+        given = Settings(str(ref), "what was given", {"input_scale": input_scale})
+        scaled(parts.network, given.scale("input_scale"))
     check(str(ref), parts)
-    place = site or parts.site
-    if place is None:
-        reads = (
-            "it names no site" if parts.hook is None else f"it reads {parts.hook!r}, which is no site here"
-        )
-        raise SaeError(f"SAE '{ref}'", reads, "Say which site it reads: --site L8.resid_post, say.")
-    return replace(_sae(parts, place, Path(ref), d_model), named=named)
-
-
-def _scale_input(what: str, parts: Parts, scale: float | None) -> None:
-    """Write into the weights by how much its input is scaled, where that is given."""
-    if scale is None:
-        return
-    stated = parts.network.cfg.normalize_activations
-    if stated != UNFOLDED:
-        raise SaeError(
-            f"SAE '{what}'", f"it needs no input scale: normalize_activations is {stated!r}", "Leave it out."
-        )
-    scaled(parts.network, Settings(what, "what was given", {"input_scale": scale}).scale("input_scale"))
+    if (reads := site or parts.site) is None:
+        hook = "it names no site" if parts.hook is None else f"it reads {parts.hook!r}, which is no site here"
+        raise SaeError(asked, hook, "Say which site it reads: --site L8.resid_post, say.")
+    network = parts.network.requires_grad_(False).eval()
+    (d_in, d_sae), d_out = network.W_enc.shape, network.W_dec.shape[1]
+    for kind, width in (("width", d_in), ("output width", d_out)):
+        refuse_width(str(ref), width, d_model, kind)
+    return Sae(
+        reads, parts.sae_id, int(d_in), int(d_sae), getattr(network.cfg, "k", None), network, Path(ref),
+        target=parts.target, layout=parts.layout, model=parts.model, l0=parts.l0, named=named,
+        model_fingerprint=parts.model_fingerprint, mean_length=parts.mean_length,
+    )  # fmt: skip
 
 
 def _on_hub(ref: str | Path) -> bool:
@@ -203,18 +196,6 @@ def _on_hub(ref: str | Path) -> bool:
     return not (
         isinstance(ref, Path) or path.is_dir() or path.is_absolute() or text.startswith((".", "~"))
         or "/" not in text or path.parent.is_dir()
-    )  # fmt: skip
-
-
-def _sae(parts: Parts, site: Site, folder: Path, d_model: int | None) -> Sae:
-    network = parts.network.requires_grad_(False).eval()
-    for kind, width in (("width", network.W_enc.shape[0]), ("output width", network.W_dec.shape[1])):
-        refuse_width(str(folder), width, d_model, kind)
-    d_in, d_sae = network.W_enc.shape
-    return Sae(
-        site, parts.sae_id, int(d_in), int(d_sae), getattr(network.cfg, "k", None), network, folder,
-        target=parts.target, layout=parts.layout, model=parts.model,
-        model_fingerprint=parts.model_fingerprint, l0=parts.l0, mean_length=parts.mean_length,
     )  # fmt: skip
 
 
@@ -227,14 +208,8 @@ def load_sae_set(
 ) -> dict[Site, Sae]:
     """Load every SAE of a set that `training` or `saes check --out` wrote, for use on `model`.
 
-    Args:
-        folder: holds card.json and one folder per SAE.
-        model: the model that the SAEs are to be used on.
-        device: torch device.
-        misfit: what to do with a set that was made for another model.
-
-    Returns:
-        site → SAE, in the order of layers, then hooks; with the mismatches that the card records.
+    The folder holds card.json and one folder per SAE. They come in the order of layers, then hooks, each with
+    the mismatches that the card records.
 
     Raises:
         SaeError: when the set is missing or empty, belongs to another model, has another width, or reads
@@ -251,7 +226,7 @@ def load_sae_set(
         )  # fmt: skip
     recorded = card["mismatches"]
     saes: dict[Site, Sae] = {}
-    for member in sorted(inner for inner in path.iterdir() if inner.is_dir() and parts_of_one(inner)):
+    for member in sorted(inner for inner in path.iterdir() if inner.is_dir() and holds_a_part(inner)):
         sae = load_sae(member, d_model=model.d_model, device=device)
         for site in (sae.site, sae.output):
             if site.layer >= model.n_blocks:
@@ -315,46 +290,25 @@ def mismatches(
         fvu: measured fraction of variance unexplained, all tokens.
         length: measured mean length of the activations that it reads; NaN leaves it unchecked.
     """
-    found = [
-        other_model(sae.model, sae.model_fingerprint, model), _l0(sae, l0), _length(sae, length), _fvu(fvu),
-    ]  # fmt: skip
-    return tuple(text for text in found if text)
-
-
-def _l0(sae: Sae, l0: float) -> str:
-    if sae.l0:
-        ratio = l0 / sae.l0
-        return "" if 1 / L0_FACTOR <= ratio <= L0_FACTOR else f"L0 is {l0:.3g}, its makers state {sae.l0:.3g}"
-    return "" if 1 <= l0 <= sae.d_in else f"L0 is {l0:.3g} of {sae.d_in} dimensions"
-
-
-def _length(sae: Sae, length: float) -> str:
-    if sae.mean_length is None or math.isnan(length):
-        return ""
-    if 1 / LENGTH_FACTOR <= length / sae.mean_length <= LENGTH_FACTOR:
-        return ""
-    return f"activations have a mean length of {length:.3g}, its files state {sae.mean_length:.3g}"
-
-
-def _fvu(fvu: float) -> str:
+    texts = [other_model(sae.model, sae.model_fingerprint, model)]
+    if sae.l0 and not 1 / L0_FACTOR <= l0 / sae.l0 <= L0_FACTOR:
+        texts.append(f"L0 is {l0:.3g}, its makers state {sae.l0:.3g}")
+    if not sae.l0 and not 1 <= l0 <= sae.d_in:
+        texts.append(f"L0 is {l0:.3g} of {sae.d_in} dimensions")
+    stated = math.nan if sae.mean_length is None else sae.mean_length  # where unknown, nothing is outside
+    if length / stated > LENGTH_FACTOR or length / stated < 1 / LENGTH_FACTOR:
+        texts.append(f"activations have a mean length of {length:.3g}, its files state {stated:.3g}")
     if math.isnan(fvu):
-        return "FVU is undefined: its site does not vary over the prompts"
-    return "" if fvu <= WORST_FVU else f"FVU is {fvu:.3g}, above {WORST_FVU}"
+        texts.append("FVU is undefined: its site does not vary over the prompts")
+    if fvu > WORST_FVU:
+        texts.append(f"FVU is {fvu:.3g}, above {WORST_FVU}")
+    return tuple(text for text in texts if text)
 
 
 def convert(
     ref: str | Path, out: str | Path, *, site: Site | None = None, input_scale: float | None = None
 ) -> Path:
-    """Write the SAE `ref` as a sae_lens folder.
-
-    Args:
-        ref: what `load_sae` takes.
-        out: folder to make.
-        site: where it is to be used, whatever its files name; the site that they name by default.
-        input_scale: as for `load_sae`.
-
-    Returns:
-        `out`.
+    """Write the SAE `ref`, loaded as `load_sae` does, as a sae_lens folder `out`, and return that.
 
     Raises:
         SaeError: when the SAE cannot be loaded, or `out` exists; nothing is left behind.
@@ -389,18 +343,14 @@ def save_native(sae: Sae, out: Path) -> Path:
         ) from cause
     try:
         sae.network.save_model(partial)
-        _refuse_difference(sae, native.read(partial, "cpu").network.state_dict())
+        again = SaeLens().read(partial, "cpu").network.state_dict()
+        for name, value in sae.network.state_dict().items():
+            if name not in again or not torch.equal(value.cpu(), again[name]):
+                wrong, remedy = f"{name} was not written as it is", "Name an --out on another disk."
+                raise SaeError(f"SAE '{sae.folder}'", wrong, remedy)
         partial.chmod(0o755)
         partial.rename(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return out
-
-
-def _refuse_difference(sae: Sae, again: dict[str, torch.Tensor]) -> None:
-    for name, value in sae.network.state_dict().items():
-        if name not in again or not torch.equal(value.cpu(), again[name]):
-            raise SaeError(
-                f"SAE '{sae.folder}'", f"{name} was not written as it is", "Name an --out on another disk."
-            )

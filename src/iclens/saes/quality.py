@@ -1,4 +1,8 @@
-"""SAE quality: L0, FVU, cross-entropy recovered, density."""
+"""SAE quality: L0, FVU, KL and cross-entropy of the model with the reconstruction spliced in, and density.
+
+1. Prompts are run once, and once more from each SAE's block with its site reconstructed, and set to zero.
+2. Counts are kept per token (`Counts`). 3. Groups of positions are summarised from them (`figures`).
+"""
 
 from __future__ import annotations
 
@@ -125,15 +129,14 @@ class _Tally:
         self.sae, self.groups = sae, groups
         self.shares = {name: ErrorShare() for name in groups}
         self.fires = torch.zeros(sae.d_sae, dtype=torch.int64)
-        self.seen: dict[str, list[Floats]] = {
+        self.by_token: dict[str, list[Floats]] = {
             key: [] for key in ("active", "length", "spliced", "zeroed", "kl")
         }
 
     def reconstruct(self, x: Tensor, y: Tensor, measured: Tensor) -> Tensor:
         """Count activations x of the site and y of its output [row pos d] where `measured` [row pos].
 
-        Returns:
-            y, reconstructed there, [row pos d].
+        Gives y, reconstructed there, [row pos d].
         """
         parts, active = [], []
         for rows in x[measured].split(_ENCODED_ROWS):
@@ -147,8 +150,8 @@ class _Tally:
         there = measured.cpu().numpy()
         counts = np.full(there.shape, np.nan)
         counts[there] = as_numpy(torch.cat(active))
-        self.seen["active"].append(counts)
-        self.seen["length"].append(np.where(there, as_numpy(x.float().norm(dim=2)), np.nan))
+        self.by_token["active"].append(counts)
+        self.by_token["length"].append(np.where(there, as_numpy(x.float().norm(dim=2)), np.nan))
         before, after = as_numpy(y), as_numpy(y_hat)
         for what, values, remedy in (
             ("the model's activations", before, "Load the model with --dtype float32."),
@@ -161,10 +164,10 @@ class _Tally:
         return y_hat
 
     def counts(self, base: Floats) -> Counts:
-        """Everything counted."""
+        """Everything counted, beside the model's own losses [prompt pos]."""
         whole = {
-            key: np.concatenate(found) if found else np.full_like(base, np.nan)
-            for key, found in self.seen.items()
+            key: np.concatenate(batches) if batches else np.full_like(base, np.nan)
+            for key, batches in self.by_token.items()
         }
         return Counts(self.sae, self.groups, self.shares, self.fires, base=base, **whole)
 
@@ -174,15 +177,10 @@ def tally(
     model: LanguageModel, saes: Mapping[Site, Sae], tokens: Ints, groups: Mapping[str, Sequence[int] | Ints],
     *, left_out: LeftOut | None = None, batch: int = 64,
 ) -> dict[Site, Counts]:  # fmt: skip
-    """Count every SAE over the prompts.
+    """Count every SAE over prompts [prompt pos] that none was trained on, filled up with `PADDING`.
 
-    Args:
-        model: the model; losses need all of its blocks.
-        saes: site → SAE.
-        tokens: prompts that no SAE was trained on, [prompt pos], filled up with `PADDING`.
-        groups: name → positions to be summarised together; `all` is added.
-        left_out: tokens neither measured nor changed; by default `LeftOut.of` the model and the SAEs.
-        batch: prompts per forward pass.
+    `groups` maps a name to positions that are summarised together; `all` is added. `left_out` is by default
+    `LeftOut.of` the model and the SAEs. Losses need all blocks of the model.
 
     Raises:
         SaeError: when no token is left to measure.
@@ -209,47 +207,35 @@ def tally(
 
 
 def _count_batch(
-    model: LanguageModel,
-    tallies: Mapping[Site, _Tally],
-    tokens: Ints,
-    where: Ints,
-    measured: Bools,
+    model: LanguageModel, tallies: Mapping[Site, _Tally], tokens: Ints, where: Ints, measured: Bools,
     known: Bools,
-) -> Floats:
-    """Count one batch of prompts for every SAE.
+) -> Floats:  # fmt: skip
+    """Count one batch of prompts for every SAE; the model's own losses at the positions `where`, [row pos].
 
-    Args:
-        model: the model.
-        tallies: of each site.
-        tokens: [row pos].
-        where: positions that are measured in any prompt.
-        measured: which tokens are measured, [row pos].
-        known: after which tokens the next one is there and is not left out, [row pos].
-
-    Returns:
-        The model's own losses at the positions `where`, [row pos].
+    `where` are positions that are measured in any prompt, `measured` which tokens are, and `known` after
+    which tokens the next one is there and is not left out, both [row pos].
     """
     rows = torch.as_tensor(np.maximum(tokens, 0), device=model.device())
     chosen = torch.as_tensor(measured[:, where], device=model.device())
     outputs = {site: counter.sae.output for site, counter in tallies.items()}
     entries = {site: Site(output.layer, "resid_pre") for site, output in outputs.items()}
     recorded = [*tallies, *outputs.values(), *entries.values()]
-    seen, final = _run(model, model.embed(as_numpy(rows)), 0, recorded, ())
+    activations, final = _run(model, model.embed(as_numpy(rows)), 0, recorded, ())
     base, _ = _predictions(model, rows, where, known, final, None)
     for site, counter in tallies.items():
         output = outputs[site]
-        y = seen[output][:, where]
-        y_hat = counter.reconstruct(seen[site][:, where], y, chosen)
+        y = activations[output][:, where]
+        y_hat = counter.reconstruct(activations[site][:, where], y, chosen)
         if not model.whole:
             continue
         for name, value in (("spliced", y_hat), ("zeroed", y.masked_fill(chosen[..., None], 0))):
             edit = Edit(output, "replace", where, as_numpy(value))
-            _, changed = _run(model, seen[entries[site]], output.layer, (), (edit,))
+            _, changed = _run(model, activations[entries[site]], output.layer, (), (edit,))
             reference = final if name == "spliced" else None
             losses, divergence = _predictions(model, rows, where, known, changed, reference)
-            counter.seen[name].append(losses)
+            counter.by_token[name].append(losses)
             if reference is not None:
-                counter.seen["kl"].append(divergence)
+                counter.by_token["kl"].append(divergence)
     return base
 
 
@@ -257,26 +243,18 @@ def _run(
     model: LanguageModel, resid: Tensor, start: int, sites: Sequence[Site], edits: Sequence[Edit]
 ) -> tuple[dict[Site, Tensor], Tensor]:
     """Run from resid_pre of block `start` [row pos d_model]; recorded sites and the last resid_post."""
-    with attached(model, sites, np.arange(resid.shape[1]), edits) as seen:
+    with attached(model, sites, np.arange(resid.shape[1]), edits) as recording:
         final = run_blocks(model.network, resid, start, model.n_blocks)
-    return seen.values, final
+    return recording.values, final
 
 
 def _predictions(
     model: LanguageModel, rows: Tensor, where: Ints, known: Bools, final: Tensor, reference: Tensor | None
 ) -> tuple[Floats, Floats]:
-    """−log P(next token) from `final` at positions `where`, and KL(reference ‖ final); NaN where unknown.
+    """−log P(next token of `rows`) at positions `where`, and KL(reference ‖ final); NaN where unknown.
 
-    Args:
-        model: gives the unembedding.
-        rows: tokens, [row pos].
-        where: measured positions, [kept].
-        known: whether the next token counts, [row pos].
-        final: the last resid_post, [row pos d_model].
-        reference: the last resid_post of the model as it is; no KL without one.
-
-    Returns:
-        Two arrays [row kept].
+    `final` and `reference` are last resid_posts [row pos d_model], the latter of the model as it is: no KL
+    without one. Both results are [row where].
     """
     losses, divergence = (np.full((len(rows), len(where)), np.nan) for _ in range(2))
     predicting = where[where < rows.shape[1] - 1]
@@ -302,14 +280,9 @@ DENSITY_EDGES = (0.0, *(float(10.0 ** (half / 2)) for half in range(-12, 1)))
 
 
 def fvu(x: Floats, x_hat: Floats) -> float:
-    """Fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − x̄‖².
+    """Fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − x̄‖², of activations and reconstructions [row d_in].
 
-    Args:
-        x: activations, [row d_in].
-        x_hat: reconstructions, [row d_in].
-
-    Returns:
-        0 for a perfect reconstruction, 1 for the mean, above 1 for worse; NaN when x does not vary.
+    0 for a perfect reconstruction, 1 for the mean, above 1 for worse; NaN when x does not vary.
     """
     share = ErrorShare()
     share.add(x, x_hat)
@@ -327,10 +300,8 @@ class Figures:
     """What one SAE does at one group of positions; NaN where undefined, and why.
 
     Args:
-        l0, fvu, kl: as the module defines them.
+        kl: from the model to the model with the reconstruction, nats.
         ce_base, ce_spliced, ce_zeroed: next-token cross-entropy, nats.
-        ce_recovered: of these three.
-        n_tokens: tokens measured.
         reason: why a figure is NaN; empty when none is.
     """
 
@@ -372,18 +343,9 @@ def measure_quality(
     model: LanguageModel, saes: Mapping[Site, Sae], tokens: Ints,
     *, pre: Sequence[int] | Ints = (), left_out: LeftOut | None = None, batch: int = 64,
 ) -> QualityTable:  # fmt: skip
-    """L0, FVU, dead latents, KL and CE recovered of every SAE.
+    """L0, FVU, dead latents, KL and CE recovered of every SAE, over prompts as `tally` takes them.
 
-    Args:
-        model: the model; CE and KL need all of its blocks.
-        saes: site → SAE.
-        tokens: prompts that no SAE was trained on, [prompt pos], filled up with `PADDING`.
-        pre: positions of role `pre`, where the answer is predicted; empty for text.
-        left_out: tokens neither measured nor changed; by default BOS, and what the SAEs' metadata name.
-        batch: prompts per forward pass.
-
-    Raises:
-        SaeError: when no token is left to measure.
+    `pre` are positions of role `pre`, where the answer is predicted; empty for text.
     """
     counted = tally(model, saes, tokens, {"pre": pre}, left_out=left_out, batch=batch)
     return quality_table(counted.values())
@@ -399,27 +361,14 @@ def _quality_row(counts: Counts) -> QualityTable:
     reasons = [whole.reason] if whole.reason else []
     if at_pre.reason and at_pre.reason != whole.reason:
         reasons.append(f"pre: {at_pre.reason}")
-    values: dict[str, Any] = {
-        "site": str(sae.site),
-        "sae_id": sae.sae_id,
-        "d_sae": sae.d_sae,
-        "k": float("nan") if sae.k is None else sae.k,
-        "l0": whole.l0,
-        "fvu": whole.fvu,
-        "fvu_pre": at_pre.fvu,
-        "ce_base": whole.ce_base,
-        "ce_spliced": whole.ce_spliced,
-        "ce_zeroed": whole.ce_zeroed,
-        "ce_recovered": whole.ce_recovered,
-        "ce_recovered_pre": at_pre.ce_recovered,
-        "kl": whole.kl,
-        "kl_pre": at_pre.kl,
-        "dead": float((counts.fires == 0).float().mean()),
-        "n_tokens": whole.n_tokens,
-        "mismatch": "; ".join(sae.mismatches),
+    values: dict[str, Any] = vars(whole) | {
+        "site": str(sae.site), "sae_id": sae.sae_id, "d_sae": sae.d_sae,
+        "k": float("nan") if sae.k is None else sae.k, "fvu_pre": at_pre.fvu,
+        "ce_recovered_pre": at_pre.ce_recovered, "kl_pre": at_pre.kl,
+        "dead": float((counts.fires == 0).float().mean()), "mismatch": "; ".join(sae.mismatches),
         "reason": "; ".join(reasons),
-    }
-    return QualityTable({name: [value] for name, value in values.items()})
+    }  # fmt: skip
+    return QualityTable({name: [values[name]] for name in QualityTable.COLUMNS})
 
 
 def fidelity_table(counted: Iterable[Counts]) -> FidelityTable:
@@ -434,21 +383,19 @@ def fidelity_table(counted: Iterable[Counts]) -> FidelityTable:
 
 def density_table(counted: Iterable[Counts]) -> DensityTable:
     """How many latents of each SAE have a density in each bin of `DENSITY_EDGES`; dead ones apart."""
-    columns: dict[str, list[Any]] = {name: [] for name in DensityTable.COLUMNS}
-    for counts in counted:
-        for (low, high), n_latents in density_histogram(counts.fires.numpy(), counts.n_tokens).items():
-            row = (str(counts.sae.site), counts.sae.sae_id, low, high, n_latents)
-            for name, value in zip(columns, row, strict=True):
-                columns[name].append(value)
-    return DensityTable(columns)
+    rows = [
+        (str(counts.sae.site), counts.sae.sae_id, low, high, n_latents)
+        for counts in counted
+        for (low, high), n_latents in density_histogram(counts.fires.numpy(), counts.n_tokens).items()
+    ]
+    names = list(DensityTable.COLUMNS)
+    return DensityTable({name: [row[i] for row in rows] for i, name in enumerate(names)})
 
 
 def density_histogram(fires: Ints, n_tokens: int) -> dict[tuple[float, float], int]:
     """Bin (low, high] → latents whose density lies in it; (0, 0) holds the dead ones.
 
-    Args:
-        fires: tokens on which each latent is active, [latent].
-        n_tokens: tokens measured.
+    `fires` are the tokens, of `n_tokens`, on which each latent is active, [latent].
     """
     density = np.asarray(fires) / n_tokens
     bins = {(0.0, 0.0): int((density == 0).sum())}

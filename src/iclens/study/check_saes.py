@@ -23,8 +23,8 @@ from iclens.core import ROLES, ConfigError, SaeError, Site, examples_within, nea
 from iclens.model.load import LanguageModel, load_model, load_tokenizer, plain_name, same_name
 from iclens.model.shape import read_shape, refuse_longer
 from iclens.prompts.render import check_tokenizer
-from iclens.saes.formats.detect import LAYOUTS
-from iclens.saes.formats.registry import Release, releases
+from iclens.saes.formats import Release, releases
+from iclens.saes.layouts import LAYOUTS
 from iclens.saes.load import CARD_FILE, Misfit, Sae, load_sae, load_sae_set, mismatches, save_native
 from iclens.saes.quality import Counts, density_table, fidelity_table, figures, quality_table, tally
 from iclens.schemas import DensityTable, FidelityTable, QualityTable

@@ -1,9 +1,9 @@
 """What every layout is read into, and the strict readers that all of them use.
 
-1. JSON and tensors are read whole or refused; values of a config are read by their JSON type (`Settings`).
-2. `take` compares tensors with the shapes that the config promises. 3. `build` makes the sae_lens SAE that
-computes z = (x − b_dec·[apply_b_dec_to_input])·W_enc + b_enc and x̂ = a·W_dec + b_dec, with W_enc [d_in d_sae]
-and W_dec [d_sae d_in]. 4. `formats.checked` tries the SAE that came of it.
+1. JSON and tensors are read whole or refused; values of a config are read by their JSON type (`Settings`). 2.
+`take` compares tensors with the shapes that the config promises. 3. `build` makes the sae_lens SAE that
+computes z = (x − b_dec·[apply_b_dec_to_input])·W_enc + b_enc and x̂ = a·W_dec + b_dec, with W_enc [d_in
+d_sae] and W_dec [d_sae d_in]. 4. `saes.formats.check` tries the SAE that came of it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import torch
 from sae_lens import SAE
 from sae_lens.registry import get_sae_class
 from sae_lens.saes.sae import SAEMetadata
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from iclens.core import SaeError, Site, SiteError, sae_site
 
+Tensors = dict[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
 NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 """What an SAE may do to its input; the others of sae_lens have to be folded into the weights."""
 _POINTER = b"version https://git-lfs"
@@ -38,7 +39,7 @@ _DIVERGED = "Its training diverged or the file is damaged: take an earlier check
 
 @dataclass(frozen=True)
 class Parts:
-    """An SAE as it was found.
+    """An SAE as its files hold it.
 
     Args:
         layout: name of the layout it was read from.
@@ -68,6 +69,9 @@ class Parts:
     mean_length: float | None = None
 
 
+# ------------------------------------------------------------------------------------------------- configs
+
+
 @dataclass(frozen=True)
 class Settings:
     """The values of an SAE's config, read by their JSON type: 24 is a number, "24" and true are not.
@@ -91,7 +95,7 @@ class Settings:
 
     def refuse(self, key: str, allowed: str, cause: Exception | None = None) -> NoReturn:
         """Raise a SaeError that names the key, its value, the file and what is allowed."""
-        name, value = shown(self.under + key), self.values.get(key)
+        name, value = printable(self.under + key), self.values.get(key)
         if isinstance(value, str) and "number" in allowed:
             allowed = f"{allowed[:-1]}, without quotes."
         raise SaeError(
@@ -178,9 +182,52 @@ def first_line(cause: BaseException) -> str:
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """A key's or tensor's name as it can stand in one line."""
     return name if name.isprintable() else ascii(name)
+
+
+def read_json(file: Path, what: str = "SAE") -> dict[str, Any]:
+    """The mapping that a JSON file holds.
+
+    Raises:
+        SaeError: when it is missing, cannot be read, or is not one JSON mapping in which no key stands twice.
+    """
+
+    def refusal(found: str, remedy: str) -> SaeError:
+        return SaeError(f"{what} '{file.parent}'", f"{file.name} {found}", remedy)
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key, value in items:
+            if key in values:
+                twice = f"{key!r} stands twice in {file.name}"
+                raise SaeError(f"{what} '{file.parent}'", twice, "Keep one of them.")
+            values[key] = value
+        return values
+
+    try:
+        values = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=pairs)
+    except FileNotFoundError as cause:
+        raise refusal("is missing", _FETCH) from cause
+    except OSError as cause:
+        raise refusal(f"cannot be read ({cause.strerror})", _FETCH) from cause
+    except UnicodeDecodeError as cause:
+        raise refusal("is not UTF-8 text", "Save it as UTF-8.") from cause
+    except (ValueError, RecursionError) as cause:
+        line = "too deeply nested" if isinstance(cause, RecursionError) else first_line(cause)
+        raise refusal(f"is not JSON ({line})", "It must hold one mapping.") from cause
+    if not isinstance(values, dict):
+        raise refusal("is not a mapping of keys to values", "It must hold one.")
+    return values
+
+
+def settings(file: Path) -> Settings:
+    """The settings of a config file, as `read_json` reads it."""
+    return Settings(str(file.parent), file.name, read_json(file))
+
+
+# ------------------------------------------------------------------------------------------------- tensors
 
 
 def fingerprint(files: Sequence[Path]) -> str:
@@ -193,124 +240,65 @@ def fingerprint(files: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_json(file: Path, what: str = "SAE") -> dict[str, Any]:
-    """The mapping that a JSON file holds.
+def read_tensors(folder: Path, name: str, under: str | None = None) -> Tensors:
+    """Every tensor of the file `name` in a folder, without prefixes that wrappers put before their names.
+
+    Safetensors, or, where the name ends on .pt, a mapping of torch.save, which stands under the key `under`
+    where one is given; it is unpickled without running what it asks for.
 
     Raises:
-        SaeError: when it is missing, cannot be read, or is not one JSON mapping in which no key stands twice.
+        SaeError: when it is missing or damaged, or holds more than plain values and tensors.
     """
-    asked = f"{what} '{file.parent}'"
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for key, value in items:
-            if key in values:
-                raise SaeError(asked, f"{key!r} stands twice in {file.name}", "Keep one of them.")
-            values[key] = value
-        return values
-
-    try:
-        values = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=pairs)
-    except FileNotFoundError as cause:
-        raise SaeError(asked, f"{file.name} is missing", _FETCH) from cause
-    except OSError as cause:
-        raise SaeError(asked, f"{file.name} cannot be read ({cause.strerror})", _FETCH) from cause
-    except UnicodeDecodeError as cause:
-        raise SaeError(asked, f"{file.name} is not UTF-8 text", "Save it as UTF-8.") from cause
-    except (ValueError, RecursionError) as cause:
-        line = "too deeply nested" if isinstance(cause, RecursionError) else first_line(cause)
-        raise SaeError(asked, f"{file.name} is not JSON ({line})", "It must hold one mapping.") from cause
-    if not isinstance(values, dict):
-        raise SaeError(asked, f"{file.name} is not a mapping of keys to values", "It must hold one.")
-    return values
-
-
-def settings(file: Path) -> Settings:
-    """The settings of a config file.
-
-    Raises:
-        SaeError: as for `read_json`.
-    """
-    return Settings(str(file.parent), file.name, read_json(file))
-
-
-def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """Every tensor of the safetensors file `name` in a folder.
-
-    Raises:
-        SaeError: when it is missing or damaged.
-    """
-    _refuse_pointer(folder, name)
-    try:
-        return plain_names(load_file(folder / name))
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as cause:
-        raise _unreadable(folder, name, cause) from cause
-
-
-def plain_names(tensors: Mapping[Any, Tensor]) -> dict[str, Tensor]:
-    """Tensors under their own names, without a prefix that torch.compile or DDP put before all of them."""
-    names = [str(name) for name in tensors]
-    for prefix in ("_orig_mod.", "module."):
-        if names and all(name.startswith(prefix) for name in names):
-            names = [name.removeprefix(prefix) for name in names]
-    return dict(zip(names, tensors.values(), strict=True))
-
-
-def read_pickle(folder: Path, name: str) -> Any:
-    """What the file `name` of torch.save in a folder holds, unpickled without running what it asks for.
-
-    Raises:
-        SaeError: when it is missing or damaged, or asks for more than plain values and tensors.
-    """
-    _refuse_pointer(folder, name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about the pickle's version
-            return torch.load(folder / name, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as cause:
-        raise SaeError(
-            f"SAE '{folder}'",
-            f"{name} is damaged or holds more than tensors, and is not unpickled",
-            "Where you trust it, load it in Python and save its state_dict() of tensors with torch.save.",
-        ) from cause  # fmt: skip
-    except Exception as cause:  # a broken pickle can make torch.load raise anything
-        raise _unreadable(folder, name, cause) from cause
-
-
-def _refuse_pointer(folder: Path, name: str) -> None:
+    what = f"SAE '{folder}'"
     try:
         with (folder / name).open("rb") as stream:
             start = stream.read(len(_POINTER))
-    except OSError as cause:
-        raise _unreadable(folder, name, cause) from cause
-    if start == _POINTER:
+        if start == _POINTER:
+            remedy = "Run `git lfs pull` in its repository."
+            raise SaeError(what, f"{name} is a Git LFS pointer, not the weights", remedy)
+        stored = _unpickled(folder / name) if name.endswith(".pt") else load_file(folder / name)
+    except SaeError:
+        raise
+    except pickle.UnpicklingError as cause:
         raise SaeError(
-            f"SAE '{folder}'", f"{name} is a Git LFS pointer, not the weights",
-            "Run `git lfs pull` in its repository.",
+            what, f"{name} is damaged or holds more than tensors, and is not unpickled",
+            "Where you trust it, load it in Python and save its state_dict() of tensors with torch.save.",
+        ) from cause  # fmt: skip
+    except Exception as cause:  # a broken pickle can make torch.load raise anything
+        raise SaeError(what, f"{name} cannot be read ({first_line(cause)})", _FETCH) from cause
+    if under is not None and name.endswith(".pt"):
+        stored = stored.get(under) if isinstance(stored, dict) else None
+    if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
+        place = f"{name} under {under!r}" if under else name
+        raise SaeError(
+            what, f"{place} is not a mapping of names to tensors",
+            "Save the SAE's state_dict() there with torch.save.",
         )  # fmt: skip
+    names = [str(key) for key in stored]
+    for prefix in ("_orig_mod.", "module."):  # of torch.compile and DDP
+        if names and all(key.startswith(prefix) for key in names):
+            names = [key.removeprefix(prefix) for key in names]
+    return dict(zip(names, stored.values(), strict=True))
 
 
-def _unreadable(folder: Path, name: str, cause: Exception) -> SaeError:
-    return SaeError(f"SAE '{folder}'", f"{name} cannot be read ({first_line(cause)})", _FETCH)
+def _unpickled(file: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about the pickle's version
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def refuse_width(what: str, width: Any, d_model: int | None, kind: str = "width") -> None:
-    """Refuse an SAE of another width than the model's `d_model`; None asks for none.
-
-    Raises:
-        SaeError: when the widths differ.
-    """
+    """Raise a SaeError when an SAE is of another width than the model's `d_model`; None asks for none."""
     if d_model is not None and width != d_model:
         raise SaeError(
-            f"SAE '{what}'",
-            f"its {kind} is {width}, the model's is {d_model}",
+            f"SAE '{what}'", f"its {kind} is {width}, the model's is {d_model}",
             "Use one made for this model.",
-        )
+        )  # fmt: skip
 
 
 def take(
     what: str, file: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], remedy: str = ""
-) -> dict[str, Tensor]:
+) -> Tensors:
     """The tensors as float32, each of the promised shape and finite, none missing and none left over.
 
     Args:
@@ -326,8 +314,8 @@ def take(
     asked = f"weights of SAE '{what}'"
     missing = [f"{name} {list(shapes[name])} is missing" for name in shapes if name not in tensors]
     strange = [
-        f"{shown(name)} {list(tensors[name].shape)} is not known"
-        for name in tensors if name not in shapes
+        f"{printable(name)} {list(tensor.shape)} is not known"
+        for name, tensor in tensors.items() if name not in shapes
     ]  # fmt: skip
     if missing or strange:
         wrong = "; ".join([*missing, *strange][:6])
@@ -352,10 +340,8 @@ def refuse_not_finite(asked: str, file: str, name: str, tensor: Tensor, remedy: 
     """Raise a SaeError when a tensor holds NaN or an infinity, with how many and where the first stands."""
     if not (finite := tensor.isfinite()).all():
         n_wrong, first = int((~finite).sum()), (~finite).nonzero()[0].tolist()
-        raise SaeError(
-            asked, f"{name} is not finite in {file}: {n_wrong} of {tensor.numel()}, at {first} first",
-            remedy,
-        )  # fmt: skip
+        wrong = f"{name} is not finite in {file}: {n_wrong} of {tensor.numel()}, at {first} first"
+        raise SaeError(asked, wrong, remedy)
 
 
 def refuse_unlearnt(what: str, file: str, threshold: float, k: float) -> None:

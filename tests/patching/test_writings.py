@@ -20,8 +20,8 @@ from iclens.patching.specificity import ablate_everywhere, specificity
 from iclens.prompts.build import PromptSet, build_prompts
 from iclens.prompts.tasks import parse_task
 from iclens.saes.encode import by_decoder, decoder_directions, decoder_lengths, encode_rows, logit_effects
-from iclens.saes.parts import build
 from iclens.saes.load import Sae
+from iclens.saes.parts import build
 from iclens.table import Table
 from iclens.track import latent_inputs, track
 from spike import own_gain

@@ -353,43 +353,39 @@ def measure_quality(
 
 def quality_table(counted: Iterable[Counts]) -> QualityTable:
     """One row per SAE; its counts need the group `pre`."""
-    return QualityTable.concat([_quality_row(counts) for counts in counted])
+    return QualityTable.from_rows(_quality_row(counts) for counts in counted)
 
 
-def _quality_row(counts: Counts) -> QualityTable:
+def _quality_row(counts: Counts) -> dict[str, Any]:
     sae, whole, at_pre = counts.sae, figures(counts), figures(counts, "pre")
     reasons = [whole.reason] if whole.reason else []
     if at_pre.reason and at_pre.reason != whole.reason:
         reasons.append(f"pre: {at_pre.reason}")
-    values: dict[str, Any] = vars(whole) | {
+    return vars(whole) | {
         "site": str(sae.site), "sae_id": sae.sae_id, "d_sae": sae.d_sae,
         "k": float("nan") if sae.k is None else sae.k, "fvu_pre": at_pre.fvu,
         "ce_recovered_pre": at_pre.ce_recovered, "kl_pre": at_pre.kl,
         "dead": float((counts.fires == 0).float().mean()), "mismatch": "; ".join(sae.mismatches),
         "reason": "; ".join(reasons),
     }  # fmt: skip
-    return QualityTable({name: [values[name]] for name in QualityTable.COLUMNS})
 
 
 def fidelity_table(counted: Iterable[Counts]) -> FidelityTable:
     """One row per SAE and group of positions, `all` first."""
-    rows = [
+    return FidelityTable.from_rows(
         {"site": str(counts.sae.site), "sae_id": counts.sae.sae_id, "role": group}
         | vars(figures(counts, group))
         for counts in counted for group in counts.groups
-    ]  # fmt: skip
-    return FidelityTable({name: [row[name] for row in rows] for name in FidelityTable.COLUMNS})
+    )  # fmt: skip
 
 
 def density_table(counted: Iterable[Counts]) -> DensityTable:
     """How many latents of each SAE have a density in each bin of `DENSITY_EDGES`; dead ones apart."""
-    rows = [
-        (str(counts.sae.site), counts.sae.sae_id, low, high, n_latents)
+    return DensityTable.from_rows(
+        {"site": str(counts.sae.site), "sae_id": counts.sae.sae_id, "low": low, "high": high, "n_latents": n}
         for counts in counted
-        for (low, high), n_latents in density_histogram(counts.fires.numpy(), counts.n_tokens).items()
-    ]
-    names = list(DensityTable.COLUMNS)
-    return DensityTable({name: [row[i] for row in rows] for i, name in enumerate(names)})
+        for (low, high), n in density_histogram(counts.fires.numpy(), counts.n_tokens).items()
+    )
 
 
 def density_histogram(fires: Ints, n_tokens: int) -> dict[tuple[float, float], int]:

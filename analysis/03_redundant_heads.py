@@ -34,19 +34,19 @@ from iclens.patching.heads import (
     ablation_edits,
     direct_effects,
 )
-from iclens.patching.receiver import resamples
 from iclens.patching.redundancy import (
     LEAST_RISE,
     WORKS,
     Verdict,
     arrival,
+    iterative_ablation,
     judge,
     redundancy_index,
-    redundancy_ladder,
 )
 from iclens.patching.runs import ZERO, Runs, build_runs
 from iclens.prompts.tasks import Task, parse_task
 from iclens.schemas import DirectTable, HeadTable, RedundancyLadderTable, RedundancyTable
+from iclens.stats import prompt_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 STRONG = 1.0
@@ -141,10 +141,10 @@ def examine(name: str, model: LanguageModel, task: Task, asked: argparse.Namespa
         Ablation(some).text: judge(model, runs[ZERO], Ablation(some), belief=belief) for some in judged
     }
     ladders = [
-        redundancy_ladder(model, runs[recipient], belief=belief, kind=kind, place=place)
+        iterative_ablation(model, runs[recipient], belief=belief, kind=kind, place=place)
         for kind, place, recipient in LADDERS
     ]
-    ladders.append(redundancy_ladder(model, runs[ZERO], belief=belief, unit="heads", n_heads=1))
+    ladders.append(iterative_ablation(model, runs[ZERO], belief=belief, unit="heads", n_heads=1))
     direct = direct_effects(model, runs[ZERO], Ablation(needed), beliefs=[belief])
     curves = ladder_curves(model, runs[ZERO], ladders[0], belief)
     rises = later_heads(model, runs[ZERO], singles, belief)
@@ -165,7 +165,7 @@ def ladder_curves(
     model: LanguageModel, runs: Runs, ladder: RedundancyLadderTable, belief: str
 ) -> pd.DataFrame:
     """NE by layer at every step of a ladder, with intervals."""
-    weights = resamples(runs.donor.n_prompts, 1000, np.random.default_rng(0))
+    weights = prompt_weights(runs.donor.n_prompts, 1000, np.random.default_rng(0))
     parts = []
     for text in ladder["ablated"]:
         edits = ablation_edits(model, runs, Ablation.parse(text)) if text else ()

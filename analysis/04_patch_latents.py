@@ -25,8 +25,8 @@ import yaml
 
 from iclens.core import IclensError, Site
 from iclens.model.load import LanguageModel, load_model
-from iclens.patching.latents import linear_screen, patch_ladder, patch_latents, single_effects
-from iclens.patching.receiver import gather
+from iclens.patching.latents import carry_levels, linear_screen, patch_latents, single_effects
+from iclens.patching.receiver import prepare_patch
 from iclens.patching.runs import ZERO, build_runs, runs_by_query
 from iclens.patching.sets import ALL, FULL, GREEDY, HALF, MEANS, NEURONS, OWN, patch_controls, patch_sets
 from iclens.patching.sweep import response_curve, response_fits, sweep
@@ -149,18 +149,18 @@ def measure(model: LanguageModel, sae: Sae, task: Task, wrong: Task, drawn: dict
     runs, others = (
         build_runs(model.tokenizer, rule, recipient="S arm", **drawn) for rule in (task, wrong)
     )  # fmt: skip
-    held = gather(model, sae, runs, seed=drawn["seed"])
-    effects = single_effects(held, held.differing)
-    sets = patch_sets(held, effects, chosen_for=BELIEF, seed=drawn["seed"])
-    needed = gather(model, sae, runs, direction="necessity", seed=drawn["seed"])
+    receiver = prepare_patch(model, sae, runs, seed=drawn["seed"])
+    effects = single_effects(receiver, receiver.differing)
+    sets = patch_sets(receiver, effects, chosen_for=BELIEF, seed=drawn["seed"])
+    needed = prepare_patch(model, sae, runs, direction="necessity", seed=drawn["seed"])
     back = patch_sets(needed, single_effects(needed, needed.differing), chosen_for=BELIEF, seed=drawn["seed"])
     few = smallest(sets)
-    patches = patch_latents(held, effects=effects, n_tested=6, seed=drawn["seed"])
-    ladder = patch_ladder(held, patches, seed=drawn["seed"]).df
+    patches = patch_latents(receiver, effects=effects, n_tested=6, seed=drawn["seed"])
+    ladder = carry_levels(receiver, patches, seed=drawn["seed"]).df
     controls = None
     if few:
-        controls = patch_controls(held, [np.array(few)], wrong=others, seed=drawn["seed"])
-    screen = linear_screen(held, held.differing, effects)
+        controls = patch_controls(receiver, [np.array(few)], wrong=others, seed=drawn["seed"])
+    screen = linear_screen(receiver, receiver.differing, effects)
     return Place(sae.site, ladder, SetTable.concat([sets, back]), controls, screen, few)
 
 

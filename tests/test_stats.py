@@ -12,7 +12,10 @@ from iclens.stats import (
     half_width,
     holm,
     interval,
+    means,
+    normalised_effects,
     prompt_band,
+    prompt_weights,
     ratio_of_means,
     ratios_of_means,
     resample_prompts,
@@ -92,6 +95,60 @@ def test_a_ratio_is_of_means_and_undefined_over_nothing() -> None:
     value, low, high = ratios_of_means(np.stack([top, top], 1), np.stack([bottom, top], 1), draws / 60)
     assert (value[0], low[0], high[0]) == pytest.approx((ratio.value, ratio.low, ratio.high))
     assert np.isnan([value[1], low[1], high[1]]).all()
+
+
+def column(*values: float) -> np.ndarray:
+    return np.array(values, dtype=float)[:, None]
+
+
+def weights(n_prompts: int, n_resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    return prompt_weights(n_prompts, n_resamples, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize(
+    ("effect", "span", "value"),
+    [
+        (column(1, 3), column(2, 10), 1 / 3),  # the mean of ratios would be .4, the inverse ratio 3
+        (column(2, 3, 7, 4), column(2, 3, 7, 4), 1),
+        (column(-1, -2), column(-4, -8), 0.25),
+    ],
+)
+def test_a_normalised_effect_is_a_ratio_of_means(effect: np.ndarray, span: np.ndarray, value: float) -> None:
+    found = normalised_effects(effect, span, weights(len(effect)))
+    assert found.value[0] == pytest.approx(value) and found.reason == ("",)
+    if value == 1:
+        assert (found.low[0], found.high[0]) == pytest.approx((1, 1))
+
+
+@pytest.mark.parametrize(
+    ("span", "reason"),
+    [
+        (column(0.9, 0.95, 0.9, 0.95), "the span is less than 1 nat"),
+        (column(-30, 30, 40, -34), "the interval of it includes 0"),
+        (column(2, np.nan, 2, 2), "undefined for this task"),
+    ],
+)
+def test_a_weak_denominator_gives_nan_and_a_reason(span: np.ndarray, reason: str) -> None:
+    """Every column has its own."""
+    both = np.hstack([span, column(5, 5, 5, 5)])
+    found = normalised_effects(np.ones((4, 2)), both, weights(4), ("the span is", "it"))
+    assert np.isnan([found.value[0], found.low[0], found.high[0]]).all()
+    assert found.value[1] == pytest.approx(0.2) and found.reason == (reason, "")
+
+
+def test_means_have_intervals_and_undefined_ones_a_reason() -> None:
+    equal = means(column(2, 2, 2), weights(3))
+    assert (equal.value[0], equal.low[0], equal.high[0]) == pytest.approx((2, 2, 2))
+    found = means(np.array([[1.0, np.nan], [2.0, 3.0]]), weights(2))
+    assert found.reason == ("", "undefined for this task")
+    assert np.isnan(found.value[1]) and not np.isnan(found.value[0])
+    assert list(found.columns("effect", "ci")) == ["effect", "ci_low", "ci_high"]
+    assert list(found.columns("share")) == ["share", "share_low", "share_high"]
+    rng, hits = np.random.default_rng(0), 0
+    for seed in range(400):
+        drawn = means(rng.exponential(size=(48, 1)), weights(48, 400, seed))
+        hits += int(drawn.low[0] <= 1 <= drawn.high[0])
+    assert 0.90 <= hits / 400 <= 0.97
 
 
 def test_control_p_counts_controls_that_are_at_least_as_large() -> None:

@@ -23,10 +23,9 @@ import torch
 
 from iclens.model import tail
 from iclens.model.load import LanguageModel, load_model
-from iclens.patching import receiver
 from iclens.patching.latents import single_effects
-from iclens.patching.receiver import DONOR_VALUES, gather
-from iclens.patching.runs import Runs, build_runs
+from iclens.patching.receiver import DONOR_VALUES, prepare_patch
+from iclens.patching.runs import BeliefReader, Runs, build_runs
 from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae, load_sae
 
@@ -36,7 +35,7 @@ GOAL = 60.0
 PARTS = {
     "blocks": (tail, "side_by_side"),
     "unembedding": (tail, "read_answers"),
-    "beliefs": (receiver, "belief_log_odds"),
+    "beliefs": (BeliefReader, "log_odds"),
 }
 """What is timed inside the patching, as an attribute of a module or class."""
 
@@ -75,17 +74,17 @@ def patch_site(
         model: the built-in model.
         sae: one of its SAEs.
         runs: A and B.
-        donor_value: as in `gather`.
+        donor_value: as in `prepare_patch`.
         parts: which of `PARTS` are timed; their seconds are added.
     """
     begun = time.perf_counter()
-    held = gather(model, sae, runs, donor_value=donor_value, seed=0)
+    receiver = prepare_patch(model, sae, runs, donor_value=donor_value, seed=0)
     prepared = time.perf_counter()
-    change = held.change != 0
+    change = receiver.change != 0
     with ExitStack() as stack:
         for part in parts:
             stack.enter_context(timed(*PARTS[part], parts, part))
-        single_effects(held, np.flatnonzero(change.any(axis=0)))
+        single_effects(receiver, np.flatnonzero(change.any(axis=0)))
     return {
         "latents": int(change.any(axis=0).sum()), "rows": int(change.sum()),
         "preparation": prepared - begun, "patching": time.perf_counter() - prepared,

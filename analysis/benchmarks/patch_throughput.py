@@ -36,7 +36,7 @@ from iclens.core import Site
 from iclens.model.load import LanguageModel, load_model
 from iclens.model.tail import Tail, tails_of
 from iclens.patching.latents import single_effects
-from iclens.patching.receiver import LatentRuns, gather, up_to_query
+from iclens.patching.receiver import PatchReceiver, prepare_patch, up_to_query
 from iclens.patching.runs import build_runs
 from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae
@@ -99,22 +99,22 @@ def splice(model: HookedSAETransformer, sae: Sae, tokens: Tensor, latent: int, v
     return logits[0, -1].log_softmax(dim=-1)
 
 
-def ours(model: LanguageModel, held: LatentRuns) -> int:
+def ours(model: LanguageModel, receiver: PatchReceiver) -> int:
     """Prepare run B, and patch every latent that differs alone, beliefs read; how many patches that was."""
-    tails = tails_of(model, up_to_query(held.runs.recipient), held.runs.words)
-    latents = np.flatnonzero((held.change != 0).any(axis=0))
-    single_effects(replace(held, tails=tails), latents)
-    return int((held.change != 0).sum())
+    tails = tails_of(model, up_to_query(receiver.runs.recipient), receiver.runs.words)
+    latents = np.flatnonzero((receiver.change != 0).any(axis=0))
+    single_effects(replace(receiver, tails=tails), latents)
+    return int((receiver.change != 0).sum())
 
 
-def agreement(sae: Sae, held: LatentRuns, spliced: HookedSAETransformer, tokens: Tensor) -> float:
+def agreement(sae: Sae, receiver: PatchReceiver, spliced: HookedSAETransformer, tokens: Tensor) -> float:
     """Largest difference in log P(answer) between the two over a dozen patches of the first prompt."""
-    answers = held.tails[0].ids
+    answers = receiver.tails[0].ids
     worst = 0.0
-    for latent in np.flatnonzero(held.change[0])[:SPLICED]:
-        delta = float(held.change[0, latent]) * held.directions(np.array([latent]))
-        one = held.tails[0].added(SITE, delta).log_prob[0]
-        other = splice(spliced, sae, tokens, int(latent), float(held.donor_latents[0, latent]))[answers]
+    for latent in np.flatnonzero(receiver.change[0])[:SPLICED]:
+        delta = float(receiver.change[0, latent]) * receiver.directions(np.array([latent]))
+        one = receiver.tails[0].added(SITE, delta).log_prob[0]
+        other = splice(spliced, sae, tokens, int(latent), float(receiver.donor_latents[0, latent]))[answers]
         worst = max(worst, float(np.abs(one - other.numpy()).max()))
     return worst
 
@@ -156,14 +156,14 @@ def main() -> None:
             model.tokenizer, parse_task("2x+3"), recipient="S arm", donor_examples=EXAMPLES,
             n_prompts=N_PROMPTS, seed=0,
         )  # fmt: skip
-        held = gather(model, sae, runs, donor_value="instance", seed=0)
+        receiver = prepare_patch(model, sae, runs, donor_value="instance", seed=0)
         tokens = torch.as_tensor(up_to_query(runs.recipient)[:1])
-        print(f"largest difference in log P: {agreement(sae, held, spliced, tokens):.1e}")
-        latents, rows = np.flatnonzero(held.change[0])[:SPLICED], 0
+        print(f"largest difference in log P: {agreement(sae, receiver, spliced, tokens):.1e}")
+        latents, rows = np.flatnonzero(receiver.change[0])[:SPLICED], 0
         rates: dict[str, list[float]] = {"ours": [], "splice": []}
         for _ in range(asked.repeats + 1):
             started = time.perf_counter()
-            rows = ours(model, held)
+            rows = ours(model, receiver)
             rates["ours"].append(rows / (time.perf_counter() - started))
             took = seconds(lambda: [splice(spliced, sae, tokens, int(f), 1.0) for f in latents])
             rates["splice"].append(len(latents) / took)

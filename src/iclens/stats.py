@@ -140,6 +140,66 @@ def ratio_of_means(top: Floats, bottom: Floats, seed: int = 0) -> Interval:
     return Interval(*(float(figure) for figure in ratios_of_means(top, bottom, draws)))
 
 
+NO_VALUE = "undefined for this task"
+"""Why a mean over prompts is NaN: some prompt has no value."""
+LEAST_SPAN = 1.0
+"""Least |mean span| in nats for which a share of it is given."""
+TO_TARGET = ("A* and B differ by", "A* − B")
+"""A span in words: before "less than 1 nat", and as what an interval is of."""
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Means, or ratios of means, over prompts with their 95 % intervals, [column] each; NaN with a reason."""
+
+    value: Floats
+    low: Floats
+    high: Floats
+    reason: tuple[str, ...]
+
+    def columns(self, name: str, ends: str = "") -> dict[str, Floats]:
+        """Table columns `name`, and of the ends `ends`_low and `ends`_high; `name`_low, … by default."""
+        return {name: self.value, f"{ends or name}_low": self.low, f"{ends or name}_high": self.high}
+
+
+def prompt_weights(n_prompts: int, n_resamples: int, rng: np.random.Generator) -> Floats:
+    """Weight of each prompt in each bootstrap resample, [resample prompt]; rows sum to 1."""
+    return resample_prompts(n_prompts, n_resamples, rng) / n_prompts
+
+
+def means(values: Floats, weights: Floats) -> Estimates:
+    """Means of `values` [prompt column] with intervals under `weights` [resample prompt]; NaN in, NaN out."""
+    low, high = interval(weights @ values)
+    reason = tuple(NO_VALUE if np.isnan(column).any() else "" for column in values.T)
+    return Estimates(values.mean(axis=0), low, high, reason)
+
+
+def normalised_effects(
+    effect: Floats, span: Floats, weights: Floats, named: tuple[str, str] = TO_TARGET
+) -> Estimates:
+    """Ratios of means, NE = mean(patched − base) / mean(span), the span most often donor − base.
+
+    NaN with a reason unless |mean span| ≥ `LEAST_SPAN` and the span's interval excludes 0.
+
+    Args:
+        effect, span: [prompt column], nats.
+        weights: [resample prompt].
+        named: the span in words, as `TO_TARGET`.
+    """
+    whole = means(span, weights)
+    undefined = np.isnan(whole.value) | np.isnan(effect).any(axis=0)
+    short = np.abs(whole.value) < LEAST_SPAN
+    straddles = (whole.low <= 0) & (whole.high >= 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = interval((weights @ effect) / (weights @ span))
+        ratios = np.stack([effect.mean(axis=0) / whole.value, low, high])
+    ratios[:, undefined | short | straddles] = np.nan
+    causes = NO_VALUE, f"{named[0]} less than {LEAST_SPAN:g} nat", f"the interval of {named[1]} includes 0"
+    flags = np.stack([undefined, short, straddles], axis=1)
+    reason = tuple(causes[row.argmax()] if row.any() else "" for row in flags)
+    return Estimates(ratios[0], ratios[1], ratios[2], reason)
+
+
 # -------------------------------------------------------------------------------- intervals and tests
 
 

@@ -4,7 +4,6 @@ Donor and recipient are the same runs, or a value is replaced by itself: the sam
 batch, and the effect is 0 to the bit on any machine. Where a batch differs it is 0 up to float64's rounding.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -13,19 +12,18 @@ import pytest
 import torch
 
 from iclens.core import ROLES, EditError, Site, position
-from iclens.model.load import LanguageModel
 from iclens.model.run import Edit, answer_probs, edited_answers, record
 from iclens.model.tail import tails_of
 from iclens.patching.heads import Ablation, ablate_heads, direct_effects, head_scores
-from iclens.patching.latents import patch_ladder, patch_latents, single_effects
-from iclens.patching.receiver import DIRECTIONS, Direction, gather, up_to_query
+from iclens.patching.latents import carry_levels, patch_latents, single_effects
+from iclens.patching.receiver import DIRECTIONS, prepare_patch, up_to_query
 from iclens.patching.redundancy import redundancy_index
 from iclens.patching.runs import Runs, check_tokenizer
 from iclens.patching.sets import patch_controls, patch_sets
 from iclens.patching.sweep import logit_lens, sweep
 
 from ..conftest import EXACT
-from .conftest import MakeRuns, MakeSae, same
+from .conftest import same
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out", "z")
 MOVED = 1e-3
@@ -34,9 +32,7 @@ MOVED = 1e-3
 
 @pytest.mark.parametrize("hook", SITES)
 @pytest.mark.parametrize("role", ROLES)
-def test_what_is_replaced_by_itself_changes_no_logit(
-    tiny_model: LanguageModel, make_runs: MakeRuns, hook: str, role: str
-) -> None:
+def test_what_is_replaced_by_itself_changes_no_logit(tiny_model, make_runs, hook, role):
     tokens, where = up_to_query(make_runs().recipient), np.array([position(role, 2)])
     end, site = np.array([tokens.shape[1] - 1]), Site(1, hook)
     own = record(tiny_model, tokens, [site], where)[site]
@@ -50,9 +46,7 @@ def test_what_is_replaced_by_itself_changes_no_logit(
 
 
 @pytest.mark.parametrize("hook", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"])
-def test_adding_nothing_in_the_tail_changes_no_logit(
-    exact_model: LanguageModel, make_runs: MakeRuns, hook: str
-) -> None:
+def test_adding_nothing_in_the_tail_changes_no_logit(exact_model, make_runs, hook):
     tokens = up_to_query(make_runs().recipient)
     end = tokens.shape[1] - 1
     base = answer_probs(exact_model, tokens, np.array([end])).log_prob[:, 0]
@@ -63,46 +57,34 @@ def test_adding_nothing_in_the_tail_changes_no_logit(
             np.testing.assert_allclose(tail.base(Site(2, hook)).log_prob[0], wanted, rtol=0, atol=EXACT)
 
 
-def sweep_effects(model: LanguageModel, runs: Runs) -> np.ndarray:
-    table = sweep(model, runs)
-    return table["value"] - np.where(table["scale"] == "nats", 0, table["base"])
-
-
-def head_effects(model: LanguageModel, runs: Runs) -> np.ndarray:
-    own = replace(runs, recipient=runs.target)
-    return np.concatenate([
-        ablate_heads(model, own, kind="resample", place=place)["effect"] for place in ("pre", "all positions")
-    ])  # fmt: skip
-
-
-@pytest.mark.parametrize("effects", [sweep_effects, head_effects])
-def test_a_donor_that_is_the_recipient_moves_no_residual_and_no_head(
-    tiny_model: LanguageModel, make_runs: MakeRuns, effects: Callable[[LanguageModel, Runs], np.ndarray]
-) -> None:
-    runs = make_runs()
-    np.testing.assert_array_equal(np.nan_to_num(effects(tiny_model, same(runs))), 0)
-    assert np.nanmax(np.abs(sweep_effects(tiny_model, runs))) > MOVED
+def test_a_donor_that_is_the_recipient_moves_no_residual_and_no_head(tiny_model, make_runs):
+    runs, itself = make_runs(), same(make_runs())
+    swept = sweep(tiny_model, itself)
+    effects = [swept["value"] - np.where(swept["scale"] == "nats", 0, swept["base"])]
+    for place in ("pre", "all positions"):
+        effects.append(ablate_heads(tiny_model, itself, kind="resample", place=place)["effect"])
+    np.testing.assert_array_equal(np.nan_to_num(np.concatenate(effects)), 0)
+    moved = sweep(tiny_model, runs)
+    assert np.nanmax(np.abs(moved["value"][moved["scale"] == "nats"])) > MOVED
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("site", ["L2.resid_post", "L2.mlp_out", "L3.resid_mid"])
-def test_a_donor_that_is_the_recipient_moves_no_latent(
-    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae, site: str, direction: Direction
-) -> None:
-    held = gather(tiny_model, make_sae(site), same(make_runs()), donor_value="instance", direction=direction)
-    effects = single_effects(held, np.arange(5))
+def test_a_donor_that_is_the_recipient_moves_no_latent(tiny_model, make_runs, make_sae, site, direction):
+    receiver = prepare_patch(
+        tiny_model, make_sae(site), same(make_runs()), donor_value="instance", direction=direction
+    )
+    effects = single_effects(receiver, np.arange(5))
     assert (effects == 0).all()
-    table = patch_latents(held)
+    table = patch_latents(receiver)
     assert len(table) == 0
-    controls = patch_controls(held, [np.array([0, 3])])
+    controls = patch_controls(receiver, [np.array([0, 3])])
     assert {"wrong role comma", "wrong role x"} < set(controls["control"])
-    for found in (patch_ladder(held, table), patch_sets(held, effects[:, :0]), controls):
+    for found in (carry_levels(receiver, table), patch_sets(receiver, effects[:, :0]), controls):
         np.testing.assert_array_equal(np.nan_to_num(found["effect"]), 0)
 
 
-def test_a_splice_that_drops_the_error_would_fail_here(
-    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
-) -> None:
+def test_a_splice_that_drops_the_error_would_fail_here(tiny_model, make_runs, make_sae):
     """The identity of sae_lens' default: the site is replaced by the SAE's reconstruction of it."""
     tokens, sae = up_to_query(make_runs().recipient), make_sae()
     end = np.array([tokens.shape[1] - 1])
@@ -115,9 +97,7 @@ def test_a_splice_that_drops_the_error_would_fail_here(
         assert (np.abs(found.log_prob - base).max() > 0.1) == changes
 
 
-def test_runs_that_would_leak_or_mix_tokenizers_are_one_line(
-    tiny_model: LanguageModel, make_runs: MakeRuns, make_sae: MakeSae
-) -> None:
+def test_runs_that_would_leak_or_mix_tokenizers_are_one_line(tiny_model, make_runs, make_sae):
     runs = make_runs()
     x = runs.donor.x.copy()
     x[3, 1] = runs.x_B[3]
@@ -131,7 +111,7 @@ def test_runs_that_would_leak_or_mix_tokenizers_are_one_line(
     with pytest.raises(EditError, match=f"runs of tokenizer {'0' * 16}"):
         check_tokenizer(tiny_model.tokenizer, foreign)
     with pytest.raises(EditError, match=f"runs of tokenizer {'0' * 16}"):
-        gather(tiny_model, make_sae(), foreign)
+        prepare_patch(tiny_model, make_sae(), foreign)
     for asked in (sweep, ablate_heads, logit_lens, partial(head_scores, reference_layer=2)):
         with pytest.raises(EditError, match=f"runs of tokenizer {'0' * 16}"):
             asked(tiny_model, foreign)

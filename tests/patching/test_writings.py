@@ -12,12 +12,11 @@ from torch import Tensor
 
 from iclens.core import SaeError, Site
 from iclens.growth.detect import test_growth as growth_of
-from iclens.model.load import LanguageModel
-from iclens.patching.dose import dose_table, joint_push, natural_parts, prepare
+from iclens.patching.dose import dose_table, joint_push, natural_parts, prepare_push
 from iclens.patching.latents import patch_latents
-from iclens.patching.receiver import DIRECTIONS, gather
-from iclens.patching.specificity import ablate_everywhere, specificity
-from iclens.prompts.build import PromptSet, build_prompts
+from iclens.patching.receiver import DIRECTIONS, prepare_patch
+from iclens.patching.specificity import ablate_all_examples, specificity
+from iclens.prompts.build import build_prompts
 from iclens.prompts.tasks import parse_task
 from iclens.saes.encode import by_decoder, decoder_directions, decoder_lengths, encode_rows, logit_effects
 from iclens.saes.load import Sae
@@ -25,8 +24,6 @@ from iclens.saes.parts import build
 from iclens.table import Table
 from iclens.track import latent_inputs, track
 from spike import own_gain
-
-from .conftest import MakeRuns
 
 D_SAE, K, SITE = 64, 8, Site(2, "resid_post")
 EVERYONE = np.arange(D_SAE)
@@ -111,12 +108,12 @@ PATCHED = [(name, "none") for name in REWRITTEN] + [
 
 
 @pytest.fixture(params=NORMALISED)
-def normalised(request: pytest.FixtureRequest) -> str:
+def normalised(request):
     return request.param
 
 
 @pytest.fixture(params=REWRITTEN)
-def twins(request: pytest.FixtureRequest, normalised: str) -> tuple[Sae, Sae]:
+def twins(request, normalised):
     """One SAE, written twice."""
     return written_twice(request.param, normalised)
 
@@ -129,7 +126,7 @@ def written_twice(rewritten: str, normalised: str) -> tuple[Sae, Sae]:
 
 
 @pytest.fixture(scope="module")
-def arms(tiny_model: LanguageModel) -> tuple[PromptSet, PromptSet]:
+def arms(tiny_model):
     """Arms T and S."""
     task = parse_task("2x+3")
     arm, control = (
@@ -154,7 +151,7 @@ def rows_of(n: int) -> np.ndarray:
     return (rng.uniform(1, 9, (n, 1)) * rng.standard_normal((n, 128))).astype(np.float32)
 
 
-def test_what_latents_add_at_the_site_is_the_same(twins: tuple[Sae, Sae]) -> None:
+def test_what_latents_add_at_the_site_is_the_same(twins):
     x = rows_of(40)
     added, inputs, rebuilt = [], [], []
     for sae in twins:
@@ -175,9 +172,7 @@ def test_what_latents_add_at_the_site_is_the_same(twins: tuple[Sae, Sae]) -> Non
     np.testing.assert_allclose(*rebuilt, rtol=1e-3, atol=1e-3)
 
 
-def test_growth_is_the_same(
-    tiny_model: LanguageModel, arms: tuple[PromptSet, PromptSet], twins: tuple[Sae, Sae]
-) -> None:
+def test_growth_is_the_same(tiny_model, arms, twins):
     tables = []
     for sae in twins:
         latents = [track(tiny_model, {SITE: sae}, arm, roles=("pre",)).latents[SITE, "pre"] for arm in arms]
@@ -186,9 +181,7 @@ def test_growth_is_the_same(
     assert np.isfinite(tables[0]["p_value"]).sum() > 5
 
 
-def test_slopes_of_a_normalising_sae_are_of_what_it_adds(
-    tiny_model: LanguageModel, arms: tuple[PromptSet, PromptSet], normalised: str
-) -> None:
+def test_slopes_of_a_normalising_sae_are_of_what_it_adds(tiny_model, arms, normalised):
     """Worked out from the reconstruction with one latent at a time, in the site's units."""
     from iclens.model.run import record
 
@@ -209,7 +202,7 @@ def test_slopes_of_a_normalising_sae_are_of_what_it_adds(
     assert abs(table["slope"][tried]).min() > 1e-3
 
 
-def test_logit_effects_are_the_same(tiny_model: LanguageModel, twins: tuple[Sae, Sae]) -> None:
+def test_logit_effects_are_the_same(tiny_model, twins):
     found = []
     for sae in twins:
         effects = logit_effects(tiny_model, sae, EVERYONE, n=3)
@@ -220,7 +213,7 @@ def test_logit_effects_are_the_same(tiny_model: LanguageModel, twins: tuple[Sae,
         np.testing.assert_allclose(decoder_lengths(twins[1]), 1, rtol=1e-5)
 
 
-def test_neighbours_and_gain_are_the_same(twins: tuple[Sae, Sae]) -> None:
+def test_neighbours_and_gain_are_the_same(twins):
     near = [by_decoder(sae, EVERYONE.tolist(), n=4) for sae in twins]
     for one, other in zip(*near, strict=True):
         np.testing.assert_allclose(one.values, other.values, rtol=1e-4)
@@ -231,25 +224,23 @@ def test_neighbours_and_gain_are_the_same(twins: tuple[Sae, Sae]) -> None:
 
 @pytest.mark.parametrize(("rewritten", "normalised"), PATCHED)
 def test_single_patches_sets_of_latents_and_their_controls_are_the_same(
-    exact_model: LanguageModel, make_runs: MakeRuns, rewritten: str, normalised: str
-) -> None:
+    exact_model, make_runs, rewritten, normalised
+):
     runs, tables, moved, ablated = make_runs(n_prompts=6), [], [], []
     for sae in written_twice(rewritten, normalised):
-        held = [gather(exact_model, sae, runs, direction=direction) for direction in DIRECTIONS]
+        held = [prepare_patch(exact_model, sae, runs, direction=direction) for direction in DIRECTIONS]
         tables.append(patch_latents(held[0], n_tested=3, n_controls=6, seed=0))
         chosen = [(int(latent), "double", "candidate") for latent in held[0].differing[:2]]
         own = {"double": "double"}
         moved.append(specificity(held, chosen, own, n_controls=4, seed=0))
-        ablated.append(ablate_everywhere(exact_model, sae, runs, chosen, own, role="lab", n_controls=4))
+        ablated.append(ablate_all_examples(exact_model, sae, runs, chosen, own, role="lab", n_controls=4))
     for pair in (tables, moved, ablated):
         agree(*pair)
     assert (tables[0]["n_controls"] > 0).any()
 
 
 @pytest.mark.parametrize("rewritten", REWRITTEN)
-def test_doses_their_controls_and_closure_are_the_same(
-    exact_model: LanguageModel, arms: tuple[PromptSet, PromptSet], rewritten: str
-) -> None:
+def test_doses_their_controls_and_closure_are_the_same(exact_model, arms, rewritten):
     """Latents are pushed where the SAE takes activations as they are."""
     arm, parts, tables, pushes = arms[0], [], [], []
     some = arm.select(np.arange(4))
@@ -258,7 +249,7 @@ def test_doses_their_controls_and_closure_are_the_same(
         values = acts.dense().astype(np.float64)
         latents = np.flatnonzero((values[:, :, -1] != values[:, :, 2]).any(axis=1))[:3]
         growth = (values[latents, :, -1] - values[latents, :, 2]).mean(axis=1)
-        bed = prepare(exact_model, sae, some, 2, np.zeros((4, 5)))
+        bed = prepare_push(exact_model, sae, some, 2, np.zeros((4, 5)))
         table, _ = dose_table(bed, latents, growth, acts, n_controls=6, seed=0)
         tables.append(table)
         pushes.append(joint_push(bed, latents, growth))
@@ -270,7 +261,7 @@ def test_doses_their_controls_and_closure_are_the_same(
     assert np.abs(tables[0]["growth"]).min() > 0
 
 
-def test_an_sae_that_decodes_otherwise_is_refused() -> None:
+def test_an_sae_that_decodes_otherwise_is_refused():
     sae = plain("standard", "none").sae()
     decode = sae.network.decode
     sae.network.decode = lambda latents: 1.1 * decode(latents)

@@ -16,6 +16,7 @@ from iclens.core import ConfigError, ModelError, RunError, Site, TokenizerError
 from iclens.model.load import LanguageModel, load_model
 from iclens.model.run import answer_probs, record
 from iclens.model.tail import tails_of
+from iclens.patching.heads import WHOLE_LAYER, heads_by_layer
 from iclens.seed_post.observe import (
     EVERYWHERE,
     ablation_edits,
@@ -29,7 +30,6 @@ from iclens.seed_post.observe import (
     swept_tops,
 )
 from iclens.seed_post.protocol import (
-    Ablation,
     Observations,
     brightest,
     context_x,
@@ -95,12 +95,14 @@ def test_the_record_is_what_the_observations_say() -> None:
     assert target["resid_pre 15: top-1 is 2x, of 99 x"] == "78"
     assert target["resid_pre 15: 2x in the top 5, of 99 x"] == "98"
     assert target["resid_pre 15: 2x+3 in the top 5, of 99 x"] == "18"
-    firsts = [target[f"{one.name}: first layer whose patch gives 30"] for one in SOURCE.protocol.ablations]
+    firsts = [target[f"{name}: first layer whose patch gives 30"] for name in SOURCE.protocol.ablations]
     assert firsts == ["12", "14", "16", "none"]
     assert [target[key] for key in target if key.startswith("first block")] == ["19", "20", "21"]
     assert target["5 heads, ref 15: ablated heads with score 0"] == "5"
     assert target["L10+11+13+15, ref 16: ablated heads with score 0"] == "128"
-    assert set(SOURCE.protocol.ablations[0].heads) == set(brightest(TARGETS.maps["intact, ref 15"], 5))
+    assert set(next(iter(SOURCE.protocol.ablations.values()))) == set(
+        brightest(TARGETS.maps["intact, ref 15"], 5)
+    )
     pattern = TARGETS.attention
     labels = [i for i in range(6, 83, 6)]
     assert len(labels) == 13 and pattern[25, -1, labels].sum() == pytest.approx(0.6831, abs=1e-4)
@@ -282,17 +284,15 @@ def test_the_lens_leaves_out_the_division(tiny_model: LanguageModel) -> None:
 def test_ablations_stand_where_they_say(tiny_model: LanguageModel) -> None:
     prompt = SOURCE.prompts["sweep donor"]
     tokens = encoded(tiny_model.tokenizer, prompt)
-    ablation = Ablation("two", heads=((1, 2),), layers=(3,))
+    heads = ((1, 2), (3, WHOLE_LAYER))
     sites = [Site(1, "z"), Site(3, "z")]
     plain = record(tiny_model, tokens[None], sites, np.arange(78))
-    last = record(
-        tiny_model, tokens[None], sites, np.arange(78), edits=ablation_edits(tiny_model, ablation, 78)
-    )
+    last = record(tiny_model, tokens[None], sites, np.arange(78), edits=ablation_edits(tiny_model, heads, 78))
     assert not last[sites[0]][0, -1, 64:96].any() and not last[sites[1]][0, -1].any()
     np.testing.assert_array_equal(last[sites[0]][0, :-1], plain[sites[0]][0, :-1])
     np.testing.assert_array_equal(last[sites[0]][0, -1, :64], plain[sites[0]][0, -1, :64])
     averages = mean_outputs(tiny_model, without_task(prompt, tokens, 4, np.random.default_rng(0)), (1, 3))
-    edits = ablation_edits(tiny_model, ablation, 78, place=EVERYWHERE, means=averages)
+    edits = ablation_edits(tiny_model, heads, 78, place=EVERYWHERE, averages=averages)
     held = record(tiny_model, tokens[None], sites, np.arange(78), edits=edits)
     np.testing.assert_allclose(held[sites[0]][0, :, 64:96], averages[1][:, 64:96], atol=1e-6)
     np.testing.assert_allclose(held[sites[1]][0], averages[3], atol=1e-6)
@@ -300,16 +300,16 @@ def test_ablations_stand_where_they_say(tiny_model: LanguageModel) -> None:
 
 def test_random_ones_are_as_many_and_others() -> None:
     rng = np.random.default_rng(0)
-    five, layers = SOURCE.protocol.ablations[0], SOURCE.protocol.ablations[2]
+    five, _, layers, *_ = SOURCE.protocol.ablations.values()
     drawn = [random_like(five, 32, 16, rng) for _ in range(20)]
     for one in drawn:
-        assert one is not None and not set(one.heads) & set(five.heads)
-        assert {k: len(v) for k, v in one.by_layer(32).items()} == {10: 2, 13: 2, 14: 1}
-    assert len({one.heads for one in drawn if one}) > 10
+        assert one is not None and not set(one) & set(five)
+        assert {k: len(v) for k, v in heads_by_layer(one, 32).items()} == {10: 2, 13: 2, 14: 1}
+    assert len({*drawn}) > 10
     other = random_like(layers, 32, 16, rng)
-    assert other is not None and len(set(other.layers) - set(layers.layers)) == 3 and max(other.layers) < 16
-    assert random_like(Ablation("all", layers=(0, 1)), 4, 3, rng) is None
-    assert random_like(Ablation("most", heads=((0, 0), (0, 1), (0, 2))), 4, 3, rng) is None
+    assert other is not None and len(set(other) - set(layers)) == 3 and max(other) < (16, 0)
+    assert random_like(((0, WHOLE_LAYER), (1, WHOLE_LAYER)), 4, 3, rng) is None
+    assert random_like(((0, 0), (0, 1), (0, 2)), 4, 3, rng) is None
     donors = donors_of(SOURCE.protocol, 32, rng)
     assert len(donors) == 1 + 5 * 4 + 4 * 5 and donors[0].kind == "none"
 
@@ -318,9 +318,12 @@ def test_a_derived_protocol_follows_the_models_own_map(tiny_model: LanguageModel
     tokens = encoded(tiny_model.tokenizer, SOURCE.prompts["sweep donor"])
     found = derived_protocol(tiny_model, SOURCE.protocol, SOURCE.blocks, tokens)
     assert (found.patch_layer, found.attention_layer, found.score_layers) == (3, 2, 4)
-    assert len(found.ablations[0].heads) == 5 and max(layer for layer, _ in found.ablations[0].heads) < 3
-    held = sorted({layer for layer, _ in found.ablations[0].heads})
-    assert [one.layers for one in found.ablations[1:]] == [tuple(held[:n]) for n in range(1, len(held) + 1)]
+    (first, *further), layers = found.ablations.values(), []
+    assert len(first) == 5 and max(layer for layer, _ in first) < 3
+    for layer in sorted({layer for layer, _ in first}):
+        layers.append((layer, WHOLE_LAYER))
+        assert further[len(layers) - 1] == tuple(layers)
+    assert len(further) == len(layers)
     found.check(tiny_model)
     with pytest.raises(ModelError, match="has 6 blocks of 4 heads"):
         SOURCE.protocol.check(tiny_model)

@@ -1,9 +1,15 @@
-"""Attention heads: ablation, direct effects and scores."""
+"""Attention heads: ablation, direct effects and scores.
+
+1. Ablation: heads' outputs set to zero, a mean or another run's, and what A* then answers. 2. Direct effects:
+the change that an ablation makes in what each component writes is put into a later residual alone, so that
+what later components do about it is told apart. 3. Scores: what each head writes at the last position along a
+reference residual or an answer, and where it attends.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,23 +19,13 @@ from torch import Tensor
 from iclens.core import EditError, Site, position
 from iclens.model.attention import attention_patterns, head_dots, head_outputs
 from iclens.model.load import LanguageModel, as_numpy
-from iclens.model.run import Edit, answer_probs, record, refuse_part
+from iclens.model.run import Edit, record, refuse_part
 from iclens.model.tail import tails_of
-from iclens.patching.receiver import (
-    Estimates,
-    belief_log_odds,
-    layer_site,
-    means,
-    normalised_effects,
-    query_answers,
-    resamples,
-    up_to_query,
-)
+from iclens.patching.receiver import layer_site, query_answers, query_position, up_to_query
 from iclens.patching.runs import Runs, check_tokenizer
-from iclens.patching.sweep import PROBABILITIES, effects, readouts
-from iclens.prompts.beliefs import AnswerProbs
-from iclens.prompts.build import PromptSet
+from iclens.patching.sweep import metric_columns, readouts
 from iclens.schemas import DirectTable, HeadScoreTable, HeadTable
+from iclens.stats import Estimates, means, normalised_effects, prompt_weights
 from iclens.table import Floats, Ints
 
 KINDS = ("zero", "mean", "resample")
@@ -59,9 +55,7 @@ class Ablation:
     place: str = "pre"
 
     def __post_init__(self) -> None:
-        for name, asked, known in (("kind", self.kind, KINDS), ("place", self.place, PLACES)):
-            if asked not in known:
-                raise EditError(f"ablation {name} '{asked}'", "unknown", f"One of {', '.join(known)}.")
+        expect_known("ablation", kind=(self.kind, KINDS), place=(self.place, PLACES))
         if not self.heads:
             raise EditError("an ablation", "it names no head", "Name a head (L10H5), or a layer (L13).")
         for layer, head in self.heads:
@@ -70,11 +64,7 @@ class Ablation:
 
     @classmethod
     def parse(cls, text: str, kind: str = "zero", place: str = "pre") -> Ablation:
-        """Read `L10H5 L10H7 L13`: heads, and layers of which all heads are meant.
-
-        Raises:
-            EditError: for any other form.
-        """
+        """Read `L10H5 L10H7 L13`: heads, and layers of which all heads are meant; else an EditError."""
         found = []
         for word in text.replace(",", " ").split():
             match = _NAMED.fullmatch(word)
@@ -86,7 +76,7 @@ class Ablation:
     @property
     def text(self) -> str:
         """The set as `parse` reads it, in layer order."""
-        return named(self.heads)
+        return head_names(self.heads)
 
     def of(self, heads: Heads) -> Ablation:
         """Other heads, replaced by the same at the same place."""
@@ -99,21 +89,32 @@ class Ablation:
             EditError: for a head that the model does not have.
             SiteError: for a layer that it does not have.
         """
-        found: dict[int, set[int]] = {}
         for layer, head in sorted(self.heads):
             site = model.check_site(Site(layer, "z"))
             if head >= model.n_heads:
                 raise EditError(
-                    f"head {head} at {site.short}",
-                    f"it has {model.n_heads} heads",
+                    f"head {head} at {site.short}", f"it has {model.n_heads} heads",
                     f"Heads run from 0 to {model.n_heads - 1}.",
-                )
-            every = range(model.n_heads) if head == WHOLE_LAYER else [head]
-            found.setdefault(layer, set()).update(every)
-        return {layer: np.array(sorted(heads)) for layer, heads in found.items()}
+                )  # fmt: skip
+        return heads_by_layer(self.heads, model.n_heads)
 
 
-def named(heads: Heads) -> str:
+def expect_known(what: str, **given: tuple[str, Sequence[str]]) -> None:
+    """Refuse values, each beside those that are known, by an EditError."""
+    for name, (value, known) in given.items():
+        if value not in known:
+            raise EditError(f"{what} {name} '{value}'", "unknown", f"One of {', '.join(known)}.")
+
+
+def heads_by_layer(heads: Heads, n_heads: int) -> dict[int, Ints]:
+    """Layer → its heads of a set, ascending, in a model of `n_heads` per layer."""
+    chosen: dict[int, set[int]] = {}
+    for layer, head in sorted(heads):
+        chosen.setdefault(layer, set()).update(range(n_heads) if head == WHOLE_LAYER else [head])
+    return {layer: np.array(sorted(some)) for layer, some in chosen.items()}
+
+
+def head_names(heads: Heads) -> str:
     """Heads as `L10H5 L10H7 L13`, in layer order."""
     words = (f"L{layer}" + ("" if head == WHOLE_LAYER else f"H{head}") for layer, head in sorted(heads))
     return " ".join(words)
@@ -125,17 +126,14 @@ def ablation_edits(
     """An ablation as edits of runs A and A*, one per layer; each has to fire.
 
     Args:
-        model: a whole model.
         runs: give the positions, and recipients for the values of a mean or resample.
-        ablation: what to replace.
-        batch: rows per forward pass.
 
     Raises:
         EditError: for a head that does not exist, or a mean or resample with recipients of another length.
         SiteError: for a layer that the model does not have.
     """
-    where = _positions(runs, ablation.place)
-    chosen = ablation.by_layer(model)
+    end = query_position(runs.target)
+    where, chosen = end if ablation.place == "pre" else np.arange(end[0] + 1), ablation.by_layer(model)
     values = _values(model, runs, list(chosen), ablation.kind, where, batch)
     return layer_edits(chosen, ablation.kind, where, values)
 
@@ -157,60 +155,9 @@ def layer_edits(
     )
 
 
-def ablated_answers(
-    model: LanguageModel, prompts: PromptSet, edits: Sequence[Edit], words: tuple[str, ...], batch: int = 128
-) -> AnswerProbs:
-    """Answers at the query's `pre` of run A or A* under an ablation's edits, [prompt answer]."""
-    tokens = up_to_query(prompts)
-    read = np.array([tokens.shape[1] - 1])
-    found = answer_probs(model, tokens, read, extra=words, edits=edits, batch=batch)
-    return AnswerProbs(found.answers, found.log_prob[:, 0])
-
-
-def ablate_heads(
-    model: LanguageModel, runs: Runs, *, kind: str = "zero", place: str = "pre",
-    layers: Sequence[int] | None = None, seed: int = 0, draws: int = 1000, batch: int = 128,
-) -> HeadTable:  # fmt: skip
-    """Effect of every head, and of all heads of a layer, on what A* answers.
-
-    Args:
-        model: a whole model.
-        runs: donor, recipient and A*.
-        kind: one of `KINDS`; all but "zero" take their values from recipients as long as A*.
-        place: one of `PLACES`.
-        layers: blocks whose heads are ablated; all by default.
-        seed: of the bootstrap.
-        draws: bootstrap resamples.
-        batch: rows per forward pass.
-
-    Raises:
-        EditError: for an unknown kind or place, or recipients of another length.
-        SiteError: for a layer that the model does not have.
-    """
-    check_tokenizer(model.tokenizer, runs)
-    base = readouts(query_answers(model, runs.target, runs.words), runs)
-    weights = resamples(runs.target.n_prompts, draws, np.random.default_rng(seed))
-    parts = []
-    for layer in range(model.n_blocks) if layers is None else layers:
-        whole = Ablation(((layer, WHOLE_LAYER),), kind, place)
-        for head, edit in _one_by_one(model, ablation_edits(model, runs, whole, batch)[0]):
-            probs = ablated_answers(model, runs.target, (edit,), runs.words, batch)
-            parts.append(_rows(runs, (kind, place, layer, head), base, readouts(probs, runs), weights))
-    return HeadTable.concat(parts)
-
-
-def _one_by_one(model: LanguageModel, whole: Edit) -> Iterator[tuple[int, Edit]]:
-    """Each head of a layer's edit alone, and the whole layer last."""
-    for head in range(model.n_heads):
-        chosen = np.array([head])
-        yield head, replace(whole, value=_part(whole.value, chosen), heads=chosen)
-    yield WHOLE_LAYER, whole
-
-
-def _positions(runs: Runs, place: str) -> Ints:
-    """Positions of A and A* that a place means, [pos]."""
-    end = up_to_query(runs.target).shape[1] - 1
-    return np.array([end]) if place == "pre" else np.arange(end + 1)
+def _part(value: Floats | None, heads: Ints) -> Floats | None:
+    """The values of some heads, [row pos head d_head]."""
+    return None if value is None else value[:, :, heads]
 
 
 def _values(
@@ -224,43 +171,59 @@ def _values(
     if kind == "zero":
         return {}
     if runs.recipient.n_examples != runs.target.n_examples:
-        lengths = f"A* has {runs.target.n_examples} examples, B {runs.recipient.n_examples}"
         raise EditError(
             f"a {kind} ablation",
-            lengths,
+            f"A* has {runs.target.n_examples} examples, B {runs.recipient.n_examples}",
             "Build the runs with recipient='S arm' and as many recipient_examples, or use kind 'zero'.",
         )
     sites = [Site(layer, "z") for layer in layers]
-    held = record(model, up_to_query(runs.recipient), sites, where, batch=batch)
-    found = {}
-    for site in sites:
-        heads = held[site].reshape(*held[site].shape[:2], model.n_heads, model.d_head)
-        found[site.layer] = heads.mean(axis=0, keepdims=True) if kind == "mean" else heads
-    return found
+    acts = record(model, up_to_query(runs.recipient), sites, where, batch=batch)
+    by_head = {
+        site.layer: acts[site].reshape(*acts[site].shape[:2], model.n_heads, model.d_head) for site in sites
+    }
+    if kind == "resample":
+        return by_head
+    return {layer: values.mean(axis=0, keepdims=True) for layer, values in by_head.items()}
 
 
-def _part(value: Floats | None, heads: Ints) -> Floats | None:
-    """The values of some heads, [row pos head d_head]."""
-    return None if value is None else value[:, :, heads]
-
-
-def _rows(
-    runs: Runs, which: tuple[str, str, int, int], before: dict[str, Floats], after: dict[str, Floats],
-    weights: Floats,
+def ablate_heads(
+    model: LanguageModel, runs: Runs, *, kind: str = "zero", place: str = "pre",
+    layers: Sequence[int] | None = None, seed: int = 0, draws: int = 1000, batch: int = 128,
 ) -> HeadTable:  # fmt: skip
-    kind, place, layer, head = which
-    metrics = [*PROBABILITIES, *effects(runs)]
-    change = means(np.stack([after[name] - before[name] for name in metrics], axis=1), weights)
-    n = len(metrics)
-    return HeadTable({
-        "kind": [kind] * n, "place": [place] * n, "layer": [layer] * n, "head": [head] * n,
-        "n_seen": [runs.n_seen] * n, "metric": metrics,
-        "scale": ["probability"] * len(PROBABILITIES) + ["nats"] * len(runs.beliefs),
-        "base": [before[name].mean() for name in metrics],
-        "ablated": [after[name].mean() for name in metrics],
-        "effect": change.value, "ci_low": change.low, "ci_high": change.high,
-        "n_prompts": [len(before[name]) for name in metrics],
-    })  # fmt: skip
+    """Effect of every head, and of all heads of a layer, on what A* answers.
+
+    Args:
+        runs: donor, recipient and A*.
+        kind: one of `KINDS`; all but "zero" take their values from recipients as long as A*.
+        place: one of `PLACES`.
+        layers: blocks whose heads are ablated; all by default.
+        seed: of the bootstrap.
+        draws: bootstrap resamples.
+
+    Raises:
+        EditError: for an unknown kind or place, or recipients of another length.
+        SiteError: for a layer that the model does not have.
+    """
+    check_tokenizer(model.tokenizer, runs)
+    before = readouts(query_answers(model, runs.target, runs.words), runs)
+    weights = prompt_weights(runs.target.n_prompts, draws, np.random.default_rng(seed))
+    parts = []
+    for layer in range(model.n_blocks) if layers is None else layers:
+        (whole,) = ablation_edits(model, runs, Ablation(((layer, WHOLE_LAYER),), kind, place), batch)
+        alone = [np.array([head]) for head in range(model.n_heads)]
+        edits = [replace(whole, value=_part(whole.value, head), heads=head) for head in alone]
+        for head, edit in enumerate([*edits, whole]):
+            after = readouts(query_answers(model, runs.target, runs.words, (edit,), batch), runs)
+            change = means(np.stack([after[name] - before[name] for name in before], axis=1), weights)
+            same = {
+                "kind": kind, "place": place, "layer": layer,
+                "head": WHOLE_LAYER if edit is whole else head,
+            }  # fmt: skip
+            parts.append(HeadTable({
+                **metric_columns(runs, same), "base": [values.mean() for values in before.values()],
+                "ablated": [values.mean() for values in after.values()], **change.columns("effect", "ci"),
+            }))  # fmt: skip
+    return HeadTable.concat(parts)
 
 
 TOTAL, ABLATED, COMPENSATION = "total", "ablated", "compensation"
@@ -268,6 +231,7 @@ LATER_HEADS, LATER_MLPS, LATER = "later heads", "later MLPs", "later"
 HEADS_GIVEN, GIVEN = "later heads, given the loss", "later, given the loss"
 SUMS = (TOTAL, ABLATED, COMPENSATION, LATER_HEADS, LATER_MLPS, LATER, HEADS_GIVEN, GIVEN)
 """Parts that are no single component, in the table's order."""
+TO_DIRECT = ("the ablated heads' direct effect is", "their direct effect")
 _NONE = -1
 
 
@@ -276,7 +240,7 @@ class Component:
     """A head or MLP whose output is followed.
 
     Args:
-        part: "ablated head", "later head" or "later MLP".
+        part: "ablated head", "later head" or "later MLP"; or one of `SUMS`.
         layer: its block.
         head: its head, -1 for an MLP.
     """
@@ -287,7 +251,9 @@ class Component:
 
     @property
     def name(self) -> str:
-        """`L3H1` or `L3.mlp`."""
+        """`L3H1` or `L3.mlp`; empty for a sum."""
+        if self.layer == _NONE:
+            return ""
         return f"L{self.layer}.mlp" if self.head == _NONE else f"L{self.layer}H{self.head}"
 
 
@@ -315,14 +281,12 @@ def direct_effects(
     """Total effect, compensation, and the direct effect of every later component and of the ablated heads.
 
     Args:
-        model: a whole model.
         runs: give A*, and recipients for the values of a mean or resample.
         ablation: the heads.
         reader: layer whose residual the outputs are put into; by default the last, before the final norm.
         beliefs: which to report; all that the runs read when not given.
         seed: of the bootstrap.
         draws: bootstrap resamples.
-        batch: rows per forward pass.
 
     Raises:
         EditError: for an unknown belief, a head or reader that does not exist, or one that stands at or after
@@ -331,26 +295,22 @@ def direct_effects(
     """
     which = runs.columns(runs.beliefs if beliefs is None else beliefs)
     found = direct_by_prompt(model, runs, ablation, reader=reader, batch=batch)
-    weights = resamples(len(found.base), draws, np.random.default_rng(seed))
-    effects = np.concatenate(
-        [np.stack([found.sums[name] for name in SUMS], axis=1), found.singles], axis=1
-    )  # [prompt row belief]
+    weights = prompt_weights(len(found.base), draws, np.random.default_rng(seed))
+    sums = np.stack([found.sums[name] for name in SUMS], axis=1)
+    effects = np.concatenate([sums, found.singles], axis=1)  # [prompt row belief]
     rows = [*(Component(name, _NONE, _NONE) for name in SUMS), *found.components]
-    n, fixed = len(rows), model.n_blocks if reader is None else reader
-    tables = []
+    n, tables = len(rows), []
     for b in which:
         effect = means(effects[:, :, b], weights)
         ratio = ratios(effects[:, :, b], found.sums[ABLATED][:, b], weights)
         tables.append(DirectTable({
             "ablated": [ablation.text] * n, "kind": [ablation.kind] * n, "place": [ablation.place] * n,
-            "reader": [fixed] * n, "part": [row.part for row in rows],
-            "component": ["" if row.layer == _NONE else row.name for row in rows],
+            "reader": [model.n_blocks if reader is None else reader] * n,
+            "part": [row.part for row in rows], "component": [row.name for row in rows],
             "layer": [row.layer for row in rows], "head": [row.head for row in rows],
             "n_seen": [runs.n_seen] * n, "belief": [runs.beliefs[b]] * n,
-            "base": [found.base[:, b].mean()] * n,
-            "effect": effect.value, "ci_low": effect.low, "ci_high": effect.high,
-            "ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high,
-            "n_prompts": [len(found.base)] * n, "reason": ratio.reason,
+            "base": [found.base[:, b].mean()] * n, **effect.columns("effect", "ci"),
+            **ratio.columns("ratio"), "n_prompts": [len(found.base)] * n, "reason": ratio.reason,
         }))  # fmt: skip
     return DirectTable.concat(tables)
 
@@ -358,18 +318,7 @@ def direct_effects(
 def direct_by_prompt(
     model: LanguageModel, runs: Runs, ablation: Ablation, *, reader: int | None = None, batch: int = 128
 ) -> DirectEffects:
-    """The effects that `direct_effects` averages, prompt by prompt.
-
-    Args:
-        model: as for `direct_effects`.
-        runs: likewise.
-        ablation: likewise.
-        reader: likewise.
-        batch: likewise.
-
-    Raises:
-        EditError, SiteError: likewise.
-    """
+    """The effects that `direct_effects` averages, prompt by prompt; arguments and errors are its own."""
     check_tokenizer(model.tokenizer, runs)
     chosen = ablation.by_layer(model)
     first, last, stop = min(chosen), max(chosen), model.n_blocks if reader is None else reader
@@ -392,13 +341,13 @@ def direct_by_prompt(
     for prompt, tail in enumerate(tails_of(model, up_to_query(runs.target), runs.words)):
         delta = torch.cat([torch.zeros_like(change[prompt, :1]), together @ change[prompt], change[prompt]])
         probs = tail.run(tail.resid_pre(stop) + delta.to(tail.resid_pre(stop)), stop)
-        read.append(belief_log_odds(probs, runs, np.full(len(delta), prompt)))
-    held = np.stack(read)
-    effects = held[:, 1:] - held[:, :1]
-    base = belief_log_odds(query_answers(model, runs.target, runs.words), runs, np.arange(len(held)))
-    after = ablated_answers(model, runs.target, edits, runs.words, batch)
+        read.append(runs.reader.log_odds(probs, np.full(len(delta), prompt)))
+    odds = np.stack(read)  # [prompt nothing·together·component belief]
+    effects = odds[:, 1:] - odds[:, :1]
+    base = runs.reader.log_odds(query_answers(model, runs.target, runs.words))
+    after = query_answers(model, runs.target, runs.words, edits, batch)
     sums = {name: effects[:, i] for i, name in enumerate(masks)}
-    sums[TOTAL] = belief_log_odds(after, runs, np.arange(len(held))) - base
+    sums[TOTAL] = runs.reader.log_odds(after) - base
     sums[COMPENSATION] = sums[TOTAL] - sums[ABLATED]
     everything, *without = (effects[:, len(masks) + i] for i in range(len(given)))
     sums |= {name: everything - part for name, part in zip((HEADS_GIVEN, GIVEN), without, strict=True)}
@@ -413,14 +362,7 @@ def ratios(effect: Floats, direct: Floats, weights: Floats) -> Estimates:
         direct: direct effect of the ablated heads, [prompt], nats.
         weights: bootstrap weights, [draw prompt].
     """
-    found = normalised_effects(effect, np.broadcast_to(direct[:, None], effect.shape), weights)
-    said = tuple(
-        why.replace("A* and B differ by", "the ablated heads' direct effect is").replace(
-            "A* − B", "their direct effect"
-        )
-        for why in found.reason
-    )
-    return Estimates(found.value, found.low, found.high, said)
+    return normalised_effects(effect, np.broadcast_to(direct[:, None], effect.shape), weights, TO_DIRECT)
 
 
 def _changes(
@@ -435,7 +377,7 @@ def _changes(
     """
     ablated = {(edit.site.layer, int(head)) for edit in edits for head in np.asarray(edit.heads)}
     tokens = up_to_query(runs.target)
-    here = np.array([tokens.shape[1] - 1])
+    here = query_position(runs.target)
     sites = [Site(layer, hook) for layer in layers for hook in ("z", "mlp_out")]
     before = record(model, tokens, sites, here, batch=batch)
     after = record(model, tokens, sites, here, edits=edits, batch=batch)
@@ -483,8 +425,6 @@ def last_position(
         tokens: [row pos].
         reference_layer: block whose resid_pre is the reference; n_blocks for the last resid_post.
         layers: blocks whose heads are read; all by default.
-        edits: applied to every row.
-        batch: rows per forward pass.
 
     Raises:
         ModelError: when only some blocks are loaded.
@@ -495,10 +435,10 @@ def last_position(
     z = {layer: Site(layer, "z") for layer in (range(model.n_blocks) if layers is None else layers)}
     reference, last = layer_site(model, reference_layer), layer_site(model, model.n_blocks)
     sites = list(dict.fromkeys([*z.values(), reference, last]))
-    held = record(model, tokens, sites, np.array([tokens.shape[1] - 1]), edits=edits, batch=batch)
-    end = held[last][:, 0].astype(np.float64)
+    acts = record(model, tokens, sites, np.array([tokens.shape[1] - 1]), edits=edits, batch=batch)
+    end = acts[last][:, 0].astype(np.float64)
     scale = np.sqrt((end**2).mean(axis=-1) + model.network.model.norm.variance_epsilon)
-    return LastPosition({layer: held[site][:, 0] for layer, site in z.items()}, held[reference][:, 0], scale)
+    return LastPosition({layer: acts[site][:, 0] for layer, site in z.items()}, acts[reference][:, 0], scale)
 
 
 def score_maps(model: LanguageModel, read: LastPosition) -> Floats:
@@ -510,8 +450,6 @@ def logit_attributions(model: LanguageModel, read: LastPosition, answers: Ints) 
     """What every head adds to logit(answer) − mean logit of the numbers, norm frozen; [row layer head], nats.
 
     Args:
-        model: a whole model.
-        read: from `last_position`.
         answers: token id of each row's answer, [row].
     """
     return _along(model, read, answer_directions(model, answers))
@@ -521,13 +459,19 @@ def answer_directions(model: LanguageModel, answers: Ints) -> Floats:
     """γ ⊙ (W_U[answer] − mean W_U[numbers]): residual direction of the logit difference, [row d_model].
 
     Args:
-        model: a whole model; γ is its final norm's weight.
+        model: γ is its final norm's weight.
         answers: token id of each row's answer, [row].
     """
     head, gain = model.network.lm_head.weight, as_numpy(model.network.model.norm.weight)
     _, numbers = model.answer_space()
     mean = as_numpy(head[numbers.to(head.device)].float().mean(dim=0))
     return (as_numpy(head[np.asarray(answers)]) - mean) * gain
+
+
+def _along(model: LanguageModel, read: LastPosition, directions: Floats) -> Floats:
+    """Dot of every head's output with its row's direction [row d_model], over the scale, [row layer head]."""
+    dots = [head_dots(model, layer, z, directions) for layer, z in read.z.items()]
+    return np.stack(dots, axis=1) / read.scale[:, None, None]
 
 
 def head_scores(
@@ -537,13 +481,10 @@ def head_scores(
     """Score, logit attribution and attention of every head at A*'s query.
 
     Args:
-        model: a whole model.
-        runs: A* is read up to its query's `pre`.
         reference_layer: block whose resid_pre the score is taken against.
         layers: blocks whose heads are read; all by default.
         seed: of the bootstrap.
         draws: bootstrap resamples.
-        batch: rows per forward pass.
 
     Raises:
         ModelError, EditError, SiteError: as in `last_position`.
@@ -553,42 +494,26 @@ def head_scores(
     read = last_position(model, tokens, reference_layer=reference_layer, layers=chosen, batch=batch)
     names, ids = model.answer_space(runs.words)
     index = {name: i for i, name in enumerate(names)}
-    wanted = as_numpy(ids)[[index[text] for text in runs.own]]
-    score, attribution = score_maps(model, read), logit_attributions(model, read, wanted)
-    masses = _masses(model, runs, tokens, chosen, batch)
-    weights = resamples(len(tokens), draws, np.random.default_rng(seed))
-    flat = {name: values.reshape(len(tokens), -1) for name, values in masses.items()}
-    scored, labelled = means(score.reshape(len(tokens), -1), weights), means(flat["label"], weights)
-    elsewhere = 1 - flat["bos"].mean(axis=0)
-    reason = np.where(elsewhere > 0, "", ON_BOS)
+    answers = as_numpy(ids)[[index[text] for text in runs.answer]]
+    end = query_position(runs.target)
+    patterns = attention_patterns(model, tokens, chosen, end, batch=batch)
+    attention = np.stack([patterns[layer][:, :, 0] for layer in chosen], axis=1)  # [row layer head pos]
+    labels = [position("lab", example) for example in range(runs.n_seen)]
+    figures = (
+        score_maps(model, read), logit_attributions(model, read, answers),
+        attention[..., labels].sum(axis=-1), attention[..., position("x", runs.n_seen)], attention[..., 0],
+    )  # fmt: skip
+    score, attribution, on_labels, on_x, on_bos = (values.reshape(len(tokens), -1) for values in figures)
+    weights = prompt_weights(len(tokens), draws, np.random.default_rng(seed))
+    label_mass, elsewhere = means(on_labels, weights), 1 - on_bos.mean(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(elsewhere > 0, labelled.value / elsewhere, np.nan)
+        share = np.where(elsewhere > 0, label_mass.value / elsewhere, np.nan)
     layer, head = (grid.ravel() for grid in np.meshgrid(chosen, np.arange(model.n_heads), indexing="ij"))
     n = len(layer)
     return HeadScoreTable({
         "layer": layer, "head": head, "reference_layer": [reference_layer] * n, "n_seen": [runs.n_seen] * n,
-        "score": scored.value, "score_low": scored.low, "score_high": scored.high,
-        "attribution": attribution.reshape(len(tokens), -1).mean(axis=0),
-        "label_mass": labelled.value, "label_mass_low": labelled.low, "label_mass_high": labelled.high,
-        "label_share": share, "own_x_mass": flat["own x"].mean(axis=0), "bos_mass": flat["bos"].mean(axis=0),
-        "n_prompts": [len(tokens)] * n, "reason": [str(text) for text in reason],
+        **means(score, weights).columns("score"), "attribution": attribution.mean(axis=0),
+        **label_mass.columns("label_mass"), "label_share": share, "own_x_mass": on_x.mean(axis=0),
+        "bos_mass": on_bos.mean(axis=0), "n_prompts": [len(tokens)] * n,
+        "reason": ["" if some else ON_BOS for some in elsewhere > 0],
     })  # fmt: skip
-
-
-def _along(model: LanguageModel, read: LastPosition, directions: Floats) -> Floats:
-    """Dot of every head's output with its row's direction [row d_model], over the scale, [row layer head]."""
-    dots = [head_dots(model, layer, z, directions) for layer, z in read.z.items()]
-    return np.stack(dots, axis=1) / read.scale[:, None, None]
-
-
-def _masses(
-    model: LanguageModel, runs: Runs, tokens: Ints, layers: Sequence[int], batch: int
-) -> dict[str, Floats]:
-    """Attention from the last position to labels, own x and BOS, each [row layer head]."""
-    labels = [position("lab", example) for example in range(runs.n_seen)]
-    own, end = position("x", runs.n_seen), np.array([tokens.shape[1] - 1])
-    found = attention_patterns(model, tokens, layers, end, batch=batch)
-    from_last = np.stack([found[layer][:, :, 0] for layer in layers], axis=1)
-    return {
-        "label": from_last[..., labels].sum(axis=-1), "own x": from_last[..., own], "bos": from_last[..., 0]
-    }  # fmt: skip

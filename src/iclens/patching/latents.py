@@ -1,57 +1,44 @@
-"""Single latents from run A into run B, and the linear screen before them."""
+"""Single latents from run A into run B, the levels of what a patch carries, and the linear screen."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from iclens.core import EditError
-from iclens.patching.receiver import (
-    UNDEFINED,
-    LatentRuns,
-    control_p_value,
+from iclens.patching.receiver import PatchReceiver
+from iclens.schemas import LadderTable, PatchTable, ScreenTable
+from iclens.stats import (
+    NO_VALUE,
+    Estimates,
+    benjamini_hochberg,
+    control_p,
     means,
     normalised_effects,
-    resamples,
+    prompt_weights,
 )
-from iclens.schemas import LadderTable, PatchTable, ScreenTable
 from iclens.table import Floats, Ints
 
 SCREEN_ERRORS = 2.0
 """Standard errors by which the screening half must tell an effect from 0."""
-
-
-@dataclass(frozen=True)
-class Tested:
-    """Control p-values of the tested latents.
-
-    Args:
-        latents: tested latent ids, [tested].
-        p_value: [tested belief].
-        q_value: [tested belief].
-        n_controls: [tested].
-    """
-
-    latents: Ints
-    p_value: Floats
-    q_value: Floats
-    n_controls: Ints
+STEP = 0.05
+"""Part of the patch on either side by which the derivative is taken: rounding counts tenfold."""
+TOP = 10
+"""Latents of largest effect that the linear screen is asked to find."""
 
 
 def patch_latents(
-    held: LatentRuns, *, effects: Floats | None = None, n_tested: int = 12, n_controls: int = 200,
+    receiver: PatchReceiver, *, effects: Floats | None = None, n_tested: int = 12, n_controls: int = 200,
     seed: int = 0, draws: int = 1000,
 ) -> PatchTable:  # fmt: skip
     """Patch every latent that differs between A and B, and test the largest effects against matched latents.
 
     Args:
-        held: the runs, from `gather`.
-        effects: single effects of `held.differing` on every prompt, nats [prompt latent belief]; measured
+        effects: single effects of `receiver.differing` on every prompt, nats [prompt latent belief]; measured
             here when not given.
         n_tested: at most so many latents are tested, by screened effect.
         n_controls: matched latents per tested latent, or as many as are live.
@@ -61,48 +48,62 @@ def patch_latents(
     Returns:
         A row per latent that differs in the test half, and belief; by latent.
     """
-    latents = held.differing
-    effects = single_effects(held, latents) if effects is None else effects
-    expect_effects(held, effects)
-    chosen = _screened(effects[held.screen], n_tested)
-    tested = _test(
-        held, latents[chosen], effects[held.test][:, chosen], n_controls, np.random.default_rng(seed)
-    )
-    weights = resamples(len(held.test), draws, np.random.default_rng(seed))
-    return _table(held, latents, effects, tested, weights)
+    latents, test = receiver.differing, receiver.test
+    effects = single_effects(receiver, latents) if effects is None else effects
+    expect_effects(receiver, effects, len(latents))
+    tested = _screened(effects[receiver.screen], n_tested)
+    n, p_value = _controlled(
+        receiver, latents[tested], effects[test][:, tested].mean(axis=0), n_controls,
+        np.random.default_rng(seed),
+    )  # fmt: skip
+    q_value = benjamini_hochberg(p_value)
+    beliefs, width = receiver.beliefs, len(receiver.beliefs)
+    controls = np.full((3, len(latents), width), np.nan)
+    controls[:, tested] = np.stack([np.repeat(n[:, None], width, axis=1), p_value, q_value])
+    n_compared, control_p, control_q = controls.reshape(3, -1)
+    untested = np.where(np.isnan(n_compared), "not tested: not among the screened", "no live control")
+
+    weights = prompt_weights(len(test), draws, np.random.default_rng(seed))
+    on_test = effects[test].reshape(len(test), -1)
+    base, target = receiver.base[test].mean(axis=0), receiver.target[test].mean(axis=0)
+    effect = means(on_test, weights)
+    share = normalised_effects(on_test, np.tile(receiver.span[test], len(latents)), weights)
+    why = zip(effect.reason, share.reason, np.where(np.isnan(control_p), untested, ""), strict=True)
+    rows = len(latents) * width
+    return PatchTable({
+        "site": [str(receiver.sae.site)] * rows, "role": [receiver.role] * rows,
+        "latent": np.repeat(latents, width), "belief": np.tile(beliefs, len(latents)),
+        "n_prompts": [len(test)] * rows,
+        "n_changed": np.repeat((receiver.change[test][:, latents] != 0).sum(axis=0), width),
+        **effect_columns(np.tile(base, len(latents)), np.tile(target, len(latents)), effect, share),
+        "screen_effect": effects[receiver.screen].mean(axis=0).ravel(),
+        "n_controls": np.nan_to_num(n_compared).astype(int), "control_p": control_p, "q_value": control_q,
+        "reason": [reasons(causes) for causes in why],
+    })  # fmt: skip
 
 
-def single_effects(held: LatentRuns, latents: Ints) -> Floats:
-    """Effect of each latent's own patch on every belief, nats [prompt latent belief]; 0 where none differs.
-
-    Args:
-        held: runs A and B.
-        latents: [latent].
-    """
-    along = held.directions(latents)
-    everyone = range(len(held.tails))
-    return np.stack(held.effects_of(everyone, (held.pushes(i, latents, along) for i in everyone)))
+def effect_columns(base: Floats, target: Floats, effect: Estimates, share: Estimates) -> dict[str, Floats]:
+    """Columns of an effect and its share of target − base, [row] each."""
+    return {
+        "base": base, "patched": base + effect.value, "donor": target,
+        **effect.columns("effect", "ci"), **share.columns("normalised"),
+    }  # fmt: skip
 
 
-def expect_effects(held: LatentRuns, effects: Floats, n_latents: int | None = None) -> None:
-    """Refuse effects that are not [prompt latent belief] of these runs.
+def single_effects(receiver: PatchReceiver, latents: Ints) -> Floats:
+    """Effect of each latent's own patch, nats [prompt latent belief]; 0 where it does not differ."""
+    along, prompts = receiver.directions(latents), range(len(receiver.tails))
+    return np.stack(receiver.effects_of(prompts, (receiver.pushes(i, latents, along) for i in prompts)))
 
-    Args:
-        held: the runs.
-        effects: what was given.
-        n_latents: latents that they are of; `held.differing` when not given.
 
-    Raises:
-        EditError: when they have another shape.
-    """
-    n = len(held.differing) if n_latents is None else n_latents
-    wanted = (len(held.tails), n, len(held.beliefs))
+def expect_effects(receiver: PatchReceiver, effects: Floats, n_latents: int) -> None:
+    """Refuse effects that are not [prompt latent belief] of a receiver, by an EditError."""
+    wanted = (len(receiver.tails), n_latents, len(receiver.beliefs))
     if effects.shape != wanted:
         raise EditError(
-            f"single effects of shape {wanted}",
-            f"{effects.shape}",
+            f"single effects of shape {wanted}", f"{effects.shape}",
             "Give what `single_effects` returned for these runs and latents.",
-        )
+        )  # fmt: skip
 
 
 def _screened(effects: Floats, n_tested: int) -> Ints:
@@ -115,21 +116,18 @@ def _screened(effects: Floats, n_tested: int) -> Ints:
     return order[largest[order] > 0]
 
 
-def _test(
-    held: LatentRuns, latents: Ints, effects: Floats, n_controls: int, rng: np.random.Generator
-) -> Tested:
-    """Compare effects on the test half [prompt tested belief] with those of matched live latents."""
-    controls = [matched(held.density, held.mean_active, int(f), n_controls, rng) for f in latents]
-    p_value = np.full((len(latents), len(held.beliefs)), np.nan)
-    for t, (latent, others) in enumerate(zip(latents, controls, strict=True)):
-        pushed = _control_effects(held, int(latent), others)
-        own = effects[:, t].mean(axis=0)
-        for b in np.flatnonzero(~np.isnan(own)):
-            p_value[t, b] = control_p_value(own[b], pushed[:, b]) if len(others) else np.nan
-    q_value, known = np.full_like(p_value, np.nan), ~np.isnan(p_value)
-    if known.any():
-        q_value[known] = false_discovery_control(p_value[known], method="bh")
-    return Tested(latents, p_value, q_value, np.array([len(others) for others in controls], dtype=int))
+def _controlled(
+    receiver: PatchReceiver, latents: Ints, effects: Floats, n_controls: int, rng: np.random.Generator
+) -> tuple[Ints, Floats]:
+    """Numbers of controls [latent], and p-values [latent belief] of mean effects [latent belief]."""
+    drawn = [matched(receiver.density, receiver.mean_active, int(f), n_controls, rng) for f in latents]
+    p_value = np.full(effects.shape, np.nan)
+    for t, (latent, others) in enumerate(zip(latents, drawn, strict=True)):
+        pushed = _control_effects(receiver, int(latent), others)
+        if len(others):
+            p_value[t] = control_p(np.abs(effects[t]), np.abs(pushed).T)
+    p_value[np.isnan(effects)] = np.nan
+    return np.array([len(others) for others in drawn], dtype=int), p_value
 
 
 def matched(density: Floats, mean_active: Floats, latent: int, n: int, rng: np.random.Generator) -> Ints:
@@ -146,86 +144,64 @@ def matched(density: Floats, mean_active: Floats, latent: int, n: int, rng: np.r
     live = live[live != latent]
     if len(live) <= n:
         return live
-    like = np.stack([np.log(density[live]), np.log(mean_active[live])])
-    own = like.mean(axis=1)
+    sizes = np.stack([np.log(density[live]), np.log(mean_active[live])])
+    centre = sizes.mean(axis=1)
     if density[latent] > 0 and mean_active[latent] > 0:
-        own = np.log([density[latent], mean_active[latent]])
-    spread = np.maximum(like.std(axis=1), 1e-9)
-    distance = np.square((like - own[:, None]) / spread[:, None]).sum(axis=0)
+        centre = np.log([density[latent], mean_active[latent]])
+    spread = np.maximum(sizes.std(axis=1), 1e-9)
+    distance = np.square((sizes - centre[:, None]) / spread[:, None]).sum(axis=0)
     nearest = live[np.argsort(distance, kind="stable")[: 2 * n]]
     return np.sort(rng.choice(nearest, n, replace=False))
 
 
-def _control_effects(held: LatentRuns, latent: int, others: Ints) -> Floats:
+def _control_effects(receiver: PatchReceiver, latent: int, others: Ints) -> Floats:
     """Mean effects of controls over the test half, each pushed as far as `latent` is, [control belief]."""
-    length = held.directions(np.array([latent])).norm()
-    along = length * torch.nn.functional.normalize(held.directions(others), dim=1)
-    own = np.full(len(others), latent)
-    pushes = (held.pushes(int(i), own, along) for i in held.test)
-    return np.mean(held.effects_of(held.test, pushes), axis=0)
+    length = receiver.directions(np.array([latent])).norm()
+    along = length * torch.nn.functional.normalize(receiver.directions(others), dim=1)
+    moved = np.full(len(others), latent)
+    pushes = (receiver.pushes(int(i), moved, along) for i in receiver.test)
+    return np.mean(receiver.effects_of(receiver.test, pushes), axis=0)
 
 
-def _table(held: LatentRuns, latents: Ints, effects: Floats, tested: Tested, weights: Floats) -> PatchTable:
-    """A row per latent and belief, from effects [prompt latent belief] on all prompts."""
-    width, n = len(held.beliefs), len(latents) * len(held.beliefs)
-
-    def spread(values: Floats) -> Floats:
-        """[… belief] repeated for every latent, as [… latent·belief]."""
-        return np.tile(values, len(latents))
-
-    on_test = effects[held.test].reshape(len(held.test), -1)
-    base, target = held.base[held.test], held.target[held.test]
-    effect, share = means(on_test, weights), normalised_effects(on_test, spread(target - base), weights)
-    controls = np.full((3, len(latents), width), np.nan)
-    place = np.searchsorted(latents, tested.latents)
-    controls[:, place] = np.stack([
-        np.repeat(tested.n_controls[:, None], width, axis=1), tested.p_value, tested.q_value
-    ])  # fmt: skip
-    n_controls, p_value, q_value = controls.reshape(3, -1)
-    untested = np.where(np.isnan(n_controls), "not tested: not among the screened", "no live control")
-    why = zip(effect.reason, share.reason, np.where(np.isnan(p_value), untested, ""), strict=True)
-    return PatchTable({
-        "site": [str(held.sae.site)] * n, "role": [held.role] * n, "latent": np.repeat(latents, width),
-        "belief": spread(np.array(held.beliefs)), "n_prompts": [len(held.test)] * n,
-        "n_changed": np.repeat((held.change[held.test][:, latents] != 0).sum(axis=0), width),
-        "base": spread(base.mean(axis=0)), "patched": spread(base.mean(axis=0)) + effect.value,
-        "donor": spread(target.mean(axis=0)), "effect": effect.value,
-        "ci_low": effect.low, "ci_high": effect.high,
-        "normalised": share.value, "normalised_low": share.low, "normalised_high": share.high,
-        "screen_effect": effects[held.screen].mean(axis=0).ravel(),
-        "n_controls": np.nan_to_num(n_controls).astype(int), "control_p": p_value, "q_value": q_value,
-        "reason": [reasons(found) for found in why],
-    })  # fmt: skip
-
-
-def reasons(found: Iterable[str]) -> str:
+def reasons(causes: Iterable[str]) -> str:
     """Distinct reasons as one text."""
-    return "; ".join(dict.fromkeys(reason for reason in found if reason))
+    return "; ".join(dict.fromkeys(reason for reason in causes if reason))
 
 
-def patch_ladder(held: LatentRuns, patches: PatchTable, *, seed: int = 0, draws: int = 1000) -> LadderTable:
-    """Every rung's effect on every belief.
+def carry_levels(
+    receiver: PatchReceiver, patches: PatchTable, *, seed: int = 0, draws: int = 1000
+) -> LadderTable:
+    """Effects, on every belief, of the levels of what a patch may carry: one latent up to all of A.
 
     Args:
-        held: the runs, as given to `patch_latents`.
-        patches: its result, which names the best single latent of each belief.
+        patches: of `patch_latents`, which names the best single latent of each belief.
         seed: of the bootstrap.
         draws: bootstrap resamples.
 
     Returns:
-        A row per (rung, belief); the single rung is left out where no latent differs.
+        A row per (level, belief); the single latent is left out where no latent differs.
     """
-    weights = resamples(len(held.test), draws, np.random.default_rng(seed))
-    best = [best_single(patches, belief) for belief in held.beliefs]
-    rungs = list(_rungs(held, sorted({latent for latent in best if latent is not None})))
-    additions = torch.stack([delta for _, _, delta in rungs], dim=1)
-    effects = np.stack(held.effects_of(held.test, (additions[int(i)] for i in held.test)))
-    return LadderTable.concat([
-        _ladder_row(held, rung, latent, b, effects[:, r, b], weights)
-        for b in range(len(held.beliefs))
-        for r, (rung, latent, _) in enumerate(rungs)
-        if latent is None or latent == best[b]
-    ])  # fmt: skip
+    test = receiver.test
+    weights = prompt_weights(len(test), draws, np.random.default_rng(seed))
+    best = [best_single(patches, belief) for belief in receiver.beliefs]
+    levels = list(_levels(receiver, sorted({latent for latent in best if latent is not None})))
+    effects = receiver.effects_at(test, [delta for _, _, delta in levels])
+    parts = []
+    for b, belief in enumerate(receiver.beliefs):
+        base, target = receiver.base[test, b], receiver.target[test, b]
+        for r, (level, latent, _) in enumerate(levels):
+            if latent is not None and latent != best[b]:
+                continue
+            effect = means(effects[:, r, b][:, None], weights)
+            share = normalised_effects(effects[:, r, b][:, None], (target - base)[:, None], weights)
+            parts.append(LadderTable({
+                "site": [str(receiver.sae.site)], "rung": [level],
+                "latent": ["" if latent is None else str(latent)], "role": [receiver.role],
+                "belief": [belief], "n_prompts": [len(test)],
+                **effect_columns(base.mean(keepdims=True), target.mean(keepdims=True), effect, share),
+                "reason": [reasons([effect.reason[0], share.reason[0]])],
+            }))  # fmt: skip
+    return LadderTable.concat(parts)
 
 
 def best_single(patches: PatchTable, belief: str) -> int | None:
@@ -237,65 +213,45 @@ def best_single(patches: PatchTable, belief: str) -> int | None:
     return int(rows["latent"][np.argmax(way * rows["screen_effect"])])
 
 
-def _rungs(held: LatentRuns, singles: list[int]) -> Iterator[tuple[str, int | None, Tensor]]:
-    """Name, latent and addition [prompt d_in] of every rung; one single rung per latent of `singles`."""
-    everything, carried = held.everything, held.all_latents
+def _levels(receiver: PatchReceiver, singles: list[int]) -> Iterator[tuple[str, int | None, Tensor]]:
+    """Name, latent and addition [prompt d_in] of every level; one for each of the `singles`."""
+    everything, carried = receiver.everything, receiver.all_latents
     for latent in singles:
-        alone = np.array([latent])
-        yield "best single latent", latent, torch.cat([held.pushes(i, alone) for i in range(len(held.tails))])
+        alone, prompts = np.array([latent]), range(len(receiver.tails))
+        yield "best single latent", latent, torch.cat([receiver.pushes(i, alone) for i in prompts])
     yield "all latents", None, carried
     yield "error only", None, everything - carried
     yield "full activation", None, everything
 
 
-def _ladder_row(
-    held: LatentRuns, rung: str, latent: int | None, b: int, effects: Floats, weights: Floats
-) -> LadderTable:
-    """One row from the effects of a rung on belief `b`, [test prompt]."""
-    base, target = held.base[held.test, b], held.target[held.test, b]
-    effect = means(effects[:, None], weights)
-    share = normalised_effects(effects[:, None], (target - base)[:, None], weights)
-    return LadderTable({
-        "site": [str(held.sae.site)], "rung": [rung], "latent": ["" if latent is None else str(latent)],
-        "role": [held.role], "belief": [held.beliefs[b]], "n_prompts": [len(effects)], "base": [base.mean()],
-        "patched": base.mean() + effect.value, "donor": [target.mean()], "effect": effect.value,
-        "ci_low": effect.low, "ci_high": effect.high, "normalised": share.value, "normalised_low": share.low,
-        "normalised_high": share.high, "reason": [reasons([effect.reason[0], share.reason[0]])],
-    })  # fmt: skip
-
-
-STEP = 0.05
-"""Part of the patch on either side by which the derivative is taken: rounding counts tenfold."""
-TOP = 10
-
-
-def linear_screen(held: LatentRuns, latents: Ints, effects: Floats) -> ScreenTable:
-    """The linear screen against exact effects, on the test half.
+def linear_screen(receiver: PatchReceiver, latents: Ints, effects: Floats) -> ScreenTable:
+    """The linear screen, effect ≈ derivative × patch, against exact effects on the test half.
 
     Args:
-        held: the runs.
         latents: [latent].
         effects: their exact effects on every prompt, from `single_effects`, nats [prompt latent belief].
     """
-    expect_effects(held, effects, len(latents))
-    along = held.directions(latents)
-    steps = (STEP * held.pushes(i, latents, along) for i in held.test.tolist())
-    found = np.stack(held.effects_of(held.test, (torch.cat([step, -step]) for step in steps)))
-    linear = (found[:, : len(latents)] - found[:, len(latents) :]) / (2 * STEP)
-    exact = effects[held.test]
-    rows = [_screen_row(held, latents, b, exact[..., b], linear[..., b]) for b in range(len(held.beliefs))]
+    expect_effects(receiver, effects, len(latents))
+    along, n = receiver.directions(latents), len(latents)
+    steps = (STEP * receiver.pushes(i, latents, along) for i in receiver.test.tolist())
+    stepped = np.stack(receiver.effects_of(receiver.test, (torch.cat([step, -step]) for step in steps)))
+    linear, exact = (stepped[:, :n] - stepped[:, n:]) / (2 * STEP), effects[receiver.test]
+    place = {"site": str(receiver.sae.site), "role": receiver.role}
+    rows = [
+        place | {"belief": belief} | _screen_figures(latents, exact[..., b], linear[..., b])
+        for b, belief in enumerate(receiver.beliefs)
+    ]
     return ScreenTable({name: [row[name] for row in rows] for name in ScreenTable.COLUMNS})
 
 
-def _screen_row(held: LatentRuns, latents: Ints, b: int, exact: Floats, linear: Floats) -> dict[str, object]:
-    """One belief's row, from effects [prompt latent]."""
-    row: dict[str, object] = {
-        "site": str(held.sae.site), "role": held.role, "belief": held.beliefs[b], "n_effects": exact.size,
-        "r2": np.nan, "slope": np.nan, "worst_miss": np.nan, "worst_latent": -1, "worst_exact": np.nan,
-        "worst_linear": np.nan, "top_found": np.nan, "reason": "",
+def _screen_figures(latents: Ints, exact: Floats, linear: Floats) -> dict[str, Any]:
+    """How far linear effects miss exact ones, [prompt latent] each, on one belief."""
+    row: dict[str, Any] = {
+        "n_effects": exact.size, "r2": np.nan, "slope": np.nan, "worst_miss": np.nan, "worst_latent": -1,
+        "worst_exact": np.nan, "worst_linear": np.nan, "top_found": np.nan, "reason": "",
     }  # fmt: skip
     if not exact.size or np.isnan(exact).any():
-        return row | {"reason": UNDEFINED if exact.size else "no latent differs"}
+        return row | {"reason": NO_VALUE if exact.size else "no latent differs"}
     spread = np.square(exact - exact.mean()).sum()
     if spread == 0:
         return row | {"reason": "all effects are equal"}

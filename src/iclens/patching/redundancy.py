@@ -1,4 +1,10 @@
-"""Redundancy: iterative ablation of heads that stand in for each other."""
+"""Redundancy: heads that stand in for each other, found by iterative ablation.
+
+1. A layer works when a donor's residual, put there, carries more of the task than is missing; L* is the
+first that works. 2. An ablated set delays L*, or later heads back it up: the verdict weighs the two.
+3. Iterative ablation takes away what brings the task to L*, then what took over, until no layer works. 4. The
+index says by how much a set's joint effect exceeds the sum of its entries' own.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +17,7 @@ import numpy as np
 from iclens.core import EditError
 from iclens.model.load import LanguageModel
 from iclens.model.run import Edit
-from iclens.patching.heads import (  # fmt: skip
+from iclens.patching.heads import (
     ABLATED,
     GIVEN,
     HEADS_GIVEN,
@@ -24,26 +30,17 @@ from iclens.patching.heads import (  # fmt: skip
     Ablation,
     DirectEffects,
     Heads,
-    ablated_answers,
     ablation_edits,
     direct_by_prompt,
-    named,
+    expect_known,
+    head_names,
+    heads_by_layer,
     ratios,
 )
-from iclens.patching.receiver import (  # fmt: skip
-    LEAST_SPAN,
-    LEVEL,
-    Estimates,
-    belief_log_odds,
-    means,
-    normalised_effects,
-    patch_query,
-    query_answers,
-    resamples,
-)
+from iclens.patching.receiver import patch_query, query_answers
 from iclens.patching.runs import Runs, check_tokenizer
-from iclens.prompts.beliefs import AnswerProbs
 from iclens.schemas import RedundancyLadderTable, RedundancyTable
+from iclens.stats import ENDS, LEAST_SPAN, Estimates, means, normalised_effects, prompt_weights
 from iclens.table import Floats, Ints
 
 WORKS = 0.5
@@ -122,19 +119,14 @@ def redundancy_index(
     model: LanguageModel, runs: Runs, ablation: Ablation, *, beliefs: Sequence[str] | None = None,
     seed: int = 0, draws: int = 1000, batch: int = 128,
 ) -> RedundancyTable:  # fmt: skip
-    """Joint effect of a set on A*'s beliefs minus the sum of its entries' own effects.
+    """Joint effect of a set on A*'s beliefs minus the sum of its entries' own effects, a row per belief.
 
     Args:
-        model: a whole model.
         runs: give A*, and recipients for the values of a mean or resample.
         ablation: the set; its entries, heads or whole layers, are also ablated one at a time.
         beliefs: which to report; all that the runs read when not given.
         seed: of the bootstrap.
         draws: bootstrap resamples.
-        batch: rows per forward pass.
-
-    Returns:
-        A row per belief.
 
     Raises:
         EditError: for an unknown belief or head, a head beside its whole layer, or recipients of
@@ -143,17 +135,6 @@ def redundancy_index(
     """
     check_tokenizer(model.tokenizer, runs)
     which = runs.columns(runs.beliefs if beliefs is None else beliefs)
-    base, bottom = (
-        _log_odds(query_answers(model, prompts, runs.words), runs)
-        for prompts in (runs.target, runs.recipient)
-    )
-
-    def effect(some: Ablation) -> Floats:
-        edits = ablation_edits(model, runs, some, batch)
-        return (_log_odds(ablated_answers(model, runs.target, edits, runs.words, batch), runs) - base)[
-            :, which
-        ]
-
     entries = tuple(dict.fromkeys(ablation.heads))
     whole = {layer for layer, head in entries if head == WHOLE_LAYER}
     twice = [layer for layer, head in entries if head != WHOLE_LAYER and layer in whole]
@@ -162,25 +143,28 @@ def redundancy_index(
             f"redundancy of '{ablation.text}'", f"layer {twice[0]} stands there whole and in part",
             "Name some of its heads, or the layer alone.",
         )  # fmt: skip
-    joint = effect(ablation)
-    singles = np.sum([effect(ablation.of((entry,))) for entry in entries], axis=0)
-    weights, n = resamples(len(base), draws, np.random.default_rng(seed)), len(which)
-    found = [means(values, weights) for values in (joint, singles, joint - singles)]
-    span = (base - bottom)[:, which].mean(axis=0)
-    columns = {
-        f"{name}{end}": values
-        for name, part in zip(("joint", "singles", "index"), found, strict=True)
-        for end, values in (("", part.value), ("_low", part.low), ("_high", part.high))
-    }
+
+    def log_odds(some: Ablation | None, target: bool = True) -> Floats:
+        """Of A* under an ablation, if any, or of the recipient, [prompt belief]."""
+        edits = () if some is None else ablation_edits(model, runs, some, batch)
+        prompts = runs.target if target else runs.recipient
+        return runs.reader.log_odds(query_answers(model, prompts, runs.words, edits, batch))[:, which]
+
+    base, bottom = log_odds(None), log_odds(None, target=False)
+    joint = log_odds(ablation) - base
+    singles = np.sum([log_odds(ablation.of((entry,))) - base for entry in entries], axis=0)
+    weights, n = prompt_weights(len(base), draws, np.random.default_rng(seed)), len(which)
+    parts = {"joint": joint, "singles": singles, "index": joint - singles}
+    found = {name: means(values, weights) for name, values in parts.items()}
+    span = (base - bottom).mean(axis=0)
+    saturated = np.where(np.abs(found["singles"].value) > np.abs(span), SATURATED, "")
+    columns = {key: values for name, part in found.items() for key, values in part.columns(name).items()}
     return RedundancyTable({
         "ablated": [ablation.text] * n, "kind": [ablation.kind] * n, "place": [ablation.place] * n,
         "n_units": [len(entries)] * n, "n_seen": [runs.n_seen] * n,
-        "belief": [runs.beliefs[b] for b in which],
-        "base": base[:, which].mean(axis=0), **columns, "span": span, "n_prompts": [len(base)] * n,
-        "reason": [
-            why or (SATURATED if abs(single) > abs(whole) else "")
-            for why, single, whole in zip(found[2].reason, found[1].value, span, strict=True)
-        ],
+        "belief": [runs.beliefs[b] for b in which], "base": base.mean(axis=0), **columns, "span": span,
+        "n_prompts": [len(base)] * n,
+        "reason": [why or str(said) for why, said in zip(found["index"].reason, saturated, strict=True)],
     })  # fmt: skip
 
 
@@ -191,12 +175,9 @@ def arrival(
     """A residual sweep at `pre` from a donor under edits into the un-ablated recipient.
 
     Args:
-        model: a whole model.
-        runs: donor, recipient and A*.
         belief: which, of those that the runs read.
         donor_edits: applied to the donor's run alone, as `heads.ablation_edits` makes them.
         layers: ascending; all by default.
-        batch: rows per forward pass.
 
     Raises:
         EditError: for an unknown belief or layer, or an edit that did not fire.
@@ -206,31 +187,26 @@ def arrival(
     where = np.arange(model.n_blocks + 1) if layers is None else np.array(layers)
     patched, _ = patch_query(model, runs, where.tolist(), donor_edits, batch)
     bottom, top = (
-        _log_odds(query_answers(model, prompts, runs.words), runs)[:, b]
+        runs.reader.log_odds(query_answers(model, prompts, runs.words))[:, b]
         for prompts in (runs.recipient, runs.target)
     )
     return Arrival(
         where,
-        np.stack([_log_odds(probs, runs)[:, b] for probs in patched], axis=1) - bottom[:, None],
+        np.stack([runs.reader.log_odds(probs)[:, b] for probs in patched], axis=1) - bottom[:, None],
         top - bottom,
-        np.stack([probs.of(runs.own) for probs in patched], axis=1),
-        np.stack([probs.of(runs.copied) for probs in patched], axis=1),
+        np.stack([probs.of(runs.answer) for probs in patched], axis=1),
+        np.stack([probs.of(runs.donor_answer) for probs in patched], axis=1),
     )
 
 
-def first_layer(found: Arrival, weights: Floats) -> FirstLayer:
-    """L* of a sweep, with the interval of its first crossing over bootstrap draws.
-
-    Args:
-        found: the sweep.
-        weights: bootstrap weights, [draw prompt].
-    """
-    estimates = found.normalised(weights)
+def first_layer(swept: Arrival, weights: Floats) -> FirstLayer:
+    """L* of a sweep, with the interval of its first crossing over bootstrap weights [draw prompt]."""
+    estimates = swept.normalised(weights)
     if estimates.reason[0]:
         none = np.full(len(weights), np.nan)
         return FirstLayer(np.nan, np.nan, np.nan, none, estimates.reason[0])
-    drawn = _first((weights @ found.effect) / (weights @ found.span)[:, None], found.layers)
-    value = float(_first(estimates.value[None], found.layers)[0])
+    drawn = _first((weights @ swept.effect) / (weights @ swept.span)[:, None], swept.layers)
+    value = float(_first(estimates.value[None], swept.layers)[0])
     low, high = _ends(drawn)
     reason = "" if np.isfinite(value) else "no layer works"
     finite = [end if np.isfinite(end) else np.nan for end in (value, low, high)]
@@ -244,19 +220,15 @@ def judge(
     """Delay, backup, both or neither: an ablated set against the intact model.
 
     Args:
-        model: a whole model.
-        runs: donor, recipient and A*.
-        ablation: the set.
         belief: which, of those that the runs read.
-        reader: layer whose residual direct effects are put into, as for `direct.direct_effects`.
+        reader: layer whose residual direct effects are put into, as for `heads.direct_effects`.
         seed: of the bootstrap.
         draws: bootstrap resamples.
-        batch: rows per forward pass.
 
     Raises:
-        EditError, SiteError: as in `direct.direct_effects` and `arrival`.
+        EditError, SiteError: as in `heads.direct_effects` and `arrival`.
     """
-    weights = resamples(runs.donor.n_prompts, draws, np.random.default_rng(seed))
+    weights = prompt_weights(runs.donor.n_prompts, draws, np.random.default_rng(seed))
     edits = ablation_edits(model, runs, ablation, batch)
     intact, ablated = (
         first_layer(arrival(model, runs, belief, some, batch=batch), weights) for some in ((), edits)
@@ -334,13 +306,8 @@ def _first(ne: Floats, layers: Ints) -> Floats:
 def _ends(drawn: Floats) -> tuple[float, float]:
     """Ends of a 95 % interval that are values of draws, so that `NEVER` is never averaged."""
     ordered, last = np.sort(drawn), len(drawn) - 1
-    low, high = LEVEL[0] / 100 * last, LEVEL[1] / 100 * last
+    low, high = ENDS[0] * last, ENDS[1] * last
     return float(ordered[int(np.floor(low))]), float(ordered[int(np.ceil(high))])
-
-
-def _log_odds(probs: AnswerProbs, runs: Runs) -> Floats:
-    """Log-odds of every belief, [prompt belief]."""
-    return belief_log_odds(probs, runs, np.arange(len(runs.own)))
 
 
 UNITS = ("layer", "heads")
@@ -358,12 +325,10 @@ _EMPTY = (
 
 
 @dataclass(frozen=True)
-class Climb:
+class IterativeAblation:
     """What stays the same from step to step.
 
     Args:
-        model: a whole model.
-        runs: donor, recipient and A*.
         belief: on which a layer works.
         unit: one of `UNITS`.
         n_heads: heads that a step of heads adds.
@@ -372,7 +337,6 @@ class Climb:
         reader: layer whose residual direct effects are put into; None for the last.
         n_controls: control sets per step.
         weights: bootstrap weights, [draw prompt].
-        batch: rows per forward pass.
     """
 
     model: LanguageModel
@@ -399,11 +363,12 @@ class Climb:
 
     def donor(self, heads: Heads) -> Floats:
         """P(f(x_A)) of the donor with a set ablated, [prompt]."""
-        probs = ablated_answers(self.model, self.runs.donor, self.edits(heads), self.runs.words, self.batch)
-        return probs.of(self.runs.copied)
+        words, edits = self.runs.words, self.edits(heads)
+        probs = query_answers(self.model, self.runs.donor, words, edits, self.batch)
+        return probs.of(self.runs.donor_answer)
 
 
-def redundancy_ladder(
+def iterative_ablation(
     model: LanguageModel, runs: Runs, *, belief: str = "exact", unit: str = "layer", start: Heads = (),
     n_heads: int = 2, kind: str = "zero", place: str = "pre", max_steps: int = MAX_STEPS,
     n_controls: int = CONTROL_DRAWS, reader: int | None = None, seed: int = 0, draws: int = 1000,
@@ -412,7 +377,6 @@ def redundancy_ladder(
     """Ablate, sweep, ablate what took over, until no layer works.
 
     Args:
-        model: a whole model.
         runs: donor, recipient and A*; for a mean or resample the recipients are as long as the donor.
         belief: on which a layer works, of those that the runs read.
         unit: "layer" or "heads", what a step adds.
@@ -420,16 +384,15 @@ def redundancy_ladder(
         n_heads: heads that a step of heads adds.
         kind: one of `heads.KINDS`.
         place: one of `heads.PLACES`.
-        max_steps: steps after which the ladder ends in any case.
+        max_steps: steps after which it ends in any case.
         n_controls: control sets per step.
         reader: layer whose residual direct effects are put into, for the verdict; by default, and once the
             set reaches it, the last.
         seed: of the bootstrap and of the control sets.
         draws: bootstrap resamples.
-        batch: rows per forward pass.
 
     Returns:
-        A row per step from 0; the last has no L*, or says in `reason` why the ladder ends before.
+        A row per step from 0; the last has no L*, or says in `reason` why it ends before.
 
     Raises:
         EditError: for an unknown belief, unit, kind or place, fewer than one head or step, or a start that
@@ -437,69 +400,64 @@ def redundancy_ladder(
         SiteError: for a layer that the model does not have.
     """
     runs.columns([belief])
-    for name, asked, known in (("unit", unit, UNITS), ("kind", kind, KINDS), ("place", place, PLACES)):
-        if asked not in known:
-            raise EditError(f"ladder {name} '{asked}'", "unknown", f"One of {', '.join(known)}.")
+    expect_known("iterative ablation", unit=(unit, UNITS), kind=(kind, KINDS), place=(place, PLACES))
     if min(n_heads, max_steps) < 1:
         raise EditError(
-            f"{n_heads} heads in {max_steps} steps",
-            "nothing to ablate",
+            f"{n_heads} heads in {max_steps} steps", "nothing to ablate",
             "Give n_heads and max_steps of 1 or more.",
-        )
+        )  # fmt: skip
     rng = np.random.default_rng(seed)
-    weights = resamples(runs.donor.n_prompts, draws, rng)
-    climb = Climb(model, runs, belief, unit, n_heads, kind, place, reader, n_controls, weights, batch)
-    return RedundancyLadderTable.concat([
-        RedundancyLadderTable({name: [value] for name, value in row.items()})
-        for row in _steps(climb, start, max_steps, rng)
-    ])  # fmt: skip
+    weights = prompt_weights(runs.donor.n_prompts, draws, rng)
+    asked = IterativeAblation(
+        model, runs, belief, unit, n_heads, kind, place, reader, n_controls, weights, batch
+    )
+    rows = list(_steps(asked, start, max_steps, rng))
+    return RedundancyLadderTable(
+        {name: [row[name] for row in rows] for name in RedundancyLadderTable.COLUMNS}
+    )
 
 
-def _steps(climb: Climb, start: Heads, max_steps: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+def _steps(
+    ablating: IterativeAblation, start: Heads, max_steps: int, rng: np.random.Generator
+) -> Iterator[dict[str, Any]]:
     """The rows, one per step."""
-    swept = climb.sweep(())
-    intact = before = first_layer(swept, climb.weights)
-    row = _row(climb, 0, (), (), swept, intact, before)
+    swept = ablating.sweep(())
+    intact = before = first_layer(swept, ablating.weights)
+    row = _row(ablating, 0, (), (), swept, intact, before)
     heads: Heads = ()
     for step in range(1, max_steps + 1):
         if not np.isfinite(before.value):
             break
-        added = start if step == 1 and start else took_over(climb, heads, int(before.value))
+        added = start if step == 1 and start else took_over(ablating, heads, int(before.value))
         if not added:
             yield row | {"reason": _also(row, "no heads are left below L*")}
             return
         yield row
         heads = (*heads, *(head for head in added if head not in heads))
-        swept = climb.sweep(heads)
-        now = first_layer(swept, climb.weights)
-        row = _row(climb, step, added, heads, swept, now, before)
-        row |= _controls(climb, heads, int(before.value), rng) | _verdict(climb, heads, intact, now)
+        swept = ablating.sweep(heads)
+        now = first_layer(swept, ablating.weights)
+        row = _row(ablating, step, added, heads, swept, now, before)
+        row |= _controls(ablating, heads, int(before.value), rng) | _verdict(ablating, heads, intact, now)
         before = now
     stopped = f"stopped after {max_steps} steps" if np.isfinite(before.value) else ""
     yield row | {"reason": _also(row, stopped)}
 
 
-def _also(row: dict[str, Any], said: str) -> str:
+def _also(row: dict[str, Any], reason: str) -> str:
     """A row's reason with another one."""
-    return "; ".join(filter(None, (row["reason"], said)))
+    return "; ".join(filter(None, (row["reason"], reason)))
 
 
-def took_over(climb: Climb, heads: Heads, layer: int) -> Heads:
-    """What carries the task into a layer once a set is ablated; nothing where no heads are left below it.
-
-    Args:
-        climb: gives the unit, and how many heads.
-        heads: the set.
-        layer: L* under it.
-    """
-    gone = _every_head(climb.model, heads)
-    every = [(i, h) for i in range(layer) for h in range(climb.model.n_heads) if (i, h) not in gone]
+def took_over(ablating: IterativeAblation, heads: Heads, layer: int) -> Heads:
+    """What carries the task into L*, `layer`, once a set is ablated; nothing where no heads are left."""
+    model, gone = ablating.model, _every_head(heads, ablating.model.n_heads)
+    every = [(i, h) for i in range(layer) for h in range(model.n_heads) if (i, h) not in gone]
     if not every:
         return ()
-    if climb.unit == "layer":
+    if ablating.unit == "layer":
         return ((every[-1][0], WHOLE_LAYER),)
-    left = [climb.sweep((*heads, head), [layer]).effect.mean() for head in every]
-    return tuple(sorted(every[i] for i in np.argsort(left, kind="stable")[: climb.n_heads]))
+    left = [ablating.sweep((*heads, head), [layer]).effect.mean() for head in every]
+    return tuple(sorted(every[i] for i in np.argsort(left, kind="stable")[: ablating.n_heads]))
 
 
 def control_sets(model: LanguageModel, heads: Heads, n: int, rng: np.random.Generator) -> list[Heads]:
@@ -511,14 +469,12 @@ def control_sets(model: LanguageModel, heads: Heads, n: int, rng: np.random.Gene
         n: how many; fewer where there are not as many, none where the layers have too few other heads.
         rng: draws them.
     """
-    gone = _every_head(model, heads)
+    gone = _every_head(heads, model.n_heads)
     touched = {layer for layer, _ in gone}
     layers = [layer for layer in range(model.n_blocks) if layer not in touched]
     n_layers = len({layer for layer, head in heads if head == WHOLE_LAYER})
-    wanted: dict[int, int] = {}
-    for layer, head in heads:
-        if head != WHOLE_LAYER:
-            wanted[layer] = wanted.get(layer, 0) + 1
+    single = [layer for layer, head in heads if head != WHOLE_LAYER]
+    wanted = {layer: single.count(layer) for layer in dict.fromkeys(single)}
     others = {i: [h for h in range(model.n_heads) if (i, h) not in gone] for i in wanted}
     if n_layers > len(layers) or any(wanted[layer] > len(others[layer]) for layer in wanted):
         return []
@@ -526,83 +482,84 @@ def control_sets(model: LanguageModel, heads: Heads, n: int, rng: np.random.Gene
     for _ in range(_TRIES * n):
         if len(found) == n:
             break
-        drawn = (
-            [(int(i), WHOLE_LAYER) for i in rng.choice(layers, n_layers, replace=False)] if n_layers else []
-        )
+        whole = rng.choice(layers, n_layers, replace=False) if n_layers else ()
+        drawn = [(int(i), WHOLE_LAYER) for i in whole]
         for layer, count in wanted.items():
             drawn += [(layer, int(h)) for h in rng.choice(others[layer], count, replace=False)]
         found[tuple(sorted(drawn))] = None
     return list(found)
 
 
-def _every_head(model: LanguageModel, heads: Heads) -> set[tuple[int, int]]:
+def _every_head(heads: Heads, n_heads: int) -> set[tuple[int, int]]:
     """The set's heads one by one."""
-    return {
-        (layer, h) for layer, head in heads for h in (range(model.n_heads) if head == WHOLE_LAYER else [head])
-    }
+    return {(layer, int(h)) for layer, some in heads_by_layer(heads, n_heads).items() for h in some}
 
 
 def _row(
-    climb: Climb, step: int, added: Heads, heads: Heads, swept: Arrival, now: FirstLayer, before: FirstLayer
-) -> dict[str, Any]:
+    ablating: IterativeAblation, step: int, added: Heads, heads: Heads, swept: Arrival, now: FirstLayer,
+    before: FirstLayer,
+) -> dict[str, Any]:  # fmt: skip
     """A step's row but for its controls and verdict, which are empty."""
-    ne = swept.normalised(climb.weights)
-    known = not ne.reason[0]
-    best = int(np.nanargmax(ne.value)) if known else 0
+    ne, runs = swept.normalised(ablating.weights), ablating.runs
+    best = 0 if ne.reason[0] else int(np.nanargmax(ne.value))
     at = int(np.flatnonzero(swept.layers == now.value)[0]) if np.isfinite(now.value) else best
-    donor = means(climb.donor(heads)[:, None], climb.weights)
-    shown = {"before_layer": np.nan, "ne_before": np.nan, "ne_before_low": np.nan, "ne_before_high": np.nan}
+
+    def at_layer(name: str, i: int) -> dict[str, float]:
+        return {key: values[i] for key, values in ne.columns(name).items()}
+
+    ne_before = dict.fromkeys(("before_layer", *ne.columns("ne_before")), np.nan)
     if step:
         i = int(np.flatnonzero(swept.layers == before.value)[0])
-        shown = {
-            "before_layer": before.value, "ne_before": ne.value[i], "ne_before_low": ne.low[i],
-            "ne_before_high": ne.high[i],
-        }  # fmt: skip
+        ne_before = {"before_layer": before.value, **at_layer("ne_before", i)}
+    donor = means(ablating.donor(heads)[:, None], ablating.weights)
     return {
-        "step": step, "unit": climb.unit, "added": named(added), "ablated": named(heads), "kind": climb.kind,
-        "place": climb.place, "recipient": climb.runs.recipient_name, "n_seen": climb.runs.n_seen,
-        "belief": climb.belief, "first_layer": now.value, "first_low": now.low, "first_high": now.high,
-        "ne": ne.value[at], "ne_low": ne.low[at], "ne_high": ne.high[at],
-        "own": swept.own[:, at].mean(), "copy": swept.copy[:, at].mean(), **shown,
-        "donor": donor.value[0], "donor_low": donor.low[0], "donor_high": donor.high[0],
+        "step": step, "unit": ablating.unit, "added": head_names(added), "ablated": head_names(heads),
+        "kind": ablating.kind, "place": ablating.place, "recipient": runs.recipient_name,
+        "n_seen": runs.n_seen, "belief": ablating.belief, "first_layer": now.value, "first_low": now.low,
+        "first_high": now.high, **at_layer("ne", at), "own": swept.own[:, at].mean(),
+        "copy": swept.copy[:, at].mean(), **ne_before,
+        **{name: values[0] for name, values in donor.columns("donor").items()},
         "n_controls": 0, **dict.fromkeys(_EMPTY, np.nan), "verdict": "",
         "n_prompts": len(swept.span), "reason": now.reason,
     }  # fmt: skip
 
 
-def _controls(climb: Climb, heads: Heads, before: int, rng: np.random.Generator) -> dict[str, Any]:
+def _controls(
+    ablating: IterativeAblation, heads: Heads, before: int, rng: np.random.Generator
+) -> dict[str, Any]:
     """What control sets leave of the task at the layer where it worked before this step."""
-    sets = control_sets(climb.model, heads, climb.n_controls, rng)
+    sets = control_sets(ablating.model, heads, ablating.n_controls, rng)
     if not sets:
         return {}
     left, moved, donor = [], [], []
     for some in sets:
-        swept = climb.sweep(some)
-        left.append(float(swept.normalised(climb.weights).value[swept.layers == before][0]))
-        moved.append(not first_layer(swept, climb.weights).value <= before)
-        donor.append(climb.donor(some).mean())
+        swept = ablating.sweep(some)
+        left.append(float(swept.normalised(ablating.weights).value[swept.layers == before][0]))
+        moved.append(not first_layer(swept, ablating.weights).value <= before)
+        donor.append(ablating.donor(some).mean())
     return {
         "n_controls": len(sets), "control_ne_before": np.mean(left), "control_ne_least": min(left),
         "control_ne_greatest": max(left), "control_moved": np.mean(moved), "control_donor": np.mean(donor),
     }  # fmt: skip
 
 
-def _verdict(climb: Climb, heads: Heads, intact: FirstLayer, now: FirstLayer) -> dict[str, Any]:
+def _verdict(
+    ablating: IterativeAblation, heads: Heads, intact: FirstLayer, now: FirstLayer
+) -> dict[str, Any]:
     """Direct effects of the set against the intact model, and what they and L* make of it."""
-    last = max(layer for layer, _ in heads)
-    reader = climb.reader if climb.reader is not None and climb.reader > last else None
-    ablation = Ablation(heads, climb.kind, climb.place)
-    effects = direct_by_prompt(climb.model, climb.runs, ablation, reader=reader, batch=climb.batch)
-    (b,) = climb.runs.columns([climb.belief])
-    said = verdict(intact, now, effects, b, climb.weights)
+    reader = ablating.reader
+    if reader is not None and reader <= max(layer for layer, _ in heads):
+        reader = None
+    ablation = Ablation(heads, ablating.kind, ablating.place)
+    effects = direct_by_prompt(ablating.model, ablating.runs, ablation, reader=reader, batch=ablating.batch)
+    (b,) = ablating.runs.columns([ablating.belief])
+    judged = verdict(intact, now, effects, b, ablating.weights)
     parts = {
         "total": TOTAL, "direct": ABLATED, "later_heads": LATER_HEADS, "later_heads_given_loss": HEADS_GIVEN,
         "later": LATER,
     }  # fmt: skip
-    row: dict[str, Any] = {"verdict": said.name, "reason": said.reason}
+    row: dict[str, Any] = {"verdict": judged.name, "reason": judged.reason}
     for name, part in parts.items():
-        found = means(effects.sums[part][:, b : b + 1], climb.weights)
-        row[name] = found.value[0]
-        if name in _WITH_INTERVAL:
-            row |= {f"{name}_low": found.low[0], f"{name}_high": found.high[0]}
+        figures = means(effects.sums[part][:, b : b + 1], ablating.weights).columns(name)
+        row |= {key: values[0] for key, values in figures.items() if key == name or name in _WITH_INTERVAL}
     return row

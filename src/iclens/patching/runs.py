@@ -16,14 +16,68 @@ from functools import partial
 import numpy as np
 
 from iclens.core import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, EditError, TaskError, nearest
-from iclens.prompts.beliefs import DeclaredBelief, belief_names
+from iclens.prompts.beliefs import AnswerProbs, DeclaredBelief, belief_names, log_odds, read_all
 from iclens.prompts.build import PromptSet, build_prompts, joined
 from iclens.prompts.render import Tokenizer, fingerprint
 from iclens.prompts.tasks import Task, default_inputs
-from iclens.table import Ints, Strings
+from iclens.table import Floats, Ints, Strings
 
 ZERO = "zero examples"
 RECIPIENTS = (ZERO, "S arm", "R arm")
+
+
+@dataclass(frozen=True)
+class BeliefReader:
+    """Log-odds of every belief about the query of each of some prompts.
+
+    Args:
+        task: the rule that prompts are asked about.
+        x: their queries, [prompt].
+        answer: the task's answers to these, [prompt].
+        copied: the answers that `copy` asks for, [prompt]; None leaves it undefined.
+        declared: beliefs that are read beside the five of every study.
+        donors: columns of the answers of each prompt's donors, [prompt] of [answer]; where given, `copy`
+            asks for any of these instead.
+        exact: whether probabilities are summed in float64, or as they are.
+    """
+
+    task: Task
+    x: Strings
+    answer: Strings
+    copied: Strings | None
+    declared: tuple[DeclaredBelief, ...] = ()
+    donors: tuple[Ints, ...] | None = None
+    exact: bool = False
+
+    @property
+    def beliefs(self) -> tuple[str, ...]:
+        """Names along the belief axis."""
+        return belief_names(self.declared)
+
+    def log_odds(self, probs: AnswerProbs, prompts: Sequence[int] | Ints | None = None) -> Floats:
+        """Log-odds in nats, [row … belief].
+
+        Args:
+            probs: [row answer], or [row … answer].
+            prompts: which prompt each row belongs to, [row]; by default each prompt has one row, in order.
+        """
+        which = np.arange(len(self.x)) if prompts is None else np.asarray(prompts)
+        if self.exact:
+            probs = AnswerProbs(probs.answers, probs.log_prob.astype(np.float64))
+        axes = probs.log_prob.shape[:-1]
+
+        def of_rows(text: Strings) -> Strings:
+            return np.broadcast_to(text[which].reshape(-1, *[1] * (len(axes) - 1)), axes)
+
+        copied = None if self.copied is None else of_rows(self.copied)
+        beliefs = read_all(probs, self.task, of_rows(self.x), of_rows(self.answer), copied, self.declared)
+        odds = log_odds(beliefs)
+        if self.donors is not None:
+            for prompt in np.unique(which):
+                rows = which == prompt
+                of_donors = probs.log_prob[rows][..., self.donors[prompt]].astype(np.float64)
+                odds[rows, ..., self.beliefs.index("copy")] = log_odds(np.exp(of_donors).sum(axis=-1))
+        return odds
 
 
 @dataclass(frozen=True)
@@ -49,13 +103,13 @@ class Runs:
     declared: tuple[DeclaredBelief, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.donor.n_prompts == self.recipient.n_prompts == self.target.n_prompts:
-            found = f"{self.donor.n_prompts}, {self.recipient.n_prompts} and {self.target.n_prompts} prompts"
+        runs = self.donor, self.recipient, self.target
+        if len({run.n_prompts for run in runs}) > 1:
+            numbers = "{}, {} and {} prompts".format(*(run.n_prompts for run in runs))
             raise EditError(
-                "donor, recipient and A*",
-                found,
+                "donor, recipient and A*", numbers,
                 "Give as many prompts of each: one donor, recipient and A* make a pair.",
-            )
+            )  # fmt: skip
         if (self.target.x[:, -1] != self.x_B).any():
             raise EditError("A*", "its query is not the recipient's", "Build the runs with `build_runs`.")
         shown = (self.donor.x[:, :-1] == self.x_B[:, None]).any(axis=1)
@@ -64,13 +118,12 @@ class Runs:
                 f"a patch into the query of x = {self.x_B[shown.argmax()]}", "the donor's context shows it",
                 "Build the runs with `build_runs`.",
             )  # fmt: skip
-        tokenizers = {run.tokenizer for run in (self.donor, self.recipient, self.target)}
+        tokenizers = {run.tokenizer for run in runs}
         if len(tokenizers) > 1:
             raise EditError(
-                "donor, recipient and A*",
-                f"tokenizers {', '.join(sorted(tokenizers))}",
+                "donor, recipient and A*", f"tokenizers {', '.join(sorted(tokenizers))}",
                 "Build all three with one model's tokenizer.",
-            )
+            )  # fmt: skip
 
     @property
     def recipient_name(self) -> str:
@@ -88,20 +141,29 @@ class Runs:
         return self.recipient.x[:, -1]
 
     @property
-    def own(self) -> Strings:
+    def answer(self) -> Strings:
         """f(x_B), the task applied to the recipient's own x, [prompt]."""
         return self.recipient.answer[:, -1]
 
     @property
-    def copied(self) -> Strings:
+    def donor_answer(self) -> Strings:
         """f(x_A), the donor's own answer, [prompt]."""
         return self.donor.answer[:, -1]
 
     @property
     def words(self) -> tuple[str, ...]:
         """Answers that are not numbers and so must be read besides them."""
-        asked = (*self.own, *self.copied, *(word for belief in self.declared for word in belief.words))
-        return tuple(sorted({y for y in asked if not y.isdigit()}))
+        answers = (
+            *self.answer,
+            *self.donor_answer,
+            *(word for belief in self.declared for word in belief.words),
+        )
+        return tuple(sorted({y for y in answers if not y.isdigit()}))
+
+    @property
+    def reader(self) -> BeliefReader:
+        """Reads every belief about the recipient's query; `copy` asks for f(x_A)."""
+        return BeliefReader(self.task, self.x_B, self.answer, self.donor_answer, self.declared)
 
     @property
     def beliefs(self) -> tuple[str, ...]:
@@ -109,11 +171,7 @@ class Runs:
         return belief_names(self.declared)
 
     def columns(self, beliefs: Sequence[str]) -> list[int]:
-        """Where some beliefs stand on that axis.
-
-        Raises:
-            EditError: for one that is not read.
-        """
+        """Where some beliefs stand on that axis; raises an EditError for one that is not read."""
         for name in beliefs:
             if name not in self.beliefs:
                 raise EditError(f"belief '{name}'", "unknown", nearest(name, self.beliefs) + ".")
@@ -121,18 +179,13 @@ class Runs:
 
 
 def check_tokenizer(tokenizer: Tokenizer, runs: Runs) -> None:
-    """Refuse runs whose tokens are another tokenizer's.
-
-    Raises:
-        EditError: when their fingerprints differ.
-    """
-    own = fingerprint(tokenizer)
-    if own != runs.donor.tokenizer:
+    """Refuse runs whose tokens are another tokenizer's, by an EditError."""
+    expected = fingerprint(tokenizer)
+    if expected != runs.donor.tokenizer:
         raise EditError(
-            f"runs of tokenizer {runs.donor.tokenizer}",
-            f"the model's is {own}",
+            f"runs of tokenizer {runs.donor.tokenizer}", f"the model's is {expected}",
             "Build the runs with `model.tokenizer`.",
-        )
+        )  # fmt: skip
 
 
 def build_runs(
@@ -158,23 +211,17 @@ def build_runs(
         TaskError: for a stochastic task, too few inputs, or a task whose answer never changes.
     """
     pool = tuple(inputs) if inputs is not None else default_inputs(task.domain)
-    shown = _shown(task, recipient, donor_examples, recipient_examples, len(pool))
-    every = build_prompts(
-        tokenizer, task, arm="T", n_prompts=n_prompts, n_examples=len(pool), seed=seed, inputs=pool
-    )
+    n_shown = _context_examples(task, recipient, donor_examples, recipient_examples, len(pool))
+    draw = partial(build_prompts, tokenizer, task, n_prompts=n_prompts, seed=seed, inputs=pool)
+    every = draw(arm="T", n_examples=len(pool))
+    context = draw(arm=recipient.split()[0], n_examples=n_shown) if n_shown else every
     last = np.full((n_prompts, 1), len(pool) - 1)
-    seen = np.tile(np.arange(donor_examples), (n_prompts, 1))
-    context = every
-    if shown:
-        arm = recipient.split()[0]
-        context = build_prompts(
-            tokenizer, task, arm=arm, n_prompts=n_prompts, n_examples=shown, seed=seed, inputs=pool
-        )
+    first = np.tile(np.arange(donor_examples), (n_prompts, 1))
     return Runs(
         task,
-        donor=_columns(every, np.hstack([seen, _donor_query(every, donor_examples, every.answer[:, -1])])),
-        recipient=_with_query(context, shown, _columns(every, last)),
-        target=_columns(every, np.hstack([seen, last])),
+        donor=_columns(every, np.hstack([first, _donor_query(every, donor_examples, every.answer[:, -1])])),
+        recipient=_with_query(context, n_shown, _columns(every, last)),
+        target=_columns(every, np.hstack([first, last])),
         declared=tuple(declared),
     )
 
@@ -187,97 +234,78 @@ def runs_by_query(
     """Run A, run B and A* of one task for every query x of a list, with several donors each.
 
     B asks about x, which the donors of its pairs neither show nor ask about. Contexts are drawn anew for
-    every x and donor.
+    every x and donor. Arguments that are not named here, and errors, are those of `build_runs`.
 
     Args:
-        tokenizer: gives six tokens to an example.
-        task: the donor's rule; it must have one answer per x.
-        xs: the recipient's queries, each once.
-        recipient: one of `RECIPIENTS`.
+        xs: the recipient's queries; each counts once.
         donors: pairs of runs for each x.
-        donor_examples: examples before the donor's query.
-        recipient_examples: examples before the query of an S or R recipient; the donor's by default.
-        seed: of the draw.
         inputs: allowed x of contexts and donors' queries; `xs` when not given.
-        declared: beliefs that are read beside the five of every study.
 
     Returns:
         The pairs, by x in the order of `xs` and then by donor.
-
-    Raises:
-        EditError: for no x, an unknown recipient, or one that cannot be deranged.
-        TaskError: for a stochastic task, too few inputs, or a task whose answer never changes.
     """
-    asked = list(dict.fromkeys(str(x) for x in xs))
-    if not asked or donors < 1:
+    queries = list(dict.fromkeys(str(x) for x in xs))
+    if not queries or donors < 1:
         raise EditError(
-            f"{len(asked)} queries and {donors} donors",
-            "nothing to run",
+            f"{len(queries)} queries and {donors} donors", "nothing to run",
             "Give at least one x and `donors` of 1 or more.",
-        )
-    pool = tuple(inputs) if inputs is not None else tuple(asked)
-    n_inputs = len(pool) if {*pool} & {*asked} else len(pool) + 1
-    shown = _shown(task, recipient, donor_examples, recipient_examples, n_inputs)
+        )  # fmt: skip
+    pool = tuple(inputs) if inputs is not None else tuple(queries)
+    n_inputs = len(pool) if {*pool} & {*queries} else len(pool) + 1
+    n_shown = _context_examples(task, recipient, donor_examples, recipient_examples, n_inputs)
     parts = []
-    for i, x in enumerate(asked):
+    for i, x in enumerate(queries):
         others = tuple(value for value in pool if value != x)
         drawn = int(np.random.default_rng([seed, i]).integers(2**31))
         draw = partial(build_prompts, tokenizer, task, n_prompts=donors, seed=drawn)
         every = draw(arm="T", n_examples=len(others), inputs=others)
         query = draw(arm="T", n_examples=1, inputs=(x,))
-        context = draw(arm=recipient.split()[0], n_examples=shown, inputs=others) if shown else every
-        seen = np.tile(np.arange(donor_examples), (donors, 1))
+        context = draw(arm=recipient.split()[0], n_examples=n_shown, inputs=others) if n_shown else every
+        first = np.tile(np.arange(donor_examples), (donors, 1))
         parts.append((
-            _columns(every, np.hstack([seen, _donor_query(every, donor_examples, query.answer[:, 0])])),
-            _with_query(context, shown, query),
+            _columns(every, np.hstack([first, _donor_query(every, donor_examples, query.answer[:, 0])])),
+            _with_query(context, n_shown, query),
             _with_query(every, donor_examples, query),
         ))  # fmt: skip
     donor, recipient_prompts, target = (joined(part, part[0].arm) for part in zip(*parts, strict=True))
     return Runs(task, donor, recipient_prompts, target, tuple(declared))
 
 
-def _shown(
+def _context_examples(
     task: Task, recipient: str, donor_examples: int, recipient_examples: int | None, n_inputs: int
 ) -> int:
-    """Examples before the recipient's query.
-
-    Raises:
-        EditError: for an unknown recipient, or one that cannot be deranged.
-        TaskError: for a stochastic task, or too few inputs for the contexts and two queries.
-    """
+    """Examples before the recipient's query; refuses what cannot be drawn."""
     if recipient not in RECIPIENTS:
-        raise EditError(
-            f"recipient '{recipient}'", "unknown", f"It must be {' or '.join(map(repr, RECIPIENTS))}."
-        )
+        known = " or ".join(map(repr, RECIPIENTS))
+        raise EditError(f"recipient '{recipient}'", "unknown", f"It must be {known}.")
     if not task.deterministic:
         raise TaskError(
-            f"patching '{task.name}'",
-            "it has no single answer",
+            f"patching '{task.name}'", "it has no single answer",
             "Choose a task with one answer per x, such as 2x+3.",
-        )
-    shown = 0 if recipient == ZERO else donor_examples if recipient_examples is None else recipient_examples
-    if recipient == "S arm" and shown < 2:
+        )  # fmt: skip
+    n_shown = 0 if recipient == ZERO else donor_examples if recipient_examples is None else recipient_examples
+    if recipient == "S arm" and n_shown < 2:
         raise EditError(
-            f"an S arm of {shown} examples",
-            "its labels cannot be deranged",
+            f"an S arm of {n_shown} examples", "its labels cannot be deranged",
             "Give recipient_examples of 2 or more.",
-        )
-    longest = max(donor_examples, shown)
+        )  # fmt: skip
+    longest = max(donor_examples, n_shown)
     if n_inputs < longest + 2:
         raise TaskError(
-            f"{longest} examples and two queries",
-            f"{n_inputs} inputs",
+            f"{longest} examples and two queries", f"{n_inputs} inputs",
             "Lower the number of examples, or allow more inputs.",
-        )
-    return shown
+        )  # fmt: skip
+    return n_shown
 
 
-def _donor_query(every: PromptSet, first: int, own: Strings) -> Ints:
-    """The first column from `first` on whose answer is not f(x_B), `own` [prompt], as [prompt 1]."""
-    differs = every.answer[:, first:] != own[:, None]
+def _donor_query(every: PromptSet, first: int, answer: Strings) -> Ints:
+    """The first column from `first` on whose answer is not f(x_B), `answer` [prompt], as [prompt 1]."""
+    differs = every.answer[:, first:] != answer[:, None]
     if not differs.any(axis=1).all():
-        found = "f(x_A) = f(x_B) whatever x_A"
-        raise TaskError(f"patching '{every.task[0]}'", found, "Choose a task whose answer depends on x.")
+        raise TaskError(
+            f"patching '{every.task[0]}'", "f(x_A) = f(x_B) whatever x_A",
+            "Choose a task whose answer depends on x.",
+        )  # fmt: skip
     return (first + differs.argmax(axis=1))[:, None]
 
 
@@ -290,12 +318,12 @@ def _columns(prompts: PromptSet, columns: Ints) -> PromptSet:
     return PromptSet(prompts.task, prompts.arm, x, y, answer, tokens, prompts.seed, prompts.tokenizer)
 
 
-def _with_query(context: PromptSet, shown: int, query: PromptSet) -> PromptSet:
-    """The first `shown` examples of `context` followed by the query."""
+def _with_query(context: PromptSet, n_shown: int, query: PromptSet) -> PromptSet:
+    """The first `n_shown` examples of `context` followed by the query."""
     x, y, answer = (
-        np.hstack([getattr(context, name)[:, :shown], getattr(query, name)]) for name in ("x", "y", "answer")
+        np.hstack([getattr(context, name)[:, :n_shown], getattr(query, name)])
+        for name in ("x", "y", "answer")
     )
-    tokens = np.hstack([
-        context.tokens[:, : PREFIX_LENGTH + TOKENS_PER_EXAMPLE * shown], query.tokens[:, PREFIX_LENGTH:]
-    ])  # fmt: skip
+    prefix = context.tokens[:, : PREFIX_LENGTH + TOKENS_PER_EXAMPLE * n_shown]
+    tokens = np.hstack([prefix, query.tokens[:, PREFIX_LENGTH:]])
     return PromptSet(context.task, context.arm, x, y, answer, tokens, context.seed, context.tokenizer)

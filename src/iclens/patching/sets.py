@@ -1,10 +1,9 @@
-"""Sets of latents patched together, and their controls."""
+"""Sets of latents patched together, in the order that carries most, beside random sets and other controls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,20 +13,11 @@ from iclens.core import EditError, Site
 from iclens.model.run import record_neurons
 from iclens.model.tail import tails_of
 from iclens.patching.latents import expect_effects, matched, reasons
-from iclens.patching.receiver import (
-    LatentRuns,
-    control_p_value,
-    gather,
-    means,
-    mixed,
-    normalised_effects,
-    place_of,
-    resamples,
-    up_to_query,
-)
+from iclens.patching.receiver import PatchReceiver, mixed, prepare_patch, query_position, up_to_query
 from iclens.patching.runs import Runs
 from iclens.prompts.build import PromptSet
 from iclens.schemas import ControlTable, SetTable
+from iclens.stats import control_p, interval, means, normalised_effects, prompt_weights
 from iclens.table import Floats, Ints
 
 OWN, GREEDY, ALL, NEURONS, MEANS, FULL = (
@@ -42,6 +32,12 @@ HALF = 0.5
 POOL = 100
 """Matched latents from which a member of a random set is drawn."""
 LISTED = 64
+"""Members of the largest set whose ids the table lists."""
+TO_FULL = ("the full activation moves the belief by", "the full activation's effect")
+SAME_VALUES = "it has the same donor values, so it cannot tell"
+"""Of a control that is the patch itself: most often a latent that either task switches off."""
+WRONG_ROLES = ("comma", "x")
+"""Tokens of the query at which the same addition is tried."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +58,13 @@ class Members:
 
 
 def patch_sets(
-    held: LatentRuns, effects: Floats, *, chosen_for: str = "exact", largest: int = 32, n_controls: int = 50,
-    seed: int = 0, draws: int = 1000,
+    receiver: PatchReceiver, effects: Floats, *, chosen_for: str = "exact", largest: int = 32,
+    n_controls: int = 50, seed: int = 0, draws: int = 1000,
 ) -> SetTable:  # fmt: skip
     """Effects of sets of latents on every belief.
 
     Args:
-        held: the runs.
-        effects: single effects of `held.differing` on every prompt, nats [prompt latent belief].
+        effects: single effects of `receiver.differing` on every prompt, nats [prompt latent belief].
         chosen_for: the belief by whose effects members are chosen.
         largest: members of the largest chosen set.
         n_controls: random sets for each chosen set.
@@ -79,114 +74,114 @@ def patch_sets(
     Raises:
         EditError: when `chosen_for` is no belief of the runs, or the effects are not those of these runs.
     """
-    (b,) = held.runs.columns([chosen_for])
-    expect_effects(held, effects)
-    order = own_order(held, effects, b)
-    greedy = greedy_order(held, candidates(held, effects, b), b, largest)
-    sets = list(_sets(held, order, greedy, b, largest))
-    deltas = [one.delta for one in sets]
-    found, screened = _effects(held, deltas, held.test), _effects(held, deltas, held.screen)
-    rng, weights = np.random.default_rng(seed), resamples(len(held.test), draws, np.random.default_rng(seed))
-    last = [one.kind for one in sets].index(FULL)
+    (b,) = receiver.runs.columns([chosen_for])
+    expect_effects(receiver, effects, len(receiver.differing))
+    order = own_order(receiver, effects, b)
+    greedy = greedy_order(receiver, candidates(receiver, effects, b), b, largest)
+    sets = list(_sets(receiver, order, greedy, b, largest))
+    deltas = [members.delta for members in sets]
+    tested, screened = (receiver.effects_at(half, deltas) for half in (receiver.test, receiver.screen))
+    rng = np.random.default_rng(seed)
+    weights = prompt_weights(len(receiver.test), draws, np.random.default_rng(seed))
+    last = [members.kind for members in sets].index(FULL)
     with np.errstate(divide="ignore", invalid="ignore"):
         screen_share = screened[..., b].mean(axis=0) / screened[:, last, b].mean()
     compared = _compared(sets, screen_share >= HALF)
     tables = []
-    for i, one in enumerate(sets):
-        drawn = random_sets(held, one, n_controls, rng) if i in compared else None
-        rows = _rows(held, one, chosen_for, (found[:, i], found[:, last], drawn), weights)
-        tables.append(rows | {"screen_share": [screen_share[i]] * len(held.beliefs)})
-    return SetTable.concat([SetTable(rows) for rows in tables])
+    for i, members in enumerate(sets):
+        controls = random_sets(receiver, members, n_controls, rng) if i in compared else None
+        found = (tested[:, i], tested[:, last], controls)
+        tables.append(_rows(receiver, members, chosen_for, screen_share[i], found, weights))
+    return SetTable.concat(tables)
 
 
 def _compared(sets: Sequence[Members], enough: np.ndarray) -> set[int]:
     """Which sets get random ones beside them: sizes 1, 2, 4, …, the largest, and the first that is enough."""
     chosen = set()
     for kind in (OWN, GREEDY):
-        places = [i for i, one in enumerate(sets) if one.kind == kind]
+        places = [i for i, members in enumerate(sets) if members.kind == kind]
         sizes = _sizes(len(places) if kind == GREEDY else max([sets[i].size for i in places], default=0))
         chosen |= {i for i in places if sets[i].size in sizes}
         chosen |= {i for i in places if enough[i]} and {next(i for i in places if enough[i])}
     return chosen
 
 
-def own_order(held: LatentRuns, effects: Floats, b: int) -> Ints:
+def own_order(receiver: PatchReceiver, effects: Floats, b: int) -> Ints:
     """Latents whose own effect on belief `b` goes the other run's way (screening half), largest first."""
-    gain = _way(held, b) * effects[held.screen][..., b].mean(axis=0)
+    gain = _way(receiver, b) * effects[receiver.screen][..., b].mean(axis=0)
     order = np.argsort(-np.nan_to_num(gain, nan=-np.inf), kind="stable")
-    return held.differing[order[np.nan_to_num(gain)[order] > 0]]
+    return receiver.differing[order[np.nan_to_num(gain)[order] > 0]]
 
 
-def candidates(held: LatentRuns, effects: Floats, b: int, most: int = CANDIDATES) -> Ints:
+def candidates(receiver: PatchReceiver, effects: Floats, b: int, most: int = CANDIDATES) -> Ints:
     """Latents worth adding: of largest own effect, or of largest loss when left out of all latents.
 
     A latent may do nothing alone and much beside others; what is lost without it tells. Screening half.
 
     Args:
-        held: the runs.
-        effects: single effects of `held.differing`, nats [prompt latent belief].
+        effects: single effects of `receiver.differing`, nats [prompt latent belief].
         b: the belief's column.
         most: latents of either kind.
     """
-    along, every = held.directions(held.differing), held.all_latents
+    latents, every = receiver.differing, receiver.all_latents
+    along = receiver.directions(latents)
     without = (
-        torch.cat([every[i : i + 1], every[i] - held.pushes(i, held.differing, along)])
-        for i in held.screen.tolist()
+        torch.cat([every[i : i + 1], every[i] - receiver.pushes(i, latents, along)])
+        for i in receiver.screen.tolist()
     )
-    lost = [found[0, b] - found[1:, b] for found in held.effects_of(held.screen, without)]
-    ranked = [effects[held.screen][..., b].mean(axis=0), np.mean(lost, axis=0)]
-    best = [np.argsort(-_way(held, b) * np.nan_to_num(gain), kind="stable")[:most] for gain in ranked]
-    return held.differing[np.unique(np.concatenate(best))]
+    lost = [rise[0, b] - rise[1:, b] for rise in receiver.effects_of(receiver.screen, without)]
+    ranked = [effects[receiver.screen][..., b].mean(axis=0), np.mean(lost, axis=0)]
+    best = [np.argsort(-_way(receiver, b) * np.nan_to_num(gain), kind="stable")[:most] for gain in ranked]
+    return latents[np.unique(np.concatenate(best))]
 
 
-def _way(held: LatentRuns, b: int) -> float:
+def _way(receiver: PatchReceiver, b: int) -> float:
     """1 when the other run holds more of belief `b` than the receiver, −1 when less (screening half)."""
-    return float(np.sign((held.target - held.base)[held.screen, b].mean()))
+    return float(np.sign(receiver.span[receiver.screen, b].mean()))
 
 
-def greedy_order(held: LatentRuns, candidates: Ints, b: int, largest: int) -> Ints:
+def greedy_order(receiver: PatchReceiver, candidates: Ints, b: int, largest: int) -> Ints:
     """Candidates in the order in which each adds most to belief `b` beside those before it.
 
     Stops when none adds anything, at `largest`, or when the set has `ENOUGH` of the full activation's effect
     on the screening half.
     """
-    way, chosen, left = _way(held, b), [], list(range(len(candidates)))
-    along = held.directions(candidates)
-    pushes = {int(i): held.pushes(int(i), candidates, along) for i in held.screen}
-    so_far = {i: torch.zeros_like(held.recipient_held[i]) for i in pushes}
-    whole = held.everything
-    full = np.mean(held.effects_of(held.screen, (whole[i : i + 1] for i in pushes)), axis=0)[0, b]
-    reached = 0.0
+    screen, way = receiver.screen, _way(receiver, b)
+    along = receiver.directions(candidates)
+    pushes = {int(i): receiver.pushes(int(i), candidates, along) for i in screen}  # [candidate d_in] each
+    so_far = {i: torch.zeros_like(receiver.acts[i]) for i in pushes}
+    whole = receiver.everything
+    full = np.mean(receiver.effects_of(screen, (whole[i : i + 1] for i in pushes)), axis=0)[0, b]
+    chosen, left, reached = [], list(range(len(candidates))), 0.0
     while left and len(chosen) < largest and reached < ENOUGH * way * full:
-        tried = held.effects_of(held.screen, (so_far[i] + push[left] for i, push in pushes.items()))
-        gains = np.mean(tried, axis=0)[:, b]
-        best = int(np.argmax(way * gains))
-        if way * gains[best] <= reached:
+        tried = receiver.effects_of(screen, (so_far[i] + push[left] for i, push in pushes.items()))
+        gains = way * np.mean(tried, axis=0)[:, b]
+        best = int(np.argmax(gains))
+        if gains[best] <= reached:
             break
-        reached = float(way * gains[best])
-        member = left.pop(best)
-        chosen.append(member)
+        reached = float(gains[best])
+        chosen.append(left.pop(best))
         for i, push in pushes.items():
-            so_far[i] = so_far[i] + push[member]
+            so_far[i] = so_far[i] + push[chosen[-1]]
     return candidates[chosen]
 
 
-def _sets(held: LatentRuns, order: Ints, greedy: Ints, b: int, largest: int) -> Iterator[Members]:
+def _sets(receiver: PatchReceiver, order: Ints, greedy: Ints, b: int, largest: int) -> Iterator[Members]:
     """Every set whose effect is reported."""
     for kind, ids, sizes in (
         (OWN, order, _sizes(min(len(order), largest))), (GREEDY, greedy, range(1, len(greedy) + 1)),
     ):  # fmt: skip
         for size in sizes:
-            yield Members(kind, ids[:size], size, joint(held, ids[:size]))
-    yield Members(ALL, held.differing, len(held.differing), held.all_latents)
-    written = writer(held.sae.site)
-    if written is not None:
-        pushes, ids = _neurons_by_effect(held, written, b, largest)
+            yield Members(kind, ids[:size], size, receiver.joint(ids[:size]))
+    yield Members(ALL, receiver.differing, len(receiver.differing), receiver.all_latents)
+    layer = writer(receiver.sae.site)
+    if layer is not None:
+        pushes, ids = _neurons_by_effect(receiver, layer, b, largest)
         for size in _sizes(len(ids)):
             yield Members(NEURONS, ids[:size], size, pushes[:, :size].sum(dim=1))
-    shift = held.everything[torch.as_tensor(held.screen)].mean(dim=0)
-    yield Members(MEANS, np.zeros(0, dtype=int), 1, shift.expand_as(held.everything))
-    yield Members(FULL, np.zeros(0, dtype=int), 0, held.everything)
+    whole, nothing = receiver.everything, np.zeros(0, dtype=int)
+    yield Members(MEANS, nothing, 1, whole[torch.as_tensor(receiver.screen)].mean(dim=0).expand_as(whole))
+    yield Members(FULL, nothing, 0, whole)
 
 
 def _sizes(most: int) -> list[int]:
@@ -194,43 +189,31 @@ def _sizes(most: int) -> list[int]:
     return sorted({2**k for k in range(32) if 2**k <= most} | ({most} if most else set()))
 
 
-def joint(held: LatentRuns, latents: Ints) -> Tensor:
-    """What moving latents together adds in every prompt, [prompt d_in]."""
-    along = held.directions(latents)
-    return torch.stack([held.pushes(i, latents, along).sum(dim=0) for i in range(len(held.tails))])
-
-
-def _effects(held: LatentRuns, deltas: list[Tensor], prompts: Ints) -> Floats:
-    """Effects of additions [prompt d_in] on some prompts, [prompt, addition, belief]."""
-    rows = torch.stack(deltas, dim=1)
-    return np.stack(held.effects_of(prompts, (rows[i] for i in prompts.tolist())))
-
-
-def random_sets(held: LatentRuns, members: Members, n: int, rng: np.random.Generator) -> Floats:
+def random_sets(receiver: PatchReceiver, members: Members, n: int, rng: np.random.Generator) -> Floats:
     """Mean effects of n sets of as many random live latents over the test half, [set belief].
 
     Each member is exchanged for a matched one that is no member, moved by the member's change; the sum is
     stretched to the length of the set's own addition, prompt by prompt.
     """
-    among = np.ones(held.sae.d_sae)
-    among[members.ids] = 0
-    density = held.density * among
-    pools = [matched(density, held.mean_active, int(f), POOL, rng) for f in members.ids]
+    density = receiver.density.copy()
+    density[members.ids] = 0
+    pools = [matched(density, receiver.mean_active, int(f), POOL, rng) for f in members.ids]
     if not all(len(pool) for pool in pools):
-        return np.zeros((0, len(held.beliefs)))
-    drawn = np.stack([_distinct(pools, rng) for _ in range(n)], axis=1)
-    lengths = held.directions(members.ids).norm(dim=1)
+        return np.zeros((0, len(receiver.beliefs)))
+    drawn = np.stack([_distinct(pools, rng) for _ in range(n)], axis=1)  # [member set]
+    lengths = receiver.directions(members.ids).norm(dim=1)
     known, where = np.unique(drawn, return_inverse=True)
-    units = torch.nn.functional.normalize(held.directions(known), dim=1)
-    along = units[torch.as_tensor(where.reshape(drawn.shape))]
+    units = torch.nn.functional.normalize(receiver.directions(known), dim=1)
+    along = units[torch.as_tensor(where.reshape(drawn.shape))]  # [member set d_in]
 
     def stretched(i: int) -> Tensor:
         """A prompt's sums, as long as the set's own addition, [set d_in]."""
-        change = torch.as_tensor(held.change[i, members.ids]).to(lengths) * lengths
+        change = torch.as_tensor(receiver.change[i, members.ids]).to(lengths) * lengths
         sums = torch.einsum("m,mnd->nd", change, along)
         return sums * (members.delta[i].norm() / sums.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
-    return np.mean(held.effects_of(held.test, (stretched(i) for i in held.test.tolist())), axis=0)
+    rows = (stretched(i) for i in receiver.test.tolist())
+    return np.mean(receiver.effects_of(receiver.test, rows), axis=0)
 
 
 def _distinct(pools: Sequence[Ints], rng: np.random.Generator) -> Ints:
@@ -249,165 +232,141 @@ def writer(site: Site) -> int | None:
     return site.layer - 1 if site.hook in ("resid_pre", "resid_mid") and site.layer else None
 
 
-def _neurons_by_effect(held: LatentRuns, layer: int, b: int, largest: int) -> tuple[Tensor, Ints]:
+def _neurons_by_effect(receiver: PatchReceiver, layer: int, b: int, largest: int) -> tuple[Tensor, Ints]:
     """Neurons of largest own effect on the screening half: what each adds [prompt neuron d_in], and ids."""
-    block = held.model.network.model.layers[layer]
-    donor, own = (_neurons(held, prompts, layer) for prompts in (held.source, held.receiver))
-    change, directions = (mixed(held.mix, donor) - own), block.mlp.down_proj.weight.T.to(own)
-    gains = np.mean(
-        [held.effects(int(i), change[int(i), :, None] * directions)[:, b] for i in held.screen], axis=0
-    )
-    best = np.argsort(-_way(held, b) * gains, kind="stable")[:largest]
+    block = receiver.model.network.model.layers[layer]
+
+    def acts(prompts: PromptSet) -> Tensor:
+        """Activations of the block's neurons where the prompts are patched, [prompt neuron]."""
+        where = query_position(prompts, receiver.role)
+        return torch.as_tensor(
+            record_neurons(receiver.model, up_to_query(prompts), layer, where)[:, 0]
+        ).to(receiver.mix)  # fmt: skip
+
+    donor, before = acts(receiver.donors), acts(receiver.prompts)
+    change, directions = (mixed(receiver.mix, donor) - before), block.mlp.down_proj.weight.T.to(before)
+    rises = [receiver.effects(int(i), change[int(i), :, None] * directions)[:, b] for i in receiver.screen]
+    best = np.argsort(-_way(receiver, b) * np.mean(rises, axis=0), kind="stable")[:largest]
     chosen = torch.as_tensor(best.copy())
     return change[:, chosen, None] * directions[chosen], best
 
 
-def _neurons(held: LatentRuns, prompts: PromptSet, layer: int) -> Tensor:
-    """Activations of a block's neurons where the prompts are patched, [prompt neuron]."""
-    where = np.array([place_of(prompts, held.role)])
-    return torch.as_tensor(record_neurons(held.model, up_to_query(prompts), layer, where)[:, 0]).to(held.mix)
-
-
 def _rows(
-    held: LatentRuns, one: Members, chosen_for: str, found: tuple[Floats, Floats, Floats | None],
-    weights: Floats,
-) -> dict[str, Any]:  # fmt: skip
-    """One set's columns from its effects and the full activation's, [test prompt, belief], and its controls'.
-
-    All but `screen_share`.
-    """
-    own, full, drawn = found
-    n, base = len(held.beliefs), held.base[held.test]
-    effect = means(own, weights)
-    against = normalised_effects(own, held.target[held.test] - base, weights)
-    share = normalised_effects(own, full, weights)
+    receiver: PatchReceiver, members: Members, chosen_for: str, screen_share: float,
+    found: tuple[Floats, Floats, Floats | None], weights: Floats,
+) -> SetTable:  # fmt: skip
+    """A row per belief, from effects [test prompt, belief] of the set, the full activation and controls."""
+    effects, full, controls = found
+    n, test = len(receiver.beliefs), receiver.test
+    effect = means(effects, weights)
+    against = normalised_effects(effects, receiver.span[test], weights)
+    share = normalised_effects(effects, full, weights, TO_FULL)
     compared = np.full((4, n), np.nan)
-    if drawn is not None and len(drawn):
+    if controls is not None and len(controls):
         with np.errstate(divide="ignore", invalid="ignore"):
-            shares = drawn / np.where(np.isnan(share.value), np.nan, full.mean(axis=0))
-        compared = np.stack([shares.mean(axis=0), *np.percentile(shares, (2.5, 97.5), axis=0), [
-            control_p_value(effect.value[k], drawn[:, k]) for k in range(n)
-        ]])  # fmt: skip
+            shares = controls / np.where(np.isnan(share.value), np.nan, full.mean(axis=0))
+        p_values = control_p(np.abs(effect.value), np.abs(controls).T)
+        compared = np.stack(
+            [shares.mean(axis=0), *interval(shares), p_values]
+        )  # fmt: skip
         compared[3, np.isnan(effect.value)] = np.nan
-    listed = " ".join(str(i) for i in one.ids) if len(one.ids) <= LISTED else ""
-    why = zip(effect.reason, against.reason, (_of_full(reason) for reason in share.reason), strict=True)
-    return {
-        "site": [str(held.sae.site)] * n, "role": [held.role] * n, "direction": [held.direction] * n,
-        "kind": [one.kind] * n, "size": [one.size] * n, "members": [listed] * n,
-        "chosen_for": [chosen_for] * n, "belief": list(held.beliefs), "n_prompts": [len(own)] * n,
-        "base": base.mean(axis=0), "effect": effect.value, "ci_low": effect.low, "ci_high": effect.high,
-        "normalised": against.value, "normalised_low": against.low, "normalised_high": against.high,
-        "share_of_full": share.value, "share_low": share.low, "share_high": share.high,
-        "n_controls": [0 if drawn is None else len(drawn)] * n, "control_share": compared[0],
+    listed = " ".join(str(i) for i in members.ids) if len(members.ids) <= LISTED else ""
+    return SetTable({
+        "site": [str(receiver.sae.site)] * n, "role": [receiver.role] * n,
+        "direction": [receiver.direction] * n, "kind": [members.kind] * n, "size": [members.size] * n,
+        "members": [listed] * n, "chosen_for": [chosen_for] * n, "belief": list(receiver.beliefs),
+        "n_prompts": [len(effects)] * n, "base": receiver.base[test].mean(axis=0),
+        **effect.columns("effect", "ci"), **against.columns("normalised"),
+        **share.columns("share_of_full", "share"), "screen_share": [screen_share] * n,
+        "n_controls": [0 if controls is None else len(controls)] * n, "control_share": compared[0],
         "control_low": compared[1], "control_high": compared[2], "control_p": compared[3],
-        "reason": [reasons(found) for found in why],
-    }  # fmt: skip
-
-
-def _of_full(reason: str) -> str:
-    """Why a share is NaN, where `normalised_effects` speaks of A* and B in place of the full activation."""
-    return reason.replace("A* and B differ", "the full activation moves the belief").replace(
-        "A* − B", "the full activation's effect"
-    )
-
-
-SAME_VALUES = "it has the same donor values, so it cannot tell"
-"""Of a control that is the patch itself: most often a latent that either task switches off."""
-WRONG_ROLES = ("comma", "x")
-"""Tokens of the query at which the same addition is tried."""
+        "reason": [
+            reasons(causes) for causes in zip(effect.reason, against.reason, share.reason, strict=True)
+        ],
+    })  # fmt: skip
 
 
 def patch_controls(
-    held: LatentRuns, groups: Sequence[Ints], *, wrong: Runs | None = None,
+    receiver: PatchReceiver, groups: Sequence[Ints], *, wrong: Runs | None = None,
     roles: Sequence[str] = WRONG_ROLES, seed: int = 0, draws: int = 1000,
 ) -> ControlTable:  # fmt: skip
     """Effects of groups of latents, and of their controls, on every belief.
 
     Args:
-        held: the runs.
         groups: latents that are moved together, [latent] each; one for a single latent.
         wrong: runs of another task with the same queries x_B; left out when not given.
-        roles: other tokens, before the place of the patch or at it.
-        seed: of the split of the other task's prompts, as given to `gather`, and of the bootstrap.
+        roles: other tokens, before the position of the patch or at it.
+        seed: of the split of the other task's prompts, as given to `prepare_patch`, and of the bootstrap.
         draws: bootstrap resamples.
 
     Raises:
-        EditError: when the other runs ask other queries, or a role comes after the place of the patch.
+        EditError: when the other runs ask other queries, or a role comes after the position of the patch.
     """
     if not len(groups):
         return ControlTable.concat([])
     if any(np.ndim(ids) != 1 for ids in groups):
         raise EditError(
-            "controls of a list of latents",
-            "groups of latents are lists",
+            "controls of a list of latents", "groups of latents are lists",
             "Give a list of lists, such as [[1, 2], [3]].",
-        )
-    own = [joint(held, ids) for ids in groups]
-    found: dict[str, Floats] = {"own": _at_place(held, own), "sign flip": _at_place(held, [-d for d in own])}
-    found |= {f"wrong role {role}": effects for role, effects in _elsewhere(held, own, roles).items()}
+        )  # fmt: skip
+    test, deltas = receiver.test, [receiver.joint(ids) for ids in groups]
+    itself = receiver.effects_at(test, deltas)
+    found = {"own": itself, "sign flip": receiver.effects_at(test, [-delta for delta in deltas])}
+    elsewhere = _at_roles(receiver, [role for role in roles if role != receiver.role])
+    found |= {f"wrong role {role}": other.effects_at(test, deltas) for role, other in elsewhere.items()}
     if wrong is not None:
-        lent = _lent(held, wrong, seed)
-        found[f"wrong task {wrong.task.name}"] = _at_place(held, [joint(lent, ids) for ids in groups])
-    weights = resamples(len(held.test), draws, np.random.default_rng(seed))
-    alike = [np.array_equal(found["own"][:, g], effects[:, g], equal_nan=True)
-             for g in range(len(groups)) for effects in found.values()]  # fmt: skip
-    return ControlTable.concat([
-        _control_rows(held, " ".join(str(f) for f in ids), control, effects[:, g], weights,
-              SAME_VALUES if alike[g * len(found) + c] and control != "own" else "")
-        for g, ids in enumerate(groups) for c, (control, effects) in enumerate(found.items())
-    ])  # fmt: skip
+        given = _with_values_of(receiver, wrong, seed)
+        found[f"wrong task {wrong.task.name}"] = receiver.effects_at(
+            test, [given.joint(ids) for ids in groups]
+        )
+    weights, n = prompt_weights(len(test), draws, np.random.default_rng(seed)), len(receiver.beliefs)
+    tables = []
+    for g, ids in enumerate(groups):
+        for control, effects in found.items():
+            effect = means(effects[:, g], weights)
+            alike = control != "own" and np.array_equal(itself[:, g], effects[:, g], equal_nan=True)
+            tables.append(ControlTable({
+                "site": [str(receiver.sae.site)] * n, "role": [receiver.role] * n,
+                "latents": [" ".join(str(f) for f in ids)] * n, "control": [control] * n,
+                "belief": list(receiver.beliefs), "n_prompts": [len(test)] * n,
+                **effect.columns("effect", "ci"),
+                "reason": [reason or (SAME_VALUES if alike else "") for reason in effect.reason],
+            }))  # fmt: skip
+    return ControlTable.concat(tables)
 
 
-def _at_place(held: LatentRuns, deltas: Sequence[Tensor]) -> Floats:
-    """Effects of additions [prompt d_in] at the runs' own place, [test prompt, addition, belief]."""
-    rows = (torch.stack([d[i] for d in deltas]) for i in held.test.tolist())
-    return np.stack(held.effects_of(held.test, rows))
-
-
-def _elsewhere(held: LatentRuns, deltas: Sequence[Tensor], roles: Sequence[str]) -> Mapping[str, Floats]:
-    """Effects of the same additions at other roles, role → [test prompt, addition, belief]."""
-    tokens = up_to_query(held.receiver)
-    places = {role: place_of(held.receiver, role) for role in roles if role != held.role}
-    if not places:
+def _at_roles(receiver: PatchReceiver, roles: Sequence[str]) -> dict[str, PatchReceiver]:
+    """The receiver at other roles of its query, each with its own donor's values."""
+    if not roles:
         return {}
-    late = [role for role, place in places.items() if place >= tokens.shape[1]]
+    tokens = up_to_query(receiver.prompts)
+    where = {role: query_position(receiver.prompts, role) for role in roles}
+    late = [role for role, position in where.items() if position[0] >= tokens.shape[1]]
     if late:
         raise EditError(
-            f"a control at `{late[0]}`",
-            "it comes after the query",
-            "Choose a role up to the one that the runs were gathered at.",
-        )
-    first = min(*places.values(), int(held.place[0]))
-    tails = tails_of(held.model, tokens, held.tails[0].answers[1000:], first=first)
-    return {role: _at_place(replace(held, role=role, tails=tails), deltas) for role in places}
+            f"a control at `{late[0]}`", "it comes after the query",
+            "Choose a role up to the one that the receiver was prepared at.",
+        )  # fmt: skip
+    first = min(int(position[0]) for position in (*where.values(), receiver.position))
+    tails = tails_of(receiver.model, tokens, receiver.words, first=first)
+    return {role: replace(receiver, role=role, position=where[role], tails=tails) for role in roles}
 
 
-def _lent(held: LatentRuns, wrong: Runs, seed: int) -> LatentRuns:
-    """The runs with donor values of another task."""
-    if held.direction != "sufficiency":
+def _with_values_of(receiver: PatchReceiver, wrong: Runs, seed: int) -> PatchReceiver:
+    """The receiver with donor values of another task."""
+    if receiver.direction != "sufficiency":
         raise EditError(
-            "donor values of another task",
-            "B's values are put into A*",
-            "Gather the runs with direction='sufficiency', or leave `wrong` out.",
-        )
-    if len(wrong.x_B) != len(held.runs.x_B) or (wrong.x_B != held.runs.x_B).any():
+            "donor values of another task", "B's values are put into A*",
+            "Prepare the receiver with direction='sufficiency', or leave `wrong` out.",
+        )  # fmt: skip
+    if not np.array_equal(wrong.x_B, receiver.runs.x_B):
         raise EditError(
             f"donor values of '{wrong.task.name}'", "its runs ask other queries",
             "Build them with the seed and inputs of these runs.",
         )  # fmt: skip
-    value = "instance" if torch.equal(held.mix, torch.eye(len(held.mix)).to(held.mix)) else "task mean"
-    other = gather(held.model, held.sae, wrong, donor_value=value, role=held.role, seed=seed)
-    return replace(held, donor_latents=other.donor_latents, donor_held=other.donor_held)
-
-
-def _control_rows(
-    held: LatentRuns, latents: str, control: str, effects: Floats, weights: Floats, said: str
-) -> ControlTable:
-    """A row per belief, from effects [test prompt, belief]; `said` of all of them."""
-    n, effect = len(held.beliefs), means(effects, weights)
-    return ControlTable({
-        "site": [str(held.sae.site)] * n, "role": [held.role] * n, "latents": [latents] * n,
-        "control": [control] * n, "belief": list(held.beliefs), "n_prompts": [len(effects)] * n,
-        "effect": effect.value, "ci_low": effect.low, "ci_high": effect.high,
-        "reason": [reason or said for reason in effect.reason],
-    })  # fmt: skip
+    mix = receiver.mix
+    value = "instance" if torch.equal(mix, torch.eye(len(mix)).to(mix)) else "task mean"
+    other = prepare_patch(
+        receiver.model, receiver.sae, wrong, donor_value=value, role=receiver.role, seed=seed
+    )
+    return replace(receiver, donor_latents=other.donor_latents, donor_acts=other.donor_acts)

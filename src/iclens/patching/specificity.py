@@ -1,4 +1,9 @@
-"""Specificity: what a latent's patch does to other tasks, and ablation at all examples."""
+"""Specificity: effects of labelled latents on every belief, by a patch or by ablation at all examples.
+
+A concept names one belief. Its latents, each and all together, are ablated, set to a mean or patched; the
+margin is by how much they move the belief that the concept names more than its rivals. Matched random live
+latents, pushed as far, say how much any such push moves a belief.
+"""
 
 from __future__ import annotations
 
@@ -10,39 +15,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclens.core import EditError, SaeError, nearest, position
+from iclens.core import EditError, nearest
 from iclens.model.load import LanguageModel
-from iclens.model.run import Edit, edited_answers, record
+from iclens.model.run import Edit, answer_probs
 from iclens.patching.latents import matched, reasons
 from iclens.patching.receiver import (
-    LEVEL,
     Direction,
-    LatentRuns,
-    belief_log_odds,
-    control_p_value,
-    example_of,
-    means,
+    PatchReceiver,
+    activity,
+    check_fits,
+    encoded_examples,
     query_answers,
-    resamples,
+    query_example,
+    query_position,
+    record_role,
     up_to_query,
 )
 from iclens.patching.runs import Runs, check_tokenizer
 from iclens.prompts.beliefs import AnswerProbs
-from iclens.saes.encode import check_decoder, decoder_directions, decoder_lengths, refuse_transcoder
+from iclens.saes.encode import check_decoder, decoder_directions
 from iclens.saes.load import Sae
 from iclens.schemas import SpecificityTable
+from iclens.stats import control_p, interval, means, prompt_weights
 from iclens.table import Floats, Ints
 
 Way = Literal["ablate", "mean", "patch"]
 DIRECTION_OF: dict[Way, Direction] = {"ablate": "necessity", "mean": "necessity", "patch": "sufficiency"}
-"""Way of moving a latent → the direction of the runs in which it is moved."""
+"""Way of moving a latent → the direction of the receiver in which it is moved."""
+ABLATE_ALL = "ablate all"
+"""The way of rows that are ablated at all examples."""
 JOINT = -1
 """Stands for all chosen latents of a concept, moved together."""
-MovedSet = tuple[str, str, int, tuple[int, ...]]
-"""Concept, label, latent (or `JOINT`) and the latents that are moved."""
 RESOLUTION = 1e-4
 """Nats by which a margin must exceed 0, and controls must move a belief to be its unit: in float32, mean
 log-odds of one prompt run in other batches differ by some 1e-5."""
+Chosen = Sequence[tuple[int, str, str]]
+"""Latent, concept, and the label granted to it or "candidate"."""
+Latents = tuple[int, ...]
+MovedSet = tuple[str, str, int, Latents]
+"""Concept, label, latent (or `JOINT`) and the latents that are moved."""
 
 
 @dataclass(frozen=True)
@@ -68,22 +79,74 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked of a concept's latents: its own belief, and those that compete with it.
+class Matrix:
+    """What is moved and asked at one site, role and way.
 
     Args:
-        own: column of its own belief, None where there is none.
+        place: site, role and way, as the table's columns.
+        base: log-odds before anything is moved, nats [prompt belief]; NaN at some query leaves a belief out.
+        beliefs: names along the belief axis.
+        sets: what is moved, by concept: each of its latents, and all of them together last.
+        named: concept → the belief that it names.
+        against: beliefs that count as rivals; by default the named beliefs of all concepts.
+        seed: of the controls and of the bootstrap.
+        n_resamples: bootstrap resamples.
+    """
+
+    place: Mapping[str, str]
+    base: Floats
+    beliefs: tuple[str, ...]
+    sets: Sequence[MovedSet]
+    named: Mapping[str, str]
+    against: Sequence[str] | None
+    seed: int
+    n_resamples: int
+
+    @property
+    def known(self) -> Ints:
+        """Beliefs that are defined at every query, [belief]."""
+        return np.flatnonzero(~np.isnan(self.base).any(axis=0))
+
+    @property
+    def members(self) -> list[Latents]:
+        """The latents of every set, each once."""
+        return list(dict.fromkeys(members for *_, members in self.sets))
+
+    def table(self, moved: Mapping[Latents, Moved]) -> SpecificityTable:
+        """Effects and margins, a row per set and belief, from what moving each set's members does."""
+        weights = prompt_weights(len(self.base), self.n_resamples, np.random.default_rng(self.seed))
+        base, names = self.base[:, self.known], [self.beliefs[b] for b in self.known]
+        rivals = list(dict.fromkeys(self.named.values() if self.against is None else self.against))
+        tables = []
+        for concept, label, latent, members in self.sets:
+            same = {
+                **self.place, "concept": concept, "label": label, "latent": latent, "n_prompts": len(base),
+                "n_active": moved[members].n_active, "n_controls": len(moved[members].controls),
+            }  # fmt: skip
+            rows = {name: [value] * len(names) for name, value in same.items()}
+            rows |= {"belief": names, "base": base.mean(axis=0)}
+            question = _question(names, concept, self.named, rivals)
+            tables.append(SpecificityTable(rows | _figures(moved[members], names, question, weights)))
+        return SpecificityTable.concat(tables)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a concept's latents: the belief that it names, and those that compete with it.
+
+    Args:
+        named: column of its belief, None where there is none.
         rivals: columns of the beliefs that the margin is taken over, [rival].
         reason: why there can be no margin; empty otherwise.
     """
 
-    own: int | None
+    named: int | None
     rivals: Ints
     reason: str
 
 
 def specificity(
-    held: Sequence[LatentRuns], chosen: Sequence[tuple[int, str, str]], own: Mapping[str, str], *,
+    receivers: Sequence[PatchReceiver], chosen: Chosen, named: Mapping[str, str], *,
     ways: Sequence[Way] = ("ablate", "patch"), against: Sequence[str] | None = None, n_controls: int = 40,
     seed: int = 0, n_resamples: int = 1000,
 ) -> SpecificityTable:  # fmt: skip
@@ -93,11 +156,11 @@ def specificity(
     in the direction that it has over all prompts: a lower end above 0 says that this direction is sure too.
 
     Args:
-        held: runs of one SAE at one role, one for each direction that the ways need.
+        receivers: of one SAE at one role, one for each direction that the ways need.
         chosen: latent, concept, and the label granted to it or "candidate".
-        own: concept → the belief that it names.
+        named: concept → the belief that it names.
         ways: how latents are moved, of `DIRECTION_OF`.
-        against: beliefs that count as rivals; by default the own beliefs of all concepts in `own`.
+        against: beliefs that count as rivals; by default the named beliefs of all concepts in `named`.
         n_controls: matched random live latents for each moved latent or set, or as many as are live.
         seed: of the controls and of the bootstrap.
         n_resamples: bootstrap resamples.
@@ -106,87 +169,88 @@ def specificity(
         A row per way, concept, latent (and `JOINT`) and belief that is defined at every query.
 
     Raises:
-        EditError: for an unknown way or belief, runs of several places or lacking a direction, or a latent
-            that stands twice under one concept.
+        EditError: for an unknown way or belief, receivers of several places or lacking a direction, or a
+            latent that stands twice under one concept.
         SaeError: for a latent that the SAE does not have.
     """
-    by_direction, sets = _checked(held, ways), sets_of(chosen)
+    by_direction, sets = _by_direction(receivers, ways), sets_of(chosen)
     excluded = np.unique([int(latent) for latent, _, _ in chosen]).astype(int)
     tables = []
     for way in ways:
-        runs = by_direction[DIRECTION_OF[way]]
-        known = np.flatnonzero(~np.isnan(runs.base).any(axis=0))
+        receiver = by_direction[DIRECTION_OF[way]]
+        place = {"site": str(receiver.sae.site), "role": receiver.role, "way": way}
+        matrix = Matrix(
+            place, receiver.base, receiver.beliefs, sets, named, against, seed, n_resamples
+        )  # fmt: skip
+        receiver.runs.columns([*(against or ()), *named.values()])
         rng = np.random.default_rng(seed)
-        found = {
-            members: _moved(runs, way, np.array(members), known, excluded, n_controls, rng)
-            for members in dict.fromkeys(members for *_, members in sets)
-        }
-        where = {"site": str(runs.sae.site), "role": runs.role, "way": way}
-        weights = resamples(len(runs.tails), n_resamples, np.random.default_rng(seed))
-        questions = questions_of(runs.runs, known, sets, own, against)
-        tables.append(matrix_of(where, sets, found, questions, runs.base[:, known], weights))
+        tables.append(matrix.table({
+            members: _moved(receiver, way, np.array(members), matrix.known, excluded, n_controls, rng)
+            for members in matrix.members
+        }))  # fmt: skip
     return SpecificityTable.concat(tables)
 
 
-def additions(held: LatentRuns, way: Way, members: Ints) -> Tensor:
-    """What moving some latents together adds at the site, scale · Σ_f Δa_f · d_f, [prompt d_in].
+def additions(receiver: PatchReceiver, way: Way, members: Ints) -> tuple[Tensor, Tensor]:
+    """What moving some latents together adds, and how far each is moved.
 
     Args:
-        held: runs of the way's direction.
+        receiver: of the way's direction.
         way: how they are moved; Δa_f = −a_f for "ablate", else the donor value minus the receiver's.
         members: latents, [member].
+
+    Returns:
+        scale · Σ_f Δa_f · d_f [prompt d_in], and Δa_f · ‖d_f‖ [prompt member].
     """
-    directions = held.directions(members)
-    return held.scale[:, None] * (_change(held, way, members) @ directions)
+    ids, directions = torch.as_tensor(members, device=receiver.scale.device), receiver.directions(members)
+    before = receiver.latents[:, ids]
+    change = -before if way == "ablate" else receiver.donor_latents[:, ids] - before
+    return receiver.scale[:, None] * (change @ directions), change * directions.norm(dim=1)
 
 
-def margin_of(effects: Floats, weights: Floats, own: int, rivals: Ints) -> tuple[float, float, float]:
-    """By how much one effect exceeds the largest of others, |mean own| − max |mean rival|, and its interval.
+def margin_of(effects: Floats, weights: Floats, named: int, rivals: Ints) -> tuple[float, float, float]:
+    """By how much one effect exceeds the largest of others, |mean named| − max |mean rival|.
 
     Args:
         effects: [prompt column], in any unit that the columns share.
         weights: bootstrap weights of prompts, [draw prompt].
-        own: its column.
+        named: its column.
         rivals: the others' columns, [rival]; at least one.
 
     Returns:
-        The margin and the ends of its 95 % interval. A resample whose own effect has the other sign than the
-        sample's counts it as negative: else noise about 0, of whatever sign, would always count for it.
+        The margin and the ends of its 95 % interval. A resample whose named effect has the other sign than
+        the sample's counts it as negative: else noise about 0, of whatever sign, would always count for it.
     """
     whole, drawn = effects.mean(axis=0), weights @ effects
-    way = np.sign(whole[own])
-    each = way * drawn[:, own] - np.abs(drawn[:, rivals]).max(axis=1)
-    low, high = np.percentile(each, LEVEL)
-    return float(abs(whole[own]) - np.abs(whole[rivals]).max()), float(low), float(high)
+    way = np.sign(whole[named])
+    each = way * drawn[:, named] - np.abs(drawn[:, rivals]).max(axis=1)
+    low, high = interval(each)
+    return float(abs(whole[named]) - np.abs(whole[rivals]).max()), float(low), float(high)
 
 
-def _checked(held: Sequence[LatentRuns], ways: Sequence[Way]) -> dict[Direction, LatentRuns]:
-    """The runs by direction, if they are what the ways need."""
-    found: dict[Direction, LatentRuns] = {runs.direction: runs for runs in held}
+def _by_direction(receivers: Sequence[PatchReceiver], ways: Sequence[Way]) -> dict[Direction, PatchReceiver]:
+    """The receivers by direction, if they are what the ways need."""
+    found: dict[Direction, PatchReceiver] = {receiver.direction: receiver for receiver in receivers}
     for way in ways:
         if way not in DIRECTION_OF:
             raise EditError(f"moving latents by '{way}'", "unknown", nearest(way, DIRECTION_OF) + ".")
         if DIRECTION_OF[way] not in found:
             raise EditError(
-                f"moving latents by '{way}'", f"no runs for {DIRECTION_OF[way]} were given",
-                f"Gather them with direction='{DIRECTION_OF[way]}'.",
+                f"moving latents by '{way}'", f"no receiver for {DIRECTION_OF[way]} was given",
+                f"Prepare one with direction='{DIRECTION_OF[way]}'.",
             )  # fmt: skip
-    places = {(runs.sae.site.short, runs.role, runs.sae.sae_id, runs.beliefs) for runs in held}
+    places = {(r.sae.site.short, r.role, r.sae.sae_id, r.beliefs) for r in receivers}
     if len(places) > 1:
         where = " and ".join(sorted(f"{site} {role}" for site, role, _, _ in places))
         raise EditError(
-            f"specificity at {where}",
-            "runs of several places or SAEs",
+            f"specificity at {where}", "receivers of several places or SAEs",
             "Call it once for each site, role and SAE.",
-        )
+        )  # fmt: skip
     return found
 
 
-def sets_of(chosen: Sequence[tuple[int, str, str]]) -> list[MovedSet]:
+def sets_of(chosen: Chosen) -> list[MovedSet]:
     """What is moved, by concept: each of its latents, and all of them together last.
-
-    Args:
-        chosen: latent, concept, and the label granted to it or "candidate".
 
     Raises:
         EditError: for a latent that stands twice under one concept.
@@ -195,37 +259,30 @@ def sets_of(chosen: Sequence[tuple[int, str, str]]) -> list[MovedSet]:
     twice = [pair for pair in pairs if pairs.count(pair) > 1]
     if twice:
         raise EditError(
-            f"latent {twice[0][0]} for '{twice[0][1]}'",
-            "it stands twice",
+            f"latent {twice[0][0]} for '{twice[0][1]}'", "it stands twice",
             "List each latent once under a concept.",
-        )
+        )  # fmt: skip
     sets: list[MovedSet] = []
     for concept in dict.fromkeys(concept for _, concept, _ in chosen):
-        ours = [(int(latent), label) for latent, name, label in chosen if name == concept]
-        sets += [(concept, label, latent, (latent,)) for latent, label in ours]
-        sets.append((concept, "joint", JOINT, tuple(sorted(latent for latent, _ in ours))))
+        members = [(int(latent), label) for latent, name, label in chosen if name == concept]
+        sets += [(concept, label, latent, (latent,)) for latent, label in members]
+        sets.append((concept, "joint", JOINT, tuple(sorted(latent for latent, _ in members))))
     return sets
 
 
-def _change(held: LatentRuns, way: Way, members: Ints) -> Tensor:
-    """Change of each latent's activation, [prompt member]."""
-    ids = torch.as_tensor(members, device=held.scale.device)
-    own = held.recipient_latents[:, ids]
-    return -own if way == "ablate" else held.donor_latents[:, ids] - own
-
-
 def _moved(
-    held: LatentRuns, way: Way, members: Ints, known: Ints, excluded: Ints, n_controls: int,
+    receiver: PatchReceiver, way: Way, members: Ints, known: Ints, excluded: Ints, n_controls: int,
     rng: np.random.Generator,
 ) -> Moved:  # fmt: skip
     """Effects on the `known` beliefs of moving latents together, and of matched ones pushed as far."""
-    delta = additions(held, way, members)
-    along = stand_ins(held.sae, held.density, held.mean_active, members, excluded, n_controls, rng)
-    weighted = _change(held, way, members) * held.directions(members).norm(dim=1)
-    everyone = range(len(held.tails))
-    pushes = (with_controls(delta[i], weighted[i], along) for i in everyone)
-    found = np.stack(held.effects_of(everyone, pushes))[..., known]
-    return Moved(found[:, 0], found[:, 1:].mean(axis=0), int((delta != 0).any(dim=1).sum()))
+    delta, weighted = additions(receiver, way, members)
+    along = stand_ins(
+        receiver.sae, receiver.density, receiver.mean_active, members, excluded, n_controls, rng
+    )
+    prompts = range(len(receiver.tails))
+    pushes = (with_controls(delta[i], weighted[i], along) for i in prompts)
+    effects = np.stack(receiver.effects_of(prompts, pushes))[..., known]
+    return Moved(effects[:, 0], effects[:, 1:].mean(axis=0), int((delta != 0).any(dim=1).sum()))
 
 
 def stand_ins(
@@ -238,7 +295,6 @@ def stand_ins(
     stands in twice for the same member.
 
     Args:
-        sae: the SAE.
         density: share of positions at which each latent is active, [d_sae].
         mean_active: mean length that each latent adds where active, [d_sae].
         members: latents that are moved together, [member].
@@ -258,9 +314,7 @@ def stand_ins(
 
 
 def with_controls(delta: Tensor, weighted: Tensor, along: Tensor) -> Tensor:
-    """An addition and its controls', each exactly as long, [1 + control ... d_in].
-
-    A control is ‖delta‖ · u / ‖u‖ with u = Σ_m weighted_m · along_m.
+    """What is added, and after it its controls': as long at each position, along Σ_m weighted_m · along_m.
 
     Args:
         delta: what is added, [... d_in], with or without an axis of positions.
@@ -272,115 +326,59 @@ def with_controls(delta: Tensor, weighted: Tensor, along: Tensor) -> Tensor:
     return torch.cat([delta[None], delta.norm(dim=-1, keepdim=True) * unit])
 
 
-def questions_of(
-    runs: Runs, known: Ints, sets: Sequence[MovedSet], own: Mapping[str, str], against: Sequence[str] | None
-) -> tuple[Sequence[str], dict[str, Question]]:
-    """Names of the beliefs that are read, and what is asked of each concept's latents.
-
-    Args:
-        runs: give the beliefs.
-        known: those that are defined at every query, [belief].
-        sets: what is moved.
-        own: concept → the belief that it names.
-        against: beliefs that count as rivals; by default the own beliefs of all concepts in `own`.
-
-    Raises:
-        EditError: for an unknown belief.
-    """
-    names = [runs.beliefs[b] for b in known]
-    rivals = list(dict.fromkeys(own.values() if against is None else against))
-    runs.columns([*rivals, *own.values()])
-    return names, {concept: _question(names, concept, own, rivals) for concept, *_ in sets}
-
-
-def _question(names: Sequence[str], concept: str, own: Mapping[str, str], rivals: Sequence[str]) -> Question:
-    """Own belief and rivals of a concept, as columns of the beliefs `names`."""
+def _question(
+    names: Sequence[str], concept: str, named: Mapping[str, str], rivals: Sequence[str]
+) -> Question:
+    """The belief that a concept names and its rivals, as columns of the beliefs `names`."""
     none = np.zeros(0, dtype=int)
-    if concept not in own:
+    if concept not in named:
         return Question(None, none, f"no belief reads {concept}")
-    if own[concept] not in names:
-        return Question(None, none, f"{own[concept]} is undefined for this task")
-    columns = [b for b, name in enumerate(names) if name in rivals and name != own[concept]]
+    if named[concept] not in names:
+        return Question(None, none, f"{named[concept]} is undefined for this task")
+    columns = [b for b, name in enumerate(names) if name in rivals and name != named[concept]]
     reason = "" if columns else "no belief to compare with"
-    return Question(names.index(own[concept]), np.array(columns, dtype=int), reason)
+    return Question(names.index(named[concept]), np.array(columns, dtype=int), reason)
 
 
-def matrix_of(
-    where: Mapping[str, str], sets: Sequence[MovedSet], found: Mapping[tuple[int, ...], Moved],
-    questions: tuple[Sequence[str], Mapping[str, Question]], base: Floats, weights: Floats,
-) -> SpecificityTable:  # fmt: skip
-    """Effects and margins of sets that were moved in one way, a row per set and belief.
-
-    Args:
-        where: site, role and way.
-        sets: what was moved.
-        found: what that did, by members.
-        questions: from `questions_of`.
-        base: log-odds without the change, nats [prompt belief].
-        weights: bootstrap weights of prompts, [draw prompt].
-    """
-    (names, asked), tables = questions, []
-    for concept, label, latent, members in sets:
-        same = {
-            **where, "concept": concept, "label": label, "latent": latent, "n_prompts": len(base),
-            "n_active": found[members].n_active, "n_controls": len(found[members].controls),
-        }  # fmt: skip
-        rows = {name: [value] * len(names) for name, value in same.items()}
-        rows |= {"belief": list(names), "base": base.mean(axis=0)}
-        tables.append(SpecificityTable(rows | _figures(found[members], names, asked[concept], weights)))
-    return SpecificityTable.concat(tables)
-
-
-def _figures(moved: Moved, names: Sequence[str], asked: Question, weights: Floats) -> dict[str, Any]:
+def _figures(moved: Moved, names: Sequence[str], question: Question, weights: Floats) -> dict[str, Any]:
     """Effects and margins of one moved set, a row per belief."""
     effect, control_sd = means(moved.effects, weights), moved.control_sd
     unit = np.where(control_sd > RESOLUTION, control_sd, np.nan)
-    n, compared = len(names), not np.isnan(control_sd).all()
+    n, compared, b, rivals = len(names), not np.isnan(control_sd).all(), question.named, question.rivals
     margin, standardised = np.full((3, n), np.nan), np.full((3, n), np.nan)
     against, rival = [""] * n, [""] * n
     why = [[
         "" if moved.n_active else "nothing is moved in any prompt",
         "" if len(moved.controls) else "no live control",
-        "no control moves this belief" if compared and np.isnan(unit[b]) else "",
-        asked.reason or ("" if b == asked.own else "margins stand beside its own belief"),
-    ] for b in range(n)]  # fmt: skip
-    if asked.own is not None and not asked.reason:
-        margin[:, asked.own] = margin_of(moved.effects, weights, asked.own, asked.rivals)
-        against[asked.own] = " ".join(names[int(b)] for b in asked.rivals)
-        rival[asked.own] = names[int(asked.rivals[np.abs(effect.value[asked.rivals]).argmax()])]
-        standing = unit[[asked.own, *asked.rivals]]
-        if not np.isnan(standing).any():
-            standardised[:, asked.own] = margin_of(moved.effects / unit, weights, asked.own, asked.rivals)
+        "no control moves this belief" if compared and np.isnan(unit[i]) else "",
+        question.reason or ("" if i == b else "margins stand beside its own belief"),
+    ] for i in range(n)]  # fmt: skip
+    if b is not None and not question.reason:
+        margin[:, b] = margin_of(moved.effects, weights, b, rivals)
+        against[b] = " ".join(names[int(i)] for i in rivals)
+        rival[b] = names[int(rivals[np.abs(effect.value[rivals]).argmax()])]
+        if not np.isnan(unit[[b, *rivals]]).any():
+            standardised[:, b] = margin_of(moved.effects / unit, weights, b, rivals)
         elif compared:
-            why[asked.own].append("no control moves a rival")
-    apart = (standardised[1] > 0) & (np.abs(effect.value) > RESOLUTION)
+            why[b].append("no control moves a rival")
     return {
-        "own": np.arange(n) == (-1 if asked.own is None else asked.own),
-        "effect": effect.value, "ci_low": effect.low, "ci_high": effect.high,
+        "own": np.arange(n) == (-1 if b is None else b), **effect.columns("effect", "ci"),
         "control_sd": control_sd, "standardised": effect.value / unit,
-        "control_p": [control_p_value(effect.value[b], moved.controls[:, b]) if compared else np.nan
-                      for b in range(n)],
+        "control_p": control_p(np.abs(effect.value), np.abs(moved.controls).T) if compared else [np.nan] * n,
         "against": against, "rival": rival, "reason": [reasons(row) for row in why],
         "margin": margin[0], "margin_low": margin[1], "margin_high": margin[2],
         "specific": margin[1] > RESOLUTION,
         "margin_standardised": standardised[0], "margin_standardised_low": standardised[1],
-        "margin_standardised_high": standardised[2], "specific_standardised": apart,
+        "margin_standardised_high": standardised[2],
+        "specific_standardised": (standardised[1] > 0) & (np.abs(effect.value) > RESOLUTION),
     }  # fmt: skip
 
 
-ABLATE_ALL = "ablate all"
-"""The way of these rows."""
-
-
 @dataclass(frozen=True)
-class Context:
+class AllExamples:
     """What an SAE sees at a role of every example of A*, up to the query.
 
     Args:
-        model: the model.
-        sae: the SAE.
-        runs: the prompts.
-        role: which token.
         examples: of these, [example]; the query is among them for a role that it has.
         latents: latents that may be ablated, ascending, [latent].
         activation: their gated activations, [prompt example latent].
@@ -424,52 +422,44 @@ class Context:
             jobs: a prompt and what is added to it, [row example d_in]; taken as they are needed.
             batch: rows per forward pass.
         """
-        some: list[tuple[int, Tensor]] = []
+        pending: list[tuple[int, Tensor]] = []
         for prompt, rows in jobs:
-            if some and sum(len(held) for _, held in some) + len(rows) > batch:
-                yield from self._effects(some, batch)
-                some = []
-            some.append((prompt, rows))
-        if some:
-            yield from self._effects(some, batch)
+            if pending and sum(len(some) for _, some in pending) + len(rows) > batch:
+                yield from self._batch(pending, batch)
+                pending = []
+            pending.append((prompt, rows))
+        if pending:
+            yield from self._batch(pending, batch)
 
-    def _effects(self, some: Sequence[tuple[int, Tensor]], batch: int) -> list[Floats]:
+    def _batch(self, pending: Sequence[tuple[int, Tensor]], batch: int) -> list[Floats]:
         """The effects of some jobs, from one forward pass if they fit."""
-        sizes = [len(rows) for _, rows in some]
-        prompts = np.repeat([prompt for prompt, _ in some], sizes)
-        value = torch.cat([rows for _, rows in some]).cpu().numpy()
-        tokens = up_to_query(self.runs.target)[prompts]
+        sizes = [len(rows) for _, rows in pending]
+        prompts = np.repeat([prompt for prompt, _ in pending], sizes)
+        value = torch.cat([rows for _, rows in pending]).cpu().numpy()
+        tokens, read = up_to_query(self.runs.target)[prompts], query_position(self.runs.target)
         edit = Edit.at(self.sae.site, "add", self.role, self.examples.tolist(), value)
-        end = np.array([tokens.shape[1] - 1])
-        found = edited_answers(self.model, tokens, end, [edit], extra=self.runs.words, batch=batch).answers
+        found = answer_probs(self.model, tokens, read, extra=self.runs.words, edits=[edit], batch=batch)
         probs = AnswerProbs(found.answers, found.log_prob[:, 0])
-        effects = belief_log_odds(probs, self.runs, prompts) - self.base[prompts]
+        effects = self.runs.reader.log_odds(probs, prompts) - self.base[prompts]
         return np.split(effects, np.cumsum(sizes)[:-1])
 
 
 @torch.no_grad()
-def ablate_everywhere(
-    model: LanguageModel, sae: Sae, runs: Runs, chosen: Sequence[tuple[int, str, str]],
-    own: Mapping[str, str], *, role: str, against: Sequence[str] | None = None, n_controls: int = 10,
-    seed: int = 0, n_resamples: int = 1000, batch: int = 128,
+def ablate_all_examples(
+    model: LanguageModel, sae: Sae, runs: Runs, chosen: Chosen, named: Mapping[str, str], *, role: str,
+    against: Sequence[str] | None = None, n_controls: int = 10, seed: int = 0, n_resamples: int = 1000,
+    batch: int = 128,
 ) -> SpecificityTable:  # fmt: skip
     """Effects on every belief of ablating labelled latents at a token of every example, and their margins.
+
+    Arguments that are not named here, and the result, are as in `specificity`.
 
     Args:
         model: a whole model.
         sae: an SAE of one of its sites.
-        runs: of these, A*; its recipient is not run. `copy` asks for f(x_A), as nothing is lent.
-        chosen: latent, concept, and the label granted to it or "candidate".
-        own: concept → the belief that it names.
+        runs: of these, A*; its recipient is not run. `copy` asks for f(x_A), as no donor gives anything.
         role: which token: of every example of the context, and of the query if it has one.
-        against: beliefs that count as rivals; by default the own beliefs of all concepts in `own`.
-        n_controls: matched random live latents for each moved latent or set, or as many as are live.
-        seed: of the controls and of the bootstrap.
-        n_resamples: bootstrap resamples.
         batch: rows per forward pass.
-
-    Returns:
-        A row per concept, latent (and `specificity.JOINT`) and belief that is defined at every query.
 
     Raises:
         EditError: for an unknown belief, a latent that stands twice under one concept, another tokenizer's
@@ -481,49 +471,48 @@ def ablate_everywhere(
     """
     sets = sets_of(chosen)
     latents = np.unique([int(latent) for latent, _, _ in chosen]).astype(int)
-    held = _context(model, sae, runs, role, latents, batch)
-    known = np.flatnonzero(~np.isnan(held.base).any(axis=0))
-    questions = questions_of(runs, known, sets, own, against)
+    context = _all_examples(model, sae, runs, role, latents, batch)
+    place = {"site": str(sae.site), "role": role, "way": ABLATE_ALL}
+    matrix = Matrix(place, context.base, runs.beliefs, sets, named, against, seed, n_resamples)
+    runs.columns([*(against or ()), *named.values()])
     rng = np.random.default_rng(seed)
     along = {
-        members: stand_ins(sae, held.density, held.mean_active, np.array(members), latents, n_controls, rng)
-        for members in dict.fromkeys(members for *_, members in sets)
+        members: stand_ins(
+            sae, context.density, context.mean_active, np.array(members), latents, n_controls, rng
+        )
+        for members in matrix.members
     }
-    found = _ablated(held, along, known, batch)
-    where = {"site": str(sae.site), "role": role, "way": ABLATE_ALL}
-    weights = resamples(len(held.base), n_resamples, np.random.default_rng(seed))
-    return matrix_of(where, sets, found, questions, held.base[:, known], weights)
+    return matrix.table(_ablated(context, along, matrix.known, batch))
 
 
 def _ablated(
-    held: Context, along: Mapping[tuple[int, ...], Tensor], known: Ints, batch: int
-) -> dict[tuple[int, ...], Moved]:
+    context: AllExamples, along: Mapping[Latents, Tensor], known: Ints, batch: int
+) -> dict[Latents, Moved]:
     """Effects on the `known` beliefs of ablating sets of latents, and of their controls.
 
     Args:
-        held: the runs.
         along: members → unit directions of what stands in for them, [member control d_in].
         known: beliefs, [belief].
         batch: rows per forward pass.
     """
     active = {
-        members: np.flatnonzero((held.ablation(np.array(members))[0] != 0).any(dim=-1).any(dim=-1).cpu())
+        members: np.flatnonzero((context.ablation(np.array(members))[0] != 0).any(dim=-1).any(dim=-1).cpu())
         for members in along
     }
     effects = {
-        members: np.zeros((len(held.base), 1 + units.shape[1], len(known)))
+        members: np.zeros((len(context.base), 1 + units.shape[1], len(known)))
         for members, units in along.items()
     }
 
     def jobs() -> Iterator[tuple[int, Tensor]]:
         """Each set in each prompt that it is active in, with its controls."""
         for members, units in along.items():
-            delta, weighted = held.ablation(np.array(members))
+            delta, weighted = context.ablation(np.array(members))
             for i in active[members].tolist():
                 yield i, with_controls(delta[i], weighted[i], units)
 
     places = [(members, i) for members in along for i in active[members].tolist()]
-    for (members, i), rise in zip(places, held.effects_of(jobs(), batch), strict=True):
+    for (members, i), rise in zip(places, context.effects_of(jobs(), batch), strict=True):
         effects[members][i] = rise[:, known]
     return {
         members: Moved(rises[:, 0], rises[:, 1:].mean(axis=0), len(active[members]))
@@ -531,40 +520,28 @@ def _ablated(
     }
 
 
-def _context(model: LanguageModel, sae: Sae, runs: Runs, role: str, latents: Ints, batch: int) -> Context:
+def _all_examples(
+    model: LanguageModel, sae: Sae, runs: Runs, role: str, latents: Ints, batch: int
+) -> AllExamples:
     """Record and encode A* at the role of every example; `latents` are kept, all others only counted."""
-    _refuse(model, sae, runs)
-    directions, prompts = decoder_directions(sae, latents), runs.target
-    examples = np.arange(example_of(prompts, role) + 1)
-    where = np.array([position(role, int(j)) for j in examples])
-    seen = record(model, up_to_query(prompts), [sae.site], where, batch=batch)[sae.site]
-    rows = torch.as_tensor(seen, dtype=sae.W_dec.dtype, device=sae.W_dec.device)
+    check_fits(model, sae)
+    check_tokenizer(model.tokenizer, runs)
+    directions = decoder_directions(sae, latents)
+    rows = record_role(model, sae, runs.target, role, batch)
     check_decoder(sae, sae.encode(rows[:, 0]), sae.encode(rows[:, -1]))
     kept = torch.as_tensor(latents, device=rows.device)
-    activation, scale, count, total = [], [], np.zeros(sae.d_sae), np.zeros(sae.d_sae)
-    for example in rows.unbind(dim=1):
-        values = sae.encode(example)
-        activation.append(values[:, kept])
-        scale.append(sae.scale(example))
-        count += (values != 0).sum(dim=0).cpu().numpy()
-        sizes = scale[-1][:, None] * values.abs()
-        total += sizes.sum(dim=0, dtype=torch.float64).cpu().numpy()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        density, mean_active = count / (len(rows) * len(examples)), total / count * decoder_lengths(sae)
-    answers = query_answers(model, prompts, runs.words)
-    return Context(
+    activation, scale = [], []
+
+    def encoded() -> Iterator[tuple[Tensor, Tensor]]:
+        for values, length in encoded_examples(sae, rows):
+            activation.append(values[:, kept])
+            scale.append(length)
+            yield values, length
+
+    density, mean_active = activity(sae, encoded())
+    examples = np.arange(query_example(runs.target, role) + 1)
+    base = runs.reader.log_odds(query_answers(model, runs.target, runs.words))
+    return AllExamples(
         model, sae, runs, role, examples, latents, torch.stack(activation, dim=1), torch.stack(scale, dim=1),
-        directions, density, mean_active, base=belief_log_odds(answers, runs, np.arange(len(rows))),
+        directions, density, mean_active, base,
     )  # fmt: skip
-
-
-def _refuse(model: LanguageModel, sae: Sae, runs: Runs) -> None:
-    """Refuse an SAE that does not fit the model or is a transcoder, and another tokenizer's runs."""
-    refuse_transcoder(sae)
-    if sae.d_in != model.d_model:
-        raise SaeError(
-            f"SAE at {sae.site.short}",
-            f"width {sae.d_in}, not {model.d_model}",
-            f"Give an SAE of this model, whose rows are {model.d_model} wide.",
-        )
-    check_tokenizer(model.tokenizer, runs)

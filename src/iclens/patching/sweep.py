@@ -1,9 +1,10 @@
-"""Residual sweeps, logit-lens read-outs and response vectors."""
+"""Residual sweeps, logit-lens read-outs and response curves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,23 +14,18 @@ from iclens.core import EditError, TaskError, check_role, position
 from iclens.model.load import LanguageModel, as_numpy
 from iclens.model.run import Edit, read_answers, record, refuse_part
 from iclens.patching.receiver import (
-    LEVEL,
-    LatentRuns,
-    belief_log_odds,
-    gather,
     layer_site,
-    means,
     patch_context,
     patch_query,
+    prepare_patch,
     query_answers,
-    resamples,
 )
 from iclens.patching.runs import ZERO, Runs, build_runs, check_tokenizer
-from iclens.patching.sets import joint
 from iclens.prompts.beliefs import NUMBERS, AnswerProbs
 from iclens.prompts.tasks import Task
 from iclens.saes.load import Sae
 from iclens.schemas import GradedTable, LensTable, ResponseFitTable, ResponseTable, SweepTable
+from iclens.stats import interval, means, prompt_weights
 from iclens.table import Floats, Ints, Strings
 
 DONOR_COUNTS = (0, 1, 2, 4, 8, 12, 15)
@@ -37,16 +33,10 @@ PROBABILITIES = ("task on own x", "copy", "top-1 task on own x", "top-1 copy")
 
 
 def sweep(
-    model: LanguageModel,
-    runs: Runs,
-    *,
-    roles: Sequence[str] | None = None,
-    layers: Sequence[int] | None = None,
-    donor_edits: Sequence[Edit] = (),
-    seed: int = 0,
-    draws: int = 1000,
+    model: LanguageModel, runs: Runs, *, roles: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None, donor_edits: Sequence[Edit] = (), seed: int = 0, draws: int = 1000,
     batch: int = 128,
-) -> SweepTable:
+) -> SweepTable:  # fmt: skip
     """Replace run B's residual by run A's at each layer and role, and read what B answers.
 
     Args:
@@ -71,13 +61,12 @@ def sweep(
     layers = range(model.n_blocks + 1) if layers is None else layers
     for role in roles:
         if check_role(role) != "pre" and not matched:
-            lengths = f"donor and recipient have {runs.n_seen} and {runs.recipient.n_examples - 1} examples"
             raise EditError(
                 f"a sweep over the context's '{role}'",
-                lengths,
+                f"donor and recipient have {runs.n_seen} and {runs.recipient.n_examples - 1} examples",
                 "Build the runs with recipient='S arm' and as many recipient_examples, or sweep 'pre' alone.",
             )
-    weights = resamples(runs.donor.n_prompts, draws, np.random.default_rng(seed))
+    weights = prompt_weights(runs.donor.n_prompts, draws, np.random.default_rng(seed))
     parts = []
     for role in roles:
         if role == "pre":
@@ -86,23 +75,20 @@ def sweep(
             patched, base = patch_context(model, runs, layers, role, batch, donor_edits)
         for i, layer in enumerate(layers):
             before, after = readouts(base[i], runs), readouts(patched[i], runs)
-            parts.append(_rows(runs, role, layer, before, after, weights))
+            read = {name: after[name] - (before[name] if name in effects(runs) else 0) for name in after}
+            value = means(np.stack(list(read.values()), axis=1), weights)
+            parts.append(SweepTable({
+                **metric_columns(runs, {"role": role, "layer": layer, "recipient": runs.recipient_name}),
+                **value.columns("value", "ci"), "base": [values.mean() for values in before.values()],
+            }))  # fmt: skip
     return SweepTable.concat(parts)
 
 
 def graded(
-    model: LanguageModel,
-    task: Task,
-    *,
-    layer: int,
-    role: str = "pre",
-    counts: Sequence[int] = DONOR_COUNTS,
-    recipient: str = ZERO,
-    n_prompts: int = 64,
-    seed: int = 0,
-    inputs: Sequence[str] | None = None,
+    model: LanguageModel, task: Task, *, layer: int, role: str = "pre", counts: Sequence[int] = DONOR_COUNTS,
+    recipient: str = ZERO, n_prompts: int = 64, seed: int = 0, inputs: Sequence[str] | None = None,
     draws: int = 1000,
-) -> GradedTable:
+) -> GradedTable:  # fmt: skip
     """One site's patch by the donor's number of examples, beside the unpatched curve of A*.
 
     Args:
@@ -117,38 +103,20 @@ def graded(
         inputs: allowed x; the task's default inputs when not given.
         draws: bootstrap resamples.
     """
-    columns: dict[str, list[object]] = {name: [] for name in GradedTable.COLUMNS}
-    weights = resamples(n_prompts, draws, np.random.default_rng(seed))
+    weights = prompt_weights(n_prompts, draws, np.random.default_rng(seed))
+    parts = []
     for count in counts:
         runs = build_runs(
             model.tokenizer, task, recipient=recipient, n_prompts=n_prompts, donor_examples=count,
             recipient_examples=max(counts) if role == "pre" else count, seed=seed, inputs=inputs,
         )  # fmt: skip
-        patched = sweep(model, runs, roles=(role,), layers=(layer,), seed=seed, draws=draws)
+        swept = sweep(model, runs, roles=(role,), layers=(layer,), seed=seed, draws=draws)
+        patched = swept.where(np.isin(swept["metric"], PROBABILITIES))
         target = readouts(query_answers(model, runs.target, runs.words), runs)
-        own = means(np.stack([target[name] for name in PROBABILITIES], axis=1), weights)
-        for i, name in enumerate(PROBABILITIES):
-            row = patched.where(patched["metric"] == name)
-            for key in (
-                "role",
-                "layer",
-                "recipient",
-                "n_seen",
-                "metric",
-                "scale",
-                "value",
-                "ci_low",
-                "ci_high",
-            ):
-                columns[key].append(row[key][0])
-            for key, values in (
-                ("unpatched", own.value),
-                ("unpatched_low", own.low),
-                ("unpatched_high", own.high),
-            ):
-                columns[key].append(values[i])
-            columns["n_prompts"].append(n_prompts)
-    return GradedTable(columns)
+        unpatched = means(np.stack([target[name] for name in PROBABILITIES], axis=1), weights)
+        shared = {name: patched[name] for name in GradedTable.COLUMNS if name in SweepTable.COLUMNS}
+        parts.append(GradedTable({**shared, **unpatched.columns("unpatched")}))
+    return GradedTable.concat(parts)
 
 
 def effects(runs: Runs) -> tuple[str, ...]:
@@ -158,32 +126,36 @@ def effects(runs: Runs) -> tuple[str, ...]:
 
 def readouts(probs: AnswerProbs, runs: Runs) -> dict[str, Floats]:
     """What B says, per prompt: the probabilities of `PROBABILITIES`, and log-odds named by `effects`."""
-    answers = np.array(probs.answers)[probs.top()]
-    beliefs = belief_log_odds(probs, runs, np.arange(len(runs.own)))
-    named = (probs.of(runs.own), probs.of(runs.copied), answers == runs.own, answers == runs.copied)
-    return {
-        **{name: np.asarray(values, dtype=float) for name, values in zip(PROBABILITIES, named, strict=True)},
-        **{name: beliefs[:, i] for i, name in enumerate(effects(runs))},
-    }
+    top = np.array(probs.answers)[probs.top()]
+    probabilities = (
+        probs.of(runs.answer), probs.of(runs.donor_answer), top == runs.answer, top == runs.donor_answer,
+    )  # fmt: skip
+    named = zip(PROBABILITIES, (np.asarray(values, dtype=float) for values in probabilities), strict=True)
+    return dict(named) | dict(zip(effects(runs), runs.reader.log_odds(probs).T, strict=True))
 
 
-def _rows(
-    runs: Runs, role: str, layer: int, before: dict[str, Floats], after: dict[str, Floats], weights: Floats
-) -> SweepTable:
-    read = [after[name] for name in PROBABILITIES] + [after[name] - before[name] for name in effects(runs)]
-    found, n = means(np.stack(read, axis=1), weights), len(read)
-    return SweepTable({
-        "role": [role] * n, "layer": [layer] * n, "recipient": [runs.recipient_name] * n,
-        "n_seen": [runs.n_seen] * n, "metric": [*PROBABILITIES, *effects(runs)],
+def metric_columns(runs: Runs, same: Mapping[str, Any], log_odds: str = "effect on") -> dict[str, Any]:
+    """Columns of a table that has a row for everything in `readouts`; `same` stands in every row."""
+    same = {**same, "n_seen": runs.n_seen, "n_prompts": runs.donor.n_prompts}
+    n = len(PROBABILITIES) + len(runs.beliefs)
+    return {name: [value] * n for name, value in same.items()} | {
+        "metric": [*PROBABILITIES, *(f"{log_odds} {belief}" for belief in runs.beliefs)],
         "scale": ["probability"] * len(PROBABILITIES) + ["nats"] * len(runs.beliefs),
-        "value": found.value, "ci_low": found.low, "ci_high": found.high,
-        "base": [before[name].mean() for name in (*PROBABILITIES, *effects(runs))],
-        "n_prompts": [runs.donor.n_prompts] * n,
-    })  # fmt: skip
+    }
 
 
 _VOCABULARY = 2**14
 """Rows of the unembedding that are held in float32 at a time."""
+
+
+def _lens_acts(
+    model: LanguageModel, tokens: Ints, where: Ints, layers: Sequence[int] | None, batch: int
+) -> dict[int, Floats]:
+    """Layer → residual at some positions, [prompt pos d_model]; refuses a part of a model."""
+    refuse_part(model)
+    sites = {i: layer_site(model, i) for i in (range(model.n_blocks + 1) if layers is None else layers)}
+    acts = record(model, tokens[:, : where.max() + 1], list(sites.values()), where, batch=batch)
+    return {layer: acts[site] for layer, site in sites.items()}
 
 
 def logit_lens(
@@ -206,20 +178,18 @@ def logit_lens(
         EditError: for a layer that does not exist.
         SiteError: for an unknown role.
     """
-    refuse_part(model)
     check_tokenizer(model.tokenizer, runs)
-    chosen = tuple(range(model.n_blocks + 1)) if layers is None else tuple(layers)
-    sites = {layer: layer_site(model, layer) for layer in chosen}
     query = runs.target.n_examples - 1
     where = np.array([position(check_role(role), query) for role in roles])
-    tokens = runs.target.tokens[:, : where.max() + 1]
-    held = record(model, tokens, list(sites.values()), where, batch=batch)
-    weights = resamples(len(tokens), draws, np.random.default_rng(seed))
+    acts = _lens_acts(model, runs.target.tokens, where, layers, batch)
+    weights = prompt_weights(runs.target.n_prompts, draws, np.random.default_rng(seed))
     parts = []
     for i, role in enumerate(roles):
-        for layer, site in sites.items():
-            found = readouts(lens_answers(model, held[site][:, i], runs.words), runs)
-            parts.append(_lens_rows(runs, role, layer, found, weights))
+        for layer, resid in acts.items():
+            read = readouts(lens_answers(model, resid[:, i], runs.words), runs)
+            value = means(np.stack(list(read.values()), axis=1), weights)
+            columns = metric_columns(runs, {"role": role, "layer": layer}, "log-odds of")
+            parts.append(LensTable({**columns, **value.columns("value", "ci")}))
     return LensTable.concat(parts)
 
 
@@ -234,8 +204,8 @@ def lens_answers(model: LanguageModel, resid: Floats, extra: tuple[str, ...] = (
     """
     answers, ids = model.answer_space(extra)
     like = model.network.lm_head.weight
-    held = torch.as_tensor(resid, dtype=like.dtype, device=like.device)
-    return AnswerProbs(answers, read_answers(model, held, ids).cpu().numpy())
+    rows = torch.as_tensor(resid, dtype=like.dtype, device=like.device)
+    return AnswerProbs(answers, read_answers(model, rows, ids).cpu().numpy())
 
 
 @torch.no_grad()
@@ -263,18 +233,6 @@ def _unembedded(model: LanguageModel, normed: Tensor) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-def _lens_rows(runs: Runs, role: str, layer: int, found: dict[str, Floats], weights: Floats) -> LensTable:
-    read = means(np.stack([found[name] for name in (*PROBABILITIES, *effects(runs))], axis=1), weights)
-    n = len(read.value)
-    return LensTable({
-        "role": [role] * n, "layer": [layer] * n, "n_seen": [runs.n_seen] * n,
-        "metric": [*PROBABILITIES, *(f"log-odds of {belief}" for belief in runs.beliefs)],
-        "scale": ["probability"] * len(PROBABILITIES) + ["nats"] * len(runs.beliefs),
-        "value": read.value, "ci_low": read.low, "ci_high": read.high,
-        "n_prompts": [runs.target.n_prompts] * n,
-    })  # fmt: skip
-
-
 @dataclass(frozen=True)
 class LensReads:
     """What the residual of each prompt at each layer answers.
@@ -293,7 +251,7 @@ class LensReads:
 
 
 def lens_tokens(
-    model: LanguageModel, tokens: Ints, position: int, asked: Ints, *, n_top: int = 3,
+    model: LanguageModel, tokens: Ints, position: int, wanted: Ints, *, n_top: int = 3,
     layers: Sequence[int] | None = None, batch: int = 128,
 ) -> LensReads:  # fmt: skip
     """The lens over the whole vocabulary, prompt by prompt.
@@ -302,30 +260,27 @@ def lens_tokens(
         model: a whole model.
         tokens: [prompt pos].
         position: the token whose residual is read.
-        asked: a token id for each prompt, [prompt].
+        wanted: a token id for each prompt, [prompt].
         n_top: most probable tokens that are kept.
-        layers: as in `lens.logit_lens`; all by default.
+        layers: as in `logit_lens`; all by default.
         batch: prompts per forward pass.
 
     Raises:
         ModelError: when only some blocks are loaded.
         EditError: for a layer that does not exist.
     """
-    refuse_part(model)
-    chosen = tuple(range(model.n_blocks + 1)) if layers is None else tuple(layers)
-    sites = [layer_site(model, layer) for layer in chosen]
-    held = record(model, tokens[:, : position + 1], sites, np.array([position]), batch=batch)
-    resid = np.stack([held[site][:, 0] for site in sites], axis=1)
+    acts = _lens_acts(model, tokens, np.array([position]), layers, batch)
+    resid = np.stack([rows[:, 0] for rows in acts.values()], axis=1)
     top, top_prob, asked_prob = [], [], []
-    for row, wanted in zip(resid, asked.tolist(), strict=True):
+    for row, token in zip(resid, wanted.tolist(), strict=True):
         logits = lens_logits(model, row).astype(np.float64)
         most = logits.max(axis=1, keepdims=True)
         log_prob = logits - most - np.log(np.exp(logits - most).sum(axis=1, keepdims=True))
         first = np.argsort(-log_prob, axis=1, kind="stable")[:, :n_top]
         top.append(first)
         top_prob.append(np.exp(np.take_along_axis(log_prob, first, axis=1)))
-        asked_prob.append(np.exp(log_prob[:, wanted]))
-    return LensReads(chosen, np.stack(top), np.stack(top_prob), np.stack(asked_prob))
+        asked_prob.append(np.exp(log_prob[:, token]))
+    return LensReads(tuple(acts), np.stack(top), np.stack(top_prob), np.stack(asked_prob))
 
 
 BASE, TARGET = "base", "A*"
@@ -343,19 +298,17 @@ def response_curve(
     model: LanguageModel, sae: Sae, runs: Runs, *, sets: Sequence[Sequence[int]] = (),
     donor_value: str = "task mean", seed: int = 0, batch: int = 128,
 ) -> ResponseTable:  # fmt: skip
-    """E[y | x] of B, of A* and of B with each rung of the ladder put in at the SAE's site.
+    """E[y | x] of B, of A* and of B with each level of what a patch carries put in at the SAE's site.
 
     Args:
-        model: a whole model.
-        sae: an SAE of one of its sites that the tail can add to.
+        sae: an SAE of a site that the tail can add to.
         runs: pairs of runs, several for each x (`runs_by_query`).
         sets: sets of latents, [set latent]; each is also patched by itself, its latents all at once.
         donor_value: "task mean" over other prompts, or "instance".
         seed: of the halves within which donor means are taken.
-        batch: rows per forward pass.
 
     Raises:
-        EditError, SaeError: as in `gather`; EditError for a latent that the SAE does not have.
+        EditError, SaeError: as in `prepare_patch`; EditError for a latent that the SAE does not have.
         TaskError: when x is not a number.
     """
     queries(runs)
@@ -363,29 +316,32 @@ def response_curve(
     for latents in chosen:
         if not latents or not 0 <= latents[0] <= latents[-1] < sae.d_sae:
             raise EditError(
-                f"latents {list(latents)}",
-                f"the SAE has {sae.d_sae}",
+                f"latents {list(latents)}", f"the SAE has {sae.d_sae}",
                 f"Name one or more from 0 to {sae.d_sae - 1}.",
-            )
-    held = gather(model, sae, runs, donor_value=donor_value, seed=seed, batch=batch)
-    patches = list(_additions(held, chosen))
+            )  # fmt: skip
+    receiver = prepare_patch(model, sae, runs, donor_value=donor_value, seed=seed, batch=batch)
+    everything, carried = receiver.everything, receiver.all_latents
+    patches: list[tuple[str, tuple[int, ...], Tensor]] = [
+        (BASE, (), torch.zeros_like(everything)), (FULL, (), everything), (LATENTS, (), carried),
+        (ERROR, (), everything - carried),
+        *((GIVEN, latents, receiver.joint(np.array(latents))) for latents in chosen),
+    ]  # fmt: skip
     additions = torch.stack([delta for _, _, delta in patches], dim=1)
-    found = [tail.added(sae.site, rows) for tail, rows in zip(held.tails, additions, strict=True)]
+    found = [tail.added(sae.site, rows) for tail, rows in zip(receiver.tails, additions, strict=True)]
     answers, log_prob = found[0].answers, np.stack([probs.log_prob for probs in found])
+    site, donors = str(sae.site), receiver.reader.donors
     parts = [
-        _curve(runs, str(sae.site), patch, AnswerProbs(answers, log_prob[:, i]), latents, held.lent)
+        _curve(runs, site, patch, AnswerProbs(answers, log_prob[:, i]), latents, donors)
         for i, (patch, latents, _) in enumerate(patches)
     ]
     target = query_answers(model, runs.target, runs.words)
-    whole = _curve(runs, str(sae.site), TARGET, target, lent=held.lent)
-    return ResponseTable.concat([parts[0], whole, *parts[1:]])
+    return ResponseTable.concat([parts[0], _curve(runs, site, TARGET, target, (), donors), *parts[1:]])
 
 
 def response_sweep(model: LanguageModel, runs: Runs, *, layers: Sequence[int] | None = None) -> ResponseTable:
     """E[y | x] of B, of A* and of B with the whole residual of A at each layer's `pre`, without an SAE.
 
     Args:
-        model: a whole model.
         runs: pairs of runs, several for each x (`runs_by_query`).
         layers: blocks whose resid_pre is replaced, n_blocks for the last resid_post; all by default.
 
@@ -412,17 +368,12 @@ def expected_answer(probs: AnswerProbs) -> Floats:
 
 
 def queries(runs: Runs) -> Ints:
-    """The recipients' queries as numbers, [prompt].
-
-    Raises:
-        TaskError: when x is not a number, so that there is no curve.
-    """
+    """The recipients' queries as numbers, [prompt]; a TaskError where x is not a number."""
     if not np.char.isdigit(runs.x_B).all():
         raise TaskError(
-            f"a curve of '{runs.task.name}'",
-            "its x are no numbers",
+            f"a curve of '{runs.task.name}'", "its x are no numbers",
             "Choose a task on numbers, such as 2x+3.",
-        )
+        )  # fmt: skip
     return runs.x_B.astype(int)
 
 
@@ -434,62 +385,42 @@ def scaled(runs: Runs) -> Strings:
     return np.where((values >= 0) & (values < len(NUMBERS)), values.astype(str), "")
 
 
-def _additions(
-    held: LatentRuns, sets: Sequence[tuple[int, ...]]
-) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
-    """Each patch, its given latents, and what it adds to B's activation, [prompt d_in]."""
-    everything, carried = held.everything, held.all_latents
-    yield BASE, (), torch.zeros_like(everything)
-    yield FULL, (), everything
-    yield LATENTS, (), carried
-    yield ERROR, (), everything - carried
-    for latents in sets:
-        yield GIVEN, latents, joint(held, np.array(latents))
-
-
 def _curve(
     runs: Runs, site: str, patch: str, probs: AnswerProbs, latents: tuple[int, ...] = (),
-    lent: Sequence[Ints] | None = None,
+    donors: Sequence[Ints] | None = None,
 ) -> ResponseTable:  # fmt: skip
-    """Rows by x from answers [prompt answer]; `lent` are columns of the donors' answers."""
-    x, expected = queries(runs), expected_answer(probs)
-    copied = probs.of(runs.copied)
-    if lent is not None:
-        rows = zip(probs.log_prob.astype(np.float64), lent, strict=True)
+    """Rows by x from answers [prompt answer]; `donors` are columns of the donors' answers."""
+    x, expected, copied = queries(runs), expected_answer(probs), probs.of(runs.donor_answer)
+    if donors is not None:
+        rows = zip(probs.log_prob.astype(np.float64), donors, strict=True)
         copied = np.array([np.exp(row[columns]).sum() for row, columns in rows])
     xs, first, group = np.unique(x, return_index=True, return_inverse=True)
-    n_donors = np.bincount(group)
-    share = (group == np.arange(len(xs))[:, None]) / n_donors[:, None]
+    n, n_donors = len(xs), np.bincount(group)
+    share = (group == np.arange(n)[:, None]) / n_donors[:, None]  # [x prompt]
     everyone = share @ np.exp(probs.log_prob.astype(np.float64))
     averaged = AnswerProbs(probs.answers, np.log(np.maximum(everyone, 1e-300)))
     mean = share @ expected
     with np.errstate(invalid="ignore", divide="ignore"):
         spread = np.sqrt(share @ np.square(expected - mean[group]) * n_donors / (n_donors - 1))
     spread[n_donors == 1] = np.nan
-    own, times = runs.own[first], scaled(runs)[first]
-    p_own, p_scaled = averaged.of(own), np.where(times == "", np.nan, averaged.of(times))
+    answer, times = runs.answer[first], scaled(runs)[first]
+    p_answer, p_scaled = averaged.of(answer), np.where(times == "", np.nan, averaged.of(times))
 
     def rank(p: Floats) -> Floats:
         return np.where(np.isnan(p), np.nan, 1 + (everyone > p[:, None] * (1 + 1e-9)).sum(axis=1))
 
-    reasons = zip(
-        np.where(n_donors == 1, ONE_DONOR, ""), np.where(times == "", _why_not_scaled(runs), ""), strict=True
-    )
-    n = len(xs)
+    unscaled = "a·x is not among 0–999" if runs.task.slope else NO_SLOPE
+    causes = zip(np.where(n_donors == 1, ONE_DONOR, ""), np.where(times == "", unscaled, ""), strict=True)
     return ResponseTable({
         "task": [runs.task.name] * n, "site": [site] * n, "patch": [patch] * n,
         "latents": [" ".join(map(str, latents))] * n,
-        "recipient": [runs.recipient_name] * n, "n_seen": [runs.n_seen] * n, "x": xs, "answer": own,
+        "recipient": [runs.recipient_name] * n, "n_seen": [runs.n_seen] * n, "x": xs, "answer": answer,
         "scaled": times, "n_donors": n_donors, "mean": mean, "sd": spread,
-        "top_1": np.array(probs.answers)[averaged.top()], "rank": rank(p_own).astype(int),
-        "rank_scaled": rank(p_scaled), "p_answer": p_own, "p_scaled": p_scaled,
+        "top_1": np.array(probs.answers)[averaged.top()], "rank": rank(p_answer).astype(int),
+        "rank_scaled": rank(p_scaled), "p_answer": p_answer, "p_scaled": p_scaled,
         "p_copy": share @ copied, "p_number": share @ probs.numbers.sum(axis=-1),
-        "reason": ["; ".join(reason for reason in row if reason) for row in reasons],
+        "reason": ["; ".join(cause for cause in row if cause) for row in causes],
     })  # fmt: skip
-
-
-def _why_not_scaled(runs: Runs) -> str:
-    return "a·x is not among 0–999" if runs.task.slope else NO_SLOPE
 
 
 def response_fits(curves: ResponseTable, *, seed: int = 0, draws: int = 1000) -> ResponseFitTable:
@@ -512,12 +443,10 @@ def response_fits(curves: ResponseTable, *, seed: int = 0, draws: int = 1000) ->
         base = parts.get((*key[:4], BASE, ""))
         if base is None or not np.array_equal(base["x"], curve["x"]):
             raise EditError(
-                f"the curve of '{key[4]}' at {key[1]}",
-                "no base at the same x",
-                "Give the rows of `response_curves` with those whose patch is the base.",
-            )
-        weights = resamples(len(curve), draws, np.random.default_rng(seed))
-        fits.append(_fit(curve, base, weights))
+                f"the curve of '{key[4]}' at {key[1]}", "no base at the same x",
+                "Give the rows of `response_curve` with those whose patch is the base.",
+            )  # fmt: skip
+        fits.append(_fit(curve, base, prompt_weights(len(curve), draws, np.random.default_rng(seed))))
     return ResponseFitTable.concat(fits)
 
 
@@ -526,40 +455,33 @@ def _fit(curve: ResponseTable, base: ResponseTable, weights: Floats) -> Response
     x, n = curve["x"].astype(float), len(curve)
     whole = np.vstack([np.full((1, n), 1 / n), weights])
     line, before = least_squares(x, curve["mean"], whole), least_squares(x, base["mean"], whole)
-    found = np.stack([*line, line[0] - before[0]])
+    found = np.stack([*line, line[0] - before[0]])  # slope, intercept, change of slope: [figure draw]
     undefined = n < LEAST_X or np.isnan(found[:, 0]).any()
     if undefined:
         found[:] = np.nan
-    low, high = np.full((2, 3), np.nan) if undefined else np.nanpercentile(found[:, 1:], LEVEL, axis=1)
+    low, high = interval(found[:, 1:].T)
     sloped = bool((curve["scaled"] != "").any())
-    reasons = [FEW if undefined else "", "" if sloped else NO_SLOPE]
-    odd = [answer.isdigit() and int(answer) % 2 == 1 for answer in curve["top_1"]]
-    same = {name: curve[name][:1] for name in CURVE}
-    fitted = {
+    figures = {
         f"{name}{end}": [numbers[i]]
         for i, name in enumerate(("slope", "intercept", "slope_change"))
         for end, numbers in (("", found[:, 0]), ("_low", low), ("_high", high))
     }
     return ResponseFitTable({
-        **same, **fitted, "n_x": [n],
+        **{name: curve[name][:1] for name in CURVE}, **figures, "n_x": [n],
         "top_1_answer": [(curve["top_1"] == curve["answer"]).mean()],
         "top_5_answer": [(curve["rank"] <= 5).mean()],
         "top_1_scaled": [(curve["top_1"] == curve["scaled"]).mean() if sloped else np.nan],
         "top_5_scaled": [(curve["rank_scaled"] <= 5).mean() if sloped else np.nan],
-        "top_1_odd": [np.mean(odd)], "reason": ["; ".join(reason for reason in reasons if reason)],
+        "top_1_odd": [np.mean([answer.isdigit() and int(answer) % 2 == 1 for answer in curve["top_1"]])],
+        "reason": ["; ".join(filter(None, (FEW if undefined else "", "" if sloped else NO_SLOPE)))],
     })  # fmt: skip
 
 
 def least_squares(x: Floats, y: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Slope and intercept of the weighted least-squares line through (x, y) [point]; NaN where x is constant.
+    """Slope and intercept [draw] of weighted least-squares lines through (x, y) [point]; NaN at a constant x.
 
     Args:
-        x: [point].
-        y: [point].
         weights: each row sums to 1, [draw point].
-
-    Returns:
-        Slope and intercept, [draw] each.
     """
     mean_x, mean_y = weights @ x, weights @ y
     apart = weights @ np.square(x) - np.square(mean_x)

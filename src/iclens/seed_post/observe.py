@@ -12,15 +12,14 @@ from iclens.model.attention import attention_patterns
 from iclens.model.load import LanguageModel
 from iclens.model.run import Edit, record
 from iclens.model.tail import Tail, tails_of
-from iclens.patching.heads import last_position, layer_edits, score_maps
-from iclens.patching.receiver import layer_site, means, resamples
+from iclens.patching.heads import WHOLE_LAYER, Heads, heads_by_layer, last_position, layer_edits, score_maps
+from iclens.patching.receiver import layer_site
 from iclens.patching.sweep import lens_logits, unnormalised_logits
 from iclens.prompts.beliefs import AnswerProbs
 from iclens.seed_post.protocol import (
     INTACT,
     LOOKED_AT,
     RANKS,
-    Ablation,
     DonorSweepTable,
     DonorTable,
     Lens,
@@ -31,6 +30,7 @@ from iclens.seed_post.protocol import (
     encoded,
     without_task,
 )
+from iclens.stats import means, prompt_weights
 from iclens.table import Floats, Ints, Strings
 
 ZERO, MEAN = "zero", "mean"
@@ -64,22 +64,22 @@ def run_donor(model: LanguageModel, tokens: Ints, edits: Sequence[Edit] = ()) ->
 
 
 def ablation_edits(
-    model: LanguageModel, ablation: Ablation, length: int,
-    *, place: str = LAST, means: dict[int, Floats] | None = None,
+    model: LanguageModel, heads: Heads, length: int,
+    *, place: str = LAST, averages: dict[int, Floats] | None = None,
 ) -> tuple[Edit, ...]:  # fmt: skip
-    """The edits of an ablation, one per layer.
+    """The edits that ablate some heads, one per layer.
 
     Args:
         model: gives heads and their width.
-        ablation: which heads.
+        heads: which; none gives no edit.
         length: positions of the prompt.
         place: `LAST` or `EVERYWHERE`.
-        means: layer → mean z over other prompts of this length, [pos head·d_head]; zero when not given.
+        averages: layer → mean z over other prompts of this length, [pos head·d_head]; zero when not given.
     """
     where = np.array([length - 1]) if place == LAST else np.arange(length)
-    chosen, by_head = ablation.by_layer(model.n_heads), (1, len(where), model.n_heads, model.d_head)
-    values = {layer: held[where].reshape(by_head) for layer, held in (means or {}).items() if layer in chosen}
-    return layer_edits(chosen, ZERO if means is None else MEAN, where, values)
+    chosen, by_head = heads_by_layer(heads, model.n_heads), (1, len(where), model.n_heads, model.d_head)
+    values = {layer: z[where].reshape(by_head) for layer, z in (averages or {}).items() if layer in chosen}
+    return layer_edits(chosen, ZERO if averages is None else MEAN, where, values)
 
 
 def mean_outputs(model: LanguageModel, tokens: Ints, layers: Sequence[int]) -> dict[int, Floats]:
@@ -172,8 +172,8 @@ def observe(model: LanguageModel, source: Recorded, protocol: Protocol, report: 
     report("sweeps from ablated donors")
     length = len(tokens["sweep donor"])
     donors = {
-        one.name: run_donor(model, tokens["sweep donor"], ablation_edits(model, one, length))
-        for one in protocol.ablations
+        name: run_donor(model, tokens["sweep donor"], ablation_edits(model, heads, length))
+        for name, heads in protocol.ablations.items()
     }
     swept = swept_tops(model, tokens["sweep recipient"], list(donors.values()))
     report("score maps and attention")
@@ -229,7 +229,7 @@ def read_maps(model: LanguageModel, protocol: Protocol, tokens: dict[str, Ints])
     maps = {}
     for one in protocol.maps:
         ids = tokens[one.prompt]
-        edits = ablation_edits(model, protocol.ablation(one.ablation), len(ids))
+        edits = ablation_edits(model, protocol.ablated(one.ablation), len(ids))
         read = last_position(
             model,
             ids[None],
@@ -265,7 +265,7 @@ class Donor:
         draw: of a random one, from 0; −1 for others.
         kind: `ZERO`, `MEAN` or "none".
         place: `LAST`, `EVERYWHERE` or "none".
-        ablation: what is ablated.
+        ablated: which heads.
     """
 
     name: str
@@ -273,7 +273,7 @@ class Donor:
     draw: int
     kind: str
     place: str
-    ablation: Ablation
+    ablated: Heads
 
 
 def donors_of(protocol: Protocol, n_heads: int, rng: np.random.Generator) -> tuple[Donor, ...]:
@@ -284,41 +284,43 @@ def donors_of(protocol: Protocol, n_heads: int, rng: np.random.Generator) -> tup
         n_heads: heads of each layer.
         rng: draws the controls.
     """
-    found = [Donor(INTACT, _NONE, -1, _NONE, _NONE, Ablation(INTACT))]
-    for one in (*protocol.ablations, *protocol.further):
+    found = [Donor(INTACT, _NONE, -1, _NONE, _NONE, ())]
+    for name, heads in (*protocol.ablations.items(), *protocol.further.items()):
         for kind, place in ((ZERO, LAST), (ZERO, EVERYWHERE), (MEAN, LAST), (MEAN, EVERYWHERE)):
-            found.append(Donor(one.name, _NAMED, -1, kind, place, one))
-    for one in protocol.ablations:
+            found.append(Donor(name, _NAMED, -1, kind, place, heads))
+    for name, heads in protocol.ablations.items():
+        whole = any(head == WHOLE_LAYER for _, head in heads)
         for draw in range(DRAWS):
-            control = random_like(one, n_heads, protocol.score_layers, rng)
+            control = random_like(heads, n_heads, protocol.score_layers, rng)
             if control is not None:
-                heads = "random layers" if one.layers else "random heads"
-                found.append(Donor(one.name, heads, draw, ZERO, LAST, control))
+                drawn = "random layers" if whole else "random heads"
+                found.append(Donor(name, drawn, draw, ZERO, LAST, control))
     return tuple(found)
 
 
-def random_like(ablation: Ablation, n_heads: int, n_layers: int, rng: np.random.Generator) -> Ablation | None:
+def random_like(heads: Heads, n_heads: int, n_layers: int, rng: np.random.Generator) -> Heads | None:
     """As many random heads of the same layers, or as many other layers; None where too few are left.
 
     Args:
-        ablation: what it stands in for.
+        heads: what it stands in for.
         n_heads: heads of each layer.
         n_layers: layers that random ones are drawn from, those below this.
         rng: draws them.
     """
-    if ablation.layers:
-        others = [layer for layer in range(n_layers) if layer not in ablation.layers]
-        if len(others) < len(ablation.layers):
+    whole = [layer for layer, head in heads if head == WHOLE_LAYER]
+    if whole:
+        others = [layer for layer in range(n_layers) if layer not in whole]
+        if len(others) < len(whole):
             return None
-        drawn = rng.choice(others, size=len(ablation.layers), replace=False)
-        return Ablation(ablation.name, layers=tuple(sorted(map(int, drawn))))
+        drawn = rng.choice(others, size=len(whole), replace=False)
+        return tuple((layer, WHOLE_LAYER) for layer in sorted(map(int, drawn)))
     chosen: list[tuple[int, int]] = []
-    for layer, heads in ablation.by_layer(n_heads).items():
-        others = np.setdiff1d(np.arange(n_heads), heads)
-        if len(others) < len(heads):
+    for layer, some in heads_by_layer(heads, n_heads).items():
+        left = np.setdiff1d(np.arange(n_heads), some)
+        if len(left) < len(some):
             return None
-        chosen += [(layer, int(head)) for head in rng.choice(others, size=len(heads), replace=False)]
-    return Ablation(ablation.name, heads=tuple(chosen))
+        chosen += [(layer, int(head)) for head in rng.choice(left, size=len(some), replace=False)]
+    return tuple(chosen)
 
 
 def go_beyond(
@@ -349,7 +351,7 @@ def go_beyond(
     donors = donors_of(protocol, model.n_heads, rng)
     report(f"{len(donors)} donors with other ablations")
     layers = sorted(
-        {layer for one in donors if one.kind == MEAN for layer in one.ablation.by_layer(model.n_heads)}
+        {layer for one in donors if one.kind == MEAN for layer in heads_by_layer(one.ablated, model.n_heads)}
     )
     averages = mean_outputs(model, without_task(prompt, tokens, REFERENCE_PROMPTS, rng), layers)
     runs = [_run(model, donor, tokens, averages) for donor in donors]
@@ -360,7 +362,7 @@ def go_beyond(
     tops = swept_tops(model, encoded(model.tokenizer, source.prompts["sweep recipient"]), runs)
     answers = np.array([[source.slope * x, source.slope * x + source.offset] for x in xs])
     own = source.slope * (prompt.x or 0) + source.offset
-    weights = resamples(len(xs), draws, np.random.default_rng(seed))
+    weights = prompt_weights(len(xs), draws, np.random.default_rng(seed))
     sweeps = [
         _sweep(donor, values, answers, own, weights) for donor, values in zip(donors, found, strict=True)
     ]
@@ -375,7 +377,7 @@ def go_beyond(
 def _run(model: LanguageModel, donor: Donor, tokens: Ints, averages: dict[int, Floats]) -> DonorRun:
     held = averages if donor.kind == MEAN else None
     where = EVERYWHERE if donor.place == EVERYWHERE else LAST
-    edits = ablation_edits(model, donor.ablation, len(tokens), place=where, means=held)
+    edits = ablation_edits(model, donor.ablated, len(tokens), place=where, averages=held)
     return run_donor(model, tokens, edits)
 
 
@@ -425,7 +427,8 @@ def _donor_row(
     first = np.flatnonzero(tops[:, 0] == double)
     return {
         "donor": donor.name, "heads": donor.heads, "draw": donor.draw, "kind": donor.kind,
-        "place": donor.place, "n_heads": len(donor.ablation.pairs(n_heads)), "top": joined(run.top),
+        "place": donor.place, "n_heads": sum(map(len, heads_by_layer(donor.ablated, n_heads).values())),
+        "top": joined(run.top),
         "p_answer": float(run.probs.of(np.array(str(own)))),
         "first_layer": int(first[0]) if len(first) else -1, "n_x": int(sweep["n_x"][0]),
         **_shares("slope", sweep["value"][sweep["metric"] == "top-1 slope·x"]),

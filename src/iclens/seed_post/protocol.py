@@ -13,7 +13,7 @@ import numpy as np
 
 from iclens.core import ModelError, TokenizerError
 from iclens.model.load import LanguageModel
-from iclens.patching.heads import last_position, score_maps
+from iclens.patching.heads import WHOLE_LAYER, Heads, heads_by_layer, last_position, score_maps
 from iclens.prompts.render import bos_id, text_ids
 from iclens.study.store import load_arrays
 from iclens.table import Float, Floats, Int, Ints, Str, Table
@@ -22,32 +22,6 @@ BRIGHTEST = 5
 """Heads that a derived protocol ablates first."""
 INTACT = ""
 """Names the absence of an ablation."""
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """Heads that are ablated together.
-
-    Args:
-        name: short, for tables.
-        heads: (layer, head) of each.
-        layers: layers of which every head is ablated.
-    """
-
-    name: str
-    heads: tuple[tuple[int, int], ...] = ()
-    layers: tuple[int, ...] = ()
-
-    def by_layer(self, n_heads: int) -> dict[int, Ints]:
-        """Layer → its ablated heads, in a model of `n_heads` per layer."""
-        chosen = {layer: np.arange(n_heads) for layer in self.layers}
-        for layer in sorted({layer for layer, _ in self.heads} - chosen.keys()):
-            chosen[layer] = np.array([head for where, head in self.heads if where == layer])
-        return dict(sorted(chosen.items()))
-
-    def pairs(self, n_heads: int) -> tuple[tuple[int, int], ...]:
-        """(layer, head) of every ablated head."""
-        return tuple((layer, int(head)) for layer, heads in self.by_layer(n_heads).items() for head in heads)
 
 
 @dataclass(frozen=True)
@@ -78,7 +52,7 @@ class Protocol:
         attention_layer: block whose attention is read.
         score_layers: maps hold layers 0 to score_layers − 1.
         numbers: answers among which the lens is also read.
-        ablations: those that were recorded, in their order.
+        ablations: name → heads that are ablated together, those that were recorded, in their order.
         further: those that were not.
         maps: score maps.
     """
@@ -89,18 +63,18 @@ class Protocol:
     attention_layer: int
     score_layers: int
     numbers: tuple[str, ...]
-    ablations: tuple[Ablation, ...]
-    further: tuple[Ablation, ...]
+    ablations: dict[str, Heads]
+    further: dict[str, Heads]
     maps: tuple[ScoreMap, ...]
 
-    def ablation(self, name: str) -> Ablation:
-        """The ablation of this name, without heads for `INTACT`."""
-        known = {one.name: one for one in (Ablation(INTACT), *self.ablations, *self.further)}
-        return known[name]
+    def ablated(self, name: str) -> Heads:
+        """The heads of the ablation of this name; none for `INTACT`."""
+        return {INTACT: (), **self.ablations, **self.further}[name]
 
     def check(self, model: LanguageModel) -> None:
         """Raise a ModelError when the model lacks a layer or head that is asked for."""
-        chosen = [one.by_layer(model.n_heads) for one in (*self.ablations, *self.further)]
+        together = (*self.ablations.values(), *self.further.values())
+        chosen = [heads_by_layer(heads, model.n_heads) for heads in together]
         references = [one.reference_layer for one in self.maps]
         layers = [layer for one in chosen for layer in one] + [self.attention_layer]
         deepest = max(
@@ -134,14 +108,15 @@ def derived_protocol(model: LanguageModel, like: Protocol, blocks: int, donor: I
     first = scaled[references[0]]
     read = last_position(model, donor[None], reference_layer=first, layers=range(first))
     heads = brightest(score_maps(model, read)[0], BRIGHTEST)
-    ablations = [Ablation(f"{len(heads)} heads", heads=heads)]
+    ablations = {f"{len(heads)} heads": heads}
     layers = sorted({layer for layer, _ in heads})
-    ablations += [_whole_layers(layers[: count + 1]) for count in range(len(layers))]
+    for count in range(len(layers)):
+        ablations |= _whole_layers(layers[: count + 1])
     spared = tuple(layer for layer in range(1, max(scaled.values())) if layer not in layers)
     maps = [ScoreMap(f"intact, ref {at}", INTACT, at, "sweep donor") for at in dict.fromkeys(scaled.values())]
-    for i, one in enumerate(ablations):
+    for i, name in enumerate(ablations):
         at = scaled[references[0] if i < 2 else references[-1]]
-        maps.append(ScoreMap(f"{one.name}, ref {at}", one.name, at, "sweep donor"))
+        maps.append(ScoreMap(f"{name}, ref {at}", name, at, "sweep donor"))
     at = scaled[references[-1]]
     maps.append(ScoreMap(f"recipient, ref {at}", INTACT, at, "sweep recipient"))
     named = ", ".join(f"L{layer}H{head}" for layer, head in heads)
@@ -154,8 +129,8 @@ def derived_protocol(model: LanguageModel, like: Protocol, blocks: int, donor: I
         ),
         patch_layer=depth(like.patch_layer), x=like.x,
         attention_layer=min(depth(like.attention_layer), model.n_blocks - 1),
-        score_layers=max(scaled.values()), numbers=like.numbers, ablations=tuple(ablations),
-        further=(_whole_layers(spared),) if spared else (), maps=tuple(maps),
+        score_layers=max(scaled.values()), numbers=like.numbers, ablations=ablations,
+        further=_whole_layers(spared) if spared else {}, maps=tuple(maps),
     )  # fmt: skip
 
 
@@ -165,8 +140,8 @@ def brightest(scores: np.ndarray, count: int) -> tuple[tuple[int, int], ...]:
     return tuple((int(i) // scores.shape[1], int(i) % scores.shape[1]) for i in order)
 
 
-def _whole_layers(layers: Sequence[int]) -> Ablation:
-    return Ablation("L" + "+".join(map(str, layers)), layers=tuple(layers))
+def _whole_layers(layers: Sequence[int]) -> dict[str, Heads]:
+    return {"L" + "+".join(map(str, layers)): tuple((layer, WHOLE_LAYER) for layer in layers)}
 
 
 _FOLDER = Path(__file__).parent
@@ -282,15 +257,15 @@ def _protocol(held: dict[str, Any]) -> Protocol:
         how="recorded", patch_layer=held["patch_layer"], x=tuple(range(first, last + 1)),
         attention_layer=held["attention_layer"], score_layers=held["score_layers"],
         numbers=tuple(map(str, range(low, high + 1))),
-        ablations=tuple(_ablation(row) for row in held["ablations"]),
-        further=tuple(_ablation(row) for row in held["further"]),
+        ablations={row["name"]: _heads(row) for row in held["ablations"]},
+        further={row["name"]: _heads(row) for row in held["further"]},
         maps=tuple(ScoreMap(**row) for row in held["maps"]),
     )  # fmt: skip
 
 
-def _ablation(row: dict[str, Any]) -> Ablation:
-    heads = tuple((layer, head) for layer, head in row["heads"])
-    return Ablation(row["name"], heads=heads, layers=tuple(row["layers"]))
+def _heads(row: dict[str, Any]) -> Heads:
+    single = tuple((layer, head) for layer, head in row["heads"])
+    return (*single, *((layer, WHOLE_LAYER) for layer in row["layers"]))
 
 
 def _observations(held: dict[str, Any], length: int) -> Observations:

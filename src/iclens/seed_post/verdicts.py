@@ -16,6 +16,7 @@ import torch
 from iclens.core import ConfigError, RunError, nearest
 from iclens.model.load import LanguageModel, load_model, load_tokenizer
 from iclens.model.shape import read_shape, refuse_longer
+from iclens.patching.heads import heads_by_layer
 from iclens.seed_post.observe import Report, go_beyond, joined, observe
 from iclens.seed_post.protocol import (
     INTACT,
@@ -205,8 +206,8 @@ def _ablation(
     ours: Observations, targets: Observations | None, source: Recorded, protocol: Protocol
 ) -> Iterator[Check]:
     double = str(source.slope * (source.prompts["sweep recipient"].x or 0))
-    for one in protocol.ablations:
-        name, swept = one.name, ours.sweeps[one.name]
+    for name in protocol.ablations:
+        swept = ours.sweeps[name]
         known = None if targets is None else targets.sweeps[name]
         wanted = None if targets is None else targets.donors[name]
         text = "equal, in order" if targets else ""
@@ -247,7 +248,8 @@ def _maps(
             MAPS, f"{one.name}: brightest heads", _named(wanted), _named(heads), "the same heads",
             set(heads) == set(wanted),
         )  # fmt: skip
-        off = [pair for pair in protocol.ablation(one.ablation).pairs(found.shape[1]) if pair[0] < len(found)]
+        ablated = heads_by_layer(protocol.ablated(one.ablation), found.shape[1])
+        off = [(layer, int(head)) for layer in ablated if layer < len(found) for head in ablated[layer]]
         if off:
             zeros, dark = (sum(float(scores[pair]) == 0 for pair in off) for scores in (known, found))
             yield _row(MAPS, f"{one.name}: ablated heads with score 0", zeros, dark, "equal", zeros == dark)

@@ -1,6 +1,5 @@
 """Delay, backup and the ladder: told apart where they were planted, and decided as defined where made up."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +19,6 @@ from iclens.patching.heads import (
     ablate_heads,
     ablation_edits,
 )
-from iclens.patching.receiver import resamples
 from iclens.patching.redundancy import (
     SATURATED,
     WORKS,
@@ -28,24 +26,24 @@ from iclens.patching.redundancy import (
     arrival,
     control_sets,
     first_layer,
+    iterative_ablation,
     judge,
     redundancy_index,
-    redundancy_ladder,
     verdict,
 )
-from iclens.patching.runs import ZERO, Runs, build_runs
-from iclens.prompts.tasks import parse_task
+from iclens.patching.runs import ZERO, Runs
 from iclens.schemas import RedundancyLadderTable
+from iclens.stats import prompt_weights
 
-from .planted import BELIEF, KINDS, Planted, build, plant, plant_causal, plant_chain
+from .planted_heads import BELIEF, KINDS, Planted, build, plant, plant_causal, plant_chain
+from .planted_latents import planted_runs
 
-Make = Callable[..., Runs]
 BIAS, SEEDS = 0.05, 8
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_model: LanguageModel) -> Runs:
-    return build_runs(tiny_model.tokenizer, parse_task("2x+3"), n_prompts=12, donor_examples=6, seed=3)
+def runs(tiny_model):
+    return planted_runs(tiny_model)
 
 
 def first(ne: np.ndarray) -> float:
@@ -54,19 +52,19 @@ def first(ne: np.ndarray) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_delay_and_backup_are_told_apart(tiny_model: LanguageModel, runs: Runs, kind: str, seed: int) -> None:
+def test_delay_and_backup_are_told_apart(tiny_model, runs, kind, seed):
     planted = plant(kind, seed)
     model, ablation = build(planted, tiny_model.tokenizer), Ablation(planted.ablated)
     found = judge(model, runs, ablation, belief=BELIEF, draws=200)
     assert found.name == kind, found
-    weights = resamples(12, 100, np.random.default_rng(0))
+    weights = prompt_weights(12, 100, np.random.default_rng(0))
     for edits, ablated in (((), ()), (ablation_edits(model, runs, ablation), planted.ablated)):
         swept, true = arrival(model, runs, BELIEF, edits), planted.normalised(runs, ablated)
         np.testing.assert_allclose(swept.normalised(weights).value, true, atol=BIAS)
         assert first_layer(swept, weights).value == first(true)
 
 
-def test_where_nothing_is_left_no_layer_works(tiny_model: LanguageModel, runs: Runs) -> None:
+def test_where_nothing_is_left_no_layer_works(tiny_model, runs):
     planted = plant_chain(0, n_writers=1)
     model = build(planted, tiny_model.tokenizer)
     found = judge(model, runs, Ablation(planted.ablated), belief=BELIEF, draws=100)
@@ -74,7 +72,7 @@ def test_where_nothing_is_left_no_layer_works(tiny_model: LanguageModel, runs: R
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_the_index_is_what_was_planted(tiny_model: LanguageModel, runs: Runs, seed: int) -> None:
+def test_the_index_is_what_was_planted(tiny_model, runs, seed):
     """Without rivals log-odds are linear and effects add up; with them the heads hide each other's loss."""
     planted = plant_causal(seed)
     model = build(planted, tiny_model.tokenizer)
@@ -94,7 +92,7 @@ def test_the_index_is_what_was_planted(tiny_model: LanguageModel, runs: Runs, se
         assert abs(table["index"][0]) < BIAS * abs(joint)
 
 
-def test_a_set_of_one_has_no_index(tiny_model: LanguageModel, make_runs: Make) -> None:
+def test_a_set_of_one_has_no_index(tiny_model, make_runs):
     runs = make_runs(ZERO)
     table = redundancy_index(tiny_model, runs, Ablation.parse("L2"), draws=50)
     np.testing.assert_allclose(table["index"], 0, atol=1e-12)
@@ -104,14 +102,14 @@ def test_a_set_of_one_has_no_index(tiny_model: LanguageModel, make_runs: Make) -
     assert list(table["belief"]) == list(BELIEFS) and list(table["n_units"]) == [1] * len(BELIEFS)
 
 
-def test_a_chain_saturates(tiny_model: LanguageModel, make_runs: Make) -> None:
+def test_a_chain_saturates(tiny_model, make_runs):
     runs = make_runs(ZERO, donor_examples=12)
     table = redundancy_index(tiny_model, runs, Ablation.parse("L2 L3"), beliefs=["exact"], draws=50)
     assert table["reason"][0] == SATURATED and table["index_low"][0] > 0
     assert table["singles"][0] < -table["span"][0] < -5
 
 
-def test_an_undefined_belief_has_no_index(tiny_model: LanguageModel, make_runs: Make) -> None:
+def test_an_undefined_belief_has_no_index(tiny_model, make_runs):
     table = redundancy_index(tiny_model, make_runs(ZERO, task="x%7"), Ablation.parse("L2"))
     double = table.where(table["belief"] == "double")
     assert np.isnan(double["index"][0]) and double["reason"][0] == "undefined for this task"
@@ -124,8 +122,8 @@ def swept(first_works: list[int], n_layers: int = 5) -> Arrival:
     return Arrival(layers, effect, np.full(len(first_works), 2.0), effect, effect)
 
 
-def test_the_first_layer_and_its_interval() -> None:
-    weights = resamples(8, 500, np.random.default_rng(0))
+def test_the_first_layer_and_its_interval():
+    weights = prompt_weights(8, 500, np.random.default_rng(0))
     sure = first_layer(swept([2] * 8), weights)
     assert (sure.value, sure.low, sure.high, sure.reason) == (2, 2, 2, "")
     mixed = first_layer(swept([1, 1, 1, 1, 1, 3, 3, 3]), weights)
@@ -166,17 +164,15 @@ def effects(
         (4, 5.0, 2.0, 2.0, "delay", ""),  # the ablated heads worked against the task: nothing is given back
     ],
 )
-def test_verdicts_follow_their_definitions(
-    ablated_from: int, direct: float, heads: float, later: float, name: str, said: str
-) -> None:
-    weights = resamples(8, 300, np.random.default_rng(0))
+def test_verdicts_follow_their_definitions(ablated_from, direct, heads, later, name, said):
+    weights = prompt_weights(8, 300, np.random.default_rng(0))
     intact, ablated = (first_layer(swept([start] * 8), weights) for start in (2, ablated_from))
     found = verdict(intact, ablated, effects(direct, heads, later), 3, weights)
     assert found.name == name and said in found.reason
 
 
-def test_a_rise_that_only_shows_given_the_loss_is_a_backup() -> None:
-    weights = resamples(8, 300, np.random.default_rng(0))
+def test_a_rise_that_only_shows_given_the_loss_is_a_backup():
+    weights = prompt_weights(8, 300, np.random.default_rng(0))
     intact, ablated = (first_layer(swept([start] * 8), weights) for start in (2, 4))
     hidden = effects(-5.0, 0.3, 0.3, given=(4.0, 4.0))
     assert verdict(intact, ablated, hidden, 3, weights).name == "both"
@@ -184,8 +180,8 @@ def test_a_rise_that_only_shows_given_the_loss_is_a_backup() -> None:
     assert "later MLPs rise" in verdict(intact, ablated, by_mlps, 3, weights).reason
 
 
-def test_a_rise_or_a_shift_must_be_sure() -> None:
-    weights = resamples(8, 300, np.random.default_rng(0))
+def test_a_rise_or_a_shift_must_be_sure():
+    weights = prompt_weights(8, 300, np.random.default_rng(0))
     intact = first_layer(swept([2] * 8), weights)
     wide = effects(-5.0, 1.5, 1.5, spread=6.0)
     assert verdict(intact, intact, wide, 3, weights).name == "neither"
@@ -198,14 +194,12 @@ def test_a_rise_or_a_shift_must_be_sure() -> None:
 
 def climb(planted: Planted, tiny_model: LanguageModel, runs: Runs, **asked: object) -> RedundancyLadderTable:
     model = build(planted, tiny_model.tokenizer)
-    return redundancy_ladder(model, runs, belief=BELIEF, draws=100, n_controls=3, **asked)  # pyright: ignore
+    return iterative_ablation(model, runs, belief=BELIEF, draws=100, n_controls=3, **asked)  # pyright: ignore
 
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("unit", ["layer", "heads"])
-def test_the_ladder_climbs_the_planted_heads(
-    tiny_model: LanguageModel, runs: Runs, seed: int, unit: str
-) -> None:
+def test_the_ladder_climbs_the_planted_heads(tiny_model, runs, seed, unit):
     planted = plant_chain(seed)
     table = climb(planted, tiny_model, runs, unit=unit, n_heads=1)
     places = [(head.layer, head.head) for head in planted.heads]
@@ -221,14 +215,14 @@ def test_the_ladder_climbs_the_planted_heads(
         assert table["donor"][step] == pytest.approx((1 / (1 + np.exp(-donor))).mean() / 1000, rel=0.05)
 
 
-def test_controls_leave_what_the_ladder_takes(tiny_model: LanguageModel, runs: Runs) -> None:
+def test_controls_leave_what_the_ladder_takes(tiny_model, runs):
     table = climb(plant_chain(1), tiny_model, runs, unit="heads", n_heads=1)
     assert (table["n_controls"][1:] == 3).all() and table["n_controls"][0] == 0
     assert (table["control_ne_least"][1:] > 0.8).all() and (table["ne_before"][1:] < 0.2).all()
     assert (table["control_moved"][1:] == 0).all()
 
 
-def test_the_ladder_starts_where_it_is_told_and_stops_in_time(tiny_model: LanguageModel, runs: Runs) -> None:
+def test_the_ladder_starts_where_it_is_told_and_stops_in_time(tiny_model, runs):
     planted = plant_chain(2)
     start = ((planted.heads[1].layer, WHOLE_LAYER), (planted.heads[0].layer, planted.heads[0].head))
     table = climb(planted, tiny_model, runs, start=start, max_steps=1)
@@ -239,12 +233,12 @@ def test_the_ladder_starts_where_it_is_told_and_stops_in_time(tiny_model: Langua
     )
 
 
-def test_without_a_task_there_is_nothing_to_climb(tiny_model: LanguageModel, runs: Runs) -> None:
+def test_without_a_task_there_is_nothing_to_climb(tiny_model, runs):
     table = climb(plant_chain(0, n_writers=0), tiny_model, runs)
     assert len(table) == 1 and np.isnan(table["first_layer"][0]) and "nat" in table["reason"][0]
 
 
-def test_control_sets_are_others_of_the_same_layers(tiny_model: LanguageModel) -> None:
+def test_control_sets_are_others_of_the_same_layers(tiny_model):
     rng = np.random.default_rng(0)
     heads = ((2, 0), (2, 3), (4, 1))
     for some in control_sets(tiny_model, heads, 4, rng):
@@ -256,7 +250,7 @@ def test_control_sets_are_others_of_the_same_layers(tiny_model: LanguageModel) -
     assert control_sets(tiny_model, tuple((i, WHOLE_LAYER) for i in range(4)), 3, rng) == []
 
 
-def test_what_cannot_be_climbed_is_one_line(tiny_model: LanguageModel, make_runs: Make) -> None:
+def test_what_cannot_be_climbed_is_one_line(tiny_model, make_runs):
     runs = make_runs(ZERO)
     for asked, said in (
         ({"unit": "mlp"}, "One of layer, heads"),
@@ -268,9 +262,9 @@ def test_what_cannot_be_climbed_is_one_line(tiny_model: LanguageModel, make_runs
         ({"start": ((2, 9),)}, "it has 4 heads"),
     ):
         with pytest.raises(EditError, match=said):
-            redundancy_ladder(tiny_model, runs, draws=20, n_controls=1, **asked)
+            iterative_ablation(tiny_model, runs, draws=20, n_controls=1, **asked)
 
 
-def test_a_head_beside_its_whole_layer_is_refused(tiny_model: LanguageModel, make_runs: Make) -> None:
+def test_a_head_beside_its_whole_layer_is_refused(tiny_model, make_runs):
     with pytest.raises(EditError, match="layer 2 stands there whole and in part"):
         redundancy_index(tiny_model, make_runs("S arm"), Ablation.parse("L2 L2H1"))

@@ -1,4 +1,4 @@
-"""A hand-built model whose causal latents, and what each carries, are known: effects come back as planted.
+"""Hand-built models whose causal latents, and what each carries, are known: effects come back as planted.
 
 Block 0 attends evenly and writes, for the share of its context that are closing brackets, Σ_f c_f · d_f of
 an orthonormal dictionary d; block 1 writes nothing. Logits read Σ_f α_f · d_f: those of all number tokens in
@@ -12,22 +12,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from iclens.core import Site
 from iclens.model.load import LanguageModel
-from iclens.patching.latents import linear_screen, patch_latents, single_effects
-from iclens.patching.receiver import DIRECTIONS, Direction, gather
-from iclens.patching.runs import build_runs
-from iclens.patching.sets import ALL, FULL, GREEDY, patch_sets
+from iclens.patching.runs import Runs, build_runs
 from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae
 
-D_MODEL, D_SAE, CONSTANT, CASES = 64, 24, 40.0, 12
+D_MODEL, D_SAE, CONSTANT = 64, 24, 40.0
 BIAS = 0.05
+"""Of a planted share, at most."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Case:
     share: np.ndarray
 
 
-def planted(like: LanguageModel, seed: int) -> Case:
+def plant(like: LanguageModel, seed: int) -> Case:
     """A case with random dictionary, writes (15 of 24 latents) and reads (4 of these)."""
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(D_MODEL - 2, D_MODEL - 2, generator=generator))[0]
@@ -87,50 +84,50 @@ def built(
     return LanguageModel("planted", network, like.tokenizer, 2, True)
 
 
-@pytest.fixture(scope="module")
-def cases(tiny_model: LanguageModel) -> list[Case]:
-    return [planted(tiny_model, seed) for seed in range(CASES)]
+NAMED = {"double": "double", "odd": "odd", "numeric": "numeric"}
+ODD, NUMERIC, DOUBLE, UNREAD, FAINT, SILENT, WRITTEN, ALL = 0, 1, 2, 3, 4, 20, 15, 24
+"""Latents of the planted model: three that are read; one that is only written, one that is read more faintly
+than float32 resolves, one that is never active; how many are written, and how many there are."""
 
 
-def runs_of(model: LanguageModel):
-    return build_runs(
-        model.tokenizer, parse_task("2x+3"), recipient="zero examples", n_prompts=12, donor_examples=6, seed=3
+@dataclass(frozen=True)
+class ReadOuts:
+    """A model and its SAE: one latent raises odd numbers over even ones, one all numbers, one those < 500.
+
+    Each 2x of the prompts lies below 500. Most other latents do all three a little, with random signs.
+    """
+
+    model: LanguageModel
+    sae: Sae
+    dictionary: torch.Tensor
+
+
+def plant_read_outs(like: LanguageModel, strength: float = 1.0) -> ReadOuts:
+    """As `built`, its head read along three directions; latents are active above .1."""
+    generator = torch.Generator().manual_seed(5)
+    basis = torch.linalg.qr(torch.randn(D_MODEL - 2, D_MODEL - 2, generator=generator))[0]
+    dictionary = torch.zeros(ALL, D_MODEL)
+    dictionary[:, 2:] = basis[:ALL]
+    writes = torch.zeros(ALL)
+    writes[:WRITTEN] = 1 + torch.rand(WRITTEN, generator=generator)
+    model = built(like, writes @ dictionary, 0 * dictionary[0], "numeric", generator)
+    reads = torch.zeros(3, ALL)
+    reads[:, FAINT + 1 : WRITTEN] = 0.2 * torch.randn(3, WRITTEN - FAINT - 1, generator=generator)
+    reads[0, ODD] = reads[1, NUMERIC] = reads[2, DOUBLE] = 4.0
+    reads[0, FAINT] = 1e-4
+    odd, small = (torch.arange(1000) % 2 * 2.0 - 1)[:, None], (torch.arange(1000) < 500)[:, None] * 2.0 - 1
+    u, v, w = strength * reads @ dictionary
+    model.network.lm_head.weight[model.answer_space()[1]] = odd * u + v + small * w
+    network = SimpleNamespace(
+        W_dec=dictionary,
+        encode=lambda x: torch.where(x @ dictionary.T > 0.1, x @ dictionary.T, 0.0),
+        decode=lambda a: a @ dictionary,
     )
+    sae = Sae(Site(0, "resid_post"), "0" * 16, D_MODEL, ALL, None, network, Path("."))
+    return ReadOuts(model, sae, dictionary)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_planted_shares_come_back_without_bias(cases: list[Case], direction: Direction) -> None:
-    misses = []
-    for case in cases:
-        held = gather(case.model, case.sae, runs_of(case.model), direction=direction)
-        table = patch_latents(held, n_tested=4, n_controls=10)
-        rows = table.where(table["belief"] == case.belief)
-        truth = case.share[rows["latent"]]
-        assert len(rows) >= 15 and (truth > 0).sum() == 4
-        misses.append(rows["normalised"] - truth)
-        assert (np.abs(rows["normalised"][truth == 0]) < 0.01).all()
-    every = np.concatenate(misses)
-    assert abs(every.mean()) <= 0.01
-    assert np.abs(every).max() <= BIAS
-
-
-def test_sets_add_up_and_the_greedy_order_finds_the_causal_latents_first(cases: list[Case]) -> None:
-    for case in cases[:6]:
-        held = gather(case.model, case.sae, runs_of(case.model))
-        effects = single_effects(held, held.differing)
-        table = patch_sets(held, effects, chosen_for=case.belief, n_controls=20)
-        rows = table.where((table["belief"] == case.belief) & (table["kind"] == GREEDY))
-        causal = set(np.flatnonzero(case.share).tolist())
-        for size, members, share in zip(rows["size"], rows["members"], rows["share_of_full"], strict=True):
-            ids = [int(i) for i in str(members).split()]
-            assert len(ids) == size and (set(ids) <= causal or causal <= set(ids))
-            assert share == pytest.approx(case.share[ids].sum(), abs=BIAS)
-        whole = rows.where(rows["size"] == rows["size"].max())
-        assert whole["control_high"][0] < whole["share_of_full"][0]
-        assert whole["control_p"][0] == pytest.approx(1 / 21)
-        for kind in (ALL, FULL):
-            row = table.where((table["belief"] == case.belief) & (table["kind"] == kind))
-            assert row["share_of_full"][0] == pytest.approx(1, abs=BIAS)
-        screened = linear_screen(held, held.differing, effects)
-        linear = screened.where(screened["belief"] == case.belief)
-        assert linear["r2"][0] > 0.98 and linear["slope"][0] == pytest.approx(1, abs=0.1)
+def planted_runs(model: LanguageModel, recipient: str = "zero examples") -> Runs:
+    return build_runs(
+        model.tokenizer, parse_task("2x+3"), recipient=recipient, n_prompts=12, donor_examples=6, seed=3
+    )

@@ -210,7 +210,7 @@ def dose_table(
                 "causal": False, "reason": undefined[b],
                 **{name: np.nan if undefined[b] else float(value) for name, value in figures.items()},
             })  # fmt: skip
-    return DoseTable({name: [row[name] for row in rows] for name in DoseTable.COLUMNS}), slopes
+    return DoseTable.from_rows(rows), slopes
 
 
 def _dose_figures(fit: DoseFit, i: int, growth: Floats, undefined: str) -> dict[str, float]:
@@ -284,7 +284,7 @@ def closure_table(
             "closure": shares[0].value, "closure_low": shares[0].low, "closure_high": shares[0].high,
             "joint": shares[1].value, "n_listed": len(listed[0]), "listed": shares[2].value, "reason": reason,
         })  # fmt: skip
-    return ClosureTable({name: [row[name] for row in rows] for name in ClosureTable.COLUMNS})
+    return ClosureTable.from_rows(rows)
 
 
 def interaction_table(receiver: Receiver, latents: Ints, growth: Floats) -> InteractionTable:
@@ -311,7 +311,7 @@ def interaction_table(receiver: Receiver, latents: Ints, growth: Floats) -> Inte
                 "interaction": float(fit.slope[0]), "interaction_low": float(fit.low[0]),
                 "interaction_high": float(fit.high[0]), "n_prompts": len(receiver.base),
             })  # fmt: skip
-    return InteractionTable({name: [row[name] for row in rows] for name in InteractionTable.COLUMNS})
+    return InteractionTable.from_rows(rows)
 
 
 def activity_of(acts: LatentActs) -> tuple[Floats, Floats]:

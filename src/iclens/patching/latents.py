@@ -241,7 +241,7 @@ def linear_screen(receiver: PatchReceiver, latents: Ints, effects: Floats) -> Sc
         place | {"belief": belief} | _screen_figures(latents, exact[..., b], linear[..., b])
         for b, belief in enumerate(receiver.beliefs)
     ]
-    return ScreenTable({name: [row[name] for row in rows] for name in ScreenTable.COLUMNS})
+    return ScreenTable.from_rows(rows)
 
 
 def _screen_figures(latents: Ints, exact: Floats, linear: Floats) -> dict[str, Any]:

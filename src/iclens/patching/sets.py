@@ -295,12 +295,13 @@ def patch_controls(
     Args:
         groups: latents that are moved together, [latent] each; one for a single latent.
         wrong: runs of another task with the same queries x_B; left out when not given.
-        roles: other tokens, before the position of the patch or at it.
+        roles: other tokens, as in `query_position`.
         seed: of the split of the other task's prompts, as given to `prepare_patch`, and of the bootstrap.
         draws: bootstrap resamples.
 
     Raises:
-        EditError: when the other runs ask other queries, or a role comes after the position of the patch.
+        EditError: when the other runs ask other queries.
+        SiteError: for an unknown role.
     """
     if not len(groups):
         return ControlTable.concat([])
@@ -341,12 +342,6 @@ def _at_roles(receiver: PatchReceiver, roles: Sequence[str]) -> dict[str, PatchR
         return {}
     tokens = up_to_query(receiver.prompts)
     where = {role: query_position(receiver.prompts, role) for role in roles}
-    late = [role for role, position in where.items() if position[0] >= tokens.shape[1]]
-    if late:
-        raise EditError(
-            f"a control at `{late[0]}`", "it comes after the query",
-            "Choose a role up to the one that the receiver was prepared at.",
-        )  # fmt: skip
     first = min(int(position[0]) for position in (*where.values(), receiver.position))
     tails = tails_of(receiver.model, tokens, receiver.words, first=first)
     return {role: replace(receiver, role=role, position=where[role], tails=tails) for role in roles}

@@ -43,9 +43,9 @@ from iclens.concepts.transport import READ_BY_THE_NEXT, transport
 from iclens.concepts.tuning import AXES, fit_tunings, operand_map, period_subspaces, task_means, tuning
 from iclens.core import SaeError, Site
 from iclens.model.run import record, record_neurons
-from iclens.patching.receiver import gather
+from iclens.patching.receiver import prepare_patch
 from iclens.patching.runs import Runs, build_runs
-from iclens.patching.specificity import ablate_everywhere, specificity
+from iclens.patching.specificity import ablate_all_examples, specificity
 from iclens.prompts.build import PromptSet
 from iclens.saes.load import Sae, load_sae_set
 from iclens.schemas import (
@@ -335,12 +335,12 @@ def causal_matrix(run: RunContext, table: TransformTable) -> SpecificityTable:
         if sae.site.hook not in TAIL_HOOKS:
             continue
         both = [
-            gather(run.model, sae, runs, role=role, direction=direction, seed=section.seed)
+            prepare_patch(run.model, sae, runs, role=role, direction=direction, seed=section.seed)
             for direction in ("necessity", "sufficiency")
         ]
         parts.append(specificity(both, chosen, own, n_controls=section.n_controls, seed=section.seed))
         if role == LAB:
-            parts.append(ablate_everywhere(
+            parts.append(ablate_all_examples(
                 run.model, sae, runs, chosen, own, role=role,
                 n_controls=min(EVERYWHERE_CONTROLS, section.n_controls), seed=section.seed,
             ))  # fmt: skip

@@ -49,7 +49,7 @@ from iclens.patching.dose import (
     interaction_table,
     joint_push,
     natural_parts,
-    prepare,
+    prepare_push,
     responses,
 )
 from iclens.prompts.arms import HINTED
@@ -416,23 +416,25 @@ def _pushed(run: RunContext, site: Site, listed: Ints, n_examples: int) -> dict[
     others = np.concatenate([splits.discovery, splits.shape])
     growth = _natural_growth(run, site, listed, others, n_examples)
     final = run.beliefs(config.treated)["model"][prompts, -1]
-    bed = prepare(run.model, run.saes[site], arm.select(prompts), n_examples, final, config.declared)
+    receiver = prepare_push(
+        run.model, run.saes[site], arm.select(prompts), n_examples, final, config.declared
+    )
     acts = select_prompts(run.latents(config.treated, site, PRE), others) if first else None
     ids, own = listed[: section.dose_latents], growth[: section.dose_latents]
-    effects = responses(bed, ids, own)
+    effects = responses(receiver, ids, own)
     table, slopes = dose_table(
-        bed, ids, own, acts, n_controls=section.n_controls, seed=section.split_seed, effects=effects
+        receiver, ids, own, acts, n_controls=section.n_controls, seed=section.split_seed, effects=effects
     )
-    injected = {"short-listed latents": joint_push(bed, listed, growth)} | natural_parts(
+    injected = {"short-listed latents": joint_push(receiver, listed, growth)} | natural_parts(
         run.model, run.saes[site], arm.select(others), n_examples, config.track.batch
     )
     tables: dict[str, Table] = {
         "dose": table,
-        "dose_curves": curve_table(bed, ids, effects, seed=section.split_seed),
-        "closure": closure_table(bed, slopes, ids, own, (listed, growth)),
-        "injections": injection_table(bed, injected, seed=section.split_seed),
+        "dose_curves": curve_table(receiver, ids, effects, seed=section.split_seed),
+        "closure": closure_table(receiver, slopes, ids, own, (listed, growth)),
+        "injections": injection_table(receiver, injected, seed=section.split_seed),
     }
-    return tables | {"interactions": interaction_table(bed, ids, own)} if first else tables
+    return tables | {"interactions": interaction_table(receiver, ids, own)} if first else tables
 
 
 def _natural_growth(run: RunContext, site: Site, latents: Ints, prompts: Ints, n_examples: int) -> Floats:

@@ -13,9 +13,9 @@ import numpy as np
 
 from iclens.core import ROLES, Site, TaskError
 from iclens.patching.heads import WHOLE_LAYER, Ablation, Heads, ablate_heads, direct_effects, head_scores
-from iclens.patching.latents import linear_screen, patch_ladder, patch_latents, single_effects
-from iclens.patching.receiver import gather
-from iclens.patching.redundancy import redundancy_index, redundancy_ladder
+from iclens.patching.latents import carry_levels, linear_screen, patch_latents, single_effects
+from iclens.patching.receiver import prepare_patch
+from iclens.patching.redundancy import iterative_ablation, redundancy_index
 from iclens.patching.runs import ZERO, Runs, build_runs, runs_by_query
 from iclens.patching.sets import FULL, GREEDY, HALF, patch_controls, patch_sets
 from iclens.patching.sweep import graded, logit_lens, response_curve, response_fits, sweep
@@ -116,7 +116,7 @@ def head_tables(run: RunContext, runs: Mapping[str, Runs], layer: int) -> dict[s
     ]
     ladder = []
     if section.ladder_steps:
-        ladder.append(redundancy_ladder(
+        ladder.append(iterative_ablation(
             model, fresh[ZERO], belief=section.belief, max_steps=section.ladder_steps,
             n_controls=section.ladder_controls, seed=section.seed,
         ))  # fmt: skip
@@ -233,20 +233,20 @@ def _patched(run: RunContext, sae: Sae, role: str, runs: Runs, wrong: Runs | Non
         "n_controls": section.n_random_sets, "seed": seed,
     }  # fmt: skip
     at = {"role": role, "donor_value": section.donor_value, "seed": seed}
-    sufficient = gather(run.model, sae, runs, **at)
+    sufficient = prepare_patch(run.model, sae, runs, **at)
     effects = single_effects(sufficient, sufficient.differing)
     patches = patch_latents(
         sufficient, effects=effects, n_tested=section.n_tested, n_controls=section.n_controls, seed=seed
     )
     sets = patch_sets(sufficient, effects, **of_sets)
-    necessary = gather(run.model, sae, runs, direction="necessity", **at)
+    necessary = prepare_patch(run.model, sae, runs, direction="necessity", **at)
     back = patch_sets(necessary, single_effects(necessary, necessary.differing), **of_sets)
     tested = np.unique(patches["latent"][patches["n_controls"] > 0])
     groups = [np.array([latent]) for latent in tested]
     whole = greedy_members(sets)
     groups += [np.array(whole)] if len(whole) > 1 else []
     tables: list[tuple[str, Table]] = [
-        ("patches", patches), ("ladder", patch_ladder(sufficient, patches, seed=seed)), ("sets", sets),
+        ("patches", patches), ("ladder", carry_levels(sufficient, patches, seed=seed)), ("sets", sets),
         ("sets", back), ("screens", linear_screen(sufficient, sufficient.differing, effects)),
     ]  # fmt: skip
     if groups:

@@ -125,7 +125,6 @@ def responses(receiver: Receiver, latents: Ints, growth: Floats, doses: Floats =
     """Rise of every belief at every dose, nats [latent prompt dose belief].
 
     Args:
-        latents: [latent].
         growth: natural growth of each, gated activation [latent].
         doses: k in natural growths, [dose].
     """
@@ -165,7 +164,6 @@ def dose_table(
     """Dose-responses of latents, on every belief.
 
     Args:
-        latents: [latent].
         growth: natural growth of each, gated activation [latent].
         acts: the arm's latents at the site's `pre`, to match random ones by; None compares with none.
         n_controls: matched random latents for each.
@@ -227,9 +225,7 @@ def curve_table(receiver: Receiver, latents: Ints, effects: Floats, seed: int = 
     """Mean effect at every dose, the base included.
 
     Args:
-        latents: [latent].
         effects: their `responses` at `DOSES`, nats [latent prompt dose belief].
-        seed: of the bootstrap.
     """
     doses, undefined = np.array([*DOSES, 0.0]), np.array(_undefined(receiver))
     order = np.argsort(doses, kind="stable")
@@ -268,7 +264,6 @@ def closure_table(
         latents: pushed one by one, [latent].
         growth: their natural growth, [latent].
         listed: all short-listed latents of the site, and their natural growth.
-        seed: of the bootstrap.
     """
     together = [_pushes(receiver, ids, g).sum(dim=0) for ids, g in ((latents, growth), listed)]
     joint, rows = receiver.effects_on_all(torch.stack(together)), []
@@ -291,7 +286,6 @@ def interaction_table(receiver: Receiver, latents: Ints, growth: Floats) -> Inte
     """Two-latent factorials of neighbours in the list, at dose 1, on every defined belief.
 
     Args:
-        latents: [latent].
         growth: their natural growth, [latent].
     """
     one = _pushes(receiver, latents, growth)
@@ -334,10 +328,6 @@ def natural_parts(
 
     Returns:
         "all latents", "error only" and "full activation", the sum of the two, each [d_model].
-
-    Raises:
-        EditError: when the prompts have no later example.
-        TableError: for a probed arm.
     """
     _check_growth("growth from", prompts, n_examples)
     where = prompts.positions("pre")[[n_examples, -1]]
@@ -363,8 +353,6 @@ def injection_table(
 
     Args:
         parts: name → what is added at `pre`, [d_model].
-        seed: of the bootstrap.
-        draws: bootstrap resamples.
     """
     effects = receiver.effects_on_all(_tensor(receiver, np.stack(list(parts.values()))))
     n, n_prompts = len(receiver.beliefs), len(receiver.base)

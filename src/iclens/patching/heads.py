@@ -83,12 +83,7 @@ class Ablation:
         return replace(self, heads=heads)
 
     def by_layer(self, model: LanguageModel) -> dict[int, Ints]:
-        """Layer → its heads in the set, ascending.
-
-        Raises:
-            EditError: for a head that the model does not have.
-            SiteError: for a layer that it does not have.
-        """
+        """Layer → its heads in the set, ascending."""
         for layer, head in sorted(self.heads):
             site = model.check_site(Site(layer, "z"))
             if head >= model.n_heads:
@@ -127,10 +122,6 @@ def ablation_edits(
 
     Args:
         runs: give the positions, and recipients for the values of a mean or resample.
-
-    Raises:
-        EditError: for a head that does not exist, or a mean or resample with recipients of another length.
-        SiteError: for a layer that the model does not have.
     """
     end = query_position(runs.target)
     where, chosen = end if ablation.place == "pre" else np.arange(end[0] + 1), ablation.by_layer(model)
@@ -163,11 +154,7 @@ def _part(value: Floats | None, heads: Ints) -> Floats | None:
 def _values(
     model: LanguageModel, runs: Runs, layers: Sequence[int], kind: str, where: Ints, batch: int
 ) -> dict[int, Floats]:
-    """Layer → what its heads are set to, [prompt pos head d_head], one row for a mean; none for zero.
-
-    Raises:
-        EditError: for recipients of another length.
-    """
+    """Layer → what its heads are set to, [prompt pos head d_head], one row for a mean; none for zero."""
     if kind == "zero":
         return {}
     if runs.recipient.n_examples != runs.target.n_examples:
@@ -193,16 +180,8 @@ def ablate_heads(
     """Effect of every head, and of all heads of a layer, on what A* answers.
 
     Args:
-        runs: donor, recipient and A*.
         kind: one of `KINDS`; all but "zero" take their values from recipients as long as A*.
         place: one of `PLACES`.
-        layers: blocks whose heads are ablated; all by default.
-        seed: of the bootstrap.
-        draws: bootstrap resamples.
-
-    Raises:
-        EditError: for an unknown kind or place, or recipients of another length.
-        SiteError: for a layer that the model does not have.
     """
     check_tokenizer(model.tokenizer, runs)
     before = readouts(query_answers(model, runs.target, runs.words), runs)
@@ -237,17 +216,11 @@ _NONE = -1
 
 @dataclass(frozen=True)
 class Component:
-    """A head or MLP whose output is followed.
+    """A head or MLP whose output is followed."""
 
-    Args:
-        part: "ablated head", "later head" or "later MLP"; or one of `SUMS`.
-        layer: its block.
-        head: its head, -1 for an MLP.
-    """
-
-    part: str
-    layer: int
-    head: int
+    part: str  # "ablated head", "later head" or "later MLP"; or one of `SUMS`
+    layer: int  # its block
+    head: int  # its head, -1 for an MLP
 
     @property
     def name(self) -> str:
@@ -259,19 +232,12 @@ class Component:
 
 @dataclass(frozen=True)
 class DirectEffects:
-    """Direct effects of every prompt, before they are averaged.
+    """Direct effects of every prompt, before they are averaged."""
 
-    Args:
-        base: log-odds of A*, [prompt belief].
-        sums: one of `SUMS` → effect, [prompt belief], nats.
-        components: what `singles` are effects of.
-        singles: [prompt component belief], nats.
-    """
-
-    base: Floats
-    sums: dict[str, Floats]
-    components: tuple[Component, ...]
-    singles: Floats
+    base: Floats  # log-odds of A*, [prompt belief]
+    sums: dict[str, Floats]  # one of `SUMS` → effect, [prompt belief], nats
+    components: tuple[Component, ...]  # what `singles` are effects of
+    singles: Floats  # [prompt component belief], nats
 
 
 def direct_effects(
@@ -282,16 +248,7 @@ def direct_effects(
 
     Args:
         runs: give A*, and recipients for the values of a mean or resample.
-        ablation: the heads.
         reader: layer whose residual the outputs are put into; by default the last, before the final norm.
-        beliefs: which to report; all that the runs read when not given.
-        seed: of the bootstrap.
-        draws: bootstrap resamples.
-
-    Raises:
-        EditError: for an unknown belief, a head or reader that does not exist, or one that stands at or after
-            the reader.
-        SiteError: for a layer that the model does not have.
     """
     which = runs.columns(runs.beliefs if beliefs is None else beliefs)
     found = direct_by_prompt(model, runs, ablation, reader=reader, batch=batch)
@@ -355,12 +312,11 @@ def direct_by_prompt(
 
 
 def ratios(effect: Floats, direct: Floats, weights: Floats) -> Estimates:
-    """effect / DE, ratios of means [column], guarded as a normalised effect is.
+    """effect / DE, ratios of means [column] under `weights` [draw prompt], guarded as a normalised effect is.
 
     Args:
         effect: [prompt column], nats.
         direct: direct effect of the ablated heads, [prompt], nats.
-        weights: bootstrap weights, [draw prompt].
     """
     return normalised_effects(effect, np.broadcast_to(direct[:, None], effect.shape), weights, TO_DIRECT)
 
@@ -401,17 +357,11 @@ ON_BOS = "all attention is on BOS"
 
 @dataclass(frozen=True)
 class LastPosition:
-    """What the scores of a run's last position need.
+    """What the scores of a run's last position need."""
 
-    Args:
-        z: layer → the heads' outputs before their projection, [row head·d_head].
-        reference: resid_pre of the reference layer, [row d_model].
-        scale: √(mean of the last resid_post squared + ε), by which the final norm divides, [row].
-    """
-
-    z: dict[int, Floats]
-    reference: Floats
-    scale: Floats
+    z: dict[int, Floats]  # layer → the heads' outputs before their projection, [row head·d_head]
+    reference: Floats  # resid_pre of the reference layer, [row d_model]
+    scale: Floats  # √(mean of the last resid_post squared + ε), by which the final norm divides, [row]
 
 
 def last_position(
@@ -421,15 +371,8 @@ def last_position(
     """Heads' outputs, a reference residual and the final norm's scale at the last position of `tokens`.
 
     Args:
-        model: a whole model.
         tokens: [row pos].
         reference_layer: block whose resid_pre is the reference; n_blocks for the last resid_post.
-        layers: blocks whose heads are read; all by default.
-
-    Raises:
-        ModelError: when only some blocks are loaded.
-        EditError: for a reference layer that does not exist, or an edit that did not fire.
-        SiteError: for a layer that does not exist.
     """
     refuse_part(model)
     z = {layer: Site(layer, "z") for layer in (range(model.n_blocks) if layers is None else layers)}
@@ -459,7 +402,6 @@ def answer_directions(model: LanguageModel, answers: Ints) -> Floats:
     """γ ⊙ (W_U[answer] − mean W_U[numbers]): residual direction of the logit difference, [row d_model].
 
     Args:
-        model: γ is its final norm's weight.
         answers: token id of each row's answer, [row].
     """
     head, gain = model.network.lm_head.weight, as_numpy(model.network.model.norm.weight)
@@ -482,12 +424,6 @@ def head_scores(
 
     Args:
         reference_layer: block whose resid_pre the score is taken against.
-        layers: blocks whose heads are read; all by default.
-        seed: of the bootstrap.
-        draws: bootstrap resamples.
-
-    Raises:
-        ModelError, EditError, SiteError: as in `last_position`.
     """
     check_tokenizer(model.tokenizer, runs)
     tokens, chosen = up_to_query(runs.target), tuple(range(model.n_blocks) if layers is None else layers)

@@ -43,7 +43,6 @@ def patch_latents(
         n_tested: at most so many latents are tested, by screened effect.
         n_controls: matched latents per tested latent, or as many as are live.
         seed: of the controls and the bootstrap.
-        draws: bootstrap resamples.
 
     Returns:
         A row per latent that differs in the test half, and belief; by latent.
@@ -138,7 +137,6 @@ def matched(density: Floats, mean_active: Floats, latent: int, n: int, rng: np.r
         mean_active: mean length that each adds where active, activation × ‖d_f‖, [latent].
         latent: the latent to match; never among the result.
         n: how many; all that are live when there are no more.
-        rng: of the draw.
     """
     live = np.flatnonzero((density > 0) & (mean_active > 0))
     live = live[live != latent]
@@ -175,8 +173,6 @@ def carry_levels(
 
     Args:
         patches: of `patch_latents`, which names the best single latent of each belief.
-        seed: of the bootstrap.
-        draws: bootstrap resamples.
 
     Returns:
         A row per (level, belief); the single latent is left out where no latent differs.
@@ -228,7 +224,6 @@ def linear_screen(receiver: PatchReceiver, latents: Ints, effects: Floats) -> Sc
     """The linear screen, effect ≈ derivative × patch, against exact effects on the test half.
 
     Args:
-        latents: [latent].
         effects: their exact effects on every prompt, from `single_effects`, nats [prompt latent belief].
     """
     expect_effects(receiver, effects, len(latents))

@@ -93,9 +93,6 @@ def patch_query(
     Args:
         layers: blocks whose resid_pre is replaced, n_blocks for the last resid_post.
         donor_edits: applied to the donor's run alone, as `heads.ablation_edits` makes them.
-
-    Raises:
-        EditError: for a layer that does not exist, or an edit that did not fire.
     """
     sites, donors = [layer_site(model, layer) for layer in layers], up_to_query(runs.donor)
     tails = tails_of(model, up_to_query(runs.recipient), runs.words)
@@ -145,7 +142,6 @@ class Receiver:
     """Prompts prepared for additions at one SAE site and position, and the beliefs they hold there.
 
     Args:
-        model: a whole model.
         sae: of the site.
         prompts: that values are put into.
         position: where they are put, [1].
@@ -238,7 +234,6 @@ class PatchReceiver(Receiver):
     necessity B. `copy` asks for any answer of the prompts that gave to each; for "instance" f(x_A) alone.
 
     Args:
-        runs: the prompts.
         direction: one of `DIRECTIONS`.
         role: where values are put: of the query, for `lab` and `close` of the last example before it.
         mix: weight of each donor prompt in each prompt's donor values, [prompt prompt]; rows sum to 1.
@@ -293,7 +288,6 @@ class PatchReceiver(Receiver):
         """What each latent's own patch adds in a prompt, scale · (a_f^A − a_f^B) · d_f, [latent d_in].
 
         Args:
-            latents: [latent].
             directions: along other directions [latent d_in] than the latents' own.
         """
         chosen = torch.as_tensor(np.asarray(latents), device=self.scale.device)
@@ -385,9 +379,6 @@ def donor_weights(
         role: where; the x of its example is a prompt's own.
         halves: prompts that may give to each other.
         donor_value: one of `DONOR_VALUES`.
-
-    Raises:
-        EditError: when nothing may be given to some prompt.
     """
     n, x = donors.n_prompts, donors.x[:, query_example(donors, role)]
     if donor_value == "instance":

@@ -60,21 +60,13 @@ DELAY, BACKUP, BOTH, NEITHER, UNDECIDED = "delay", "backup", "both", "neither", 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A residual sweep at `pre`, prompt by prompt, on one belief.
+    """A residual sweep at `pre`, prompt by prompt, on one belief."""
 
-    Args:
-        layers: blocks whose resid_pre was replaced, n_blocks for the last resid_post, ascending [layer].
-        effect: patched − B, log-odds in nats, [prompt layer].
-        span: A* − B, un-ablated, nats [prompt].
-        own: P(f(x_B)) of the patched recipient, [prompt layer].
-        copy: P(f(x_A)) of it, [prompt layer].
-    """
-
-    layers: Ints
-    effect: Floats
-    span: Floats
-    own: Floats
-    copy: Floats
+    layers: Ints  # blocks whose resid_pre was replaced, n_blocks for the last resid_post, ascending [layer]
+    effect: Floats  # patched − B, log-odds in nats, [prompt layer]
+    span: Floats  # A* − B, un-ablated, nats [prompt]
+    own: Floats  # P(f(x_B)) of the patched recipient, [prompt layer]
+    copy: Floats  # P(f(x_A)) of it, [prompt layer]
 
     def normalised(self, weights: Floats) -> Estimates:
         """NE by layer, with intervals under bootstrap weights [draw prompt]."""
@@ -85,34 +77,21 @@ class Arrival:
 
 @dataclass(frozen=True)
 class FirstLayer:
-    """L*, the first layer that works.
+    """L*, the first layer that works."""
 
-    Args:
-        value: over all prompts; NaN where no layer works.
-        low: lower end of its 95 % interval; NaN where no layer works there.
-        high: upper end, likewise.
-        draws: L* of every bootstrap draw, `NEVER` where none works, [draw].
-        reason: why it is NaN; empty otherwise.
-    """
-
-    value: float
-    low: float
-    high: float
-    draws: Floats
-    reason: str
+    value: float  # over all prompts; NaN where no layer works
+    low: float  # lower end of its 95 % interval; NaN where no layer works there
+    high: float  # upper end, likewise
+    draws: Floats  # L* of every bootstrap draw, `NEVER` where none works, [draw]
+    reason: str  # why it is NaN; empty otherwise
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an ablation brought out, and what that rests on.
+    """What an ablation brought out, and what that rests on."""
 
-    Args:
-        name: `DELAY`, `BACKUP`, `BOTH`, `NEITHER` or `UNDECIDED`.
-        reason: what keeps it from being plainer; may be empty.
-    """
-
-    name: str
-    reason: str
+    name: str  # `DELAY`, `BACKUP`, `BOTH`, `NEITHER` or `UNDECIDED`
+    reason: str  # what keeps it from being plainer; may be empty
 
 
 def redundancy_index(
@@ -124,14 +103,6 @@ def redundancy_index(
     Args:
         runs: give A*, and recipients for the values of a mean or resample.
         ablation: the set; its entries, heads or whole layers, are also ablated one at a time.
-        beliefs: which to report; all that the runs read when not given.
-        seed: of the bootstrap.
-        draws: bootstrap resamples.
-
-    Raises:
-        EditError: for an unknown belief or head, a head beside its whole layer, or recipients of
-            another length.
-        SiteError: for a layer that the model does not have.
     """
     check_tokenizer(model.tokenizer, runs)
     which = runs.columns(runs.beliefs if beliefs is None else beliefs)
@@ -178,9 +149,6 @@ def arrival(
         belief: which, of those that the runs read.
         donor_edits: applied to the donor's run alone, as `heads.ablation_edits` makes them.
         layers: ascending; all by default.
-
-    Raises:
-        EditError: for an unknown belief or layer, or an edit that did not fire.
     """
     check_tokenizer(model.tokenizer, runs)
     (b,) = runs.columns([belief])
@@ -222,11 +190,6 @@ def judge(
     Args:
         belief: which, of those that the runs read.
         reader: layer whose residual direct effects are put into, as for `heads.direct_effects`.
-        seed: of the bootstrap.
-        draws: bootstrap resamples.
-
-    Raises:
-        EditError, SiteError: as in `heads.direct_effects` and `arrival`.
     """
     weights = prompt_weights(runs.donor.n_prompts, draws, np.random.default_rng(seed))
     edits = ablation_edits(model, runs, ablation, batch)
@@ -247,7 +210,7 @@ def verdict(
         ablated: L* with it.
         effects: its direct effects.
         column: of the belief, along its axis.
-        weights: bootstrap weights, [draw prompt].
+        weights: [draw prompt].
     """
     heads, everything = (
         _rises([effects.sums[part][:, column] for part in sides], effects.sums[ABLATED][:, column], weights)
@@ -326,28 +289,17 @@ _EMPTY = (
 
 @dataclass(frozen=True)
 class IterativeAblation:
-    """What stays the same from step to step.
-
-    Args:
-        belief: on which a layer works.
-        unit: one of `UNITS`.
-        n_heads: heads that a step of heads adds.
-        kind: what replaces a head's output.
-        place: where.
-        reader: layer whose residual direct effects are put into; None for the last.
-        n_controls: control sets per step.
-        weights: bootstrap weights, [draw prompt].
-    """
+    """What stays the same from step to step."""
 
     model: LanguageModel
     runs: Runs
-    belief: str
-    unit: str
-    n_heads: int
-    kind: str
-    place: str
-    reader: int | None
-    n_controls: int
+    belief: str  # on which a layer works
+    unit: str  # one of `UNITS`
+    n_heads: int  # heads that a step of heads adds
+    kind: str  # what replaces a head's output
+    place: str  # where
+    reader: int | None  # layer whose residual direct effects are put into; None for the last
+    n_controls: int  # control sets per step
     weights: Floats
     batch: int
 
@@ -389,15 +341,9 @@ def iterative_ablation(
         reader: layer whose residual direct effects are put into, for the verdict; by default, and once the
             set reaches it, the last.
         seed: of the bootstrap and of the control sets.
-        draws: bootstrap resamples.
 
     Returns:
         A row per step from 0; the last has no L*, or says in `reason` why it ends before.
-
-    Raises:
-        EditError: for an unknown belief, unit, kind or place, fewer than one head or step, or a start that
-            does not exist.
-        SiteError: for a layer that the model does not have.
     """
     runs.columns([belief])
     expect_known("iterative ablation", unit=(unit, UNITS), kind=(kind, KINDS), place=(place, PLACES))
@@ -467,7 +413,6 @@ def control_sets(model: LanguageModel, heads: Heads, n: int, rng: np.random.Gene
         model: gives what there is to draw from.
         heads: the set that is controlled for.
         n: how many; fewer where there are not as many, none where the layers have too few other heads.
-        rng: draws them.
     """
     gone = _every_head(heads, model.n_heads)
     touched = {layer for layer, _ in gone}

@@ -199,10 +199,8 @@ def build_runs(
         tokenizer: gives six tokens to an example.
         task: the donor's rule; it must have one answer per x.
         recipient: one of `RECIPIENTS`.
-        n_prompts: pairs of runs.
         donor_examples: examples before the donor's query.
         recipient_examples: examples before the query of an S or R recipient; the donor's by default.
-        seed: of the draw.
         inputs: allowed x; the task's default inputs when not given.
         declared: beliefs that are read beside the five of every study.
 

@@ -42,19 +42,12 @@ WRONG_ROLES = ("comma", "x")
 
 @dataclass(frozen=True)
 class Members:
-    """A set that is moved as one.
+    """A set that is moved as one."""
 
-    Args:
-        kind: as in `SetTable`.
-        ids: latents or neurons in the order they were chosen, [member].
-        size: how many members, as the table reports it.
-        delta: what is added, [prompt d_in].
-    """
-
-    kind: str
-    ids: Ints
-    size: int
-    delta: Tensor
+    kind: str  # as in `SetTable`
+    ids: Ints  # latents or neurons in the order they were chosen, [member]
+    size: int  # how many members, as the table reports it
+    delta: Tensor  # what is added, [prompt d_in]
 
 
 def patch_sets(
@@ -69,10 +62,6 @@ def patch_sets(
         largest: members of the largest chosen set.
         n_controls: random sets for each chosen set.
         seed: of the random sets and the bootstrap.
-        draws: bootstrap resamples.
-
-    Raises:
-        EditError: when `chosen_for` is no belief of the runs, or the effects are not those of these runs.
     """
     (b,) = receiver.runs.columns([chosen_for])
     expect_effects(receiver, effects, len(receiver.differing))
@@ -297,11 +286,6 @@ def patch_controls(
         wrong: runs of another task with the same queries x_B; left out when not given.
         roles: other tokens, as in `query_position`.
         seed: of the split of the other task's prompts, as given to `prepare_patch`, and of the bootstrap.
-        draws: bootstrap resamples.
-
-    Raises:
-        EditError: when the other runs ask other queries.
-        SiteError: for an unknown role.
     """
     if not len(groups):
         return ControlTable.concat([])

@@ -58,17 +58,11 @@ MovedSet = tuple[str, str, int, Latents]
 
 @dataclass(frozen=True)
 class Moved:
-    """What moving one set of latents does, and what its controls do.
+    """What moving one set of latents does, and what its controls do."""
 
-    Args:
-        effects: rise of each belief's log-odds, nats [prompt belief].
-        controls: mean effects of the controls over the prompts, nats [control belief].
-        n_active: prompts in which anything was added.
-    """
-
-    effects: Floats
-    controls: Floats
-    n_active: int
+    effects: Floats  # rise of each belief's log-odds, nats [prompt belief]
+    controls: Floats  # mean effects of the controls over the prompts, nats [control belief]
+    n_active: int  # prompts in which anything was added
 
     @property
     def control_sd(self) -> Floats:
@@ -80,26 +74,17 @@ class Moved:
 
 @dataclass(frozen=True)
 class Matrix:
-    """What is moved and asked at one site, role and way.
+    """What is moved and asked at one site, role and way."""
 
-    Args:
-        place: site, role and way, as the table's columns.
-        base: log-odds before anything is moved, nats [prompt belief]; NaN at some query leaves a belief out.
-        beliefs: names along the belief axis.
-        sets: what is moved, by concept: each of its latents, and all of them together last.
-        named: concept → the belief that it names.
-        against: beliefs that count as rivals; by default the named beliefs of all concepts.
-        seed: of the controls and of the bootstrap.
-        n_resamples: bootstrap resamples.
-    """
-
-    place: Mapping[str, str]
+    place: Mapping[str, str]  # site, role and way, as the table's columns
+    # log-odds before anything is moved, nats [prompt belief]; NaN at some query leaves a belief out
     base: Floats
-    beliefs: tuple[str, ...]
-    sets: Sequence[MovedSet]
-    named: Mapping[str, str]
+    beliefs: tuple[str, ...]  # names along the belief axis
+    sets: Sequence[MovedSet]  # what is moved, by concept: each of its latents, and all of them together last
+    named: Mapping[str, str]  # concept → the belief that it names
+    # beliefs that count as rivals; by default the named beliefs of all concepts
     against: Sequence[str] | None
-    seed: int
+    seed: int  # of the controls and of the bootstrap
     n_resamples: int
 
     @property
@@ -132,17 +117,11 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a concept's latents: the belief that it names, and those that compete with it.
+    """What is asked of a concept's latents: the belief that it names, and those that compete with it."""
 
-    Args:
-        named: column of its belief, None where there is none.
-        rivals: columns of the beliefs that the margin is taken over, [rival].
-        reason: why there can be no margin; empty otherwise.
-    """
-
-    named: int | None
-    rivals: Ints
-    reason: str
+    named: int | None  # column of its belief, None where there is none
+    rivals: Ints  # columns of the beliefs that the margin is taken over, [rival]
+    reason: str  # why there can be no margin; empty otherwise
 
 
 def specificity(
@@ -163,7 +142,6 @@ def specificity(
         against: beliefs that count as rivals; by default the named beliefs of all concepts in `named`.
         n_controls: matched random live latents for each moved latent or set, or as many as are live.
         seed: of the controls and of the bootstrap.
-        n_resamples: bootstrap resamples.
 
     Returns:
         A row per way, concept, latent (and `JOINT`) and belief that is defined at every query.
@@ -250,11 +228,7 @@ def _by_direction(receivers: Sequence[PatchReceiver], ways: Sequence[Way]) -> di
 
 
 def sets_of(chosen: Chosen) -> list[MovedSet]:
-    """What is moved, by concept: each of its latents, and all of them together last.
-
-    Raises:
-        EditError: for a latent that stands twice under one concept.
-    """
+    """What is moved, by concept: each of its latents, and all of them together last."""
     pairs = [(int(latent), concept) for latent, concept, _ in chosen]
     twice = [pair for pair in pairs if pairs.count(pair) > 1]
     if twice:
@@ -300,7 +274,6 @@ def stand_ins(
         members: latents that are moved together, [member].
         excluded: latents that stand in for none, [latent].
         n_controls: how many for each member, or as many as every member has.
-        rng: of the draw.
     """
     pools = []
     for member in members.tolist():
@@ -376,31 +349,20 @@ def _figures(moved: Moved, names: Sequence[str], question: Question, weights: Fl
 
 @dataclass(frozen=True)
 class AllExamples:
-    """What an SAE sees at a role of every example of A*, up to the query.
-
-    Args:
-        examples: of these, [example]; the query is among them for a role that it has.
-        latents: latents that may be ablated, ascending, [latent].
-        activation: their gated activations, [prompt example latent].
-        scale: length that the SAE's input normalisation gives to one unit, [prompt example].
-        directions: what one unit of each adds to the decoded, [latent d_in].
-        density: share of these tokens at which a latent is active, [d_sae].
-        mean_active: mean length that it adds there, at the site, NaN where never active, [d_sae].
-        base: every belief's log-odds, nats [prompt belief].
-    """
+    """What an SAE sees at a role of every example of A*, up to the query."""
 
     model: LanguageModel
     sae: Sae
     runs: Runs
     role: str
-    examples: Ints
-    latents: Ints
-    activation: Tensor
-    scale: Tensor
-    directions: Tensor
-    density: Floats
-    mean_active: Floats
-    base: Floats
+    examples: Ints  # of these, [example]; the query is among them for a role that it has
+    latents: Ints  # latents that may be ablated, ascending, [latent]
+    activation: Tensor  # their gated activations, [prompt example latent]
+    scale: Tensor  # length that the SAE's input normalisation gives to one unit, [prompt example]
+    directions: Tensor  # what one unit of each adds to the decoded, [latent d_in]
+    density: Floats  # share of these tokens at which a latent is active, [d_sae]
+    mean_active: Floats  # mean length that it adds there, at the site, NaN where never active, [d_sae]
+    base: Floats  # every belief's log-odds, nats [prompt belief]
 
     def ablation(self, members: Ints) -> tuple[Tensor, Tensor]:
         """What ablating latents together adds, and how far each is moved.
@@ -420,7 +382,6 @@ class AllExamples:
 
         Args:
             jobs: a prompt and what is added to it, [row example d_in]; taken as they are needed.
-            batch: rows per forward pass.
         """
         pending: list[tuple[int, Tensor]] = []
         for prompt, rows in jobs:
@@ -455,19 +416,8 @@ def ablate_all_examples(
     Arguments that are not named here, and the result, are as in `specificity`.
 
     Args:
-        model: a whole model.
-        sae: an SAE of one of its sites.
         runs: of these, A*; its recipient is not run. `copy` asks for f(x_A), as no donor gives anything.
         role: which token: of every example of the context, and of the query if it has one.
-        batch: rows per forward pass.
-
-    Raises:
-        EditError: for an unknown belief, a latent that stands twice under one concept, another tokenizer's
-            runs, or a role that no example of A* has.
-        SaeError: when the SAE has another width or not such a latent, is a transcoder, or its latents cannot
-            be moved alone.
-        SiteError: for an unknown role, or a layer that the model does not have.
-        ModelError: when only some blocks are loaded.
     """
     sets = sets_of(chosen)
     latents = np.unique([int(latent) for latent, _, _ in chosen]).astype(int)
@@ -493,7 +443,6 @@ def _ablated(
     Args:
         along: members → unit directions of what stands in for them, [member control d_in].
         known: beliefs, [belief].
-        batch: rows per forward pass.
     """
     active = {
         members: np.flatnonzero((context.ablation(np.array(members))[0] != 0).any(dim=-1).any(dim=-1).cpu())

@@ -40,15 +40,10 @@ def sweep(
     """Replace run B's residual by run A's at each layer and role, and read what B answers.
 
     Args:
-        model: a whole model.
-        runs: donor and recipient prompts.
         roles: which to replace; by default `pre`, and for a length-matched recipient `x`, `lab`, `close` too.
         layers: blocks whose resid_pre is replaced, n_blocks for the last resid_post; all by default.
         donor_edits: applied to run A alone, so that its residuals are those of an ablated model
             (`heads.ablation_edits`); run B is not ablated.
-        seed: of the bootstrap.
-        draws: bootstrap resamples.
-        batch: rows per forward pass.
 
     Raises:
         EditError: for a layer that does not exist, a context role when lengths differ, or a donor edit that
@@ -92,8 +87,6 @@ def graded(
     """One site's patch by the donor's number of examples, beside the unpatched curve of A*.
 
     Args:
-        model: a whole model.
-        task: the donor's rule.
         layer: where, as in `sweep`.
         role: what is replaced, as in `sweep`.
         counts: examples in the donor's context; a context role needs 2 or more.
@@ -101,7 +94,6 @@ def graded(
         n_prompts: pairs of runs; contexts are nested, and B's query is the same at every count.
         seed: of the draw and of the bootstrap.
         inputs: allowed x; the task's default inputs when not given.
-        draws: bootstrap resamples.
     """
     weights = prompt_weights(n_prompts, draws, np.random.default_rng(seed))
     parts = []
@@ -165,18 +157,9 @@ def logit_lens(
     """What the residual at each layer and role of A*'s query answers through the final norm and unembedding.
 
     Args:
-        model: a whole model.
         runs: A* is read, f(x_B) and f(x_A) are its and the donor's answers.
         roles: tokens of the query.
         layers: blocks whose resid_pre is read, n_blocks for the last resid_post; all by default.
-        seed: of the bootstrap.
-        draws: bootstrap resamples.
-        batch: rows per forward pass.
-
-    Raises:
-        ModelError: when only some blocks are loaded.
-        EditError: for a layer that does not exist.
-        SiteError: for an unknown role.
     """
     check_tokenizer(model.tokenizer, runs)
     query = runs.target.n_examples - 1
@@ -198,8 +181,6 @@ def lens_answers(model: LanguageModel, resid: Floats, extra: tuple[str, ...] = (
     """Answers of residuals [... d_model] that skip the blocks still to come, [... answer].
 
     Args:
-        model: a whole model.
-        resid: residuals.
         extra: word answers to read besides the numbers.
     """
     answers, ids = model.answer_space(extra)
@@ -235,19 +216,12 @@ def _unembedded(model: LanguageModel, normed: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LensReads:
-    """What the residual of each prompt at each layer answers.
+    """What the residual of each prompt at each layer answers."""
 
-    Args:
-        layers: blocks whose resid_pre is read, n_blocks for the last resid_post, [layer].
-        top: token ids, the most probable first, [prompt layer rank].
-        top_prob: their probabilities, [prompt layer rank].
-        asked_prob: probability of the token asked for, [prompt layer].
-    """
-
-    layers: tuple[int, ...]
-    top: Ints
-    top_prob: Floats
-    asked_prob: Floats
+    layers: tuple[int, ...]  # blocks whose resid_pre is read, n_blocks for the last resid_post, [layer]
+    top: Ints  # token ids, the most probable first, [prompt layer rank]
+    top_prob: Floats  # their probabilities, [prompt layer rank]
+    asked_prob: Floats  # probability of the token asked for, [prompt layer]
 
 
 def lens_tokens(
@@ -257,17 +231,11 @@ def lens_tokens(
     """The lens over the whole vocabulary, prompt by prompt.
 
     Args:
-        model: a whole model.
         tokens: [prompt pos].
         position: the token whose residual is read.
         wanted: a token id for each prompt, [prompt].
         n_top: most probable tokens that are kept.
         layers: as in `logit_lens`; all by default.
-        batch: prompts per forward pass.
-
-    Raises:
-        ModelError: when only some blocks are loaded.
-        EditError: for a layer that does not exist.
     """
     acts = _lens_acts(model, tokens, np.array([position]), layers, batch)
     resid = np.stack([rows[:, 0] for rows in acts.values()], axis=1)
@@ -344,10 +312,6 @@ def response_sweep(model: LanguageModel, runs: Runs, *, layers: Sequence[int] | 
     Args:
         runs: pairs of runs, several for each x (`runs_by_query`).
         layers: blocks whose resid_pre is replaced, n_blocks for the last resid_post; all by default.
-
-    Raises:
-        EditError: for a layer that does not exist.
-        TaskError: when x is not a number.
     """
     queries(runs)
     layers = range(model.n_blocks + 1) if layers is None else layers
@@ -429,7 +393,6 @@ def response_fits(curves: ResponseTable, *, seed: int = 0, draws: int = 1000) ->
     Args:
         curves: rows of one or more sites, patches and recipients; each needs its base.
         seed: of the bootstrap over x; the same resamples serve every patch, so that changes are paired.
-        draws: bootstrap resamples.
 
     Raises:
         EditError: when a patch has no base at the same x.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from random_llama import write_folder
 from iclens.model.shape import LLAMA3_8B
 from iclens.training.config import TrainConfig, parse_train_config
 from iclens.training.loop import train_saes
-from iclens.training.plan import cpu, peak_memory, plan
+from iclens.training.plan import cpu, plan
 
 TOLERANCE = 0.10
 
@@ -55,6 +56,18 @@ UNSEEN = {
     "large": Size(1536, 4, "bfloat16", 24_576, ("L1.mlp_out", "L2.resid_post"), 256, 16_384),
 }
 SIZES = FITTED | UNSEEN
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has held so far: on the accelerator when it used one, else RSS."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_reserved())
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def model_config(size: Size) -> dict[str, Any]:

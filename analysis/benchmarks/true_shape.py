@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from plan_memory import peak_memory
 from random_llama import write_folder
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -45,7 +46,7 @@ from iclens.prompts.tasks import parse_task
 from iclens.saes.load import load_sae
 from iclens.training.config import parse_train_config
 from iclens.training.loop import train_saes
-from iclens.training.plan import cpu, peak_memory, plan
+from iclens.training.plan import cpu, plan
 
 GATE = 0.10
 """Largest relative distance of a bfloat16 forward from the reference; controls must be at twice that."""

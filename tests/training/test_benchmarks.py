@@ -2,11 +2,13 @@
 
 import importlib
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def benchmarks() -> Iterator[dict[str, ModuleType]]:
     """The scripts, which import each other as neighbours."""
     names = (
         "random_llama", "streamed_llama", "true_shape", "true_shape_patching", "exhaustive_patch",
-        "plan_memory", "throughput",
+        "plan_memory", "throughput", "train_step", "ground_truth",
     )  # fmt: skip
     sys.path.insert(0, str(FOLDER))
     try:
@@ -162,6 +164,16 @@ def test_a_cut_shard_is_refused(benchmarks: dict[str, ModuleType], folder: Path,
         script.load(copy, script.SMALL)
 
 
+def test_peak_memory_rises_by_what_is_taken_and_stays(benchmarks: dict[str, ModuleType]) -> None:
+    peak_memory = benchmarks["plan_memory"].peak_memory
+    before = peak_memory()
+    taken = np.ones(max(before, 10**8) // 8 * 2)
+    peak = peak_memory()
+    assert peak >= taken.nbytes and peak >= before
+    del taken
+    assert peak_memory() == pytest.approx(peak, rel=0.01)
+
+
 def test_planned_memory_is_compared_with_a_run(benchmarks: dict[str, ModuleType], tmp_path: Path) -> None:
     script = benchmarks["plan_memory"]
     assert not {*script.FITTED.values()} & {*script.UNSEEN.values()}
@@ -195,3 +207,24 @@ def test_the_clock_counts_from_the_batch_after_the_warm_up(benchmarks: dict[str,
     assert clock.started == 0
     clock.tick()
     assert clock.started > 0 and clock.seconds() >= 0 and clock.seen == 3
+
+
+def test_both_steps_come_to_the_same_error(benchmarks: dict[str, ModuleType]) -> None:
+    script = benchmarks["train_step"]
+    shape = ["--d-in", "32", "--d-sae", "128", "--k", "4", "--rows", "128", "--chunk", "64"]
+    given = script.arguments([*shape, "--steps", "60", "--threads", str(torch.get_num_threads())])
+    found = script.compare(given)
+    assert found["fvu_after"]["relative"] == pytest.approx(0, abs=0.02)
+    assert found["fvu_after"]["ours"] < 0.9
+    assert all(found[clock]["median_ms"]["ours"] > 0 for clock in ("wall", "processor"))
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_what_is_there_is_recovered(benchmarks: dict[str, ModuleType], architecture: str) -> None:
+    script = benchmarks["ground_truth"]
+    given = Namespace(rows=100 * script.BATCH, d_in=16, d_sae=24, k=3, architecture=architecture)
+    world = script.World(24, 16, 3.0, 0)
+    assert torch.equal(world.rows(3), world.rows(3)) and not torch.equal(world.rows(3), world.rows(4))
+    ours = world.recovery(script.train_ours(world, given, 0.01))
+    theirs = world.recovery(script.train_theirs(world, given, 0.01))
+    assert ours > 0.8 and ours >= theirs - 0.02

@@ -157,6 +157,9 @@ def test_without_resume_unfinished_training_is_not_thrown_away(
         train_saes(config, tmp_path / "set", at_step(2, send(signal.SIGTERM)))
     with pytest.raises(ConfigError, match=r"unfinished training\. Continue it with --resume"):
         train_saes(config, tmp_path / "set")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ConfigError, match="it exists"):
+        train_saes(config, tmp_path / "other")
     other = config.model_copy(update={"training": config.training.model_copy(update={"decay_from": 0.7})})
     with pytest.raises(ConfigError, match=r"key 'training.decay_from' = 0.7: .* made with 0.5"):
         train_saes(other, tmp_path / "set", resume="newest")

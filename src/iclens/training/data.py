@@ -75,15 +75,7 @@ class _Drawn:
 
 
 class MixtureSource(_Drawn):
-    """Contexts drawn from a mixture of tasks with exact posteriors.
-
-    Args:
-        mixture: the declared mixture.
-        tokenizer: gives token ids.
-        examples: examples per context.
-        seed: of the contexts taken.
-        held_out_seed: of the held-out contexts.
-    """
+    """Contexts drawn from a mixture of tasks with exact posteriors."""
 
     def __init__(
         self, mixture: Mixture, tokenizer: Tokenizer, examples: int, seed: int, held_out_seed: int
@@ -106,14 +98,7 @@ class MixtureSource(_Drawn):
 
 
 class PromptSource(_Drawn):
-    """In-context prompts of one task and arm, fresh inputs in each.
-
-    Args:
-        wanted: the task and arm.
-        tokenizer: gives six tokens to an example.
-        examples: examples per prompt.
-        seed: of all prompts.
-        index: place of `wanted` among the prompts of a configuration; each has its own seeds.
+    """In-context prompts of one task and arm, fresh inputs in each; every `index` has its own seeds.
 
     Raises:
         ConfigError: when the task has too few inputs.
@@ -227,13 +212,7 @@ def furthest_behind(weights: Sequence[float], given: Sequence[int]) -> int:
 
 
 class TokenStream:
-    """Endless blocks of contexts. Sources of equal length share blocks, others take turns.
-
-    Args:
-        weighted: sources and their share of all contexts.
-        n_contexts: contexts in a block.
-        agreed: makes the block in which sources are read.
-    """
+    """Endless blocks of contexts. Sources of equal length share blocks, others take turns."""
 
     def __init__(
         self, weighted: Sequence[tuple[Source, float]], n_contexts: int, agreed: Agreed = nullcontext
@@ -455,16 +434,6 @@ class ActivationBuffer:
     contexts has left over waits for the round after. Memory is taken once. Place in the stream, round, batch
     and rows are the whole state: also after an error of the stream or the model, which leaves the buffer
     behind the last block that came whole.
-
-    Args:
-        record: gives the activations of contexts, all of one dtype and device for each site.
-        stream: contexts.
-        sites: what to record.
-        left_out: tokens that are not served.
-        capacity: rows kept; at least two batches.
-        batch: rows per batch.
-        seed: decides the order.
-        device: where the rows are kept and served.
     """
 
     def __init__(

@@ -42,13 +42,7 @@ MAKE_ROOM = "Make room on the disk, then continue with --resume."
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint.
-
-    Args:
-        folder: where it is.
-        tokens: rows that each SAE had been trained on.
-        state: what was kept besides tensors.
-    """
+    """A whole checkpoint, after `tokens` rows for each SAE; `state` is what was kept besides tensors."""
 
     folder: Path
     tokens: int
@@ -65,12 +59,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class TrainingFolder:
-    """Where one run is written: everything at its place only when it is whole.
-
-    Args:
-        out: the set's folder.
-        keep: how many checkpoints are kept.
-    """
+    """Where one run is written: the set at `out`, and beside it what is needed to go on."""
 
     out: Path
     keep: int
@@ -283,12 +272,7 @@ def _changed(folder: Path) -> str | None:
 
 @dataclass(frozen=True)
 class MetricsLog:
-    """Metrics files of some SAEs: a JSON line per interval.
-
-    Args:
-        folder: where they are.
-        names: of the SAEs, and `PACE`.
-    """
+    """Metrics files of some SAEs: a JSON line per interval."""
 
     folder: Path
     names: tuple[str, ...]

@@ -592,11 +592,7 @@ def learning_rate(config: TrainConfig, done: float) -> float:
 
 
 class Pace:
-    """How fast training is, and how long it will take.
-
-    Args:
-        total: tokens of the whole training.
-    """
+    """How fast training is, and how long it will take."""
 
     def __init__(self, total: int) -> None:
         self._total = total

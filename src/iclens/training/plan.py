@@ -19,11 +19,8 @@ from __future__ import annotations
 
 import math
 import os
-import resource
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from iclens.core import ConfigError, Site, SiteError, WontFitError, examples_within, nearest, prompt_length
@@ -233,18 +230,6 @@ def present_device() -> Device:
     raise ConfigError(f"the present device '{reported.name}'", "its rates are not known", remedy)
 
 
-def peak_memory() -> int:
-    """Most bytes that this process has held so far: on the accelerator when it used one, else RSS."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_reserved())
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return 1024 * int(line.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 # ----------------------------------------------------------------------------------- memory, time
 
 
@@ -296,12 +281,7 @@ class Disk:
 
 
 class Job:
-    """A configuration on a model, and the sizes that follow from both.
-
-    Args:
-        config: what to train.
-        shape: of the model.
-    """
+    """A configuration on a model, and the sizes that follow from both."""
 
     def __init__(self, config: TrainConfig, shape: ModelShape) -> None:
         check_limits(config, shape)

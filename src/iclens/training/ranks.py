@@ -56,12 +56,7 @@ class GoneError(StoppedError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together.
-
-    Args:
-        rank: its number.
-        world: how many there are.
-    """
+    """This process among those that train together."""
 
     rank: int = 0
     world: int = 1

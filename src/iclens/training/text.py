@@ -59,13 +59,8 @@ class TextSource:
     """Running text, packed to one length.
 
     The place of the current document, the tokens carried into it and how far both were cut say where a source
-    stands; the document's digest finds it again when rows before it were changed.
-
-    Args:
-        settings: names the text and the length.
-        tokenizer: a context begins with its BOS token, if it has one.
-        reserved: how many contexts, from the first, are held out.
-        n_vocab: how many token ids the model knows; by default those of the tokenizer.
+    stands; the document's digest finds it again when rows before it were changed. The first `reserved`
+    contexts are held out.
     """
 
     def __init__(
@@ -236,12 +231,7 @@ def open_documents(settings: TextContexts) -> LocalDocuments | HubDocuments:
 
 
 class LocalDocuments:
-    """Rows of .jsonl, .json (one object a line) and .parquet files, lines of .txt files.
-
-    Args:
-        paths: read in this order.
-        field: of a row that holds its text; lines of .txt files have none.
-    """
+    """Rows of .jsonl, .json (one object a line) and .parquet files, lines of .txt files."""
 
     def __init__(self, paths: Sequence[Path], field: str) -> None:
         self._paths, self._field = paths, field
@@ -289,9 +279,6 @@ class HubDocuments:
 
     A place is the dataset's own state, how many rows were read since that state last changed, and the number
     of the next row.
-
-    Args:
-        settings: its name, subset, split and text field.
     """
 
     def __init__(self, settings: TextContexts) -> None:

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from iclens.core import RunError
-from iclens.training.folder import STATE, TrainingFolder, write_part
+from iclens.training.folder import PACE, STATE, MetricsLog, TrainingFolder, write_part
+from iclens.training.report import read_metrics
 
 
 def parts(value: float) -> dict[str, dict[str, Tensor]]:
@@ -124,3 +125,16 @@ def test_one_of_the_same_tokens_is_replaced(folder: TrainingFolder) -> None:
 
 def test_no_file_is_a_pickle(folder: TrainingFolder) -> None:
     assert {p.suffix for p in save(folder, 10).iterdir()} == {".safetensors", ".json"}
+
+
+def test_lines_after_a_checkpoint_are_cut_off(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics", ("a", PACE))
+    log.cut({})
+    log.add("a", {"step": 1, "fvu": 0.5})
+    sizes = log.sizes()
+    assert sizes[PACE] == 0
+    log.add("a", {"step": 2, "fvu": float("nan")})
+    log.add(PACE, {"step": 2})
+    assert read_metrics(log.file("a")) == [{"step": 1, "fvu": 0.5}, {"step": 2, "fvu": None}]
+    log.cut(sizes)
+    assert read_metrics(log.file("a")) == [{"step": 1, "fvu": 0.5}] and read_metrics(log.file(PACE)) == []

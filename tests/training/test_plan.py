@@ -1,5 +1,6 @@
 """Plans: parts counted by hand and against real tensors, remedies that do what they say, exit codes."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -7,21 +8,36 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from iclens.core import ConfigError, IclensError, ModelError, SiteError, WontFitError
+from iclens.core import ConfigError, ModelError, SiteError, WontFitError
 from iclens.model.shape import LLAMA3_8B, ModelShape, read_shape
-from iclens.training.config import TrainConfig, parse_train_config
-from iclens.training.plan import CARDS, INTERPRETER, KNOBS, Device, Job, Plan, cpu, plan
+from iclens.training.config import TrainConfig, load_train_config, parse_train_config
+from iclens.training.plan import (
+    CARDS,
+    INTERPRETER,
+    KNOBS,
+    NAMES,
+    Device,
+    Job,
+    Plan,
+    cpu,
+    find_device,
+    plan,
+    present_device,
+)
 
 Declare = Callable[..., dict[str, Any]]
-MODEL = Path(__file__).resolve().parents[3] / "checkpoints" / "icl-tiny"
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "checkpoints" / "icl-tiny"
 SHAPE = ModelShape(
     d_model=8, n_blocks=4, n_heads=2, n_kv_heads=1, d_head=4, d_mlp=20, n_vocab=50, tied=False
 )  # fmt: skip
@@ -191,13 +207,8 @@ def test_a_remedy_does_what_it_says() -> None:
     settings: dict[str, Any] = {**BIG, "model": {"load": "needed", "dtype": "bfloat16"}}
     settings[section] = {**settings[section], name: int(value)}
     assert plan(declared(**settings), card(1e12), SHAPE).peak == remedy.peak
-
-
-def test_what_no_change_can_help_says_so() -> None:
-    found = plan(declared(), card(1), SHAPE)
-    assert not found.fits and found.remedies[-1].peak > 1
     with pytest.raises(WontFitError, match="Even this is not enough"):
-        found.refuse_unfit("x.yaml")
+        plan(declared(), card(1), SHAPE).refuse_unfit("x.yaml")
 
 
 def test_every_change_yields_valid_configurations() -> None:
@@ -314,5 +325,112 @@ def test_the_text_adds_up(small: Declare) -> None:
     assert all(len(line) <= 110 for line in lines[:-1])
 
 
-def test_refusals_are_iclens_errors() -> None:
-    assert issubclass(WontFitError, IclensError)
+# ---------------------------------------------------------------------------------------- devices
+
+
+def test_named_devices_have_the_data_sheets_figures() -> None:
+    assert NAMES == ("a100-40gb", "a100-80gb", "h100-80gb", "h200", "cpu")
+    card = CARDS["a100-40gb"]
+    assert (card.memory, card.bf16_flops, card.fp32_flops, card.bandwidth) == (
+        40e9,
+        312e12,
+        19.5e12,
+        1.555e12,
+    )
+    assert CARDS["h200"].memory == 141e9 and CARDS["h200"].bandwidth == 4.8e12
+    assert card.matrix_rate("bfloat16") == 0.65 * 312e12 and card.matrix_rate("float32") == 0.65 * 19.5e12
+
+
+def test_a_device_is_found_by_name_or_by_what_the_configuration_wants(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert find_device("h200", "cpu") is CARDS["h200"]
+    assert find_device("cpu", "cuda").name == find_device(None, "cpu").name == "cpu"
+    with pytest.raises(ConfigError, match=r"device 'a100': unknown\. Nearest: a100-"):
+        find_device("a100")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no accelerator is here"):
+        find_device(None, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("reported", "name"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA A100 80GB PCIe", "a100-80gb"),
+        ("NVIDIA H100 80GB HBM3", "h100-80gb"),
+        ("NVIDIA H200", "h200"),
+        ("Radeon", None),
+    ],
+)
+def test_a_card_is_recognised_and_keeps_the_memory_it_reports(
+    reported: str, name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = SimpleNamespace(name=reported, total_memory=7)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: seen)
+    if name is None:
+        with pytest.raises(ConfigError, match="'Radeon': its rates are not known"):
+            present_device()
+    else:
+        assert present_device() == replace(CARDS[name], memory=7)
+
+
+@pytest.mark.parametrize("threads", ["1", "1,4", " 1 , 2 ", "", "many", "0"])
+def test_the_cpu_counts_the_threads_that_torch_would_use(
+    threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    every = cpu().fp32_flops
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert cpu().fp32_flops == (96e9 if "1" in threads else every)
+    assert cpu().reserve == 0 and 1e8 < cpu().memory < 1e14
+
+
+# -------------------------------------------------------------------------------- shipped configs
+
+
+def _script() -> ModuleType:
+    path = ROOT / "analysis" / "benchmarks" / "shipped_plans.py"
+    spec = importlib.util.spec_from_file_location("shipped_plans", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SCRIPT = _script()
+SHIPPED: dict[str, str] = SCRIPT.SHIPPED
+
+
+def test_every_configuration_for_llama_is_listed() -> None:
+    found = {path.stem for path in (ROOT / "sae_configs").glob("llama3_8b_*.yaml")}
+    assert found == set(SHIPPED)
+    assert sum(device == "a100-40gb" for device in SHIPPED.values()) >= 5
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_fits_its_card(name: str) -> None:
+    config = load_train_config(ROOT / "sae_configs" / f"{name}.yaml")
+    found = plan(config, CARDS[SHIPPED[name]])
+    assert found.fits and found.peak < 0.95 * found.device.memory
+    assert found.seconds < 24 * 3600
+    assert config.data.excluded_positions == () and config.data.prompts
+
+
+def test_they_cover_what_is_wanted() -> None:
+    layers: dict[int, set[int]] = {}
+    for name in SHIPPED:
+        for spec in load_train_config(ROOT / "sae_configs" / f"{name}.yaml").saes.members:
+            times = spec.d_sae // 4096
+            if spec.target is None:
+                layers.setdefault(times, set()).add(spec.site.layer)
+            else:
+                assert (spec.site.hook, spec.target.hook) == ("mlp_in", "mlp_out")
+    assert layers == {4: set(range(10, 17)), 8: set(range(10, 17)), 32: {14}}
+
+
+def test_the_page_says_what_the_command_says() -> None:
+    page = SCRIPT.PAGE.read_text(encoding="utf-8")
+    shown = page.split(SCRIPT.BEGIN)[1].split(SCRIPT.END)[0]
+    assert shown.strip() == SCRIPT.pages().strip(), "run analysis/benchmarks/shipped_plans.py"

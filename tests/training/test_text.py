@@ -19,7 +19,7 @@ import pytest
 from iclens.core import ConfigError
 from iclens.model.load import LanguageModel
 from iclens.training.config import TextContexts
-from iclens.training.text import ROWS, LocalDocuments, TextSource, open_documents
+from iclens.training.text import ROWS, TextSource, open_documents
 
 Make = Callable[..., TextSource]
 TEXTS = [" ".join(map(str, range(n, n + 5 * n))) for n in (2, 8, 5, 14, 3, 11)]
@@ -69,15 +69,10 @@ def test_text_is_packed_behind_bos_and_read_again(source: Make, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_files_of_every_kind_hold_the_same_documents(kind: str, tmp_path: Path) -> None:
-    found = [text for text, _ in open_documents(settings(write(tmp_path, kind))).read()]
-    assert [text.strip() for text in found] == TEXTS
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_documents_can_be_entered_after_each_of_them(kind: str, tmp_path: Path) -> None:
     documents = open_documents(settings(write(tmp_path, kind)))
     whole = list(documents.read())
+    assert [str(text).strip() for text, _ in whole] == TEXTS
     for number, (_, place) in enumerate(whole):
         assert list(documents.read(json.loads(json.dumps(place)))) == whole[number + 1 :]
 
@@ -136,10 +131,6 @@ def settings(dataset: str) -> TextContexts:
     [
         ([{"text": "1 2 3"}], {}, "it holds 0 contexts of 10 tokens, none left to train on"),
         ([{"text": TEXTS[1]}], {"context_tokens": 60}, "it holds 1 contexts of 60 tokens"),
-        ([], {}, "none left to train on"),
-        ([{"txt": "1 2 3"}], {}, r"no row has the field 'text', the last one read has \['txt'\]"),
-        (["1 2 3"], {}, "line 1: it is str, not an object"),
-        ([{"text": 3}], {}, "line 1: it holds a number in 'text', not text"),
     ],
 )
 def test_text_that_cannot_serve_is_refused(
@@ -157,26 +148,6 @@ def test_a_text_wholly_held_out_is_refused(source: Make, tmp_path: Path) -> None
     assert len(text.held_out(2)) == 2
     with pytest.raises(ConfigError, match="it holds 2 contexts of 10 tokens, none left"):
         text.take(1)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("a.jsonl", b'{"text": "1 2"}\n\n{"text": \n', "line 3: it is not JSON"),
-        ("a.jsonl", b'{"text": "\xff\xfe"}\n', "line 1: it is not UTF-8"),
-        ("a.parquet", b"PAR1 and no more", "a.parquet"),
-        ("a.parquet", b"", "a.parquet"),
-        ("a.txt", b"1 2\n\xff\xfe 3\n", "line 2: it is not UTF-8"),
-        ("a.csv", b"text\n1 2\n", r"not a file of .jsonl, .json, .parquet, .txt"),
-    ],
-)
-def test_broken_files_are_refused(
-    source: Make, tmp_path: Path, name: str, content: bytes, words: str
-) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConfigError, match=words) as caught:
-        source(tmp_path / name).take(1)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["no.jsonl", "no-*.parquet", "deep/**/no.txt"])
@@ -224,16 +195,10 @@ def test_rows_without_text_are_skipped_and_half_pairs_read(name: str, source: Ma
     again.restore(json.loads(json.dumps(text.state())))
     assert again.facts() == text.facts()
     np.testing.assert_array_equal(again.take(9), text.take(9))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_rows_of_a_text_read_again_are_counted_once(name: str, source: Make, tmp_path: Path) -> None:
-    text = source(write_rows(tmp_path / name, [None, *STANDING]), reserved=0)
-    text.take(50)
-    assert list(text.facts().values()) == [6, 2, 0 if "parquet" in name else 1]
-    again = source(tmp_path / name, reserved=0)
+    text.take(50)  # a text read again is counted once
     again.restore(json.loads(json.dumps(text.state())))
     again.take(50)
+    assert list(text.facts().values()) == [11, 3, 0 if "parquet" in name else 2]
     assert again.facts() == text.facts()
 
 
@@ -404,12 +369,6 @@ def test_a_bad_row_of_a_stream_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     rows = stream(monkeypatch, datasets.Dataset.from_list([{"text": [" 1"]}] * 3).to_iterable_dataset())
     with pytest.raises(ConfigError, match="dataset 'someone/texts', row 1: it holds a list in 'text'"):
         next(rows)
-
-
-def test_a_parquet_file_without_the_field_is_refused(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"body": ["1"]}), tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match=r"it has no column 'text', but \['body'\]"):
-        list(LocalDocuments([tmp_path / "a.parquet"], "text").read())
 
 
 def test_a_dataset_that_does_not_exist_is_refused(source: Make) -> None:

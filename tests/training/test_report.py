@@ -1,5 +1,6 @@
-"""Metrics on the disk, the live line, and the mirror that is there only when it is asked for."""
+"""The live line, the page, and the mirror that is there only when it is asked for."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,9 @@ import pytest
 
 from iclens.core import ConfigError
 from iclens.training.config import parse_train_config
-from iclens.training.folder import PACE, MetricsLog
-from iclens.training.loop import Pace
-from iclens.training.report import mirrored, progress_text, read_metrics
+from iclens.training.report import mirrored, progress_text, read_metrics, write_report
 
+Run = tuple[Path, list[dict[str, Any]]]
 FOUND: dict[str, Any] = {
     "step": 21, "of": 100, "tokens": 1_234_567, "of_tokens": 100_000_000, "seconds": 58.0,
     "tokens_per_second": 21_300.0, "seconds_left": 4637.0,
@@ -31,28 +31,6 @@ def test_the_live_line_says_pace_time_left_and_the_spread_over_saes() -> None:
     first = FOUND | {"tokens": 512, "tokens_per_second": None, "seconds_left": None}
     first["sites"] = {"L1.mlp_out": {"fvu": float("nan"), "l0": 32.0, "dead": 0.0}}
     assert progress_text(first) == "512 of 100 M tokens, L0 32, dead 0.0 %"
-
-
-def test_pace_is_that_of_late() -> None:
-    pace = Pace(10_000)
-    assert pace.at(0, 0.0) == {"tokens_per_second": None, "seconds_left": None}
-    assert pace.at(1000, 1.0) == {"tokens_per_second": 1000.0, "seconds_left": 9.0}
-    for second in range(2, 40):
-        late = pace.at(1000 + 100 * (second - 1), float(second))
-    assert late == {"tokens_per_second": 100.0, "seconds_left": 52.0}
-
-
-def test_lines_after_a_checkpoint_are_cut_off(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics", ("a", PACE))
-    log.cut({})
-    log.add("a", {"step": 1, "fvu": 0.5})
-    sizes = log.sizes()
-    assert sizes[PACE] == 0
-    log.add("a", {"step": 2, "fvu": float("nan")})
-    log.add(PACE, {"step": 2})
-    assert read_metrics(log.file("a")) == [{"step": 1, "fvu": 0.5}, {"step": 2, "fvu": None}]
-    log.cut(sizes)
-    assert read_metrics(log.file("a")) == [{"step": 1, "fvu": 0.5}] and read_metrics(log.file(PACE)) == []
 
 
 def test_a_line_cut_in_half_is_left_out(tmp_path: Path) -> None:
@@ -104,3 +82,11 @@ def test_help_loads_neither_torch_nor_the_service() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
+
+
+def test_the_report_is_one_file_that_needs_no_other(run: Run, tmp_path: Path) -> None:
+    write_report(run[0], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('role="img"') == 3 * 2 + 2 + 1
+    assert "L1.resid_post" in page and "<script" not in page
+    assert not re.search(r'(?:src|href)="', page)

@@ -1,4 +1,4 @@
-"""The TopK and BatchTopK step, held to a dense one written with autograd."""
+"""TopK training, held to dense definitions: Adam, kernels, AuxK and the step, and what is exported."""
 
 import pytest
 import torch
@@ -9,7 +9,231 @@ from torch.nn import functional as F
 from iclens.core import SaeError, Site
 from iclens.training.config import Optimisation, SaeSpec
 from iclens.training.data import Scaling
-from iclens.training.topk import Encoder, SparseStep, choose_batch_topk, choose_topk, reconstruct
+from iclens.training.topk import (
+    Active,
+    Adam,
+    Encoder,
+    SparseStep,
+    auxiliary,
+    by_latent,
+    choose_batch_topk,
+    choose_topk,
+    clip,
+    decode,
+    dots,
+    gather,
+    reconstruct,
+    top_latents,
+    total,
+)
+
+
+def two_parameters(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(n, 3, generator=generator, dtype=dtype) for name, n in (("a", 5), ("b", 2))}
+
+
+def made_gradients(step: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Half of the rows of `a` get no gradient after the third step."""
+    generator = torch.Generator().manual_seed(100 + step)
+    found = {
+        name: torch.randn(p.shape, generator=generator, dtype=dtype) for name, p in two_parameters().items()
+    }
+    if step > 2:
+        found["a"][2:] = 0
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_step_is_that_of_torch(dtype: torch.dtype) -> None:
+    ours, theirs = two_parameters(dtype), [p.requires_grad_() for p in two_parameters(dtype).values()]
+    own = Adam(ours, torch.float32)
+    reference = torch.optim.Adam(theirs, betas=(0.9, 0.99), foreach=False, fused=False)
+    for step in range(20):
+        lr = 0.1 / (1 + step)
+        reference.param_groups[0]["lr"] = lr
+        for p, g in zip(theirs, made_gradients(step, dtype).values(), strict=True):
+            p.grad = g
+        reference.step()
+        own.step(made_gradients(step, dtype), lr)
+        for p, q in zip(ours.values(), theirs, strict=True):
+            torch.testing.assert_close(
+                p, q.detach(), rtol=1e-6 if dtype == torch.float32 else 1e-12, atol=1e-7
+            )
+
+
+def test_narrow_moments_stay_close_and_still_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iclens.training.topk._BLOCK", 4)
+    wide, narrow = two_parameters(), two_parameters()
+    exact, rounded = Adam(wide, torch.float32), Adam(narrow, torch.bfloat16)
+    for step in range(30):
+        exact.step(made_gradients(step), 0.01)
+        rounded.step(made_gradients(step), 0.01)
+    assert rounded.moments["exp_avg.a"].dtype == torch.bfloat16
+    for name, start in two_parameters().items():
+        torch.testing.assert_close(narrow[name] - start, wide[name] - start, rtol=0.1, atol=0.01)
+    before = rounded.moments["exp_avg_sq.a"].clone()
+    for _ in range(60):
+        rounded.step({name: torch.zeros_like(p) for name, p in narrow.items()}, 0.0)
+    assert (rounded.moments["exp_avg_sq.a"] < 0.6 * before).all()
+
+
+def test_clip_shortens_all_by_one_factor() -> None:
+    found = {"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])}
+    clip(found, 10.0)
+    assert found["a"].item() == 3 and found["b"].item() == 4
+    clip(found, 1.0)
+    torch.testing.assert_close(torch.cat([found["a"], found["b"][0]]), torch.tensor([0.6, 0.8]))
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def dense(active: Active, d_sae: int) -> Tensor:
+    """Activations as [row d_sae]."""
+    a = torch.zeros(len(active.start), d_sae, dtype=active.value.dtype)
+    return a.index_put((active.row, active.latent), active.value, accumulate=True)
+
+
+def batch_topk(z: Tensor, k: int) -> Tensor:
+    """relu(z) at the k·row largest of all, 0 elsewhere, [row latent]."""
+    a = z.relu().flatten()
+    top = a.topk(k * len(z))
+    return torch.zeros_like(a).scatter(0, top.indices, top.values).view_as(z)
+
+
+@pytest.mark.parametrize("n", [7, 64, 96, 1000, 2048])
+def test_top_latents_are_the_largest(n: int) -> None:
+    z = normal(33, n)
+    values, columns = top_latents(z, 5)
+    torch.testing.assert_close(values.sort(descending=True).values, z.topk(5).values)
+    torch.testing.assert_close(z.gather(1, columns), values)
+
+
+def test_top_latents_holds_when_the_largest_share_a_group() -> None:
+    z = torch.zeros(1, 256)
+    z[0, 3::32] = torch.arange(1.0, 9.0)
+    assert top_latents(z, 8)[1].sort().values.tolist() == [list(range(3, 256, 32))]
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 7, 100])
+def test_topk_takes_each_rows_largest_whatever_the_chunk(chunk: int | None) -> None:
+    u, matrix, bias = normal(20, 6), normal(64, 6, seed=1), normal(64, seed=2)
+    active = choose_topk(Encoder(matrix, bias, chunk), u, 4)
+    z = u @ matrix.T + bias
+    top = z.topk(4)
+    want = torch.zeros_like(z).scatter(1, top.indices, top.values.relu())
+    torch.testing.assert_close(dense(active, 64), want)
+    assert active.row.tolist() == [row for row in range(20) for _ in range(4)]
+
+
+@pytest.mark.parametrize("least", [0.0, 1e-9, 0.5, 1e6])
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_batch_topk_takes_the_batchs_largest_whatever_is_guessed(least: float, chunk: int | None) -> None:
+    u, matrix, bias = normal(20, 6), normal(64, 6, seed=1), normal(64, seed=2)
+    u[3] *= 20  # one row with far more than its share
+    active = choose_batch_topk(Encoder(matrix, bias, chunk), u, 4, least)
+    torch.testing.assert_close(dense(active, 64), batch_topk(u @ matrix.T + bias, 4))
+    assert int((active.row == 3).sum()) > 12
+    assert (active.row.diff() >= 0).all()
+    assert active.start.tolist() == [int((active.row < row).sum()) for row in range(20)]
+
+
+def test_batch_topk_keeps_what_is_positive_when_too_little_is() -> None:
+    u, matrix = normal(10, 4), normal(15, 4, seed=1)
+    bias = torch.full((15,), -3.0, dtype=torch.float64)
+    active = choose_batch_topk(Encoder(matrix, bias), u, 8, 0.0)
+    torch.testing.assert_close(dense(active, 15), (u @ matrix.T + bias).relu())
+    nothing = choose_batch_topk(Encoder(matrix, bias - 1e3), u, 8, 0.0)
+    assert not len(nothing.value)
+    assert not decode(nothing, normal(15, 3)).any()
+
+
+@pytest.mark.parametrize("choose", ["topk", "batchtopk"])
+def test_a_narrow_product_chooses_and_full_precision_computes(choose: str) -> None:
+    u, matrix = normal(50, 16, dtype=torch.float32), normal(64, 16, seed=1, dtype=torch.float32)
+    bias = normal(64, seed=2, dtype=torch.float32)
+    encoder = Encoder(matrix, bias, 16, torch.bfloat16)
+    active = choose_topk(encoder, u, 4) if choose == "topk" else choose_batch_topk(encoder, u, 4, 0.0)
+    z = u @ matrix.T + bias
+    torch.testing.assert_close(active.value, z[active.row, active.latent].relu())
+    want = torch.zeros_like(z).scatter(1, z.topk(4).indices, 1) if choose == "topk" else batch_topk(z, 4) > 0
+    assert float(want.bool()[active.row, active.latent].float().mean()) > 0.95
+
+
+def ragged() -> Active:
+    """Entries of four rows, the second without any, latent 2 in two of them."""
+    row = torch.tensor([0, 0, 2, 3, 3, 3])
+    value = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], dtype=torch.float64)
+    return Active(value, row, torch.tensor([2, 0, 1, 4, 2, 0]), torch.tensor([0, 2, 2, 3]))
+
+
+def test_sums_over_entries_are_the_dense_products() -> None:
+    active, weights, x = ragged(), normal(5, 3), normal(4, 3, seed=1)
+    a = dense(active, 5)
+    torch.testing.assert_close(decode(active, weights), a @ weights)
+    torch.testing.assert_close(
+        dots(x, weights, active.latent, active.start), (x @ weights.T)[active.row, active.latent]
+    )
+    order = by_latent(active, 5)
+    torch.testing.assert_close(gather(order, active.value, x), a.T @ x)
+    torch.testing.assert_close(total(order, active.value), a.sum(dim=0))
+    assert order.bounds.tolist() == [0, 2, 3, 5, 5, 6]
+
+
+def dead_inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    weights = {"encoder": normal(12, 5), "b_enc": normal(12) - 2, "decoder": normal(12, 4)}
+    return normal(30, 5), normal(30, 4), weights
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("aux_k", [3, 12, 50])
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_auxk_is_that_of_dense_autograd(
+    dtype: torch.dtype, near: float, aux_k: int, chunk: int | None
+) -> None:
+    u, error, weights = dead_inputs(dtype)
+    loss, gradients = auxiliary(u, error, weights, aux_k, chunk)
+    dense = {name: w.clone().requires_grad_() for name, w in weights.items()}
+    z = u @ dense["encoder"].T + dense["b_enc"]
+    top = z.topk(min(aux_k, 12), dim=1)
+    a = torch.zeros_like(z).scatter(1, top.indices, top.values)
+    want = (a @ dense["decoder"] - error).square().sum() / error.square().sum()
+    want.backward()
+    torch.testing.assert_close(loss, want.detach(), rtol=near, atol=near)
+    for name, w in dense.items():
+        torch.testing.assert_close(gradients[name], w.grad, rtol=near, atol=near)
+
+
+def test_narrow_products_stay_close() -> None:
+    u, error, weights = dead_inputs(torch.float32)
+    loss, gradients = auxiliary(u, error, weights, 12, 7)
+    rough, roughly = auxiliary(u, error, weights, 12, 7, torch.bfloat16)
+    torch.testing.assert_close(rough, loss, rtol=0.02, atol=0)
+    for name, gradient in gradients.items():
+        assert roughly[name].dtype == torch.float32
+        assert float((roughly[name] - gradient).norm() / gradient.norm()) < 0.03
+
+
+def test_latents_below_zero_get_a_gradient_on_both_sides() -> None:
+    u, error, weights = dead_inputs(torch.float64)
+    weights["b_enc"] -= 1e3
+    _, gradients = auxiliary(u, error, weights, 12, None)
+    assert (gradients["encoder"].abs().amax(dim=1) > 0).all()
+    assert (gradients["decoder"].abs().amax(dim=1) > 0).all()
+
+
+def test_nothing_left_to_explain_gives_no_infinity() -> None:
+    u, error, weights = dead_inputs(torch.float32)
+    loss, _ = auxiliary(u, torch.zeros_like(error), weights, 3, None)
+    assert loss.isfinite()
+
 
 NARROW = {"encode_dtype": "bfloat16", "moment_dtype": "bfloat16"}
 
@@ -151,14 +375,6 @@ def test_training_finds_sparse_structure(x: Tensor, architecture: str, changes: 
     assert last["fvu"] < 0.2 * first["fvu"] and last["l0"] <= 4
     assert all(value.shape == () for value in last.values())
     torch.testing.assert_close(step.weights["decoder"].norm(dim=1), torch.ones(32))
-
-
-def test_a_rate_of_zero_leaves_the_weights(x: Tensor) -> None:
-    step = build(x)
-    before = {name: w.clone() for name, w in step.weights.items()}
-    step.update(x, None, 0.0)
-    for name, w in before.items():
-        torch.testing.assert_close(step.weights[name], w)
 
 
 def test_first_weights_follow_from_the_seed_alone(x: Tensor) -> None:

@@ -69,22 +69,17 @@ class TaskTable(Table):
 
 @dataclass(frozen=True)
 class Readings:
-    """What the model and the exact learner answer in one condition.
+    """What the model and the exact learner answer in one condition."""
 
-    Args:
-        condition: its name.
-        top1, exact_top1: whether the most probable answer is one the task gives at x, [context example].
-        p_correct, exact_p_correct: P(an answer the task gives at x), [context example].
-        kl: KL(exact || model) in nats, [context example].
-        beliefs, exact_beliefs: probabilities, [context example belief], beliefs numeric odd double exact.
-    """
-
-    condition: str
+    condition: str  # its name
+    # top1, exact_top1: whether the most probable answer is one the task gives at x, [context example]
     top1: Floats
     exact_top1: Floats
+    # p_correct, exact_p_correct: P(an answer the task gives at x), [context example]
     p_correct: Floats
     exact_p_correct: Floats
-    kl: Floats
+    kl: Floats  # KL(exact || model) in nats, [context example]
+    # beliefs, exact_beliefs: probabilities, [context example belief], beliefs numeric odd double exact
     beliefs: Floats
     exact_beliefs: Floats
 
@@ -123,17 +118,11 @@ class Readings:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of a model.
+    """The figures of a model."""
 
-    Args:
-        shots: by condition and examples seen.
-        overall: by condition.
-        seed: of the contexts.
-    """
-
-    shots: ShotTable
-    overall: FidelityTable
-    seed: int
+    shots: ShotTable  # by condition and examples seen
+    overall: FidelityTable  # by condition
+    seed: int  # of the contexts
 
 
 def _line(exact: Floats, ours: Floats) -> tuple[float, float, str]:
@@ -159,17 +148,11 @@ _COMPARED = tuple(name for name in BELIEFS if name != "copy")
 
 @dataclass(frozen=True)
 class Condition:
-    """A kind of context.
+    """A kind of context."""
 
-    Args:
-        name: how the tables call it.
-        tasks: specs to draw from, in proportion to their prior; every task when empty.
-        noise: the noise level; drawn from its prior when None.
-    """
-
-    name: str
-    tasks: tuple[str, ...] = ()
-    noise: float | None = None
+    name: str  # how the tables call it
+    tasks: tuple[str, ...] = ()  # specs to draw from, in proportion to their prior; every task when empty
+    noise: float | None = None  # the noise level; drawn from its prior when None
 
     def draw(self, mixture: Mixture, rng: np.random.Generator, n_contexts: int, n_examples: int) -> Contexts:
         """Draw contexts.
@@ -376,23 +359,14 @@ class InterchangeTable(Table):
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Donors, and a recipient's x for each.
+    """Donors, and a recipient's x for each."""
 
-    Args:
-        task: the donors' task, [row].
-        n_seen: examples the donor had seen, [row].
-        values: the donors' resid_pre at `pre`, [row layer d_model].
-        x: recipients' inputs, [row].
-        own: the task's answer to the recipient's x, [row].
-        donated: the task's answer to the donor's x, [row].
-    """
-
-    task: Strings
-    n_seen: Ints
-    values: Floats
-    x: Strings
-    own: Strings
-    donated: Strings
+    task: Strings  # the donors' task, [row]
+    n_seen: Ints  # examples the donor had seen, [row]
+    values: Floats  # the donors' resid_pre at `pre`, [row layer d_model]
+    x: Strings  # recipients' inputs, [row]
+    own: Strings  # the task's answer to the recipient's x, [row]
+    donated: Strings  # the task's answer to the donor's x, [row]
 
 
 def interchange_figures(

@@ -48,35 +48,22 @@ _WEAK = 0.85
 
 @dataclass(frozen=True)
 class Card:
-    """Everything that a card states.
+    """Everything that a card states."""
 
-    Args:
-        name: the published folder's name.
-        fingerprint: of its config and weights.
-        blocks: number of blocks.
-        parameters: number of weights.
-        with_site: whether interchange-intervention training gave it a task-formation site.
-        recipe: the recipe it was trained by.
-        stages: what was trained, in order: stage, steps, planned_steps, tokens, minutes.
-        log: training losses along the way.
-        evaluation: against the exact posterior.
-        tasks: every task by itself.
-        interchange: whole-residual interchange at `pre`, donors never used as such in training.
-        versions: package → version.
-    """
-
-    name: str
-    fingerprint: str
-    blocks: int
-    parameters: int
-    with_site: bool
-    recipe: Recipe
+    name: str  # the published folder's name
+    fingerprint: str  # of its config and weights
+    blocks: int  # number of blocks
+    parameters: int  # number of weights
+    with_site: bool  # whether interchange-intervention training gave it a task-formation site
+    recipe: Recipe  # the recipe it was trained by
+    # what was trained, in order: stage, steps, planned_steps, tokens, minutes
     stages: Sequence[dict[str, Any]]
-    log: Sequence[dict[str, Any]]
-    evaluation: Evaluation
-    tasks: TaskTable
+    log: Sequence[dict[str, Any]]  # training losses along the way
+    evaluation: Evaluation  # against the exact posterior
+    tasks: TaskTable  # every task by itself
+    # whole-residual interchange at `pre`, donors never used as such in training
     interchange: InterchangeTable
-    versions: dict[str, str]
+    versions: dict[str, str]  # package → version
 
     @property
     def site(self) -> dict[str, Any] | None:

@@ -28,20 +28,14 @@ from iclens.prompts.tasks import parse_task
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's data.
+    """One step's data."""
 
-    Args:
-        tokens: [context pos].
-        target: exact P(y | x, examples before) as [context example answer].
-        own, other: mixing weights of the posterior, [context example task] and [context example].
-        contexts: what was drawn.
-    """
-
-    tokens: Tensor
-    target: Tensor
+    tokens: Tensor  # [context pos]
+    target: Tensor  # exact P(y | x, examples before) as [context example answer]
+    # own, other: mixing weights of the posterior, [context example task] and [context example]
     own: Floats
     other: Floats
-    contexts: Contexts
+    contexts: Contexts  # what was drawn
 
 
 @dataclass(frozen=True)
@@ -49,18 +43,12 @@ class Interchanges:
     """Pairs of `pre` positions of a batch: a recipient gets a donor's resid and should answer as it believes.
 
     Positions are flat, context · examples + example.
-
-    Args:
-        recipient: [pair].
-        donor: [pair].
-        target: exact predictive of the donor's posterior at the recipient's x, [pair answer].
-        weight: [pair]; 0 where nothing is to be learned.
     """
 
-    recipient: Tensor
-    donor: Tensor
-    target: Tensor
-    weight: Tensor
+    recipient: Tensor  # [pair]
+    donor: Tensor  # [pair]
+    target: Tensor  # exact predictive of the donor's posterior at the recipient's x, [pair answer]
+    weight: Tensor  # [pair]; 0 where nothing is to be learned
 
 
 class BatchMaker:
@@ -211,15 +199,10 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Swaps:
-    """A step's interchanges.
+    """A step's interchanges."""
 
-    Args:
-        whole: every `pre` of the first contexts of the batch.
-        blank: first `pre` of contexts, which have seen no example.
-    """
-
-    whole: Interchanges
-    blank: Interchanges
+    whole: Interchanges  # every `pre` of the first contexts of the batch
+    blank: Interchanges  # first `pre` of contexts, which have seen no example
 
 
 def _mean_loss(swaps: Interchanges, answers: Tensor) -> Tensor:

@@ -41,17 +41,11 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class DonorRun:
-    """What a donor leaves at its last position.
+    """What a donor leaves at its last position."""
 
-    Args:
-        resid: resid_pre of every block, then the last resid_post, [layer d_model].
-        top: its own most probable tokens, [rank].
-        probs: its own answers, [answer].
-    """
-
-    resid: Floats
-    top: tuple[str, ...]
-    probs: AnswerProbs
+    resid: Floats  # resid_pre of every block, then the last resid_post, [layer d_model]
+    top: tuple[str, ...]  # its own most probable tokens, [rank]
+    probs: AnswerProbs  # its own answers, [answer]
 
 
 def run_donor(model: LanguageModel, tokens: Ints, edits: Sequence[Edit] = ()) -> DonorRun:
@@ -257,23 +251,14 @@ _NAMED, _NONE = "named", "none"
 
 @dataclass(frozen=True)
 class Donor:
-    """A donor and how it was ablated.
+    """A donor and how it was ablated."""
 
-    Args:
-        name: of the ablation it is, or stands in for.
-        heads: "none", "named", "random heads" or "random layers".
-        draw: of a random one, from 0; −1 for others.
-        kind: `ZERO`, `MEAN` or "none".
-        place: `LAST`, `EVERYWHERE` or "none".
-        ablated: which heads.
-    """
-
-    name: str
-    heads: str
-    draw: int
-    kind: str
-    place: str
-    ablated: Heads
+    name: str  # of the ablation it is, or stands in for
+    heads: str  # "none", "named", "random heads" or "random layers"
+    draw: int  # of a random one, from 0; −1 for others
+    kind: str  # `ZERO`, `MEAN` or "none"
+    place: str  # `LAST`, `EVERYWHERE` or "none"
+    ablated: Heads  # which heads
 
 
 def donors_of(protocol: Protocol, n_heads: int, rng: np.random.Generator) -> tuple[Donor, ...]:

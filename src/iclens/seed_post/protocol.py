@@ -26,46 +26,28 @@ INTACT = ""
 
 @dataclass(frozen=True)
 class ScoreMap:
-    """A map of heads' scores at the last position of a run.
+    """A map of heads' scores at the last position of a run."""
 
-    Args:
-        name: for tables.
-        ablation: name of the ablation in force, `INTACT` for none.
-        reference_layer: block whose resid_pre the heads' outputs are set against.
-        prompt: name of the prompt.
-    """
-
-    name: str
-    ablation: str
-    reference_layer: int
-    prompt: str
+    name: str  # for tables
+    ablation: str  # name of the ablation in force, `INTACT` for none
+    reference_layer: int  # block whose resid_pre the heads' outputs are set against
+    prompt: str  # name of the prompt
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Layers, heads and maps of a replication.
+    """Layers, heads and maps of a replication."""
 
-    Args:
-        how: where it is from, for the print-out.
-        patch_layer: block whose resid_pre is patched for every x.
-        x: inputs of that patch.
-        attention_layer: block whose attention is read.
-        score_layers: maps hold layers 0 to score_layers − 1.
-        numbers: answers among which the lens is also read.
-        ablations: name → heads that are ablated together, those that were recorded, in their order.
-        further: those that were not.
-        maps: score maps.
-    """
-
-    how: str
-    patch_layer: int
-    x: tuple[int, ...]
-    attention_layer: int
-    score_layers: int
-    numbers: tuple[str, ...]
+    how: str  # where it is from, for the print-out
+    patch_layer: int  # block whose resid_pre is patched for every x
+    x: tuple[int, ...]  # inputs of that patch
+    attention_layer: int  # block whose attention is read
+    score_layers: int  # maps hold layers 0 to score_layers − 1
+    numbers: tuple[str, ...]  # answers among which the lens is also read
+    # name → heads that are ablated together, those that were recorded, in their order
     ablations: dict[str, Heads]
-    further: dict[str, Heads]
-    maps: tuple[ScoreMap, ...]
+    further: dict[str, Heads]  # those that were not
+    maps: tuple[ScoreMap, ...]  # score maps
 
     def ablated(self, name: str) -> Heads:
         """The heads of the ablation of this name; none for `INTACT`."""
@@ -154,84 +136,53 @@ DATA, ATTENTION = _FOLDER / "recorded.json", _FOLDER / "layer9_attention.safeten
 
 @dataclass(frozen=True)
 class RecordedPrompt:
-    """One prompt as its tokens.
+    """One prompt as its tokens."""
 
-    Args:
-        name: what it is for.
-        tokens: token strings after BOS; `{x}` stands for an input that varies.
-        read: where it is read, counted from the end.
-        x: the query; None where it varies.
-    """
-
-    name: str
-    tokens: tuple[str, ...]
-    read: int
-    x: int | None
+    name: str  # what it is for
+    tokens: tuple[str, ...]  # token strings after BOS; `{x}` stands for an input that varies
+    read: int  # where it is read, counted from the end
+    x: int | None  # the query; None where it varies
 
 
 @dataclass(frozen=True)
 class Lens:
-    """An unnormalised logit lens over layers, after each block.
+    """An unnormalised logit lens over layers, after each block."""
 
-    Args:
-        top: most probable tokens of the whole vocabulary, [layer][rank].
-        prob: their probabilities, [layer][rank].
-        digits: how many of the first `LOOKED_AT` tokens are numbers, [layer].
-        numbers: most probable numbers among those of the protocol, [layer][rank].
-        answer_share: probability of the task's answer among these numbers, [layer].
-    """
-
-    top: tuple[tuple[str, ...], ...]
-    prob: tuple[tuple[float, ...], ...]
-    digits: tuple[int, ...]
-    numbers: tuple[tuple[str, ...], ...]
-    answer_share: tuple[float, ...]
+    top: tuple[tuple[str, ...], ...]  # most probable tokens of the whole vocabulary, [layer][rank]
+    prob: tuple[tuple[float, ...], ...]  # their probabilities, [layer][rank]
+    digits: tuple[int, ...]  # how many of the first `LOOKED_AT` tokens are numbers, [layer]
+    numbers: tuple[tuple[str, ...], ...]  # most probable numbers among those of the protocol, [layer][rank]
+    answer_share: tuple[float, ...]  # probability of the task's answer among these numbers, [layer]
 
 
 @dataclass(frozen=True)
 class Observations:
-    """Everything that was recorded, or the same of another model.
+    """Everything that was recorded, or the same of another model."""
 
-    Args:
-        lens: over all layers.
-        x: most probable tokens after the patch at one layer, [x][rank].
-        donors: ablation → the ablated donor's most probable tokens, [rank].
-        sweeps: ablation → most probable tokens after the patch, [layer][rank].
-        maps: name → heads' scores, [layer head].
-        attention: one block's pattern, [head query key].
-    """
-
-    lens: Lens
-    x: tuple[tuple[str, ...], ...]
-    donors: dict[str, tuple[str, ...]]
+    lens: Lens  # over all layers
+    x: tuple[tuple[str, ...], ...]  # most probable tokens after the patch at one layer, [x][rank]
+    donors: dict[str, tuple[str, ...]]  # ablation → the ablated donor's most probable tokens, [rank]
+    # ablation → most probable tokens after the patch, [layer][rank]
     sweeps: dict[str, tuple[tuple[str, ...], ...]]
-    maps: dict[str, Floats]
-    attention: Floats
+    maps: dict[str, Floats]  # name → heads' scores, [layer head]
+    attention: Floats  # one block's pattern, [head query key]
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """The shipped data.
+    """The shipped data."""
 
-    Args:
-        model: name of the model it was recorded on.
-        blocks, heads: its shape.
-        slope, offset: of the task, y = slope·x + offset.
-        prompts: name → prompt.
-        protocol: layers, heads and maps.
-        tolerances: name → number, as the observations' own re-check lines give them.
-        targets: what was observed.
-    """
-
-    model: str
+    model: str  # name of the model it was recorded on
+    # blocks, heads: its shape
     blocks: int
     heads: int
+    # slope, offset: of the task, y = slope·x + offset
     slope: int
     offset: int
-    prompts: dict[str, RecordedPrompt]
-    protocol: Protocol
-    tolerances: dict[str, Any]
-    targets: Observations
+    prompts: dict[str, RecordedPrompt]  # name → prompt
+    protocol: Protocol  # layers, heads and maps
+    tolerances: dict[str, Any]  # name → number, as the observations' own re-check lines give them
+    targets: Observations  # what was observed
 
 
 @cache

@@ -365,28 +365,20 @@ _TEMPORARY = ".new"
 
 @dataclass(frozen=True)
 class Replication:
-    """A model's observations beside the recorded ones.
+    """A model's observations beside the recorded ones."""
 
-    Args:
-        model: its name.
-        dtype: of its weights.
-        protocol: how the protocol came about.
-        checks: one row per check.
-        lens, patched, maps: the rows behind them.
-        donors, sweeps: what the notebooks left out.
-        folder: where it was written; None when nowhere.
-    """
-
-    model: str
-    dtype: str
-    protocol: str
-    checks: CheckTable
+    model: str  # its name
+    dtype: str  # of its weights
+    protocol: str  # how the protocol came about
+    checks: CheckTable  # one row per check
+    # lens, patched, maps: the rows behind them
     lens: LensRows
     patched: PatchedRows
     maps: MapRows
+    # donors, sweeps: what the notebooks left out
     donors: DonorTable
     sweeps: DonorSweepTable
-    folder: Path | None = None
+    folder: Path | None = None  # where it was written; None when nowhere
 
     @property
     def tables(self) -> dict[str, Table]:

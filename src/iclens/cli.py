@@ -1,18 +1,8 @@
-"""What a command says: progress on stderr, results on stdout, as text or as JSON.
+"""The command line: one thin command per public function.
 
-`iclens plan`: memory, time and disk of a training run, before anything is loaded.
-
-`iclens replicate`: observations recorded elsewhere, run again on a model.
-
-`iclens saes`: list, check and convert sparse autoencoders of every supported layout.
-
-`iclens train`: several SAEs from one forward pass; started by torchrun, in several processes.
-
-The command line: one thin command per public function.
-
-Progress goes to stderr, results to stdout. Exit codes: 0 done, 2 what was asked is wrong (one line), 3 it
-will not fit, 130 and 143 ended by SIGINT and SIGTERM, 1 another process of the same training is gone. Nothing
-here imports torch; a command imports what it needs when it runs.
+Progress goes to stderr, results to stdout, as text or as JSON. Exit codes: 0 done, 2 what was asked is wrong
+(one line), 3 it will not fit, 130 and 143 ended by SIGINT and SIGTERM, 1 another process of the same training
+is gone. Nothing here imports torch; a command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -22,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +26,250 @@ from iclens.core import IclensError
 if TYPE_CHECKING:
     from iclens.study.check_saes import Catalogue, Checked
     from iclens.study.pipeline import Event
+
+
+app = typer.Typer(
+    help="Does in-context learning add features, one update per example, and which features?",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+saes_app = typer.Typer(help="Sparse autoencoders.", no_args_is_help=True)
+replicate_app = typer.Typer(help="Recorded observations, run again on a model.", no_args_is_help=True)
+reference_app = typer.Typer(help="The built-in model.", no_args_is_help=True)
+app.add_typer(saes_app, name="saes")
+app.add_typer(replicate_app, name="replicate")
+app.add_typer(reference_app, name="reference")
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable results on stdout.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
+Config = Annotated[Path, typer.Argument(help="A YAML file.")]
+AsIs = Annotated[bool, typer.Option("--as-is", help="From the tables that are there, without the model.")]
+RunPath = Annotated[Path, typer.Argument(help="A run folder, or a study folder, whose newest run is taken.")]
+Model = Annotated[str, typer.Option("--model", help="Model folder or hub name.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")]
+Device = Annotated[str, typer.Option("--device", help="Torch device.")]
+SiteOf = Annotated[
+    str | None, typer.Option("--site", help="Site of one SAE, whatever its files name: L8.resid_post.")
+]
+
+
+@app.command()
+def plan(
+    config: Config,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="a100-40gb, a100-80gb, h100-80gb, h200 or cpu; the present machine."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say what a training run will take in memory, time and disk; exit 3 when it will not fit."""
+    from iclens.training.config import load_train_config
+    from iclens.training.plan import find_device
+    from iclens.training.plan import plan as plan_training
+
+    asked = load_train_config(config)
+    found = plan_training(asked, find_device(device, asked.model.device))
+    _say_outcome(found, json)
+    found.refuse_unfit(str(config))
+
+
+@replicate_app.callback()
+def replicate() -> None:
+    """Recorded observations, run again on a model."""
+
+
+@replicate_app.command("seed-post")
+def seed_post(
+    model: Model = "checkpoints/icl-tiny",
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="auto, recorded (layers and heads of llama-3-8b) or derived.")
+    ] = "auto",
+    parts: Annotated[
+        str, typer.Option("--parts", help="all, or recorded: without what the notebooks left out.")
+    ] = "all",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to make with tables and JSON.")] = None,
+    json: Json = False,
+) -> None:
+    """Run what the seed post recorded on llama-3-8b, set it against the record, and add what was left out."""
+    from iclens.seed_post.verdicts import replicate_seed_post
+
+    report = partial(typer.echo, err=True)
+    found = replicate_seed_post(
+        model, protocol=protocol, parts=parts, dtype=dtype, device=device, out=out, report=report
+    )
+    _say_outcome(found, json)
+
+
+@saes_app.command("list")
+def saes_list(
+    model: Annotated[str | None, typer.Option("--model", help="Only releases for this model.")] = None,
+    json: Json = False,
+) -> None:
+    """List the layouts that can be read, and the releases in the registry of sae_lens."""
+    from iclens.study.check_saes import catalogue
+
+    found = catalogue(model)
+    say(found.as_json() if json else catalogue_text(found))
+
+
+@saes_app.command("check")
+def saes_check(
+    refs: Annotated[list[str], typer.Argument(help="SAE sets or SAEs: a folder, or release/sae_id.")],
+    model: Model = "checkpoints/icl-tiny",
+    site: SiteOf = None,
+    force: Annotated[bool, typer.Option("--force", help="Go on with a misfit, and record it.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Write them as one set for this model.")] = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Measure L0, FVU, KL and CE recovered at each role; refuse an SAE that does not fit the model."""
+    from iclens.core import Site
+    from iclens.study.check_saes import check_saes
+
+    stated = None if site is None else Site.parse(site)
+    misfit = "record" if force else "refuse"
+    found = check_saes(refs, model, site=stated, misfit=misfit, out=out, dtype=dtype, device=device)
+    say(found.as_json() if json else checked_text(found))
+
+
+@saes_app.command("convert")
+def saes_convert(
+    ref: Annotated[str, typer.Argument(help="A folder, release/sae_id, or owner/repository/folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make.")],
+    site: SiteOf = None,
+    input_scale: Annotated[
+        float | None,
+        typer.Option("--input-scale", help="For expected_average_only_in: √d_in / mean length in training."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write an SAE of any layout as SAELens saves it, with the scale of its input in its weights."""
+    from iclens.core import Site
+    from iclens.saes.load import convert
+
+    stated = None if site is None else Site.parse(site)
+    folder = convert(ref, out, site=stated, input_scale=input_scale)
+    say({"sae": str(folder)} if json else f"sae: {folder}")
+
+
+@app.command()
+def train(
+    config: Config,
+    out: Annotated[Path, typer.Option("--out", help="Folder to make for the SAE set.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint, if there is one.")
+    ] = False,
+    wandb: Annotated[
+        str | None, typer.Option("--wandb", help="Also send metrics to this project of Weights & Biases.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Train several SAEs from one forward pass; a signal leaves a checkpoint to continue from."""
+    from iclens.training.config import load_train_config
+    from iclens.training.loop import train_saes
+    from iclens.training.report import REPORT, mirrored, write_report
+
+    first, declared, report = os.environ.get("RANK", "0") == "0", load_train_config(config), sae_report()
+    with mirrored(report, wandb, declared) if wandb and first else nullcontext(report) as telling:
+        folder = train_saes(declared, out, telling, "newest" if resume else "no")
+    if first:
+        write_report(folder, folder / REPORT)
+        say({"saes": str(folder)} if json else f"saes: {folder}, with report.html")
+
+
+@app.command()
+def demo(runs: Runs = Path("runs"), json: Json = False) -> None:
+    """Run the whole study on the built-in model and write its pages."""
+    from iclens.study.config import demo_config
+    from iclens.study.pipeline import run_study
+
+    _say_outcome(run_study(demo_config(), runs, study_report()), json)
+
+
+@app.command()
+def study(config: Config, runs: Runs = Path("runs"), json: Json = False) -> None:
+    """Run a study: every stage that is not up to date, then its pages."""
+    from iclens.study.config import load_study_config
+    from iclens.study.pipeline import run_study
+
+    _say_outcome(run_study(load_study_config(config), runs, study_report()), json)
+
+
+def _stage(name: str, run: Path, json: bool) -> None:
+    from iclens.study.pipeline import run_stage
+
+    _say_outcome(run_stage(run, name, study_report()), json)
+
+
+@app.command()
+def track(run: RunPath, json: Json = False) -> None:
+    """Follow every latent over the examples of a prompt; under torchrun, this rank's share of the prompts."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return _stage("track", run, json)
+    from iclens.study.pipeline import run_track_shard
+
+    return say(f"{run_track_shard(run, int(os.environ['RANK']), world)}")
+
+
+@app.command()
+def growth(run: RunPath, json: Json = False) -> None:
+    """Test which latents grow with examples."""
+    _stage("growth", run, json)
+
+
+@app.command()
+def transforms(run: RunPath, json: Json = False) -> None:
+    """Identify which latents answer to which concept."""
+    _stage("transforms", run, json)
+
+
+@app.command()
+def sweep(run: RunPath, json: Json = False) -> None:
+    """Patch whole residuals from run A into run B, over layers and roles."""
+    _stage("sweep", run, json)
+
+
+@app.command()
+def patch(run: RunPath, json: Json = False) -> None:
+    """Patch single latents from run A into run B."""
+    _stage("patch", run, json)
+
+
+@app.command()
+def dashboard(run: RunPath, as_is: AsIs = False, json: Json = False) -> None:
+    """Write the pages."""
+    if not as_is:
+        return _stage("dashboard", run, json)
+    from iclens.study.pages.as_is import write_as_is
+
+    page = write_as_is(run, pages_report())
+    return say({"index": str(page)} if json else f"pages: {page.resolve()}")
+
+
+@reference_app.command("train")
+def reference_train(
+    out: Annotated[Path, typer.Option("--out", help="Folder of checkpoints; training continues from them.")],
+    stage: Annotated[str, typer.Option("--stage", help="all, trunk, main or twin.")] = "all",
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="A YAML recipe; the built-in one.")] = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Use torch.compile.")] = False,
+) -> None:
+    """Train the built-in model and its plain twin from scratch."""
+    from iclens.builtin.publish import retrain
+
+    for folder in retrain(recipe, stage, out, "compiled" if compiled else "eager", training_report()):
+        say(f"{folder}")
+
+
+def main() -> None:
+    """Run the command line; an IclensError becomes one line on stderr and its exit code."""
+    try:
+        app()
+    except IclensError as error:
+        typer.echo(f"iclens: {' '.join(str(error).split())}", err=True)
+        sys.exit(error.exit_code)
 
 
 _SELDOM = 30.0
@@ -145,6 +380,11 @@ def sae_report() -> Callable[[dict[str, Any]], None]:
     return _Line(Console(stderr=True, highlight=False, soft_wrap=True)).show
 
 
+def _say_outcome(outcome: Any, json: bool) -> None:
+    """Print a result that has `as_json` and `as_text`."""
+    say(outcome.as_json() if json else outcome.as_text())
+
+
 def say(result: str | dict[str, Any] | list[Any]) -> None:
     """Print a result on stdout: text as it is, anything else as one line of JSON."""
     typer.echo(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False))
@@ -182,255 +422,3 @@ def _brief(found: Any) -> str:
         text = ", ".join(map(str, inner)) if isinstance(inner, list) else inner
         parts.append(f"{name}: {text}")
     return "; ".join(parts)
-
-
-def plan(
-    config: Annotated[Path, typer.Argument(help="A YAML file.")],
-    device: Annotated[
-        str | None,
-        typer.Option("--device", help="a100-40gb, a100-80gb, h100-80gb, h200 or cpu; the present machine."),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable results on stdout.")] = False,
-) -> None:
-    """Say what a training run will take in memory, time and disk; exit 3 when it will not fit."""
-    from iclens.training.config import load_train_config
-    from iclens.training.plan import find_device
-    from iclens.training.plan import plan as plan_training
-
-    asked = load_train_config(config)
-    found = plan_training(asked, find_device(device, asked.model.device))
-    say(found.as_json() if json else found.as_text())
-    found.refuse_unfit(str(config))
-
-
-replicate_app = typer.Typer(help="Recorded observations, run again on a model.", no_args_is_help=True)
-
-
-@replicate_app.callback()
-def replicate() -> None:
-    """Recorded observations, run again on a model."""
-
-
-@replicate_app.command("seed-post")
-def seed_post(
-    model: Annotated[str, typer.Option("--model", help="Model folder or hub name.")] = "checkpoints/icl-tiny",
-    protocol: Annotated[
-        str, typer.Option("--protocol", help="auto, recorded (layers and heads of llama-3-8b) or derived.")
-    ] = "auto",
-    parts: Annotated[
-        str, typer.Option("--parts", help="all, or recorded: without what the notebooks left out.")
-    ] = "all",
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
-    device: Annotated[str, typer.Option("--device", help="Torch device.")] = "cpu",
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to make with tables and JSON.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable results on stdout.")] = False,
-) -> None:
-    """Run what the seed post recorded on llama-3-8b, set it against the record, and add what was left out."""
-    from iclens.seed_post.verdicts import replicate_seed_post
-
-    def report(line: str) -> None:
-        typer.echo(line, err=True)
-
-    found = replicate_seed_post(
-        model, protocol=protocol, parts=parts, dtype=dtype, device=device, out=out, report=report
-    )
-    say(found.as_json() if json else found.as_text())
-
-
-saes_app = typer.Typer(help="Sparse autoencoders.", no_args_is_help=True)
-
-SaesJson = Annotated[bool, typer.Option("--json", help="Machine-readable results on stdout.")]
-Place = Annotated[
-    str | None, typer.Option("--site", help="Site of one SAE, whatever its files name: L8.resid_post.")
-]
-
-
-@saes_app.command("list")
-def saes_list(
-    model: Annotated[str | None, typer.Option("--model", help="Only releases for this model.")] = None,
-    json: SaesJson = False,
-) -> None:
-    """List the layouts that can be read, and the releases in the registry of sae_lens."""
-    from iclens.study.check_saes import catalogue
-
-    found = catalogue(model)
-    say(found.as_json() if json else catalogue_text(found))
-
-
-@saes_app.command("check")
-def saes_check(
-    refs: Annotated[list[str], typer.Argument(help="SAE sets or SAEs: a folder, or release/sae_id.")],
-    model: Annotated[str, typer.Option("--model", help="Model folder or hub name.")] = "checkpoints/icl-tiny",
-    site: Place = None,
-    force: Annotated[bool, typer.Option("--force", help="Go on with a misfit, and record it.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Write them as one set for this model.")] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
-    device: Annotated[str, typer.Option("--device", help="Torch device.")] = "cpu",
-    json: SaesJson = False,
-) -> None:
-    """Measure L0, FVU, KL and CE recovered at each role; refuse an SAE that does not fit the model."""
-    from iclens.core import Site
-    from iclens.study.check_saes import check_saes
-
-    place = None if site is None else Site.parse(site)
-    misfit = "record" if force else "refuse"
-    found = check_saes(refs, model, site=place, misfit=misfit, out=out, dtype=dtype, device=device)
-    say(found.as_json() if json else checked_text(found))
-
-
-@saes_app.command("convert")
-def saes_convert(
-    ref: Annotated[str, typer.Argument(help="A folder, release/sae_id, or owner/repository/folder.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to make.")],
-    site: Place = None,
-    input_scale: Annotated[
-        float | None,
-        typer.Option("--input-scale", help="For expected_average_only_in: √d_in / mean length in training."),
-    ] = None,
-    json: SaesJson = False,
-) -> None:
-    """Write an SAE of any layout as SAELens saves it, with the scale of its input in its weights."""
-    from iclens.core import Site
-    from iclens.saes.load import convert
-
-    place = None if site is None else Site.parse(site)
-    folder = convert(ref, out, site=place, input_scale=input_scale)
-    say({"sae": str(folder)} if json else f"sae: {folder}")
-
-
-def train(
-    config: Annotated[Path, typer.Argument(help="A YAML file.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to make for the SAE set.")],
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the newest checkpoint, if there is one.")
-    ] = False,
-    wandb: Annotated[
-        str | None, typer.Option("--wandb", help="Also send metrics to this project of Weights & Biases.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable results on stdout.")] = False,
-) -> None:
-    """Train several SAEs from one forward pass; a signal leaves a checkpoint to continue from."""
-    from iclens.training.config import load_train_config
-    from iclens.training.loop import train_saes
-    from iclens.training.report import REPORT, mirrored, write_report
-
-    first, declared, report = os.environ.get("RANK", "0") == "0", load_train_config(config), sae_report()
-    with mirrored(report, wandb, declared) if wandb and first else nullcontext(report) as telling:
-        folder = train_saes(declared, out, telling, "newest" if resume else "no")
-    if first:
-        write_report(folder, folder / REPORT)
-        say({"saes": str(folder)} if json else f"saes: {folder}, with report.html")
-
-
-app = typer.Typer(
-    help="Does in-context learning add features, one update per example, and which features?",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-)  # fmt: skip
-reference_app = typer.Typer(help="The built-in model.", no_args_is_help=True)
-app.add_typer(saes_app, name="saes")
-app.add_typer(replicate_app, name="replicate")
-app.command()(plan)
-app.command()(train)
-app.add_typer(reference_app, name="reference")
-
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable results on stdout.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
-Config = Annotated[Path, typer.Argument(help="A YAML file.")]
-AsIs = Annotated[bool, typer.Option("--as-is", help="From the tables that are there, without the model.")]
-RunPath = Annotated[Path, typer.Argument(help="A run folder, or a study folder, whose newest run is taken.")]
-
-
-@app.command()
-def demo(runs: Runs = Path("runs"), json: Json = False) -> None:
-    """Run the whole study on the built-in model and write its pages."""
-    from iclens.study.config import demo_config
-    from iclens.study.pipeline import run_study
-
-    outcome = run_study(demo_config(), runs, study_report())
-    say(outcome.as_json() if json else outcome.as_text())
-
-
-@app.command()
-def study(config: Config, runs: Runs = Path("runs"), json: Json = False) -> None:
-    """Run a study: every stage that is not up to date, then its pages."""
-    from iclens.study.config import load_study_config
-    from iclens.study.pipeline import run_study
-
-    outcome = run_study(load_study_config(config), runs, study_report())
-    say(outcome.as_json() if json else outcome.as_text())
-
-
-def _stage(name: str, run: Path, json: bool) -> None:
-    from iclens.study.pipeline import run_stage
-
-    outcome = run_stage(run, name, study_report())
-    say(outcome.as_json() if json else outcome.as_text())
-
-
-@app.command()
-def track(run: RunPath, json: Json = False) -> None:
-    """Follow every latent over the examples of a prompt; under torchrun, this rank's share of the prompts."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        return _stage("track", run, json)
-    from iclens.study.pipeline import run_track_shard
-
-    return say(f"{run_track_shard(run, int(os.environ['RANK']), world)}")
-
-
-@app.command()
-def growth(run: RunPath, json: Json = False) -> None:
-    """Test which latents grow with examples."""
-    _stage("growth", run, json)
-
-
-@app.command()
-def transforms(run: RunPath, json: Json = False) -> None:
-    """Identify which latents answer to which concept."""
-    _stage("transforms", run, json)
-
-
-@app.command()
-def sweep(run: RunPath, json: Json = False) -> None:
-    """Patch whole residuals from run A into run B, over layers and roles."""
-    _stage("sweep", run, json)
-
-
-@app.command()
-def patch(run: RunPath, json: Json = False) -> None:
-    """Patch single latents from run A into run B."""
-    _stage("patch", run, json)
-
-
-@app.command()
-def dashboard(run: RunPath, as_is: AsIs = False, json: Json = False) -> None:
-    """Write the pages."""
-    if not as_is:
-        return _stage("dashboard", run, json)
-    from iclens.study.pages.as_is import write_as_is
-
-    page = write_as_is(run, pages_report())
-    return say({"index": str(page)} if json else f"pages: {page.resolve()}")
-
-
-@reference_app.command("train")
-def reference_train(
-    out: Annotated[Path, typer.Option("--out", help="Folder of checkpoints; training continues from them.")],
-    stage: Annotated[str, typer.Option("--stage", help="all, trunk, main or twin.")] = "all",
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="A YAML recipe; the built-in one.")] = None,
-    compiled: Annotated[bool, typer.Option("--compiled", help="Use torch.compile.")] = False,
-) -> None:
-    """Train the built-in model and its plain twin from scratch."""
-    from iclens.builtin.publish import retrain
-
-    for folder in retrain(recipe, stage, out, "compiled" if compiled else "eager", training_report()):
-        say(f"{folder}")
-
-
-def main() -> None:
-    """Run the command line; an IclensError becomes one line on stderr and its exit code."""
-    try:
-        app()
-    except IclensError as error:
-        typer.echo(f"iclens: {' '.join(str(error).split())}", err=True)
-        sys.exit(error.exit_code)

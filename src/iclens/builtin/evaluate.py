@@ -212,12 +212,9 @@ def evaluate(
     """Compare a model with the exact learner in every condition.
 
     Args:
-        model: a whole model.
         mixture: what it was trained on.
         conditions: which contexts; the first gets `n_contexts`, each other one a quarter of that.
-        n_contexts: contexts of the first condition.
         n_examples: examples in each, so that 0 … n_examples − 1 are seen.
-        seed: of the contexts.
     """
     readings = []
     for i, condition in enumerate(conditions):
@@ -238,11 +235,8 @@ def evaluate_tasks(
     """Every task by itself, in contexts of the lowest noise level: which ones the model has learned.
 
     Args:
-        model: a whole model.
         mixture: what it was trained on.
-        n_contexts: contexts per task.
         n_examples: examples in each, the query included.
-        seed: of the contexts.
     """
     tasks = np.repeat(np.arange(len(mixture.tasks)), n_contexts)
     noise = np.full(len(tasks), int(np.argmin(mixture.noise_levels)))
@@ -382,13 +376,8 @@ def interchange_figures(
     """P(the donor's task on the recipient's own x) and P(copy), by layer and the donor's examples.
 
     Args:
-        model: a whole model.
-        mixture: gives the tasks' inputs.
-        tasks: donors' tasks, deterministic.
         n_seen: numbers of examples that donors have seen, below `n_examples`.
-        n_prompts: donor prompts per task.
         n_examples: examples in a donor prompt.
-        seed: of prompts and recipients.
     """
     parts = [
         _pairs(model, mixture, parse_task(task), list(n_seen), n_prompts, n_examples, seed) for task in tasks

@@ -170,14 +170,7 @@ _PERIODS = (2, 3, 5, 7, 10, 20, 25, 50, 100, 200, 500)
 def build_network(
     shape: Shape, blocks: int, tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> LlamaForCausalLM:
-    """A Llama whose blocks start as the identity and whose number embeddings are Fourier features.
-
-    Args:
-        shape: widths and heads.
-        blocks: number of blocks.
-        tokenizer: gives the vocabulary.
-        seed: of the initial weights.
-    """
+    """A Llama whose blocks start as the identity and whose number embeddings are Fourier features."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=shape.d_model,

@@ -213,11 +213,8 @@ def publish(
 
     Args:
         out: folder of the stages `trunk`, `main` and `twin`, with their logs `<stage>.jsonl` when kept.
-        checkpoints: folder to publish to.
         recipe: the recipe they were trained by.
-        n_contexts: fresh contexts for the figures.
         n_prompts: donor prompts per task for the interchange figures.
-        seed: of contexts and prompts.
 
     Raises:
         ConfigError: when a stage's files are missing.

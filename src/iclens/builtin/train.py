@@ -52,12 +52,7 @@ class Interchanges:
 
 
 class BatchMaker:
-    """Draws batches from a recipe's mixture; the same step always gives the same batch.
-
-    Args:
-        recipe: the recipe.
-        tokenizer: gives token ids.
-    """
+    """Draws batches from a recipe's mixture; the same step always gives the same batch."""
 
     def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
         self.recipe, self.mixture = recipe, recipe.declared_mixture
@@ -88,7 +83,6 @@ class BatchMaker:
         """Draw a batch.
 
         Args:
-            rng: source of randomness.
             noise_share: below 1, the noise prior is mixed with noiseless contexts.
             n_contexts: contexts of the batch; the recipe's by default.
             rare_share: share of contexts drawn evenly from the tasks on letters and words, noiseless.
@@ -113,7 +107,6 @@ class BatchMaker:
         """Pair `pre` positions with random donors of the same domain.
 
         Args:
-            rng: source of randomness.
             batch: where both come from.
             recipient: flat positions, [pair].
         """
@@ -156,7 +149,6 @@ class Muon(torch.optim.Optimizer):
     Args:
         params: matrices only.
         lr: learning rate.
-        momentum: Nesterov momentum.
     """
 
     def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
@@ -214,8 +206,6 @@ class Trainer:
     """One stage of the recipe.
 
     Args:
-        recipe: the recipe.
-        stage: trunk, main or twin.
         out: folder of all stages; this one's checkpoint goes to `out/stage`.
         compiled: run the blocks through torch.compile (same mathematics, faster, needs a C compiler).
     """

@@ -64,9 +64,7 @@ def ablation_edits(
     """The edits that ablate some heads, one per layer.
 
     Args:
-        model: gives heads and their width.
         heads: which; none gives no edit.
-        length: positions of the prompt.
         place: `LAST` or `EVERYWHERE`.
         averages: layer → mean z over other prompts of this length, [pos head·d_head]; zero when not given.
     """
@@ -87,10 +85,8 @@ def patched_tops(model: LanguageModel, recipients: Ints, resid: Floats, layer: i
     """Most probable tokens after replacing the last position's resid_pre of `layer`, [row rank].
 
     Args:
-        model: a whole model.
         recipients: [row pos].
         resid: what is put there, one for every row, [row d_model].
-        layer: block.
     """
     last, end = np.array([recipients.shape[1] - 1]), Site(model.n_blocks - 1, "resid_post")
     parts = []
@@ -146,9 +142,7 @@ def observe(model: LanguageModel, source: Recorded, protocol: Protocol, report: 
     """Everything that was recorded, on this model.
 
     Args:
-        model: a whole model.
         source: gives the prompts and the task.
-        protocol: layers, heads and maps.
         report: told what is under way.
 
     Raises:
@@ -185,10 +179,8 @@ def read_lens(model: LanguageModel, tokens: Ints, numbers: tuple[str, ...], answ
     """The lens after each block at the last position of `tokens` [pos], the final norm's division left out.
 
     Args:
-        model: a whole model.
         tokens: [pos].
         numbers: answers among which it is read besides.
-        answer: the task's own.
     """
     sites = [Site(layer, "resid_post") for layer in range(model.n_blocks)]
     held = record(model, tokens[None], sites, np.array([len(tokens) - 1]))
@@ -262,13 +254,7 @@ class Donor:
 
 
 def donors_of(protocol: Protocol, n_heads: int, rng: np.random.Generator) -> tuple[Donor, ...]:
-    """Every donor that is run, the intact one first.
-
-    Args:
-        protocol: gives the ablations.
-        n_heads: heads of each layer.
-        rng: draws the controls.
-    """
+    """Every donor that is run, the intact one first."""
     found = [Donor(INTACT, _NONE, -1, _NONE, _NONE, ())]
     for name, heads in (*protocol.ablations.items(), *protocol.further.items()):
         for kind, place in ((ZERO, LAST), (ZERO, EVERYWHERE), (MEAN, LAST), (MEAN, EVERYWHERE)):
@@ -288,9 +274,7 @@ def random_like(heads: Heads, n_heads: int, n_layers: int, rng: np.random.Genera
 
     Args:
         heads: what it stands in for.
-        n_heads: heads of each layer.
         n_layers: layers that random ones are drawn from, those below this.
-        rng: draws them.
     """
     whole = [layer for layer, head in heads if head == WHOLE_LAYER]
     if whole:
@@ -319,12 +303,9 @@ def go_beyond(
     """Every donor's own answer, and the sweep from it over many inputs.
 
     Args:
-        model: a whole model.
         source: gives the prompts and the task.
-        protocol: gives the ablations.
         report: told what is under way.
         seed: of the controls, the prompts without the task and the bootstrap.
-        draws: bootstrap resamples.
 
     Returns:
         The donors, their sweeps over many x, and the intact donor's most probable tokens at the recorded x,

@@ -75,8 +75,6 @@ def derived_protocol(model: LanguageModel, like: Protocol, blocks: int, donor: I
     """A protocol for any model, from the recorded one.
 
     Args:
-        model: a whole model.
-        like: the recorded protocol.
         blocks: blocks of the model that it was recorded on.
         donor: tokens of the prompt whose score map chooses the heads, [pos].
     """
@@ -249,8 +247,6 @@ def encoded(tokenizer: Any, prompt: RecordedPrompt, x: int | None = None) -> Int
     """Token ids up to the position that is read, [pos]; later ones cannot be seen from there.
 
     Args:
-        tokenizer: of the model.
-        prompt: as recorded.
         x: stands for `{x}`.
 
     Raises:
@@ -288,10 +284,8 @@ def without_task(prompt: RecordedPrompt, tokens: Ints, draws: int, rng: np.rando
     """The prompt with its labels moved so that none stands where it stood, [draw pos].
 
     Args:
-        prompt: as recorded.
         tokens: its ids up to the position that is read, [pos].
         draws: how many.
-        rng: draws the moves.
     """
     pieces = ("", *prompt.tokens)  # BOS first, as in the ids
     places = [i for i in range(2, len(tokens)) if pieces[i - 2 : i] == _LABEL_AFTER and pieces[i].isdigit()]

@@ -429,11 +429,9 @@ def replicate_seed_post(
     """Run every recorded observation on a model, and what the notebooks left out.
 
     Args:
-        model: folder or hub name.
         protocol: one of `PROTOCOLS`; "auto" takes the recorded one for a model of the recorded shape.
         parts: "all", or "recorded" without what the notebooks left out, which takes far longer.
         dtype: of the weights, float32 or bfloat16.
-        device: torch device.
         out: folder to make with the tables as parquet and everything as JSON.
         seed: of random heads, of prompts without the task, and of the bootstrap.
         report: told what is under way.

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 
-from iclens.activations import LatentActs, select_prompts
+from iclens.activations import LatentActs, Place, select_prompts
 from iclens.core import Site, TableError, nearest
 from iclens.growth.accounts import Design, compare
 from iclens.growth.bayes import fit_log_odds
-from iclens.growth.detect import Place, test_arms, test_growth
+from iclens.growth.detect import test_arms, test_growth
 from iclens.growth.shape import POWERS, distances, fit_shapes, means_of, profile_interval
 from iclens.growth.verdict import (
     DOSES,
@@ -694,12 +694,8 @@ def _mixed(own: LatentActs, other: LatentActs, swapped: NDArray[np.bool_]) -> La
     rows = np.arange(own.n_prompts * own.n_examples)
     both = csr_array(vstack([own.matrix, other.matrix], format="csr"))
     taken = csr_array(both[rows + len(rows) * np.repeat(swapped, own.n_examples)])
-    return replace(
-        own,
-        indptr=taken.indptr,
-        index=taken.indices,
-        value=taken.data,
-        error_sq=np.where(swapped[:, None], other.error_sq, own.error_sq),
-        total_sq=np.where(swapped[:, None], other.total_sq, own.total_sq),
-        by_latent=None,
+    error_sq, total_sq = (
+        np.where(swapped[:, None], *both_of)
+        for both_of in ((other.error_sq, own.error_sq), (other.total_sq, own.total_sq))
     )
+    return own.with_rows(taken, own.n_prompts, own.n_examples, error_sq=error_sq, total_sq=total_sq)

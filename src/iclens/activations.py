@@ -1,9 +1,14 @@
-"""Latent activations at the positions of a prompt set, and their means over examples."""
+"""Latent activations at the positions of a prompt set, and trajectories of chosen latents over examples.
+
+A file of latents holds its entries twice, by row (CSR) and by latent (CSC). `LatentActs.open` maps the file
+into memory: a study of 131,072 latents reads what it looks at, and one latent's trajectory is one stretch
+of the disk.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,16 +24,13 @@ from iclens.table import Floats, Ints, expect_shape, mapped_arrays, stretch
 if TYPE_CHECKING:
     import pandas as pd
 
+Place = tuple[Site, str]
+"""A site and a role."""
+
 
 @dataclass(frozen=True)
 class Activations:
-    """A site's activations at one role.
-
-    Args:
-        site: where.
-        role: which token of each example.
-        values: [prompt example d_model], raw residual-stream units.
-    """
+    """A site's activations at one role, [prompt example d_model], raw residual-stream units."""
 
     site: Site
     role: str
@@ -44,12 +46,12 @@ class Activations:
         return self.values.reshape(-1, self.values.shape[-1])
 
 
-_DTYPES = {
+_ARRAYS = {
     "indptr": np.int64, "index": np.int32, "value": np.float32,
     "error_sq": np.float32, "total_sq": np.float32,
-    "latent_starts": np.int64, "latent_rows": np.int32, "latent_values": np.float32,
 }  # fmt: skip
-"""As what each array is kept, however it came about."""
+_BY_LATENT = {"latent_starts": np.int64, "latent_rows": np.int32, "latent_values": np.float32}
+"""Arrays of a file, and as what each is kept, however it came about."""
 _ABOUT = "latents"
 """Metadata key of names and sizes."""
 
@@ -74,10 +76,7 @@ class LatentActs:
     """Active latents of a site at one role, in CSR order over rows = prompt·example (example fastest).
 
     Args:
-        site: where.
-        role: which token.
         sae_id: fingerprint of the SAE.
-        d_sae: number of latents.
         n_prompts, n_examples: how rows unfold.
         indptr: [row + 1].
         index: latent of each active entry, [entry].
@@ -111,20 +110,22 @@ class LatentActs:
         )
         # A mapped file was checked when it was written; reading all of it here would defeat the map.
         if self.index.size and not isinstance(self.index, np.memmap):
-            self._check_entries()
+            if self.index.min() < 0 or self.index.max() >= self.d_sae:
+                raise TableError(
+                    "LatentActs.index", "a latent outside the SAE", f"Latents run from 0 to {self.d_sae - 1}."
+                )
+            self.check_finite()
 
-    def _check_entries(self) -> None:
-        if self.index.min() < 0 or self.index.max() >= self.d_sae:
-            raise TableError(
-                "LatentActs.index", "a latent outside the SAE", f"Latents run from 0 to {self.d_sae - 1}."
-            )
-        if not np.isfinite(self.value).all():
-            entry = int(np.argmin(np.isfinite(self.value)))
+    def check_finite(self) -> None:
+        """Raise if an activation is NaN or infinite, naming its latent and prompt; reads a whole file."""
+        finite = np.isfinite(self.value)
+        if not finite.all():
+            entry = int(np.argmin(finite))
             row = int(np.searchsorted(self.indptr, entry, side="right")) - 1
             raise TableError(
                 f"activations at {self.site.short} {self.role}",
                 f"NaN or infinite in latent {int(self.index[entry])}, prompt {row // self.n_examples}",
-                "Read the model in float32, or remove this SAE if its weights are not finite.",
+                "Read the model in float32 (model.dtype), or leave the SAE out, and track again.",
             )
 
     @property
@@ -137,8 +138,9 @@ class LatentActs:
     def dense(self, latents: Ints | None = None) -> Floats:
         """Gated activations of `latents` (all by default) as [latent prompt example]."""
         if latents is not None and self.by_latent is not None:
-            found = np.stack([self.trajectory(int(latent)) for latent in latents]) if len(latents) else None
-            return np.empty((0, self.n_prompts, self.n_examples)) if found is None else found
+            if not len(latents):
+                return np.empty((0, self.n_prompts, self.n_examples))
+            return np.stack([self.trajectory(int(latent)) for latent in latents])
         chosen = self.matrix if latents is None else self.matrix.tocsc()[:, latents]
         return chosen.toarray().T.reshape(-1, self.n_prompts, self.n_examples)
 
@@ -159,20 +161,25 @@ class LatentActs:
         out[stretch(self.by_latent.rows, first, last)] = stretch(self.by_latent.values, first, last)
         return out.reshape(self.n_prompts, self.n_examples)
 
+    def with_rows(
+        self, matrix: csr_array, n_prompts: int, n_examples: int, *, error_sq: Floats, total_sq: Floats
+    ) -> LatentActs:
+        """The same latents on other rows: `matrix` [prompt·example, d_sae], squares [prompt example]."""
+        return replace(
+            self, n_prompts=n_prompts, n_examples=n_examples, indptr=matrix.indptr, index=matrix.indices,
+            value=matrix.data, error_sq=error_sq, total_sq=total_sq, by_latent=None,
+        )  # fmt: skip
+
     def save(self, path: Path) -> None:
         """Write as safetensors, by row and by latent; names and sizes go to the metadata."""
         columns = csc_array(self.matrix)
-        arrays = {k: getattr(self, k) for k in ("indptr", "index", "value", "error_sq", "total_sq")}
-        arrays |= {
-            "latent_starts": columns.indptr,
-            "latent_rows": columns.indices,
-            "latent_values": columns.data,
-        }
-        names = {"site": str(self.site), "role": self.role, "sae_id": self.sae_id}
-        sizes = {k: getattr(self, k) for k in ("d_sae", "n_prompts", "n_examples")}
-        kept = {name: np.ascontiguousarray(values, dtype=_DTYPES[name]) for name, values in arrays.items()}
+        by_latent = zip(_BY_LATENT, (columns.indptr, columns.indices, columns.data), strict=True)
+        arrays = {name: getattr(self, name) for name in _ARRAYS} | dict(by_latent)
+        kept = {k: np.ascontiguousarray(arrays[k], dtype=t) for k, t in (_ARRAYS | _BY_LATENT).items()}
+        about = {"site": str(self.site), "role": self.role, "sae_id": self.sae_id}
+        about |= {name: getattr(self, name) for name in ("d_sae", "n_prompts", "n_examples")}
         # One key: safetensors writes several in an order that changes from file to file.
-        save_file(kept, path, metadata={_ABOUT: json.dumps(names | sizes)})
+        save_file(kept, path, metadata={_ABOUT: json.dumps(about)})
 
     @classmethod
     def open(cls, path: Path) -> LatentActs:
@@ -183,7 +190,13 @@ class LatentActs:
         """
         arrays, meta = mapped_arrays(path, REDO_STAGE)
         try:
-            return _from_file(arrays, meta)
+            about = json.loads(meta[_ABOUT])
+            d_sae, n_prompts, n_examples = (int(about[name]) for name in ("d_sae", "n_prompts", "n_examples"))
+            return cls(
+                Site.parse(about["site"]), about["role"], about["sae_id"], d_sae, n_prompts, n_examples,
+                **{name: arrays[name] for name in _ARRAYS},
+                by_latent=ByLatent(*(arrays[name] for name in _BY_LATENT)),
+            )  # fmt: skip
         except (KeyError, ValueError) as cause:
             raise TableError(f"{path}", f"not latents of this version ({cause})", REDO_STAGE) from cause
 
@@ -194,20 +207,8 @@ class LatentActs:
         Raises:
             TableError: as `open`, and for an entry that cannot be.
         """
-        held = cls.open(path)
-        copied = {k: np.array(getattr(held, k)) for k in ("indptr", "index", "value", "error_sq", "total_sq")}
-        return replace(held, by_latent=None, **copied)
-
-
-def _from_file(arrays: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> LatentActs:
-    by_latent = ByLatent(*(arrays[f"latent_{name}"] for name in ("starts", "rows", "values")))
-    about = json.loads(meta[_ABOUT])
-    d_sae, n_prompts, n_examples = (int(about[k]) for k in ("d_sae", "n_prompts", "n_examples"))
-    held = {k: arrays[k] for k in ("indptr", "index", "value", "error_sq", "total_sq")}
-    site = Site.parse(about["site"])
-    return LatentActs(
-        site, about["role"], about["sae_id"], d_sae, n_prompts, n_examples, **held, by_latent=by_latent
-    )
+        mapped = cls.open(path)
+        return replace(mapped, by_latent=None, **{name: np.array(getattr(mapped, name)) for name in _ARRAYS})
 
 
 def select_prompts(acts: LatentActs, prompts: Ints) -> LatentActs:
@@ -218,18 +219,11 @@ def select_prompts(acts: LatentActs, prompts: Ints) -> LatentActs:
 def select_rows(acts: LatentActs, prompts: Ints, examples: Ints) -> LatentActs:
     """The same latents on some of the prompts [prompt] and examples [example]."""
     rows = (np.asarray(prompts)[:, None] * acts.n_examples + examples).ravel()
-    kept = csr_array(acts.matrix[rows])
-    return replace(
-        acts,
-        n_prompts=len(prompts),
-        n_examples=len(examples),
-        indptr=kept.indptr,
-        index=kept.indices,
-        value=kept.data,
-        error_sq=np.asarray(acts.error_sq)[np.ix_(prompts, examples)],
-        total_sq=np.asarray(acts.total_sq)[np.ix_(prompts, examples)],
-        by_latent=None,
+    error_sq, total_sq = (
+        np.asarray(part)[np.ix_(prompts, examples)] for part in (acts.error_sq, acts.total_sq)
     )
+    kept = csr_array(acts.matrix[rows])
+    return acts.with_rows(kept, len(prompts), len(examples), error_sq=error_sq, total_sq=total_sq)
 
 
 def join_prompts(parts: Sequence[LatentActs]) -> LatentActs:
@@ -247,17 +241,12 @@ def join_prompts(parts: Sequence[LatentActs]) -> LatentActs:
                     f"{what} differs",
                     "Join parts of one arm, site, role and SAE only.",
                 )
-    rows = csr_array(vstack([part.matrix for part in parts], format="csr"))
-    return replace(
-        first,
-        n_prompts=sum(part.n_prompts for part in parts),
-        indptr=rows.indptr,
-        index=rows.indices,
-        value=rows.data,
+    return first.with_rows(
+        csr_array(vstack([part.matrix for part in parts], format="csr")),
+        sum(part.n_prompts for part in parts), first.n_examples,
         error_sq=np.concatenate([part.error_sq for part in parts]),
         total_sq=np.concatenate([part.total_sq for part in parts]),
-        by_latent=None,
-    )
+    )  # fmt: skip
 
 
 def examples_seen(role: str, n_examples: int) -> Ints:
@@ -277,8 +266,6 @@ class Trajectories:
     """Chosen latents of one site, role and arm against evidence.
 
     Args:
-        site: where.
-        role: which token of each example.
         arm: which arm the prompts belong to ("T", "S", …).
         latent_ids: [latent].
         values: gated activation × decoder norm, [latent prompt example].
@@ -324,7 +311,7 @@ class Trajectories:
 
         Args:
             latents: the active latents of one site, role and arm.
-            latent_ids: [latent] which to follow.
+            latent_ids: which to follow, [latent].
             arm: their arm.
             beliefs: log-odds in nats, [prompt example belief].
             belief_names: [belief].
@@ -370,14 +357,9 @@ class Trajectories:
         return frame.assign(**{name: beliefs[..., i].reshape(-1) for i, name in enumerate(names)})
 
     def summary(self, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """Mean activation by examples seen, with a 95 % band that bootstraps prompts.
+        """Mean activation by examples seen, with a 95 % band over prompts: a row per latent and n_seen.
 
-        Args:
-            n_resamples: number of bootstrap resamples.
-            seed: of the resampling.
-
-        Returns:
-            One row per latent and n_seen: site, role, arm, latent, n_seen, mean, ci_low, ci_high, n_prompts.
+        Columns: site, role, arm, latent, n_seen, mean, ci_low, ci_high, n_prompts.
         """
         import pandas as pd
 

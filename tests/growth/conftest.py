@@ -11,7 +11,6 @@ from iclens.core import Site
 from iclens.prompts.build import PromptSet
 
 Planted = Callable[..., LatentActs]
-SITE = Site(2, "resid_post")
 Prompts = Callable[[int, int], tuple[PromptSet, PromptSet]]
 SITE = Site(2, "resid_post")
 

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import stats
 from scipy.sparse import csc_array, csr_array, eye_array, kron
 
-from iclens.activations import LatentActs
+from iclens.activations import LatentActs, Place
 from iclens.core import Site, TableError
 from iclens.prompts.build import PromptSet, check_pairing
 from iclens.schemas import GrowthTable
@@ -30,8 +30,6 @@ from iclens.table import Floats, Ints
 
 MIN_ACTIVE = 10
 """Fewest prompt pairs with the latent active that are tested; the filter ignores which arm is which."""
-Place = tuple[Site, str]
-"""A site and a role."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def slope_moments(treated: LatentActs, control: LatentActs) -> SlopeMoments:
             than 2 examples or prompts).
     """
     for acts in (treated, control):
-        _check_finite(acts)
+        acts.check_finite()  # of a mapped store, the first look at all of them
     _check_comparable(treated, control)
     n, n_examples = treated.n_prompts, treated.n_examples
     if n_examples < 2 or n < 2:
@@ -126,19 +124,6 @@ def _check_comparable(treated: LatentActs, control: LatentActs) -> None:
             f"paired arms at {treated.site.short} {treated.role}",
             "both hold identical activations",
             "Give two arms that were tracked each on its own prompts.",
-        )
-
-
-def _check_finite(acts: LatentActs) -> None:
-    """Raise if an activation is NaN or infinite; of a mapped store, this is the first look at all of them."""
-    finite = np.isfinite(acts.value)
-    if not finite.all():
-        entry = int(np.argmin(finite))
-        prompt = (int(np.searchsorted(acts.indptr, entry, side="right")) - 1) // acts.n_examples
-        raise TableError(
-            f"activations at {acts.site.short} {acts.role}",
-            f"NaN or infinite in latent {int(acts.index[entry])}, prompt {prompt}",
-            "Read the model in float32 (model.dtype), or leave the SAE out, and track again.",
         )
 
 

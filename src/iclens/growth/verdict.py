@@ -25,8 +25,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from iclens.activations import Place
 from iclens.core import REDO_STAGE, Site, TableError
-from iclens.growth.detect import Place
 from iclens.growth.shape import ADDITIVE
 from iclens.schemas import FALLS, LADDER, ConfirmTable, FalsifierTable, VerdictTable
 from iclens.stats import UNDEFINED, Interval, half_width, holm

@@ -1,4 +1,13 @@
-"""Tracking: every latent's activation and the model's beliefs at chosen roles, example by example."""
+"""Tracking: every latent's activation and the model's beliefs at chosen roles, example by example.
+
+`track`: 1. Each batch of prompts goes through the model once; all sites are recorded at all roles, and the
+answers at `pre`. A probed arm has a pass for each example, because each query has a sequence of its own. 2.
+Each site's SAE encodes the batch at once, all roles together, and only the active latents are kept: memory
+holds one batch of activations. 3. In the end a site's entries are put in order and cut into its roles.
+
+Beside it: pre-activations of chosen latents, supervised directions, and latents at every token of a few
+prompts.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +19,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array, vstack
 
-from iclens.activations import LatentActs
+from iclens.activations import LatentActs, Place
 from iclens.core import SaeError, Site, TableError, check_role
 from iclens.model.load import LanguageModel, as_numpy
 from iclens.model.run import record, record_and_answer
@@ -24,19 +33,10 @@ from iclens.table import Floats, Ints, Strings
 TRACKED_ROLES = ("pre", "lab", "close", "x")
 """Roles that are followed by default; `pre` comes first because the answer is predicted there."""
 
-Place = tuple[Site, str]
-"""A site and a role."""
-
 
 @dataclass(frozen=True)
 class Tracked:
-    """Active latents and answers of one arm.
-
-    Args:
-        prompts: the prompts they came from.
-        latents: (site, role) → active latents.
-        probs: log P(answer) at `pre`, as [prompt example answer].
-    """
+    """One arm's active latents by site and role, and log P(answer) at `pre`, [prompt example answer]."""
 
     prompts: PromptSet
     latents: dict[Place, LatentActs]
@@ -54,14 +54,14 @@ class _Gathered:
         """All of them as one table for each role, in the order of its rows."""
         order = np.argsort(np.concatenate(self.rows))
         entries = csr_array(vstack([part.latents for part in self.parts], format="csr"))[order]
-        shape = (len(roles), n_prompts, n_examples)
+        shape, n_rows = (len(roles), n_prompts, n_examples), n_prompts * n_examples
         error_sq, total_sq = (
             np.concatenate(parts)[order].reshape(shape)
             for parts in ([p.error_sq for p in self.parts], [p.total_sq for p in self.parts])
         )
         tables = []
         for r, role in enumerate(roles):
-            ends = entries.indptr[r * n_prompts * n_examples :][: n_prompts * n_examples + 1]
+            ends = entries.indptr[r * n_rows :][: n_rows + 1]
             own = slice(ends[0], ends[-1])
             tables.append(LatentActs(
                 sae.site, role, sae.sae_id, sae.d_sae, n_prompts, n_examples,
@@ -114,7 +114,8 @@ def track(
             )
     roles = [check_role(role) for role in dict.fromkeys(roles)]
     gathered = {site: _Gathered() for site in saes}
-    extra = tuple(dict.fromkeys((*_words(prompts), *words)))
+    own = (text for texts in (prompts.answer, prompts.y) for text in texts.ravel().tolist())
+    extra = tuple(dict.fromkeys((*(text for text in own if not text.isdigit()), *words)))
     read, _ = model.answer_space(extra)
     answers = AnswerProbs(read, np.empty((*prompts.x.shape, len(read)), np.float32))
     for one in prompts.passes():
@@ -129,7 +130,13 @@ def track(
             rows = (row[..., None] * prompts.n_examples + one.examples).ravel()
             for site, values in recorded.items():
                 encoded = encode_rows(saes[site], values.flatten(0, 1))
-                _refuse_nan(encoded.total_sq.reshape(len(some), -1), site, prompts.arm, int(some[0]))
+                bad = ~np.isfinite(encoded.total_sq.reshape(len(some), -1)).all(axis=1)
+                if bad.any():
+                    raise TableError(
+                        f"activations at {site.short}, arm {prompts.arm}",
+                        f"NaN or infinite in prompt {some[bad.argmax()]}",
+                        "Read the model in float32; if that is not finite either, its weights are not.",
+                    )
                 gathered[site].parts.append(encoded)
                 gathered[site].rows.append(rows)
     latents = {
@@ -139,30 +146,18 @@ def track(
     return Tracked(prompts, latents, answers)
 
 
-def _refuse_nan(total_sq: Floats, site: Site, arm: str, first: int) -> None:
-    """Raise where an activation is not finite, by its squared length [prompt pos]."""
-    bad = ~np.isfinite(total_sq).all(axis=1)
-    if bad.any():
-        raise TableError(
-            f"activations at {site.short}, arm {arm}",
-            f"NaN or infinite in prompt {first + int(bad.argmax())}",
-            "Read the model in float32; if that is not finite either, its weights are not.",
-        )  # fmt: skip
-
-
-def _words(prompts: PromptSet) -> tuple[str, ...]:
-    """Answers of the prompts that are not numbers, in order of appearance."""
-    seen = dict.fromkeys([*prompts.answer.ravel().tolist(), *prompts.y.ravel().tolist()])
-    return tuple(text for text in seen if not text.isdigit())
-
-
 LINEAR = ("standard", "gated", "topk", "batchtopk", "jumprelu")
 """Architectures whose pre-activation is one linear map of the input."""
 
 
 @torch.no_grad()
 def latent_inputs(sae: Sae, values: Floats, latents: Ints) -> Floats:
-    """Pre-activations of chosen latents, [row latent].
+    """Pre-activations of chosen latents, what each would show if no gate cut it off, [row latent].
+
+        z = scale(x) · (W_encᵀ x̃ + b_enc),   x̃ the activation as the SAE takes it in
+
+    On the scale of the gated activations of `saes.encode`; of a gated SAE, the magnitude that its gate lets
+    through. Only the chosen columns of W_enc are multiplied.
 
     Args:
         sae: the SAE of the site that `values` come from.
@@ -203,10 +198,10 @@ def pre_activations(
     model: LanguageModel,
     saes: Mapping[Site, Sae],
     prompts: PromptSet,
-    chosen: Mapping[tuple[Site, str], Ints],
+    chosen: Mapping[Place, Ints],
     batch: int = 128,
-) -> dict[tuple[Site, str], Floats]:
-    """Pre-activations of chosen latents over the examples.
+) -> dict[Place, Floats]:
+    """Pre-activations of chosen latents over the examples: TopK and JumpReLU turn a ramp into a hinge.
 
     Args:
         model: the model; only blocks up to the deepest site are run.
@@ -239,11 +234,11 @@ def pre_activations(
         where = np.concatenate([one.positions(role) for role in roles])
         for start in range(0, n_prompts, batch):
             rows = np.arange(start, min(start + batch, n_prompts))
-            held = record(model, one.tokens[rows], sites, where, batch=batch)
+            recorded = record(model, one.tokens[rows], sites, where, batch=batch)
             for (site, role), latents in wanted.items():
-                n = len(one.examples)
-                at = held[site][:, roles.index(role) * n : (roles.index(role) + 1) * n]
-                z = latent_inputs(saes[site], at.reshape(-1, model.d_model), latents)
+                n, first = len(one.examples), roles.index(role) * len(one.examples)
+                at_role = recorded[site][:, first : first + n]  # [prompt example d_model]
+                z = latent_inputs(saes[site], at_role.reshape(-1, model.d_model), latents)
                 by_latent = z.reshape(len(rows), n, len(latents)).transpose(2, 0, 1)
                 out[site, role][:, rows[:, None], one.examples] = by_latent
     return out
@@ -260,7 +255,11 @@ def direction_growth(
     role: str = "pre",
     batch: int = 128,
 ) -> dict[Site, Floats]:
-    """Projections of T − S on each site's difference of means.
+    """Projections of T − S on each site's difference of means, to see what grows that no latent shows.
+
+    1. On the prompts `fit`, u = mean(h_T − h_S) after the last example, to unit length: the direction along
+    which context changes a site most. 2. On the prompts `test`, the projection of T − S on it after every
+    example.
 
     Only `batch` prompts of one site set are held at a time, and the projections.
 
@@ -268,7 +267,7 @@ def direction_growth(
         model: the model.
         treated: arm T.
         control: its paired arm; both inline.
-        sites: where.
+        sites: whose directions.
         fit: prompts that give the directions, [prompt].
         test: prompts that are projected, [prompt]; none of `fit`.
         role: token of each example.
@@ -299,22 +298,17 @@ def direction_growth(
                 "Give arms that show other labels, such as T and S.",
             )
         directions[site] = summed / length
-    parts: dict[Site, list[Floats]] = {site: [] for site in sites}
-    for difference in _differences(model, treated, control, sites, test, role, batch):
-        for site in sites:
-            parts[site].append(difference[site] @ directions[site])
-    return {site: np.concatenate(found) for site, found in parts.items()}
+    parts = [
+        {site: difference[site] @ directions[site] for site in sites}
+        for difference in _differences(model, treated, control, sites, test, role, batch)
+    ]
+    return {site: np.concatenate([part[site] for part in parts]) for site in sites}
 
 
 def _differences(
-    model: LanguageModel,
-    treated: PromptSet,
-    control: PromptSet,
-    sites: Sequence[Site],
-    prompts: Ints,
-    role: str,
-    batch: int,
-) -> Iterator[dict[Site, Floats]]:
+    model: LanguageModel, treated: PromptSet, control: PromptSet, sites: Sequence[Site], prompts: Ints,
+    role: str, batch: int,
+) -> Iterator[dict[Site, Floats]]:  # fmt: skip
     """site → T − S of the next prompts, float64 [prompt example d_model]."""
     where = treated.positions(role)
     for start in range(0, len(prompts), batch):
@@ -326,40 +320,28 @@ def _differences(
 def latents_at_tokens(
     model: LanguageModel, saes: Mapping[Site, Sae], runs: Sequence[Ints], batch: int = 128
 ) -> Iterator[tuple[Site, list[csr_array]]]:
-    """Active latents at every token of several sets of prompts, site by site.
+    """Active latents at every token of several sets of prompts `runs` [row pos], one site held at a time.
 
-    Args:
-        model: the model.
-        saes: site → its SAE.
-        runs: token ids of each set, [row pos].
-        batch: rows per forward pass.
-
-    Yields:
-        A site, and for each set its gated activations, sparse [row·pos latent], pos fastest.
+    Yields a site, and for each set its gated activations, sparse [row·pos latent], pos fastest.
     """
     recorded = [record(model, ids, list(saes), np.arange(ids.shape[1]), batch=batch) for ids in runs]
     for site, sae in saes.items():
-        parts = [held.pop(site).reshape(-1, model.d_model) for held in recorded]
+        parts = [activations.pop(site).reshape(-1, model.d_model) for activations in recorded]
         latents = encode_rows(sae, np.concatenate(parts)).latents
         ends = np.cumsum([0, *(len(part) for part in parts)])
         yield site, [csr_array(latents[start:stop]) for start, stop in pairwise(ends.tolist())]
 
 
 def in_turn(lists: Mapping[str, Sequence[int]], n: int) -> dict[int, str]:
-    """The first `n` latents of several orders, taken in turn.
+    """The first `n` latents of several orders, taken in turn: latent → the name of the order it came from.
 
-    Args:
-        lists: why a latent is worth it → latents, the best first.
-        n: at most so many.
-
-    Returns:
-        latent → why it was taken, in the order of taking.
+    `lists` has each order under its name, the best latent first.
     """
     taken: dict[int, str] = {}
     for turn in zip_longest(*lists.values()):
-        for why, latent in zip(lists, turn, strict=True):
+        for name, latent in zip(lists, turn, strict=True):
             if latent is not None and latent not in taken and len(taken) < n:
-                taken[int(latent)] = why
+                taken[int(latent)] = name
     return taken
 
 
@@ -382,7 +364,7 @@ def belief_log_odds(
     copied: Strings | None = None,
     declared: Sequence[DeclaredBelief] = (),
 ) -> Floats:
-    """Log-odds of every belief before each example, in nats.
+    """Log-odds of every belief before each example, in nats; of the model's answers or the exact posterior's.
 
     Args:
         probs: answers at `pre`, [prompt example answer].
@@ -397,7 +379,6 @@ def belief_log_odds(
     Raises:
         TaskError: when a prompt's task is not a task.
     """
-    last_label = copied is None
     wanted = _last_labels(prompts) if copied is None else copied
     out = np.full((*prompts.x.shape, len(belief_names(declared))), np.nan)
     for name in np.unique(prompts.task):
@@ -407,7 +388,7 @@ def belief_log_odds(
         task = parse_task(str(name))
         x, answer = prompts.x[rows], prompts.answer[rows]
         out[rows] = log_odds(read_all(part, task, x, answer, wanted[rows], declared))
-    if last_label:
+    if copied is None:
         out[:, 0, belief_index("copy")] = np.nan
     return out
 
@@ -423,16 +404,9 @@ def _last_labels(prompts: PromptSet) -> Strings:
 def token_activations(
     model: LanguageModel, saes: Mapping[Site, Sae], tokens: Ints, batch: int = 128
 ) -> dict[Site, csr_array]:
-    """Gated activation of every latent at every token.
+    """Gated activation of every latent at every token [row pos]: site → sparse [row·pos, d_sae], pos fastest.
 
-    Args:
-        model: the model.
-        saes: site → its SAE.
-        tokens: [row pos].
-        batch: rows per forward pass.
-
-    Returns:
-        site → sparse [row·pos, d_sae], pos fastest.
+    All sites are held at a time, of one batch of rows.
     """
     everywhere = np.arange(tokens.shape[1])
     parts: dict[Site, list[csr_array]] = {site: [] for site in saes}
@@ -440,4 +414,4 @@ def token_activations(
         recorded = record(model, tokens[start : start + batch], list(saes), everywhere, batch=batch)
         for site, sae in saes.items():
             parts[site].append(encode_rows(sae, recorded[site].reshape(-1, model.d_model)).latents)
-    return {site: csr_array(vstack(found, format="csr")) for site, found in parts.items()}
+    return {site: csr_array(vstack(batches, format="csr")) for site, batches in parts.items()}

@@ -26,8 +26,7 @@ WIDTH = 100
 PAGES: dict[str, tuple[str, Sequence[str]]] = {
     "query": (
         "What `iclens.open` returns, and what can be asked of it. How to use it: [query.md](../query.md).",
-        ["study.query.run", "study.query.frames", "study.query.answers", "study.query.selection",
-         "study.query.followed", "study.query.comparison", "study.query.features", "core"],
+        ["results.run", "results.answer", "results.select", "results.features", "core"],
     ),
     "config": (
         "Sections of a study's YAML and of a training configuration. Defaults: [schemas.md](../schemas.md).",

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from iclens.core import IclensError, RunWarning, Site
     from iclens.prompts.tasks import parse_task
-    from iclens.study.query.run import Run, Selection
-    from iclens.study.query.run import open_run as open  # the way in reads `iclens.open(...)`
+    from iclens.results.run import Run, Selection
+    from iclens.results.run import open_run as open  # the way in reads `iclens.open(...)`
 
 __version__ = "0.1.0"
 __all__ = ["open", "Run", "Selection", "Site", "parse_task", "IclensError", "RunWarning", "__version__"]
 
 _HOMES = {
-    "open": ("iclens.study.query.run", "open_run"),
-    "Run": ("iclens.study.query.run", "Run"),
-    "Selection": ("iclens.study.query.run", "Selection"),
+    "open": ("iclens.results.run", "open_run"),
+    "Run": ("iclens.results.run", "Run"),
+    "Selection": ("iclens.results.run", "Selection"),
     "Site": ("iclens.core", "Site"),
     "parse_task": ("iclens.prompts.tasks", "parse_task"),
     "IclensError": ("iclens.core", "IclensError"),

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from iclens.core import SiteError
-from iclens.study.query.asked import example_slice, latent_ids, n_rows
+from iclens.results.read import example_slice, latent_ids, n_rows
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from iclens.dashboards.records.site import Clause
+from iclens.results.read import Results
 from iclens.study.pages.claims import FAILS, HOLDS, UNTESTED, claims, judged
 from iclens.study.pipeline import Outcome
-from iclens.study.results import Results
 from iclens.study.run import find_run
 
 

@@ -11,11 +11,11 @@ import pytest
 from iclens.dashboards.records.concepts import ConceptsView
 from iclens.dashboards.records.site import SiteView
 from iclens.dashboards.site import build_site
+from iclens.results.read import Results
 from iclens.schemas import TABLES, ProbeTable, SpecificityTable, TransformTable
 from iclens.study.config import parse_study_config
 from iclens.study.pages import concepts as study
 from iclens.study.pages.transform_findings import confirmed
-from iclens.study.results import Results
 from iclens.study.run import FOLDERS, RunFolder
 from iclens.study.store import save_json
 from iclens.table import Table

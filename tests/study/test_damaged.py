@@ -9,9 +9,9 @@ import pytest
 
 import iclens
 from iclens.core import REDO_STAGE, ConfigError, IclensError, RunWarning, TableError
+from iclens.results.read import Results
 from iclens.study.config import load_study_config
 from iclens.study.pages.as_is import as_is, write_as_is
-from iclens.study.results import Results
 from iclens.study.run import FOLDERS, RunFolder, find_run
 from iclens.study.store import EVERY, check_form, load_json
 

@@ -11,13 +11,13 @@ import pytest
 
 from iclens.dashboards.records.how import FIRED, NOT_ASKED, PASSED, SelfTest
 from iclens.growth.verdict import Claim, Manifest
+from iclens.results.read import Results
 from iclens.schemas import TABLES
 from iclens.study.config import parse_study_config
 from iclens.study.pages import self_tests
 from iclens.study.pages.how import how, words
 from iclens.study.pages.patch_tables import Tables
 from iclens.study.pages.patching import patching
-from iclens.study.results import Results
 from iclens.study.run import FOLDERS, RunFolder
 from iclens.study.store import hash_json, save_json
 from iclens.table import Table

@@ -13,9 +13,9 @@ import iclens
 from iclens.core import RunError, SaeError, Site, StoppedError
 from iclens.dashboards.records.latent import LatentView
 from iclens.model.load import is_fingerprint
+from iclens.results.read import Results
 from iclens.schemas import LADDER, TABLES
 from iclens.study.pipeline import INDEX, Event, Outcome, run_stage, run_study
-from iclens.study.results import Results
 from iclens.study.run import FOLDERS, STAGES, find_run
 
 from .conftest import Small

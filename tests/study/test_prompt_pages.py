@@ -16,11 +16,11 @@ from iclens.dashboards.site import build_site
 from iclens.model.run import answer_probs
 from iclens.patching.receiver import up_to_query
 from iclens.patching.runs import Runs, build_runs
+from iclens.results.read import Results
 from iclens.schemas import LADDER
 from iclens.study.inputs import outside_inputs
 from iclens.study.pages import prompts as study
 from iclens.study.pipeline import Outcome
-from iclens.study.results import Results
 from iclens.study.run import RunContext, find_run
 from iclens.track import token_activations
 

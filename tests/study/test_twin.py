@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 import iclens
 from iclens.core import Site
+from iclens.results.read import Results
 from iclens.schemas import TABLES
 from iclens.study.pipeline import Outcome, run_stage, run_study
-from iclens.study.results import Results
 from iclens.study.run import FOLDERS, find_run
 
 from .conftest import Small

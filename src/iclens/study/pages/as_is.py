@@ -18,9 +18,9 @@ from iclens.core import IclensError
 from iclens.dashboards.records.latent import LatentRow, LatentView
 from iclens.dashboards.records.site import Finding, SiteView
 from iclens.dashboards.site import Progress, build_site
+from iclens.results.read import Results
 from iclens.schemas import TABLES
 from iclens.study.config import one_line
-from iclens.study.opening import condition_of
 from iclens.study.pages import index
 from iclens.study.pages.claims import claims
 from iclens.study.pages.concepts import concepts
@@ -31,7 +31,6 @@ from iclens.study.pages.latent_rows import PAGES_REASON, latent_rows, with_pages
 from iclens.study.pages.patching import patching
 from iclens.study.pages.question import QUESTION
 from iclens.study.pages.seen import Seen
-from iclens.study.results import Results
 from iclens.study.run import find_run
 
 FOLDER = "as_is"
@@ -53,12 +52,12 @@ def write_as_is(path: Path, progress: Progress = lambda done, total: None) -> Pa
         ConfigError: when the run's config does not validate.
     """
     results = Results(find_run(path))
-    return build_site(as_is(results), results.run.path / FOLDER, progress=progress).index
+    return build_site(as_is(results), results.path / FOLDER, progress=progress).index
 
 
 def as_is(results: Results) -> SiteView:
     """Everything of a run that its tables can show."""
-    parts = _Parts(results.run.path)
+    parts = _Parts(results.path)
     rows = parts.of("the table of latents", lambda: _rows(results), [])
     n = results.config.dashboard.pages_per_site
     pages = parts.of("pages of latents", lambda: _pages(results, rows), [])
@@ -142,7 +141,7 @@ def _pages(results: Results, rows: list[LatentRow]) -> list[LatentView]:
 
 
 def _notices(results: Results, missing: dict[str, list[str]]) -> list[str]:
-    lines = [*condition_of(results.run, "", TABLES).lines]
+    lines = results.problems
     state = f"This run is shown as it is: {'; '.join(lines)}." if lines else "This run is shown as it is."
     finish = " `iclens study` on its config.yaml brings it up to date." if lines else ""
     computed = "Prompts, logits, densities and neighbours are not shown: they need the model."

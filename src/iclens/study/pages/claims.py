@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from iclens.dashboards.records.site import ClaimView, Clause
+from iclens.results.read import Results
 from iclens.schemas import CREATED, LADDER
 from iclens.study.pages.transform_findings import X_ALONE, X_CUT, mechanism_words
-from iclens.study.results import Results
 
 Decide = Callable[[Results], list[Clause]]
 """Decides the clauses of one claim."""

@@ -30,6 +30,7 @@ from iclens.dashboards.records.concepts import (
 )
 from iclens.dashboards.records.mechanism import Figure
 from iclens.dashboards.text import interval, number
+from iclens.results.read import Results
 from iclens.study.grid import asked_concepts
 from iclens.study.pages.mechanism import (
     auroc_of,
@@ -41,7 +42,6 @@ from iclens.study.pages.mechanism import (
     size_rows,
 )
 from iclens.study.pages.transform_findings import CAUSAL_P, confirmed, mechanism_words
-from iclens.study.results import Results
 
 ALL, JOINT = -1, -1
 """A probe of every feature; all chosen latents of a concept, moved together."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from iclens.dashboards.records.site import SiteView
 from iclens.dashboards.site import Progress, build_site
+from iclens.results.features import LATENTS
+from iclens.results.read import Results
 from iclens.study.pages import index
 from iclens.study.pages.claims import claims
 from iclens.study.pages.concepts import concepts
@@ -18,8 +20,6 @@ from iclens.study.pages.patching import patching
 from iclens.study.pages.prompts import prompts_view
 from iclens.study.pages.question import QUESTION
 from iclens.study.pages.seen import see
-from iclens.study.query.features import LATENTS
-from iclens.study.results import Results
 from iclens.study.run import RunContext
 from iclens.study.store import save_json
 from iclens.training.report import write_report

@@ -19,8 +19,8 @@ from iclens.dashboards.records.growth import (
 from iclens.dashboards.records.latent import Curve
 from iclens.growth.accounts import ACCOUNTS
 from iclens.prompts.arms import parse_arm
+from iclens.results.read import Results
 from iclens.schemas import LADDER
-from iclens.study.results import Results
 
 BELIEF = "exact"
 """The belief that the claim is about: the task's own answer."""

@@ -13,9 +13,9 @@ from typing import Any
 from iclens.core import RunError, TableError
 from iclens.dashboards.records.how import Command, HowView, Named, StageRow
 from iclens.dashboards.text import number
+from iclens.results.read import Results
 from iclens.study.pages.patch_tables import Tables
 from iclens.study.pages.self_tests import self_tests
-from iclens.study.results import Results
 from iclens.study.run import FOLDERS, RECORD
 from iclens.study.store import load_json
 
@@ -46,7 +46,7 @@ def how(results: Results) -> HowView:
         reasons["card"] = "Not known: the run has no readable card.json, which holds versions and hashes."
     return HowView(
         config=results.config.yaml(),
-        run=results.run.path.name,
+        run=results.path.name,
         stages=[stage_row(name, folder, records.get(name)) for name, folder in FOLDERS.items()],
         commands=commands(results),
         hashes=hashes(card),

@@ -13,11 +13,11 @@ import pandas as pd
 from iclens.dashboards.records.site import BeliefCurve, Curve, Fact, Finding, GrowthCount, QualityRow
 from iclens.patching.runs import ZERO
 from iclens.prompts.beliefs import BAND
+from iclens.results.read import Results
 from iclens.schemas import FALLS, LADDER
 from iclens.study.pages.latent_rows import ANSWER, Address
 from iclens.study.pages.patch_findings import carried, follows, moved
 from iclens.study.pages.transform_findings import labelled
-from iclens.study.results import Results
 
 MOVED = 0.5
 """Least P(task on B's own x) after a patch for which the task counts as moved."""
@@ -53,7 +53,7 @@ def provenance(results: Results) -> list[Fact]:
         Fact("versions", f"python {card['python']}, {versions}"),
         Fact("dtype and device", f"{card['dtype']}, {card['device']}"),
         Fact("seeds", seeds),
-        Fact("run", results.run.path.name),
+        Fact("run", results.path.name),
     ]
 
 

@@ -21,11 +21,11 @@ from iclens.dashboards.records.latent import (
 )
 from iclens.dashboards.text import interval, number
 from iclens.patching.sweep import BASE, GIVEN, TARGET
+from iclens.results.read import Results
 from iclens.saes.encode import Near
 from iclens.study.pages import latent_growth
 from iclens.study.pages.latent_rows import ANSWER, Address, clearest_first
 from iclens.study.pages.seen import Seen
-from iclens.study.results import Results
 
 TABLES = (
     *("growth", "transforms", "patches", "dose", "dose_curves", "latent_accounts", "specificity"),
@@ -85,9 +85,7 @@ def latent_views(
             LatentView(
                 site.short,
                 latent,
-                summary=_summary(
-                    latent_growth.standing(best), concepts, patches, results.declared.patch_role
-                ),
+                summary=_summary(latent_growth.standing(best), concepts, patches, results.patch_role),
                 role=best.role,
                 trajectories=curves[latent],
                 posterior=latent_growth.scaled_posterior(exact, best.task),
@@ -151,7 +149,8 @@ def _reasons(
     """Section → why it is empty."""
     reasons = {"doses": UNPUSHED, "response": UNASKED, "neighbours": SILENT}
     if own["patches"].empty:
-        patched = results.patched["site"].eq(site.short).any()
+        patches = results.table("patches")
+        patched = patches[patches["role"] == results.patch_role]["site"].eq(site.short).any()
         reasons["patches"] = (
             f"At {results.config.patch.roles[0]} its activation is the same in run A and run B."
             if patched

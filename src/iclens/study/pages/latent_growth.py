@@ -21,9 +21,9 @@ from iclens.dashboards.records.latent import (
 )
 from iclens.dashboards.text import interval, number
 from iclens.prompts.arms import parse_arm
+from iclens.results.read import Results
 from iclens.schemas import FALLS, LADDER
 from iclens.study.pages.latent_rows import ANSWER, LEAST_R2
-from iclens.study.results import Results
 
 Row = Mapping[str, Any]
 

@@ -12,9 +12,8 @@ from iclens.concepts.labels import CANDIDATE
 from iclens.concepts.language import IDENTITY
 from iclens.core import Site, SiteError
 from iclens.dashboards.records.latent import LatentRow
+from iclens.results.read import Results, known
 from iclens.schemas import FALLS, LADDER
-from iclens.study.declared import known
-from iclens.study.results import Results
 
 Address = Callable[[str, int], str]
 """The address of the page of a site's latent, "" without one."""
@@ -32,7 +31,8 @@ _KEY = ["site", "latent"]
 
 def ranked(results: Results, site: Site, n: int) -> list[int]:
     """The `n` latents of a site that get a page: best of growth, concepts and patches, taken in turn."""
-    growth, transforms, patches = results.table("growth"), results.table("transforms"), results.patched
+    growth, transforms, patches = map(results.table, ("growth", "transforms", "patches"))
+    patches = patches[patches["role"] == results.patch_role]
     growth, transforms, patches = (t[t["site"] == site.short] for t in (growth, transforms, patches))
     granted = (~transforms["label"].isin(["", "candidate"])).astype(int)
     lists = [

@@ -12,9 +12,9 @@ from iclens.dashboards.records.site import Finding
 from iclens.patching.sets import FULL, GREEDY, HALF
 from iclens.patching.sweep import BASE, GIVEN, TARGET
 from iclens.patching.sweep import FULL as WHOLE
+from iclens.results.read import Results
 from iclens.schemas import PATCH_Q
 from iclens.study.pages.latent_rows import Address
-from iclens.study.results import Results
 
 
 def moved(results: Results, address: Address) -> Finding:

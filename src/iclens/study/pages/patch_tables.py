@@ -11,8 +11,8 @@ from iclens.core import RunError, TableError
 from iclens.dashboards.records.latent import Curve
 from iclens.dashboards.records.mechanism import Figure
 from iclens.dashboards.records.patching import Grid
+from iclens.results.read import Results
 from iclens.schemas import TABLES
-from iclens.study.results import Results
 
 Row = Mapping[str, Any]
 EMPTY = {

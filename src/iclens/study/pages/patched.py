@@ -21,8 +21,8 @@ from iclens.dashboards.records.patching import (
 from iclens.dashboards.text import number
 from iclens.patching.sets import ALL, FULL, GREEDY, MEANS, NEURONS, OWN
 from iclens.patching.sweep import BASE, GIVEN, TARGET
+from iclens.results.read import Results
 from iclens.study.pages.patch_tables import Row, Tables, curve_of, figure_of, records
-from iclens.study.results import Results
 
 SHOWN = 15
 """Single latents that are shown at each role."""

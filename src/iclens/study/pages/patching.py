@@ -29,9 +29,9 @@ from iclens.dashboards.records.patching import (
     SweepView,
 )
 from iclens.patching.heads import WHOLE_LAYER
+from iclens.results.read import Results
 from iclens.study.pages import patched
 from iclens.study.pages.patch_tables import Row, Tables, curve_of, figure_of, records
-from iclens.study.results import Results
 
 SWEPT = {
     "task on own x": "Task applied to B's own x",

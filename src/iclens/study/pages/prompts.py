@@ -28,9 +28,9 @@ from iclens.patching.runs import ZERO, build_runs
 from iclens.patching.sets import FULL
 from iclens.patching.sweep import LensReads, lens_tokens
 from iclens.prompts.build import PromptSet, exact_answer_probs, in_mixture
+from iclens.results.read import Results
 from iclens.schemas import LADDER
 from iclens.study.pages.index import meanings
-from iclens.study.results import Results
 from iclens.study.run import RunContext
 from iclens.table import Floats, Ints
 from iclens.track import belief_log_odds, in_turn, latents_at_tokens, most_changed, strongest

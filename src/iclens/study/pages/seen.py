@@ -21,9 +21,9 @@ from iclens.dashboards.records.concepts import BoxView, TuningView
 from iclens.dashboards.records.latent import Histogram, LogitEffect, PromptView, TokenView
 from iclens.model.load import TokenText, token_texts
 from iclens.prompts.build import PromptSet
+from iclens.results.read import Results
 from iclens.saes.encode import Near, by_activation, by_decoder, logit_effects
 from iclens.study.concepts import WIDTH, saved_grid
-from iclens.study.results import Results
 from iclens.study.run import RunContext
 from iclens.table import Floats
 from iclens.track import token_activations

@@ -7,8 +7,8 @@ import pandas as pd
 from iclens.concepts.labels import CANDIDATE
 from iclens.concepts.language import IDENTITY
 from iclens.dashboards.records.site import Finding
+from iclens.results.read import Results
 from iclens.schemas import CREATED
-from iclens.study.results import Results
 
 X_ALONE, X_CUT = "x decodable (y unrelated)", "x decodable, lab→x cut (y unrelated)"
 """Measures of M2 that tell x from what y gives away."""

@@ -1,4 +1,4 @@
-"""What did the study find, from Python? `iclens.open(path)` and what can be asked of a run; no torch.
+"""A run, opened for questions; no torch.
 
     run = iclens.open("runs/demo")                                  newest finished run of the study
     run.growth.query("q_value < .05 and verdict == 'grows'")        frames, columns in docs/schemas.md
@@ -13,30 +13,39 @@ Labels that do not exist raise a SiteError that names the nearest ones.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from functools import cached_property
+from contextlib import suppress
+from dataclasses import dataclass
 from html import escape
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from iclens.activations import Trajectories
-from iclens.core import IclensError, RunError, Site, nearest
+from iclens.core import IclensError, RunError, RunWarning, Site, SiteError, nearest
+from iclens.results.answer import Answer, Saved, frame_html
+from iclens.results.read import (
+    UNFINISHED,
+    Results,
+    changed_files,
+    example_slice,
+    having,
+    known,
+    latent_ids,
+    renamed_config,
+)
+from iclens.results.select import Comparison, Selection
 from iclens.schemas import TABLES
-from iclens.study.declared import known
-from iclens.study.opening import Condition, changed_files, condition_of, read_run, renamed_config
-from iclens.study.query.answers import Answer, frame_html
-from iclens.study.query.asked import example_slice, latent_ids
-from iclens.study.query.followed import Followed
-from iclens.study.query.frames import Frames
-from iclens.study.query.selection import Selection
-from iclens.study.results import Results, having
-from iclens.study.run import FOLDERS, find_folder
+from iclens.study.run import find_folder
 
 if TYPE_CHECKING:
-    from iclens.study.query.comparison import Comparison
-    from iclens.study.query.features import Features
+    import altair as alt
+
+    from iclens.results.features import Features
 
 
 def open_run(path: str | Path) -> Run:
@@ -49,28 +58,34 @@ def open_run(path: str | Path) -> Run:
     """
     if not isinstance(path, str | Path):
         raise RunError(f"run {path!r}"[:80], "neither a run nor a path", "Give the path of a run folder.")
-    found, problem = read_run(find_folder(Path(path)))
-    condition = condition_of(found, problem, TABLES)
-    condition.warn(found.path)
-    return Run(Results(found), condition)
+    run = Run(Results(find_folder(Path(path))))
+    lines = [line for line in run.problems if not line.startswith(UNFINISHED)]
+    if lines:
+        more = f" (and {len(lines) - 1} more, see run.problems)" if len(lines) > 1 else ""
+        text = f"run '{run.path}': {lines[0]}{more}. What can be read is shown."
+        warnings.warn(text, RunWarning, stacklevel=2)
+    return run
 
 
-class Run(Frames):
-    """A run, opened for questions.
+class Run:
+    """A run, opened for questions. Every table of `iclens.schemas` is an attribute: `run.growth`.
 
     Args:
         results: its outputs.
-        condition: in what state it was found.
     """
 
-    def __init__(self, results: Results, condition: Condition | None = None) -> None:
-        super().__init__(results)
-        self._condition = condition or Condition()
+    def __init__(self, results: Results) -> None:
+        self.results = results
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self.results.path
 
     @property
     def config(self) -> dict[str, Any]:
         """The resolved study config; as it stands in the folder when it no longer validates."""
-        return dict(self.results.run.plain)
+        return dict(self.results.plain)
 
     @property
     def card(self) -> dict[str, Any]:
@@ -84,7 +99,7 @@ class Run(Frames):
     @property
     def problems(self) -> tuple[str, ...]:
         """What is unfinished, of another version, missing or unreadable, a line each."""
-        return self._condition.lines
+        return self.results.problems
 
     def check(self) -> tuple[str, ...]:
         """`problems`, and what differs from the run's own record, a line each; reads all files.
@@ -93,7 +108,7 @@ class Run(Frames):
         hash is not the one in the folder's name. Everything is compared with the records in the run itself:
         whoever rewrites a file and its record is not seen.
         """
-        return self.problems + renamed_config(self.results.run) + changed_files(self.path)
+        return (*self.problems, *renamed_config(self.results), *changed_files(self.path))
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -113,13 +128,45 @@ class Run(Frames):
     @property
     def controls(self) -> tuple[str, ...]:
         """The arms that growth must be beyond: `growth.controls`, or else the second arm."""
-        return self.results.declared.controls
+        return self.results.controls
 
     @property
     def index(self) -> Path | None:
         """The pages' index.html, when they are written."""
-        found = self.path / FOLDERS["dashboard"] / "site" / "index.html"
-        return found if found.is_file() else None
+        file = self.results.path_of("dashboard", "site/index.html")
+        return file if file.is_file() else None
+
+    def table(self, name: str, site: str | Site | None = None) -> Answer:
+        """A table by its name; of one site, only its rows are read.
+
+        Args:
+            name: of a table, as in docs/schemas.md.
+            site: such as `L2.resid_post` or `blocks.2.hook_resid_post`; all by default.
+
+        Raises:
+            SiteError: for a table or site that the run does not hold, naming the nearest.
+            RunError: when its stage has not run.
+            TableError: when its file is damaged or, asked for a site, names none.
+        """
+        return Answer.of(self.results.frame(name, None if site is None else self.site(site)), name)
+
+    @property
+    def bayes(self) -> Answer:
+        """Fits of LO_0 + nλ: a row per belief and source (model, exact), nats."""
+        fits = self.results.bayes.items()
+        rows = [{"belief": b, "source": s} | fit[s] for b, fit in fits for s in ("model", "exact")]
+        return Answer.of(pd.DataFrame(rows), "bayes")
+
+    def site(self, site: str | Site) -> Site:
+        """The run's site of that name.
+
+        Raises:
+            SiteError: when it is none of the run's, naming the nearest.
+        """
+        name = str(site)
+        with suppress(SiteError):  # `known` names what is nearest in this run
+            name = Site.parse(name).short
+        return Site.parse(known("site", name, self.sites))
 
     def trajectory(
         self, site: str | Site, latent: int | Sequence[int], role: str = "pre", arm: str | None = None
@@ -145,7 +192,17 @@ class Run(Frames):
         role = known("role", role, self.roles)
         wanted = known("arm", arm or self.arms[0], self.arms)
         others = [name for name in (self.arms[0], *self.controls[:1]) if name != wanted]
-        return Followed(tuple(self._of(place, role, name, chosen) for name in (wanted, *others)))
+        return Followed(tuple(self._trajectories(place, role, name, chosen) for name in (wanted, *others)))
+
+    def _trajectories(self, site: Site, role: str, arm: str, latents: Any) -> Trajectories:
+        return Trajectories.of(
+            self.results.latents(arm, site, role),
+            latents,
+            arm=arm,
+            beliefs=self.results.beliefs_of(arm)[0],
+            belief_names=self.results.beliefs,
+            decoder_norm=self.results.decoder_norms[site.short],
+        )
 
     def sel(
         self,
@@ -168,11 +225,13 @@ class Run(Frames):
         Raises:
             SiteError: for a label that does not exist, or examples without one site and role.
         """
-        place = None if site is None else self.site(site)
-        chosen = None if role is None else known("role", role, self.roles)
-        over = None if examples is None else example_slice(examples)
-        ids = None if latents is None else latent_ids(latents)
-        return Selection(self.results, place, chosen, over, ids)
+        return Selection(
+            self.results,
+            None if site is None else self.site(site),
+            None if role is None else known("role", role, self.roles),
+            None if examples is None else example_slice(examples),
+            None if latents is None else latent_ids(latents),
+        )
 
     def top(
         self, n: int = 20, by: str = "slope", *, site: str | Site | None = None, role: str | None = None
@@ -193,8 +252,6 @@ class Run(Frames):
         Raises:
             RunError: when there is no such run.
         """
-        from iclens.study.query.comparison import Comparison
-
         return Comparison(self, other if isinstance(other, Run) else open_run(other))
 
     def features(self, site: str | Site, latents: int | Sequence[int] | None = None) -> Features:
@@ -207,28 +264,9 @@ class Run(Frames):
         Raises:
             SiteError: for a site or latent that the run does not hold.
         """
-        from iclens.study.query.features import features_of
+        from iclens.results.features import features_of
 
-        ids = None if latents is None else latent_ids(latents)
-        return features_of(self.results, self.site(site), ids)
-
-    def _of(self, site: Site, role: str, arm: str, latents: Any) -> Trajectories:
-        beliefs, _, _ = self.results.beliefs_of(arm)
-        norms = self.results.decoder_norms[site.short]
-        return Trajectories.of(
-            self.results.latents(arm, site, role),
-            latents,
-            arm=arm,
-            beliefs=beliefs,
-            belief_names=self.results.declared.belief_names,
-            decoder_norm=norms,
-        )
-
-    @cached_property
-    def _summary(self) -> Answer:
-        columns = ["site", "role", "verdict"]
-        counts = having(self.growth.df, "growth", *columns).groupby(columns, sort=False).size()
-        return Answer.of(counts.unstack("verdict", fill_value=0).reset_index(), "")
+        return features_of(self.results, self.site(site), None if latents is None else latent_ids(latents))
 
     def __getattr__(self, name: str) -> Answer:
         """The table of that name.
@@ -252,20 +290,78 @@ class Run(Frames):
             sites: tuple[str, ...] | str = self.sites
         except IclensError:
             sites = "unknown"
-        found = f", problems={len(self.problems)}" if self.problems else ""
-        return f"Run({str(self.path)!r}, sites={sites}, roles={self.roles}, arms={self.arms}{found})"
+        n = f", problems={len(self.problems)}" if self.problems else ""
+        return f"Run({str(self.path)!r}, sites={sites}, roles={self.roles}, arms={self.arms}{n})"
 
     def _repr_html_(self) -> str:
         """What was run, what is wrong with it, and how many latents grow where."""
-        said = self.results.declared
-        shown = f"{said.n_prompts} prompts of {said.n_examples} examples"
-        head = f"<p><b>{escape(f'{said.study}: {said.task}, {shown}')}</b></p>"
+        setting = self.results.setting
+        study, task = setting("study", str, ""), setting("prompts.task", str, "")
+        n_prompts, n_examples = setting("prompts.n_prompts", int, 0), setting("prompts.n_examples", int, 0)
+        title = f"{study}: {task}, {n_prompts} prompts of {n_examples} examples"
+        head = f"<p><b>{escape(title)}</b></p>"
         if self.problems:
             lines = "".join(f"<li>{escape(line)}</li>" for line in self.problems)
             head += f"<ul>{lines}</ul><p>`iclens study` on its config makes what is not there.</p>"
         if self.index is not None:
             head += f"<p>pages: <code>{escape(str(self.index))}</code></p>"
+        columns = ["site", "role", "verdict"]
         try:
-            return head + frame_html("latents by verdict", self._summary.df)
+            counts = having(self.growth.df, "growth", *columns).groupby(columns, sort=False).size()
         except IclensError as problem:
             return head + f"<p>{escape(str(problem))}</p>"
+        return head + frame_html("latents by verdict", counts.unstack("verdict", fill_value=0).reset_index())
+
+
+@dataclass(frozen=True)
+class Followed(Saved):
+    """Some latents of one site and role, in one arm and beside it the one that it is compared with.
+
+    Args:
+        arms: trajectories of the asked arm first, then of the others.
+    """
+
+    arms: tuple[Trajectories, ...]
+
+    @property
+    def trajectories(self) -> Trajectories:
+        """Values [latent prompt example], n_seen and beliefs of the asked arm."""
+        return self.arms[0]
+
+    @property
+    def df(self) -> pd.DataFrame:
+        """A row per latent, prompt and example of the asked arm; beliefs in log-odds (nats)."""
+        return self.arms[0].df.assign(site=self.arms[0].site.short)
+
+    @property
+    def summary(self) -> Answer:
+        """Mean over prompts with its 95 % bootstrap band: a row per arm, latent and n_seen."""
+        parts = [arm.summary().assign(site=arm.site.short) for arm in self.arms]
+        return Answer.of(pd.concat(parts, ignore_index=True), "summary")
+
+    def plot(self) -> alt.TopLevelMixin:
+        """An altair chart: mean and band by examples seen, a panel per latent, a colour and dash per arm.
+
+        Raises:
+            TableError: when there is nothing to draw, saying why.
+        """
+        from iclens.results.plot import chart_of
+
+        return chart_of(self.summary.df, "summary", self._title)
+
+    @property
+    def _title(self) -> str:
+        return f"{self.arms[0].site.short}, {self.arms[0].role}"
+
+    def __repr__(self) -> str:
+        latents, arms = self.arms[0].latent_ids.tolist(), [arm.arm for arm in self.arms]
+        return f"Followed({self._title}, latents={latents}, arms={arms})"
+
+    def _repr_html_(self) -> str:
+        """The chart as a drawing that needs no network; in one line why there is none."""
+        drawn = StringIO()
+        try:
+            self.plot().save(drawn, format="svg")
+        except IclensError as problem:
+            return f"<p>{escape(str(problem))}</p>"
+        return f"<figure>{drawn.getvalue()}<figcaption>{escape(self._title)}</figcaption></figure>"

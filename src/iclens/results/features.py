@@ -1,4 +1,4 @@
-"""How do latents leave for the tools that show features? As SAEDashboard's batch JSON, and as a feature list.
+"""Latents for the tools that show features: SAEDashboard's batch JSON, and a feature list.
 
 The batch has the fields of `NeuronpediaDashboardBatch` and `NeuronpediaDashboardFeature`
 (jbloomAus/SAEDashboard, sae_dashboard/neuronpedia/neuronpedia_dashboard.py), filled as its
@@ -25,9 +25,8 @@ from typing import Any
 import pandas as pd
 
 from iclens.core import IclensError, RunError, RunWarning, Site, SiteError, TableError
-from iclens.study.query.answers import Answer, frame_html
-from iclens.study.query.exports import write_json
-from iclens.study.results import Results, having
+from iclens.results.answer import Answer, frame_html, write_json
+from iclens.results.read import Results, having
 
 LATENTS = "latents.json"
 """What the dashboard stage saw of the latents that have a page."""
@@ -165,9 +164,8 @@ class Features:
 
     @property
     def _model(self) -> str:
-        model = self.results.run.plain.get("model")
-        folder = model.get("folder") if isinstance(model, Mapping) else None
-        return str(folder or "unknown").rstrip("/").split("/")[-1]
+        folder = self.results.setting("model.folder", str, "") or "unknown"
+        return folder.rstrip("/").split("/")[-1]
 
     @property
     def _set(self) -> str:

@@ -9,13 +9,12 @@ import pandas as pd
 import pytest
 
 import iclens
-import iclens.study.results
+import iclens.results.read
 from iclens.core import SiteError, TableError
+from iclens.results.answer import Answer, frame_html
+from iclens.results.plot import categories, largest, main_axis, spread
+from iclens.results.read import Results
 from iclens.schemas import TABLES
-from iclens.study.query.answers import Answer, frame_html
-from iclens.study.query.depictions import main_axis
-from iclens.study.query.thinning import categories, largest, spread
-from iclens.study.results import Results
 from iclens.study.run import find_run
 
 WITHOUT = {"falsifiers": "words alone"}
@@ -197,14 +196,14 @@ def test_a_changed_answer_does_not_change_the_next(run: iclens.Run) -> None:
 
 def test_one_site_is_read_without_the_others(first, monkeypatch: pytest.MonkeyPatch) -> None:
     handed: list[tuple[str, int]] = []
-    load = iclens.study.results.load_rows
+    load = iclens.results.read.load_rows
 
     def counted(path, site=None):
         rows = load(path, site)
         handed.append((path.stem, rows.num_rows))
         return rows
 
-    monkeypatch.setattr(iclens.study.results, "load_rows", counted)
+    monkeypatch.setattr(iclens.results.read, "load_rows", counted)
     run = iclens.open(first.run)
     assert handed == [], "tables are read when they are asked for"
     chosen = run.sel(site="L2.resid_post").df

@@ -9,7 +9,7 @@ import pytest
 
 import iclens
 from iclens.core import RunError, RunWarning, SiteError, TableError
-from iclens.study.results import Results
+from iclens.results.read import Results
 from iclens.study.run import FOLDERS, find_run
 
 PAGE = {

@@ -1,48 +1,27 @@
-"""Loading is strict: whole or truncated, and every damage is refused in one line."""
+"""Only what is needed is read: by key, from shards that may be absent, with the tokenizer's own BOS."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from iclens.core import HOOKS, ModelError, Site, SiteError
-from iclens.model.load import LanguageModel, load_model
+from iclens.core import HOOKS, ModelError, Site, SiteError, TokenizerError
+from iclens.model.load import INDEX, SINGLE, LanguageModel, difference, load_model, load_tokenizer
 from iclens.model.run import answer_probs, record
+from iclens.model.tail import Tail
 from iclens.prompts.build import PromptSet
+from iclens.prompts.render import bos_id, check_tokenizer
+from iclens.seed_post.verdicts import replicate_seed_post
+from iclens.study.check_saes import check_saes
 
-Weights = dict[str, torch.Tensor]
-
-
-def damaged(folder: Path, copy: Path, change: Callable[[Weights], object]) -> Path:
-    """A copy of a model folder whose weights went through `change`."""
-    shutil.copytree(folder, copy)
-    weights = load_file(copy / "model.safetensors")
-    change(weights)
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    return copy
-
-
-def refused(folder: Path, needle: str) -> None:
-    with pytest.raises(ModelError) as caught:
-        load_model(folder)
-    assert "\n" not in str(caught.value)
-    assert needle in str(caught.value)
-    assert caught.value.exit_code == 2
-
-
-def test_truncated_load_equals_the_first_blocks(
-    tiny_folder: Path, tiny_model: LanguageModel, prompts: PromptSet
-) -> None:
-    part = load_model(tiny_folder, blocks=3)
-    assert (part.n_blocks, part.whole, tiny_model.whole) == (3, False, True)
-    sites, where = [Site(layer, hook) for layer in range(3) for hook in HOOKS], prompts.positions("pre")
-    ours, whole = (record(m, prompts.tokens, sites, where) for m in (part, tiny_model))
-    for site in sites:
-        np.testing.assert_array_equal(ours[site], whole[site])
+from ..conftest import InFloat64
 
 
 def test_a_truncated_model_gives_no_answers_and_no_deeper_sites(
@@ -61,59 +40,6 @@ def test_an_impossible_number_of_blocks_is_refused(tiny_folder: Path, blocks: in
         load_model(tiny_folder, blocks=blocks)
 
 
-def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", "no such folder")
-
-
-def test_missing_weights_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    folder = damaged(tiny_folder, tmp_path / "m", lambda w: w.pop("model.norm.weight"))
-    refused(folder, "1 missing, first model.norm.weight")
-
-
-def test_a_missing_block_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    def drop(weights: Weights) -> None:
-        for key in [key for key in weights if key.startswith("model.layers.1.")]:
-            del weights[key]
-
-    refused(damaged(tiny_folder, tmp_path / "m", drop), "missing, first model.layers.1.")
-
-
-def test_weights_of_another_shape_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    folder = damaged(tiny_folder, tmp_path / "m", lambda w: w.update({"model.norm.weight": torch.ones(7)}))
-    refused(folder, "1 mismatched, first")
-
-
-def test_unexpected_weights_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    folder = damaged(tiny_folder, tmp_path / "m", lambda w: w.update({"model.extra.weight": torch.ones(7)}))
-    refused(folder, "1 unexpected, first model.extra.weight")
-
-
-def test_a_truncated_weight_file_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "m"
-    shutil.copytree(tiny_folder, folder)
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    refused(folder, "cannot be loaded")
-
-
-def test_a_damaged_config_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "m"
-    shutil.copytree(tiny_folder, folder)
-    (folder / "config.json").write_text('{"model_type": ', encoding="utf-8")
-    refused(folder, "it is not JSON")
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-def test_a_config_in_another_encoding_is_refused_with_the_right_one(
-    tiny_folder: Path, tmp_path: Path, encoding: str
-) -> None:
-    folder = tmp_path / "m"
-    shutil.copytree(tiny_folder, folder)
-    text = (folder / "config.json").read_text(encoding="utf-8")
-    (folder / "config.json").write_text(text, encoding=encoding)
-    refused(folder, "Save it as UTF-8 without a byte-order mark.")
-
-
 def test_a_loaded_model_is_frozen(tiny_model: LanguageModel) -> None:
     assert not tiny_model.network.training
     assert not any(p.requires_grad for p in tiny_model.network.parameters())
@@ -124,3 +50,236 @@ def test_answers_are_numbers_first_then_new_words_once(tiny_model: LanguageModel
     assert answers[:1000] == tuple(map(str, range(1000)))
     assert answers[1000:] == ("hot", "cold")
     assert [tiny_model.tokenizer.decode([int(i)]) for i in ids] == list(answers)
+
+
+LAYERS = {f"model-0000{n + 1}-of-00003.safetensors": range(2 * n, 2 * n + 2) for n in range(3)}
+
+FIRST, SECOND, LAST = LAYERS
+
+
+def shard_of(key: str) -> str:
+    """Two blocks to a shard; the embedding in the first, the final norm and the head in the last."""
+    if key.startswith("model.embed"):
+        return FIRST
+    layer = int(key.split(".")[2]) if key.startswith("model.layers.") else 5
+    return next(shard for shard, layers in LAYERS.items() if layer in layers)
+
+
+@pytest.fixture
+def sharded(tiny_folder: Path, tmp_path: Path) -> Path:
+    """The shipped model in three shards."""
+    folder = tmp_path / "sharded"
+    shutil.copytree(tiny_folder, folder)
+    weights = load_file(folder / SINGLE)
+    (folder / SINGLE).unlink()
+    for shard in LAYERS:
+        save_file({key: x for key, x in weights.items() if shard_of(key) == shard}, folder / shard)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {key: shard_of(key) for key in weights}}))
+    return folder
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refused(folder: Path, needle: str, **asked: Any) -> None:
+    with pytest.raises(ModelError) as caught:
+        load_model(folder, **asked)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    assert needle in str(caught.value)
+
+
+def same_sites(part: LanguageModel, whole: LanguageModel, prompts: PromptSet) -> None:
+    sites = [Site(layer, hook) for layer in range(part.n_blocks) for hook in HOOKS]
+    ours, theirs = (record(model, prompts.tokens, sites, prompts.positions("pre")) for model in (part, whole))
+    for site in sites:
+        np.testing.assert_array_equal(ours[site], theirs[site])
+
+
+def test_shards_together_are_the_model(sharded: Path, tiny_model: LanguageModel, prompts: PromptSet) -> None:
+    model = load_model(sharded)
+    same_sites(model, tiny_model, prompts)
+    ours, theirs = (answer_probs(m, prompts.tokens, prompts.positions("pre")) for m in (model, tiny_model))
+    np.testing.assert_array_equal(ours.log_prob, theirs.log_prob)
+
+
+def test_a_folder_needs_only_the_shards_of_the_blocks_asked_for(
+    sharded: Path, tiny_model: LanguageModel, prompts: PromptSet
+) -> None:
+    (sharded / LAST).unlink()
+    part = load_model(sharded, blocks=3)
+    assert (part.n_blocks, part.whole) == (3, False)
+    same_sites(part, tiny_model, prompts)
+    refused(sharded, f"no {LAST}, which holds model.layers.4.")
+    (sharded / SECOND).unlink()
+    refused(sharded, f"no {SECOND}, which holds model.layers.2.", blocks=3)
+
+
+def test_a_shard_that_is_not_needed_is_not_even_opened(sharded: Path) -> None:
+    (sharded / LAST).write_bytes(b"not a safetensors file")
+    assert load_model(sharded, blocks=4).n_blocks == 4
+    refused(sharded, "cannot be loaded")
+
+
+def test_a_part_has_no_head_and_no_final_norm(sharded: Path) -> None:
+    network = load_model(sharded, blocks=2).network
+    keys = set(network.state_dict())
+    assert not keys & {"lm_head.weight", "model.norm.weight"}
+    assert {key.split(".")[2] for key in keys if "layers" in key} == {"0", "1"}
+
+
+def test_a_hub_name_needs_only_those_shards_in_its_cache(
+    sharded: Path,
+    tmp_path: Path,
+    tiny_model: LanguageModel,
+    prompts: PromptSet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    repository = tmp_path / "cache" / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (sharded / LAST).unlink()
+    shutil.copytree(sharded, repository / "snapshots" / ("0" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    part = load_model("someone/tiny", blocks=4)
+    assert part.name == "someone/tiny" and not difference(part.fingerprint, tiny_model.fingerprint)
+    same_sites(part, tiny_model, prompts)
+    refused(Path("someone/tiny"), f"no {LAST}, which holds")
+
+
+def test_a_shard_without_the_key_that_the_index_promises_is_refused(sharded: Path) -> None:
+    weights = load_file(sharded / FIRST)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, sharded / FIRST)
+    refused(sharded, "1 missing, first model.layers.1.mlp.up_proj.weight", blocks=2)
+
+
+def test_a_tied_head_is_the_embedding(tiny_folder: Path, tmp_path: Path, prompts: PromptSet) -> None:
+    folder = tmp_path / "tied"
+    shutil.copytree(tiny_folder, folder)
+    weights = load_file(folder / SINGLE)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / SINGLE, metadata={"format": "pt"})
+    untied = load_model(folder)
+    where = prompts.positions("pre")
+    wanted = answer_probs(untied, prompts.tokens, where).log_prob
+    change_config(folder, tie_word_embeddings=True)
+    np.testing.assert_array_equal(answer_probs(load_model(folder), prompts.tokens, where).log_prob, wanted)
+    del weights["lm_head.weight"]
+    save_file(weights, folder / SINGLE, metadata={"format": "pt"})
+    tied = load_model(folder)
+    assert tied.network.lm_head.weight is tied.network.model.embed_tokens.weight
+    np.testing.assert_array_equal(answer_probs(tied, prompts.tokens, where).log_prob, wanted)
+
+
+def test_the_dtype_is_the_one_asked_for_and_positions_stay_exact(
+    tiny_folder: Path, tiny_model: LanguageModel
+) -> None:
+    network = load_model(tiny_folder, blocks=2, dtype=torch.bfloat16).network
+    assert {x.dtype for x in network.parameters()} == {torch.bfloat16}
+    assert network.model.rotary_emb.inv_freq.dtype == torch.float32
+    torch.testing.assert_close(
+        network.model.rotary_emb.inv_freq, tiny_model.network.model.rotary_emb.inv_freq, rtol=0, atol=0
+    )
+
+
+def test_eager_attention_is_causal_and_equals_sdpa(
+    tiny_folder: Path, in_float64: InFloat64, exact_model: LanguageModel, prompts: PromptSet
+) -> None:
+    eager = in_float64(load_model(tiny_folder, attention="eager"))
+    site, where = Site(5, "resid_post"), np.arange(prompts.tokens.shape[1])
+    ours, theirs = (record(model, prompts.tokens, [site], where)[site] for model in (eager, exact_model))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+    cut = record(eager, prompts.tokens[:, :20], [site], where[:20])[site]
+    np.testing.assert_allclose(cut, ours[:, :20], rtol=1e-3, atol=1e-3)
+    query = prompts.tokens[0, : prompts.positions("pre")[-1] + 1]
+    one, other = (Tail(model, query) for model in (eager, exact_model))
+    torch.testing.assert_close(one.resid_pre(6), other.resid_pre(6), rtol=1e-3, atol=1e-3)
+
+
+Edit = Callable[[dict[str, Any]], object]
+
+
+def edited(folder: Path, of: Path, **edits: Edit) -> Path:
+    """The model `of` with other JSON files; `config=` edits config.json."""
+    shutil.copytree(of, folder)
+    for name, edit in edits.items():
+        path = folder / f"{name}.json"
+        content = json.loads(path.read_text())
+        edit(content)
+        path.write_text(json.dumps(content))
+    return folder
+
+
+def nameless(content: dict[str, Any]) -> None:
+    """No BOS is named, and none is added."""
+    content.pop("bos_token", None)
+    content["post_processor"] = None
+
+
+def test_a_model_whose_tokenizer_splits_digits_is_loaded(digit_folder: Path) -> None:
+    model = load_model(digit_folder, blocks=1)
+    assert len(model.tokenizer("28", add_special_tokens=False).input_ids) == 2
+    assert bos_id(model.tokenizer) == 0
+    with pytest.raises(TokenizerError, match=r"\['\(', '2', '8', ',', 'Ġ', '5', '9', '\)', 'Ċ'\]"):
+        check_tokenizer(model.tokenizer)
+    with pytest.raises(TokenizerError, match=r"six tokens for '\(28, 0\)"):
+        model.answer_space()
+
+
+@pytest.mark.parametrize("asked", ["check", "replicate"])
+def test_what_needs_prompts_refuses_it_before_a_weight_is_read(
+    asked: str, digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iclens.model.load.read_weights", lambda *_, **__: pytest.fail("weights were read"))
+    with pytest.raises(TokenizerError) as caught:
+        if asked == "check":
+            check_saes([str(tmp_path)], str(digit_folder))
+        else:
+            replicate_seed_post(str(digit_folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "bos"),
+    [
+        (lambda content: content.update(bos_token_id=1), 1),
+        (lambda content: content.update(bos_token_id=0), 0),
+        (lambda content: content.update(bos_token_id=None), None),
+        (lambda content: content.update(bos_token_id=-1), None),
+        (lambda content: content.pop("bos_token_id"), None),
+    ],
+)  # fmt: skip
+def test_the_config_names_bos_where_the_tokenizer_does_not(
+    config: Edit, bos: int | None, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """The class of the config has a default, 1, that the file did not state and that counts for nothing."""
+    folder = edited(tmp_path / "m", tiny_folder, config=config, tokenizer=nameless, tokenizer_config=nameless)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.bos_token_id == bos == bos_id(tokenizer)
+    if bos is None:
+        with pytest.raises(TokenizerError, match="begin with BOS"):
+            check_tokenizer(tokenizer)
+    else:
+        check_tokenizer(tokenizer)
+
+
+def test_the_tokenizers_own_bos_goes_before_the_configs(tiny_folder: Path, tmp_path: Path) -> None:
+    other = {"bos_token_id": 7}
+    folder = edited(tmp_path / "one", tiny_folder, config=lambda content: content.update(other))
+    assert load_tokenizer(folder).bos_token_id == 0
+    folder = edited(
+        tmp_path / "two", tiny_folder, tokenizer_config=lambda content: content.update(bos_token="<unk>")
+    )
+    assert load_tokenizer(folder).bos_token_id == 0, "what it puts before a text, not what it names"
+
+
+def test_a_bos_that_is_no_token_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = edited(
+        tmp_path / "m", tiny_folder, config=lambda content: content.update(bos_token_id=128_000),
+        tokenizer=nameless, tokenizer_config=nameless,
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="its BOS is token 128000, and its tokens are 0 to 1077") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)

@@ -94,74 +94,102 @@ def put(key: str, value: float) -> Spoil:
     return weighted(lambda w: w[key].view(-1)[0].fill_(value))
 
 
-CONFIGS: dict[str, Spoil] = {
-    **{f"{key} is {name}": keyed(**{key: value}) for key in WHOLE_KEYS for name, value in NO_SIZES.items()},
-    **{f"no {key}": without_key(key) for key in ("hidden_size", "vocab_size", "model_type")},
-    **{f"model_type {kind!r}": keyed(model_type=kind) for kind in ("", "gpt2", "Llama", 7, None, [])},
-    "no config": gone("config.json"),
-    "an empty config": written("config.json", b""),
-    "half a config": cut("config.json", 0.5),
-    "a config that is a list": written("config.json", b"[1]"),
-    "a config that is a number": written("config.json", b"7"),
-    "a config in UTF-16": written("config.json", '{"model_type": "llama"}'.encode("utf-16")),
-    "a config with a byte-order mark": written("config.json", b"\xef\xbb\xbf{}"),
-    "a config of brackets": written("config.json", b"[" * 20_000),
-    "a config that is HTML": written("config.json", b"<html>404</html>"),
-    "heads that do not divide": keyed(num_attention_heads=3),
-    "keys that do not divide": keyed(num_key_value_heads=3),
-    "an odd head": keyed(head_dim=7),
-    "an unknown activation": keyed(hidden_act="swash"),
-    "an activation that is a number": keyed(hidden_act=3),
-    "an epsilon in words": keyed(rms_norm_eps="small"),
-    "a tie in words": keyed(tie_word_embeddings="yes"),
-    "a rotation of unknown type": keyed(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}),
-    "a rotation that is a list": keyed(rope_parameters=[1]),
-    "a rotation by layers": keyed(rope_parameters={"full_attention": {"rope_theta": 1.0}}),
-    "a rotation without its factor": keyed(rope_parameters={"rope_type": "linear", "rope_theta": 1e4}),
-    "a rotation of half a head": keyed(partial_rotary_factor=0.5),
-    "layers of two kinds": keyed(layer_types=["full_attention", "sliding_attention"]),
-    "a window of nothing": keyed(model_type="mistral", sliding_window=0),
-    "a window in words": keyed(model_type="mistral", sliding_window="wide"),
-    "quantised": keyed(quantization_config={"quant_method": "bitsandbytes"}),
-    "a dtype that is none": keyed(dtype="float99"),
-    "more blocks than weights": keyed(num_hidden_layers=9),
-    "fewer blocks than weights": keyed(num_hidden_layers=2),
-    "another width": keyed(hidden_size=64),
-    "another vocabulary": keyed(vocab_size=900),
-    "biases that are not there": keyed(attention_bias=True),
-    "code of its own": keyed(model_type="own", auto_map={"AutoConfig": "own.Config"}),
+CONFIGS: dict[str, tuple[Spoil, str]] = {
+    **{
+        f"{key} is {name}": (keyed(**{key: value}), f"{key} is {value!r}")
+        for key in WHOLE_KEYS for name, value in NO_SIZES.items()
+    },
+    **{f"no {key}": (without_key(key), word) for key, word in (
+        ("hidden_size", "hidden_size is None"), ("vocab_size", "vocab_size is None"),
+        ("model_type", "its architecture is 'None'"),
+    )},
+    **{f"model_type {kind!r}": (keyed(model_type=kind), f"its architecture is '{kind}'") for kind in (
+        "", "gpt2", "Llama", 7, None, [], "qwen2", "gemma", "gemma2", "gpt_neox", "bert", "mamba",
+    )},
+    "no config": (gone("config.json"), "there is none"),
+    "an empty config": (written("config.json", b""), "it is not JSON"),
+    "half a config": (cut("config.json", 0.5), "it is not JSON"),
+    "a config that is a list": (written("config.json", b"[1]"), "it is no mapping"),
+    "a config that is a number": (written("config.json", b"7"), "it is no mapping"),
+    **{
+        f"a config in {name}": (written("config.json", "{}".encode(name)), "Save it as UTF-8 without a")
+        for name in ("utf-16", "utf-8-sig", "utf-32")
+    },
+    "a config of brackets": (written("config.json", b"[" * 20_000), "it is not JSON"),
+    "a config that is HTML": (written("config.json", b"<html>404</html>"), "it is not JSON"),
+    "heads that do not divide": (keyed(num_attention_heads=3, head_dim=None), "3 heads of 10 on 2 keys"),
+    "keys that do not divide": (keyed(num_key_value_heads=3), "multiple of num_key_value_heads"),
+    "an odd head": (keyed(head_dim=7), "head_dim even"),
+    "an unknown activation": (keyed(hidden_act="swash"), "hidden_act 'swash'"),
+    "an activation that is a number": (keyed(hidden_act=3), "cannot be loaded"),
+    "an epsilon in words": (keyed(rms_norm_eps="small"), "cannot be loaded"),
+    "a tie in words": (keyed(tie_word_embeddings="yes"), "cannot be loaded"),
+    "a rotation of unknown type": (keyed(rope_parameters={"rope_type": "none", "rope_theta": 1e4}), "cannot"),
+    "a rotation that is a list": (keyed(rope_parameters=[1]), "cannot be loaded"),
+    "a rotation by layers": (keyed(rope_parameters={"full_attention": {"rope_theta": 1.0}}), "by layer"),
+    "a rotation without factor": (keyed(rope_parameters={"rope_type": "linear", "rope_theta": 1}), "cannot"),
+    "a rotation of half a head": (keyed(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
+    "a rotation of a quarter": (
+        keyed(rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 0.25}), "factor is 0.25",
+    ),
+    "a scaled rotation of half a head": (
+        keyed(rope_scaling={"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}), "partial_rotary",
+    ),
+    **{f"layers of {kinds}": (keyed(layer_types=kinds, sliding_window=None), "layer_types") for kinds in (
+        ["full_attention", "sliding_attention"], ["sliding_attention"] * 3, ["chunked_attention"] * 3,
+        ["full_attention"], "full_attention", [], ["full_attention", "sliding_attention", "full_attention"],
+    )},
+    **{
+        f"a window of {size!r}": (keyed(model_type="mistral", sliding_window=size), f"window is {size!r}")
+        for size in (0, -3, "wide")
+    },
+    "quantised": (keyed(quantization_config={"quant_method": "bitsandbytes"}), "its weights are quantised"),
+    "a dtype that is none": (keyed(dtype="float99"), "cannot be loaded"),
+    "more blocks than weights": (keyed(num_hidden_layers=9), "missing, first model.layers.3."),
+    "fewer blocks than weights": (keyed(num_hidden_layers=2), "unexpected, first model.layers.2."),
+    "another width": (keyed(hidden_size=64), "mismatched"),
+    "another vocabulary": (keyed(vocab_size=10), "of shape [1078, 32], not [10, 32]"),
+    "biases that are not there": (keyed(attention_bias=True), "missing"),
+    "code of its own": (keyed(model_type="own", auto_map={"AutoConfig": "own.Config"}), "is 'own'"),
 }  # fmt: skip
-FILES: dict[str, Spoil] = {
-    "no weights": gone(SINGLE),
-    "empty weights": written(SINGLE, b""),
-    "weights cut in their header": cut(SINGLE, 0.01),
-    "weights cut short": cut(SINGLE, 0.9),
-    "weights that are text": written(SINGLE, b"version 1\noid sha256:0\nsize 9\n"),
-    "a header that is no JSON": written(SINGLE, (8).to_bytes(8, "little") + b"notajson"),
-    "a header without end": written(SINGLE, (2**60).to_bytes(8, "little") + b"{}"),
-    "a missing tensor": weighted(lambda w: w.pop("model.layers.1.mlp.up_proj.weight")),
-    "no embedding": weighted(lambda w: w.pop("model.embed_tokens.weight")),
-    "no head": weighted(lambda w: w.pop("lm_head.weight")),
-    "one tensor too many": weighted(lambda w: w.update({"more": torch.ones(2)})),
-    "names without their prefix": weighted(renamed_keys),
-    "no tensor at all": weighted(lambda w: w.clear()),
-    "a transposed tensor": weighted(lambda w: w.update({HEAD: w[HEAD].T.contiguous()})),
-    "whole numbers": weighted(lambda w: w.update({key: x.int() for key, x in w.items()})),
-    "eight-bit floats": weighted(lambda w: w.update({key: x.to(EIGHT) for key, x in w.items()})),
-    "an index of nothing": indexed({}),
-    "an index that is a list": indexed([]),
-    "an index that is no JSON": indexed("{"),
-    "an index to nowhere": indexed({"weight_map": {"model.norm.weight": "model-1.safetensors"}}),
-    "an index of numbers": indexed({"weight_map": {"model.norm.weight": 3}}),
-    "an empty index beside the weights": indexed({"weight_map": {}}, single=True),
-    "no tokenizer": gone("tokenizer.json"),
-    "an empty tokenizer": written("tokenizer.json", b""),
-    "half a tokenizer": cut("tokenizer.json", 0.5),
-    "a tokenizer that is a list": written("tokenizer.json", b"[]"),
-    "a tokenizer config that is no JSON": written("tokenizer_config.json", b"{"),
-    "NaN in the embedding": weighted(lambda w: w["model.embed_tokens.weight"].fill_(torch.nan)),
-    "NaN in a block": put("model.layers.1.self_attn.o_proj.weight", float("nan")),
-    "NaN in the head": put("lm_head.weight", float("nan")),
+"""What is spoilt → how, and words of the refusal."""
+UP = "model.layers.1.mlp.up_proj.weight"
+FILES: dict[str, tuple[Spoil, str]] = {
+    "no weights": (gone(SINGLE), f"neither {SINGLE} nor {INDEX}"),
+    "empty weights": (written(SINGLE, b""), "cannot be loaded"),
+    "weights cut in their header": (cut(SINGLE, 0.01), "cannot be loaded"),
+    "weights cut short": (cut(SINGLE, 0.9), "cannot be loaded"),
+    "weights that are text": (written(SINGLE, b"version 1\noid sha256:0\nsize 9\n"), "cannot be loaded"),
+    "a header that is no JSON": (written(SINGLE, (8).to_bytes(8, "little") + b"notajson"), "cannot be load"),
+    "a header without end": (written(SINGLE, (2**60).to_bytes(8, "little") + b"{}"), "cannot be loaded"),
+    "a missing tensor": (weighted(lambda w: w.pop(UP)), f"1 missing, first {UP}"),
+    "a missing block": (
+        weighted(lambda w: [w.pop(key) for key in list(w) if ".1." in key]), "missing, first model.layers.1.",
+    ),
+    "no embedding": (weighted(lambda w: w.pop("model.embed_tokens.weight")), "1 missing"),
+    "no head": (weighted(lambda w: w.pop(HEAD)), "1 missing, first lm_head"),
+    "one tensor too many": (weighted(lambda w: w.update({"more": torch.ones(2)})), "unexpected, first more"),
+    "names without their prefix": (weighted(renamed_keys), "missing"),
+    "no tensor at all": (weighted(lambda w: w.clear()), "missing"),
+    "a transposed tensor": (
+        weighted(lambda w: w.update({UP: w[UP].T.contiguous()})), f"{UP} of shape [32, 40], not [40, 32]",
+    ),
+    "whole numbers": (weighted(lambda w: w.update({UP: w[UP].char()})), f"{UP} of dtype I8, not a float"),
+    "eight-bit floats": (weighted(lambda w: w.update({k: x.to(EIGHT) for k, x in w.items()})), "not a float"),
+    "an index of nothing": (indexed({}), "no weight_map"),
+    "an index that is a list": (indexed([]), "no weight_map"),
+    "an index that is no JSON": (indexed("{"), "cannot be loaded"),
+    "an index to nowhere": (indexed({"weight_map": {"model.norm.weight": "model-1.safetensors"}}), "missing"),
+    "an index of numbers": (indexed({"weight_map": {"model.norm.weight": 3}}), "no weight_map"),
+    "an empty index beside the weights": (indexed({"weight_map": {}}, single=True), "missing"),
+    "no tokenizer": (gone("tokenizer.json"), "tokenizer"),
+    "an empty tokenizer": (written("tokenizer.json", b""), "tokenizer"),
+    "half a tokenizer": (cut("tokenizer.json", 0.5), "tokenizer"),
+    "a tokenizer that is a list": (written("tokenizer.json", b"[]"), "tokenizer"),
+    "a tokenizer config that is no JSON": (written("tokenizer_config.json", b"{"), "tokenizer"),
+    "NaN as embedding": (weighted(lambda w: w["model.embed_tokens.weight"].fill_(torch.nan)), "not finite"),
+    "NaN in a block": (put("model.layers.1.self_attn.o_proj.weight", float("nan")), "not finite"),
+    "NaN in the head": (put(HEAD, float("nan")), "not finite"),
 }  # fmt: skip
 
 
@@ -176,9 +204,10 @@ def in_one_line(act: Callable[[], object], folder: Path) -> str:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_is_refused_in_one_line(saved_model: Callable[..., Path], name: str) -> None:
-    folder = saved_model(name="m")
-    CONFIGS[name](folder)
-    assert "config.json" in (text := in_one_line(lambda: load_model(folder), folder)) or "weights" in text
+    folder, (spoil, words) = saved_model(name="m"), CONFIGS[name]
+    spoil(folder)
+    text = in_one_line(lambda: load_model(folder), folder)
+    assert words in text and ("config.json" in text or "weights" in text), text
     try:
         read_shape(folder)
     except IclensError as refusal:
@@ -187,13 +216,13 @@ def test_a_config_is_refused_in_one_line(saved_model: Callable[..., Path], name:
 
 @pytest.mark.parametrize("name", FILES)
 def test_files_are_refused_in_one_line(saved_model: Callable[..., Path], name: str) -> None:
-    folder = saved_model(name="m")
-    FILES[name](folder)
+    folder, (spoil, words) = saved_model(name="m"), FILES[name]
+    spoil(folder)
 
     def run() -> None:
         answer_probs(load_model(folder), np.ones((2, 9), dtype=np.int64), np.array([3]))
 
-    assert any(part in in_one_line(run, folder) for part in ("weights", "tokenizer", "logits"))
+    assert words in (text := in_one_line(run, folder)), text
 
 
 UNUSUAL: dict[str, Spoil] = {

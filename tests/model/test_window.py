@@ -166,31 +166,6 @@ def test_the_types_of_layers_are_honoured(
     assert same.fingerprint == model.fingerprint
 
 
-@pytest.mark.parametrize("layers", [
-    ["sliding_attention"] * 3, ["chunked_attention"] * 3, ["full_attention"], "full_attention", [],
-    ["full_attention", "sliding_attention", "full_attention"],
-])  # fmt: skip
-def test_types_of_layers_that_are_not_computed_are_refused(saved_model: Save, layers: object) -> None:
-    folder = rewritten(saved_model("mistral"), sliding_window=None, layer_types=layers)
-    (folder / "model.safetensors").unlink()  # before a weight is read
-    with pytest.raises(ModelError, match="layer_types") as caught:
-        load_model(folder)
-    assert "config.json of" in str(caught.value) and "weights" not in str(caught.value)
-
-
-def test_a_window_of_nothing_is_refused(saved_model: Save) -> None:
-    for window in (0, -3, "8"):
-        folder = saved_model("mistral", name=f"w{window}", sliding_window=8)
-        text = (
-            (folder / "config.json")
-            .read_text()
-            .replace('"sliding_window": 8', f'"sliding_window": {window!r}')
-        )
-        (folder / "config.json").write_text(text.replace("'", '"'))
-        with pytest.raises(ModelError, match="sliding_window is"):
-            load_model(folder)
-
-
 @pytest.mark.parametrize("run", [
     lambda model, ids: record(model, ids, [Site(0, "resid_post")], np.array([1])),
     lambda model, ids: answer_probs(model, ids, np.array([1])),

@@ -1,4 +1,4 @@
-"""The forward pass: equal to plain Hugging Face, hooks always removed, edits proved to have fired."""
+"""The forward pass equals Hugging Face's and TransformerBridge's; hooks are removed, edits have fired."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from transformer_lens.model_bridge import TransformerBridge
 
 from iclens.core import HOOKS, EditError, Site, SiteError
 from iclens.model.load import LanguageModel, load_model
@@ -249,3 +250,20 @@ def test_an_edit_of_resid_mid_reaches_the_mlp_and_the_stream_beside_it(
         seen - base, np.broadcast_to(value, base.shape), rtol=0, atol=FLOAT32 * np.abs(base).max()
     )
     assert n_hooks(exact_model) == before
+
+
+def test_sites_equal_the_cache_of_the_same_names(
+    tiny_folder: Path, tiny_model: LanguageModel, prompts: PromptSet
+) -> None:
+    wrapped = load_model(tiny_folder)
+    bridge = TransformerBridge.boot_transformers(
+        str(tiny_folder), hf_model=wrapped.network, tokenizer=wrapped.tokenizer, device="cpu"
+    )
+    _, cache = bridge.run_with_cache(torch.as_tensor(prompts.tokens))
+    sites = [Site(layer, hook) for layer in range(tiny_model.n_blocks) for hook in HOOKS]
+    ours = record(tiny_model, prompts.tokens, sites, np.arange(prompts.tokens.shape[1]))
+    for site in sites:
+        theirs = cache[str(site)].detach().numpy().reshape(ours[site].shape)  # z is [… head d_head] there
+        # entries come from sums of much larger terms, so rounding goes with the site's size, not with theirs
+        atol = 1e-5 * float(np.abs(theirs).max())
+        np.testing.assert_allclose(ours[site], theirs, rtol=0, atol=atol, err_msg=str(site))

@@ -1,15 +1,16 @@
 """Small SAEs with random weights in every layout, for tests that change something in them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from iclens.core import Site
+from iclens.core import SaeError, Site
 
 SITE = Site(2, "resid_post")
 HOOK = str(SITE)
@@ -156,3 +157,23 @@ def stored(folder: Path, layout: str) -> Raw:
     """The tensors of a folder's weights."""
     file = folder / LAYOUTS[layout][1]
     return torch.load(file, weights_only=True) if file.suffix == ".pt" else load_file(file)
+
+
+def write_scopium(
+    folder: Path, config: dict[str, Any], weights: Raw, file: str = "sae_weights.safetensors"
+) -> Path:
+    (folder / file).parent.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if file.endswith(".pt"):
+        torch.save({"sae": weights, "version": "2.0.0"}, folder / file)
+    else:
+        save_file(weights, folder / file)
+    return folder
+
+
+def refused(call: Callable[[], object], *words: str) -> str:
+    with pytest.raises(SaeError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+    return message

@@ -1,4 +1,4 @@
-"""Encoding: active latents and the error that they leave."""
+"""Encoding, the error that it leaves, logit effects against the unembedding, and neighbours."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,10 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 
 from iclens.activations import Activations
-from iclens.core import SaeError, Site
-from iclens.saes.encode import encode, encode_rows, largest_entries, largest_on_cpu
+from iclens.core import SaeError, Site, SiteError
+from iclens.model.load import LanguageModel
+from iclens.prompts.render import answer_ids
+from iclens.saes.encode import (
+    by_activation,
+    by_decoder,
+    encode,
+    encode_rows,
+    largest_entries,
+    largest_on_cpu,
+    logit_effects,
+)
 from iclens.saes.load import Sae, load_sae
 
 SITE = Site(1, "mlp_out")
@@ -88,3 +99,80 @@ def test_topk_entries_are_those_of_the_saes_own_encoder(sae: Sae) -> None:
         np.testing.assert_allclose(found.latents.toarray(), expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found.total_sq, np.square(values).sum(axis=1), rtol=1e-5)
         assert found.latents.has_sorted_indices
+
+
+HOOK = "blocks.2.hook_resid_post"
+
+
+def test_a_direction_built_from_a_token_names_it(
+    write_sae: Callable[..., Path], model: LanguageModel
+) -> None:
+    head, gain = model.network.lm_head.weight, model.network.model.norm.weight
+    wanted = int(answer_ids(model.tokenizer, ["42"])[0])
+    W_dec = torch.zeros(24, 128)
+    W_dec[5] = torch.linalg.lstsq((head - head.mean(dim=0)) * gain, torch.eye(len(head))[:, wanted]).solution
+    W_dec[6] = -W_dec[5]
+    sae = load_sae(write_sae(d_in=128, hook=HOOK, W_dec=W_dec))
+    raised, lowered = logit_effects(model, sae, [5, 6], n=3)
+    assert (raised.latent, lowered.latent) == (5, 6)
+    assert raised.top[0][0] == "42" and lowered.bottom[0][0] == "42"
+    assert raised.top[0][1] == pytest.approx(-lowered.bottom[0][1])
+    (nothing,) = logit_effects(model, sae, [7], n=3)
+    assert {value for _, value in nothing.top} == {0.0}
+
+
+def test_effects_are_the_change_of_centred_logits(
+    write_sae: Callable[..., Path], model: LanguageModel
+) -> None:
+    sae = load_sae(write_sae(d_in=128, hook=HOOK))
+    (found,) = logit_effects(model, sae, [7], n=4)
+    logits = (
+        sae.W_dec[7] / sae.W_dec[7].norm() * model.network.model.norm.weight
+    ) @ model.network.lm_head.weight.T
+    expected = (logits - logits.mean()).sort(descending=True).values
+    torch.testing.assert_close(torch.tensor([v for _, v in found.top]), expected[:4])
+    torch.testing.assert_close(torch.tensor([v for _, v in found.bottom]), expected.flip(0)[:4])
+
+
+def test_a_latent_outside_the_sae_is_refused(write_sae: Callable[..., Path], model: LanguageModel) -> None:
+    sae = load_sae(write_sae(d_in=128, hook=HOOK))
+    for latent in (24, -1):
+        with pytest.raises(SiteError, match=f"latent {latent} of L2.resid_post: the SAE has 24"):
+            logit_effects(model, sae, [latent])
+
+
+def test_decoder_rows_are_compared_by_angle_and_not_by_length(
+    write_sae: Callable[..., Path], model: LanguageModel
+) -> None:
+    rows = torch.zeros(24, 8)
+    rows[:, 7] = 1.0
+    rows[0] = torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0])
+    rows[5] = torch.tensor([9.0, 0, 0, 0, 0, 0, 0, 0])
+    rows[9] = torch.tensor([0.5, 0.5, 0, 0, 0, 0, 0, 0])
+    rows[3] = 0.0
+    sae = load_sae(write_sae(hook="blocks.1.hook_resid_post", W_dec=rows))
+    (near,) = by_decoder(sae, [0], n=3)
+    assert near.latents.tolist() == [5, 9]
+    np.testing.assert_allclose(near.values, [1.0, np.sqrt(0.5)], rtol=1e-5)
+
+
+def test_activations_are_compared_by_pearsons_r_over_all_tokens() -> None:
+    rng = np.random.default_rng(0)
+    dense = rng.gamma(1.0, size=(50, 6)) * (rng.random((50, 6)) < 0.5)
+    dense[:, 1] = 3.0 * dense[:, 4]
+    dense[:, 2] = 0.0
+    (near,) = by_activation(csr_array(dense), [4], n=9)
+    r = np.corrcoef(dense[:, [0, 1, 3, 4, 5]].T)[3]
+    expected = {0: r[0], 1: r[1], 3: r[2], 5: r[4]}
+    assert near.latents[0] == 1
+    assert set(near.latents.tolist()) == {f for f, value in expected.items() if value > 0}
+    np.testing.assert_allclose(near.values, [expected[f] for f in near.latents.tolist()], rtol=1e-9)
+    assert (np.diff(near.values) <= 0).all()
+
+
+def test_latents_that_do_not_vary_and_those_that_exclude_each_other_are_no_neighbours() -> None:
+    dense = np.zeros((6, 5))
+    dense[:, 1] = dense[:, 2] = 0.1
+    dense[:3, 3], dense[3:, 4] = 1.0, 1.0
+    for near in by_activation(csr_array(dense), [0, 1, 3]):
+        assert len(near.latents) == 0

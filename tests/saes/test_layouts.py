@@ -1,44 +1,302 @@
-"""SAE folders as they are found: old versions, dead latents, unlearnt thresholds, roots, halves."""
+"""Every layout: the active sets and activations of its own library, and every refusal in one line."""
 
 import json
 import math
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors
 import torch
 from sae_lens import (
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
     MatryoshkaBatchTopKTrainingSAE,
     MatryoshkaBatchTopKTrainingSAEConfig,
 )
+from sae_lens.loading import pretrained_sae_loaders
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from iclens.core import SaeError, Site
-from iclens.saes.formats import releases
 from iclens.saes.layouts import UNFOLDED
 from iclens.saes.load import Sae, convert, load_sae
+from iclens.saes.parts import named_site
 
 from . import layouts
-from .layouts import D_IN, D_SAE, HOOK, LAYOUTS, LENGTH, SITE, K, Raw, drawn, llamascopium, rows, write
+from .layouts import (
+    D_IN,
+    D_SAE,
+    HOOK,
+    LAYOUTS,
+    LENGTH,
+    SITE,
+    K,
+    Raw,
+    drawn,
+    llamascopium,
+    refused,
+    rows,
+    write,
+    write_scopium,
+)
 
 FIXTURES = Path(__file__).parent / "fixtures"
+
 SPARSIFY, LEARNT = FIXTURES / "sparsify", FIXTURES / "dictionary_learning"
+
+
 Write = Callable[..., Path]
 
 
-def refused(call: Callable[[], object], *words: str) -> str:
-    with pytest.raises(SaeError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message and all(word in message for word in words), message
-    return message
+def agrees(sae: Sae, x: Tensor, acts: Tensor, x_hat: Tensor) -> None:
+    """Identical active sets; activations and reconstructions to 1e-5 of the largest, being sums of such."""
+    found = sae.encode(x)
+    assert torch.equal(found > 0, acts > 0)
+    assert 0 < (acts > 0).float().mean() < 1
+    torch.testing.assert_close(found, acts, rtol=0, atol=1e-5 * float(acts.abs().max()))
+    torch.testing.assert_close(sae.decode(found), x_hat, rtol=0, atol=1e-5 * float(x_hat.abs().max()))
+
+
+def top(z: Tensor, k: int) -> Tensor:
+    best = z.topk(k, dim=1)
+    return torch.zeros_like(z).scatter(1, best.indices, best.values)
+
+
+@pytest.mark.parametrize(
+    ("name", "site", "d_sae"), [("layers.2", SITE, 32), ("layers.3.mlp", Site(3, "mlp_out"), 24)]
+)
+def test_sparsify_is_read_as_sparsify_reads_it(name: str, site: Site, d_sae: int) -> None:
+    expected, raw = (
+        load_file(SPARSIFY / name / "expected.safetensors"),
+        load_file(SPARSIFY / name / "sae.safetensors"),
+    )
+    sae = load_sae(SPARSIFY / name)
+    agrees(sae, expected["x"], expected["acts"], expected["x_hat"])
+    x = expected["x"]
+    acts = top(((x - raw["b_dec"]) @ raw["encoder.weight"].T + raw["encoder.bias"]).relu(), 4)
+    agrees(sae, x, acts, acts @ raw["W_dec"] + raw["b_dec"])
+    assert (sae.site, sae.d_sae, sae.k, sae.l0) == (site, d_sae, 4, 4)
+    assert (sae.layout, sae.model) == ("sparsify", "meta-llama/Meta-Llama-3-8B")
+
+
+def test_each_sparsify_convention_is_needed() -> None:
+    expected = load_file(SPARSIFY / "layers.2" / "expected.safetensors")
+    sae, x = load_sae(SPARSIFY / "layers.2"), expected["x"]
+    untouched = sae.encode(x + sae.network.b_dec)  # as if b_dec were not subtracted
+    overlap = ((untouched > 0) & (expected["acts"] > 0)).sum() / (expected["acts"] > 0).sum()
+    assert overlap < 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [
+        ("layers.10", Site(10, "resid_post")), ("layers.10.mlp", Site(10, "mlp_out")),
+        ("layers.0.self_attn", Site(0, "attn_out")), ("layers.7.attention", Site(7, "attn_out")),
+        ("gpt_neox.layers.3.mlp", Site(3, "mlp_out")), ("model.layers.31", Site(31, "resid_post")),
+        ("layer_24", Site(24, "resid_post")), ("h.5.attn", Site(5, "attn_out")),
+        ("embed_tokens", Site(0, "resid_pre")), ("layers.3.mlp.act_fn", None), ("sae", None),
+        ("layers.ten", None),
+    ],
+)  # fmt: skip
+def test_hookpoints_are_sites(name: str, site: Site | None) -> None:
+    assert named_site(name) == site
+
+
+def raw_of(folder: Path) -> Raw:
+    return {k: v.float() for k, v in load_file(folder / "checkpoints" / "final.safetensors").items()}
+
+
+def test_llama_scope_is_read_as_openmoss_infers_with_it(tmp_path: Path, write_scope: Write) -> None:
+    folder = write_scope(tmp_path / "Llama3_1-8B-Base-L2R-8x")
+    raw = raw_of(folder)
+    s = math.sqrt(8) / 4.5
+    # 1. standardise for raw activations: biases / s, and s / s on the decoder's weight.
+    E, e, D, d = (
+        raw["encoder.weight"],
+        raw["encoder.bias"] / s,
+        raw["decoder.weight"],
+        raw["decoder.bias"] / s,
+    )
+    # 2. unit decoder columns; 3. the released threshold.
+    v = D.norm(dim=0)
+    E, e, D = E * v[:, None], e * v, D / v
+    x = 2 * torch.randn(40, 8, generator=torch.Generator().manual_seed(1)) + 1
+    z = x @ E.T + e
+    acts = z * (z > 1.25)
+    sae = load_sae(folder)
+    agrees(sae, x, acts, acts @ D.T + d)
+    assert (sae.site, sae.l0, sae.model, sae.k) == (SITE, K, "meta-llama/Llama-3.1-8B", None)
+
+
+def test_llama_scope_agrees_with_sae_lens_where_decoder_columns_are_unit(
+    tmp_path: Path, write_scope: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # sae_lens scales the input by s: its latents are s times ours. It takes columns to be unit, as released.
+    folder = write_scope(tmp_path / "scope", torch.float32)
+    raw, file = raw_of(folder), folder / "checkpoints" / "final.safetensors"
+    raw["decoder.weight"] /= raw["decoder.weight"].norm(dim=0)
+    save_file(raw, file)
+    monkeypatch.setattr(
+        pretrained_sae_loaders, "hf_hub_download",
+        lambda *names, filename=None, **_: str(file if filename else folder / "hyperparams.json"),
+    )  # fmt: skip
+    config, state, _ = pretrained_sae_loaders.llama_scope_sae_huggingface_loader(
+        "fnlp", "scope", cfg_overrides={"dtype": "float32", "device": "cpu"}
+    )
+    theirs = JumpReLUSAE(
+        JumpReLUSAEConfig(d_in=D_IN, d_sae=D_SAE, apply_b_dec_to_input=config["apply_b_dec_to_input"])
+    )
+    theirs.load_state_dict(state)
+    s, x = math.sqrt(8) / 4.5, torch.randn(40, 8, generator=torch.Generator().manual_seed(2))
+    theirs.fold_activation_norm_scaling_factor(s)
+    with torch.no_grad():
+        agrees(load_sae(folder), x, theirs.encode(x) / s, theirs(x))
+
+
+def standard(raw: Raw, x: Tensor) -> Tensor:
+    lengths = raw["decoder.weight"].norm(dim=0)
+    return ((x - raw["bias"]) @ raw["encoder.weight"].T + raw["encoder.bias"]).relu() * lengths
+
+
+def encoded(raw: Raw, x: Tensor) -> Tensor:
+    return ((x - raw["b_dec"]) @ raw["encoder.weight"].T + raw["encoder.bias"]).relu()
+
+
+def matrices(raw: Raw, x: Tensor) -> Tensor:
+    return ((x - raw["b_dec"]) @ raw["W_enc"] + raw["b_enc"]).relu()
+
+
+def gated(raw: Raw, x: Tensor) -> Tensor:
+    z = (x - raw["decoder_bias"]) @ raw["encoder.weight"].T
+    return (z + raw["gate_bias"] > 0) * (raw["r_mag"].exp() * z + raw["mag_bias"]).relu()
+
+
+REFERENCE: dict[str, Callable[[Raw, Tensor], Tensor]] = {
+    "standard": standard,
+    "new": lambda raw, x: (x @ raw["encoder.weight"].T + raw["encoder.bias"]).relu(),
+    "topk": lambda raw, x: top(encoded(raw, x), 4),
+    "batchtopk": lambda raw, x: encoded(raw, x) * (encoded(raw, x) > 1.5),
+    "matryoshka": lambda raw, x: matrices(raw, x) * (matrices(raw, x) > 1.5),
+    "jumprelu": lambda raw, x: (
+        (x @ raw["W_enc"] + raw["b_enc"]) * (x @ raw["W_enc"] + raw["b_enc"] > raw["threshold"])
+    ),
+    "gated": gated,
+}
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_dictionary_learning_is_read_as_it_reads_itself(name: str) -> None:
+    expected = load_file(LEARNT / name / "expected.safetensors")
+    sae = load_sae(LEARNT / name, site=SITE)
+    agrees(sae, expected["x"], expected["acts"], expected["x_hat"])
+    raw = torch.load(LEARNT / name / "ae.pt", weights_only=True)
+    acts = REFERENCE[name](raw, expected["x"])
+    agrees(sae, expected["x"], acts, expected["x_hat"])
+    assert (sae.layout, sae.model, sae.d_in, sae.d_sae) == (
+        "dictionary_learning", "meta-llama/Meta-Llama-3-8B", 8, 32,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["jumprelu", "topk", "relu"])
+def test_llamascopium_is_read_as_it_reads_itself(name: str) -> None:
+    expected = load_file(FIXTURES / "llamascopium" / name / "expected.safetensors")
+    sae = load_sae(FIXTURES / "llamascopium" / name)
+    latents = sae.encode(expected["x"])
+    assert torch.equal(latents > 0, expected["acts"] > 0) and 0 < (latents > 0).float().mean() < 1
+    found = sae.reconstruct(expected["x"], latents)
+    torch.testing.assert_close(found, expected["x_hat"], rtol=1e-5, atol=1e-5)
+    assert (sae.layout, sae.site, sae.d_sae) == ("llamascopium", SITE, 32)
+    assert sae.mean_length == (None if name == "relu" else 4.5)
+
+
+def test_dictionary_learning_states_k_and_site() -> None:
+    assert load_sae(LEARNT / "topk").site == SITE
+    assert [load_sae(LEARNT / name).l0 for name in ("topk", "batchtopk", "gated")] == [4, 4, None]
+    with pytest.raises(SaeError, match="names no site"):
+        load_sae(LEARNT / "new")
+
+
+class _Bomb:
+    """A pickle that runs code when it is loaded without care."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return (Path.touch, (Path("exploded"),))  # pyright: ignore
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda value, file: file.write_bytes(pickle.dumps(value))])
+def test_a_pickle_that_runs_code_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[object, Path], None]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = copied(LEARNT / "topk", tmp_path)
+    write({"encoder.weight": _Bomb()}, folder / "ae.pt")
+    refused(lambda: load_sae(folder), "holds more than tensors")
+    assert not (tmp_path / "exploded").exists()
+
+
+def copied(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to / folder.name))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"transcode": True}, "transcode"), ({"skip_connection": True}, "skip_connection"),
+        ({"activation": "groupmax"}, "groupmax"), ({"signed": True}, "signed"), ({"k": 0}, "k is 0"),
+        ({"k": 33}, "k is 33"), ({"k": "4"}, "k is '4'"), ({"d_in": 9}, "9"),
+        ({"expansion_factor": 3}, "24"),
+        ({"num_latents": 16}, "16"), ({"num_latents": -1}, "num_latents is -1"), ({"d_in": None}, "d_in"),
+    ],
+)  # fmt: skip
+def test_sparsify_configs_that_mean_something_else(tmp_path: Path, change: dict[str, Any], word: str) -> None:
+    folder = copied(SPARSIFY / "layers.2", tmp_path)
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(config | change))
+    refused(lambda: load_sae(folder), word)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"hook_point_out": "blocks.2.hook_mlp_out"}, "transcoder"), ({"act_fn": "topk"}, "act_fn is 'topk'"),
+        ({"hook_point_in": "blocks.2.attn.hook_z", "hook_point_out": "blocks.2.attn.hook_z"}, "hook_z"),
+        ({"dataset_average_activation_norm": None}, "dataset_average_activation_norm"),
+        ({"dataset_average_activation_norm": {"in": 0}}, "is 0"), ({"jump_relu_threshold": "x"}, "is 'x'"),
+        ({"norm_activation": "token-wise"}, "token-wise"), ({"d_sae": 31}, "31"),
+        ({"apply_decoder_bias_to_pre_encoder": True}, "apply_decoder_bias"),
+    ],
+)  # fmt: skip
+def test_llama_scope_configs_that_mean_something_else(
+    tmp_path: Path, write_scope: Write, change: dict[str, Any], word: str
+) -> None:
+    refused(lambda: load_sae(write_scope(tmp_path / "scope", **change)), word)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (lambda raw: raw.pop("b_dec"), "b_dec [8] is missing"),
+        (lambda raw: raw.update(W_dec=raw["W_dec"].T.contiguous()), "W_dec is [8, 32]"),
+        (lambda raw: raw.update(extra=torch.zeros(1)), "extra [1] is not known"),
+        (lambda raw: raw.update(b_dec=torch.zeros(8, dtype=torch.int64)), "torch.int64"),
+        (lambda raw: raw.update(b_dec=torch.full((8,), float("nan"))), "b_dec is not finite"),
+    ],
+)
+def test_weights_that_do_not_belong(tmp_path: Path, spoil: Callable[[Raw], object], word: str) -> None:
+    folder = copied(SPARSIFY / "layers.2", tmp_path)
+    raw = load_file(folder / "sae.safetensors")
+    spoil(raw)
+    save_file(raw, folder / "sae.safetensors")
+    refused(lambda: load_sae(folder), word)
+
+
+SPARSIFY, LEARNT = FIXTURES / "sparsify", FIXTURES / "dictionary_learning"
 
 
 def native(folder: Path, config: dict[str, Any], weights: Raw) -> Path:
@@ -54,9 +312,6 @@ def changed_dictionary(folder: Path, name: str, change: Callable[[Raw, dict[str,
     torch.save(tensors, folder / "ae.pt")
     (folder / "config.json").write_text(json.dumps(config))
     return folder
-
-
-# ------------------------------------------------------------------------------------------ dead latents
 
 
 def dead_standard(folder: Path, _: Write) -> Path:
@@ -94,9 +349,6 @@ def test_a_decoder_row_of_zeros_stays_zero_and_its_latent_dead(
     assert all(value.isfinite().all() for value in (sae.W_dec, latents, sae.reconstruct(x, latents)))
     assert not sae.W_dec[5].any() and not latents[:, 5].any()
     assert (latents.sum(dim=0) > 0).sum() > sae.d_sae // 2
-
-
-# ------------------------------------------------------------------------------------ sae_lens' versions
 
 
 def older(config: dict[str, Any]) -> dict[str, Any]:
@@ -190,9 +442,6 @@ def test_a_finetuned_decoder_is_scaled_as_sae_lens_5_did(tmp_path: Path) -> None
     assert torch.equal(load_sae(ones).W_dec, weights["W_dec"])
 
 
-# ------------------------------------------------------------------------------------- BatchTopK training
-
-
 def batch_top_k(threshold: float, matryoshka: bool = False, **options: Any) -> Any:
     metadata = SAEMetadata(hook_name=HOOK, model_name="gpt2")
     if matryoshka:
@@ -228,18 +477,6 @@ def test_a_batchtopk_checkpoint_is_its_final_folder(tmp_path: Path, matryoshka: 
     assert checkpoint.l0 == final.l0 == K and checkpoint.k is final.k is None
 
 
-def unlearnt_final(folder: Path) -> None:
-    batch_top_k(0.0).save_inference_model(folder)
-
-
-def unlearnt_checkpoint(folder: Path) -> None:
-    batch_top_k(0.0).save_model(folder)
-
-
-def unlearnt_matryoshka(folder: Path) -> None:
-    batch_top_k(0.0, matryoshka=True).save_inference_model(folder)
-
-
 def unlearnt_learnt(name: str, threshold: float) -> Callable[[Path], object]:
     return lambda folder: changed_dictionary(
         folder, name, lambda tensors, _: tensors["threshold"].fill_(threshold)
@@ -249,7 +486,10 @@ def unlearnt_learnt(name: str, threshold: float) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     "make",
     [
-        unlearnt_final, unlearnt_checkpoint, unlearnt_matryoshka, unlearnt_learnt("batchtopk", -1.0),
+        lambda folder: batch_top_k(0.0).save_inference_model(folder),
+        lambda folder: batch_top_k(0.0).save_model(folder),
+        lambda folder: batch_top_k(0.0, matryoshka=True).save_inference_model(folder),
+        unlearnt_learnt("batchtopk", -1.0),
         unlearnt_learnt("batchtopk", 0.0), unlearnt_learnt("matryoshka", -1.0),
     ],
 )  # fmt: skip
@@ -258,9 +498,6 @@ def test_a_batchtopk_sae_that_learnt_no_threshold_is_refused(
 ) -> None:
     make(tmp_path / "sae")
     refused(lambda: load_sae(tmp_path / "sae"), "threshold is", "ended before it learnt one", "(k 4)")
-
-
-# --------------------------------------------------------------------------------------- input scales
 
 
 def wrapped(network: Any, s: float, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -308,21 +545,6 @@ def test_an_input_scale_must_be_wanted_and_possible(tmp_path: Path) -> None:
         refused(lambda: load_sae(scaled), "activation_scaler.json")
     whitened = native(tmp_path / "white", config | {"normalize_activations": "covariance_whitening"}, weights)
     refused(lambda: load_sae(whitened), "covariance_whitening", "final folder")
-
-
-# ------------------------------------------------------------------------------------------ llamascopium
-
-
-def write_scopium(
-    folder: Path, config: dict[str, Any], weights: Raw, file: str = "sae_weights.safetensors"
-) -> Path:
-    (folder / file).parent.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    if file.endswith(".pt"):
-        torch.save({"sae": weights, "version": "2.0.0"}, folder / file)
-    else:
-        save_file(weights, folder / file)
-    return folder
 
 
 def inferred(config: dict[str, Any], weights: Raw, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -513,9 +735,6 @@ def test_llama_scope_may_keep_its_lengths_among_the_weights(tmp_path: Path, writ
     refused(lambda: load_sae(plain_folder), name, "says 9")
 
 
-# ------------------------------------------------------------------------------------ dictionary_learning
-
-
 @pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
 def test_k_may_stand_in_the_config_alone_or_in_both(tmp_path: Path, name: str) -> None:
     alone = changed_dictionary(
@@ -602,158 +821,6 @@ def test_prefixes_of_wrappers_are_no_part_of_a_name(tmp_path: Path, layout: str,
     refused(
         lambda: load_sae(write(tmp_path / "half" / "layers.2", layout, config, half)), prefix, "is missing"
     )
-
-
-# ---------------------------------------------------------------------------------- roots, models, halves
-
-
-@pytest.mark.parametrize("beside", [{"model": {"name": "x"}}, {"model": 5}, {"architectures": ["Llama"]}, {}])
-def test_the_config_above_an_sae_may_be_another_programs(tmp_path: Path, beside: dict[str, Any]) -> None:
-    folder = write(tmp_path / "layers.2", "sparsify")
-    (tmp_path / "config.json").write_text(json.dumps(beside))
-    assert load_sae(folder).model is None
-    (tmp_path / "config.json").write_text('{"model": "gpt2"}')
-    assert load_sae(folder).model == "gpt2"
-    (tmp_path / "config.json").write_text("{")
-    refused(lambda: load_sae(folder), "config.json is not JSON")
-
-
-def test_a_config_of_another_program_is_not_taken_for_the_missing_one(tmp_path: Path) -> None:
-    folder = write(tmp_path / "sae", "sae_lens topk")
-    (folder / "cfg.json").unlink()
-    (folder / "config.json").write_text('{"tags": ["sae"]}')
-    refused(lambda: load_sae(folder), "cfg.json is missing beside sae_weights.safetensors (sae_lens)")
-    (folder / "sae_weights.safetensors").unlink()
-    refused(lambda: load_sae(folder), "no SAE in a known layout", "config.json has the keys tags")
-
-
-def test_a_root_names_its_saes_in_every_layout(tmp_path: Path, write_scope: Write, write_sae: Write) -> None:
-    shutil.copytree(SPARSIFY, tmp_path / "sparsify")
-    (tmp_path / "sparsify" / "config.json").write_text('{"hookpoints": ["layers.2"]}')
-    for trainer in range(2):
-        shutil.copytree(LEARNT / "topk", tmp_path / "learnt" / "resid_post_layer_3" / f"trainer_{trainer}")
-    write_scope(tmp_path / "scope" / "Llama3_1-8B-Base-L2R-8x")
-    shutil.copytree(write_sae("one", hook=HOOK), tmp_path / "native" / "L2.resid_post")
-    write_scopium(tmp_path / "scopium" / "L2", *llamascopium())
-    for root, inner in (
-        ("sparsify", "layers.2, layers.3.mlp"), ("learnt", "resid_post_layer_3/trainer_0"),
-        ("learnt/resid_post_layer_3", "trainer_0, trainer_1"), ("scope", "Llama3_1-8B-Base-L2R-8x"),
-        ("native", "L2.resid_post"), ("scopium", "L2"), (".", "native/L2.resid_post"),
-    ):  # fmt: skip
-        message = refused(lambda root=root: load_sae(tmp_path / root), inner, "Name one: '")
-        assert "missing" not in message
-        named = message.split("Name one: '")[1].split("'")[0]
-        assert load_sae(named, site=SITE if "sparsify" not in named else None)
-
-
-@pytest.mark.parametrize("config", [{"model_type": "llama"}, {"architectures": ["LlamaForCausalLM"]}])
-def test_a_language_model_that_holds_saes_names_them(tmp_path: Path, config: dict[str, Any]) -> None:
-    shutil.copytree(SPARSIFY / "layers.2", tmp_path / "layers.2")
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    refused(lambda: load_sae(tmp_path), "a language model", "holds 1 SAE: layers.2", "Name one: '")
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": None, "model": "gpt2"}))
-    message = refused(lambda: load_sae(tmp_path), "it is no SAE but holds 1 SAE: layers.2")
-    assert "language model" not in message
-
-
-@pytest.mark.parametrize("layout", ["llama_scope", "llamascopium"])
-def test_a_folder_inside_an_sae_names_that_sae(tmp_path: Path, write_scope: Write, layout: str) -> None:
-    folder = tmp_path / "sae"
-    if layout == "llama_scope":
-        write_scope(folder)
-    else:
-        write_scopium(folder, *llamascopium(), "checkpoints/final.safetensors")
-    refused(lambda: load_sae(folder / "checkpoints"), f"({layout})", f"Name the folder above: '{folder}'")
-    assert load_sae(folder)
-
-
-@pytest.mark.parametrize(
-    ("layout", "name", "words"),
-    [
-        ("sae_lens topk", "sae_weights.pt", "save_file(torch.load('sae_weights.pt', weights_only=True), "),
-        ("sae_lens topk", "sae.bin", "save_file(torch.load('sae.bin', weights_only=True), "),
-        ("sparsify", "model.safetensors", "move it to sae.safetensors"),
-        ("llama_scope", "final.safetensors", "move it to checkpoints/final.safetensors"),
-        ("dictionary_learning AutoEncoder", "ae.safetensors", "torch.save(safetensors.torch.load_file("),
-    ],
-)
-def test_weights_under_another_name_are_named_with_what_writes_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, name: str, words: str
-) -> None:
-    folder = write(tmp_path / "layers.2", layout)
-    weights, target = layouts.stored(folder, layout), LAYOUTS[layout][1]
-    (folder / target).unlink()
-    if name.endswith(".safetensors"):
-        save_file(weights, folder / name)
-    else:
-        torch.save(weights, folder / name)
-    message = refused(lambda: load_sae(folder), f"{target} is missing", f"where {name} stands", words)
-    assert "Fetch" not in message
-    if "Python by" in message:
-        monkeypatch.chdir(folder)
-        command = message.split("Python by ")[1].rstrip(".")
-        exec(command, {"torch": torch, "safetensors": safetensors})  # noqa: S102 - as its reader would
-    else:
-        shutil.move(folder / name, folder / target)
-    assert load_sae(folder, site=SITE)
-
-
-@pytest.mark.parametrize(
-    "name", ["params.npz", "final_sparse_autoencoder.pt", "final_sparse_autoencoder_x.pt"]
-)
-def test_files_of_the_registry_alone_are_named_with_where_they_are_read(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"")
-    message = refused(lambda: load_sae(tmp_path), name, "release/sae_id", "iclens saes list")
-    release, sae_id = message.split("such as ")[1].split(":")[0].split("/", 1)
-    assert sae_id in next(listed.sae_ids for listed in releases() if listed.name == release)
-
-
-def test_a_language_model_is_called_one(tmp_path: Path) -> None:
-    for config in ({"model_type": "llama", "hidden_size": 8}, {"architectures": ["LlamaForCausalLM"]}):
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        message = refused(lambda: load_sae(tmp_path), "a language model, not an SAE", "--model")
-        assert "ae.pt" not in message
-
-
-@pytest.mark.parametrize(
-    ("layout", "gone", "words"),
-    [
-        ("native", "cfg.json", ("cfg.json is missing", "(sae_lens)")),
-        ("native", "sae_weights.safetensors", ("sae_weights.safetensors is missing", "(sae_lens)")),
-        ("sparsify", "cfg.json", ("cfg.json is missing", "(sparsify)")),
-        ("sparsify", "sae.safetensors", ("sae.safetensors is missing", "(sparsify)")),
-        ("scope", "hyperparams.json", ("hyperparams.json is missing", "(llama_scope)")),
-        ("scope", "checkpoints/final.safetensors", ("final.safetensors is missing", "(llama_scope)")),
-        ("learnt", "config.json", ("config.json is missing", "(dictionary_learning)")),
-        ("learnt", "ae.pt", ("ae.pt is missing", "(dictionary_learning)")),
-        ("scopium", "config.json", ("config.json is missing", "(llamascopium)")),
-        ("scopium", "sae_weights.safetensors", ("sae_weights.safetensors", "is missing", "(llamascopium)")),
-    ],
-)
-def test_a_half_names_the_other_half_and_its_layout(
-    tmp_path: Path, write_scope: Write, write_sae: Write, layout: str, gone: str, words: tuple[str, ...]
-) -> None:
-    folder = tmp_path / "half"
-    if layout == "native":
-        shutil.copytree(write_sae(hook=HOOK), folder)
-    elif layout == "scope":
-        write_scope(folder)
-    elif layout == "scopium":
-        write_scopium(folder, *llamascopium())
-    else:
-        shutil.copytree(LEARNT / "topk" if layout == "learnt" else SPARSIFY / "layers.2", folder)
-    assert load_sae(folder, site=SITE)
-    (folder / gone).unlink()
-    others = {"sae_lens", "sparsify", "llama_scope", "dictionary_learning", "llamascopium"}
-    message = refused(lambda: load_sae(folder), *words)
-    assert sum(f"({other})" in message for other in others) == 1
-
-
-def test_a_file_or_a_pointer_is_called_what_it_is(tmp_path: Path, write_sae: Write) -> None:
-    folder = write_sae(hook=HOOK)
-    refused(lambda: load_sae(folder / "sae_weights.safetensors"), "a file", f"'{folder}'")
-    (folder / "sae_weights.safetensors").write_text("version https://git-lfs.example/spec/v1\nsize 4\n")
-    refused(lambda: load_sae(folder), "Git LFS pointer", "git lfs pull")
 
 
 def loads(sae: Sae) -> bool:

@@ -65,13 +65,13 @@ class Ablation:
     @classmethod
     def parse(cls, text: str, kind: str = "zero", place: str = "pre") -> Ablation:
         """Read `L10H5 L10H7 L13`: heads, and layers of which all heads are meant; else an EditError."""
-        found = []
+        heads = []
         for word in text.replace(",", " ").split():
             match = _NAMED.fullmatch(word)
             if match is None:
                 raise EditError(f"head '{word}'", "not a head's name", "Write L10H5, or L13 for a layer.")
-            found.append((int(match[1]), WHOLE_LAYER if match[2] is None else int(match[2])))
-        return cls(tuple(found), kind, place)
+            heads.append((int(match[1]), WHOLE_LAYER if match[2] is None else int(match[2])))
+        return cls(tuple(heads), kind, place)
 
     @property
     def text(self) -> str:
@@ -251,23 +251,23 @@ def direct_effects(
         reader: layer whose residual the outputs are put into; by default the last, before the final norm.
     """
     which = runs.columns(runs.beliefs if beliefs is None else beliefs)
-    found = direct_by_prompt(model, runs, ablation, reader=reader, batch=batch)
-    weights = prompt_weights(len(found.base), draws, np.random.default_rng(seed))
-    sums = np.stack([found.sums[name] for name in SUMS], axis=1)
-    effects = np.concatenate([sums, found.singles], axis=1)  # [prompt row belief]
-    rows = [*(Component(name, _NONE, _NONE) for name in SUMS), *found.components]
+    direct = direct_by_prompt(model, runs, ablation, reader=reader, batch=batch)
+    weights = prompt_weights(len(direct.base), draws, np.random.default_rng(seed))
+    sums = np.stack([direct.sums[name] for name in SUMS], axis=1)
+    effects = np.concatenate([sums, direct.singles], axis=1)  # [prompt row belief]
+    rows = [*(Component(name, _NONE, _NONE) for name in SUMS), *direct.components]
     n, tables = len(rows), []
     for b in which:
         effect = means(effects[:, :, b], weights)
-        ratio = ratios(effects[:, :, b], found.sums[ABLATED][:, b], weights)
+        ratio = ratios(effects[:, :, b], direct.sums[ABLATED][:, b], weights)
         tables.append(DirectTable({
             "ablated": [ablation.text] * n, "kind": [ablation.kind] * n, "place": [ablation.place] * n,
             "reader": [model.n_blocks if reader is None else reader] * n,
             "part": [row.part for row in rows], "component": [row.name for row in rows],
             "layer": [row.layer for row in rows], "head": [row.head for row in rows],
             "n_seen": [runs.n_seen] * n, "belief": [runs.beliefs[b]] * n,
-            "base": [found.base[:, b].mean()] * n, **effect.columns("effect", "ci"),
-            **ratio.columns("ratio"), "n_prompts": [len(found.base)] * n, "reason": ratio.reason,
+            "base": [direct.base[:, b].mean()] * n, **effect.columns("effect", "ci"),
+            **ratio.columns("ratio"), "n_prompts": [len(direct.base)] * n, "reason": ratio.reason,
         }))  # fmt: skip
     return DirectTable.concat(tables)
 

@@ -61,10 +61,10 @@ def query_answers(
     batch: int = 128,
 ) -> AnswerProbs:  # fmt: skip
     """Answers at the query's `pre`, under edits if any, [prompt answer]."""
-    found = answer_probs(
+    probs = answer_probs(
         model, up_to_query(prompts), query_position(prompts), extra=words, edits=edits, batch=batch
     )
-    return AnswerProbs(found.answers, found.log_prob[:, 0])
+    return AnswerProbs(probs.answers, probs.log_prob[:, 0])
 
 
 def layer_site(model: LanguageModel, layer: int) -> Site:
@@ -107,8 +107,8 @@ def patch_query(
     for layer, rows in zip(layers, given, strict=True):
         unchanged = torch.stack([tail.resid_pre(layer) for tail in tails])
         for side, resid in ((patched, rows), (base, unchanged)):
-            found = run_together(tails, [row[None, None] for row in resid.to(unchanged)], layer)
-            log_prob = np.concatenate([probs.log_prob for probs in found])
+            answers = run_together(tails, [row[None, None] for row in resid.to(unchanged)], layer)
+            log_prob = np.concatenate([probs.log_prob for probs in answers])
             side.append(AnswerProbs(tails[0].answers, log_prob))
     return patched, base
 
@@ -130,9 +130,9 @@ def patch_context(
         acts = record(model, donor[rows], list(dict.fromkeys(sites)), where, edits=some, batch=batch)
         for i, site in enumerate([None, *sites]):
             edits = [] if site is None else [Edit(site, "replace", where, acts[site], where)]
-            found = answer_probs(model, recipient[rows], read, extra=runs.words, edits=edits, batch=batch)
-            answers = found.answers
-            parts[i].append(found.log_prob[:, 0])
+            probs = answer_probs(model, recipient[rows], read, extra=runs.words, edits=edits, batch=batch)
+            answers = probs.answers
+            parts[i].append(probs.log_prob[:, 0])
     base, *patched = [AnswerProbs(answers, np.concatenate(part)) for part in parts]
     return patched, [base] * len(sites)
 

@@ -126,16 +126,16 @@ def redundancy_index(
     singles = np.sum([log_odds(ablation.of((entry,))) - base for entry in entries], axis=0)
     weights, n = prompt_weights(len(base), draws, np.random.default_rng(seed)), len(which)
     parts = {"joint": joint, "singles": singles, "index": joint - singles}
-    found = {name: means(values, weights) for name, values in parts.items()}
+    estimates = {name: means(values, weights) for name, values in parts.items()}
     span = (base - bottom).mean(axis=0)
-    saturated = np.where(np.abs(found["singles"].value) > np.abs(span), SATURATED, "")
-    columns = {key: values for name, part in found.items() for key, values in part.columns(name).items()}
+    saturated = np.where(np.abs(estimates["singles"].value) > np.abs(span), SATURATED, "")
+    columns = {key: values for name, part in estimates.items() for key, values in part.columns(name).items()}
     return RedundancyTable({
         "ablated": [ablation.text] * n, "kind": [ablation.kind] * n, "place": [ablation.place] * n,
         "n_units": [len(entries)] * n, "n_seen": [runs.n_seen] * n,
         "belief": [runs.beliefs[b] for b in which], "base": base.mean(axis=0), **columns, "span": span,
         "n_prompts": [len(base)] * n,
-        "reason": [why or str(said) for why, said in zip(found["index"].reason, saturated, strict=True)],
+        "reason": [why or str(note) for why, note in zip(estimates["index"].reason, saturated, strict=True)],
     })  # fmt: skip
 
 
@@ -216,18 +216,18 @@ def verdict(
         _rises([effects.sums[part][:, column] for part in sides], effects.sums[ABLATED][:, column], weights)
         for sides in ((LATER_HEADS, HEADS_GIVEN), (LATER, GIVEN))
     )
-    moved, said = _moved(intact, ablated)
+    moved, note = _moved(intact, ablated)
     if heads is None:
         return Verdict(UNDECIDED, "later heads rise, but the ablated heads' own direct effect is too small")
     if heads:
-        return Verdict(BOTH if moved else BACKUP, said)
+        return Verdict(BOTH if moved else BACKUP, note)
     if not moved:
-        return Verdict(NEITHER, said)
+        return Verdict(NEITHER, note)
     if everything is None:
         return Verdict(UNDECIDED, "later MLPs rise, but the ablated heads' own direct effect is too small")
     if everything:
         return Verdict(NEITHER, "L* moves later, and later MLPs rise where later heads do not")
-    return Verdict(DELAY, said)
+    return Verdict(DELAY, note)
 
 
 def _rises(sides: Sequence[Floats], direct: Floats, weights: Floats) -> bool | None:
@@ -354,10 +354,10 @@ def iterative_ablation(
         )  # fmt: skip
     rng = np.random.default_rng(seed)
     weights = prompt_weights(runs.donor.n_prompts, draws, rng)
-    asked = IterativeAblation(
+    ablating = IterativeAblation(
         model, runs, belief, unit, n_heads, kind, place, reader, n_controls, weights, batch
     )
-    rows = list(_steps(asked, start, max_steps, rng))
+    rows = list(_steps(ablating, start, max_steps, rng))
     return RedundancyLadderTable(
         {name: [row[name] for row in rows] for name in RedundancyLadderTable.COLUMNS}
     )
@@ -423,16 +423,16 @@ def control_sets(model: LanguageModel, heads: Heads, n: int, rng: np.random.Gene
     others = {i: [h for h in range(model.n_heads) if (i, h) not in gone] for i in wanted}
     if n_layers > len(layers) or any(wanted[layer] > len(others[layer]) for layer in wanted):
         return []
-    found: dict[Heads, None] = {}
+    sets: dict[Heads, None] = {}
     for _ in range(_TRIES * n):
-        if len(found) == n:
+        if len(sets) == n:
             break
         whole = rng.choice(layers, n_layers, replace=False) if n_layers else ()
         drawn = [(int(i), WHOLE_LAYER) for i in whole]
         for layer, count in wanted.items():
             drawn += [(layer, int(h)) for h in rng.choice(others[layer], count, replace=False)]
-        found[tuple(sorted(drawn))] = None
-    return list(found)
+        sets[tuple(sorted(drawn))] = None
+    return list(sets)
 
 
 def _every_head(heads: Heads, n_heads: int) -> set[tuple[int, int]]:

@@ -112,10 +112,10 @@ class Runs:
             )  # fmt: skip
         if (self.target.x[:, -1] != self.x_B).any():
             raise EditError("A*", "its query is not the recipient's", "Build the runs with `build_runs`.")
-        shown = (self.donor.x[:, :-1] == self.x_B[:, None]).any(axis=1)
-        if shown.any():
+        leaks = (self.donor.x[:, :-1] == self.x_B[:, None]).any(axis=1)
+        if leaks.any():
             raise EditError(
-                f"a patch into the query of x = {self.x_B[shown.argmax()]}", "the donor's context shows it",
+                f"a patch into the query of x = {self.x_B[leaks.argmax()]}", "the donor's context shows it",
                 "Build the runs with `build_runs`.",
             )  # fmt: skip
         tokenizers = {run.tokenizer for run in runs}

@@ -79,8 +79,8 @@ def patch_sets(
     tables = []
     for i, members in enumerate(sets):
         controls = random_sets(receiver, members, n_controls, rng) if i in compared else None
-        found = (tested[:, i], tested[:, last], controls)
-        tables.append(_rows(receiver, members, chosen_for, screen_share[i], found, weights))
+        figures = (tested[:, i], tested[:, last], controls)
+        tables.append(_rows(receiver, members, chosen_for, screen_share[i], figures, weights))
     return SetTable.concat(tables)
 
 
@@ -242,10 +242,10 @@ def _neurons_by_effect(receiver: PatchReceiver, layer: int, b: int, largest: int
 
 def _rows(
     receiver: PatchReceiver, members: Members, chosen_for: str, screen_share: float,
-    found: tuple[Floats, Floats, Floats | None], weights: Floats,
+    figures: tuple[Floats, Floats, Floats | None], weights: Floats,
 ) -> SetTable:  # fmt: skip
     """A row per belief, from effects [test prompt, belief] of the set, the full activation and controls."""
-    effects, full, controls = found
+    effects, full, controls = figures
     n, test = len(receiver.beliefs), receiver.test
     effect = means(effects, weights)
     against = normalised_effects(effects, receiver.span[test], weights)
@@ -296,18 +296,18 @@ def patch_controls(
         )  # fmt: skip
     test, deltas = receiver.test, [receiver.joint(ids) for ids in groups]
     itself = receiver.effects_at(test, deltas)
-    found = {"own": itself, "sign flip": receiver.effects_at(test, [-delta for delta in deltas])}
+    by_control = {"own": itself, "sign flip": receiver.effects_at(test, [-delta for delta in deltas])}
     elsewhere = _at_roles(receiver, [role for role in roles if role != receiver.role])
-    found |= {f"wrong role {role}": other.effects_at(test, deltas) for role, other in elsewhere.items()}
+    by_control |= {f"wrong role {role}": other.effects_at(test, deltas) for role, other in elsewhere.items()}
     if wrong is not None:
         given = _with_values_of(receiver, wrong, seed)
-        found[f"wrong task {wrong.task.name}"] = receiver.effects_at(
+        by_control[f"wrong task {wrong.task.name}"] = receiver.effects_at(
             test, [given.joint(ids) for ids in groups]
         )
     weights, n = prompt_weights(len(test), draws, np.random.default_rng(seed)), len(receiver.beliefs)
     tables = []
     for g, ids in enumerate(groups):
-        for control, effects in found.items():
+        for control, effects in by_control.items():
             effect = means(effects[:, g], weights)
             alike = control != "own" and np.array_equal(itself[:, g], effects[:, g], equal_nan=True)
             tables.append(ControlTable({

@@ -208,11 +208,11 @@ def margin_of(effects: Floats, weights: Floats, named: int, rivals: Ints) -> tup
 
 def _by_direction(receivers: Sequence[PatchReceiver], ways: Sequence[Way]) -> dict[Direction, PatchReceiver]:
     """The receivers by direction, if they are what the ways need."""
-    found: dict[Direction, PatchReceiver] = {receiver.direction: receiver for receiver in receivers}
+    by_direction: dict[Direction, PatchReceiver] = {receiver.direction: receiver for receiver in receivers}
     for way in ways:
         if way not in DIRECTION_OF:
             raise EditError(f"moving latents by '{way}'", "unknown", nearest(way, DIRECTION_OF) + ".")
-        if DIRECTION_OF[way] not in found:
+        if DIRECTION_OF[way] not in by_direction:
             raise EditError(
                 f"moving latents by '{way}'", f"no receiver for {DIRECTION_OF[way]} was given",
                 f"Prepare one with direction='{DIRECTION_OF[way]}'.",
@@ -224,7 +224,7 @@ def _by_direction(receivers: Sequence[PatchReceiver], ways: Sequence[Way]) -> di
             f"specificity at {where}", "receivers of several places or SAEs",
             "Call it once for each site, role and SAE.",
         )  # fmt: skip
-    return found
+    return by_direction
 
 
 def sets_of(chosen: Chosen) -> list[MovedSet]:
@@ -399,8 +399,8 @@ class AllExamples:
         value = torch.cat([rows for _, rows in pending]).cpu().numpy()
         tokens, read = up_to_query(self.runs.target)[prompts], query_position(self.runs.target)
         edit = Edit.at(self.sae.site, "add", self.role, self.examples.tolist(), value)
-        found = answer_probs(self.model, tokens, read, extra=self.runs.words, edits=[edit], batch=batch)
-        probs = AnswerProbs(found.answers, found.log_prob[:, 0])
+        answers = answer_probs(self.model, tokens, read, extra=self.runs.words, edits=[edit], batch=batch)
+        probs = AnswerProbs(answers.answers, answers.log_prob[:, 0])
         effects = self.runs.reader.log_odds(probs, prompts) - self.base[prompts]
         return np.split(effects, np.cumsum(sizes)[:-1])
 

@@ -295,8 +295,8 @@ def response_curve(
         *((GIVEN, latents, receiver.joint(np.array(latents))) for latents in chosen),
     ]  # fmt: skip
     additions = torch.stack([delta for _, _, delta in patches], dim=1)
-    found = [tail.added(sae.site, rows) for tail, rows in zip(receiver.tails, additions, strict=True)]
-    answers, log_prob = found[0].answers, np.stack([probs.log_prob for probs in found])
+    added = [tail.added(sae.site, rows) for tail, rows in zip(receiver.tails, additions, strict=True)]
+    answers, log_prob = added[0].answers, np.stack([probs.log_prob for probs in added])
     site, donors = str(sae.site), receiver.reader.donors
     parts = [
         _curve(runs, site, patch, AnswerProbs(answers, log_prob[:, i]), latents, donors)

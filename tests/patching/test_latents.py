@@ -342,7 +342,7 @@ def test_saes_and_patches_that_cannot_be_made_are_refused(exact_model, make_runs
         with pytest.raises(error, match=said):
             prepare_patch(**(usual | changed))
     receiver = prepare_patch(exact_model, sae, runs)
-    with pytest.raises(SaeError, match=f"latent {D_SAE} of L2"):
+    with pytest.raises(SiteError, match=f"latent {D_SAE} of L2"):
         receiver.directions(np.array([D_SAE]))
     with pytest.raises(EditError, match="single effects of shape"):
         patch_latents(receiver, effects=np.zeros((2, 1, 5)))

@@ -341,8 +341,8 @@ def test_what_cannot_be_asked_of_receivers_is_refused(tiny_model, make_runs, mak
         ({"chosen": one * 2}, EditError, "latent 0 for 'odd': it stands twice"),
         ({"named": {"odd": "parity"}}, EditError, "belief 'parity'"),
         ({"against": ["even"]}, EditError, "belief 'even'"),
-        ({"chosen": [(D_SAE, "odd", "odd")]}, SaeError, f"latent {D_SAE} of L2"),
-        ({"chosen": [(-1, "odd", "odd")]}, SaeError, "latent -1 of L2"),
+        ({"chosen": [(D_SAE, "odd", "odd")]}, SiteError, f"latent {D_SAE} of L2"),
+        ({"chosen": [(-1, "odd", "odd")]}, SiteError, "latent -1 of L2"),
     ):
         with pytest.raises(error, match=said):
             specificity(**(usual | given))
@@ -614,8 +614,8 @@ def test_what_cannot_be_ablated_is_refused(tiny_model, make_runs, make_sae):
         ({"runs": runs_of(tiny_model, donor_examples=0)}, EditError, "no example before its query"),
         ({"runs": elsewhere}, EditError, "runs of tokenizer other"),
         ({"chosen": one * 2}, EditError, "latent 0 for 'odd': it stands twice"),
-        ({"chosen": [(D_SAE, "odd", "odd")]}, SaeError, f"latent {D_SAE} of L1"),
-        ({"chosen": [(-1, "odd", "odd")]}, SaeError, "latent -1 of L1"),
+        ({"chosen": [(D_SAE, "odd", "odd")]}, SiteError, f"latent {D_SAE} of L1"),
+        ({"chosen": [(-1, "odd", "odd")]}, SiteError, "latent -1 of L1"),
         ({"named": {"odd": "parity"}}, EditError, "belief 'parity'"),
         ({"against": ["even"]}, EditError, "belief 'even'"),
         ({"sae": replace(sae, d_in=7)}, SaeError, "width 7, not"),

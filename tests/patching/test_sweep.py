@@ -50,7 +50,7 @@ from iclens.table import Floats
 from .conftest import ROOT, same
 
 
-def at(table: SweepTable, role: str, layer: int, metric: str) -> float:
+def at(table: SweepTable | LensTable, role: str, layer: int, metric: str) -> float:
     rows = table.where((table["role"] == role) & (table["layer"] == layer) & (table["metric"] == metric))
     assert len(rows) == 1
     return float(rows["value"][0])
@@ -59,25 +59,17 @@ def at(table: SweepTable, role: str, layer: int, metric: str) -> float:
 @pytest.mark.parametrize("recipient", ["zero examples", "S arm"])
 def test_a_donor_that_is_the_recipient_changes_nothing_at_all(tiny_model, make_runs, recipient):
     table = sweep(tiny_model, same(make_runs(recipient)))
-    effects = np.char.startswith(table["metric"].astype(str), "effect on ")
+    effects = table["scale"] == "nats"
     assert effects.sum() == len(BELIEFS) * (7 if recipient == "zero examples" else 4 * 7)
     for name in ("value", "ci_low", "ci_high"):
         assert (table[name][effects] == 0).all()
     np.testing.assert_allclose(table["value"][~effects], table["base"][~effects], rtol=1e-12)
 
 
-@pytest.mark.parametrize("recipient", ["zero examples", "S arm"])
-def test_the_last_resid_post_brings_the_donors_own_answers(exact_model, make_runs, recipient):
-    runs = make_runs(recipient)
-    patched, _ = patch_query(exact_model, runs, [exact_model.n_blocks])
-    donor = query_answers(exact_model, runs.donor, runs.words)
-    np.testing.assert_allclose(patched[0].log_prob, donor.log_prob, atol=1e-4)
-
-
-def test_at_layer_0_pre_is_the_same_token_in_both_runs(exact_model, make_runs):
-    table = sweep(exact_model, make_runs(), roles=["pre"], layers=[0])
-    effects = np.char.startswith(table["metric"].astype(str), "effect on ")
-    assert (table["value"][effects] == 0).all()
+@pytest.mark.parametrize(("roles", "layer"), [(["pre"], 0), (["x", "lab", "close"], 6)])
+def test_equal_tokens_and_what_is_never_read_again_move_nothing(exact_model, make_runs, roles, layer):
+    table = sweep(exact_model, make_runs(), roles=roles, layers=[layer])
+    np.testing.assert_array_equal(table["value"][table["scale"] == "nats"], 0)
 
 
 def test_the_labels_at_layer_0_turn_the_s_arm_into_a_star(exact_model, make_runs):
@@ -86,13 +78,6 @@ def test_the_labels_at_layer_0_turn_the_s_arm_into_a_star(exact_model, make_runs
     target = query_answers(exact_model, runs.target, runs.words)
     assert at(table, "lab", 0, "task on own x") == pytest.approx(target.of(runs.answer).mean(), abs=1e-6)
     assert at(table, "lab", 0, "copy") == pytest.approx(target.of(runs.donor_answer).mean(), abs=1e-6)
-
-
-def test_the_context_after_the_last_block_is_never_read_again(exact_model, make_runs):
-    table = sweep(exact_model, make_runs(), roles=["x", "lab", "close"], layers=[exact_model.n_blocks])
-    np.testing.assert_array_equal(
-        table["value"][np.char.startswith(table["metric"].astype(str), "effect on ")], 0
-    )
 
 
 def test_batches_change_nothing(exact_model, make_runs):
@@ -109,16 +94,16 @@ def test_word_tasks_are_read_beside_numbers(exact_model, make_runs):
 
 
 def test_what_cannot_be_swept_is_refused(exact_model, make_runs):
-    with pytest.raises(EditError, match="as many recipient_examples"):
-        sweep(exact_model, make_runs("zero examples"), roles=["lab"])
-    with pytest.raises(SiteError, match="role 'label'"):
-        sweep(exact_model, make_runs(), roles=["label"])
-    for layer in (-1, 7):
-        with pytest.raises(EditError, match="layers run from 0 to 6"):
-            sweep(exact_model, make_runs(), layers=[layer])
-    with pytest.raises(ModelError, match="only 2 blocks"):
-        part = load_model(ROOT / "checkpoints" / "icl-tiny", blocks=2)
-        sweep(part, make_runs(), layers=[1])
+    part = load_model(ROOT / "checkpoints" / "icl-tiny", blocks=2)
+    for model, recipient, given, error, said in (
+        (exact_model, "zero examples", {"roles": ["lab"]}, EditError, "as many recipient_examples"),
+        (exact_model, "S arm", {"roles": ["label"]}, SiteError, "role 'label'"),
+        (exact_model, "S arm", {"layers": [-1]}, EditError, "layers run from 0 to 6"),
+        (exact_model, "S arm", {"layers": [7]}, EditError, "layers run from 0 to 6"),
+        (part, "S arm", {"layers": [1]}, ModelError, "only 2 blocks"),
+    ):
+        with pytest.raises(error, match=said):
+            sweep(model, make_runs(recipient), **given)
 
 
 @pytest.mark.parametrize("recipient", ["zero examples", "S arm"])
@@ -215,12 +200,6 @@ def test_the_twin_has_no_such_site():
 LOG_ODDS = tuple(f"log-odds of {belief}" for belief in BELIEFS)
 
 
-def lens_value(table: LensTable, role: str, layer: int, metric: str) -> float:
-    row = table.where((table["role"] == role) & (table["layer"] == layer) & (table["metric"] == metric))
-    assert len(row) == 1
-    return float(row["value"][0])
-
-
 def last_residuals(model: LanguageModel, runs: Runs) -> Floats:
     site, tokens = Site(model.n_blocks - 1, "resid_post"), up_to_query(runs.target)
     return record(model, tokens, [site], np.array([tokens.shape[1] - 1]))[site][:, 0]
@@ -231,11 +210,9 @@ def test_the_last_layer_is_the_models_own_answer(tiny_model, make_runs):
     table = logit_lens(tiny_model, runs)
     own = readouts(query_answers(tiny_model, runs.target, runs.words), runs)
     for metric, name in zip((*PROBABILITIES, *effects(runs)), (*PROBABILITIES, *LOG_ODDS), strict=True):
-        assert lens_value(table, "pre", tiny_model.n_blocks, name) == pytest.approx(
-            own[metric].mean(), abs=1e-4
-        )
+        assert at(table, "pre", tiny_model.n_blocks, name) == pytest.approx(own[metric].mean(), abs=1e-4)
     assert len(table) == 9 * (tiny_model.n_blocks + 1)
-    last, first = (lens_value(table, "pre", layer, "task on own x") for layer in (tiny_model.n_blocks, 0))
+    last, first = (at(table, "pre", layer, "task on own x") for layer in (tiny_model.n_blocks, 0))
     assert last > 0.5 > 10 * first
 
 
@@ -244,12 +221,8 @@ def test_layer_0_knows_its_token_only(tiny_model, make_runs):
     table = logit_lens(tiny_model, runs, roles=("open", "pre"), layers=(0, 2))
     embedding = tiny_model.network.model.embed_tokens(torch.as_tensor(up_to_query(runs.target)[:, -1]))
     wanted = readouts(lens_answers(tiny_model, embedding.detach().numpy(), runs.words), runs)
-    assert lens_value(table, "pre", 0, LOG_ODDS[0]) == pytest.approx(
-        wanted[effects(runs)[0]].mean(), abs=1e-5
-    )
-    assert lens_value(table, "open", 0, LOG_ODDS[0]) != pytest.approx(
-        lens_value(table, "pre", 0, LOG_ODDS[0]), abs=1e-2
-    )
+    assert at(table, "pre", 0, LOG_ODDS[0]) == pytest.approx(wanted[effects(runs)[0]].mean(), abs=1e-5)
+    assert at(table, "open", 0, LOG_ODDS[0]) != pytest.approx(at(table, "pre", 0, LOG_ODDS[0]), abs=1e-2)
     assert set(table["layer"]) == {0, 2} and set(table["role"]) == {"open", "pre"}
     assert (table["ci_low"] <= table["value"] + 1e-12).all() and (
         table["ci_high"] >= table["value"] - 1e-12
@@ -270,16 +243,6 @@ def test_without_the_division_order_stays_and_probabilities_do_not(tiny_model, m
     scale = np.sqrt((resid.astype(float) ** 2).mean(axis=1) + 1e-6)
     np.testing.assert_allclose(with_norm * scale[:, None], without, rtol=1e-3, atol=1e-2)
     assert np.abs(with_norm - without).max() > 0.1
-
-
-def test_what_is_not_there_is_refused(tiny_model, make_runs):
-    runs = make_runs("S arm", n_prompts=2)
-    with pytest.raises(SiteError, match="unknown"):
-        logit_lens(tiny_model, runs, roles=("before",))
-    with pytest.raises(EditError, match="layers run from 0 to 6"):
-        logit_lens(tiny_model, runs, layers=(7,))
-    with pytest.raises(ModelError, match="blocks are loaded"):
-        logit_lens(replace(tiny_model, whole=False), runs)
 
 
 def test_after_the_last_block_it_is_the_model(tiny_model):
@@ -311,13 +274,19 @@ def test_every_layer_is_read_as_answers_are(tiny_model):
     assert (np.diff(found.top_prob, axis=-1) <= 0).all()
 
 
-def test_refusals(tiny_model):
-    ids = np.zeros((1, 3), dtype=int)
+def test_a_lens_on_what_is_not_there_is_refused(tiny_model, make_runs):
+    runs, ids = make_runs("S arm", n_prompts=2), np.zeros((1, 3), dtype=int)
+    for given, error, said in (
+        ({"roles": ("before",)}, SiteError, "unknown"),
+        ({"layers": (7,)}, EditError, "layers run from 0 to 6"),
+        ({"model": replace(tiny_model, whole=False)}, ModelError, "blocks are loaded"),
+    ):
+        with pytest.raises(error, match=said):
+            logit_lens(**({"model": tiny_model, "runs": runs} | given))
     with pytest.raises(EditError, match="layers run from 0"):
         lens_tokens(tiny_model, ids, 2, np.array([5]), layers=(99,))
-    part = load_model(tiny_model.name, blocks=2)
     with pytest.raises(ModelError, match="only 2 blocks"):
-        lens_tokens(part, ids, 2, np.array([5]))
+        lens_tokens(load_model(tiny_model.name, blocks=2), ids, 2, np.array([5]))
 
 
 XS, DONORS = range(3, 15), 3

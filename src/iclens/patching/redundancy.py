@@ -357,10 +357,7 @@ def iterative_ablation(
     ablating = IterativeAblation(
         model, runs, belief, unit, n_heads, kind, place, reader, n_controls, weights, batch
     )
-    rows = list(_steps(ablating, start, max_steps, rng))
-    return RedundancyLadderTable(
-        {name: [row[name] for row in rows] for name in RedundancyLadderTable.COLUMNS}
-    )
+    return RedundancyLadderTable.from_rows(_steps(ablating, start, max_steps, rng))
 
 
 def _steps(

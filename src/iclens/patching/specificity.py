@@ -149,7 +149,7 @@ def specificity(
     Raises:
         EditError: for an unknown way or belief, receivers of several places or lacking a direction, or a
             latent that stands twice under one concept.
-        SaeError: for a latent that the SAE does not have.
+        SiteError: for a latent that the SAE does not have.
     """
     by_direction, sets = _by_direction(receivers, ways), sets_of(chosen)
     excluded = np.unique([int(latent) for latent, _, _ in chosen]).astype(int)

@@ -1,4 +1,4 @@
-"""Which arms does a design have? Each as data: what its labels are, or what its contexts are made of.
+"""Arms of a design, each as data: what its labels are, or what its contexts are made of.
 
 Prompts of equal (seed, index) have the same queries at the same `n_seen` in every arm; what differs is what
 the model was shown before. An *inline* arm changes labels: `pre` of example j is a query that has seen j
@@ -9,8 +9,9 @@ query after a context of j examples.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -28,50 +29,62 @@ FILLER = ""
 
 @dataclass(frozen=True)
 class Shown:
-    """What an arm is made from, for one prompt.
-
-    Args:
-        task: the task.
-        rival: the other task of arms that show two.
-        x: the queries' inputs, [example].
-        own: the task's own labels of them, [example].
-        pool: every allowed input.
-        number: the number in the arm's code, or 0.
-    """
+    """What an arm is made from, for one prompt."""
 
     task: Task
-    rival: Task | None
-    x: list[str]
-    own: list[str]
-    pool: Sequence[str]
-    number: int = 0
+    rival: Task | None  # the other task of arms that show two
+    x: list[str]  # the queries' inputs, [example]
+    own: list[str]  # the task's own labels of them, [example]
+    pool: Sequence[str]  # every allowed input
+    number: int = 0  # the number in the arm's code
+
+    @property
+    def n(self) -> int:
+        """Examples of the prompt."""
+        return len(self.x)
+
+    def answers(self) -> list[str]:
+        """Every answer of the task over its inputs, sorted as text."""
+        return sorted({y for value in self.pool for y in self.task.outcomes(value)})
+
+    def numbers(self, arm: str) -> list[int]:
+        """The answers as numbers, in the order of the text."""
+        answers = self.answers()
+        if not all(y.isdigit() for y in answers):
+            raise TaskError(
+                f"arm {arm} of task '{self.task.name}'",
+                "its answers are words",
+                "This arm needs a task of numbers: leave it out of the arms (prompts.arms in a study).",
+            )
+        return [int(y) for y in answers]
+
+    def rival_labels(self, first: int, last: int) -> list[str]:
+        """The rival's labels of examples `first` … `last` − 1."""
+        if self.rival is None:
+            raise TaskError(
+                f"arms of task '{self.task.name}'",
+                "no rival task",
+                "Set `rival` (prompts.rival in a study) to a second task.",
+            )
+        return [self.rival.answer(x) for x in self.x[first:last]]
 
 
+Pair = tuple[str, str]
 Labels = Callable[[Shown, Rng], list[str]]
-Contexts = Callable[[Shown, Rng], list[list[tuple[str, str]]]]
+Contexts = Callable[[Shown, Rng], list[list[Pair]]]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm.
+    """One arm: an inline one has `labels`, a probed one has `contexts`."""
 
-    Args:
-        code: as it is written in a config, for example "N5".
-        meaning: what it shows, in words.
-        stream: number of its random stream; T, S and R keep the ones they always had.
-        labels: the labels of an inline arm; None for a probed one.
-        contexts: the context before each query of a probed arm; None for an inline one.
-        number: the number in the code, or 0.
-        needs_rival: whether it shows a second task.
-    """
-
-    code: str
-    meaning: str
-    stream: int
+    code: str  # as it is written in a config, for example "N5"
+    meaning: str  # what it shows, in words
+    stream: int  # number of its random stream; T, S and R keep the ones they always had
     labels: Labels | None = None
-    contexts: Contexts | None = None
-    number: int = 0
-    needs_rival: bool = False
+    contexts: Contexts | None = None  # the context before each query
+    number: int = 0  # the number in the code
+    needs_rival: bool = False  # whether it shows a second task
 
     @property
     def probed(self) -> bool:
@@ -93,7 +106,7 @@ def parse_arm(code: str) -> Arm:
     arm, number = ARMS[key], int(match[2]) if match else 0
     stream = arm.stream + (100 * number if key == "E#" else 0)
     meaning = arm.meaning.replace("#", str(number))
-    return Arm(code, meaning, stream, arm.labels, arm.contexts, number, arm.needs_rival)
+    return replace(arm, code=code, meaning=meaning, stream=stream, number=number)
 
 
 def other_task(spec: str, studied: Task) -> Task:
@@ -139,91 +152,63 @@ def default_rival(task: Task) -> Task:
     )
 
 
-def _own(shown: Shown, _: Rng) -> list[str]:
-    return list(shown.own)
+# ------------------------------------------------------------------------------------ labels of inline arms
 
 
 def _deranged(shown: Shown, rng: Rng) -> list[str]:
-    n = len(shown.x)
-    order = rng.permutation(n)
-    while n > 1 and (order == np.arange(n)).any():
-        order = rng.permutation(n)
+    order = rng.permutation(shown.n)
+    while shown.n > 1 and (order == np.arange(shown.n)).any():
+        order = rng.permutation(shown.n)
     return [shown.own[i] for i in order]
 
 
 def _uniform(shown: Shown, rng: Rng) -> list[str]:
-    options = sorted({y for value in shown.pool for y in shown.task.outcomes(value)})
-    return [options[i] for i in rng.integers(0, len(options), len(shown.x))]
-
-
-def _numbers(shown: Shown, arm: str) -> list[int]:
-    """The task's answers over its inputs, as numbers."""
-    found = sorted({y for value in shown.pool for y in shown.task.outcomes(value)})
-    if not all(y.isdigit() for y in found):
-        raise TaskError(
-            f"arm {arm} of task '{shown.task.name}'",
-            "its answers are words",
-            "This arm needs a task of numbers: leave it out of the arms (prompts.arms in a study).",
-        )
-    return [int(y) for y in found]
+    options = shown.answers()
+    return [options[i] for i in rng.integers(0, len(options), shown.n)]
 
 
 def _odd(shown: Shown, rng: Rng) -> list[str]:
-    found = _numbers(shown, "O")
-    options = [n for n in range(min(found), max(found) + 1) if n % 2]
+    numbers = shown.numbers("O")
+    options = [n for n in range(min(numbers), max(numbers) + 1) if n % 2]
     if not options:
         raise TaskError(
             f"arm O of task '{shown.task.name}'",
             "no odd answer in its range",
             "Leave it out of the arms (prompts.arms in a study).",
         )
-    return [str(options[i]) for i in rng.integers(0, len(options), len(shown.x))]
-
-
-def _rival_label(shown: Shown, x: str) -> str:
-    if shown.rival is None:
-        raise TaskError(
-            f"arms of task '{shown.task.name}'",
-            "no rival task",
-            "Set `rival` (prompts.rival in a study) to a second task.",
-        )
-    return shown.rival.answer(x)
+    return [str(options[i]) for i in rng.integers(0, len(options), shown.n)]
 
 
 def _own_then_rival(shown: Shown, _: Rng) -> list[str]:
-    half = len(shown.x) // 2
-    return [*shown.own[:half], *(_rival_label(shown, x) for x in shown.x[half:])]
+    return shown.own[: shown.n // 2] + shown.rival_labels(shown.n // 2, shown.n)
 
 
 def _rival_then_own(shown: Shown, _: Rng) -> list[str]:
-    half = len(shown.x) // 2
-    return [*(_rival_label(shown, x) for x in shown.x[:half]), *shown.own[half:]]
+    return shown.rival_labels(0, shown.n // 2) + shown.own[shown.n // 2 :]
 
 
 def _rival_hint(shown: Shown, _: Rng) -> list[str]:
-    return [*(_rival_label(shown, x) for x in shown.x[:HINTED]), *shown.own[HINTED:]]
+    return shown.rival_labels(0, HINTED) + shown.own[HINTED:]
 
 
 def _neutral_hint(shown: Shown, rng: Rng) -> list[str]:
-    return [*_uniform(shown, rng)[:HINTED], *shown.own[HINTED:]]
+    return _uniform(shown, rng)[:HINTED] + shown.own[HINTED:]
 
 
 def _noisy(shown: Shown, rng: Rng) -> list[str]:
-    _numbers(shown, f"N{shown.number}")
-    moved = np.array([int(y) for y in shown.own]) + np.rint(rng.normal(0, shown.number, len(shown.x)))
+    shown.numbers(f"N{shown.number}")
+    moved = np.array([int(y) for y in shown.own]) + np.rint(rng.normal(0, shown.number, shown.n))
     return [str(int(y)) for y in np.clip(moved, 0, 999)]
 
 
 def _one_wrong(shown: Shown, rng: Rng) -> list[str]:
-    if shown.number >= len(shown.x):
+    if shown.number >= shown.n:
         raise TaskError(
             f"arm C{shown.number}",
-            f"prompts have {len(shown.x)} examples",
-            f"The number is of an example: C0 to C{len(shown.x) - 1}.",
+            f"prompts have {shown.n} examples",
+            f"The number is of an example: C0 to C{shown.n - 1}.",
         )
-    options = sorted(
-        {y for value in shown.pool for y in shown.task.outcomes(value)} - {shown.own[shown.number]}
-    )
+    options = [y for y in shown.answers() if y != shown.own[shown.number]]
     if not options:
         raise TaskError(
             f"arm C{shown.number} of task '{shown.task.name}'",
@@ -235,70 +220,59 @@ def _one_wrong(shown: Shown, rng: Rng) -> list[str]:
     return labels
 
 
-def _from(shown: Shown, indices: Sequence[int]) -> list[tuple[str, str]]:
-    return [(shown.x[i], shown.own[i]) for i in indices]
+# ---------------------------------------------------------------------------------- contexts of probed arms
 
 
-def _repeated(shown: Shown, _: Rng) -> list[list[tuple[str, str]]]:
-    return [_from(shown, [0] * n) for n in range(len(shown.x))]
+def _own_examples(order: Callable[[int, Rng], Iterable[int]]) -> Contexts:
+    """Before the n-th query, the prompt's own examples in an order that n gives."""
+    return lambda shown, rng: [[(shown.x[i], shown.own[i]) for i in order(n, rng)] for n in range(shown.n)]
 
 
-def _alternated(shown: Shown, _: Rng) -> list[list[tuple[str, str]]]:
-    return [_from(shown, [i % 2 for i in range(n)]) for n in range(len(shown.x))]
+def _late(shown: Shown, rng: Rng) -> list[list[Pair]]:
+    contexts = enumerate(_own_examples(lambda n, _: range(n))(shown, rng))
+    return [[(FILLER, FILLER)] * (shown.n - 1 - n) + context for n, context in contexts]
 
 
-def _reordered(shown: Shown, rng: Rng) -> list[list[tuple[str, str]]]:
-    return [_from(shown, rng.permutation(n).tolist()) for n in range(len(shown.x))]
+def _by_ambiguity(shown: Shown, rng: Rng, arm: str, step: int) -> list[list[Pair]]:
+    """Inputs that are no query, from the one that most rival tasks answer alike to the one that fewest do.
 
-
-def _late(shown: Shown, _: Rng) -> list[list[tuple[str, str]]]:
-    last = len(shown.x) - 1
-    return [[(FILLER, FILLER)] * (last - n) + _from(shown, range(n)) for n in range(len(shown.x))]
-
-
-def _by_ambiguity(shown: Shown, rng: Rng, arm: str) -> list[tuple[str, str]]:
-    """Inputs that are no query, from the one that most rival tasks answer alike to the one that fewest do."""
+    With `step` −1, the other way round.
+    """
     left = [x for x in shown.pool if x not in set(shown.x)]
-    if len(left) < 2 * (len(shown.x) - 1) or shown.task.domain != "number":
+    if len(left) < 2 * (shown.n - 1) or shown.task.domain != "number":
         raise TaskError(
             f"arm {arm} of task '{shown.task.name}'", f"{len(left)} inputs beside the queries",
-            f"It needs {2 * (len(shown.x) - 1)} numbers: lower n_examples, or allow more inputs.",
+            f"It needs {2 * (shown.n - 1)} numbers: lower n_examples, or allow more inputs.",
         )  # fmt: skip
     rivals = [parse_task(spec) for spec in RIVALS]
     shared = [sum(r.answer(x) == shown.task.answer(x) for r in rivals) for x in left]
-    order = np.lexsort((rng.random(len(left)), -np.array(shared)))
-    return [(left[i], shown.task.answer(left[i])) for i in order]
-
-
-def _ambiguous(shown: Shown, rng: Rng) -> list[list[tuple[str, str]]]:
-    order = _by_ambiguity(shown, rng, "A-")[: len(shown.x) - 1]
-    return [order[:n] for n in range(len(shown.x))]
-
-
-def _diagnostic(shown: Shown, rng: Rng) -> list[list[tuple[str, str]]]:
-    order = _by_ambiguity(shown, rng, "A+")[::-1][: len(shown.x) - 1]
-    return [order[:n] for n in range(len(shown.x))]
+    order = np.lexsort((rng.random(len(left)), -np.array(shared)))[::step]
+    pairs = [(left[i], shown.task.answer(left[i])) for i in order[: shown.n - 1]]
+    return [pairs[:n] for n in range(shown.n)]
 
 
 ARMS: dict[str, Arm] = {
     arm.code: arm
     for arm in (
-        Arm("T", "the task's own labels", 2, _own),
+        Arm("T", "the task's own labels", 2, lambda shown, _: list(shown.own)),
         Arm("S", "the same labels, deranged within the prompt", 3, _deranged),
         Arm("R", "labels drawn uniformly from the task's answers", 4, _uniform),
         Arm("O", "random odd labels in the task's range", 5, _odd),
-        Arm("D", "the first example again and again", 6, contexts=_repeated),
-        Arm("D2", "the first two examples in turn", 7, contexts=_alternated),
+        Arm("D", "the first example again and again", 6, contexts=_own_examples(lambda n, _: [0] * n)),
+        Arm("D2", "the first two examples in turn", 7, contexts=_own_examples(lambda n, _: np.arange(n) % 2)),
         Arm("W", "the task's labels, in the second half a rival's", 8, _own_then_rival, needs_rival=True),
         Arm("Wr", "a rival's labels, in the second half the task's", 9, _rival_then_own, needs_rival=True),
-        Arm("E#", "the same examples before each query, in order #", 10, contexts=_reordered),
+        Arm("E#", "the same examples before each query, in order #", 10,
+            contexts=_own_examples(lambda n, rng: rng.permutation(n))),
         Arm("P", "newlines, then the examples, the query always in the last place", 11, contexts=_late),
         Arm("Q-", "two examples of a rival first", 12, _rival_hint, needs_rival=True),
         Arm("Q0", "two examples with random labels first", 13, _neutral_hint),
-        Arm("A-", "other inputs, whose answer many rival tasks share", 14, contexts=_ambiguous),
-        Arm("A+", "other inputs, whose answer few rival tasks share", 15, contexts=_diagnostic),
+        Arm("A-", "other inputs, whose answer many rival tasks share", 14,
+            contexts=partial(_by_ambiguity, arm="A-", step=1)),
+        Arm("A+", "other inputs, whose answer few rival tasks share", 15,
+            contexts=partial(_by_ambiguity, arm="A+", step=-1)),
         Arm("N#", "label noise: a rounded normal of standard deviation # added", 16, _noisy),
         Arm("C#", "one wrong label, at example #", 17, _one_wrong),
     )
-}
+}  # fmt: skip
 """Arms by code; # stands for a number."""

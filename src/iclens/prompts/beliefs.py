@@ -18,21 +18,14 @@ NUMBERS = tuple(str(n) for n in range(1000))
 
 @dataclass(frozen=True)
 class AnswerProbs:
-    """Log-probabilities of chosen answers over the full vocabulary, in nats.
+    """Log-probabilities of chosen answers over the full vocabulary, in nats."""
 
-    Args:
-        answers: the answers' text; the numbers 0–999 first, then words.
-        log_prob: log P(answer), [... answer]; exp sums to at most 1, the rest is every other token.
-    """
-
-    answers: tuple[str, ...]
-    log_prob: Floats
+    answers: tuple[str, ...]  # the numbers 0–999 first, then words
+    log_prob: Floats  # [... answer]; exp sums to at most 1, the rest is every other token
 
     def __post_init__(self) -> None:
-        expect_shape(
-            "AnswerProbs",
-            log_prob=(self.log_prob.reshape(-1, self.log_prob.shape[-1]), ("row", len(self.answers))),
-        )
+        rows = self.log_prob.reshape(-1, self.log_prob.shape[-1])
+        expect_shape("AnswerProbs", log_prob=(rows, ("row", len(self.answers))))
 
     @property
     def numbers(self) -> Floats:
@@ -75,8 +68,9 @@ def read_beliefs(
     numeric = numbers.sum(axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         odd = numbers[..., 1::2].sum(axis=-1) / numeric
-        double = (numbers * _band(task, x)).sum(axis=-1) / numeric
-    double = np.where(_has_band(task, x), double, np.nan)
+        double = (numbers * _near(x, BAND, task.slope or 0)).sum(axis=-1) / numeric
+    has_band = np.char.isdigit(x) & (task.slope is not None and task.domain == "number")
+    double = np.where(has_band, double, np.nan)
     exact = probs.of(answer)
     copy = np.full(exact.shape, np.nan) if copied is None else probs.of(copied)
     return np.stack([numeric, odd, double, exact, copy], axis=-1)
@@ -94,37 +88,27 @@ def belief_index(name: str) -> int:
     return BELIEFS.index(name)
 
 
-def _has_band(task: Task, x: Strings) -> np.ndarray:
-    return np.char.isdigit(x) & (task.slope is not None and task.domain == "number")
-
-
-def _band(task: Task, x: Strings) -> np.ndarray:
-    value = np.where(np.char.isdigit(x), x, "0").astype(int)
-    return np.abs(_N - (task.slope or 0) * value[..., None]) <= BAND
+def _near(centre: Strings, width: int, slope: int = 1) -> np.ndarray:
+    """Numbers within `width` of slope × the number in the text, 0 where it is none, [... 1000]."""
+    value = np.where(np.char.isdigit(centre), centre, "0").astype(int)
+    return np.abs(_N - slope * value[..., None]) <= width
 
 
 EXAMPLES = ("against:3x+1", "near:3x", "near:3x~2", "among:word:size", "y%5=3", "y<50", "y>=50")
 """One valid spec of every kind."""
 Read = Callable[[AnswerProbs, Strings, Strings], Floats]
-_N_DECLARED = np.arange(len(NUMBERS))
 
 
 @dataclass(frozen=True)
 class DeclaredBelief:
-    """A read-out of the answers at `pre`.
+    """A read-out of the answers at `pre`."""
 
-    Args:
-        name: as declared; a column of every table of beliefs.
-        meaning: what it is, in words.
-        read: (answers [... answer], x [...], the task's own answer [...]) → its probability [...], NaN where
-            it is undefined.
-        words: answers that are no numbers which it has to see.
-    """
-
-    name: str
-    meaning: str
-    read: Read
-    words: tuple[str, ...] = ()
+    name: str  # as declared; a column of every table of beliefs
+    meaning: str  # what it is, in words
+    read: (
+        Read  # (answers [... answer], x [...], own answer [...]) → its probability [...], NaN where undefined
+    )
+    words: tuple[str, ...] = ()  # answers that are no numbers which it has to see
 
 
 def parse_belief(spec: str, inputs: Sequence[str] | None = None) -> DeclaredBelief:
@@ -144,15 +128,15 @@ def parse_belief(spec: str, inputs: Sequence[str] | None = None) -> DeclaredBeli
     if kind == "among" and rest:
         return _among(parse_task(rest), inputs)
     if kind == "near" and (match := re.fullmatch(r"([^~]+)(?:~(\d+))?", rest)):
-        return _near(_single(spec, match[1]), int(match[2] or BAND))
+        return _near_task(_single(spec, match[1]), int(match[2] or BAND))
     if (match := re.fullmatch(r"y%([1-9]\d*)=(\d+)", text)) and int(match[2]) < int(match[1]):
         modulus, left = int(match[1]), int(match[2])
         meaning = f"P(y mod {modulus} = {left} | number)"
-        return _numbers(text, meaning, np.array([n % modulus == left for n in range(len(NUMBERS))]))
+        return _numbers(text, meaning, _N % modulus == left)
     if match := re.fullmatch(r"y(<|>=)(\d+)", text):
         below, cut = match[1] == "<", int(match[2])
         meaning = f"P(y {'<' if below else '≥'} {cut} | number)"
-        return _numbers(text, meaning, np.array([(n < cut) == below for n in range(len(NUMBERS))]))
+        return _numbers(text, meaning, (cut > _N) == below)
     raise TaskError(f"belief '{spec}'", "no such belief", nearest(text, (*EXAMPLES, *BELIEFS)) + ".")
 
 
@@ -230,22 +214,12 @@ def belief_names(declared: Sequence[DeclaredBelief]) -> tuple[str, ...]:
 
 
 def read_all(
-    probs: AnswerProbs,
-    task: Task,
-    x: Strings,
-    answer: Strings,
-    copied: Strings | None,
+    probs: AnswerProbs, task: Task, x: Strings, answer: Strings, copied: Strings | None,
     declared: Sequence[DeclaredBelief],
-) -> Floats:
-    """Probability of the five beliefs and the declared ones, [... belief] in the order of `belief_names`.
+) -> Floats:  # fmt: skip
+    """Probability of the five beliefs and the `declared` ones, [... belief] in the order of `belief_names`.
 
-    Args:
-        probs: distribution over answers, [... answer].
-        task: gives the slope of the `double` band.
-        x: query input, [...].
-        answer: the task's own answer, [...].
-        copied: the answer whose copying is asked about, [...]; without it `copy` is NaN.
-        declared: further beliefs.
+    The other arguments are those of `read_beliefs`.
     """
     beside = [belief.read(probs, x, answer)[..., None] for belief in declared]
     return np.concatenate([read_beliefs(probs, task, x, answer, copied), *beside], axis=-1)
@@ -279,13 +253,11 @@ def _among(other: Task, inputs: Sequence[str] | None) -> DeclaredBelief:
     return DeclaredBelief(f"among:{other.name}", f"P(an answer of {other.name})", read, _words(given))
 
 
-def _near(centre: Task, width: int) -> DeclaredBelief:
+def _near_task(centre: Task, width: int) -> DeclaredBelief:
     def read(probs: AnswerProbs, x: Strings, answer: Strings) -> Floats:
         text = _answers(centre, x)
-        known = np.char.isdigit(text)
-        middle = np.where(known, text, "0").astype(int)
-        band = np.abs(_N_DECLARED - middle[..., None]) <= min(width, len(NUMBERS))
-        return np.where(known, _share(probs, band), np.nan)
+        near = _near(text, min(width, len(NUMBERS)))
+        return np.where(np.char.isdigit(text), _share(probs, near), np.nan)
 
     name = f"near:{centre.name}" + (f"~{width}" if width != BAND else "")
     return DeclaredBelief(name, f"P(|y − ({centre.name})| ≤ {width} | number)", read)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,19 +29,12 @@ from iclens.table import Floats, Ints, Strings, expect_shape
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Token ids of everything that contexts are made of.
+    """Token ids of everything that contexts are made of."""
 
-    Args:
-        prefix: BOS and the newline, [PREFIX_LENGTH].
-        example: ids of one example, of which the roles beside `x` and `lab` never change, [role].
-        inputs: id of each input at `x`, as it is spelled there, [input].
-        answers: id of each answer at `lab`, [answer].
-    """
-
-    prefix: Ints
-    example: Ints
-    inputs: Ints
-    answers: Ints
+    prefix: Ints  # BOS and the newline, [PREFIX_LENGTH]
+    example: Ints  # ids of one example, of which the roles beside `x` and `lab` never change, [role]
+    inputs: Ints  # id of each input at `x`, as it is spelled there, [input]
+    answers: Ints  # id of each answer at `lab`, [answer]
 
     @classmethod
     def of(cls, mixture: Mixture, tokenizer: Tokenizer) -> TokenTable:
@@ -66,34 +58,22 @@ class TokenTable:
         )  # fmt: skip
 
     def assemble(self, contexts: Contexts) -> Ints:
-        """Token ids of drawn contexts, equal to `rendering.encode` of each, as [context pos]."""
+        """Token ids of drawn contexts, equal to `render.encode` of each, as [context pos]."""
         n_contexts = len(contexts.x)
-        cells = _fill(self.example, self.inputs[contexts.x], self.answers[contexts.y])
+        cells = np.broadcast_to(self.example, (*contexts.x.shape, TOKENS_PER_EXAMPLE)).copy()
+        cells[..., ROLES.index("x")] = self.inputs[contexts.x]
+        cells[..., ROLES.index("lab")] = self.answers[contexts.y]
         prefix = np.broadcast_to(self.prefix, (n_contexts, PREFIX_LENGTH))
         return np.concatenate([prefix, cells.reshape(n_contexts, -1)], axis=1)
 
 
-def _fill(example: Ints, x: Ints, y: Ints) -> Ints:
-    """The six ids of each example, [... role]."""
-    cells = np.broadcast_to(example, (*np.shape(x), TOKENS_PER_EXAMPLE)).copy()
-    cells[..., ROLES.index("x")] = x
-    cells[..., ROLES.index("lab")] = y
-    return cells
-
-
 @dataclass(frozen=True)
 class Pass:
-    """Sequences that go through the model once, and what is read from them.
+    """Sequences that go through the model once, and what is read from them."""
 
-    Args:
-        tokens: [prompt pos].
-        examples: columns of the prompt set that are read here, [read].
-        slots: in which slot of the sequences each of them stands, [read].
-    """
-
-    tokens: Ints
-    examples: Ints
-    slots: Ints
+    tokens: Ints  # [prompt pos]
+    examples: Ints  # columns of the prompt set that are read here, [read]
+    slots: Ints  # in which slot of the sequences each of them stands, [read]
 
     def positions(self, role: str) -> Ints:
         """Token index of `role` in each read slot, [read]."""
@@ -141,13 +121,9 @@ class PromptSet:
     template: Strings | None = None
 
     def __post_init__(self) -> None:
+        pairs = {name: (getattr(self, name), ("prompt", "example")) for name in ("x", "y", "answer")}
         sizes = expect_shape(
-            "PromptSet",
-            x=(self.x, ("prompt", "example")),
-            y=(self.y, ("prompt", "example")),
-            answer=(self.answer, ("prompt", "example")),
-            task=(self.task, ("prompt",)),
-            tokens=(self.tokens, ("prompt", "pos")),
+            "PromptSet", **pairs, task=(self.task, ("prompt",)), tokens=(self.tokens, ("prompt", "pos"))
         )
         if sizes["pos"] != prompt_length(sizes["example"]):
             raise TableError(
@@ -157,20 +133,19 @@ class PromptSet:
             )
         if self.template is not None:
             expect_shape("PromptSet", template=(self.template, (sizes["prompt"],)))
-        parts = (self.context_x, self.context_y, self.probes, self.slots)
-        if any(part is None for part in parts) and any(part is not None for part in parts):
+        n_prompts, n, n_pos = sizes["prompt"], sizes["example"], sizes["pos"]
+        axes = {
+            "context_x": (n_prompts, n, n - 1), "context_y": (n_prompts, n, n - 1),
+            "probes": (n_prompts, n, n_pos), "slots": (n,),
+        }  # fmt: skip
+        parts = {name: getattr(self, name) for name in axes if getattr(self, name) is not None}
+        if parts and len(parts) < len(axes):
             raise TableError(
                 "PromptSet",
                 "only some parts of a probed arm",
                 "Give context_x, context_y, probes and slots, or none of them.",
             )
-        if self.context_x is not None and self.context_y is not None:
-            axes = (sizes["prompt"], sizes["example"], sizes["example"] - 1)
-            expect_shape(
-                "PromptSet", context_x=(self.context_x, axes), context_y=(self.context_y, axes),
-                probes=(_given(self.probes), (sizes["prompt"], sizes["example"], sizes["pos"])),
-                slots=(_given(self.slots), (sizes["example"],)),
-            )  # fmt: skip
+        expect_shape("PromptSet", **{name: (part, axes[name]) for name, part in parts.items()})
 
     @property
     def n_prompts(self) -> int:
@@ -220,12 +195,8 @@ class PromptSet:
     def select(self, prompts: Ints) -> PromptSet:
         """The prompts at the given indices."""
         names = ("task", "x", "y", "answer", "tokens", "context_x", "context_y", "probes", "template")
-        held = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: v[prompts] for name, v in held.items() if v is not None})
-
-
-def _given(part: Ints | None) -> Ints:
-    return np.empty(0, dtype=int) if part is None else part
+        parts = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: part[prompts] for name, part in parts.items() if part is not None})
 
 
 Pairs = list[tuple[str, str]]
@@ -234,17 +205,9 @@ WRONG_SHARE = 0.05
 
 
 def build_prompts(
-    tokenizer: Tokenizer,
-    task: Task,
-    *,
-    arm: str,
-    n_prompts: int,
-    n_examples: int,
-    seed: int,
-    inputs: Sequence[str] | None = None,
-    rival: str | None = None,
-    template: str = TEMPLATE,
-) -> PromptSet:
+    tokenizer: Tokenizer, task: Task, *, arm: str, n_prompts: int, n_examples: int, seed: int,
+    inputs: Sequence[str] | None = None, rival: str | None = None, template: str = TEMPLATE,
+) -> PromptSet:  # fmt: skip
     """Prompts of one task and arm.
 
     x, y and answer are held as they are written: a word that joins the space before it has one of its own.
@@ -258,48 +221,66 @@ def build_prompts(
         seed: prompts of equal seed are paired across arms.
         inputs: allowed x; the task's default inputs when not given.
         rival: spec of the second task of arms that show two; `default_rival` when not given.
-        template: name of the template that examples are written in, one of `rendering.TEMPLATES`.
+        template: name of the template that examples are written in, one of `render.TEMPLATES`.
 
     Raises:
         TaskError: for an unknown arm or template, an arm that the task cannot have, or too few inputs.
         TokenizerError: when an example is not six tokens.
     """
-    made, second = _arm(task, arm, rival)
+    made, second, shown = _drawn(task, arm, rival, n_prompts, n_examples, seed, inputs)
     written = parse_template(template)
-    pool = _pool(task, inputs, n_examples)
-    shown = [_shown(task, second, made, pool, n_examples, (seed, i)) for i in range(n_prompts)]
-    given = np.array([s.x for s in shown])
-    own = np.array([[task.answer(value) for value in s.x] for s in shown])
-    name, print_ = np.full(n_prompts, task.name), fingerprint(tokenizer)
-    beside = second.name if second is not None else ""
-    templates = None if template == TEMPLATE else np.full(n_prompts, template)
-    answers = [y for one in (task, second) if one is not None for y in _word_answers(one, pool)]
-    spelled_x = partial(_spelled, tokenizer, "x", written, pool)
-    spelled_y = partial(_spelled, tokenizer, "y", written, answers)
+    x = np.array([s.x for s in shown])
+    answer = np.array([[task.answer(value) for value in s.x] for s in shown])
+    pool = shown[0].pool if shown else ()
+    possible = {
+        "x": list(pool),
+        # The answers of a task of words over its inputs.
+        "y": [
+            y for one in (task, second) if one is not None and one.answers == "word"
+            for value in pool for y in one.outcomes(value)
+        ],
+    }  # fmt: skip
+
+    def spelled(place: Place, *texts: NDArray[Any]) -> tuple[Strings, ...]:
+        """The texts as they are written at a place, each of its own shape; what fills a slot stays.
+
+        Words that are possible have to fit as well, so that a refusal does not depend on the draw.
+        """
+        known = {*possible[place], *(text for part in texts for text in part.ravel().tolist())} - {FILLER}
+        ways = spelling(tokenizer, sorted(known), place, written) | {FILLER: FILLER}
+        return tuple(
+            np.array([ways[text] for text in part.ravel().tolist()], dtype=str).reshape(part.shape)
+            for part in texts
+        )
+
+    about = {
+        "task": np.full(n_prompts, task.name), "arm": arm, "seed": seed, "tokenizer": fingerprint(tokenizer),
+        "rival": second.name if second is not None else "",
+        "template": None if template == TEMPLATE else np.full(n_prompts, template),
+    }  # fmt: skip
     if made.contexts is None:
         labels = np.array([_labels(made, s, (seed, i)) for i, s in enumerate(shown)])
-        (x,) = spelled_x(given)
-        y, answer = spelled_y(labels, own)
+        (x,) = spelled("x", x)
+        y, answer = spelled("y", labels, answer)
         tokens = np.stack([encode(tokenizer, _pairs(*p), written) for p in zip(x, y, strict=True)])
-        return PromptSet(name, arm, x, y, answer, tokens, seed, print_, rival=beside, template=templates)
+        return PromptSet(x=x, y=y, answer=answer, tokens=tokens, **about)
     contexts = [made.contexts(s, _rng(made, (seed, i))) for i, s in enumerate(shown)]
     slots = np.array([len(context) for context in contexts[0]])
-    cells = np.full((2, n_prompts, n_examples, n_examples - 1), FILLER, dtype=object)
+    cells = np.full((2, n_prompts, n_examples, n_examples - 1), FILLER, dtype=object)  # x, then y
     for i, context in enumerate(contexts):
         for n, pairs in enumerate(context):
             for slot, pair in enumerate(pairs):
                 cells[:, i, n, slot] = pair
-    labels = np.array([s.own for s in shown])
-    x, context_x = spelled_x(given, cells[0])
-    y, answer, context_y = spelled_y(labels, own, cells[1])
+    x, context_x = spelled("x", x, cells[0])
+    y, answer, context_y = spelled("y", np.array([s.own for s in shown]), answer, cells[1])
     probes = []
     for i in range(n_prompts):
-        before = [_pairs(context_x[i, n, :held], context_y[i, n, :held]) for n, held in enumerate(slots)]
+        before = [_pairs(context_x[i, n, :last], context_y[i, n, :last]) for n, last in enumerate(slots)]
         probes.append(_probes(tokenizer, _pairs(x[i], y[i]), before, written))
     probes = np.stack(probes)
     return PromptSet(
-        name, arm, x, y, answer, probes[:, -1], seed, print_,
-        context_x, context_y, probes, slots, beside, templates,
+        x=x, y=y, answer=answer, tokens=probes[:, -1], context_x=context_x, context_y=context_y,
+        probes=probes, slots=slots, **about,
     )  # fmt: skip
 
 
@@ -311,59 +292,46 @@ def draw_examples(
     Raises:
         TaskError: for an unknown or probed arm, or too few inputs.
     """
-    made, second = _arm(task, arm, None)
-    if made.probed:
+    if parse_arm(arm).probed:
         raise TaskError(
             f"examples of arm {arm}",
             "each query has its own context",
             "Draw those of an inline arm such as T or S; `build_prompts` makes the prompts of this one.",
         )
-    pool = _pool(task, inputs, n_examples)
-    shown = [_shown(task, second, made, pool, n_examples, (seed, i)) for i in range(n_prompts)]
+    made, _, shown = _drawn(task, arm, None, n_prompts, n_examples, seed, inputs)
     answers = [[task.answer(value) for value in s.x] for s in shown]
     ys = [_labels(made, s, (seed, i)) for i, s in enumerate(shown)]
     return np.array([s.x for s in shown]), np.array(ys), np.array(answers)
 
 
-def _arm(task: Task, code: str, rival: str | None) -> tuple[Arm, Task | None]:
-    made = parse_arm(code)
-    if not made.needs_rival:
-        return made, None
-    second = default_rival(task) if rival is None else parse_task(rival)
-    if second == task:
-        raise TaskError(
-            f"rival of '{task.name}'",
-            "the task itself",
-            "Set `rival` (prompts.rival in a study) to another task.",
-        )
-    return made, second
-
-
-def _pool(task: Task, inputs: Sequence[str] | None, n_examples: int) -> tuple[str, ...]:
+def _drawn(
+    task: Task, code: str, rival: str | None, n_prompts: int, n_examples: int, seed: int,
+    inputs: Sequence[str] | None,
+) -> tuple[Arm, Task | None, list[Shown]]:  # fmt: skip
+    """The arm, its second task, and the inputs and own labels of each prompt."""
+    made, second = parse_arm(code), None
+    if made.needs_rival:
+        second = default_rival(task) if rival is None else parse_task(rival)
+        if second == task:
+            raise TaskError(
+                f"rival of '{task.name}'",
+                "the task itself",
+                "Set `rival` (prompts.rival in a study) to another task.",
+            )
     pool = tuple(inputs) if inputs is not None else default_inputs(task.domain)
     if len(pool) < n_examples:
         raise TaskError(
             f"{n_examples} distinct inputs", f"{len(pool)} allowed", "Lower n_examples, or allow more inputs."
         )
-    return pool
-
-
-def _word_answers(task: Task, pool: Sequence[str]) -> list[str]:
-    """The answers of a task of words over its inputs."""
-    return [y for x in pool for y in task.outcomes(x)] if task.answers == "word" else []
-
-
-def _shown(
-    task: Task, rival: Task | None, arm: Arm, pool: tuple[str, ...], n_examples: int, key: tuple[int, int]
-) -> Shown:
-    # numpy pads seeds with zeros, so streams 1, 2, … are apart from that of the inputs, [seed, index].
-    rng, own_rng = np.random.default_rng(list(key)), np.random.default_rng([*key, 1])
-    x = [pool[i] for i in rng.permutation(len(pool))[:n_examples]]
-    own = []
-    for value in x:
-        outcomes = task.outcomes(value)
-        own.append(str(own_rng.choice(list(outcomes), p=list(outcomes.values()))))
-    return Shown(task, rival, x, own, pool, arm.number)
+    shown = []
+    for i in range(n_prompts):
+        # numpy pads seeds with zeros, so streams 1, 2, … are apart from that of the inputs, [seed, index].
+        rng, own_rng = np.random.default_rng([seed, i]), np.random.default_rng([seed, i, 1])
+        x = [pool[j] for j in rng.permutation(len(pool))[:n_examples]]
+        outcomes = [task.outcomes(value) for value in x]
+        own = [str(own_rng.choice(list(ys), p=list(ys.values()))) for ys in outcomes]
+        shown.append(Shown(task, second, x, own, pool, made.number))
+    return made, second, shown
 
 
 def _rng(arm: Arm, key: tuple[int, int]) -> np.random.Generator:
@@ -372,21 +340,6 @@ def _rng(arm: Arm, key: tuple[int, int]) -> np.random.Generator:
 
 def _labels(arm: Arm, shown: Shown, key: tuple[int, int]) -> list[str]:
     return [] if arm.labels is None else arm.labels(shown, _rng(arm, key))
-
-
-def _spelled(
-    tokenizer: Tokenizer, place: Place, template: Template, possible: Sequence[str], *texts: NDArray[Any]
-) -> tuple[Strings, ...]:
-    """The texts as they are written at a place, each of its own shape; what fills a slot stays.
-
-    Words that are `possible` have to fit as well, so that a refusal does not depend on the draw.
-    """
-    known = {*possible, *(text for part in texts for text in part.ravel().tolist())} - {FILLER}
-    written = spelling(tokenizer, sorted(known), place, template) | {FILLER: FILLER}
-    return tuple(
-        np.array([written[text] for text in part.ravel().tolist()], dtype=str).reshape(part.shape)
-        for part in texts
-    )
 
 
 def _pairs(x: Strings, y: Strings) -> Pairs:

@@ -18,19 +18,12 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Contexts:
-    """Drawn contexts, as indices into a mixture's inputs, answers, tasks and noise levels.
+    """Drawn contexts, as indices into a mixture's inputs, answers, tasks and noise levels."""
 
-    Args:
-        task: [context].
-        noise: [context].
-        x: [context example].
-        y: [context example].
-    """
-
-    task: Ints
-    noise: Ints
-    x: Ints
-    y: Ints
+    task: Ints  # [context]
+    noise: Ints  # [context]
+    x: Ints  # [context example]
+    y: Ints  # [context example]
 
 
 @dataclass(frozen=True)
@@ -168,40 +161,26 @@ class Mixture:
         return self.tasks.index(task)
 
     def sample(
-        self,
-        rng: np.random.Generator,
-        n_contexts: int,
-        n_examples: int,
-        *,
-        tasks: Ints | None = None,
-        noise: Ints | None = None,
-        noise_prior: Floats | None = None,
-    ) -> Contexts:
-        """Draw contexts from the mixture.
+        self, rng: np.random.Generator, n_contexts: int, n_examples: int,
+        *, tasks: Ints | None = None, noise: Ints | None = None, noise_prior: Floats | None = None,
+    ) -> Contexts:  # fmt: skip
+        """Draw contexts from the mixture; `n_examples` counts the query.
 
-        Args:
-            rng: source of randomness.
-            n_contexts: number of contexts.
-            n_examples: examples in each, the query included.
-            tasks: [context] task indices, to fix rather than draw them.
-            noise: [context] noise indices, to fix rather than draw them.
-            noise_prior: another prior over noise levels (a curriculum), when drawn.
+        Task and noise indices [context] may be fixed rather than drawn, or the noise drawn from another prior
+        (a curriculum).
         """
         if tasks is None:
             tasks = rng.choice(len(self.tasks), size=n_contexts, p=np.array(self.prior))
         if noise is None:
             p = np.array(self.noise_prior) if noise_prior is None else noise_prior
             noise = rng.choice(len(self.noise_levels), size=n_contexts, p=p)
-        xs = self._draw_inputs(rng, tasks, n_examples)
+        low, size = (bound[tasks][:, None] for bound in self._input_ranges)
+        xs = low + rng.integers(0, size, (len(tasks), n_examples))
         noisy = rng.random(xs.shape) < np.array(self.noise_levels)[noise][:, None]
         ys = np.where(
             noisy, self._draw(rng, self.background[xs]), self._draw(rng, self.likelihood[xs, tasks[:, None]])
         )
         return Contexts(tasks, noise, xs, ys)
-
-    def _draw_inputs(self, rng: np.random.Generator, tasks: Ints, n_examples: int) -> Ints:
-        low, size = (bound[tasks] for bound in self._input_ranges)
-        return low[:, None] + rng.integers(0, size[:, None], (len(tasks), n_examples))
 
     @cached_property
     def _input_ranges(self) -> tuple[Ints, Ints]:
@@ -218,15 +197,10 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Exact beliefs before each example of each context.
+    """Exact beliefs before each example of each context."""
 
-    Args:
-        mixture: the process that drew the contexts.
-        weights: P(τ, p | the examples before j) as [context example task noise].
-    """
-
-    mixture: Mixture
-    weights: Floats
+    mixture: Mixture  # the process that drew the contexts
+    weights: Floats  # P(τ, p | the examples before j), [context example task noise]
 
     @property
     def task(self) -> Floats:
@@ -246,8 +220,7 @@ class Posterior:
     def predictive(self, x: Ints) -> Floats:
         """P(y | x, examples before j) as [context example answer].
 
-        Args:
-            x: [context example] input indices to predict for; of the same domain as the context's own.
+        `x` holds input indices, [context example], of the same domain as the context's own.
         """
         own, other = self.mixing()
         flat = own.reshape(-1, own.shape[-1])
@@ -278,16 +251,9 @@ def exact_posterior(mixture: Mixture, x: Ints, y: Ints) -> Posterior:
 
 
 def mix_answers(mixture: Mixture, own: Floats, other: Floats, x: Ints) -> Floats:
-    """P(y | x) = Σ_τ own(τ) P(y | x, τ) + other · q(y | x), row by row.
+    """P(y | x) = Σ_τ own(τ) P(y | x, τ) + other · q(y | x), row by row, [row answer].
 
-    Args:
-        mixture: source of the likelihoods.
-        own: [row task].
-        other: [row].
-        x: [row] input indices.
-
-    Returns:
-        [row answer].
+    `own` is [row task], `other` [row], and `x` the input index of each row, [row].
     """
     out = other[:, None] * mixture.background[x]
     for value in np.unique(x):

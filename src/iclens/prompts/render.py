@@ -26,17 +26,11 @@ _TRIED = "7"
 
 @dataclass(frozen=True)
 class Template:
-    """How an example is written: what stands around x and y. `pre` is one space in every template.
+    """How an example is written: what stands around x and y. `pre` is one space in every template."""
 
-    Args:
-        open: before x.
-        comma: after x.
-        close: after y, the newline included.
-    """
-
-    open: str
-    comma: str
-    close: str
+    open: str  # before x
+    comma: str  # after x
+    close: str  # after y, the newline included
 
     def pieces(self, x: str, y: str) -> list[str]:
         """The six pieces of an example, [role]."""
@@ -64,21 +58,10 @@ DEFAULT = TEMPLATES[TEMPLATE]
 class Tokenizer(Protocol):
     """What rendering needs of a Hugging Face tokenizer, besides its `bos_token_id`."""
 
-    def __call__(self, text: str, *, add_special_tokens: bool = True, verbose: bool = True) -> Any:
-        """Encode text."""
-        ...
-
-    def convert_ids_to_tokens(self, ids: list[int]) -> Any:
-        """The pieces as the vocabulary spells them."""
-        ...
-
-    def decode(self, token_ids: list[int]) -> Any:
-        """The pieces as text."""
-        ...
-
-    def get_vocab(self) -> dict[str, int]:
-        """Every piece and its id."""
-        ...
+    def __call__(self, text: str, *, add_special_tokens: bool = True, verbose: bool = True) -> Any: ...  # noqa: D102
+    def convert_ids_to_tokens(self, ids: list[int]) -> Any: ...  # noqa: D102
+    def decode(self, token_ids: list[int]) -> Any: ...  # noqa: D102
+    def get_vocab(self) -> dict[str, int]: ...  # noqa: D102
 
 
 def parse_template(name: str) -> Template:
@@ -148,12 +131,7 @@ def bos_in_words(tokenizer: Tokenizer) -> str:
 
 
 def encode(tokenizer: Tokenizer, pairs: Sequence[Pair], template: Template = DEFAULT) -> NDArray[np.int64]:
-    """Token ids of BOS, a newline and the examples, as [pos].
-
-    Args:
-        tokenizer: must give six tokens to an example.
-        pairs: x and y of each example.
-        template: how the examples are written.
+    """Token ids of BOS, a newline and the examples, as [pos]; `pairs` are x and y of each.
 
     Raises:
         TokenizerError: where there is no BOS, or naming the first example that is not six tokens, and how it
@@ -226,16 +204,10 @@ def spelling(
     """How each text is written at a place of an example: as it is, or with a space of its own before it.
 
     In `(24,  even)` the second space belongs to the token ` even`, and the first stands alone at `pre`. Words
-    of one of `words.VOCABULARIES` are all written in one way, the one in which more of the vocabulary make an
+    of one of `tasks.VOCABULARIES` are all written in one way, the one in which more of the vocabulary make an
     example of six tokens (as they are, where both do equally); other texts are decided together in the same
     way. So the spelling of a word of a vocabulary depends on no other text: it is the same in every arm, task
     and call. A number stays as it is, untried; `encode` refuses one that is no token.
-
-    Args:
-        tokenizer: decides, by being tried on an example with each word and a number beside it.
-        texts: x or y of examples.
-        place: which of them, x or y.
-        template: how the examples are written.
 
     Returns:
         Text → spelled text.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from iclens.core import TaskError, nearest
@@ -13,33 +13,16 @@ from iclens.core import TaskError, nearest
 LETTERS = tuple(string.ascii_lowercase)
 
 OPPOSITE_PAIRS = (
-    ("hot", "cold"),
-    ("up", "down"),
-    ("left", "right"),
-    ("old", "new"),
-    ("fast", "slow"),
-    ("tall", "short"),
-    ("day", "night"),
-    ("open", "closed"),
-    ("hard", "soft"),
-    ("light", "dark"),
-    ("rich", "poor"),
-    ("wet", "dry"),
-    ("full", "empty"),
-    ("high", "low"),
-    ("near", "far"),
-    ("good", "bad"),
-    ("early", "late"),
-    ("push", "pull"),
-    ("win", "lose"),
-    ("buy", "sell"),
-)
-
+    ("hot", "cold"), ("up", "down"), ("left", "right"), ("old", "new"), ("fast", "slow"),
+    ("tall", "short"), ("day", "night"), ("open", "closed"), ("hard", "soft"), ("light", "dark"),
+    ("rich", "poor"), ("wet", "dry"), ("full", "empty"), ("high", "low"), ("near", "far"),
+    ("good", "bad"), ("early", "late"), ("push", "pull"), ("win", "lose"), ("buy", "sell"),
+)  # fmt: skip
 OPPOSITE = {a: b for a, b in OPPOSITE_PAIRS} | {b: a for a, b in OPPOSITE_PAIRS}
 WORDS = tuple(OPPOSITE)
 LABEL_WORDS = ("even", "odd", "small", "big")
 VOCABULARIES = (LETTERS, WORDS, LABEL_WORDS)
-"""Words that belong together: all of one are spelled alike (`rendering.spelling`)."""
+"""Words that belong together: all of one are spelled alike (`render.spelling`)."""
 
 
 Outcomes = Mapping[str, float]
@@ -77,25 +60,25 @@ class Task:
             TaskError: when the rule has no non-negative answer at `x`, or `x` is of another kind.
         """
         try:
-            found = self.rule(x)
+            outcomes = self.rule(x)
         except (KeyError, ValueError) as cause:
             raise TaskError(
                 f"task '{self.name}' at x='{x}'",
                 f"not a {self.domain}",
                 f"Its inputs have to be {self.domain}s.",
             ) from cause
-        if not found:
+        if not outcomes:
             raise TaskError(
                 f"task '{self.name}' at x={x}",
                 "no answer in 0..999",
                 "Choose inputs (prompts.inputs in a study) at which the answer is from 0 to 999.",
             )
-        return found
+        return outcomes
 
     def answer(self, x: str) -> str:
         """The most probable answer at `x` (the only one of a deterministic rule)."""
-        found = self.outcomes(x)
-        return max(found, key=lambda y: found[y])
+        outcomes = self.outcomes(x)
+        return max(outcomes, key=lambda y: outcomes[y])
 
     @property
     def deterministic(self) -> bool:
@@ -110,56 +93,27 @@ def default_inputs(domain: str, numbers: range = range(50)) -> tuple[str, ...]:
     return LETTERS if domain == "letter" else WORDS
 
 
-def _point(y: int) -> Outcomes:
-    return {str(y): 1.0} if 0 <= y <= 999 else {}
-
-
-def _uniform(ys: list[int]) -> Outcomes:
+def _uniform(ys: Iterable[int]) -> Outcomes:
+    """Equal probability over the numbers from 0 to 999; empty when none is."""
     kept = [y for y in ys if 0 <= y <= 999]
     return {str(y): 1.0 / len(kept) for y in kept}
 
 
-def affine(name: str, slope: int, offset: int) -> Task:
-    """y = slope·x + offset."""
-    return Task(name, "number", "affine", "number", lambda x: _point(slope * int(x) + offset), slope, offset)
+def _numeric(
+    name: str, family: str, answers: Callable[[int], Iterable[int]], slope: int | None = None,
+    offset: int | None = None,
+) -> Task:  # fmt: skip
+    """A task of numbers: y uniform over the `answers` to x, those outside 0 … 999 left out."""
+    return Task(name, "number", family, "number", lambda x: _uniform(answers(int(x))), slope, offset)
 
 
-def approximate(name: str, slope: int, offset: int, spread: int) -> Task:
-    """y uniform on slope·x + offset ± spread, negative values excluded."""
-
-    def rule(x: str) -> Outcomes:
-        centre = slope * int(x) + offset
-        return _uniform(list(range(centre - spread, centre + spread + 1)))
-
-    return Task(name, "number", "approx", "number", rule, slope, offset)
-
-
-def constant(name: str, value: int) -> Task:
-    """y = value, whatever x."""
-    return Task(name, "number", "constant", "number", lambda x: _point(value + 0 * int(x)), 0, value)
-
-
-def reflection(name: str, total: int) -> Task:
-    """y = total − x."""
-    return Task(name, "number", "reflection", "number", lambda x: _point(total - int(x)), -1, total)
-
-
-def half(name: str, divisor: int, offset: int) -> Task:
-    """y = ⌊x / divisor⌋ + offset."""
-    return Task(name, "number", "half", "number", lambda x: _point(int(x) // divisor + offset))
-
-
-def modulo(name: str, modulus: int) -> Task:
-    """y = x mod modulus."""
-    return Task(name, "number", "modulo", "number", lambda x: _point(int(x) % modulus))
-
-
-def _unrelated(name: str, family: str, ys: list[int]) -> Task:
-    def rule(x: str) -> Outcomes:
-        int(x)
-        return _uniform(ys)
-
-    return Task(name, "number", family, "number", rule)
+def _affine(slope: int, offset: int, spread: int) -> Task:
+    """y = slope·x + offset, or uniform on that ± spread."""
+    name = (str(slope) if slope > 1 else "") + "x" + _signed(offset)
+    if not spread:
+        return _numeric(name, "affine", lambda x: [slope * x + offset], slope, offset)
+    around = range(offset - spread, offset + spread + 1)
+    return _numeric(f"{name}~{spread}", "approx", lambda x: [slope * x + b for b in around], slope, offset)
 
 
 def _wordy(name: str, domain: str, answers: str, rule: Callable[[str], str]) -> Task:
@@ -169,9 +123,9 @@ def _wordy(name: str, domain: str, answers: str, rule: Callable[[str], str]) -> 
 NAMED: dict[str, Task] = {
     task.name: task
     for task in (
-        _unrelated("odd", "parity", [y for y in RANDOM_RANGE if y % 2]),
-        _unrelated("even", "parity", [y for y in RANDOM_RANGE if y % 2 == 0]),
-        _unrelated("random", "random", list(RANDOM_RANGE)),
+        _numeric("odd", "parity", lambda x: [y for y in RANDOM_RANGE if y % 2]),
+        _numeric("even", "parity", lambda x: [y for y in RANDOM_RANGE if y % 2 == 0]),
+        _numeric("random", "random", lambda x: RANDOM_RANGE),
         _wordy("word:opposite", "word", "word", lambda x: OPPOSITE[x]),
         _wordy("word:same", "word", "word", lambda x: WORDS[WORDS.index(x)]),
         _wordy("word:parity", "number", "word", lambda x: ("even", "odd")[int(x) % 2]),
@@ -192,11 +146,11 @@ _AFFINE = re.compile(r"(\d*)\*?x([+-]\d+)?(?:~(\d+))?", re.ASCII)
 _FORMS: tuple[tuple[re.Pattern[str], Callable[..., Task]], ...] = (
     (
         re.compile(r"x//(0*[1-9]\d*)([+-]\d+)?", re.ASCII),
-        lambda d, b=0: half(f"x//{d}{_signed(b)}", d, b),
+        lambda d, b=0: _numeric(f"x//{d}{_signed(b)}", "half", lambda x: [x // d + b]),
     ),
-    (re.compile(r"x%(0*[1-9]\d*)", re.ASCII), lambda m: modulo(f"x%{m}", m)),
-    (re.compile(r"(\d+)-x", re.ASCII), lambda c: reflection(f"{c}-x", c)),
-    (re.compile(r"(\d+)", re.ASCII), lambda c: constant(f"{c}", c)),
+    (re.compile(r"x%(0*[1-9]\d*)", re.ASCII), lambda m: _numeric(f"x%{m}", "modulo", lambda x: [x % m])),
+    (re.compile(r"(\d+)-x", re.ASCII), lambda c: _numeric(f"{c}-x", "reflection", lambda x: [c - x], -1, c)),
+    (re.compile(r"(\d+)", re.ASCII), lambda c: _numeric(f"{c}", "constant", lambda x: [c], 0, c)),
 )
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -215,10 +169,7 @@ def parse_task(spec: str) -> Task:
     if match := _AFFINE.fullmatch(text):
         slope, offset, spread = int(match[1] or 1), int(match[2] or 0), int(match[3] or 0)
         if slope:
-            name = (str(slope) if slope > 1 else "") + "x" + _signed(offset)
-            if spread:
-                return approximate(f"{name}~{spread}", slope, offset, spread)
-            return affine(name, slope, offset)
+            return _affine(slope, offset, spread)
     for pattern, build in _FORMS:
         if match := pattern.fullmatch(text):
             return build(*(int(number) for number in match.groups() if number))

@@ -53,9 +53,8 @@ class Strict(BaseModel):
         if isinstance(given, dict):
             for key in given:
                 if key not in cls.model_fields:
-                    raise ConfigError(
-                        f"key '{key}'", f"unknown in {cls.__name__}", nearest(str(key), cls.model_fields)
-                    )
+                    remedy = nearest(str(key), cls.model_fields)
+                    raise ConfigError(f"key '{key}'", f"unknown in {cls.__name__}", remedy)
                 if isinstance(given[key], bool):
                     raise ConfigError(f"key '{key}'", f"it is {given[key]!r}", "No key is true or false.")
         return given
@@ -90,9 +89,8 @@ class Prompts(Strict):
     @classmethod
     def _known_arm(cls, arm: str) -> str:
         if parse_arm(arm).probed:
-            raise ConfigError(
-                f"arm '{arm}'", "each query has a prompt of its own", "Use an inline arm: T, S, R."
-            )
+            probed = "each query has a prompt of its own"
+            raise ConfigError(f"arm '{arm}'", probed, "Use an inline arm: T, S, R.")
         return arm
 
 
@@ -124,9 +122,8 @@ class Contexts(Strict):
     def _weights_fit(cls, prompts: tuple[Prompts, ...]) -> tuple[Prompts, ...]:
         total = sum(p.weight for p in prompts)
         if total > 1:
-            raise ConfigError(
-                "key 'prompts'", f"weights sum to {total:g}", "They are fractions of all contexts."
-            )
+            remedy = "They are fractions of all contexts."
+            raise ConfigError("key 'prompts'", f"weights sum to {total:g}", remedy)
         return prompts
 
 
@@ -285,9 +282,8 @@ class Saes(Strict):
     def _spec(entry: SaeEntry) -> SaeSpec:
         target = None if entry.target is None else Site.parse(entry.target)
         if entry.d_sae is None or entry.lr is None or entry.seed is None or entry.architecture is None:
-            raise ConfigError(
-                f"SAE of {entry.site}", "its defaults are not resolved", "Use TrainConfig.saes."
-            )
+            remedy = "Use TrainConfig.saes."
+            raise ConfigError(f"SAE of {entry.site}", "its defaults are not resolved", remedy)
         return SaeSpec(
             Site.parse(entry.site), target, entry.d_sae, entry.k, entry.lr, entry.seed, entry.architecture,
             entry.options or {},
@@ -305,9 +301,8 @@ def _refuse_shape(entry: SaeEntry) -> None:
     if entry.k is not None and entry.k > entry.d_sae:
         raise ConfigError("key 'k'", f"{entry.k} of {entry.d_sae} latents", "Give a smaller k.")
     if str(entry.architecture).endswith("transcoder") and entry.target is None:
-        raise ConfigError(
-            f"{asked}: key 'target'", f"missing for a {entry.architecture}", "Name the site it predicts."
-        )
+        missing = f"missing for a {entry.architecture}"
+        raise ConfigError(f"{asked}: key 'target'", missing, "Name the site it predicts.")
     if entry.target == entry.site:
         raise ConfigError(f"{asked}: key 'target'", "it is the site itself", "Leave it out.")
 

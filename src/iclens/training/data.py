@@ -136,11 +136,7 @@ Source = MainSource | PromptSource
 
 
 def read_mixture(settings: MixtureContexts, model: str) -> Mixture:
-    """The mixture named in a configuration, or the one in the model's folder.
-
-    Raises:
-        ConfigError: when it is missing or damaged.
-    """
+    """The mixture named in a configuration, or the one in the model's folder."""
     path = settings.mixture or Path(model) / "mixture.yaml"
     name = f"mixture '{path}'"
     try:
@@ -157,11 +153,7 @@ def held_out(config: TrainConfig, tokenizer: Any) -> Ints:
 
 
 def build_stream(config: TrainConfig, tokenizer: Any, agreed: Agreed = nullcontext) -> TokenStream:
-    """The stream that a configuration asks for; the same in every process of a run.
-
-    Raises:
-        ConfigError: when a file is missing or damaged, or a prompt has too few inputs.
-    """
+    """The stream that a configuration asks for; the same in every process of a run."""
     examples, prompts = config.data.examples, config.data.prompts
     weighted: list[tuple[Source, float]] = [
         (PromptSource(wanted, tokenizer, examples, config.seed, index), wanted.weight)
@@ -283,13 +275,7 @@ def recorder(model: LanguageModel) -> Record:
 
 
 def kept_rows(record: Record, tokens: Ints, sites: Sequence[Site], kept: Bools) -> dict[Site, Tensor]:
-    """Activations of the tokens of a block that are `kept` [context pos]: site → [row d_model].
-
-    Rows stand in the order of contexts, then positions.
-
-    Raises:
-        ConfigError: when there is none.
-    """
+    """Activations of the `kept` tokens [context pos], in the order of contexts: site → [row d_model]."""
     if not kept.any():
         none = f"it leaves none of the {tokens.shape[1]} tokens of a context"
         raise ConfigError("key 'excluded_positions'", none, "List fewer positions.")

@@ -127,13 +127,7 @@ class TrainingFolder:
         return partial
 
     def finish(self, partial: Path, files: Files, state: Mapping[str, Any]) -> Checkpoint:
-        """Give the hidden folder its name and remove checkpoints that are not kept.
-
-        Args:
-            partial: from `begin`.
-            files: of every part, from `write_part`.
-            state: what JSON can hold.
-        """
+        """Give the hidden folder of `begin` its name, and remove checkpoints that are not kept."""
         tokens = int(partial.stem.removeprefix("."))
         content = {"tokens": tokens, "files": files, "state": dict(state)}
         text = json.dumps(content | {"sha256": _digest(content)}, indent=1, ensure_ascii=False)
@@ -193,11 +187,7 @@ class TrainingFolder:
 
 
 def write_part(folder: Path, part: str, tensors: Mapping[str, Tensor]) -> Files:
-    """Write and flush `<folder>/<part>.safetensors`.
-
-    Returns:
-        file name → its size in bytes and sha256; empty without tensors.
-    """
+    """Write and flush `<folder>/<part>.safetensors`: file name → size and sha256; empty without tensors."""
     if not tensors:
         return {}
     file = folder / f"{part}.safetensors"

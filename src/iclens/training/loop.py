@@ -272,15 +272,7 @@ class _Run:
 
 
 def save_sae(folder: Path, spec: SaeSpec, network: SAE, model: LanguageModel, left_out: LeftOut) -> None:
-    """Write one SAE as sae_lens reads it (cfg.json, sae_weights.safetensors).
-
-    Args:
-        folder: to make.
-        spec: what was trained.
-        network: the SAE for raw activations.
-        model: what it was trained on.
-        left_out: tokens that it was not trained on, kept under sae_lens' name and ours.
-    """
+    """Write one SAE as sae_lens reads it; tokens left out stand under sae_lens' name and ours."""
     ends: dict[str, Any] = {"hook_name": str(spec.site), "hook_layer": spec.site.layer}
     if spec.target is not None:
         ends |= {"hook_name_out": str(spec.target), "hook_layer_out": spec.target.layer}
@@ -648,18 +640,10 @@ def evaluate(
     config: TrainConfig, model: LanguageModel, specs: Sequence[SaeSpec], folder: Path, contexts: Ints,
     left_out: LeftOut,
 ) -> Measured:  # fmt: skip
-    """Measure SAEs from the files written, on held-out contexts and on prompts of the tasks mixed in.
+    """Measure SAEs from the files in `folder`, on held-out contexts and on prompts of the tasks mixed in.
 
     The prompts are drawn by a seed of their own. All figures are those of `saes.quality`; the forward pass of
-    the model as it is serves all SAEs.
-
-    Args:
-        config: what was trained.
-        model: the model.
-        specs: the SAEs to measure.
-        folder: holds a folder for each.
-        contexts: held-out contexts, [context pos].
-        left_out: tokens neither measured nor changed.
+    the model as it is serves all SAEs. Tokens that are left out are neither measured nor changed.
     """
     device = str(model.device())
     saes = {spec.name: load_sae(folder / spec.name, d_model=model.d_model, device=device) for spec in specs}

@@ -41,11 +41,7 @@ _SET_ELSEWHERE = {
 
 
 def check_spec(spec: SaeSpec) -> None:
-    """Refuse an SAE that cannot be trained.
-
-    Raises:
-        ConfigError: for an unknown architecture, an unknown or ill-typed option, or a needless target.
-    """
+    """Refuse an architecture, option or target that cannot be trained, with a ConfigError."""
     known, transcoders = (*SPARSE, *SAES, *TRANSCODERS), (*SPARSE, *TRANSCODERS)
     if spec.architecture not in known:
         raise ConfigError(f"architecture '{spec.architecture}'", "unknown", nearest(spec.architecture, known))
@@ -79,16 +75,7 @@ def build_step(
     spec: SaeSpec, training: Optimisation, scaling: Scaling, target_scaling: Scaling | None, rows: Tensor,
     device: torch.device | str,
 ) -> SaeStep:  # fmt: skip
-    """An SAE with its first weights, drawn by `spec.seed`.
-
-    Args:
-        spec: architecture and shape.
-        training: rates, losses and precision.
-        scaling: of the site that is read.
-        target_scaling: of the site that a transcoder predicts; None for an SAE.
-        rows: raw activations of the site that is read, [row d_in].
-        device: where it is trained.
-    """
+    """An SAE with its first weights, drawn by `spec.seed`; raw `rows` [row d_in] size the encoder."""
     check_spec(spec)
     if (spec.target is None) != (target_scaling is None):
         raise ConfigError(f"SAE {spec.name}", "target and its scaling do not match", "Give both or neither.")

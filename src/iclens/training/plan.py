@@ -91,11 +91,7 @@ def check_limits(config: TrainConfig, shape: ModelShape) -> None:
 
 
 def context_length(config: TrainConfig) -> int:
-    """Tokens of a context of the main source.
-
-    Raises:
-        ConfigError: when it is not declared, and the file of tokens does not say it.
-    """
+    """Tokens of a context of the main source, declared or read from the file of tokens."""
     data = config.data
     if isinstance(data, MixtureContexts):
         return prompt_length(data.examples)
@@ -212,11 +208,7 @@ def find_device(name: str | None, wanted: str = "cpu") -> Device:
 
 
 def present_device() -> Device:
-    """The accelerator of this machine: the memory it reports, the rates of the card it is.
-
-    Raises:
-        ConfigError: when there is none, or it is a card without known rates.
-    """
+    """The accelerator of this machine: the memory it reports, the rates of the card it is."""
     import torch
 
     if not torch.cuda.is_available():
@@ -235,12 +227,7 @@ def present_device() -> Device:
 
 @dataclass(frozen=True)
 class Part:
-    """Memory of one part of a run.
-
-    Args:
-        name: what it is.
-        held: phase → bytes; a phase not named holds none.
-    """
+    """Memory of one part of a run: phase → bytes; a phase that is not named holds none."""
 
     name: str
     held: dict[str, float]
@@ -248,14 +235,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Cost:
-    """Time of one part of a run.
-
-    Args:
-        name: what it is.
-        flops: per token, an activation row on which every SAE is trained.
-        dtype: in which they are done.
-        traffic: bytes moved per token, beside the arithmetic.
-    """
+    """Time of one part of a run: FLOP in `dtype` and bytes moved, per token on which every SAE is trained."""
 
     name: str
     flops: float = 0.0
@@ -269,19 +249,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes that a run writes.
-
-    Args:
-        checkpoints: at most, while a new one stands beside those kept; gone when the run is over.
-        saes: the finished set.
-    """
+    """Bytes that a run writes: checkpoints at most, gone when the run is over, and the finished set."""
 
     checkpoints: float
     saes: float
 
 
 class Job:
-    """A configuration on a model, and the sizes that follow from both."""
+    """A configuration on a model, and the sizes that follow from both, in bytes unless said."""
 
     def __init__(self, config: TrainConfig, shape: ModelShape) -> None:
         check_limits(config, shape)
@@ -416,12 +391,7 @@ def disk(job: Job) -> Disk:
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change to the configuration, and the peak with it and those before it.
-
-    Args:
-        change: what to write, or do.
-        peak: bytes.
-    """
+    """A change to the configuration, and the peak in bytes with it and those before it."""
 
     change: str
     peak: int

@@ -136,12 +136,8 @@ class Ranks:
     def shared(self, record: Record, readers: Mapping[Site, Sequence[int]]) -> Record:
         """A `Record` that runs the model on this process's share of the contexts.
 
-        Args:
-            record: runs the model here.
-            readers: the processes that train on each site; the same in every process.
-
-        Returns:
-            Given the contexts of all, it returns the rows of all contexts, at this process's sites.
+        It returns the rows of all contexts, at the sites of which this process is among the `readers`; they
+        are the same in every process.
         """
         if self.world == 1:
             return record

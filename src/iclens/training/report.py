@@ -20,12 +20,7 @@ REPORT = "report.html"
 
 
 def write_report(folder: Path, page: Path) -> None:
-    """Write the page of a set, from its card and metrics; it opens from disk, alone.
-
-    Args:
-        folder: of the set.
-        page: file to write, `report.html` in the set's folder for `iclens train`.
-    """
+    """Write the page of a set, from its card and metrics; it opens from disk, alone."""
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     members = parse_train_config(card["config"]).saes.members
     metrics = {spec.name: read_metrics(folder / spec.name / "metrics.jsonl") for spec in members}
@@ -42,16 +37,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 def mirrored(
     report: Callable[[dict[str, Any]], None], project: str, config: TrainConfig
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A report that also goes to a project of Weights & Biases.
-
-    Args:
-        report: called as before.
-        project: where a run is made.
-        config: kept with the run.
-
-    Raises:
-        ConfigError: when the package is not installed.
-    """
+    """A report that also goes to a project of Weights & Biases, which keeps the configuration."""
     try:
         import wandb
     except ImportError as cause:
@@ -74,11 +60,7 @@ def mirrored(
 
 
 def progress_text(progress: Mapping[str, Any]) -> str:
-    """The live line: `1.2 M of 100 M tokens, 21.3 k tokens/s, 1:17:20 left, FVU .21 to .34, L0 64, dead 1 %`.
-
-    Args:
-        progress: tokens, of_tokens, tokens_per_second, seconds_left, and metrics per SAE under sites.
-    """
+    """The live line: `1.2 M of 100 M tokens, 21.3 k tokens/s, 1:17:20 left, FVU .21 to .34, L0 64`."""
     parts = [f"{_short(progress['tokens'])} of {_short(progress['of_tokens'])} tokens"]
     if progress.get("tokens_per_second"):
         left = _clock(progress["seconds_left"])

@@ -211,11 +211,7 @@ def digest_of(text: str) -> str:
 
 
 def open_documents(settings: TextContexts) -> LocalDocuments | HubDocuments:
-    """The documents that a configuration names.
-
-    Raises:
-        ConfigError: for a local path that does not exist or cannot be read as text.
-    """
+    """The documents that a configuration names; a local path must exist and be text."""
     name = settings.dataset
     local = _kind(Path(name)) in _READERS or glob.has_magic(name) or Path(name).exists()
     if not local:

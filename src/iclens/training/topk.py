@@ -59,16 +59,12 @@ _THRESHOLD_RATE = 0.01
 
 
 class Adam:
-    """Adam on gradients that were computed by hand.
+    """Adam on gradients that were computed by hand; changes `parameters`, all contiguous, in place.
 
         m ← β₁m + (1−β₁)g     v ← β₂v + (1−β₂)g²     p ← p − lr · m̂ / (√v̂ + ε),  m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ)
 
     torch's own fused kernel does the arithmetic, so that every step equals `torch.optim.Adam`'s, moments of
     idle latents included. Moments stored as bfloat16 are widened, stepped and rounded block by block.
-
-    Args:
-        parameters: by name, contiguous; changed in place.
-        moment_dtype: in which the moments are stored.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], moment_dtype: torch.dtype) -> None:
@@ -285,11 +281,7 @@ def decode(active: Active, decoder: Tensor) -> Tensor:
 def dots(g: Tensor, weights: Tensor, latent: Tensor, start: Tensor) -> Tensor:
     """⟨g[row], weights[latent]⟩ of every entry, [entry]: the gradient of a sum over weighted rows.
 
-    Args:
-        g: [row d].
-        weights: [d_sae d].
-        latent: [entry].
-        start: first entry of each row, [row].
+    g is [row d], weights [d_sae d], latent [entry], and start the first entry of each row.
     """
     ones = torch.ones(len(latent), dtype=g.dtype, device=g.device, requires_grad=True)
     with torch.enable_grad():
@@ -402,15 +394,7 @@ def auxiliary(
 
 
 class SaeStep:
-    """An SAE or transcoder in training, whatever its architecture.
-
-    Args:
-        spec: architecture, shape, peak rate and seed.
-        settings: losses and precision.
-        scaling: of the site that is read.
-        target_scaling: of the site that is predicted; None for an SAE.
-        device: where it is trained.
-    """
+    """An SAE or transcoder in training, whatever its architecture; target_scaling is None for an SAE."""
 
     adam: Adam
 
@@ -471,12 +455,7 @@ class SaeStep:
 
 
 class SparseStep(SaeStep):
-    """A TopK or BatchTopK SAE, or a transcoder of that kind, in training.
-
-    Args:
-        spec, settings, scaling, target_scaling, device: as of `SaeStep`.
-        rows: raw activations that set the size of the first encoder, [row d_in].
-    """
+    """A TopK or BatchTopK SAE or transcoder in training; `rows` [row d_in] size its first encoder."""
 
     def __init__(
         self, spec: SaeSpec, settings: Optimisation, scaling: Scaling, target_scaling: Scaling | None,

@@ -12,6 +12,7 @@ from scipy.special import rel_entr
 from scipy.stats import norm
 
 from iclens.concepts.language import Concept, Rows
+from iclens.schemas import TransformTable
 from iclens.stats import interval, resample_prompts
 from iclens.table import Floats, Ints, expect_shape
 
@@ -426,20 +427,18 @@ def split_rows(rows: Rows, concept: Concept, wanted: NDArray[np.bool_]) -> Split
     return Split(used, kept, label[label != 0] > 0, concept.stratum(kept))
 
 
+_BLANKS: dict[str, tuple[Any, type]] = {
+    "float": (np.nan, np.float64), "int": (0, np.int64), "str": ("", object),
+}  # fmt: skip
+
+
 def blank_columns(n_latents: int, reason: str = "") -> dict[str, NDArray[Any]]:
-    """What `measure` gives where nothing is measured: NaN, empty and 0, column → [latent]."""
-    numbers = (
-        "auroc", "ci_low", "ci_high", "discovery_auroc", "confound_auroc", "p_value",
-        "confounding", "effect_size", "mutual_info_nats", "overlap",
-    )  # fmt: skip
-    counts = ("n_positive", "n_negative", "n_positive_tasks", "n_negative_tasks")
-    texts = ("of", "worst_confound", "confounded_with", "unmeasured")
-    return (
-        {name: np.full(n_latents, np.nan) for name in numbers}
-        | {name: np.zeros(n_latents, dtype=np.int64) for name in counts}
-        | {name: np.full(n_latents, "", dtype=object) for name in texts}
-        | {"reason": np.full(n_latents, reason, dtype=object), "sign": np.ones(n_latents, dtype=np.int64)}
-    )
+    """Columns of a TransformTable where nothing is measured: NaN, 0 and empty, column → [latent]."""
+    columns = {
+        name: np.full(n_latents, *_BLANKS[column.kind]) for name, column in TransformTable.COLUMNS.items()
+    }
+    columns["sign"][:], columns["reason"][:] = 1, reason
+    return columns
 
 
 def measure(

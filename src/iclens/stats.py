@@ -117,26 +117,22 @@ def prompt_band(values: Floats, rng: np.random.Generator, n_resamples: int = N_R
 def ratios_of_means(top: Floats, bottom: Floats, draws: Floats) -> tuple[Floats, Floats, Floats]:
     """Mean of `top` ÷ mean of `bottom` with its 95 % interval, [prompt ...] → [...] each.
 
-    NaN where the interval of the bottom's mean holds 0, so that the ratio's sign is unclear.
-
-    Args:
-        top: [prompt ...].
-        bottom: same axes.
-        draws: of `resample_prompts`, or a multiple of it, [resample prompt].
+    `draws` are of `resample_prompts`, or a multiple of them, [resample prompt].
     """
-    below = draws @ bottom
-    least, most = interval(below)
     with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = interval((draws @ top) / below)
-        value = top.sum(axis=0) / bottom.sum(axis=0)
-    unclear = (least <= 0) & (most >= 0)
-    value, low, high = (np.where(unclear, np.nan, figure) for figure in (value, low, high))
-    return value, low, high
+        low, high = interval((draws @ top) / (draws @ bottom))
+        return top.mean(axis=0) / bottom.mean(axis=0), low, high
 
 
 def ratio_of_means(top: Floats, bottom: Floats, seed: int = 0) -> Interval:
-    """`ratios_of_means` of one figure, [prompt] each, over `N_RESAMPLES` resamples."""
+    """`ratios_of_means` of one figure, [prompt] each, over `N_RESAMPLES` resamples.
+
+    NaN where the interval of the bottom's mean holds 0, so that the ratio's sign is unclear.
+    """
     draws = resample_prompts(len(top), N_RESAMPLES, np.random.default_rng(seed))
+    least, most = interval(draws @ bottom)
+    if least <= 0 <= most:
+        return UNDEFINED
     return Interval(*(float(figure) for figure in ratios_of_means(top, bottom, draws)))
 
 
@@ -190,9 +186,7 @@ def normalised_effects(
     undefined = np.isnan(whole.value) | np.isnan(effect).any(axis=0)
     short = np.abs(whole.value) < LEAST_SPAN
     straddles = (whole.low <= 0) & (whole.high >= 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = interval((weights @ effect) / (weights @ span))
-        ratios = np.stack([effect.mean(axis=0) / whole.value, low, high])
+    ratios = np.stack(ratios_of_means(effect, span, weights))
     ratios[:, undefined | short | straddles] = np.nan
     causes = NO_VALUE, f"{named[0]} less than {LEAST_SPAN:g} nat", f"the interval of {named[1]} includes 0"
     flags = np.stack([undefined, short, straddles], axis=1)

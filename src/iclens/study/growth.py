@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
-from scipy.stats import false_discovery_control
 
 from iclens.activations import LatentActs, examples_seen, select_prompts
 from iclens.core import Site
@@ -454,7 +453,7 @@ def judged(table: DoseTable, n_examples: int) -> DoseTable:
         rows = np.flatnonzero((table["belief"] == belief) & compared)
         if not rows.size:
             continue
-        columns["q_value"][rows] = false_discovery_control(table["control_p"][rows], method="bh")
+        columns["q_value"][rows] = benjamini_hochberg(table["control_p"][rows])
         reasons = causal_reasons(
             table["slope_low"][rows],
             table["slope_high"][rows],

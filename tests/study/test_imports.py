@@ -73,7 +73,9 @@ def test_a_definition_reaches_what_its_bytecode_names(stage: Stage) -> None:
         for name in {name for m, name in parts if m == module} & tops.keys():
             steps = [step for code in codes(tops[name]) for step in dis.get_instructions(code)]
             used = {step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-            assert {(module, n) for n in used & imports._definitions(module, imports.PACKAGE).keys()} <= parts
+            used &= imports._definitions(module, imports.PACKAGE).keys()
+            used -= imports._modules(module, imports.PACKAGE).keys()  # what stands after a dot counts
+            assert {(module, n) for n in used} <= parts
             named = {step.argval for step in steps if step.opname == "IMPORT_NAME"}
             assert {n for n in named if n.startswith("iclens")} <= {m for m, _ in parts}, (module, name)
             checked += 1
@@ -181,6 +183,7 @@ def test_a_copy_that_is_edited_has_another_hash(tmp_path: Path) -> None:
         ("SCALE = 2", "SCALE = 3", True), ("@cache", "", True), ("return SCALE", "return 1 * SCALE", True),
         ("b.two import X", "b.two import Y", True), ("return 'other'", "return 'more'", False),
         ("import c as other", "import d as other", False),
+        ("five.Y", "five.Z", True), ("five.Y", "1", True),
     ],
 )  # fmt: skip
 def test_of_a_study_module_only_what_is_used_counts(
@@ -192,18 +195,30 @@ def test_of_a_study_module_only_what_is_used_counts(
         (package / name / "__init__.py").touch()
     for name in ("b/two.py", "c.py", "d.py"):
         (package / name).touch()
+    (package / "b" / "five.py").write_text("Y = 1\nZ = 2")
     hashes = []
     for text in (PARTS, PARTS.replace(old, new)):
         (package / "study" / "parts.py").write_text(text)
         clear()
         hashes.append(imports.sources(("iclens.study.parts", "work"), package))
-    assert {"b/two.py", "study/parts.py:work", "study/parts.py:SCALE"} <= hashes[0].keys()
-    assert not {"c.py", "study/parts.py", "study/parts.py:other_work"} & hashes[0].keys()
+    assert {"b/two.py", "b/five.py:Y", "study/parts.py:work", "study/parts.py:SCALE"} <= hashes[0].keys()
+    others = {"c.py", "b/five.py", "b/five.py:Z", "study/parts.py", "study/parts.py:other_work"}
+    assert not others & hashes[0].keys()
     assert (hashes[0] != hashes[1]) == changes
 
 
 def clear() -> None:
-    for name in ("_hash", "_hash_lines", "_lines", "_file", "_uses", "_definitions", "_tree", "reached"):
+    for name in (
+        "_hash",
+        "_hash_lines",
+        "_lines",
+        "_file",
+        "_uses",
+        "_definitions",
+        "_modules",
+        "_tree",
+        "reached",
+    ):
         getattr(imports, name).cache_clear()
 
 
@@ -223,12 +238,13 @@ def work():
 """
 PARTS = """
 from functools import cache
+from iclens.b import five
 from iclens.b.two import X
 from iclens import c as other
 SCALE = 2
 @cache
 def scaled():
-    return SCALE * X
+    return SCALE * X * five.Y
 def work():
     return SCALE + scaled()
 def other_work():

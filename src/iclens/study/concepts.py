@@ -15,28 +15,10 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
+from iclens import schemas
 from iclens.activations import LatentActs
+from iclens.concepts import labels, language
 from iclens.concepts.confidence import confidence
-from iclens.concepts.labels import (
-    CANDIDATE,
-    TASK_IDENTITY,
-    Gates,
-    best_of,
-    granted,
-    identify,
-    role_mass,
-    stability,
-)
-from iclens.concepts.language import (
-    CONCEPTS,
-    FIRST_EXAMPLE,
-    IDENTITY,
-    Concept,
-    Rows,
-    TaskGrid,
-    read_rows,
-    slope_marginals,
-)
 from iclens.concepts.mlp import creation, operands
 from iclens.concepts.probes import probe
 from iclens.concepts.transport import READ_BY_THE_NEXT, transport
@@ -44,28 +26,12 @@ from iclens.concepts.tuning import AXES, fit_tunings, operand_map, period_subspa
 from iclens.core import SaeError, Site
 from iclens.model.run import record, record_neurons
 from iclens.patching.receiver import prepare_patch
-from iclens.patching.runs import Runs, build_runs
 from iclens.patching.specificity import ablate_all_examples, specificity
 from iclens.prompts.build import PromptSet
 from iclens.saes.load import Sae, load_sae_set
-from iclens.schemas import (
-    ConfidenceTable,
-    CreationTable,
-    MassTable,
-    OperandMapTable,
-    OperandTable,
-    ProbeTable,
-    SpecificityTable,
-    StabilityTable,
-    SubspaceTable,
-    TransformTable,
-    TransportTable,
-    TuningCurveTable,
-    TuningTable,
-)
 from iclens.study.grid import GRID_ARM, asked_concepts, grid_prompts, task_grid
 from iclens.study.inputs import locate
-from iclens.study.patching import TAIL_HOOKS
+from iclens.study.patching import MATCHED, TAIL_HOOKS, task_runs
 from iclens.study.run import RunContext, latents_name
 from iclens.study.store import Arrays, load_prompts
 from iclens.table import Floats, Ints
@@ -95,7 +61,7 @@ class FollowedGrid:
         label_log_prob: the model's log P of the label shown, read at `pre` before it, nats [prompt example].
     """
 
-    grid: TaskGrid
+    grid: language.TaskGrid
     prompts: PromptSet
     latents: Mapping[Place, LatentActs]
     label_log_prob: Floats
@@ -129,16 +95,16 @@ def saved_grid(run: RunContext) -> FollowedGrid:
 # Labels: which latents answer to which concept.
 
 
-def labelled(run: RunContext, followed: FollowedGrid) -> TransformTable:
+def labelled(run: RunContext, followed: FollowedGrid) -> schemas.TransformTable:
     """Every latent asked for every concept, and the labels that the held-out tasks grant."""
     section = run.config.transforms
-    return identify(
+    return labels.identify(
         list(followed.latents.values()), followed.prompts, asked_concepts(run.config), grid=followed.grid,
         seed=section.seed, q=section.q,
     )  # fmt: skip
 
 
-def label_tables(run: RunContext, table: TransformTable, followed: FollowedGrid) -> dict[str, Any]:
+def label_tables(run: RunContext, table: schemas.TransformTable, followed: FollowedGrid) -> dict[str, Any]:
     """What labels rest on, by name: masses, tunings, means by task, and what the grid's labels were."""
     acts, prompts, rules = followed.latents, followed.prompts, followed.grid.rules
     seed = run.config.transforms.seed
@@ -147,13 +113,17 @@ def label_tables(run: RunContext, table: TransformTable, followed: FollowedGrid)
         f"{site.short} {role}": task_means(of_site, prompts, rules, np.arange(of_site.d_sae)).mean
         for (site, role), of_site in acts.items()
     }
-    fits = [fit_tunings(one, read_rows(prompts, one.role, rules), seed=seed) for one in acts.values()]
+    fits = [
+        fit_tunings(one, language.read_rows(prompts, one.role, rules), seed=seed) for one in acts.values()
+    ]
     curves, maps = _tuning_of_best(table, followed, run.config.transforms.shown)
-    marginals = slope_marginals(read_rows(prompts, LAB, rules))
+    marginals = language.slope_marginals(language.read_rows(prompts, LAB, rules))
     return {
         # Detection and execution, where both roles are followed.
-        "masses": MassTable.concat([role_mass(acts[s, LAB], acts[s, "pre"], seed=seed) for s in both]),
-        "tunings": TuningTable.concat(fits),
+        "masses": schemas.MassTable.concat(
+            [labels.role_mass(acts[s, LAB], acts[s, "pre"], seed=seed) for s in both]
+        ),
+        "tunings": schemas.TuningTable.concat(fits),
         "tuning_curves": curves,
         "operand_maps": maps,
         "task_means": Arrays(
@@ -166,38 +136,36 @@ def label_tables(run: RunContext, table: TransformTable, followed: FollowedGrid)
 
 
 def _tuning_of_best(
-    table: TransformTable, followed: FollowedGrid, n: int
-) -> tuple[TuningCurveTable, OperandMapTable]:
+    table: schemas.TransformTable, followed: FollowedGrid, n: int
+) -> tuple[schemas.TuningCurveTable, schemas.OperandMapTable]:
     """Tuning curves and operand maps of the `n` best latents of each concept."""
-    curves: list[TuningCurveTable] = []
-    maps: list[OperandMapTable] = []
-    for row in best_of(table, n):
+    curves: list[schemas.TuningCurveTable] = []
+    maps: list[schemas.OperandMapTable] = []
+    for row in labels.best_of(table, n):
         key = {name: row[name] for name in ("concept", "site", "role", "latent")}
         acts = followed.latents[Site.parse(row["site"]), row["role"]]
         latent = (acts, followed.prompts, followed.grid.rules, np.array([row["latent"]]))
         for axis in AXES:
             means = tuning(*latent, by=axis)
-            curves.append(TuningCurveTable(_repeated(key | {"of": axis}, len(means.groups)) | {
+            curves.append(schemas.TuningCurveTable(_repeated(key | {"of": axis}, len(means.groups)) | {
                 "value": means.groups, "mean": means.mean[0], "n_rows": means.n_rows,
             }))  # fmt: skip
         means = operand_map(*latent, width=WIDTH)
-        maps.append(OperandMapTable(_repeated(key | {"width": WIDTH}, len(means.groups)) | {
+        maps.append(schemas.OperandMapTable(_repeated(key | {"width": WIDTH}, len(means.groups)) | {
             "x": means.groups[:, 0], "y": means.groups[:, 1], "mean": means.mean[0], "n_rows": means.n_rows,
         }))  # fmt: skip
-    return TuningCurveTable.concat(curves), OperandMapTable.concat(maps)
+    return schemas.TuningCurveTable.concat(curves), schemas.OperandMapTable.concat(maps)
 
 
 def _repeated(values: dict[str, Any], n: int) -> dict[str, Any]:
     return {name: np.full(n, value, dtype=object) for name, value in values.items()}
 
 
-def label_stability(run: RunContext, table: TransformTable, followed: FollowedGrid) -> StabilityTable:
-    """Whether each label is granted again in the other SAE sets that the config names.
-
-    Raises:
-        SaeError: when a set has no SAE of the followed sites, or one that does not fit the model.
-    """
-    others: dict[str, tuple[TransformTable, Sequence[LatentActs]]] = {}
+def label_stability(
+    run: RunContext, table: schemas.TransformTable, followed: FollowedGrid
+) -> schemas.StabilityTable:
+    """Whether each label is granted again in the other SAE sets that the config names."""
+    others: dict[str, tuple[schemas.TransformTable, Sequence[LatentActs]]] = {}
     for name in run.config.transforms.other_saes:
         saes = {site: sae for site, sae in load_sae_set(locate(name), run.model).items() if site in run.saes}
         if not saes:
@@ -207,26 +175,30 @@ def label_stability(run: RunContext, table: TransformTable, followed: FollowedGr
             )
         again = follow_grid(run, saes)
         others[name] = (labelled(run, again), list(again.latents.values()))
-    return stability(table, list(followed.latents.values()), others)
+    return labels.stability(table, list(followed.latents.values()), others)
 
 
-def label_figures(table: TransformTable, grid: TaskGrid, steady: StabilityTable) -> dict[str, Any]:
+def label_figures(
+    table: schemas.TransformTable, grid: language.TaskGrid, steady: schemas.StabilityTable
+) -> dict[str, Any]:
     """What the stage identify says when it is done."""
     again = "not asked: transforms.other_saes names none, or no label is granted"
     if len(steady):
         again = f"{int(steady['stable'].sum())} of {len(steady)}"
-    beyond = table.where((table["confounding"] > Gates().confounding) & (table["concept"] != IDENTITY))
+    beyond = table.where(
+        (table["confounding"] > labels.Gates().confounding) & (table["concept"] != language.IDENTITY)
+    )
     confounded = sorted({f"{c} at {r}" for c, r in zip(beyond["concept"], beyond["role"], strict=True)})
     return {
-        "latents with a label": dict(Counter(label for _, _, label in _distinct(granted(table)))),
-        "candidates": len({pair[:2] for pair in _distinct(table.where(table["label"] == CANDIDATE))}),
+        "latents with a label": dict(Counter(label for _, _, label in _distinct(labels.granted(table)))),
+        "candidates": len({pair[:2] for pair in _distinct(table.where(table["label"] == labels.CANDIDATE))}),
         "tasks": {"discovery": len(grid.discovery), "held out": len(grid.held_out)},
         "labels found in other SAEs": again,
         "no label possible (V)": confounded or "none",
     }
 
 
-def _distinct(table: TransformTable) -> set[tuple[str, int, str]]:
+def _distinct(table: schemas.TransformTable) -> set[tuple[str, int, str]]:
     """Site, latent and label, whatever the role."""
     return set(zip(table["site"].tolist(), table["latent"].tolist(), table["label"].tolist(), strict=True))
 
@@ -234,11 +206,11 @@ def _distinct(table: TransformTable) -> set[tuple[str, int, str]]:
 # Probes: each concept read from few latents or from everything, where a single latent told it best.
 
 
-def probe_tables(run: RunContext, followed: FollowedGrid, table: TransformTable) -> dict[str, Any]:
+def probe_tables(run: RunContext, followed: FollowedGrid, table: schemas.TransformTable) -> dict[str, Any]:
     """Probes of every concept at its best place, and period subspaces at that of `PERIODS_OF`."""
     probes, subspaces = [], []
     for concept in asked_concepts(run.config):
-        place = None if concept is TASK_IDENTITY else best_place(table, concept)
+        place = None if concept is labels.TASK_IDENTITY else best_place(table, concept)
         if place is None:
             continue
         rows, read = representations(run, followed, concept, place)
@@ -257,10 +229,10 @@ def probe_tables(run: RunContext, followed: FollowedGrid, table: TransformTable)
                 )
                 for name in ("latents", "activation")
             ]
-    return {"probes": ProbeTable.concat(probes), "subspaces": SubspaceTable.concat(subspaces)}
+    return {"probes": schemas.ProbeTable.concat(probes), "subspaces": schemas.SubspaceTable.concat(subspaces)}
 
 
-def best_place(table: TransformTable, concept: Concept) -> Place | None:
+def best_place(table: schemas.TransformTable, concept: language.Concept) -> Place | None:
     """Where a latent told a concept best on the discovery tasks; None where it was not measured."""
     rows = table.where((table["concept"] == concept.name) & ~np.isnan(table["discovery_auroc"]))
     if not len(rows):
@@ -270,19 +242,19 @@ def best_place(table: TransformTable, concept: Concept) -> Place | None:
 
 
 def representations(
-    run: RunContext, followed: FollowedGrid, concept: Concept, place: Place
-) -> tuple[Rows, dict[str, Any]]:
+    run: RunContext, followed: FollowedGrid, concept: language.Concept, place: Place
+) -> tuple[language.Rows, dict[str, Any]]:
     """Rows of some prompts of every task that the concept uses, and their `latents`, `neurons`, `activation`.
 
     The raw activation and the block's MLP neurons are recorded at the place, [row width] each.
     """
     site, role = place
-    every = read_rows(followed.prompts, role, followed.grid.rules)
+    every = language.read_rows(followed.prompts, role, followed.grid.rules)
     some = some_prompts(every, concept, run.config.transforms.probe_rows)
-    used = np.isin(every.prompt, some) & (every.example >= FIRST_EXAMPLE)
+    used = np.isin(every.prompt, some) & (every.example >= language.FIRST_EXAMPLE)
     rows, batch = every.take(used), run.config.track.batch
     tokens = followed.prompts.tokens[some]
-    positions = followed.prompts.positions(role)[FIRST_EXAMPLE:]
+    positions = followed.prompts.positions(role)[language.FIRST_EXAMPLE :]
     activation = record(run.model, tokens, [site], positions, batch=batch)[site]
     neurons = record_neurons(run.model, tokens, site.layer, positions, batch=batch)
     return rows, {
@@ -292,9 +264,9 @@ def representations(
     }
 
 
-def some_prompts(rows: Rows, concept: Concept, n_rows: int) -> Ints:
+def some_prompts(rows: language.Rows, concept: language.Concept, n_rows: int) -> Ints:
     """Prompts, ascending, with about twice `n_rows` rows that the concept uses, as many of each task."""
-    used = (concept.contrast.label(rows) != 0) & (rows.example >= FIRST_EXAMPLE)
+    used = (concept.contrast.label(rows) != 0) & (rows.example >= language.FIRST_EXAMPLE)
     prompts, first = np.unique(rows.prompt[used], return_index=True)
     task = rows.task[used][first]
     per_prompt = max(1.0, used.sum() / max(len(prompts), 1))
@@ -305,7 +277,9 @@ def some_prompts(rows: Rows, concept: Concept, n_rows: int) -> Ints:
 # Mechanism: what moving labelled latents does, what MLPs write at `lab`, and where it is carried.
 
 
-def mechanism_tables(run: RunContext, followed: FollowedGrid, table: TransformTable) -> dict[str, Any]:
+def mechanism_tables(
+    run: RunContext, followed: FollowedGrid, table: schemas.TransformTable
+) -> dict[str, Any]:
     """The causal matrix, what MLPs read and write, confidence and transport, by the name of the table."""
     matrix = causal_matrix(run, table)
     read, created = written_at_lab(run, followed)
@@ -316,20 +290,23 @@ def mechanism_tables(run: RunContext, followed: FollowedGrid, table: TransformTa
     }  # fmt: skip
 
 
-def causal_matrix(run: RunContext, table: TransformTable) -> SpecificityTable:
+def causal_matrix(run: RunContext, table: schemas.TransformTable) -> schemas.SpecificityTable:
     """Each concept's best latents, moved where they were found; those at `lab` at every example as well.
 
     All of it in runs of the study's own task, so of task identities only this task's are moved.
     """
     section, config = run.config.transforms, run.config
     own = {one.name: one.belief for one in asked_concepts(config) if one.belief in config.belief_names}
-    own[IDENTITY] = OWN_ANSWER
-    elsewhere = (table["concept"] == IDENTITY) & (table["of"] != config.prompts.rule.name)
+    own[language.IDENTITY] = OWN_ANSWER
+    elsewhere = (table["concept"] == language.IDENTITY) & (table["of"] != config.prompts.rule.name)
     by_place: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
-    for row in best_of(table.where(~elsewhere), section.shown):
+    for row in labels.best_of(table.where(~elsewhere), section.shown):
         latent = (row["latent"], row["concept"], row["label"])
         by_place.setdefault((row["site"], row["role"]), []).append(latent)
-    parts, runs = [], _runs(run)
+    parts, runs = [], task_runs(
+        run, recipient=MATCHED, n_prompts=section.n_pairs, donor_examples=section.donor_examples,
+        seed=section.seed,
+    )  # fmt: skip
     for (site, role), chosen in by_place.items():
         sae = run.saes[Site.parse(site)]
         if sae.site.hook not in TAIL_HOOKS:
@@ -344,27 +321,19 @@ def causal_matrix(run: RunContext, table: TransformTable) -> SpecificityTable:
                 run.model, sae, runs, chosen, own, role=role,
                 n_controls=min(EVERYWHERE_CONTROLS, section.n_controls), seed=section.seed,
             ))  # fmt: skip
-    return SpecificityTable.concat(parts)
+    return schemas.SpecificityTable.concat(parts)
 
 
-def _runs(run: RunContext) -> Runs:
-    """Runs A and B of the study's task, B as long as A."""
-    section, prompts = run.config.transforms, run.config.prompts
-    return build_runs(
-        run.model.tokenizer, prompts.rule, recipient="S arm", n_prompts=section.n_pairs,
-        donor_examples=section.donor_examples, seed=section.seed, inputs=prompts.inputs,
-        declared=run.config.declared,
-    )  # fmt: skip
-
-
-def written_at_lab(run: RunContext, followed: FollowedGrid) -> tuple[OperandTable, CreationTable]:
+def written_at_lab(
+    run: RunContext, followed: FollowedGrid
+) -> tuple[schemas.OperandTable, schemas.CreationTable]:
     """At every block: operands that attention and MLP read, and concepts that the MLP writes at `lab`."""
     section, batch = run.config.transforms, run.config.track.batch
     layers = section.layers or list(range(run.model.n_blocks))
     for layer in section.layers or ():
         run.model.check_site(Site(layer, "mlp_out"))
-    rows = read_rows(followed.prompts, LAB, followed.grid.rules)
-    concepts = [concept for concept in asked_concepts(run.config) if concept is not TASK_IDENTITY]
+    rows = language.read_rows(followed.prompts, LAB, followed.grid.rules)
+    concepts = [concept for concept in asked_concepts(run.config) if concept is not labels.TASK_IDENTITY]
     read = operands(run.model, followed.prompts, rows, layers=layers, seed=section.seed, batch=batch)
     created = creation(
         run.model, followed.prompts, rows, concepts, followed.grid, layers=layers, seed=section.seed,
@@ -374,19 +343,20 @@ def written_at_lab(run: RunContext, followed: FollowedGrid) -> tuple[OperandTabl
 
 
 def confidence_and_transport(
-    run: RunContext, followed: FollowedGrid, table: TransformTable
-) -> tuple[ConfidenceTable, TransportTable]:
+    run: RunContext, followed: FollowedGrid, table: schemas.TransformTable
+) -> tuple[schemas.ConfidenceTable, schemas.TransportTable]:
     """What the sizes of the best latents at `lab` follow, and where the values they write are read."""
     section = run.config.transforms
-    best = best_of(table, section.shown, role=LAB)
+    best = labels.best_of(table, section.shown, role=LAB)
     chosen = [(Site.parse(row["site"]), row["latent"], row["concept"]) for row in best]
     carried = [latent for latent in chosen if latent[0].hook in READ_BY_THE_NEXT]
     at_lab = [acts for (_, role), acts in followed.latents.items() if role == LAB]
-    known = [concept for concept in asked_concepts(run.config) if concept is not TASK_IDENTITY]
-    sizes = confidence(
-        at_lab, chosen, followed.label_log_prob, read_rows(followed.prompts, LAB, followed.grid.rules),
-        seed=section.seed, concepts=known or CONCEPTS,
-    )  # fmt: skip
+    known = [concept for concept in asked_concepts(run.config) if concept is not labels.TASK_IDENTITY]
+    rows, concepts = (
+        language.read_rows(followed.prompts, LAB, followed.grid.rules),
+        known or language.CONCEPTS,
+    )
+    sizes = confidence(at_lab, chosen, followed.label_log_prob, rows, seed=section.seed, concepts=concepts)
     prompts = run.prompts(run.config.treated)
     return sizes, transport(run.model, run.saes, prompts, carried, seed=section.seed)
 
@@ -410,7 +380,7 @@ def mechanism_figures(run: RunContext, tables: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _n_latents(table: SpecificityTable) -> int:
+def _n_latents(table: schemas.SpecificityTable) -> int:
     return len(set(zip(table["site"].tolist(), table["latent"].tolist(), strict=True)))
 
 

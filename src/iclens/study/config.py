@@ -40,6 +40,8 @@ def _known_roles(roles: list[str]) -> list[str]:
 
 
 Roles = Annotated[list[str], AfterValidator(_known_roles)]
+TaskSpec = Annotated[str, AfterValidator(lambda spec: parse_task(spec).name)]
+BeliefSpec = Annotated[str, AfterValidator(lambda spec: parse_belief(spec).name)]
 Sites = Annotated[list[str], AfterValidator(lambda sites: [Site.parse(site).short for site in sites])]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -88,11 +90,11 @@ class SaesSection(Section):
 class PromptsSection(Section):
     """The prompts that latents are followed over; arms are paired prompt by prompt."""
 
-    task: str
+    task: TaskSpec
     arms: list[str] = ["T", "S"]
     """Codes of `prompts.arms`. The first is tested against `growth.controls`; the others are followed as
     well, and the Bayesian tests use those that they need."""
-    rival: str | None = None
+    rival: TaskSpec | None = None
     """Task of the arms that show two (W, Wr, Q-) or tell examples apart (A-, A+); chosen from the task when
     not given."""
     n_prompts: int = Field(default=256, ge=4)
@@ -100,11 +102,6 @@ class PromptsSection(Section):
     seed: Seed = 0
     numbers: tuple[int, int] = (0, 49)
     """First and last x of number tasks."""
-
-    @field_validator("task")
-    @classmethod
-    def _task_exists(cls, spec: str) -> str:
-        return parse_task(spec).name
 
     @field_validator("arms")
     @classmethod
@@ -114,11 +111,6 @@ class PromptsSection(Section):
         if len(arms) < 2 or len(set(arms)) < len(arms):
             raise ValueError("give at least two different arms, the tested one first")
         return arms
-
-    @field_validator("rival")
-    @classmethod
-    def _rival_exists(cls, spec: str | None) -> str | None:
-        return None if spec is None else parse_task(spec).name
 
     @model_validator(mode="after")
     def _rival_is_another(self) -> PromptsSection:
@@ -147,7 +139,7 @@ class TrackSection(Section):
     """Sites such as L2.mlp_out; all of the SAE set when not given."""
     roles: list[str] = ["pre", "lab", "close", "x"]
     batch: int = Field(default=128, ge=1)
-    beliefs: list[str] = []
+    beliefs: list[BeliefSpec] = []
     """Beliefs followed beside `core.BELIEFS`: logit contrasts and concepts of the task, `prompts.beliefs`."""
 
     @field_validator("roles")
@@ -156,11 +148,6 @@ class TrackSection(Section):
         if "pre" not in roles:
             raise ValueError("the roles must hold 'pre', where the answer is predicted")
         return [check_role(role) for role in dict.fromkeys(roles)]
-
-    @field_validator("beliefs")
-    @classmethod
-    def _beliefs_exist(cls, specs: list[str]) -> list[str]:
-        return [parse_belief(spec).name for spec in specs]
 
 
 class GrowthSection(Section):

@@ -149,7 +149,7 @@ def transforms(run: RunContext) -> Made:
     from iclens.schemas import TransformTable
     from iclens.study.concepts import mechanism_figures, mechanism_tables, probe_tables, saved_grid
 
-    followed, table = saved_grid(run), run.table(TransformTable, "identify", "transforms")
+    followed, table = saved_grid(run), run.table(TransformTable)
     yield from probe_tables(run, followed, table).items()
     tables = mechanism_tables(run, followed, table)
     yield from tables.items()

@@ -52,11 +52,7 @@ def sae_set(run: RunContext) -> Path:
 
 
 def _trained(config: TrainConfig, run: RunContext) -> Path:
-    """Train the set, beside the stages so that its checkpoints outlive this one, then move it to `set`.
-
-    Raises:
-        RunError: when checkpoints are there that other code or libraries began: the set would be of both.
-    """
+    """Train the set, beside the stages so that its checkpoints outlive this one, then move it to `set`."""
     beside = run.folder.path / TRAINED
     begun_by, checkpoints = (beside.with_name(f"{TRAINED}.{what}") for what in ("code", "checkpoints"))
     start = (__name__, _trained.__name__)
@@ -105,11 +101,7 @@ def quality_figures(quality: QualityTable) -> dict[str, dict[str, float]]:
 
 
 def arm_prompts(run: RunContext) -> dict[str, PromptSet]:
-    """The prompts of every arm: the same inputs, under each arm's labels.
-
-    Raises:
-        TaskError: when a declared belief names words that this tokenizer writes with the space before them.
-    """
+    """The prompts of every arm: the same inputs, under each arm's labels."""
     section, tokenizer = run.config.prompts, run.model.tokenizer
     for belief in run.config.declared:
         for word, written in spelling(tokenizer, belief.words, "y").items():
@@ -198,11 +190,7 @@ def guess_and_lapse(run: RunContext) -> Calibration:
 
 
 def write_shard(run: RunContext, key: str, rank: int, world: int) -> Path:
-    """Track this rank's slice of every arm's prompts and write its part under the stage's key.
-
-    Raises:
-        RunError: when there are more ranks than batches, or an earlier stage has not run.
-    """
+    """Track this rank's slice of every arm's prompts and write its part under the stage's key."""
     n_prompts, batch = run.config.prompts.n_prompts, run.config.track.batch
     starts = np.arange(0, n_prompts, batch)
     if not 0 <= rank < world or world > len(starts):
@@ -239,11 +227,7 @@ def finished_shards(run: RunContext) -> list[Path]:
 
 
 def joined_shards(parts: Sequence[Path], arm: str) -> ArmTracked:
-    """One arm from the parts of every rank.
-
-    Raises:
-        TableError: when a part is damaged.
-    """
+    """One arm from the parts of every rank."""
     prefix, names = f"latents_{arm}_", {}
     for file in sorted(parts[0].glob(f"{prefix}*.safetensors")):
         site, _, role = file.stem.removeprefix(prefix).rpartition("_")

@@ -36,11 +36,7 @@ def task_grid(config: StudyConfig) -> TaskGrid:
 
 
 def task_inputs(config: StudyConfig, task: Task) -> tuple[str, ...]:
-    """The inputs of a task whose every answer is allowed: a number in `grid.answers`, or a word.
-
-    Raises:
-        TaskError: when they are too few for a prompt.
-    """
+    """The inputs of a task whose every answer is allowed: a number in `grid.answers`, or a word."""
     section = config.grid
     first, last = section.numbers
     low, high = section.answers or (0, 999)
@@ -62,10 +58,6 @@ def grid_prompts(config: StudyConfig, tokenizer: Tokenizer, *, n_prompts: int, s
     """`n_prompts` prompts of every task and template of the grid, with its own labels, in the grid's order.
 
     Each task draws its own inputs, so that no two tasks share a prompt's inputs; templates of a task do.
-
-    Raises:
-        TaskError: when a task has too few inputs.
-        TokenizerError: when an example of a template is not six tokens.
     """
     able = supported_templates(tokenizer)
     for template in config.grid.templates:
@@ -92,11 +84,7 @@ def quality_prompts(config: StudyConfig, tokenizer: Tokenizer) -> PromptSet:
 
 
 def asked_concepts(config: StudyConfig) -> tuple[Concept, ...]:
-    """The concepts that latents are asked for; with several templates, each has to beat the format as well.
-
-    Raises:
-        ConfigError, SiteError: for a declaration or a name that cannot be.
-    """
+    """The concepts that latents are asked for; with several templates, each has to beat the format too."""
     section = config.transforms
     known = known_concepts(section.declare)
     chosen = known if section.concepts is None else [concept(name, known) for name in section.concepts]
@@ -112,12 +100,7 @@ def with_format(one: Concept) -> Concept:
 
 
 def check_concepts(config: StudyConfig) -> None:
-    """Refuse what cannot be asked of the grid, before anything is loaded.
-
-    Raises:
-        TaskError: when a task has too few inputs, or no task can be held out.
-        ConfigError: when a declared concept is constant on a side of the grid, or read by no followed belief.
-    """
+    """Refuse what cannot be asked of the grid, before anything is loaded."""
     grid = task_grid(config)
     low, high = config.grid.answers or (0, 999)
     if low > high:

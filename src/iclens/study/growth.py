@@ -6,75 +6,29 @@ claims is frozen in between. The tests themselves stand in `iclens.growth`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from iclens import schemas
 from iclens.activations import LatentActs, examples_seen, select_prompts
 from iclens.core import Site
+from iclens.growth import bayes, verdict
 from iclens.growth.accounts import BEHAVIOUR, Compared, Design, compare, compare_all, design_of
-from iclens.growth.bayes import (
-    Calibration,
-    agreement,
-    bayes_tests,
-    belief_table,
-    evidence_regression,
-    fit_log_odds,
-    linear_part,
-    task_belief,
-)
 from iclens.growth.detect import MIN_ACTIVE, slope_moments
 from iclens.growth.shape import fit_shapes
-from iclens.growth.verdict import (
-    ADDITIVE,
-    LEVEL,
-    UNDECIDED,
-    Claim,
-    Figures,
-    Found,
-    Manifest,
-    causal_reasons,
-    confirm,
-)
-from iclens.patching.dose import (
-    PUSHABLE,
-    closure_table,
-    curve_table,
-    dose_table,
-    injection_table,
-    interaction_table,
-    joint_push,
-    natural_parts,
-    prepare_push,
-    responses,
-)
+from iclens.patching import dose as pushing
 from iclens.prompts.arms import HINTED
 from iclens.prompts.beliefs import belief_index
 from iclens.prompts.build import example_similarity, in_mixture, nominal_evidence, task_log_odds
 from iclens.prompts.tasks import parse_task
-from iclens.schemas import (
-    LADDER,
-    AgreementTable,
-    BayesTestTable,
-    ClosureTable,
-    ConfirmTable,
-    DoseCurveTable,
-    DoseTable,
-    EvidenceTable,
-    FalsifierTable,
-    GrowthTable,
-    InjectionTable,
-    InteractionTable,
-    LatentAccountTable,
-    ShapeTable,
-    VerdictTable,
-)
 from iclens.stats import Interval, benjamini_hochberg
 from iclens.study.config import StudyConfig
 from iclens.study.run import RunContext
+from iclens.study.store import joined
 from iclens.table import Floats, Ints, Table
 from iclens.track import direction_growth, pre_activations
 
@@ -82,10 +36,6 @@ Place = tuple[Site, str]
 """A site and a role."""
 BELIEF, EXACT, PRE = "exact", belief_index("exact"), "pre"
 """The belief in the task's own answer, its index on the belief axis, and the role at which it is read."""
-DOSE_TABLES: dict[str, type[Table]] = {
-    "dose": DoseTable, "dose_curves": DoseCurveTable, "closure": ClosureTable, "injections": InjectionTable,
-    "interactions": InteractionTable,
-}  # fmt: skip
 QUERY_READ = ("x", "comma", "pre")
 """Roles before the label at which the query is known, so that an example's similarity to it can count."""
 SLOPE_GOAL, R_GOAL = 0.05, 0.98
@@ -120,7 +70,7 @@ def n_rising(latents: Mapping[Place, LatentActs], q: float) -> int:
     return rising
 
 
-def shortlisted(table: GrowthTable, n: int) -> GrowthTable:
+def shortlisted(table: schemas.GrowthTable, n: int) -> schemas.GrowthTable:
     """The clearest growers of every site and role in turn, until `n` are listed; clearest first.
 
     Clear is a slope many standard errors above 0: the floor of p (see `growth.detect`) makes many p equal.
@@ -135,7 +85,9 @@ def shortlisted(table: GrowthTable, n: int) -> GrowthTable:
     return grows.take(np.lexsort((-clear, turn))[:n])
 
 
-def detection_figures(run: RunContext, table: GrowthTable, short: GrowthTable, rising: int) -> dict[str, Any]:
+def detection_figures(
+    run: RunContext, table: schemas.GrowthTable, short: schemas.GrowthTable, rising: int
+) -> dict[str, Any]:
     """What the stage detect says when it is done."""
     splits = run.config.splits
     return {name: int((table["verdict"] == name).sum()) for name in ("grows", "falls")} | {
@@ -155,9 +107,9 @@ def by_place(rows: Iterable[tuple[str, str, int]]) -> dict[Place, Ints]:
     return {place: np.array(latents) for place, latents in places.items()}
 
 
-def shortlist(run: RunContext) -> tuple[GrowthTable, dict[Place, Ints]]:
+def shortlist(run: RunContext) -> tuple[schemas.GrowthTable, dict[Place, Ints]]:
     """The short list, and its latents by site and role."""
-    short = run.table(GrowthTable, "detect", "shortlist")
+    short = run.table(schemas.GrowthTable, "shortlist")
     return short, by_place(zip(short["site"], short["role"], short["latent"], strict=True))
 
 
@@ -286,71 +238,59 @@ def shape_tables(
         chosen: latents by site and role, [latent].
         values: arm → site and role → pre-activation × decoder norm on shape prompts, [latent prompt example].
     """
-    config = run.config
-    shown, seed = arm_evidence(run, config.splits.shape), config.growth.split_seed
+    config, tables, tests = run.config, [], []
+    shown = arm_evidence(run, config.splits.shape)
     # From prompts on which no shape is judged: a curve that behaviour fixed, which a latent may follow.
     belief = {BEHAVIOUR: paired_belief(run, config.splits.discovery).mean(axis=0)}
-    shapes, evidence, tests, accounts = [], [], [], []
     for place, latents in chosen.items():
+        site, role = place
         paired = values[config.treated][place] - values[config.controls[0]][place]
-        n_seen = examples_seen(place[1], config.prompts.n_examples)
-        fixed = belief if place[1] == PRE else None
-        shapes.append(fit_shapes(n_seen, paired, place=place, latent_ids=latents, fixed=fixed))
-        read, known = shown.at(place[1], {arm: values[arm][place] for arm in values})
-        evidence.append(_evidence(place, latents, known, read))
-        accounts.append(latent_accounts(place, latents, known, read.designs, seed=seed))
+        n_seen, fixed = examples_seen(role, config.prompts.n_examples), belief if role == PRE else None
+        read, known = shown.at(role, {arm: of_arm[place] for arm, of_arm in values.items()})
+        tables += [
+            fit_shapes(n_seen, paired, place=place, latent_ids=latents, fixed=fixed),
+            _evidence(place, latents, known, read),
+            *_accounts(place, latents, known, read.designs, config.growth.split_seed),
+        ]
         tests += [
-            bayes_tests(
-                {arm: of_arm[i] for arm, of_arm in known.items()}, read.llr,
-                response=f"{place[0].short} {place[1]} {latent}", similarity=read.similarity,
-                hinted=read.hinted, treated=config.treated,
+            bayes.bayes_tests(
+                {arm: of_arm[i] for arm, of_arm in known.items()}, read.llr, similarity=read.similarity,
+                response=f"{site.short} {role} {latent}", hinted=read.hinted, treated=config.treated,
             )
             for i, latent in enumerate(latents)
         ]  # fmt: skip
-    return {
-        "shapes": ShapeTable.concat(shapes),
-        "evidence": EvidenceTable.concat(evidence),
-        "latent_tests": BayesTestTable.concat(tests),
-        "latent_accounts": LatentAccountTable.concat(accounts),
-    }
+    kinds = (schemas.ShapeTable, schemas.EvidenceTable, schemas.LatentAccountTable)
+    return joined(tables, *kinds) | {"latent_tests": schemas.LatentTestTable.concat(tests)}
 
 
-def _evidence(place: Place, latents: Ints, known: Mapping[str, Floats], read: ArmEvidence) -> EvidenceTable:
-    fit, n = evidence_regression(known, read.llr, read.similarity), len(latents)
+def _evidence(
+    place: Place, latents: Ints, known: Mapping[str, Floats], read: ArmEvidence
+) -> schemas.EvidenceTable:
+    fit, n = bayes.evidence_regression(known, read.llr, read.similarity), len(latents)
     where = {"site": [str(place[0])] * n, "role": [place[1]] * n, "latent": latents}
-    of_fit = {name: getattr(fit, name) for name in EvidenceTable.COLUMNS if name not in where}
+    of_fit = {name: getattr(fit, name) for name in schemas.EvidenceTable.COLUMNS if name not in where}
     once = {name: [of_fit[name]] * n for name in ("n_prompts", "n_increments", "reason")}
-    return EvidenceTable(where | of_fit | once)
+    return schemas.EvidenceTable(where | of_fit | once)
 
 
-def latent_accounts(
-    place: Place, latents: Ints, readouts: Mapping[str, Floats], designs: Mapping[str, Design], *, seed: int
-) -> LatentAccountTable:
-    """Accounts of growth, as for the belief, of the latents of one site and role over all arms at once.
+def _accounts(
+    place: Place, latents: Ints, readouts: Mapping[str, Floats], designs: Mapping[str, Design], seed: int
+) -> Iterator[schemas.LatentAccountTable]:
+    """Accounts of growth, as for the belief, of each latent over all arms; none where no two can be compared.
 
     The exact account is the posterior of the task; beside it stands the model's own log-odds of the answer in
     each prompt, which has no parameter either: the account of a latent that follows what the model believes.
-    There are no rows where no two arms can be compared.
-
-    Args:
-        place: site and role.
-        latents: [latent].
-        readouts: arm → pre-activations, [latent prompt example].
-        designs: arm → what was shown before them, of the same prompts.
-        seed: of the split into halves and of the bootstrap.
     """
     if len(designs) < 2:
-        return LatentAccountTable.concat([])
-    parts = []
+        return
     every = compare_all({arm: readouts[arm] for arm in designs}, designs, seed=seed)
     for latent, compared in zip(latents, every, strict=True):
         n = len(compared.table)
         kept = ("account", "behind", "behind_low", "behind_high", "parameter", "r2")
-        parts.append(LatentAccountTable({
+        yield schemas.LatentAccountTable({
             "site": [str(place[0])] * n, "role": [place[1]] * n, "latent": np.full(n, int(latent)),
             "named": compared.table["account"] == compared.best, "arms": [", ".join(compared.arms)] * n,
-        } | {name: compared.table[name] for name in kept}))  # fmt: skip
-    return LatentAccountTable.concat(parts)
+        } | {name: compared.table[name] for name in kept})  # fmt: skip
 
 
 def directions(run: RunContext) -> dict[str, Floats]:
@@ -366,18 +306,20 @@ def directions(run: RunContext) -> dict[str, Floats]:
     return {site.short: values for site, values in projected.items()}
 
 
-def manifest_of(short: GrowthTable, shapes: ShapeTable, prompts: Ints, study: str) -> Manifest:
+def manifest_of(
+    short: schemas.GrowthTable, shapes: schemas.ShapeTable, prompts: Ints, study: str
+) -> verdict.Manifest:
     """What is claimed of the short list, before the confirm prompts are read."""
     key = ("site", "role", "latent")
     certified = shapes.where(shapes["certified"])
     linear = set(zip(*(certified[name].tolist() for name in key), strict=True))
     rows = zip(*(short[name].tolist() for name in (*key, "slope")), strict=True)
     claims = tuple(
-        Claim(Site.parse(site).short, role, latent, slope,
+        verdict.Claim(Site.parse(site).short, role, latent, slope,
               "grows linearly" if (site, role, latent) in linear else "grows")
         for site, role, latent, slope in rows
     )  # fmt: skip
-    return Manifest(claims, tuple(int(p) for p in prompts), study)
+    return verdict.Manifest(claims, tuple(int(p) for p in prompts), study)
 
 
 # Dose: the short list pushed along its decoder directions, confirm prompts.
@@ -388,52 +330,55 @@ def pushable(run: RunContext, chosen: Mapping[Place, Ints]) -> dict[Place, Ints]
     return {
         (site, role): latents
         for (site, role), latents in chosen.items()
-        if role == PRE and site.hook in PUSHABLE and run.saes[site].normalisation == "none"
+        if role == PRE and site.hook in pushing.PUSHABLE and run.saes[site].normalisation == "none"
     }
 
 
 def dose_tables(run: RunContext, listed: Mapping[Place, Ints]) -> dict[str, Any]:
     """What pushing the listed latents of each site does, by the name of the table."""
     after, half = run.config.pushed_after, run.config.prompts.n_examples // 2
-    parts: dict[str, list[Any]] = {name: [] for name in DOSE_TABLES}
-    for (site, _), latents in listed.items() if run.config.growth.dose_latents else ():
-        for n_examples in sorted({after, half}):  # context × dose
-            for name, part in _pushed(run, site, latents, n_examples).items():
-                parts[name].append(part)
-    tables: dict[str, Any] = {name: kind.concat(parts[name]) for name, kind in DOSE_TABLES.items()}
+    tables = joined(
+        (
+            table
+            for (site, _), latents in (listed.items() if run.config.growth.dose_latents else ())
+            for n_examples in sorted({after, half})  # context × dose
+            for table in _pushed(run, site, latents, n_examples)
+        ),
+        schemas.DoseTable, schemas.DoseCurveTable, schemas.ClosureTable, schemas.InjectionTable,
+        schemas.InteractionTable,
+    )  # fmt: skip
     return tables | {"dose": judged(tables["dose"], after)}
 
 
-def _pushed(run: RunContext, site: Site, listed: Ints, n_examples: int) -> dict[str, Table]:
-    """What pushing a site's short-listed latents does after `n_examples`; table name → table.
+def _pushed(run: RunContext, site: Site, listed: Ints, n_examples: int) -> Iterator[Table]:
+    """What pushing a site's short-listed latents does after `n_examples`.
 
     Controls and pairs are asked for at the first number of examples only.
     """
     config, splits = run.config, run.config.splits
-    section, first = config.growth, n_examples == config.pushed_after
+    section, first, seed = config.growth, n_examples == config.pushed_after, config.growth.split_seed
     prompts, arm = splits.confirm[: section.dose_prompts], run.prompts(config.treated)
     others = np.concatenate([splits.discovery, splits.shape])
     growth = _natural_growth(run, site, listed, others, n_examples)
     final = run.beliefs(config.treated)["model"][prompts, -1]
-    receiver = prepare_push(
+    receiver = pushing.prepare_push(
         run.model, run.saes[site], arm.select(prompts), n_examples, final, config.declared
     )
     acts = select_prompts(run.latents(config.treated, site, PRE), others) if first else None
     ids, own = listed[: section.dose_latents], growth[: section.dose_latents]
-    effects = responses(receiver, ids, own)
-    table, slopes = dose_table(
-        receiver, ids, own, acts, n_controls=section.n_controls, seed=section.split_seed, effects=effects
+    effects = pushing.responses(receiver, ids, own)
+    table, slopes = pushing.dose_table(
+        receiver, ids, own, acts, n_controls=section.n_controls, seed=seed, effects=effects
     )
-    injected = {"short-listed latents": joint_push(receiver, listed, growth)} | natural_parts(
+    injected = {"short-listed latents": pushing.joint_push(receiver, listed, growth)} | pushing.natural_parts(
         run.model, run.saes[site], arm.select(others), n_examples, config.track.batch
     )
-    tables: dict[str, Table] = {
-        "dose": table,
-        "dose_curves": curve_table(receiver, ids, effects, seed=section.split_seed),
-        "closure": closure_table(receiver, slopes, ids, own, (listed, growth)),
-        "injections": injection_table(receiver, injected, seed=section.split_seed),
-    }
-    return tables | {"interactions": interaction_table(receiver, ids, own)} if first else tables
+    yield table
+    yield pushing.curve_table(receiver, ids, effects, seed=seed)
+    yield pushing.closure_table(receiver, slopes, ids, own, (listed, growth))
+    yield pushing.injection_table(receiver, injected, seed=seed)
+    if first:
+        yield pushing.interaction_table(receiver, ids, own)
 
 
 def _natural_growth(run: RunContext, site: Site, latents: Ints, prompts: Ints, n_examples: int) -> Floats:
@@ -445,30 +390,26 @@ def _natural_growth(run: RunContext, site: Site, latents: Ints, prompts: Ints, n
     return (acts[:, :, -1] - acts[:, :, n_examples]).mean(axis=1)
 
 
-def judged(table: DoseTable, n_examples: int) -> DoseTable:
+def judged(table: schemas.DoseTable, n_examples: int) -> schemas.DoseTable:
     """The table with q-values over the study's latents, by belief, and the causal verdicts."""
-    columns = {name: table[name].copy() for name in DoseTable.COLUMNS}
+    columns = {name: table[name].copy() for name in schemas.DoseTable.COLUMNS}
     compared = (table["n_examples"] == n_examples) & np.isfinite(table["control_p"])
     for belief in dict.fromkeys(table["belief"].tolist()):
         rows = np.flatnonzero((table["belief"] == belief) & compared)
         if not rows.size:
             continue
         columns["q_value"][rows] = benjamini_hochberg(table["control_p"][rows])
-        reasons = causal_reasons(
-            table["slope_low"][rows],
-            table["slope_high"][rows],
-            table["quadratic_share"][rows],
-            columns["q_value"][rows],
-            table["control_p"][rows] <= (1 + 1e-9) / (1 + table["n_controls"][rows]),
-        )
+        low, high, curved = (table[name][rows] for name in ("slope_low", "slope_high", "quadratic_share"))
+        least = table["control_p"][rows] <= (1 + 1e-9) / (1 + table["n_controls"][rows])
+        reasons = verdict.causal_reasons(low, high, curved, columns["q_value"][rows], least)
         columns["reason"][rows] = reasons
         columns["causal"][rows] = [reason == "" for reason in reasons]
     alone = np.isnan(table["control_p"]) & (columns["reason"] == "")
     columns["reason"][alone] = "not compared with matched latents"
-    return DoseTable(columns)
+    return schemas.DoseTable(columns)
 
 
-def dose_figures(table: DoseTable, skipped: Iterable[Place]) -> dict[str, Any]:
+def dose_figures(table: schemas.DoseTable, skipped: Iterable[Place]) -> dict[str, Any]:
     """What the stage dose says when it is done."""
     return {
         "latents pushed": len(set(zip(table["site"], table["latent"], strict=True))),
@@ -494,7 +435,7 @@ def belief_tables(run: RunContext) -> tuple[dict[str, Any], Compared]:
     n_seen = examples_seen(PRE, config.prompts.n_examples)
     compared = _belief_accounts(run, model, exact)
     return {
-        "beliefs": belief_table(
+        "beliefs": bayes.belief_table(
             n_seen, model, exact=known, names=config.belief_names, seed=config.prompts.seed
         ),
         "bayes": _log_odds_fits(config, n_seen, model[config.treated], exact[config.treated]),
@@ -510,37 +451,39 @@ def _log_odds_fits(config: StudyConfig, n_seen: Ints, model: Floats, exact: Floa
     for i, name in enumerate(config.belief_names):
         own, true = model[..., i], exact[..., i]
         defined = true[np.isfinite(true).all(axis=1)]
-        over = linear_part(n_seen, defined.mean(axis=0)) if len(defined) else None
+        over = bayes.linear_part(n_seen, defined.mean(axis=0)) if len(defined) else None
         fits[name] = {
-            "model": asdict(fit_log_odds(n_seen, own, over=over, seed=seed)),
-            "exact": asdict(fit_log_odds(n_seen, true, over=over, seed=seed)),
-            "agreement": asdict(agreement(true, own, seed=seed)),
+            "model": asdict(bayes.fit_log_odds(n_seen, own, over=over, seed=seed)),
+            "exact": asdict(bayes.fit_log_odds(n_seen, true, over=over, seed=seed)),
+            "agreement": asdict(bayes.agreement(true, own, seed=seed)),
         }
     return fits
 
 
-def _agreement(run: RunContext, model: LogOdds, exact: LogOdds) -> AgreementTable:
+def _agreement(run: RunContext, model: LogOdds, exact: LogOdds) -> schemas.AgreementTable:
     """The model's log-odds on the exact ones in every arm: its beliefs, and the task behind its answers."""
-    calibration = Calibration(**run.json("track", "calibration"))
+    calibration = bayes.Calibration(**run.json("track", "calibration"))
     rows, names = [], run.config.belief_names
     for arm in model:
         pairs = [(name, exact[arm][..., i], model[arm][..., i]) for i, name in enumerate(names)]
         p_correct = 1 / (1 + np.exp(-model[arm][..., EXACT]))
         everyone = np.arange(len(model[arm]))
-        pairs.append(("task", exact_task(run, arm, everyone), task_belief(p_correct, calibration)))
+        pairs.append(("task", exact_task(run, arm, everyone), bayes.task_belief(p_correct, calibration)))
         for name, true, own in pairs:
-            fit = agreement(true, own, seed=run.config.prompts.seed)
+            fit = bayes.agreement(true, own, seed=run.config.prompts.seed)
             met = abs(fit.slope - 1) <= SLOPE_GOAL and fit.r >= R_GOAL
             rows.append({"arm": arm, "belief": name, "goal_met": bool(met)} | asdict(fit))
-    return AgreementTable({name: [row[name] for row in rows] for name in AgreementTable.COLUMNS})
+    return schemas.AgreementTable(
+        {name: [row[name] for row in rows] for name in schemas.AgreementTable.COLUMNS}
+    )
 
 
-def _belief_tests(run: RunContext, readouts: Mapping[str, LogOdds]) -> BayesTestTable:
+def _belief_tests(run: RunContext, readouts: Mapping[str, LogOdds]) -> schemas.BayesTestTable:
     everyone = np.arange(run.config.prompts.n_prompts)
     llr = {arm: label_evidence(run, arm, everyone) for arm in run.config.prompts.arms}
     similarity = similarities(run, everyone)
-    return BayesTestTable.concat([
-        bayes_tests({arm: values[..., EXACT] for arm, values in of.items()}, llr, response=name,
+    return schemas.BayesTestTable.concat([
+        bayes.bayes_tests({arm: values[..., EXACT] for arm, values in of.items()}, llr, response=name,
                     similarity=similarity, treated=run.config.treated, seed=run.config.prompts.seed)
         for name, of in readouts.items()
     ])  # fmt: skip
@@ -554,7 +497,7 @@ def _belief_accounts(run: RunContext, model: LogOdds, exact: LogOdds) -> Compare
     return compare(answers, designs, seed=run.config.growth.split_seed)
 
 
-def confirmed_claims(run: RunContext, manifest: Manifest) -> ConfirmTable:
+def confirmed_claims(run: RunContext, manifest: verdict.Manifest) -> schemas.ConfirmTable:
     """The frozen claims on the confirm split."""
     prompts, norms = run.config.splits.confirm, run.decoder_norms
     differences, own = {}, {}
@@ -567,39 +510,42 @@ def confirmed_claims(run: RunContext, manifest: Manifest) -> ConfirmTable:
         scale = norms[site][ids][:, None, None]
         own[site, role] = treated.astype(np.float64) * scale
         differences[site, role] = own[site, role] - control * scale
-    return confirm(manifest, differences, prompts, own)
+    return verdict.confirm(manifest, differences, prompts, own)
 
 
-def gates(run: RunContext, confirmed: ConfirmTable) -> Found:
+def gates(run: RunContext, confirmed: schemas.ConfirmTable) -> verdict.Found:
     """What the earlier stages found, as the ladder takes it."""
     pushed_after = run.config.pushed_after
-    dose = run.table(DoseTable, "dose", "dose").df
+    dose = run.table(schemas.DoseTable).df
     first = dose[(dose["belief"] == BELIEF) & (dose["n_examples"] == pushed_after)]
     renamed = {"slope": "dose_effect", "slope_low": "dose_low", "slope_high": "dose_high"}
-    return Found(
-        detection=run.table(GrowthTable, "detect", "detection").df,
-        shape=run.table(ShapeTable, "shape", "shapes").df,
-        evidence=run.table(EvidenceTable, "shape", "evidence").df,
+    return verdict.Found(
+        detection=run.table(schemas.GrowthTable).df,
+        shape=run.table(schemas.ShapeTable).df,
+        evidence=run.table(schemas.EvidenceTable).df,
         dose=first.rename(columns=renamed),
         confirm=confirmed.df,
-        closure=closures(run.table(ClosureTable, "dose", "closure"), pushed_after),
+        closure=closures(run.table(schemas.ClosureTable), pushed_after),
     )
 
 
 def figures(
-    run: RunContext, verdicts: VerdictTable, confirmed: ConfirmTable, tests: BayesTestTable
-) -> Figures:
+    run: RunContext,
+    verdicts: schemas.VerdictTable,
+    confirmed: schemas.ConfirmTable,
+    tests: schemas.BayesTestTable,
+) -> verdict.Figures:
     """What the falsifiers look at: these tables, and those of the earlier stages."""
-    dose, n_examples = run.table(DoseTable, "dose", "dose"), run.config.pushed_after
-    shapes = run.table(ShapeTable, "shape", "shapes")
-    held = confirmed["confirm_p"] <= LEVEL
+    dose, n_examples = run.table(schemas.DoseTable), run.config.pushed_after
+    shapes = run.table(schemas.ShapeTable)
+    held = confirmed["confirm_p"] <= verdict.LEVEL
     pushed = (dose["belief"] == BELIEF) & (dose["n_examples"] == n_examples) & (dose["n_controls"] > 0)
     shaped = np.isfinite(shapes["exponent"])
-    sublinear = (shapes["exponent_high"] < ADDITIVE[0]) | (shapes["step_margin"] <= 0)
-    best, site = _best_closure(run.table(ClosureTable, "dose", "closure"), n_examples)
+    sublinear = (shapes["exponent_high"] < verdict.ADDITIVE[0]) | (shapes["step_margin"] <= 0)
+    best, site = _best_closure(run.table(schemas.ClosureTable), n_examples)
     grown = {name: _grows(values) for name, values in run.arrays("shape", "directions").items()}
     latents = {Site.parse(str(site)).short for site in confirmed["site"][held & (confirmed["role"] == PRE)]}
-    return Figures(
+    return verdict.Figures(
         n_tested=int(np.isfinite(verdicts["q_value"]).sum()),
         n_grows=len(verdicts.growing()),
         n_confirmed=int(held.sum()),
@@ -614,7 +560,7 @@ def figures(
         order=_test(tests, "order"),
         n_dosed=int(pushed.sum()),
         n_causal=int(dose["causal"][pushed].sum()),
-        n_undecided=sum(str(reason).startswith(UNDECIDED) for reason in dose["reason"][pushed]),
+        n_undecided=sum(str(reason).startswith(verdict.UNDECIDED) for reason in dose["reason"][pushed]),
         closure=best,
         closure_site=site,
         n_directions=len(grown),
@@ -624,7 +570,9 @@ def figures(
     )
 
 
-def facts(run: RunContext, accounts: Compared, asked: Figures, manifest: Manifest) -> dict[str, Any]:
+def facts(
+    run: RunContext, accounts: Compared, asked: verdict.Figures, manifest: verdict.Manifest
+) -> dict[str, Any]:
     """What the stage growth keeps beside its tables."""
     return {
         "accounts": {"arms": list(accounts.arms), "verdict": accounts.verdict},
@@ -634,14 +582,16 @@ def facts(run: RunContext, accounts: Compared, asked: Figures, manifest: Manifes
     }
 
 
-def verdict_figures(verdicts: VerdictTable, falsifiers: FalsifierTable, accounts: Compared) -> dict[str, Any]:
+def verdict_figures(
+    verdicts: schemas.VerdictTable, falsifiers: schemas.FalsifierTable, accounts: Compared
+) -> dict[str, Any]:
     """What the stage growth says when it is done."""
     fired = falsifiers["falsifier"][falsifiers["fired"] == "fired"]
-    counts = {rung: int((verdicts["verdict"] == rung).sum()) for rung in (*LADDER, "falls")}
+    counts = {rung: int((verdicts["verdict"] == rung).sum()) for rung in (*schemas.LADDER, "falls")}
     return counts | {"falsifiers that fired": [str(name) for name in fired], "account": accounts.verdict}
 
 
-def closures(table: ClosureTable, n_examples: int) -> dict[str, tuple[float, str]]:
+def closures(table: schemas.ClosureTable, n_examples: int) -> dict[str, tuple[float, str]]:
     """Site → lower end of its closure of the answer's growth, and that in words."""
     ends = {}
     for i in np.flatnonzero((table["belief"] == BELIEF) & (table["n_examples"] == n_examples)):
@@ -651,7 +601,7 @@ def closures(table: ClosureTable, n_examples: int) -> dict[str, tuple[float, str
     return ends
 
 
-def _best_closure(table: ClosureTable, n_examples: int) -> tuple[Interval, str]:
+def _best_closure(table: schemas.ClosureTable, n_examples: int) -> tuple[Interval, str]:
     rows = np.flatnonzero(
         (table["belief"] == BELIEF) & (table["n_examples"] == n_examples) & np.isfinite(table["closure"])
     )
@@ -667,7 +617,7 @@ def _exponent(paired: Floats) -> Interval:
     return _interval(table, 0, "exponent")
 
 
-def _test(tests: BayesTestTable, name: str) -> Interval:
+def _test(tests: schemas.BayesTestTable, name: str) -> Interval:
     rows = np.flatnonzero((tests["test"] == name) & (tests["response"] == "model"))
     if not rows.size:
         return Interval()
@@ -685,4 +635,4 @@ def _grows(values: Floats) -> bool:
     if len(slopes) < MIN_ACTIVE or slopes.std() == 0:
         return False
     t = slopes.mean() / (slopes.std(ddof=1) / np.sqrt(len(slopes)))
-    return float(stats.t.sf(t, len(slopes) - 1)) <= LEVEL
+    return float(stats.t.sf(t, len(slopes) - 1)) <= verdict.LEVEL

@@ -90,13 +90,33 @@ def _uses(part: Part, package: Path) -> tuple[Part, ...]:
         return ()
     if not name:
         return tuple(dict.fromkeys(_imported(tree)))
-    definitions = _definitions(module, package)
+    definitions, modules = _definitions(module, package), _modules(module, package)
     uses: list[Part] = []
     for node in definitions[name]:
         uses += _imported(ast.Module([node], []))
-        names = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+        below = list(ast.walk(node))
+        parts = [inner for inner in below if isinstance(inner, ast.Attribute) and _root(inner) in modules]
+        uses += [(modules[_root(inner)], inner.attr) for inner in parts]
+        apart = {id(inner.value) for inner in parts}  # `module.name` is that name, not all of the module
+        names = {inner.id for inner in below if isinstance(inner, ast.Name) and id(inner) not in apart}
         uses += [(module, other) for other in sorted(names & definitions.keys())]
     return tuple(dict.fromkeys(uses))
+
+
+def _root(node: ast.Attribute) -> str:
+    return node.value.id if isinstance(node.value, ast.Name) else ""
+
+
+@cache
+def _modules(module: str, package: Path) -> dict[str, str]:
+    """Name at the top of a module → the module of `iclens` that it was imported as."""
+    named = {}
+    for name, (node, *_) in _definitions(module, package).items():
+        if isinstance(node, ast.ImportFrom):
+            target = f"{node.module}.{node.names[0].name}"
+            if _file(target, package) is not None:
+                named[name] = target
+    return named
 
 
 def _imported(tree: ast.Module) -> Iterator[Part]:

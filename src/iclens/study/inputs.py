@@ -51,11 +51,7 @@ def locate(path: str) -> Path:
 
 
 def declared_mixture(folder: Path) -> Mixture | None:
-    """The mixture that a model folder declares, if any.
-
-    Raises:
-        ConfigError: when it is not YAML or no mixture.
-    """
+    """The mixture that a model folder declares, if any."""
     file = folder / "mixture.yaml"
     if not file.is_file():
         return None
@@ -69,12 +65,7 @@ def declared_mixture(folder: Path) -> Mixture | None:
 
 
 def check_task(config: StudyConfig) -> None:
-    """Refuse a task without an answer on its inputs, or too few inputs or prompts.
-
-    Raises:
-        TaskError: naming the task and the input.
-        TableError: saying how many prompts are needed.
-    """
+    """Refuse a task without an answer on its inputs, or too few inputs or prompts."""
     section, n_inputs = config.prompts, len(config.prompts.inputs)
     if n_inputs < section.n_examples:
         raise TaskError(
@@ -97,10 +88,6 @@ def check_model(config: StudyConfig) -> None:
 
     No prompt is longer than the model's positions, no site or layer lies beyond its blocks; the same for the
     training of the study's SAEs.
-
-    Raises:
-        ModelError: when config.json cannot be read, or a prompt is longer than the model's positions.
-        SiteError: for a site or layer in a block that the model does not have.
     """
     name = config.model.folder
     shape = read_shape(locate(name))
@@ -126,11 +113,7 @@ def check_model(config: StudyConfig) -> None:
 
 
 def outside_inputs(config: StudyConfig) -> dict[str, Hashes]:
-    """Hashes of what a study reads from outside its run: `model`, `SAE source` and `other SAEs`.
-
-    Raises:
-        ModelError, ConfigError, SaeError: when one of them is not there.
-    """
+    """Hashes of what a study reads from outside its run: `model`, `SAE source` and `other SAEs`."""
     others: Hashes = {}
     for name in config.transforms.other_saes:
         folder = _sae_set(name, "Name a set in transforms.other_saes that is there, or none.")
@@ -139,11 +122,7 @@ def outside_inputs(config: StudyConfig) -> dict[str, Hashes]:
 
 
 def model_files(config: StudyConfig) -> Hashes:
-    """Hashes of the model's files; for a hub name, the name and the commit that this machine holds.
-
-    Raises:
-        ModelError: when it is neither a folder nor to be had from the hub.
-    """
+    """Hashes of the model's files; for a hub name, the name and the commit that this machine holds."""
     name = config.model.folder
     folder = model_folder(locate(name))
     if folder is not None:
@@ -152,11 +131,7 @@ def model_files(config: StudyConfig) -> Hashes:
 
 
 def sae_files(config: StudyConfig) -> Hashes:
-    """Hashes of the training config and the local data that it names, or of the SAE set that is loaded.
-
-    Raises:
-        ConfigError, SaeError: when there is no such file or folder.
-    """
+    """Hashes of the training config and the local data that it names, or of the SAE set that is loaded."""
     if config.saes.train is None:
         remedy = "Name in saes.folder a set that `iclens train` or `iclens saes check --out` made."
         return set_files(_sae_set(str(config.saes.folder), remedy))
@@ -184,11 +159,7 @@ def _sae_set(name: str, remedy: str) -> Path:
 
 
 def hub_commit(name: str) -> str:
-    """The commit of a model on the hub that this machine's cache holds, and fetches when it holds none.
-
-    Raises:
-        ModelError: when neither the cache nor the hub has it.
-    """
+    """The commit of a model on the hub that this machine's cache holds, and fetches when it holds none."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HTTPError
 

@@ -6,11 +6,12 @@ themselves stand in `iclens.patching`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from iclens import schemas
 from iclens.core import ROLES, Site, TaskError
 from iclens.patching.heads import WHOLE_LAYER, Ablation, Heads, ablate_heads, direct_effects, head_scores
 from iclens.patching.latents import carry_levels, linear_screen, patch_latents, single_effects
@@ -22,22 +23,8 @@ from iclens.patching.sweep import graded, logit_lens, response_curve, response_f
 from iclens.prompts.arms import default_rival, other_task
 from iclens.prompts.tasks import Task
 from iclens.saes.load import Sae
-from iclens.schemas import (
-    PATCH_Q,
-    ControlTable,
-    DirectTable,
-    HeadTable,
-    LadderTable,
-    PatchTable,
-    RedundancyLadderTable,
-    RedundancyTable,
-    ResponseFitTable,
-    ResponseTable,
-    ScreenTable,
-    SetTable,
-    SweepTable,
-)
 from iclens.study.run import RunContext
+from iclens.study.store import joined
 from iclens.table import Table
 
 HEADLINE, MATCHED = "task on own x", "S arm"
@@ -47,11 +34,14 @@ NEEDED = 1.0
 """Nats of the belief from which the loss of a head counts."""
 TAIL_HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 """Hooks at which an addition enters the residual stream."""
-PATCH_TABLES: dict[str, type[Table]] = {
-    "patches": PatchTable, "ladder": LadderTable, "sets": SetTable, "patch_controls": ControlTable,
-    "screens": ScreenTable,
-}  # fmt: skip
-"""Tables of the stage patch that are gathered over sites and roles."""
+
+
+def task_runs(run: RunContext, task: Task | None = None, **drawn: Any) -> Runs:
+    """Runs A and B of a task, the study's own when none is given; `drawn` as `patching.runs` takes it."""
+    section = run.config.prompts
+    rule = section.rule if task is None else task
+    declared = run.config.declared
+    return build_runs(run.model.tokenizer, rule, inputs=section.inputs, declared=declared, **drawn)
 
 
 # Sweep: whole residuals, and the heads that bring the task to where it sits.
@@ -59,15 +49,11 @@ PATCH_TABLES: dict[str, type[Table]] = {
 
 def sweep_runs(run: RunContext, seed: int) -> dict[str, Runs]:
     """Runs of both recipients, with equal donors."""
-    section = run.config.sweep
+    n_prompts, shown = run.config.sweep.n_prompts, run.config.sweep.donor_examples
     return {
-        recipient: build_runs(
-            run.model.tokenizer, run.config.prompts.rule, recipient=recipient,
-            n_prompts=section.n_prompts, donor_examples=section.donor_examples, seed=seed,
-            inputs=run.config.prompts.inputs, declared=run.config.declared,
-        )
+        recipient: task_runs(run, recipient=recipient, n_prompts=n_prompts, donor_examples=shown, seed=seed)
         for recipient in (ZERO, MATCHED)
-    }  # fmt: skip
+    }
 
 
 def sweep_tables(run: RunContext, runs: Mapping[str, Runs]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -79,7 +65,7 @@ def sweep_tables(run: RunContext, runs: Mapping[str, Runs]) -> tuple[dict[str, A
     """
     section, prompts = run.config.sweep, run.config.prompts
     roles = {ZERO: ("pre",), MATCHED: tuple(section.roles)}
-    table = SweepTable.concat([
+    table = schemas.SweepTable.concat([
         sweep(run.model, runs[recipient], roles=roles[recipient], layers=section.layers, seed=section.seed)
         for recipient in runs
     ])  # fmt: skip
@@ -102,7 +88,7 @@ def head_tables(run: RunContext, runs: Mapping[str, Runs], layer: int) -> dict[s
     others. The ladder sets heads to zero at `pre`, as the recorded experiments do.
     """
     model, section = run.model, run.config.sweep
-    heads = HeadTable.concat([
+    heads = schemas.HeadTable.concat([
         ablate_heads(model, runs[MATCHED], kind=kind, place=place, seed=section.seed)
         for kind, place in section.ablations
     ])  # fmt: skip
@@ -124,12 +110,12 @@ def head_tables(run: RunContext, runs: Mapping[str, Runs], layer: int) -> dict[s
     return {
         "heads": heads,
         "head_scores": head_scores(model, runs[MATCHED], reference_layer=layer, seed=section.seed),
-        "redundancy": RedundancyTable.concat(index), "direct": DirectTable.concat(direct),
-        "redundancy_ladder": RedundancyLadderTable.concat(ladder),
+        "redundancy": schemas.RedundancyTable.concat(index), "direct": schemas.DirectTable.concat(direct),
+        "redundancy_ladder": schemas.RedundancyLadderTable.concat(ladder),
     }  # fmt: skip
 
 
-def needed_heads(table: HeadTable, belief: str, most: int) -> Heads:
+def needed_heads(table: schemas.HeadTable, belief: str, most: int) -> Heads:
     """Single heads whose loss under the first ablation costs the belief `NEEDED` or more, strongest first."""
     rows = table.where((table["metric"] == f"effect on {belief}") & (table["head"] != WHOLE_LAYER))
     if not len(rows):
@@ -151,7 +137,7 @@ def sweep_figures(best: Mapping[str, Any], heads: Mapping[str, Any]) -> dict[str
     }
 
 
-def most_needed_head(heads: HeadTable) -> str:
+def most_needed_head(heads: schemas.HeadTable) -> str:
     """The head without which P(task on own x) falls most, in words."""
     single = heads.where((heads["metric"] == HEADLINE) & (heads["head"] != WHOLE_LAYER))
     if not len(single):
@@ -163,7 +149,7 @@ def most_needed_head(heads: HeadTable) -> str:
     )
 
 
-def ladder_in_words(table: RedundancyLadderTable) -> str:
+def ladder_in_words(table: schemas.RedundancyLadderTable) -> str:
     """The redundancy ladder's steps in words."""
     if not len(table):
         return "not asked"
@@ -200,33 +186,29 @@ def wrong_task(run: RunContext) -> Task | None:
 
 
 def patch_tables(run: RunContext, skipped: list[str], wrong: Task | None) -> dict[str, Any]:
-    """Patches at every site and role of the config, by the name of their table.
+    """Patches at every site and role of the config but the skipped sites, by the name of their table.
 
-    Args:
-        run: the run.
-        skipped: sites that are not patched.
-        wrong: the task whose values serve as a control, if any.
+    Values of the task `wrong` serve as a control, if there is one.
     """
-    runs = _runs(run, run.config.prompts.rule), None if wrong is None else _runs(run, wrong)
-    parts: dict[str, list[Any]] = {name: [] for name in PATCH_TABLES}
-    for site, sae in run.saes.items():
-        for role in run.config.patch.roles if site.short not in skipped else ():
-            for name, table in _patched(run, sae, role, *runs):
-                parts[name].append(table)
-    return {name: kind.concat(parts[name]) for name, kind in PATCH_TABLES.items()}
-
-
-def _runs(run: RunContext, task: Task) -> Runs:
     section = run.config.patch
-    return build_runs(
-        run.model.tokenizer, task, recipient=section.recipient, n_prompts=section.n_prompts,
-        donor_examples=section.donor_examples, seed=section.seed, inputs=run.config.prompts.inputs,
-        declared=run.config.declared,
+    drawn: dict[str, Any] = {
+        "recipient": section.recipient, "n_prompts": section.n_prompts,
+        "donor_examples": section.donor_examples, "seed": section.seed,
+    }  # fmt: skip
+    runs, others = task_runs(run, **drawn), None if wrong is None else task_runs(run, wrong, **drawn)
+    return joined(
+        (
+            table
+            for site, sae in run.saes.items() if site.short not in skipped
+            for role in run.config.patch.roles
+            for table in _patched(run, sae, role, runs, others)
+        ),
+        schemas.PatchTable, schemas.LadderTable, schemas.SetTable, schemas.ControlTable, schemas.ScreenTable,
     )  # fmt: skip
 
 
-def _patched(run: RunContext, sae: Sae, role: str, runs: Runs, wrong: Runs | None) -> list[tuple[str, Table]]:
-    """Everything that is asked at one site and role, as (table name, table)."""
+def _patched(run: RunContext, sae: Sae, role: str, runs: Runs, wrong: Runs | None) -> Iterator[Table]:
+    """Everything that is asked at one site and role."""
     section, seed = run.config.patch, run.config.patch.seed
     of_sets = {
         "chosen_for": section.chosen_for, "largest": section.largest_set,
@@ -239,22 +221,19 @@ def _patched(run: RunContext, sae: Sae, role: str, runs: Runs, wrong: Runs | Non
         sufficient, effects=effects, n_tested=section.n_tested, n_controls=section.n_controls, seed=seed
     )
     sets = patch_sets(sufficient, effects, **of_sets)
+    yield patches
+    yield carry_levels(sufficient, patches, seed=seed)
+    yield sets
     necessary = prepare_patch(run.model, sae, runs, direction="necessity", **at)
-    back = patch_sets(necessary, single_effects(necessary, necessary.differing), **of_sets)
-    tested = np.unique(patches["latent"][patches["n_controls"] > 0])
-    groups = [np.array([latent]) for latent in tested]
-    whole = greedy_members(sets)
-    groups += [np.array(whole)] if len(whole) > 1 else []
-    tables: list[tuple[str, Table]] = [
-        ("patches", patches), ("ladder", carry_levels(sufficient, patches, seed=seed)), ("sets", sets),
-        ("sets", back), ("screens", linear_screen(sufficient, sufficient.differing, effects)),
-    ]  # fmt: skip
+    yield patch_sets(necessary, single_effects(necessary, necessary.differing), **of_sets)
+    yield linear_screen(sufficient, sufficient.differing, effects)
+    tested, whole = np.unique(patches["latent"][patches["n_controls"] > 0]), greedy_members(sets)
+    groups = [np.array([latent]) for latent in tested] + ([np.array(whole)] if len(whole) > 1 else [])
     if groups:
-        tables.append(("patch_controls", patch_controls(sufficient, groups, wrong=wrong, seed=seed)))
-    return tables
+        yield patch_controls(sufficient, groups, wrong=wrong, seed=seed)
 
 
-def greedy_members(sets: SetTable) -> list[int]:
+def greedy_members(sets: schemas.SetTable) -> list[int]:
     """The fewest latents of a greedy order with `HALF` of the full activation's effect; else all of them.
 
     The size is chosen on the screening half, so that its share on the test half is not chosen to be large.
@@ -270,16 +249,18 @@ def greedy_members(sets: SetTable) -> list[int]:
     return [int(member) for member in str(rows["members"][enough[0] if enough else order[-1]]).split()]
 
 
-def response_tables(run: RunContext, patches: PatchTable, sets: SetTable) -> dict[str, Any]:
+def response_tables(run: RunContext, patches: schemas.PatchTable, sets: schemas.SetTable) -> dict[str, Any]:
     """How the answer follows x when latents are patched, and fits of it; empty where it cannot be asked."""
     curves = _response_curves(run, patches, sets)
-    fits = ResponseFitTable.concat([])
+    fits = schemas.ResponseFitTable.concat([])
     if len(curves):
         fits = response_fits(curves, seed=run.config.patch.seed)
     return {"responses": curves, "response_fits": fits}
 
 
-def _response_curves(run: RunContext, patches: PatchTable, sets: SetTable) -> ResponseTable:
+def _response_curves(
+    run: RunContext, patches: schemas.PatchTable, sets: schemas.SetTable
+) -> schemas.ResponseTable:
     """Curves at the site whose full activation at `pre` moves the belief most; empty where x is no number.
 
     Patched are, beside the rungs of the ladder, the smallest set that carries half, then each tested latent.
@@ -287,7 +268,7 @@ def _response_curves(run: RunContext, patches: PatchTable, sets: SetTable) -> Re
     section, prompts = run.config.patch, run.config.prompts
     place = carrier(sets.where(sets["role"] == "pre"))
     if not section.response_donors or place is None or not all(x.isdigit() for x in prompts.inputs):
-        return ResponseTable.concat([])
+        return schemas.ResponseTable.concat([])
     members = greedy_members(sets.where(_at(sets, place) & (sets["direction"] == "sufficiency")))
     tested = np.unique(patches["latent"][_at(patches, place) & (patches["n_controls"] > 0)]).tolist()
     runs = runs_by_query(
@@ -301,7 +282,7 @@ def _response_curves(run: RunContext, patches: PatchTable, sets: SetTable) -> Re
     )  # fmt: skip
 
 
-def carrier(sets: SetTable) -> tuple[str, str] | None:
+def carrier(sets: schemas.SetTable) -> tuple[str, str] | None:
     """Site and role whose full activation, put into B, raises the belief most; None without one."""
     full = sets.where(
         (sets["kind"] == FULL) & (sets["direction"] == "sufficiency") & (sets["belief"] == sets["chosen_for"])
@@ -318,10 +299,10 @@ def _at(table: Table, place: tuple[str, str] | None) -> np.ndarray:
 
 
 def patch_figures(
-    patches: PatchTable, sets: SetTable, skipped: list[str], wrong: Task | None
+    patches: schemas.PatchTable, sets: schemas.SetTable, skipped: list[str], wrong: Task | None
 ) -> dict[str, Any]:
     """What the stage patch says when it is done."""
-    called = patches.where(patches["q_value"] <= PATCH_Q)
+    called = patches.where(patches["q_value"] <= schemas.PATCH_Q)
     tested = patches.where(patches["n_controls"] > 0)
     greedy = sets.where(
         (sets["kind"] == GREEDY) & (sets["direction"] == "sufficiency") & (sets["screen_share"] >= HALF)
@@ -337,7 +318,7 @@ def patch_figures(
     return {
         "latents patched": _n_latents(patches),
         "tested": _n_latents(tested),
-        f"with an effect at q ≤ {PATCH_Q}": _n_latents(called),
+        f"with an effect at q ≤ {schemas.PATCH_Q}": _n_latents(called),
         "largest tested effect, nats": round(largest, 3),
         "smallest set chosen to bring half of the full activation's effect": few,
         "sites not patched": skipped or "none",

@@ -22,25 +22,11 @@ from typing import Any
 
 import iclens
 from iclens.core import RunError, nearest
+from iclens.study import run as runs
 from iclens.study.config import StudyConfig
 from iclens.study.flow import FLOW
 from iclens.study.grid import check_concepts
 from iclens.study.inputs import CHECKOUT, Hashes, check_model, check_task, outside_inputs
-from iclens.study.run import (  # fmt: skip
-    CARD,
-    DONE,
-    FOLDERS,
-    RECORD,
-    STAGES,
-    RunContext,
-    RunFolder,
-    Stage,
-    find_run,
-    indented,
-    inputs_of,
-    now,
-    run_for,
-)
 from iclens.study.store import hash_json
 
 INDEX = "site/index.html"
@@ -73,9 +59,9 @@ class Event:
 Report = Callable[[Event], None]
 
 
-def bring_up_to_date(stage: Stage, run: RunContext, report: Report) -> Event:
+def bring_up_to_date(stage: runs.Stage, run: runs.RunContext, report: Report) -> Event:
     """Do a stage unless its key says that it is done; log and report it."""
-    folder, inputs = run.folder, inputs_of(stage, run)
+    folder, inputs = run.folder, runs.inputs_of(stage, run)
     key = hash_json(inputs)
     kept = folder.record(stage.folder)
     if kept is not None and kept["key"] == key:
@@ -111,11 +97,11 @@ def _why(kept: dict[str, Any] | None, inputs: dict[str, str], exists: bool) -> s
     return f"changed: {', '.join(changed)}"
 
 
-def _elsewhere(stage: Stage, run: RunFolder, key: str) -> tuple[Path, dict[str, Any]] | None:
+def _elsewhere(stage: runs.Stage, run: runs.RunFolder, key: str) -> tuple[Path, dict[str, Any]] | None:
     """Another run of the study that holds this stage with the same key, and its record."""
     for path in sorted(run.path.parent.glob("*"), reverse=True):
-        if path != run.path and (path / stage.folder / RECORD).is_file():
-            record = RunFolder(path, run.config).record(stage.folder)
+        if path != run.path and (path / stage.folder / runs.RECORD).is_file():
+            record = runs.RunFolder(path, run.config).record(stage.folder)
             if record is not None and record["key"] == key:
                 return path, record
     return None
@@ -174,9 +160,9 @@ def run_study(config: StudyConfig, root: Path, report: Report, *, last: str | No
         RunError: for a stage that does not exist.
         IclensError: for anything wrong in what was asked; a run in which no stage finished is removed again.
     """
-    names = STAGES if last is None else needed_for(last)
+    names = runs.STAGES if last is None else needed_for(last)
     outside = _checked(config)
-    return _bring(run_for(config, root), names, outside, report)
+    return _bring(runs.run_for(config, root), names, outside, report)
 
 
 def run_stage(path: Path, name: str, report: Report) -> Outcome:
@@ -190,7 +176,7 @@ def run_stage(path: Path, name: str, report: Report) -> Outcome:
     Raises:
         RunError: for a run or stage that does not exist.
     """
-    names, folder = needed_for(name), find_run(path)
+    names, folder = needed_for(name), runs.find_run(path)
     return _bring(folder, names, _checked(folder.config), report)
 
 
@@ -207,10 +193,10 @@ def run_track_shard(path: Path, rank: int, world: int) -> Path:
     """
     from iclens.study.follow import write_shard  # loads torch, which a run that is up to date does not need
 
-    folder = find_run(path)
-    run = RunContext(folder, _checked(folder.config))
+    folder = runs.find_run(path)
+    run = runs.RunContext(folder, _checked(folder.config))
     (track,) = (stage for stage in FLOW if stage.name == "track")
-    return write_shard(run, hash_json(inputs_of(track, run)), rank, world)
+    return write_shard(run, hash_json(runs.inputs_of(track, run)), rank, world)
 
 
 def needed_for(name: str) -> tuple[str, ...]:
@@ -219,13 +205,13 @@ def needed_for(name: str) -> tuple[str, ...]:
     Raises:
         RunError: for a stage that does not exist.
     """
-    if name not in STAGES:
-        raise RunError(f"stage '{name}'", "unknown", nearest(name, STAGES) + ".")
+    if name not in runs.STAGES:
+        raise RunError(f"stage '{name}'", "unknown", nearest(name, runs.STAGES) + ".")
     needed = {name}
     for stage in reversed(FLOW):
         if stage.name in needed:
             needed |= set(stage.reads)
-    return tuple(stage for stage in STAGES if stage in needed)
+    return tuple(stage for stage in runs.STAGES if stage in needed)
 
 
 def _checked(config: StudyConfig) -> Mapping[str, Hashes]:
@@ -236,24 +222,26 @@ def _checked(config: StudyConfig) -> Mapping[str, Hashes]:
     return outside_inputs(config)
 
 
-def _bring(folder: RunFolder, names: Sequence[str], outside: Mapping[str, Hashes], report: Report) -> Outcome:
+def _bring(
+    folder: runs.RunFolder, names: Sequence[str], outside: Mapping[str, Hashes], report: Report
+) -> Outcome:
     running = FLOW[0]
-    run = RunContext(folder, outside, lambda found: report(Event(running.name, "progress", found=found)))
+    run = runs.RunContext(folder, outside, lambda found: report(Event(running.name, "progress", found=found)))
     events: list[Event] = []
     try:
         for running in (stage for stage in FLOW if stage.name in names):
             events.append(bring_up_to_date(running, run, report))
-            if events[-1].state != "up to date" or not (folder.path / CARD).is_file():
-                folder.write_text(CARD, indented(study_card(run)))
-        if names == STAGES and not folder.done:
-            folder.write_text(DONE, now() + "\n")
+            if events[-1].state != "up to date" or not (folder.path / runs.CARD).is_file():
+                folder.write_text(runs.CARD, runs.indented(study_card(run)))
+        if names == runs.STAGES and not folder.done:
+            folder.write_text(runs.DONE, runs.now() + "\n")
     finally:
         folder.discard_if_empty()
-    index = folder.path / FOLDERS["dashboard"] / INDEX
+    index = folder.path / runs.FOLDERS["dashboard"] / INDEX
     return Outcome(folder.path, tuple(events), index if index.is_file() else None)
 
 
-def study_card(run: RunContext) -> dict[str, Any]:
+def study_card(run: runs.RunContext) -> dict[str, Any]:
     """What was run, exactly: versions, commit, hashes, dtype and seeds; of its SAEs once they exist."""
     config = run.config
     sections = config.model_dump(mode="json")
@@ -270,7 +258,7 @@ def study_card(run: RunContext) -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "model folder": {"name": config.model.folder, "files": run.outside["model"]},
         "SAE source": run.outside["SAE source"],
-        **(run.facts if (run.folder.path / FOLDERS["saes"]).is_dir() else {}),
+        **(run.facts if (run.folder.path / runs.FOLDERS["saes"]).is_dir() else {}),
         "dtype": config.model.dtype,
         "device": config.model.device,
         "seeds": seeds,

@@ -153,22 +153,13 @@ def run_for(config: StudyConfig, root: Path) -> RunFolder:
 
 
 def find_run(path: Path) -> RunFolder:
-    """The run at `path`: a run folder, or a study folder, whose newest finished run is taken.
-
-    Raises:
-        RunError: when there is no such folder or no finished run in it, naming what is there.
-        ConfigError: when the run's config does not validate.
-    """
+    """The run at `path`: a run folder, or a study folder, whose newest finished run is taken."""
     folder = find_folder(path)
     return RunFolder(folder, load_study_config(folder / CONFIG))
 
 
 def find_folder(path: Path) -> Path:
-    """The folder of the run at `path`, whatever state it is in.
-
-    Raises:
-        RunError: when there is no such folder or no finished run in it, naming what is there.
-    """
+    """The folder of the run at `path`, whatever state it is in."""
     if not path.is_dir():
         siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         raise RunError(f"run '{path}'", "no such folder", nearest(path.name, siblings) + ".")
@@ -221,11 +212,7 @@ class RunContext:
         self.key, self.out = "", folder.path
 
     def of(self, stage: str) -> Path:
-        """Folder of a finished stage.
-
-        Raises:
-            RunError: when the stage has not run.
-        """
+        """Folder of a finished stage."""
         path = self.folder.path / FOLDERS[stage]
         if not path.is_dir():
             raise RunError(
@@ -235,11 +222,7 @@ class RunContext:
         return path
 
     def digest(self, name: str) -> str:
-        """Hash of an outside input, or of a finished stage's outputs.
-
-        Raises:
-            RunError: when the stage has not run, or its outputs are damaged.
-        """
+        """Hash of an outside input, or of a finished stage's outputs."""
         if name in self.outside:
             return hash_json(self.outside[name])
         record = self.folder.record(self.of(name).name)
@@ -251,11 +234,7 @@ class RunContext:
 
     @cached_property
     def model(self) -> LanguageModel:
-        """The model, whole.
-
-        Raises:
-            ModelError: when it cannot be loaded, or is another than the one whose hashes were taken.
-        """
+        """The model, whole."""
         import torch
 
         from iclens.model.load import load_model, load_tokenizer
@@ -300,9 +279,9 @@ class RunContext:
         """Log-odds of the `model` and the `exact` posterior in an arm, nats [prompt example belief]."""
         return self.arrays("track", beliefs_name(arm))
 
-    def table(self, kind: type[AnyTable], stage: str, name: str) -> AnyTable:
-        """A table of an earlier stage."""
-        return kind.load(self.of(stage) / f"{name}.parquet")
+    def table(self, kind: type[AnyTable], name: str = "") -> AnyTable:
+        """A table of the stage that makes its kind, under the name of its kind unless another is given."""
+        return kind.load(self.of(kind.stage) / f"{name or kind.name}.parquet")
 
     def arrays(self, stage: str, name: str) -> dict[str, Any]:
         """The arrays of an earlier stage's safetensors file."""
@@ -334,11 +313,7 @@ def beliefs_name(arm: str) -> str:
 
 
 def load_saes(config: StudyConfig, model: LanguageModel, folder: Path) -> dict[Site, Sae]:
-    """The SAEs of `folder` at the sites that the config follows.
-
-    Raises:
-        SaeError: when one is missing, damaged or does not fit the model.
-    """
+    """The SAEs of `folder` at the sites that the config follows."""
     from iclens.saes.load import load_sae_set
 
     every = load_sae_set(folder, model)

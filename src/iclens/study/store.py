@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,12 @@ def save(folder: Path, name: str, made: Any) -> None:
             save_json(folder / f"{name}.json", made)
 
 
+def joined(tables: Iterable[Table], *kinds: type[Table]) -> dict[str, Any]:
+    """Tables of each kind joined into one, by the kind's name; one of no rows where there is none."""
+    every = list(tables)
+    return {kind.name: kind.concat([table for table in every if type(table) is kind]) for kind in kinds}
+
+
 def save_prompts(prompts: PromptSet, folder: Path, name: str) -> None:
     """Write `<name>.parquet` (one row per prompt and example) and `<name>.safetensors` (tokens)."""
     prompt, example = np.indices(prompts.x.shape)
@@ -84,11 +90,7 @@ def _save_contexts(prompts: PromptSet, path: Path) -> None:
 
 
 def load_prompts(folder: Path, name: str) -> PromptSet:
-    """Read what `save_prompts` wrote.
-
-    Raises:
-        TableError: when a file is missing or damaged.
-    """
+    """Read what `save_prompts` wrote."""
     try:
         frame = pd.read_parquet(folder / f"{name}.parquet")
     except (OSError, ValueError) as cause:
@@ -113,11 +115,7 @@ def load_prompts(folder: Path, name: str) -> PromptSet:
 
 
 def load_rows(path: Path, site: Site | None = None) -> pa.Table:
-    """Rows of a table's parquet file, which is mapped into memory; of one site, only its own rows.
-
-    Raises:
-        TableError: when it is missing or damaged, or when it names no sites.
-    """
+    """Rows of a table's parquet file, which is mapped into memory; of one site, only its own rows."""
     wanted = None if site is None else [("site", "in", [str(site), site.short])]
     try:
         if site is not None and "site" not in pq.read_schema(path, memory_map=True).names:
@@ -135,11 +133,7 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], **about: object) -
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays and metadata (as text) of a safetensors file.
-
-    Raises:
-        TableError: when it is missing or damaged.
-    """
+    """Arrays and metadata (as text) of a safetensors file."""
     try:
         with safe_open(path, framework="numpy") as file:
             about = file.metadata() or {}
@@ -154,11 +148,7 @@ def save_json(path: Path, value: Any) -> None:
 
 
 def load_json(path: Path) -> Any:
-    """Read a JSON file of a run.
-
-    Raises:
-        TableError: when it is missing or damaged.
-    """
+    """Read a JSON file of a run."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as cause:  # not there, not JSON, or not text
@@ -173,9 +163,6 @@ def check_form(value: Any, form: Any, path: Path) -> Any:
         form: a type, a list of one form (of its elements), or a mapping of keys that have to be there, or
             `EVERY`, to forms.
         path: names it in errors.
-
-    Raises:
-        TableError: naming what it lacks, or where it is of another form.
     """
     if lack := _lacking(value, form, ""):
         raise TableError(f"{path}", f"unreadable: {lack}", REDO_STAGE)

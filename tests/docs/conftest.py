@@ -16,7 +16,7 @@ from iclens.builtin.model import load_recipe
 from iclens.study.config import load_study_config
 from iclens.study.pipeline import run_study
 
-from ..prompts.test_rendering import joining_tokenizer
+from ..prompts.test_render import joining_tokenizer
 from .blocks import ROOT
 
 HERE = Path(__file__).parent

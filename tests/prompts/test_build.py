@@ -1,23 +1,32 @@
-"""Prompt sets: the arms are paired, and only labels differ."""
+"""PromptSets: their axes, what is built for each arm, token tables and similarity."""
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from transformers import AutoTokenizer
 
 from iclens.builtin.model import build_tokenizer, load_recipe
-from iclens.core import ROLES, TaskError, TokenizerError, position
+from iclens.core import ROLES, TableError, TaskError, TokenizerError, position
 from iclens.model.load import LanguageModel
-from iclens.prompts.beliefs import NUMBERS
+from iclens.prompts.beliefs import NUMBERS, AnswerProbs
 from iclens.prompts.build import (
     PromptSet,
+    TokenTable,
     build_prompts,
     draw_examples,
     exact_answer_probs,
+    example_similarity,
     in_mixture,
     joined,
 )
+from iclens.prompts.mixture import Mixture
+from iclens.prompts.render import encode
 from iclens.prompts.tasks import parse_task
 
-from .test_rendering import joining_tokenizer
+from .test_render import joining_tokenizer
 
 TOKENIZER = build_tokenizer()
 JOINING = joining_tokenizer()
@@ -313,3 +322,97 @@ def test_exact_answers_are_undefined_outside_the_mixture() -> None:
         exact_answer_probs(mixture, far)
     with pytest.raises(TaskError, match="label"):
         exact_answer_probs(mixture, prompts("20x+0", n_prompts=2))
+
+
+def fields(**changes: Any) -> dict[str, Any]:
+    cells = np.full((3, 4), "1")
+    return {
+        "task": np.full(3, "x"), "arm": "T", "x": cells, "y": cells, "answer": cells,
+        "tokens": np.zeros((3, 26), dtype=np.int64), "seed": 0, "tokenizer": "none",
+    } | changes  # fmt: skip
+
+
+def test_sizes_and_positions() -> None:
+    prompts = PromptSet(**fields())
+    assert (prompts.n_prompts, prompts.n_examples) == (3, 4)
+    assert prompts.positions("pre").tolist() == [5, 11, 17, 23]
+    assert prompts.select(np.array([2])).n_prompts == 1
+
+
+def test_templates_are_one_for_each_prompt() -> None:
+    assert PromptSet(**fields()).templates.tolist() == ["(x, y)"] * 3
+    mixed = PromptSet(**fields(template=np.array(["(x, y)", "[x, y]", "<x; y>"])))
+    assert mixed.templates.tolist() == ["(x, y)", "[x, y]", "<x; y>"]
+    assert mixed.select(np.array([2, 0])).templates.tolist() == ["<x; y>", "(x, y)"]
+    assert PromptSet(**fields()).select(np.array([2])).template is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": np.zeros((3, 25), dtype=np.int64)}, "2 . 6 . 4 examples"),
+        ({"tokens": np.zeros((2, 26), dtype=np.int64)}, "tokens"),
+        ({"y": np.full((3, 5), "1")}, "y"),
+        ({"answer": np.full((2, 4), "1")}, "answer"),
+        ({"task": np.full((3, 1), "x")}, "task"),
+        ({"template": np.full(2, "[x, y]")}, "template"),
+        ({"template": np.full((3, 4), "[x, y]")}, "template"),
+    ],
+)
+def test_refused_fields(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TableError, match=message):
+        PromptSet(**fields(**changes))
+
+
+def test_answer_probs() -> None:
+    with pytest.raises(TableError, match="AnswerProbs"):
+        AnswerProbs(("1", "2"), np.zeros((3, 3)))
+    probs = AnswerProbs(("7", "8"), np.log([[0.2, 0.7], [0.6, 0.1]]))
+    assert probs.top().tolist() == [1, 0]
+    assert probs.of(np.array(["8", "8"])) == pytest.approx([0.7, 0.1])
+
+
+MODEL = Path(__file__).resolve().parents[2] / "checkpoints" / "icl-tiny"
+
+
+def test_assembled_contexts_equal_encoded_ones() -> None:
+    mixture = Mixture.from_dict(yaml.safe_load((MODEL / "mixture.yaml").read_text()))
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    contexts = mixture.sample(np.random.default_rng(0), 50, 6)
+    tokens = TokenTable.of(mixture, tokenizer).assemble(contexts)
+    assert tokens.shape == (50, 38)
+    for row, x, y in zip(tokens, contexts.x, contexts.y, strict=True):
+        pairs = [(mixture.inputs[i], mixture.answers[j]) for i, j in zip(x, y, strict=True)]
+        np.testing.assert_array_equal(row, encode(tokenizer, pairs))
+
+
+def arm(code: str, task: str = "2x+3") -> PromptSet:
+    return build_prompts(TOKENIZER, parse_task(task), arm=code, n_prompts=5, n_examples=6, seed=0)
+
+
+def near(prompts: PromptSet) -> np.ndarray:
+    found = example_similarity(prompts)
+    assert found is not None
+    return found
+
+
+def test_inline_by_hand() -> None:
+    prompts = arm("T")
+    x = prompts.x.astype(int)
+    found = near(prompts)
+    widest = x.max() - x.min()
+    assert found[1, 2] == pytest.approx(1 - abs(x[1, 2] - x[1, 3]) / widest)
+    assert np.isnan(found[:, -1]).all() and np.isfinite(found[:, :-1]).all()
+    assert found[:, :-1].min() >= 0 and found[:, :-1].max() <= 1
+
+
+def test_a_probed_arm_asks_what_stands_last_in_the_querys_own_context() -> None:
+    prompts = arm("D")
+    x = prompts.x.astype(int)
+    found = near(prompts)
+    assert found[2, 3] == pytest.approx(1 - abs(x[2, 0] - x[2, 4]) / (x.max() - x.min()))
+    np.testing.assert_allclose(near(arm("P")), near(arm("T")))
+
+
+def test_words_have_no_distance() -> None:
+    assert example_similarity(arm("T", "word:opposite")) is None

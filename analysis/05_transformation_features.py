@@ -23,9 +23,9 @@ import yaml
 import iclens
 from iclens.concepts.language import IDENTITY
 from iclens.core import IclensError
+from iclens.pages.findings import confirmed
 from iclens.schemas import CREATED, IN_ATTENTION
 from iclens.study.config import StudyConfig, demo_config
-from iclens.study.pages.transform_findings import confirmed
 from iclens.study.pipeline import Event, run_study
 from iclens.training.config import parse_train_config
 from iclens.training.loop import train_saes

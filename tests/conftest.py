@@ -39,7 +39,7 @@ settings.register_profile("iclens", deadline=None, derandomize=True, database=No
 settings.load_profile("iclens")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-AXE = Path(__file__).parent / "dashboards" / "node_modules" / "axe-core" / "axe.min.js"
+AXE = Path(__file__).parent / "pages" / "node_modules" / "axe-core" / "axe.min.js"
 LLAMA_3 = Path(__file__).parent / "prompts" / "node_modules" / "@lenml" / "tokenizer-llama3" / "models"
 
 

@@ -11,7 +11,7 @@ MODULE_LINES = 900
 CATALOGUES = {"src/iclens/schemas.py": 1250}
 """Modules that hold declarations alone, and how long they may be."""
 MODULES = sorted(path for folder in ("src", "tests", "analysis") for path in (ROOT / folder).rglob("*.py"))
-TORCH_FREE = ("core", "table", "stats", "schemas", "activations", "prompts", "growth", "dashboards")
+TORCH_FREE = ("core", "table", "stats", "schemas", "activations", "prompts", "growth")
 TORCH_FREE_CONCEPTS = ("auroc", "confidence", "labels", "language", "probes", "tuning")
 
 
@@ -28,6 +28,7 @@ def test_torch_free_packages_load_no_torch() -> None:
         if ROOT / "src" in path.parents
     ]
     modules = [".".join(parts).removesuffix(".__init__") for parts in inside if parts[1] in TORCH_FREE]
+    modules += [f"iclens.pages.{name}" for name in ("draw", "section", "growth", "words")]
     modules += [f"iclens.concepts.{name}" for name in TORCH_FREE_CONCEPTS]
     code = f"""
 import importlib, sys

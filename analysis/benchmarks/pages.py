@@ -22,7 +22,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-
 from iclens.dashboards.records.concepts import BoxView, TuningView
 from iclens.dashboards.records.latent import (
     ArmMeans,
@@ -45,6 +44,7 @@ from iclens.dashboards.records.latent import (
 )
 from iclens.dashboards.records.site import SiteView
 from iclens.dashboards.site import build_site
+
 from iclens.schemas import LADDER
 from iclens.study.run import FOLDERS, find_run
 

@@ -15,14 +15,7 @@ from iclens.growth.accounts import Design, compare
 from iclens.growth.bayes import fit_log_odds
 from iclens.growth.detect import test_arms, test_growth
 from iclens.growth.shape import POWERS, distances, fit_shapes, means_of, profile_interval
-from iclens.growth.verdict import (
-    DOSES,
-    Claim,
-    Manifest,
-    causal_reasons,
-    confirm,
-    fit_doses,
-)
+from iclens.growth.verdict import DOSES, Claim, Manifest, causal_reasons, confirm, fit_doses
 from iclens.prompts.build import PromptSet
 from iclens.schemas import ShapeTable
 from iclens.stats import benjamini_hochberg, control_p, ratio_of_means, split_prompts

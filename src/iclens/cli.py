@@ -167,9 +167,10 @@ def train(
     json: Json = False,
 ) -> None:
     """Train several SAEs from one forward pass; a signal leaves a checkpoint to continue from."""
+    from iclens.pages.training import REPORT, write_report
     from iclens.training.config import load_train_config
     from iclens.training.loop import train_saes
-    from iclens.training.report import REPORT, mirrored, write_report
+    from iclens.training.report import mirrored
 
     first, declared, report = os.environ.get("RANK", "0") == "0", load_train_config(config), sae_report()
     with mirrored(report, wandb, declared) if wandb and first else nullcontext(report) as telling:
@@ -243,7 +244,7 @@ def dashboard(run: RunPath, as_is: AsIs = False, json: Json = False) -> None:
     """Write the pages."""
     if not as_is:
         return _stage("dashboard", run, json)
-    from iclens.study.pages.as_is import write_as_is
+    from iclens.pages.site import write_as_is
 
     page = write_as_is(run, pages_report())
     return say({"index": str(page)} if json else f"pages: {page.resolve()}")

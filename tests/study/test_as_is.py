@@ -7,7 +7,7 @@ import pytest
 
 from iclens.cli import app
 from iclens.core import RunError
-from iclens.study.pages.as_is import write_as_is
+from iclens.pages.site import write_as_is
 from iclens.study.pipeline import Outcome
 from iclens.study.run import FOLDERS
 
@@ -30,11 +30,11 @@ def test_a_half_finished_run_shows_what_it_has(copy: Path) -> None:
     assert index == copy / "as_is" / "index.html"
     said = told(index)
     assert "unfinished: it lacks transforms, sweep, patch, dashboard" in said
-    assert "For want of 10_sweep/redundancy_ladder.parquet (not there): claim 1." in said
     text = index.read_text(encoding="utf-8")
     assert "Do latents grow with the examples seen?" in text
-    assert "Not decided here." in text
-    assert not (index.parent / "concepts.html").exists()
+    assert "Not decided here: 10_sweep/redundancy_ladder.parquet of run" in text
+    concepts = (index.parent / "concepts.html").read_text(encoding="utf-8")
+    assert "Not run: the stage `transforms` has left no probes.parquet." in concepts
     assert (index.parent / "latents.html").read_text(encoding="utf-8").count("<tr") > 10
     assert "it lacks" in told(index.parent / "growth.html")
 
@@ -50,9 +50,10 @@ def test_only_growth_is_enough_for_the_table_of_latents(copy: Path) -> None:
 def test_a_damaged_table_takes_only_its_own_parts_away(copy: Path) -> None:
     (copy / FOLDERS["patch"] / "patches.parquet").write_bytes(b"PAR1 no more")
     index = write_as_is(copy)
-    said = told(index)
-    assert "patches.parquet" in said and "the card on single latents" in said
-    assert (index.parent / "concepts.html").is_file()
+    assert "patches.parquet" in told(index)
+    patching = (index.parent / "patching.html").read_text(encoding="utf-8")
+    assert "Not shown: patches.parquet is damaged or of another version of iclens." in patching
+    assert "Which heads does the answer need?" in patching and "lens" in patching
 
 
 def test_a_whole_run_gets_latent_pages_that_say_what_needs_the_model(copy: Path) -> None:
@@ -85,6 +86,5 @@ def test_named_latents_get_a_page_first(copy: Path) -> None:
     strange = config.replace("  latents: {}\n", "  latents: {L2.resid_post: [192]}\n")
     (copy / "config.yaml").write_text(strange, encoding="utf-8")
     index = write_as_is(copy)
-    said = told(index)
-    assert "latent 192 of L2.resid_post (its SAE has 192): pages of latents" in said
+    assert not (index.parent / "latents").exists()
     assert "384 latents" in (index.parent / "latents.html").read_text(encoding="utf-8")

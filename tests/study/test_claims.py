@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from iclens.dashboards.records.site import Clause
+from iclens.pages.findings import FAILS, HOLDS, UNTESTED, Clause, claims, judged
+from iclens.pages.section import Source
 from iclens.results.read import Results
-from iclens.study.pages.claims import FAILS, HOLDS, UNTESTED, claims, judged
 from iclens.study.pipeline import Outcome
 from iclens.study.run import find_run
 
@@ -45,7 +45,7 @@ class Changed(Results):
 
 def test_clauses_say_what_the_tables_say(first: Outcome) -> None:
     results = Results(find_run(first.run))
-    found = claims(lambda _, decide: decide(results))
+    found = claims(Source(results))
     assert [claim.number for claim in found] == [1, 2, 3]
     assert all(sum(clause.core for clause in claim.clauses) == 1 for claim in found)
     fired = results.table("falsifiers").set_index("falsifier")["fired"]
@@ -60,7 +60,7 @@ def test_the_core_of_the_second_claim_is_a_latent_that_adds(first: Outcome) -> N
     growth["verdict"] = "grows"
     for verdict, expected in (("grows", FAILS), ("grows linearly", HOLDS), ("accounts for belief", HOLDS)):
         growth.loc[listed, "verdict"] = verdict
-        found = claims(lambda _, decide: decide(Changed(first.run, growth=growth)))
+        found = claims(Source(Changed(first.run, growth=growth)))
         assert found[1].clauses[0].verdict == expected
 
 
@@ -71,7 +71,7 @@ def test_the_first_claim_needs_another_layer_that_works(first: Outcome) -> None:
         two.loc[1, "first_layer"] = layer
         two["verdict"] = two["verdict"].astype(object)
         two.loc[1, "verdict"] = "delay"
-        found = claims(lambda _, decide: decide(Changed(first.run, redundancy_ladder=two)))
+        found = claims(Source(Changed(first.run, redundancy_ladder=two)))
         assert [own.verdict for own in found[0].clauses] == [expected, FAILS]
-    alone = claims(lambda _, decide: decide(Changed(first.run, redundancy_ladder=ladder.iloc[:1])))
+    alone = claims(Source(Changed(first.run, redundancy_ladder=ladder.iloc[:1])))
     assert [own.verdict for own in alone[0].clauses] == [UNTESTED, UNTESTED]

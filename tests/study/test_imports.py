@@ -123,7 +123,7 @@ def reached_code(stage: str) -> set[str]:
         ("patch", "study/run.py:RunContext"), ("detect", "study/store.py:save"), ("detect", "table.py:Table"),
         ("shape", "growth/shape.py:fit_shapes"), ("saes", "training/data.py"),
         ("identify", "concepts/concepts.yaml"), ("identify", "study/flow.py:identify"),
-        ("dashboard", "dashboards/assets/site.css"), ("dashboard", "dashboards/templates/base.html.j2"),
+        ("dashboard", "pages/assets/site.css"), ("dashboard", "pages/templates/base.html.j2"),
     ],
 )  # fmt: skip
 def test_code_that_no_list_named(stage: str, touched: str) -> None:
@@ -150,7 +150,7 @@ def test_a_stage_is_not_done_again_for_the_code_of_another(stage: str, never: st
 def test_pages_decide_no_number(stage: Stage) -> None:
     sources, libraries = imports.sources(stage.code), imports.libraries(stage.code)
     if stage.name != "dashboard":
-        drawing = ("dashboards", "study/pages", "study/query", "study/results")
+        drawing = ("pages", "study/query", "study/results")
         assert not [file for file in sources if file.startswith(drawing)]
         assert not {"altair", "jinja2"} & libraries.keys()
     if stage.name != "saes":

@@ -11,12 +11,11 @@ import pytest
 
 import iclens
 from iclens.core import RunError, SaeError, Site, StoppedError
-from iclens.dashboards.records.latent import LatentView
 from iclens.model.load import is_fingerprint
 from iclens.results.read import Results
 from iclens.schemas import LADDER, TABLES
 from iclens.study.pipeline import INDEX, Event, Outcome, run_stage, run_study
-from iclens.study.run import FOLDERS, STAGES, find_run
+from iclens.study.run import FOLDERS, STAGES, RunContext, find_run
 
 from .conftest import Small
 
@@ -237,70 +236,41 @@ def test_another_model_redoes_the_stages_that_read_it(
 
 
 def test_the_pages_show_the_runs_own_figures(first: Outcome) -> None:
-    from iclens.study.pages.dashboard import site_view
-    from iclens.study.run import RunContext
+    from iclens.pages.growth import belief_lines, growth_counts, headline
+    from iclens.pages.latents import best_roles, scaled_posterior
+    from iclens.pages.site import assemble
 
     run = find_run(first.run)
     results = Results(run)
-    view = site_view(RunContext(run, {}, print), results)
-    growth = results.table("growth")
-    assert len(view.latents) == 2 * 192
-    assert len(view.pages) == 6
-    assert sum(count.n_grows for count in view.growth) == int(growth["verdict"].isin(LADDER[1:]).sum())
-    assert view.additive is not None
-    assert sum(c.count for c in view.additive.rungs) == int((growth["verdict"] != "falls").sum())
-    assert [row.falsifier for row in view.additive.falsifiers] == [f"F{i}" for i in range(1, 9)]
-    assert [arm.arm for arm in view.additive.arms] == ["T", "S", "D", "W"]
-    exact = next(panel for panel in view.beliefs if panel.belief == "exact")
-    beliefs = results.table("beliefs").query("belief == 'exact' and arm == 'T'")
-    assert list(exact.model.mean) == beliefs["mean"].tolist()
-    assert exact.exact is not None
-    assert list(exact.exact.mean) == beliefs["exact_mean"].tolist()
-    assert view.patching is not None
-    cells = {(cell.role, cell.layer): cell.value for cell in view.patching.sweeps[0].cells}
-    own = results.table("sweep").query("metric == 'task on own x' and recipient == 'zero examples'")
-    assert cells == {(r, n): v for r, n, v in zip(own["role"], own["layer"], own["value"], strict=True)}
-    page = view.pages[0]
-    row = next(row for row in view.latents if row.key == (page.site, page.latent))
-    expected = growth[(growth["site"] == page.site) & (growth["latent"] == page.latent)]["q_value"].min()
-    assert row.q_value == pytest.approx(expected, nan_ok=True)
-    assert {trajectory.role for trajectory in page.trajectories} == {"pre", "lab"}
-    assert {"exact", "odd", "numeric"} <= {panel.belief for panel in view.beliefs}
-    assert view.beliefs[0].belief == "exact"
-    _a_latents_page_is_the_tables(results, page)
-
-
-def _a_latents_page_is_the_tables(results: Results, page: LatentView) -> None:
-    site, latent = page.site, page.latent
-    own = results.table("growth").query(f"site == '{site}' and latent == {latent} and role == '{page.role}'")
-    assert page.ladder is not None
-    assert [page.ladder.verdict, page.ladder.reason] == own[["verdict", "reason"]].iloc[0].tolist()
-    assert [arm.arm for arm in page.arms] == list(results.arms)
-    place = next(place for place in results.sites if place.short == site)
-    for arm in page.arms:
-        saved = results.latents(arm.arm, place, page.role).dense(np.array([latent]))
-        norm = results.decoder_norms[site][latent]
-        np.testing.assert_allclose(arm.means, saved[0].mean(axis=0) * norm, rtol=1e-5)
-    exact = results.table("beliefs").query("belief == 'exact' and arm == 'T'")["exact_mean"].to_numpy()
-    if page.posterior is not None:
-        fitted = np.polynomial.Polynomial.fit(exact, page.trajectories[0].task.mean, 1)(exact)
-        if page.role == page.trajectories[0].role:
-            np.testing.assert_allclose(page.posterior.curve.mean, fitted, atol=1e-4)
-    assert {row.role for row in page.patches} <= {"pre", "lab"}
-    assert len({row.concept for row in page.concepts}) == len(page.concepts)
-    assert latent not in {near.latent for near in (*page.close, *page.together)}
+    site = assemble(results, RunContext(run, {}, print))
+    growth, beliefs = results.table("growth"), results.table("beliefs")
+    assert len(site.rows) == 2 * 192 and len(list(site.profiled)) == 6
+    assert growth_counts(growth)["grows"].sum() == growth["verdict"].isin(LADDER[1:]).sum()
+    lines = {line.kind: line for line in belief_lines(beliefs, "exact", "T")}
+    own = beliefs.query("belief == 'exact' and arm == 'T'")
+    assert lines["task"].y == own["mean"].tolist() and lines["exact"].y == own["exact_mean"].tolist()
+    assert headline(site.source)[0].title == "exact"
+    page = next(iter(site.profiled))
+    place, latent, role = page.site.site, page.latent, page.site.clearest[page.latent]
+    mine = growth[(growth["site"] == place.short) & (growth["latent"] == latent)]
+    assert page.site.rows[latent]["q_value"] == pytest.approx(mine["q_value"].min(), nan_ok=True)
+    assert [arm for arm, _ in page.site.arms[latent]] == list(results.arms)
+    for arm, means in page.site.arms[latent]:
+        saved = results.latents(arm, place, role).dense(np.array([latent]))
+        norm = results.decoder_norms[place.short][latent]
+        np.testing.assert_allclose(means, saved[0].mean(axis=0) * norm, rtol=1e-5)
+    task = page.site.curves[latent, role][0]
+    if (fitted := scaled_posterior(site.source, task)) is not None:
+        exact = own["exact_mean"].to_numpy()
+        line = np.polynomial.Polynomial.fit(exact, task.y, 1)(exact)
+        np.testing.assert_allclose(fitted[0].y, line, atol=1e-4)
+    concepts = best_roles(page.site.of("transforms", latent))
+    assert not concepts["concept"].duplicated().any()
+    profile = page.site.profile
+    assert latent not in {*profile.close[latent].latents, *profile.together[latent].latents}
 
 
 def test_a_study_can_end_before_its_saes(small: Small) -> None:
     outcome = run_study(small.config(("study: small", "study: begun")), small.runs, print, last="prompts")
     assert [event.stage for event in outcome.events] == ["prompts"]
     assert "saes" not in json.loads((outcome.run / "card.json").read_text(encoding="utf-8"))
-
-
-def test_a_page_is_kept_when_nothing_on_it_changed(first: Outcome, small: Small) -> None:
-    outcome = small.run(("search_prompts: 8", "search_prompts: 8, top_prompts: 7"))
-    drawn, kept = outcome.events[-1].found["files"].values()
-    assert kept > drawn > 0
-    name = "site/concepts.html"
-    older, newer = (o.run / FOLDERS["dashboard"] / name for o in (first, outcome))
-    assert older.read_bytes() == newer.read_bytes()

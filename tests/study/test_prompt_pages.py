@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
 from iclens.core import BELIEFS, position
-from iclens.dashboards.records.prompts import START, PromptsView
-from iclens.dashboards.records.site import SiteView
-from iclens.dashboards.site import build_site
 from iclens.model.run import answer_probs
+from iclens.pages import prompts as study
+from iclens.pages.prompts import START
+from iclens.pages.section import Chrome, Source
 from iclens.patching.receiver import up_to_query
 from iclens.patching.runs import Runs, build_runs
 from iclens.results.read import Results
 from iclens.schemas import LADDER
 from iclens.study.inputs import outside_inputs
-from iclens.study.pages import prompts as study
 from iclens.study.pipeline import Outcome
 from iclens.study.run import RunContext, find_run
 from iclens.track import token_activations
@@ -37,13 +36,13 @@ def bench(first: Outcome) -> RunContext:
 
 
 @pytest.fixture(scope="module")
-def results(bench: RunContext) -> Results:
-    return Results(bench.folder)
+def source(bench: RunContext) -> Source:
+    return Source(Results(bench.folder))
 
 
 @pytest.fixture(scope="module")
-def view(bench: RunContext, results: Results) -> PromptsView:
-    return study.prompts_view(bench, results, set())
+def shown(bench: RunContext, source: Source) -> list[study.Pair]:
+    return study.pairs(bench, source, N)
 
 
 @pytest.fixture(scope="module")
@@ -58,34 +57,32 @@ def patched(bench: RunContext) -> Runs:
 
 
 def test_shown_are_the_first_prompts_of_the_patching_stage(
-    bench: RunContext, view: PromptsView, patched: Runs
+    bench: RunContext, shown: list[study.Pair], patched: Runs
 ) -> None:
-    assert len(view.prompts) == N and f"The first {N} prompts" in view.about
-    for i, pair in enumerate(view.prompts):
+    assert len(shown) == N
+    for i, pair in enumerate(shown):
         ids = up_to_query(patched.target)[i].tolist()
         text = "".join(token.text for token in pair.a.tokens)
         assert text == bench.model.tokenizer.decode(ids)
         query = text[text.rindex("(") :]
         assert "".join(token.text for token in pair.b.tokens) == f"<|begin_of_text|>\n{query}"
         assert (pair.query, pair.wanted) == (patched.x_B[i], patched.own[i])
-        assert (pair.n_examples, pair.b.query) == (patched.n_seen, 0)
+        assert (pair.a.query, pair.b.query) == (patched.n_seen, 0)
         assert [token.role for token in pair.b.tokens] == ["start", "start", "open", "x", "comma", "pre"]
         assert pair.a.tokens[0].example == START and pair.a.tokens[2].example == 0
 
 
 def test_activations_are_those_of_a_dense_encoding(
-    bench: RunContext, view: PromptsView, patched: Runs
+    bench: RunContext, shown: list[study.Pair], patched: Runs
 ) -> None:
     ids = up_to_query(patched.target)[:N]
     dense = token_activations(bench.model, bench.saes, ids)
     alone = token_activations(bench.model, bench.saes, np.hstack([ids[:, :2], ids[:, -4:]]))
-    for i, pair in enumerate(view.prompts):
-        assert pair.sites[0].site == "L2.resid_post", "the site that carries most comes first"
-        assert sorted(held.site for held in pair.sites) == sorted(site.short for site in bench.saes)
-        shown = {held.site: held for held in pair.sites}
+    for i, pair in enumerate(shown):
+        assert next(iter(pair.sites)) == "L2.resid_post", "the site that carries most comes first"
+        assert set(pair.sites) == {site.short for site in bench.saes}
         for site, found in dense.items():
-            held = shown[site.short]
-            for one in held.latents:
+            for one in pair.sites[site.short]:
                 a = found.toarray().reshape(N, -1, found.shape[1])[i, :, one.latent]
                 b = alone[site].toarray().reshape(N, 6, -1)[i, :, one.latent]
                 np.testing.assert_allclose(one.a, a, rtol=1e-5, atol=1e-4)
@@ -95,46 +92,48 @@ def test_activations_are_those_of_a_dense_encoding(
                 assert max(one.a[1:] + one.b[1:]) > 0
 
 
-def test_answers_and_beliefs_are_the_models(bench: RunContext, view: PromptsView, patched: Runs) -> None:
+def test_answers_and_beliefs_are_the_models(
+    bench: RunContext, shown: list[study.Pair], patched: Runs
+) -> None:
     read = np.array([position("pre", patched.n_seen)])
     probs = answer_probs(bench.model, up_to_query(patched.target)[:N], read, extra=patched.words)
     own = probs.of(patched.own[:N, None])[:, 0]
-    for i, pair in enumerate(view.prompts):
-        assert pair.a.wanted == pytest.approx(own[i], abs=1e-5)
-        assert pair.a.answer == probs.answers[int(probs.top()[i, 0])]
+    for i, pair in enumerate(shown):
+        assert pair.a.read.wanted == pytest.approx(own[i], abs=1e-5)
+        assert pair.a.answer[0] == probs.answers[int(probs.top()[i, 0])]
         last = pair.lens[-1]
-        assert (pair.a.answer, pair.a.probability) == last.a.top[0] and pair.b.wanted == last.b.wanted
-        exact = next(one for one in pair.beliefs if one.belief == "exact")
+        assert pair.a.answer == last[1].top[0] and pair.b.read.wanted == last[2].wanted
+        exact = next(one for one in pair.beliefs if one.name == "exact")
         assert exact.a[-1] == pytest.approx(math.log(own[i] / (1 - own[i])), abs=1e-3)
-        assert exact.b == pytest.approx(math.log(pair.b.wanted / (1 - pair.b.wanted)), abs=1e-3)
-        assert len(exact.a) == len(exact.exact) == pair.n_examples + 1
+        assert exact.b == pytest.approx(math.log(pair.b.read.wanted / (1 - pair.b.read.wanted)), abs=1e-3)
+        assert len(exact.a) == len(exact.exact) == pair.a.query + 1
 
 
 def test_the_exact_posterior_stands_beside_or_says_why_not(
-    bench: RunContext, view: PromptsView, results: Results, monkeypatch: pytest.MonkeyPatch
+    bench: RunContext, shown: list[study.Pair], source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair = view.prompts[0]
-    exact = next(one for one in pair.beliefs if one.belief == "exact")
-    assert np.isfinite([*exact.exact, exact.exact_b]).all() and not pair.reasons
-    assert [one.belief for one in pair.beliefs][: len(BELIEFS)] == list(BELIEFS)
+    pair = shown[0]
+    exact = next(one for one in pair.beliefs if one.name == "exact")
+    assert np.isfinite([*exact.exact, exact.exact_b]).all() and not pair.unknown
+    assert [one.name for one in pair.beliefs][: len(BELIEFS)] == list(BELIEFS)
     assert math.isnan(pair.beliefs[BELIEFS.index("copy")].b)  # run B has no label to copy
     monkeypatch.setitem(bench.__dict__, "mixture", None)
-    without = study.prompts_view(bench, results, set()).prompts[0]
+    without = study.pairs(bench, source, 1)[0]
     assert np.isnan([value for one in without.beliefs for value in one.exact]).all()
-    assert without.reasons["beliefs"].endswith("the model's folder declares no mixture.")
+    assert without.unknown == "the model's folder declares no mixture"
 
 
-def test_latents_are_taken_in_turn_and_stand_by_reason(results: Results, view: PromptsView) -> None:
-    for pair in view.prompts:
-        for held in pair.sites:
-            whys = [one.why for one in held.latents]
+def test_latents_are_taken_in_turn_and_stand_by_reason(source: Source, shown: list[study.Pair]) -> None:
+    for pair in shown:
+        for site, latents in pair.sites.items():
+            whys = [one.why for one in latents]
             order = [study.CHANGED, study.GROWS, study.ACTIVE]
             assert 0 < len(whys) <= study.PER_SITE and whys == sorted(whys, key=order.index)
-            ids = [one.latent for one in held.latents]
+            ids = [one.latent for one in latents]
             assert len(set(ids)) == len(ids)
-            growth = results.table("growth")
-            growing = growth[(growth["site"] == held.site) & growth["verdict"].isin(LADDER[1:])]
-            assert {one.latent for one in held.latents if one.why == study.GROWS} <= set(growing["latent"])
+            growth = source.rows("growth")
+            growing = growth[(growth["site"] == site) & growth["verdict"].isin(LADDER[1:])]
+            assert {one.latent for one in latents if one.why == study.GROWS} <= set(growing["latent"])
 
 
 def test_chosen_by_hand() -> None:
@@ -143,29 +142,21 @@ def test_chosen_by_hand() -> None:
     a[1, 0] = 5.0
     a[7, 1] = 3.0
     a[7, 2], b[5, 2] = 4.0, 3.5
-    found = study._chosen(csr_array(a), csr_array(b), [3, 2], np.ones(5))
+    found = study.choose(csr_array(a), csr_array(b), [3, 2], np.ones(5))
     assert found == {1: study.CHANGED, 2: study.GROWS, 0: study.ACTIVE}
     assert list(found) == [1, 2, 0]
 
 
-def test_growing_latents_with_a_page_come_first(results: Results) -> None:
-    plain = study._growing(results, set())
-    for site, latents in plain.items():
-        preferred = study._growing(results, {(site, latents[-1])})[site]
+def test_growing_latents_with_a_page_come_first(source: Source) -> None:
+    for site, latents in study._growing(source).items():
+        linked = replace(source, links={(site, latents[-1]): "its page"})
+        preferred = study._growing(linked)[site]
         assert preferred == [latents[-1], *latents[:-1]]
 
 
-def test_no_prompt_is_asked(bench: RunContext, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    none = bench.config.model_copy(
-        update={"dashboard": bench.config.dashboard.model_copy(update={"prompts": 0})}
-    )
-    monkeypatch.setattr(bench, "config", none)
-    assert study.prompts_view(bench, results, set()) == PromptsView()
-
-
-def test_the_pages_of_a_run_are_written(view: PromptsView, tmp_path: Path) -> None:
-    build_site(SiteView("Small", "Why?", prompts=view), tmp_path / "site")
+def test_the_pages_of_a_run_are_small(shown: list[study.Pair]) -> None:
+    written = {path: write() for path, write in study.files(shown, {}, Chrome("Small"))}
+    assert f"The first {N} prompts" in written["prompts.html"]
     for number in range(1, N + 1):
-        page = tmp_path / "site" / "prompts" / f"{number}.html"
-        shard = tmp_path / "site" / "data" / "prompts" / f"{number}.js"
-        assert page.stat().st_size + shard.stat().st_size < 120_000
+        both = written[f"prompts/{number}.html"] + written[f"data/prompts/{number}.js"]
+        assert len(both.encode()) < 120_000

@@ -7,7 +7,7 @@ from scipy.sparse import csc_array
 
 import iclens
 from iclens.model.load import TokenText
-from iclens.study.pages.seen import MOST_TOKENS, Texts, histogram, shown_prompts, top_prompts, window
+from iclens.pages.profile import MOST_TOKENS, Texts, excerpts, histogram, top_prompts, window
 from iclens.study.pipeline import Outcome
 from iclens.study.run import FOLDERS
 
@@ -31,14 +31,14 @@ def test_top_prompts_are_those_of_largest_activation_and_never_silent_ones() -> 
     assert [prompt.title for prompt in found] == ["d", "b"]
     assert not found[0].before and found[0].after
     assert found[1].before and not found[1].after
-    assert [token.value for token in found[1].tokens if token.value] == [2.0]
-    (random,) = shown_prompts(held, 1, texts, [2])
-    assert random.title == "c" and not any(token.value for token in random.tokens)
+    assert [value for value in found[1].values if value] == [2.0]
+    (random,) = excerpts(held, 1, texts, [2])
+    assert random.title == "c" and not any(random.values)
 
 
 def test_a_histogram_counts_what_is_active() -> None:
     bins = histogram(csc_array(np.array([[0.0, 1.0], [0.0, 4.0], [0.0, 0.0]])), 1, bins=2)
-    assert bins is not None and (list(bins.edges), list(bins.counts)) == ([0.0, 2.0, 4.0], [1, 1])
+    assert bins == ([0.0, 2.0, 4.0], [1, 1])
     assert histogram(csc_array(np.zeros((3, 1))), 0) is None
 
 

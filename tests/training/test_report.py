@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from iclens.core import ConfigError
+from iclens.pages.training import write_report
 from iclens.training.config import parse_train_config
-from iclens.training.report import mirrored, progress_text, read_metrics, write_report
+from iclens.training.report import mirrored, progress_text, read_metrics
 
 Run = tuple[Path, list[dict[str, Any]]]
 FOUND: dict[str, Any] = {

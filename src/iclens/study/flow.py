@@ -183,8 +183,8 @@ def patch(run: RunContext) -> Made:
 @stage("study", "model", "prompts", "track", "growth", "grid", "transforms", "dashboard",
        reads=["model", *STAGES[:-1]])  # fmt: skip
 def dashboard(run: RunContext) -> Made:
-    """Every table → pages (`study.pages`)."""
-    from iclens.study.pages.dashboard import write_pages
+    """Every table → pages (`iclens.pages`)."""
+    from iclens.pages.site import write_pages
 
     yield from ()
     return write_pages(run, run.out)

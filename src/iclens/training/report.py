@@ -1,7 +1,4 @@
-"""What people see of a training run: the live line, a page, and a mirror on Weights & Biases.
-
-Not part of training: a change of how pages look must not ask for the SAEs to be trained again.
-"""
+"""What people see of a training run: the live line, and a mirror on Weights & Biases."""
 
 from __future__ import annotations
 
@@ -13,19 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from iclens.core import ConfigError
-from iclens.dashboards.training import training_page
-from iclens.training.config import TrainConfig, parse_train_config
-
-REPORT = "report.html"
-
-
-def write_report(folder: Path, page: Path) -> None:
-    """Write the page of a set, from its card and metrics; it opens from disk, alone."""
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    members = parse_train_config(card["config"]).saes.members
-    metrics = {spec.name: read_metrics(folder / spec.name / "metrics.jsonl") for spec in members}
-    text = training_page(card, metrics, read_metrics(folder / "pace.jsonl"))
-    page.write_text(text + "\n", encoding="utf-8")
+from iclens.training.config import TrainConfig
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

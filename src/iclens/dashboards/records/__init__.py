@@ -1,1 +1,0 @@
-"""What each page shows, as frozen records of plain values."""

@@ -1,0 +1,475 @@
+"""The pages of single prompts: run A, with examples, and run B, without, token by token.
+
+Of each prompt: its text coloured by a latent, some latents of each site at every token, the beliefs over
+its examples, and the logit lens at the query's `pre`. All of it needs the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from markupsafe import Markup
+from scipy.sparse import csr_array
+
+from iclens.core import PREFIX_LENGTH, ROLES, TOKENS_PER_EXAMPLE
+from iclens.model.load import token_texts
+from iclens.model.run import answer_probs
+from iclens.pages import text
+from iclens.pages.draw import Line, level, lines_chart
+from iclens.pages.growth import meanings
+from iclens.pages.section import Chrome, Source, render
+from iclens.pages.shard import shard
+from iclens.pages.text import number
+from iclens.patching.receiver import up_to_query
+from iclens.patching.runs import ZERO, build_runs
+from iclens.patching.sets import FULL
+from iclens.patching.sweep import LensReads, lens_tokens
+from iclens.prompts.build import PromptSet, exact_answer_probs, in_mixture
+from iclens.schemas import LADDER
+from iclens.study.run import RunContext
+from iclens.table import Floats, Ints
+from iclens.track import belief_log_odds, in_turn, latents_at_tokens, most_changed, strongest
+
+PATH = "prompts.html"
+START = -1
+"""`example` of the tokens before the first example."""
+PER_SITE, LISTED = 12, 3
+"""Latents of each site that are shown with a prompt; examples of it that the list quotes."""
+CHANGED, GROWS, ACTIVE = "differs at the query", "grows over examples", "most active"
+"""Why a latent is shown."""
+ABOUT = (
+    "The first {n} prompts that the patching stage draws: the {shown} examples of run A with run B’s query, "
+    "and that query alone. Of each site, at most {per_site} latents are shown, taken in turn by the largest "
+    "difference between the runs at the query, the clearest growth, and the largest activation after the "
+    "first token; for the choice, sizes are multiplied by the decoder norm."
+)
+Links = Mapping[tuple[str, int], str]
+"""(Site, latent) → the address of its page."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a run: its text, its part in the example or "start", and the example's number from 0.
+
+    Args:
+        continues: whether it begins inside a character.
+    """
+
+    text: str
+    role: str
+    example: int
+    continues: bool = False
+
+    @property
+    def shown(self) -> str:
+        """It as it stands on the page."""
+        return text.token_text(self.text, self.continues)
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a residual would answer: its most probable tokens with probabilities, and P(the task's answer)."""
+
+    top: Sequence[tuple[str, float]]
+    wanted: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of the two runs, up to the query's pre, and what the model answers there."""
+
+    tokens: Sequence[Token]
+    read: Read
+
+    @property
+    def query(self) -> int:
+        """Number of the example that is the query."""
+        return max((token.example for token in self.tokens), default=START)
+
+    @property
+    def answer(self) -> tuple[str, float]:
+        """The most probable token, and its probability."""
+        return self.read.top[0]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A latent at every token of both runs: why it is shown, and its activations, [token]."""
+
+    latent: int
+    why: str
+    a: Sequence[float]
+    b: Sequence[float]
+
+    @property
+    def peak(self) -> float:
+        """Its largest activation in both runs after the first token, or else on it.
+
+        On the first token residuals of large models are out of all scale.
+        """
+        return max((*self.a[1:], *self.b[1:]), default=0.0) or max((*self.a, *self.b), default=0.0)
+
+
+@dataclass(frozen=True)
+class Belief:
+    """A belief before every example of run A, [example], and about the query in run B, log-odds in nats."""
+
+    name: str
+    meaning: str
+    a: Sequence[float]
+    exact: Sequence[float]
+    b: float
+    exact_b: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt in both runs.
+
+    Args:
+        task, query, wanted: spec of the task, the x that is asked, and the task's answer to it.
+        a, b: the runs.
+        sites: site → its latents, those of the site that carries most first.
+        beliefs: those that are defined.
+        unknown: why there is no exact posterior, or "".
+        lens: (depth in words, run A, run B), from the first block to the last.
+    """
+
+    task: str
+    query: str
+    wanted: str
+    a: Run
+    b: Run
+    sites: Mapping[str, Sequence[Shown]]
+    beliefs: Sequence[Belief]
+    unknown: str
+    lens: Sequence[tuple[str, Read, Read]]
+
+
+# ---------------------------------------------------------------- what they hold
+
+
+def pairs(run: RunContext, source: Source, n: int) -> list[Pair]:
+    """The first `n` prompts of the patching stage: A's examples and B's query, and that query alone."""
+    a, b = paired_runs(run, n)
+    sites, beliefs, lens = (
+        _site_latents(run, source, a, b),
+        _beliefs(run, source, a, b),
+        _lens(run, a, b),
+    )
+    first, names, found = _carrier(source), _token_names(run, (lens[0].top, lens[1].top)), []
+    for i in range(n):
+        depth = _lens_rows(lens, i, names)
+        order = sorted(sites[i], key=lambda site: site != first)
+        found.append(
+            Pair(
+                str(a.task[i]), str(a.x[i, -1]), str(a.answer[i, -1]),
+                _text(run, a, i, depth[-1][1]), _text(run, b, i, depth[-1][2]),
+                {site: sites[i][site] for site in order if sites[i][site]}, beliefs[0][i], beliefs[1], depth,
+            )
+        )  # fmt: skip
+    return found
+
+
+def paired_runs(run: RunContext, n: int) -> tuple[PromptSet, PromptSet]:
+    """Run A and run B of the first `n` prompts, [prompt] each; the last example is the query."""
+    section, prompts = run.config.patch, run.config.prompts
+    runs = build_runs(
+        run.model.tokenizer, prompts.rule, recipient=ZERO, n_prompts=n,
+        donor_examples=section.donor_examples, seed=section.seed, inputs=prompts.inputs,
+        declared=run.config.declared,
+    )  # fmt: skip
+    return runs.target, runs.recipient
+
+
+def _text(run: RunContext, prompts: PromptSet, i: int, last: Read) -> Run:
+    """A run as text; `last` is what the residual after the last block answers: the model's own answer."""
+    texts = token_texts(run.model.tokenizer, up_to_query(prompts)[i].tolist())
+    return Run([Token(one.text, *_place(pos), one.continues) for pos, one in enumerate(texts)], last)
+
+
+def _place(pos: int) -> tuple[str, int]:
+    """Role and example of a token index."""
+    if pos < PREFIX_LENGTH:
+        return "start", START
+    example, role = divmod(pos - PREFIX_LENGTH, TOKENS_PER_EXAMPLE)
+    return ROLES[role], example
+
+
+def _carrier(source: Source) -> str:
+    """The site whose whole activation, put into run B, moves the belief most; "" where none was patched."""
+    sets, belief = source.rows("sets"), source.config.patch.chosen_for
+    whole = sets[(sets["kind"] == FULL) & (sets["direction"] == "sufficiency") & (sets["belief"] == belief)]
+    order = whole.dropna(subset=["effect"]).sort_values("effect", ascending=False)
+    return "" if order.empty else str(order["site"].iloc[0])
+
+
+def _site_latents(run: RunContext, source: Source, *runs: PromptSet) -> list[dict[str, list[Shown]]]:
+    """The chosen latents of each prompt by site, [prompt]."""
+    ids = [up_to_query(prompts) for prompts in runs]
+    growing = _growing(source)
+    found: list[dict[str, list[Shown]]] = [{} for _ in range(runs[0].n_prompts)]
+    for site, latents in latents_at_tokens(run.model, run.saes, ids, batch=run.config.track.batch):
+        scale = source.results.decoder_norms[site.short]
+        for i, own in enumerate(found):
+            a, b = (
+                csr_array(part[i * rows.shape[1] : (i + 1) * rows.shape[1]])
+                for part, rows in zip(latents, ids, strict=True)
+            )
+            chosen = choose(a, b, growing.get(site.short, []), scale)
+            columns = [csr_array(part)[:, list(chosen)].toarray().T.tolist() for part in (a, b)]
+            own[site.short] = [
+                Shown(*one, *values) for one, *values in zip(chosen.items(), *columns, strict=True)
+            ]
+    return found
+
+
+def choose(a: csr_array, b: csr_array, growing: Sequence[int], scale: Floats) -> dict[int, str]:
+    """Latent → why it is shown, for one site and prompt whose runs end with the same query's tokens.
+
+    Args:
+        a: activations in run A, [token latent].
+        b: activations in run B, [token latent].
+        growing: latents of the site that grow, the clearest first.
+        scale: decoder norm of each latent, [latent].
+    """
+    query = ROLES.index("pre") + 1
+    both = csr_array(np.abs(a[1:]).max(axis=0).maximum(np.abs(b[1:]).max(axis=0)).reshape(1, -1))
+    active = strongest(both, scale)
+    there = set(active.tolist())
+    lists = {
+        CHANGED: most_changed(csr_array(a[-query:]), csr_array(b[-query:]), scale).tolist()[:PER_SITE],
+        GROWS: [latent for latent in growing if latent in there][:PER_SITE],
+        ACTIVE: active.tolist()[:PER_SITE],
+    }
+    taken = in_turn(lists, PER_SITE)
+    return {latent: why for why in lists for latent, own in taken.items() if own == why}
+
+
+def _growing(source: Source) -> dict[str, list[int]]:
+    """Site → latents that grow at any role, those with a page first, then by rung and q."""
+    growth = source.rows("growth")
+    growth = growth[growth["verdict"].isin(LADDER[1:])]
+    keys = zip(growth["site"], growth["latent"], strict=True)
+    growth = growth.assign(
+        plain=[(str(site), int(latent)) not in source.links for site, latent in keys],
+        below=[-LADDER.index(verdict) for verdict in growth["verdict"]],
+    ).sort_values(["plain", "below", "q_value"], kind="stable")
+    return {
+        str(site): [int(latent) for latent in rows["latent"].drop_duplicates()]
+        for site, rows in growth.groupby("site", sort=False)
+    }
+
+
+def _beliefs(run: RunContext, source: Source, *runs: PromptSet) -> tuple[list[list[Belief]], str]:
+    """What model and exact posterior believe before each example of run A and about run B's query, [prompt].
+
+    Beside it, why there is no exact posterior, or "".
+    """
+    a = runs[0]
+    asked = [*a.answer.ravel().tolist(), *a.y.ravel().tolist()]
+    asked += [word for belief in run.config.declared for word in belief.words]
+    extra = tuple(word for word in dict.fromkeys(asked) if not word.isdigit())
+    model, exact, reasons = [], [], []
+    for prompts in runs:
+        where = prompts.positions("pre")
+        probs = answer_probs(run.model, prompts.tokens, where, extra=extra, batch=run.config.track.batch)
+        model.append(belief_log_odds(probs, prompts, declared=run.config.declared))
+        known, reason = _exact(run, prompts)
+        exact.append(known)
+        reasons.append(reason)
+    words = meanings(source)
+    return [
+        [
+            Belief(name, words[name], model[0][i, :, k].tolist(), exact[0][i, :, k].tolist(),
+                   float(model[1][i, 0, k]), float(exact[1][i, 0, k]))
+            for k, name in enumerate(run.config.belief_names)
+            if np.isfinite([*model[0][i, :, k], model[1][i, 0, k]]).any()
+        ]
+        for i in range(a.n_prompts)
+    ], reasons[0]  # fmt: skip
+
+
+def _exact(run: RunContext, prompts: PromptSet) -> tuple[Floats, str]:
+    """The exact posterior's log-odds [prompt example belief], or NaN and the reason."""
+    unknown = np.full((*prompts.x.shape, len(run.config.belief_names)), np.nan)
+    if run.mixture is None:
+        return unknown, "the model's folder declares no mixture"
+    possible = np.flatnonzero(in_mixture(run.mixture, prompts))
+    if len(possible):
+        some = prompts.select(possible)
+        probs = exact_answer_probs(run.mixture, some)
+        unknown[possible] = belief_log_odds(probs, some, declared=run.config.declared)
+    left = prompts.n_prompts - len(possible)
+    return unknown, f"the mixture never gives some x or label of {left} of these prompts" if left else ""
+
+
+def _lens(run: RunContext, a: PromptSet, b: PromptSet) -> tuple[LensReads, LensReads]:
+    """The logit lens at the query's pre, in run A and run B."""
+    wanted = a.answer[:, -1].tolist()
+    answers, ids = run.model.answer_space(tuple(y for y in wanted if not y.isdigit()))
+    known: dict[str, int] = dict(zip(answers, ids.tolist(), strict=True))
+    asked = np.array([known[y] for y in wanted])
+    of_a, of_b = (lens_tokens(run.model, ids, ids.shape[1] - 1, asked) for ids in map(up_to_query, (a, b)))
+    return of_a, of_b
+
+
+def _token_names(run: RunContext, ids: Sequence[Ints]) -> dict[int, str]:
+    """Text of every token among `ids`, each as it stands alone."""
+    every = np.unique(np.concatenate([part.ravel() for part in ids])).tolist()
+    return {one: token_texts(run.model.tokenizer, [one])[0].text for one in every}
+
+
+def _lens_rows(
+    lens: tuple[LensReads, LensReads], i: int, names: Mapping[int, str]
+) -> list[tuple[str, Read, Read]]:
+    def read(of: LensReads, k: int) -> Read:
+        tokens = zip(of.top[i, k].tolist(), of.top_prob[i, k].tolist(), strict=True)
+        return Read([(names[token], prob) for token, prob in tokens], float(of.asked_prob[i, k]))
+
+    layers = lens[0].layers
+    depths = [*(f"into block {layer}" for layer in layers[:-1]), "after the last block"]
+    return [(depth, read(lens[0], k), read(lens[1], k)) for k, depth in enumerate(depths)]
+
+
+# ---------------------------------------------------------------- how they are drawn
+
+
+@dataclass(frozen=True)
+class Column:
+    """A latent as it is drawn: everything that the page and its shard say of it.
+
+    Args:
+        page: the address of its page from a prompt's page; "" where it has none.
+        peak: its largest activation after the first token, as text.
+        levels: run → colour level 0–8 of every token, as digits.
+        values: run → the activations on the tokens above level 0, as text, in order.
+    """
+
+    latent: int
+    why: str
+    page: str
+    peak: str
+    levels: Mapping[str, str]
+    values: Mapping[str, Sequence[str]]
+
+    def cells(self, run: str) -> list[tuple[int, str]]:
+        """(Colour level, activation as text) of every token of a run."""
+        left = iter(self.values[run])
+        return [(int(digit), next(left) if digit != "0" else "") for digit in self.levels[run]]
+
+
+def column(site: str, one: Shown, links: Links) -> Column:
+    """A latent as it is drawn."""
+    runs = {"a": one.a, "b": one.b}
+    levels = {run: [level(v, one.peak) for v in values] for run, values in runs.items()}
+    values = {
+        run: [number(v) for v, step in zip(own, levels[run], strict=True) if step]
+        for run, own in runs.items()
+    }
+    digits = {run: "".join(map(str, steps)) for run, steps in levels.items()}
+    page = f"../{links[site, one.latent]}" if (site, one.latent) in links else ""
+    return Column(one.latent, one.why, page, number(one.peak), digits, values)
+
+
+def files(shown: Sequence[Pair], links: Links, chrome: Chrome) -> Iterator[tuple[str, Callable[[], str]]]:
+    """The list of prompts, a page for each, and its latents of all sites: path → what writes it."""
+    n = shown[0].a.query if shown else 0
+    about = ABOUT.format(n=len(shown), shown=n, per_site=PER_SITE)
+    yield (
+        PATH,
+        lambda: render(
+            "prompts.html.j2", chrome, PATH, shown=shown, about=about, address=address, quoted=quoted
+        ),
+    )
+    for i, pair in enumerate(shown, start=1):
+        near = {"previous": i - 1, "next": i + 1 if i < len(shown) else 0}
+        yield address(i), lambda i=i, pair=pair, near=near: write(pair, i, near, links, chrome)
+        if pair.sites:
+            yield f"data/prompts/{i}.js", lambda i=i, pair=pair: shard(f"prompts/{i}", _sites(pair, links))
+
+
+def _sites(pair: Pair, links: Links) -> list[dict[str, object]]:
+    return [
+        {"site": site, "latents": [vars(column(site, one, links)) for one in latents]}
+        for site, latents in pair.sites.items()
+    ]
+
+
+def address(number: int) -> str:
+    """The address of a prompt's page, relative to the index."""
+    return f"prompts/{number}.html"
+
+
+def quoted(pair: Pair) -> str:
+    """The first examples of run A in a line."""
+    lines = [
+        "".join(token.text for token in line).strip()
+        for example, line in groupby(pair.a.tokens, lambda token: token.example)
+        if START < example < min(LISTED, pair.a.query)
+    ]
+    return " ".join(lines) + (" …" if pair.a.query > LISTED else "")
+
+
+def write(pair: Pair, number: int, near: Mapping[str, int], links: Links, chrome: Chrome) -> str:
+    """The text of the page of prompt `number`; of `near`, "previous" and "next", 0 stands for none."""
+    site, latents = next(iter(pair.sites.items()), ("", ()))
+    columns = [column(site, one, links) for one in latents]
+    runs = (("a", pair.a), ("b", pair.b))
+    return render(
+        "prompt.html.j2", chrome, address(number),
+        number=number, pair=pair, near=near, address=address, columns=columns,
+        whys=[(why, len(list(same))) for why, same in groupby(columns, lambda one: one.why)],
+        runs=[(name, run, _lines(run, columns[0].cells(name) if columns else [])) for name, run in runs],
+        groups=_groups(pair), cells={name: [one.cells(name) for one in columns] for name, _ in runs},
+        charts=[belief_chart(one) for one in pair.beliefs],
+        has_exact=any(math.isfinite(v) for one in pair.beliefs for v in (*one.exact, one.exact_b)),
+    )  # fmt: skip
+
+
+def _lines(run: Run, cells: Sequence[tuple[int, str]]) -> list[tuple[str, list[tuple[Token, int, str]]]]:
+    """A run's tokens with colour level and activation, line by line; each line is an example."""
+    every = [
+        (token, *cell) for token, cell in zip(run.tokens, cells or [(0, "")] * len(run.tokens), strict=True)
+    ]
+    return [
+        (_line_name(n, run.query), list(line)) for n, line in groupby(every, lambda entry: entry[0].example)
+    ]
+
+
+def _line_name(example: int, query: int) -> str:
+    return "start" if example == START else "query" if example == query else str(example + 1)
+
+
+def _groups(pair: Pair) -> list[tuple[str, list[tuple[str, int, Token]]]]:
+    """Rows of the table as (run, position, token), in groups: the query, what stands before it, the examples.
+
+    Tokens of one place in both runs stand one below the other.
+    """
+    places: dict[str, dict[tuple[str, int], list[tuple[str, int, Token]]]] = {"query": {}, "start": {}}
+    for name, run in (("a", pair.a), ("b", pair.b)):
+        seen: dict[tuple[str, str], int] = {}
+        for pos, token in enumerate(run.tokens):
+            line = _line_name(token.example, run.query)
+            nth = seen[line, token.role] = seen.get((line, token.role), -1) + 1
+            places.setdefault(line, {}).setdefault((token.role, nth), []).append((name, pos, token))
+    titles = {"query": "The query", "start": "Before the first example"}
+    return [
+        (titles.get(line, f"Example {line}"), [row for rows in own.values() for row in rows])
+        for line, own in places.items()
+        if own
+    ]
+
+
+def belief_chart(one: Belief) -> Markup:
+    """A belief over the examples of run A, with run B's as a level line."""
+    n = list(range(len(one.a)))
+    lines = [Line("exact posterior", "exact", n, one.exact), Line("model", "task", n, one.a)]
+    if math.isfinite(one.b):
+        lines.insert(0, Line("run B", "control", [0, n[-1]], [one.b, one.b]))
+    said = f"Log-odds of {one.name} by examples seen in run A: {lines[-1].ends}; in run B {number(one.b)}."
+    return lines_chart(lines, "", said=said)

@@ -1,1 +1,0 @@
-"""What each page shows: a run's tables as the plain records of `dashboards.records`."""

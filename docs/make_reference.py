@@ -58,7 +58,10 @@ PAGES: dict[str, tuple[str, Sequence[str]]] = {
          "patching.specificity"],
     ),
     "training": ("Training SAEs, and planning it.", ["training.loop", "training.plan"]),
-    "dashboards": ("Writing pages from records.", ["dashboards.site"]),
+    "pages": (
+        "Pages as data: sections over the tables of a run. In words: [pages.md](../pages.md).",
+        ["pages.section", "pages.draw", "pages.site"],
+    ),
 }  # fmt: skip
 """Page → what it is about, and the modules whose public functions and classes it holds."""
 OF_TABLES = ("table", "schemas", "activations")

@@ -88,6 +88,6 @@ def test_help_loads_neither_torch_nor_the_service() -> None:
 def test_the_report_is_one_file_that_needs_no_other(run: Run, tmp_path: Path) -> None:
     write_report(run[0], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert page.count('role="img"') == 3 * 2 + 2 + 1
+    assert page.count("role=img") == 3 * 2 + 2 + 1
     assert "L1.resid_post" in page and "<script" not in page
     assert not re.search(r'(?:src|href)="', page)

@@ -43,7 +43,7 @@ PAGES: dict[str, tuple[str, Sequence[str]]] = {
         "Loading, judging and converting SAEs.",
         ["saes.load", "saes.encode", "saes.quality"],
     ),
-    "tracking": ("Latents and beliefs over the examples.", ["track"]),
+    "tracking": ("Latents and beliefs over the examples.", ["tracking"]),
     "growth": (
         "Which latents grow, and how. The tests in words: [growth.md](../growth.md).",
         ["growth.detect", "growth.bayes", "growth.shape", "growth.verdict", "growth.accounts"],
@@ -130,7 +130,7 @@ def _class(kind: Any) -> Iterator[str]:
     documented = {p.name for s in _parsed(kind.docstring) if s.kind.value == "parameters" for p in s.value}
     rows = [
         f"- `{m.name}: {m.annotation}{'' if m.value is None else f' = {_short(m.value)}'}`"
-        + (f": {_line(m.docstring)}" if m.docstring else "")
+        + (f": {meaning}" if (meaning := _line(m.docstring) or _beside(m)) else "")
         for m in fields
         if m.name not in documented and "property" not in m.labels
     ]
@@ -139,6 +139,20 @@ def _class(kind: Any) -> Iterator[str]:
     for method in members:
         if method.is_function and method.docstring is not None and not method.decorators:
             yield from _function(method, 4)
+
+
+def _beside(field: Any) -> str:
+    """The comment of a field: what stands behind it, or the lines right above."""
+    lines = field.filepath.read_text(encoding="utf-8").splitlines()
+    _, mark, behind = lines[field.lineno - 1].partition("  # ")
+    if mark:
+        return behind
+    above = []
+    for line in reversed(lines[: field.lineno - 1]):
+        if not line.strip().startswith("# "):
+            break
+        above.insert(0, line.strip()[2:])
+    return " ".join(above)
 
 
 def _short(value: Any) -> str:

@@ -38,7 +38,7 @@ from iclens.prompts.build import build_prompts
 from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae, load_sae_set
 from iclens.schemas import GrowthTable
-from iclens.track import TRACKED_ROLES, track
+from iclens.tracking import TRACKED_ROLES, track
 
 ROOT = Path(__file__).resolve().parents[2]
 D_SAE, N_PROMPTS, N_EXAMPLES, ACTIVE = 131_072, 256, 16, 48

@@ -30,7 +30,7 @@ from iclens.prompts.build import PromptSet, build_prompts, exact_answer_probs, i
 from iclens.prompts.mixture import Mixture
 from iclens.prompts.tasks import parse_task
 from iclens.saes.load import load_sae_set
-from iclens.track import belief_log_odds, track
+from iclens.tracking import belief_log_odds, track
 from planted import (
     CalibrationRow,
     at_most,

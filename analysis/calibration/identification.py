@@ -37,7 +37,7 @@ from iclens.saes.encode import encode_rows
 from iclens.saes.load import Sae, load_sae_set
 from iclens.study.config import demo_config
 from iclens.study.grid import grid_prompts, task_grid
-from iclens.track import track
+from iclens.tracking import track
 from iclens.training.config import Optimisation, SaeSpec
 from iclens.training.data import Scaling
 from iclens.training.other_saes import build_step

@@ -26,7 +26,7 @@ from iclens.prompts.build import PromptSet
 from iclens.saes.encode import decoder_directions, encode
 from iclens.saes.load import Sae
 from iclens.table import Floats, Ints, expect_shape
-from iclens.track import latent_inputs
+from iclens.tracking import latent_inputs
 from planted import WRONG, CalibrationRow, at_least, at_most, stated
 from planted import curve as planted_curve
 

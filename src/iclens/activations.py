@@ -58,46 +58,30 @@ _ABOUT = "latents"
 
 @dataclass(frozen=True)
 class ByLatent:
-    """The same entries in the order of their latents.
+    """The same entries in the order of their latents."""
 
-    Args:
-        starts: first entry of each latent, [latent + 1].
-        rows: row of each entry, [entry].
-        values: its gated activation, [entry].
-    """
-
-    starts: Ints
-    rows: Ints
-    values: Floats
+    starts: Ints  # first entry of each latent, [latent + 1]
+    rows: Ints  # row of each entry, [entry]
+    values: Floats  # its gated activation, [entry]
 
 
 @dataclass(frozen=True)
 class LatentActs:
-    """Active latents of a site at one role, in CSR order over rows = prompt·example (example fastest).
-
-    Args:
-        sae_id: fingerprint of the SAE.
-        n_prompts, n_examples: how rows unfold.
-        indptr: [row + 1].
-        index: latent of each active entry, [entry].
-        value: its gated activation × `Sae.scale`, [entry].
-        error_sq: squared norm of the reconstruction error, [prompt example].
-        total_sq: squared norm of the activation, [prompt example].
-        by_latent: the entries by latent, of a file that was opened; None otherwise.
-    """
+    """Active latents of a site at one role, in CSR order over rows = prompt·example (example fastest)."""
 
     site: Site
     role: str
-    sae_id: str
+    sae_id: str  # fingerprint of the SAE
     d_sae: int
+    # n_prompts, n_examples: how rows unfold
     n_prompts: int
     n_examples: int
-    indptr: Ints
-    index: Ints
-    value: Floats
-    error_sq: Floats
-    total_sq: Floats
-    by_latent: ByLatent | None = None
+    indptr: Ints  # [row + 1]
+    index: Ints  # latent of each active entry, [entry]
+    value: Floats  # its gated activation × `Sae.scale`, [entry]
+    error_sq: Floats  # squared norm of the reconstruction error, [prompt example]
+    total_sq: Floats  # squared norm of the activation, [prompt example]
+    by_latent: ByLatent | None = None  # the entries by latent, of a file that was opened; None otherwise
 
     def __post_init__(self) -> None:
         expect_shape(
@@ -263,26 +247,17 @@ def examples_seen(role: str, n_examples: int) -> Ints:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Chosen latents of one site, role and arm against evidence.
-
-    Args:
-        arm: which arm the prompts belong to ("T", "S", …).
-        latent_ids: [latent].
-        values: gated activation × decoder norm, [latent prompt example].
-        n_seen: labels read at this role, [example].
-        beliefs: log-odds in nats at `pre` of the same example, [prompt example belief]; NaN where a belief is
-            undefined.
-        belief_names: [belief].
-    """
+    """Chosen latents of one site, role and arm against evidence."""
 
     site: Site
     role: str
-    arm: str
-    latent_ids: Ints
-    values: Floats
-    n_seen: Ints
+    arm: str  # which arm the prompts belong to ("T", "S", …)
+    latent_ids: Ints  # [latent]
+    values: Floats  # gated activation × decoder norm, [latent prompt example]
+    n_seen: Ints  # labels read at this role, [example]
+    # log-odds in nats at `pre` of the same example, [prompt example belief]; NaN where a belief is undefined
     beliefs: Floats
-    belief_names: tuple[str, ...] = BELIEFS
+    belief_names: tuple[str, ...] = BELIEFS  # [belief]
 
     def __post_init__(self) -> None:
         check_role(self.role)
@@ -312,7 +287,6 @@ class Trajectories:
         Args:
             latents: the active latents of one site, role and arm.
             latent_ids: which to follow, [latent].
-            arm: their arm.
             beliefs: log-odds in nats, [prompt example belief].
             belief_names: [belief].
             decoder_norm: length that one unit of each latent adds, [d_sae]; 1 when not given.

@@ -146,16 +146,12 @@ _HOOK_FIRST = re.compile(r"(\w+?)_layer_?(\d+)")
 class Site:
     """Where an activation is read or edited: a hook at a layer.
 
-    Args:
-        layer: block index, from 0.
-        hook: one of `HOOKS`.
-
     Raises:
         SiteError: for a hook or layer that cannot exist.
     """
 
-    layer: int
-    hook: str
+    layer: int  # block index, from 0
+    hook: str  # one of `HOOKS`
 
     def __post_init__(self) -> None:
         if self.hook not in HOOKS:

@@ -56,17 +56,11 @@ Int, Float, Str, Bool = (partial(Column, kind) for kind in _DTYPES)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and the ends of its interval: columns `<name>`, `<ends>_low` and `<ends>_high`.
+    """A number and the ends of its interval: columns `<name>`, `<ends>_low` and `<ends>_high`."""
 
-    Args:
-        meaning: of the number, with units.
-        interval: what the ends are ends of.
-        ends: stem of the ends' names; the number's own name if empty.
-    """
-
-    meaning: str
-    interval: str = "its interval"
-    ends: str = ""
+    meaning: str  # of the number, with units
+    interval: str = "its interval"  # what the ends are ends of
+    ends: str = ""  # stem of the ends' names; the number's own name if empty
 
     def columns(self, name: str) -> dict[str, Column]:
         """Its columns, for a number of that name."""
@@ -85,16 +79,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Axis:
-    """A column of numbers and their unit.
+    """A column of numbers and their unit."""
 
-    Args:
-        column: of numbers.
-        unit: of these numbers, for the axis title.
-        low, high: columns of the ends of its interval; of an `Estimate` they are filled in.
-    """
-
-    column: str
-    unit: str
+    column: str  # of numbers
+    unit: str  # of these numbers, for the axis title
+    # low, high: columns of the ends of its interval; of an `Estimate` they are filled in
     low: str = ""
     high: str = ""
 
@@ -111,21 +100,13 @@ class Axis:
 
 @dataclass(frozen=True)
 class Points:
-    """Estimates with their intervals: a line per row, the largest of each panel.
+    """Estimates with their intervals: a line per row, the largest of each panel."""
 
-    Args:
-        value: what is estimated.
-        label: columns that name a line.
-        mark: column whose categories are told apart; none when empty.
-        panel: columns that name a panel.
-        prefer: a column and its value: only these rows, when there are any.
-    """
-
-    value: Axis
-    label: tuple[str, ...]
-    mark: str = ""
-    panel: tuple[str, ...] = ()
-    prefer: tuple[str, Any] | None = None
+    value: Axis  # what is estimated
+    label: tuple[str, ...]  # columns that name a line
+    mark: str = ""  # column whose categories are told apart; none when empty
+    panel: tuple[str, ...] = ()  # columns that name a panel
+    prefer: tuple[str, Any] | None = None  # a column and its value: only these rows, when there are any
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -135,19 +116,12 @@ class Points:
 
 @dataclass(frozen=True)
 class Strip:
-    """Many estimates of a group on one line, its categories side by side.
+    """Many estimates of a group on one line, its categories side by side."""
 
-    Args:
-        value: what is estimated.
-        group: columns that name a line.
-        mark: column whose categories are told apart; none when empty.
-        kept: "largest" or "spread", evenly over the ranks, of each group, when there are many.
-    """
-
-    value: Axis
-    group: tuple[str, ...]
-    mark: str = ""
-    kept: str = "largest"
+    value: Axis  # what is estimated
+    group: tuple[str, ...]  # columns that name a line
+    mark: str = ""  # column whose categories are told apart; none when empty
+    kept: str = "largest"  # "largest" or "spread", evenly over the ranks, of each group, when there are many
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -157,21 +131,13 @@ class Strip:
 
 @dataclass(frozen=True)
 class Curves:
-    """Estimates with their bands over a number.
+    """Estimates with their bands over a number."""
 
-    Args:
-        x: what they are over.
-        y: what is estimated.
-        series: columns that name a curve.
-        panel: columns that name a panel.
-        prefer: a column and its value: only these rows, when there are any.
-    """
-
-    x: Axis
-    y: Axis
-    series: tuple[str, ...]
-    panel: tuple[str, ...] = ()
-    prefer: tuple[str, Any] | None = None
+    x: Axis  # what they are over
+    y: Axis  # what is estimated
+    series: tuple[str, ...]  # columns that name a curve
+    panel: tuple[str, ...] = ()  # columns that name a panel
+    prefer: tuple[str, Any] | None = None  # a column and its value: only these rows, when there are any
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -181,19 +147,14 @@ class Curves:
 
 @dataclass(frozen=True)
 class Heat:
-    """A value for each cell of a grid, written into it as well.
+    """A value for each cell of a grid, written into it as well."""
 
-    Args:
-        across, down: columns that name a cell's place.
-        value: what its colour and number show.
-        panel: columns that name a panel.
-        centred: the value that has no colour, from which colours go both ways; None for one that only grows.
-    """
-
+    # across, down: columns that name a cell's place
     across: str
     down: tuple[str, ...]
-    value: Axis
-    panel: tuple[str, ...] = ()
+    value: Axis  # what its colour and number show
+    panel: tuple[str, ...] = ()  # columns that name a panel
+    # the value that has no colour, from which colours go both ways; None for one that only grows
     centred: float | None = None
 
     @property
@@ -422,7 +383,6 @@ def mapped_arrays(path: Path, advice: str) -> tuple[dict[str, np.ndarray], dict[
     """Arrays of a safetensors file as read-only maps, and its metadata.
 
     Args:
-        path: the file.
         advice: what to do when it cannot be read, for the error.
 
     Raises:

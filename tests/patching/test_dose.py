@@ -30,7 +30,7 @@ from iclens.prompts.tasks import parse_task
 from iclens.saes.encode import encode
 from iclens.saes.load import Sae
 from iclens.stats import control_p
-from iclens.track import belief_log_odds
+from iclens.tracking import belief_log_odds
 
 from ..conftest import EXACT
 from .conftest import D_SAE

@@ -22,7 +22,7 @@ from iclens.saes.encode import by_decoder, decoder_directions, decoder_lengths, 
 from iclens.saes.load import Sae
 from iclens.saes.parts import build
 from iclens.table import Table
-from iclens.track import latent_inputs, track
+from iclens.tracking import latent_inputs, track
 from spike import own_gain
 
 D_SAE, K, SITE = 64, 8, Site(2, "resid_post")

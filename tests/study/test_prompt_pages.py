@@ -21,7 +21,7 @@ from iclens.schemas import LADDER
 from iclens.study.inputs import outside_inputs
 from iclens.study.pipeline import Outcome
 from iclens.study.run import RunContext, find_run
-from iclens.track import token_activations
+from iclens.tracking import token_activations
 
 N = 3
 

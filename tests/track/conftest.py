@@ -14,7 +14,7 @@ from iclens.model.run import record
 from iclens.prompts.build import PromptSet, build_prompts
 from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae
-from iclens.track import Tracked, track
+from iclens.tracking import Tracked, track
 
 from ..conftest import InFloat64
 

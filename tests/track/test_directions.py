@@ -8,7 +8,7 @@ from iclens.model.load import LanguageModel
 from iclens.model.run import record
 from iclens.prompts.build import build_prompts
 from iclens.prompts.tasks import parse_task
-from iclens.track import direction_growth
+from iclens.tracking import direction_growth
 
 SITE = Site(1, "resid_post")
 

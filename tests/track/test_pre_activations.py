@@ -10,7 +10,7 @@ from iclens.model.run import record
 from iclens.prompts.build import build_prompts
 from iclens.prompts.tasks import parse_task
 from iclens.saes.load import Sae
-from iclens.track import latent_inputs, pre_activations, track
+from iclens.tracking import latent_inputs, pre_activations, track
 
 from .conftest import sampled_sae
 

@@ -9,7 +9,7 @@ from iclens.core import Site
 from iclens.model.load import LanguageModel
 from iclens.prompts.build import PromptSet
 from iclens.saes.load import Sae
-from iclens.track import Tracked, in_turn, latents_at_tokens, most_changed, strongest, token_activations
+from iclens.tracking import Tracked, in_turn, latents_at_tokens, most_changed, strongest, token_activations
 
 from .conftest import steady
 

@@ -15,7 +15,7 @@ from iclens.model.load import LanguageModel
 from iclens.model.run import Edit, record
 from iclens.prompts.build import PromptSet
 from iclens.saes.load import Sae
-from iclens.track import latent_inputs, pre_activations, track
+from iclens.tracking import latent_inputs, pre_activations, track
 from planted import WRONG, null_discoveries, relabelled
 from spike import OWN, ROLE, SIZES, measure_spikes, raised, spike
 

@@ -12,7 +12,7 @@ from iclens.model.run import answer_probs, record
 from iclens.prompts.beliefs import log_odds
 from iclens.prompts.build import joined
 from iclens.saes.encode import encode
-from iclens.track import TRACKED_ROLES, belief_log_odds, token_activations, track
+from iclens.tracking import TRACKED_ROLES, belief_log_odds, token_activations, track
 
 from .conftest import steady
 

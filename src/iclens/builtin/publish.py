@@ -352,7 +352,6 @@ def retrain(recipe: Path | None, stage: str, out: Path, backend: str, report: Re
     Args:
         recipe: YAML recipe; the built-in one when None.
         stage: "all" or one of trunk, main, twin; a branch needs the trunk.
-        out: folder of the stages.
         backend: "eager" or "compiled" (torch.compile).
         report: told the losses as training goes.
 

@@ -87,7 +87,6 @@ def auroc(order: Ordering, positive: Floats, negative: Floats) -> Floats:
     """P(z₊ > z₋) + ½ P(z₊ = z₋) over pairs of one stratum, for each latent and column of weights.
 
     Args:
-        order: the sorted entries.
         positive: weight of each row as a positive, [row column].
         negative: weight of each row as a negative, [row column].
 
@@ -220,19 +219,15 @@ def column_moments(values: Matrix | csc_array) -> tuple[Floats, Floats]:
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures of each latent, [latent]; all NaN when no stratum has both positives and negatives.
+    """Figures of each latent, [latent]; all NaN when no stratum has both positives and negatives."""
 
-    Args:
-        effect_size: Cohen's d; NaN where the activation is constant on positives and on negatives, also when
-            the two constants differ (d is then unbounded). Never infinite.
-        mutual_info_nats: bias-corrected mutual information of binned activation and label, nats; of no
-            relation it is 0 in the mean, so it can be slightly negative, and it is not clipped.
-        overlap: Cohen's kappa of being active and the label; negative where active on negatives.
-    """
-
+    # Cohen's d; NaN where the activation is constant on positives and on negatives, also when the two
+    # constants differ (d is then unbounded). Never infinite.
     effect_size: Floats
+    # bias-corrected mutual information of binned activation and label, nats; of no relation it is 0 in the
+    # mean, so it can be slightly negative, and it is not clipped
     mutual_info_nats: Floats
-    overlap: Floats
+    overlap: Floats  # Cohen's kappa of being active and the label; negative where active on negatives
 
 
 @dataclass(frozen=True)
@@ -453,10 +448,6 @@ def measure(
     Args:
         concept: what is asked.
         acts: activations of every row, [row latent].
-        discovery: rows of discovery tasks.
-        held_out: rows of held-out tasks.
-        seed: of the prompt bootstrap.
-        n_resamples: bootstrap resamples of prompts.
         fewest_prompts: prompts with positives, and with negatives, that each side must have.
 
     Returns:

@@ -56,7 +56,6 @@ def confidence(
         log_prob: log P(label shown | context) at `pre` of the same example, nats [prompt example].
         rows: of these prompts at `lab`, [prompt·example].
         seed: of the prompt bootstrap; every latent is measured on the same resamples.
-        n_resamples: resamples of prompts.
         first_example: rows count from this example on, examples.
         concepts: where the concepts' labels are looked up.
 
@@ -190,7 +189,6 @@ def partial_correlations(covariance: Floats, other: int, given: Ints) -> Floats:
 
     Args:
         covariance: Σ, [draw column column].
-        other: a column.
         given: columns held fixed, [column]; they may depend on each other.
 
     Returns:
@@ -211,13 +209,7 @@ def partial_correlations(covariance: Floats, other: int, given: Ints) -> Floats:
 
 
 def _verdict(certain: Interval, magnitude: Interval, gap: Interval) -> tuple[str, str]:
-    """What the size is, and what kept it from being one of the two alone.
-
-    Args:
-        certain: partial correlation with confidence.
-        magnitude: that with magnitude.
-        gap: |certain| − |magnitude|.
-    """
+    """What the size is, and what kept it from being one of the two alone."""
     large = [abs(one.value) >= THRESHOLD and one.low * one.high > 0 for one in (certain, magnitude)]
     if large[0] and gap.low > 0:
         return CONFIDENCE, ""

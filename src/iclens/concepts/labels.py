@@ -54,26 +54,18 @@ EVERY_CONCEPT = (*CONCEPTS, TASK_IDENTITY)
 
 @dataclass(frozen=True)
 class Gates:
-    """What a label demands.
+    """What a label demands."""
 
-    Args:
-        auroc: least AUROC on held-out tasks.
-        lower: least lower bound of its interval.
-        confound: greatest max(a, 1 − a) of any confound.
-        confounding: greatest Cramér's V, in the design, between the concept and a confound: beyond it so few
-            rows tell the two apart that no label is granted, whatever they say.
-        promising: least AUROC, on discovery and on held-out tasks, to be called a candidate.
-        prompts: least number of held-out prompts with positives, and with negatives.
-        tasks: least number of held-out tasks that the matched positives, and the negatives, are of: one
-            alone cannot tell a concept from its own identity. It does not hold for `task identity`.
-    """
-
-    auroc: float = 0.90
-    lower: float = 0.85
-    confound: float = 0.65
+    auroc: float = 0.90  # least AUROC on held-out tasks
+    lower: float = 0.85  # least lower bound of its interval
+    confound: float = 0.65  # greatest max(a, 1 − a) of any confound
+    # greatest Cramér's V, in the design, between the concept and a confound: beyond it so few rows tell the
+    # two apart that no label is granted, whatever they say
     confounding: float = 0.70
-    promising: float = 0.75
-    prompts: int = 5
+    promising: float = 0.75  # least AUROC, on discovery and on held-out tasks, to be called a candidate
+    prompts: int = 5  # least number of held-out prompts with positives, and with negatives
+    # least number of held-out tasks that the matched positives, and the negatives, are of: one alone cannot
+    # tell a concept from its own identity. It does not hold for `task identity`.
     tasks: int = 2
 
 
@@ -90,10 +82,8 @@ def identify(
         prompts: T-arm prompts of the grid's tasks, joined.
         concepts: what is asked.
         grid: the tasks and which of them are held out.
-        seed: of the prompt bootstrap.
         q: false discovery rate.
         first_example: rows count from this example on, so that the task can be known, examples.
-        n_resamples: bootstrap resamples of prompts.
         gates: what a label demands.
 
     Raises:
@@ -187,8 +177,6 @@ def measure_identity(
         rows: every row of a role.
         acts: activations, [row latent].
         late: rows late enough for the task to be known, [row].
-        seed: of the prompt bootstrap.
-        n_resamples: bootstrap resamples of prompts.
         fewest_prompts: prompts of the task, and of others, that each half must have.
         promising: least AUROC on the discovery prompts for a task to be looked into.
 
@@ -462,9 +450,7 @@ def role_mass(
     Args:
         lab: activations at `lab`.
         pre: activations of the same latents on the same prompts at `pre`.
-        seed: of the prompt bootstrap.
         first_example: rows count from this example on.
-        n_resamples: bootstrap resamples of prompts.
 
     Raises:
         TableError: when the two are of other sites, SAEs or prompts.

@@ -42,20 +42,14 @@ DEFAULT_SPECS = (
 class TaskGrid:
     """Tasks, divided by task and never by prompt.
 
-    Args:
-        rules: name → task, of both sides.
-        discovery: names of the tasks on which directions are chosen.
-        held_out: names of the tasks on which figures are measured.
-        seed: of the split.
-
     Raises:
         TaskError: when the two sides overlap, one is empty, or together they are not `rules`.
     """
 
-    rules: Mapping[str, Task]
-    discovery: tuple[str, ...]
-    held_out: tuple[str, ...]
-    seed: int
+    rules: Mapping[str, Task]  # name → task, of both sides
+    discovery: tuple[str, ...]  # names of the tasks on which directions are chosen
+    held_out: tuple[str, ...]  # names of the tasks on which figures are measured
+    seed: int  # of the split
 
     def __post_init__(self) -> None:
         if not self.discovery or not self.held_out:
@@ -455,23 +449,15 @@ def everywhere(rows: Rows) -> Ints:
 
 @dataclass(frozen=True)
 class Concept:
-    """What is asked of a latent.
+    """What is asked of a latent."""
 
-    Args:
-        contrast: positives and negatives; its name is the concept's.
-        meaning: one line for a page.
-        stratum: rows → integer; only rows of equal stratum are compared, [row].
-        confounds: what the latent must not answer to.
-        fixed: rows → integer, held fixed beside the concept while confounds are measured, [row].
-        belief: the belief that reads it; "" when none does.
-    """
-
-    contrast: Contrast
-    meaning: str
-    stratum: Callable[[Rows], Ints]
-    confounds: tuple[Contrast, ...]
+    contrast: Contrast  # positives and negatives; its name is the concept's
+    meaning: str  # one line for a page
+    stratum: Callable[[Rows], Ints]  # rows → integer; only rows of equal stratum are compared, [row]
+    confounds: tuple[Contrast, ...]  # what the latent must not answer to
+    # rows → integer, held fixed beside the concept while confounds are measured, [row]
     fixed: Callable[[Rows], Ints] = everywhere
-    belief: str = ""
+    belief: str = ""  # the belief that reads it; "" when none does
 
     @property
     def name(self) -> str:
@@ -488,7 +474,6 @@ def declare(declared: Mapping[str, Any], source: str, known: Sequence[Concept] =
     """Concepts written out as `{contrasts: {name: …}, concepts: {name: …}}`, as in `concepts.yaml`.
 
     Args:
-        declared: the mapping.
         source: names it in errors.
         known: concepts whose contrasts and confounds may be named as confounds.
 

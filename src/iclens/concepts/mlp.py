@@ -107,9 +107,7 @@ def creation(
         rows: of these prompts at `lab`, [prompt·example].
         concepts: what is read.
         grid: which tasks train probes, and on which they are read.
-        layers: blocks.
         seed: of the choice of prompts, the folds and the prompt bootstrap.
-        batch: prompts per forward pass.
         first_example: rows count from this example on, examples.
         n_resamples: resamples of held-out prompts, the same at every source and layer.
         max_rows: greatest number of rows used, by whole prompts.
@@ -157,11 +155,6 @@ def chosen_prompts(
     half the groups serve discovery tasks and the other half held-out tasks.
 
     Args:
-        prompts: prompts of the grid's tasks.
-        rows: theirs.
-        grid: the two sides.
-        examples: those that give a row.
-        max_rows: greatest number of rows.
         rng: divides the groups and draws the prompts.
     """
     inputs, discovery = input_groups(prompts), np.isin(prompts.task, grid.discovery)
@@ -333,11 +326,8 @@ def operands(
         model: the model; only blocks up to the deepest layer are run.
         prompts: T-arm prompts of the grid's tasks, joined.
         rows: of these prompts at `lab`, [prompt·example].
-        layers: blocks.
         seed: of the halves, folds, permutations and the prompt bootstrap.
-        rank: dimensions of a subspace.
         n_null: permutations of the values over rows.
-        batch: prompts per forward pass.
         first_example: rows count from this example on, examples.
 
     Returns:
@@ -445,12 +435,9 @@ class Reading:
         """The code of a number on some rows.
 
         Args:
-            rows: the rows that are read.
             inputs: prompts of equal inputs as one group, [used].
             at: where the rows stand among those that are recorded, [used].
             number: `x` or `y`.
-            n_null: permutations.
-            rng: deals, permutes and resamples.
         """
         names, group = np.unique(inputs, return_inverse=True)
         n = len(names)
@@ -631,9 +618,6 @@ class Subspaces:
     Args:
         rows: rows whose x and y are numbers.
         inputs: prompts of equal inputs as one group, [row]; a half has whole groups.
-        rank: dimensions of a subspace.
-        n_null: permutations.
-        rng: splits and permutes.
     """
 
     def __init__(self, rows: Rows, inputs: Ints, rank: int, n_null: int, rng: np.random.Generator) -> None:

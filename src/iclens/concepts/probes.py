@@ -58,7 +58,6 @@ def spread_prompts(task: Strings, prompt: Ints, most: int, rng: np.random.Genera
         task: task of each row, [row].
         prompt: prompt of each row, [row].
         most: greatest number of rows; all are kept when they are no more.
-        rng: draws the prompts.
     """
     if len(prompt) <= most:
         return np.arange(len(prompt))
@@ -87,7 +86,6 @@ def deal_tasks(
         task: task of each row, [row].
         positive: [row].
         stratum: only rows of equal stratum are compared, [row].
-        most: greatest number of folds.
         rng: deals the tasks and proposes exchanges.
     """
     names, of_row = np.unique(task, return_inverse=True)
@@ -220,12 +218,8 @@ def probe(
         representations: name → values of every row, [row feature].
         concept: labels the rows and gives their stratum.
         rows: every row of the role.
-        site: hook name, for the table.
-        role: for the table.
         ks: numbers of features or components.
         seed: of the choice of prompts, the folds and the permuted labels.
-        max_rows: greatest number of rows used.
-        max_folds: greatest number of folds.
 
     Returns:
         A row per representation and k; NaN with a reason when fewer than two folds can be measured.

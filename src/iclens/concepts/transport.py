@@ -97,8 +97,6 @@ def transport(
         prompts: one arm's prompts, with more than `FIRST_QUERY` examples.
         chosen: site, latent, and the concept for which it is shown.
         seed: of the other prompt that lends its sizes, and of the bootstrap.
-        n_resamples: resamples of prompts.
-        batch: prompts per forward pass.
 
     Returns:
         Four rows per chosen latent, one for each of `WEIGHTS`; NaN with a reason where undefined.

@@ -155,30 +155,18 @@ class Curves:
 
 @dataclass(frozen=True)
 class HelixFit:
-    """Line and waves fitted to every curve; shares are of the curve's variance over values, by rows.
+    """Line and waves fitted to every curve; shares are of the curve's variance over values, by rows."""
 
-    Args:
-        periods: those fitted, [period]: not longer than the range of the values and not aliased with an
-            earlier one.
-        r2: share explained by all of it, [latent]; NaN, as everything else, where the curve is constant.
-        p_value: of r2 against curves whose values are in random order, [latent].
-        null_q95: 95 % quantile of r2 over random orders, [latent].
-        linear_share: share that a line alone explains, [latent].
-        parity_share: the period share of 2, [latent]; NaN when 2 is not among `periods`.
-        period_share: share lost when that period is left out, [latent period].
-        best_period: the period of the largest share, [latent]; NaN when there is none.
-        reason: why nothing was fitted, or empty.
-    """
-
+    # those fitted, [period]: not longer than the range of the values and not aliased with an earlier one
     periods: tuple[float, ...]
-    r2: Floats
-    p_value: Floats
-    null_q95: Floats
-    linear_share: Floats
-    parity_share: Floats
-    period_share: Floats
-    best_period: Floats
-    reason: str = ""
+    r2: Floats  # share explained by all of it, [latent]; NaN, as everything else, where the curve is constant
+    p_value: Floats  # of r2 against curves whose values are in random order, [latent]
+    null_q95: Floats  # 95 % quantile of r2 over random orders, [latent]
+    linear_share: Floats  # share that a line alone explains, [latent]
+    parity_share: Floats  # the period share of 2, [latent]; NaN when 2 is not among `periods`
+    period_share: Floats  # share lost when that period is left out, [latent period]
+    best_period: Floats  # the period of the largest share, [latent]; NaN when there is none
+    reason: str = ""  # why nothing was fitted, or empty
 
 
 def tuning_curves(acts: csr_array, value: Floats, min_rows: int = 3) -> Curves:
@@ -252,8 +240,6 @@ def helix_regression(
     Args:
         curves: of every latent.
         periods: in this order; a column that the earlier ones determine on these values is dropped.
-        seed: of the random orders.
-        n_null: number of random orders.
 
     Raises:
         ConfigError: for a period below 2.
@@ -359,7 +345,6 @@ def fit_tunings(
     Args:
         latents: activations at one site and role.
         rows: theirs, [prompt·example].
-        seed: of the random orders.
         periods: as for `helix_regression`.
         n_null: number of random orders; p is at least 1/(1 + n_null).
         min_rows: least number of rows of a value.
@@ -420,24 +405,17 @@ _PENALTIES = (1e-4, 1e-2, 1.0)
 
 @dataclass(frozen=True)
 class PeriodSubspace:
-    """How well the wave of one period can be read on held-out tasks.
+    """How well the wave of one period can be read on held-out tasks."""
 
-    Args:
-        period: in units of the number.
-        r2: of cosine and sine together on held-out rows; NaN where undefined.
-        p_value: of r2 against renamed values.
-        features: the chosen features, the largest standardised coefficient first, [feature].
-        n_for_90: fewest of `SIZES` of them, in this order, that reach `ENOUGH` of r2; NaN unless r2 > 0. It
-            is sought on the held-out rows, and so describes them.
-        reason: why figures are NaN, or empty.
-    """
-
-    period: float
-    r2: float = np.nan
-    p_value: float = np.nan
+    period: float  # in units of the number
+    r2: float = np.nan  # of cosine and sine together on held-out rows; NaN where undefined
+    p_value: float = np.nan  # of r2 against renamed values
+    # the chosen features, the largest standardised coefficient first, [feature]
     features: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    # fewest of `SIZES` of them, in this order, that reach `ENOUGH` of r2; NaN unless r2 > 0. It is sought on
+    # the held-out rows, and so describes them.
     n_for_90: float = np.nan
-    reason: str = ""
+    reason: str = ""  # why figures are NaN, or empty
 
 
 @dataclass(frozen=True)

@@ -23,19 +23,15 @@ from iclens.table import Floats, Ints
 
 @dataclass(frozen=True)
 class Design:
-    """What was shown before each query of an arm, slot by slot.
+    """What was shown before each query of an arm, slot by slot."""
 
-    Args:
-        right: +1 where a slot holds the task's own answer, −1 where another label, 0 where nothing of
-            the task, [prompt example slot]; slots at and after the query hold 0.
-        new: whether the slot's example is the first of its kind in this context, same axes.
-        exact: the ideal learner's log-odds before each query, nats [prompt example]; None if unknown.
-        behaviour: the model's own log-odds there, which a latent may follow; None for the model itself.
-    """
-
+    # +1 where a slot holds the task's own answer, −1 where another label, 0 where nothing of the task,
+    # [prompt example slot]; slots at and after the query hold 0
     right: Floats
-    new: Floats
+    new: Floats  # whether the slot's example is the first of its kind in this context, same axes
+    # the ideal learner's log-odds before each query, nats [prompt example]; None if unknown
     exact: Floats | None = None
+    # the model's own log-odds there, which a latent may follow; None for the model itself
     behaviour: Floats | None = None
 
     def __post_init__(self) -> None:
@@ -189,20 +185,14 @@ FLAT = 1e-12
 
 @dataclass(frozen=True)
 class Compared:
-    """All accounts on one set of arms.
+    """All accounts on one set of arms."""
 
-    Args:
-        table: one row per account, the best first.
-        arms: arms that were compared.
-        best: the account that is named: of those that the data do not separate from the likeliest, the one
-            with the fewest parameters, and of these the likeliest.
-        tied: the other accounts that are not separated from the likeliest.
-    """
-
-    table: AccountTable
-    arms: tuple[str, ...]
+    table: AccountTable  # one row per account, the best first
+    arms: tuple[str, ...]  # arms that were compared
+    # the account that is named: of those that the data do not separate from the likeliest, the one with the
+    # fewest parameters, and of these the likeliest
     best: str
-    tied: tuple[str, ...]
+    tied: tuple[str, ...]  # the other accounts that are not separated from the likeliest
 
     @property
     def verdict(self) -> str:
@@ -277,22 +267,15 @@ def _is_known(name: str, designs: Mapping[str, Design]) -> bool:
 
 @dataclass(frozen=True)
 class _Part:
-    """One arm: what was shown, and the read-outs' halves in the metric of their own covariance.
+    """One arm: what was shown, and the read-outs' halves in the metric of their own covariance."""
 
-    Args:
-        design, held_design: of the fitted and of the held-out prompts.
-        precision: inverse of the covariance over prompts, [readout example example].
-        fitted: precision · read-outs of the fitted half, [readout prompt example].
-        total: Σ over the fitted half of y · precision · y, [readout].
-        held: read-outs of the other half, [readout prompt example].
-    """
-
+    # design, held_design: of the fitted and of the held-out prompts
     design: Design
     held_design: Design
-    precision: Floats
-    fitted: Floats
-    total: Floats
-    held: Floats
+    precision: Floats  # inverse of the covariance over prompts, [readout example example]
+    fitted: Floats  # precision · read-outs of the fitted half, [readout prompt example]
+    total: Floats  # Σ over the fitted half of y · precision · y, [readout]
+    held: Floats  # read-outs of the other half, [readout prompt example]
 
 
 def _part(values: Floats, design: Design, halves: Sequence[Ints]) -> _Part:

@@ -74,49 +74,36 @@ MIN_POINTS = 4
 
 @dataclass(frozen=True)
 class BayesFit:
-    """LO_n = lo_0 + n·lam, nats, with 95 % prompt-bootstrap intervals.
+    """LO_n = lo_0 + n·lam, nats, with 95 % prompt-bootstrap intervals."""
 
-    Args:
-        lo_0, lo_0_low, lo_0_high: log-odds before any example, extrapolated from the linear part.
-        lam, lam_low, lam_high: nats per example.
-        r: correlation of the mean curve with n_seen over the linear part.
-        n_first, n_last: examples seen at the ends of the linear part.
-        n_prompts: prompts with finite log-odds throughout it.
-        reason: why the fit is NaN; empty otherwise.
-    """
-
+    # lo_0, lo_0_low, lo_0_high: log-odds before any example, extrapolated from the linear part
     lo_0: float = np.nan
     lo_0_low: float = np.nan
     lo_0_high: float = np.nan
+    # lam, lam_low, lam_high: nats per example
     lam: float = np.nan
     lam_low: float = np.nan
     lam_high: float = np.nan
-    r: float = np.nan
+    r: float = np.nan  # correlation of the mean curve with n_seen over the linear part
+    # n_first, n_last: examples seen at the ends of the linear part
     n_first: int = -1
     n_last: int = -1
-    n_prompts: int = 0
-    reason: str = ""
+    n_prompts: int = 0  # prompts with finite log-odds throughout it
+    reason: str = ""  # why the fit is NaN; empty otherwise
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The model's log-odds regressed on the exact ones, over all prompts and examples; nats on both axes.
+    """The model's log-odds regressed on the exact ones, over all prompts and examples; nats on both axes."""
 
-    Args:
-        slope, slope_low, slope_high: 1 for an exact learner; below 1 the model moves less than it should.
-        intercept: the model's log-odds where the exact ones are 0.
-        r: correlation.
-        n_prompts: prompts with at least one finite pair.
-        reason: why the values are NaN; empty otherwise.
-    """
-
+    # slope, slope_low, slope_high: 1 for an exact learner; below 1 the model moves less than it should
     slope: float = np.nan
     slope_low: float = np.nan
     slope_high: float = np.nan
-    intercept: float = np.nan
-    r: float = np.nan
-    n_prompts: int = 0
-    reason: str = ""
+    intercept: float = np.nan  # the model's log-odds where the exact ones are 0
+    r: float = np.nan  # correlation
+    n_prompts: int = 0  # prompts with at least one finite pair
+    reason: str = ""  # why the values are NaN; empty otherwise
 
 
 def linear_part(n_seen: Ints, mean_log_odds: Floats) -> slice | None:
@@ -155,7 +142,6 @@ def fit_log_odds(
         over: the linear part as a slice of the example axis. By default `linear_part` of these log-odds; to
             compare two curves, give both the linear part of the exact one, in which no model had a say.
         n_resamples: prompt-bootstrap resamples; the linear part stays as it is in each.
-        seed: of the resampling.
 
     Raises:
         TableError: when the axes do not agree.
@@ -200,8 +186,6 @@ def agreement(exact: Floats, model: Floats, *, n_resamples: int = N_RESAMPLES, s
     Args:
         exact: exact log-odds, [prompt example], nats.
         model: the model's on the same prompts, [prompt example], nats.
-        n_resamples: prompt-bootstrap resamples.
-        seed: of the resampling.
 
     Raises:
         TableError: when the axes do not agree.
@@ -241,29 +225,23 @@ MIN_PROMPTS = 8
 
 @dataclass(frozen=True)
 class EvidenceFit:
-    """Coefficients of `evidence_regression`, [readout] each.
+    """Coefficients of `evidence_regression`, [readout] each."""
 
-    Args:
-        evidence, evidence_low, evidence_high: λ and its 95 % interval.
-        count, count_low, count_high: δ and its interval.
-        similarity, similarity_low, similarity_high: η and its interval; NaN where similarity was not given.
-        n_prompts: prompts.
-        n_increments: increments used.
-        reason: why all is NaN; empty otherwise.
-    """
-
+    # evidence, evidence_low, evidence_high: λ and its 95 % interval
     evidence: Floats
     evidence_low: Floats
     evidence_high: Floats
+    # count, count_low, count_high: δ and its interval
     count: Floats
     count_low: Floats
     count_high: Floats
+    # similarity, similarity_low, similarity_high: η and its interval; NaN where similarity was not given
     similarity: Floats
     similarity_low: Floats
     similarity_high: Floats
-    n_prompts: int
-    n_increments: int
-    reason: str
+    n_prompts: int  # prompts
+    n_increments: int  # increments used
+    reason: str  # why all is NaN; empty otherwise
 
     @property
     def weighting(self) -> list[str]:
@@ -383,11 +361,8 @@ def bayes_tests(
     Args:
         log_odds: arm → the read-out before each example, nats [prompt example].
         llr: arm → evidence of each example, nats [prompt example].
-        response: whose read-out, for the table.
         similarity: arm → how near each example is to the query after it, [prompt example], if that is known.
         hinted: examples of the hint in arms Q- and Q0.
-        treated: the task's own arm.
-        seed: of the resampling.
     """
     known = {arm: values for arm, values in log_odds.items() if np.isfinite(values).all()}
     orders = [treated, *(arm for arm in known if arm.startswith("E") and arm[1:].isdigit())]
@@ -421,7 +396,6 @@ def duplicates(distinct: Floats, repeated: Floats, seed: int = 0) -> Row:
     Args:
         distinct: log-odds with a new example each time, [prompt example].
         repeated: with one (or two) repeated, [prompt example].
-        seed: of the resampling.
     """
     first = FIRST_DIFFERENT - 1
     ratio = ratio_of_means(repeated[:, -1] - repeated[:, first], distinct[:, -1] - distinct[:, first], seed)
@@ -439,7 +413,6 @@ def order(orders: Floats, seed: int = 0) -> Row:
 
     Args:
         orders: log-odds in each order, the task's own first, [order prompt example].
-        seed: of the resampling.
     """
     late = orders[:, :, FIRST_DIFFERENT:]
     n_orders, n_prompts = late.shape[:2]
@@ -462,7 +435,6 @@ def reversal(kept: Floats, switched: Floats, seed: int = 0) -> Row:
     Args:
         kept: log-odds of the task's answer, its labels throughout, [prompt example].
         switched: with a rival's labels in the second half, [prompt example].
-        seed: of the resampling.
     """
     half = kept.shape[1] // 2
     ratio = ratio_of_means(switched[:, half] - switched[:, -1], switched[:, half] - switched[:, 0], seed)
@@ -477,7 +449,6 @@ def separability(plain: Floats, hinted: Floats, n_hinted: int, seed: int = 0) ->
         plain: log-odds with the task's labels throughout, [prompt example].
         hinted: with other labels in the first examples, [prompt example].
         n_hinted: how many.
-        seed: of the resampling.
     """
     gap = plain - hinted
     ratio = ratio_of_means(gap[:, -1], gap[:, n_hinted], seed)
@@ -545,8 +516,6 @@ def belief_table(
         log_odds: arm → the model's log-odds in nats, [prompt example belief], NaN where undefined.
         exact: arm → the exact posterior's, in the same shape; arms without one get NaN and a reason.
         names: of the beliefs, [belief].
-        n_resamples: prompt-bootstrap resamples.
-        seed: of the resampling.
 
     Raises:
         TableError: when the axes do not agree.
@@ -635,7 +604,6 @@ def task_belief(p_correct: Floats, calibration: Calibration, floor: float = 1e-3
 
     Args:
         p_correct: [...], of other prompts than the calibration's.
-        calibration: guess and lapse.
         floor: the belief is clipped to [floor, 1 − floor]: the forced prompts cannot tell it from 1 more
             finely than their own spread.
     """

@@ -34,21 +34,13 @@ MIN_ACTIVE = 10
 
 @dataclass(frozen=True)
 class SlopeMoments:
-    """Moments over prompts of the paired slopes of every latent.
+    """Moments over prompts of the paired slopes of every latent."""
 
-    Args:
-        n_prompts: prompt pairs.
-        mean: mean slope, activation per example, [latent].
-        sd: standard deviation (n − 1), [latent].
-        n_active: prompt pairs in which the latent is active in either arm, [latent].
-        n_differing: prompt pairs whose slope is not zero, [latent].
-    """
-
-    n_prompts: int
-    mean: Floats
-    sd: Floats
-    n_active: Ints
-    n_differing: Ints
+    n_prompts: int  # prompt pairs
+    mean: Floats  # mean slope, activation per example, [latent]
+    sd: Floats  # standard deviation (n − 1), [latent]
+    n_active: Ints  # prompt pairs in which the latent is active in either arm, [latent]
+    n_differing: Ints  # prompt pairs whose slope is not zero, [latent]
 
     @property
     def t(self) -> Floats:
@@ -137,7 +129,6 @@ def test_growth(
     """Verdicts for the latents of one site and role, taken as the whole study: a row per latent of the SAE.
 
     Args:
-        treated: arm T.
         control: arm S on the paired prompts; or several controls, of which the first gives the slopes shown.
         q: false discovery rate.
         decoder_norm: length that one unit of each latent adds, [latent], 1 by default; scales slopes, not p.

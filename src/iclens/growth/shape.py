@@ -97,21 +97,13 @@ def fit_shapes(
 
 @dataclass(frozen=True)
 class Means:
-    """Mean trajectories and the inverse of their prompts' covariance, for latents of one pattern.
+    """Mean trajectories and the inverse of their prompts' covariance, for latents of one pattern."""
 
-    Args:
-        n_prompts: prompts behind them.
-        examples: examples that are used, [used].
-        anchored: whether the curves start at the first example, which is then not used.
-        mean: [latent used].
-        weights: S⁻¹ [latent used used]; the intercept is projected out unless anchored.
-    """
-
-    n_prompts: int
-    examples: Ints
-    anchored: bool
-    mean: Floats
-    weights: Floats
+    n_prompts: int  # prompts behind them
+    examples: Ints  # examples that are used, [used]
+    anchored: bool  # whether the curves start at the first example, which is then not used
+    mean: Floats  # [latent used]
+    weights: Floats  # S⁻¹ [latent used used]; the intercept is projected out unless anchored
 
     def select(self, latents: slice) -> Means:
         """Some of the latents."""
@@ -209,19 +201,12 @@ POWERS: Floats = np.geomspace(0.05, 5.0, 161)
 
 @dataclass(frozen=True)
 class Family:
-    """One family of trajectories.
+    """One family of trajectories."""
 
-    Args:
-        name: of the family.
-        parameters: the θ of each of its curves, in words, [curve].
-        curves: g(n; θ), [curve example].
-        n_free: parameters beside a: b and θ.
-    """
-
-    name: str
-    parameters: tuple[str, ...]
-    curves: Floats
-    n_free: int
+    name: str  # of the family
+    parameters: tuple[str, ...]  # the θ of each of its curves, in words, [curve]
+    curves: Floats  # g(n; θ), [curve example]
+    n_free: int  # parameters beside a: b and θ
 
 
 def families(n_seen: Ints, fixed: Mapping[str, Floats] | None = None) -> tuple[Family, ...]:
@@ -344,7 +329,6 @@ def profile_interval(means: Means, n_examples: int, power: Distances, level: flo
     """The exponent and its profile interval.
 
     Args:
-        means: of some latents.
         n_examples: examples of a prompt, anchored one included.
         power: distances of the curves of `POWERS`.
         level: of the interval, for example .9.

@@ -43,36 +43,22 @@ KEY = ["site", "role", "latent"]
 
 @dataclass(frozen=True)
 class Claim:
-    """One latent and what is claimed of it.
+    """One latent and what is claimed of it."""
 
-    Args:
-        site: short form.
-        role: token of each example.
-        latent: its id.
-        slope: paired slope of the discovery split, activation × decoder norm per example.
-        says: "grows" or "grows linearly".
-    """
-
-    site: str
-    role: str
-    latent: int
-    slope: float
-    says: str
+    site: str  # short form
+    role: str  # token of each example
+    latent: int  # its id
+    slope: float  # paired slope of the discovery split, activation × decoder norm per example
+    says: str  # "grows" or "grows linearly"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that was decided before the confirm split was read.
+    """Everything that was decided before the confirm split was read."""
 
-    Args:
-        claims: in the order of the short list.
-        prompts: prompts of the confirm split, [prompt].
-        study: hash of what the study was asked.
-    """
-
-    claims: tuple[Claim, ...]
-    prompts: tuple[int, ...]
-    study: str
+    claims: tuple[Claim, ...]  # in the order of the short list
+    prompts: tuple[int, ...]  # prompts of the confirm split, [prompt]
+    study: str  # hash of what the study was asked
 
     @property
     def sha256(self) -> str:
@@ -278,25 +264,19 @@ def causal_reasons(
 
 @dataclass(frozen=True)
 class Found:
-    """Results of each step, as frames with the columns of their tables.
+    """Results of each step, as frames with the columns of their tables."""
 
-    Args:
-        detection: every latent (GrowthTable).
-        shape: the short list's trajectories (ShapeTable with `site role latent`).
-        evidence: its evidence regressions, columns `site role latent evidence evidence_low evidence_high
-            count reason`.
-        dose: its dose-responses on the belief of the task's answer, columns `site role latent dose_effect
-            dose_low dose_high control_p share causal reason`.
-        confirm: its confirmation, columns `site role latent confirm_slope confirm_p shrinkage reason`.
-        closure: site → lower end of the 95 % interval of the share of the belief's growth that its causal
-            latents account for, and the sentence that says so.
-    """
-
-    detection: pd.DataFrame
-    shape: pd.DataFrame
+    detection: pd.DataFrame  # every latent (GrowthTable)
+    shape: pd.DataFrame  # the short list's trajectories (ShapeTable with `site role latent`)
+    # its evidence regressions, columns `site role latent evidence evidence_low evidence_high count reason`
     evidence: pd.DataFrame
+    # its dose-responses on the belief of the task's answer, columns `site role latent dose_effect dose_low
+    # dose_high control_p share causal reason`
     dose: pd.DataFrame
+    # its confirmation, columns `site role latent confirm_slope confirm_p shrinkage reason`
     confirm: pd.DataFrame
+    # site → lower end of the 95 % interval of the share of the belief's growth that its causal latents
+    # account for, and the sentence that says so
     closure: dict[str, tuple[float, str]]
 
 
@@ -374,47 +354,37 @@ GATES: tuple[Gate, ...] = (_linear, _evidence, _causal, _closes)
 
 @dataclass(frozen=True)
 class Figures:
-    """What the falsifiers look at.
+    """What the falsifiers look at."""
 
-    Args:
-        n_tested, n_grows: detection tests made, and latents called growing beyond every control.
-        n_confirmed, n_shortlisted: short-listed latents, and those that held on the confirm split.
-        n_rising: latents whose own arm rises, controls not subtracted; -1 when not measured.
-        n_own: confirmed latents of the short list that rise in their own arm as well.
-        n_sublinear: short-listed latents whose exponent's upper bound is below .8, or where a step wins.
-        n_shaped: short-listed latents whose shape could be judged.
-        belief_exponent: exponent of the answer's paired log-odds, with its 90 % interval.
-        duplicates: growth per repeated example ÷ growth per distinct one, on the answer's log-odds.
-        evidence: nats of belief per nat of label evidence, beyond a count of examples.
-        order: variance over orders ÷ variance over sets of examples, on the answer's log-odds.
-        n_dosed, n_causal: latents pushed, and those that move the belief as no matched latent does.
-        n_undecided: latents that no matched one beats, whose controls are too few for that to count.
-        closure: share of the belief's growth that the pushed latents of the best site account for.
-        closure_site: that site.
-        n_directions, n_directions_grow: sites whose direction was tested, and where it grows.
-        n_only_direction, n_only_latents: of these sites, those where only the direction grows, and those
-            where only latents are confirmed to.
-    """
-
+    # n_tested, n_grows: detection tests made, and latents called growing beyond every control
     n_tested: int = 0
     n_grows: int = 0
+    # n_confirmed, n_shortlisted: short-listed latents, and those that held on the confirm split
     n_confirmed: int = 0
     n_shortlisted: int = 0
-    n_rising: int = -1
-    n_own: int = 0
+    n_rising: int = -1  # latents whose own arm rises, controls not subtracted; -1 when not measured
+    n_own: int = 0  # confirmed latents of the short list that rise in their own arm as well
+    # short-listed latents whose exponent's upper bound is below .8, or where a step wins
     n_sublinear: int = 0
-    n_shaped: int = 0
-    belief_exponent: Interval = UNDEFINED
+    n_shaped: int = 0  # short-listed latents whose shape could be judged
+    belief_exponent: Interval = UNDEFINED  # exponent of the answer's paired log-odds, with its 90 % interval
+    # growth per repeated example ÷ growth per distinct one, on the answer's log-odds
     duplicates: Interval = UNDEFINED
-    evidence: Interval = UNDEFINED
+    evidence: Interval = UNDEFINED  # nats of belief per nat of label evidence, beyond a count of examples
+    # variance over orders ÷ variance over sets of examples, on the answer's log-odds
     order: Interval = UNDEFINED
+    # n_dosed, n_causal: latents pushed, and those that move the belief as no matched latent does
     n_dosed: int = 0
     n_causal: int = 0
-    n_undecided: int = 0
+    n_undecided: int = 0  # latents that no matched one beats, whose controls are too few for that to count
+    # share of the belief's growth that the pushed latents of the best site account for
     closure: Interval = UNDEFINED
-    closure_site: str = ""
+    closure_site: str = ""  # that site
+    # n_directions, n_directions_grow: sites whose direction was tested, and where it grows
     n_directions: int = 0
     n_directions_grow: int = 0
+    # n_only_direction, n_only_latents: of these sites, those where only the direction grows, and those where
+    # only latents are confirmed to
     n_only_direction: int = 0
     n_only_latents: int = 0
 

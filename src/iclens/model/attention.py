@@ -140,17 +140,11 @@ def _heads(model: LanguageModel, z: Floats) -> Tensor:
 
 @dataclass(frozen=True)
 class Knockout:
-    """Edges of attention that are removed in some blocks, in all heads and every row.
+    """Edges of attention that are removed in some blocks, in all heads and every row."""
 
-    Args:
-        queries: position that looks, [edge].
-        keys: position that it no longer sees, [edge].
-        layers: blocks in which the edges are removed.
-    """
-
-    queries: Ints
-    keys: Ints
-    layers: Sequence[int]
+    queries: Ints  # position that looks, [edge]
+    keys: Ints  # position that it no longer sees, [edge]
+    layers: Sequence[int]  # blocks in which the edges are removed
 
     def __post_init__(self) -> None:
         shapes = np.shape(self.queries), np.shape(self.keys)

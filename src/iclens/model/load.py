@@ -46,21 +46,13 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A loaded causal language model.
+    """A loaded causal language model."""
 
-    Args:
-        name: folder or hub name it came from.
-        network: the Hugging Face model, in eval mode.
-        tokenizer: `prompts.render.check_tokenizer` says whether it can write prompts.
-        n_blocks: blocks loaded.
-        whole: whether these are all of its blocks, so that it has logits.
-    """
-
-    name: str
-    network: Any
-    tokenizer: Any
-    n_blocks: int
-    whole: bool
+    name: str  # folder or hub name it came from
+    network: Any  # the Hugging Face model, in eval mode
+    tokenizer: Any  # `prompts.render.check_tokenizer` says whether it can write prompts
+    n_blocks: int  # blocks loaded
+    whole: bool  # whether these are all of its blocks, so that it has logits
 
     @property
     def d_model(self) -> int:
@@ -331,15 +323,10 @@ BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 @dataclass(frozen=True)
 class TokenText:
-    """What one token stands for.
+    """What one token stands for."""
 
-    Args:
-        text: the characters that begin in it, a special token's name, or "" where none begins.
-        continues: whether it begins with bytes of a character that began in a token before it.
-    """
-
-    text: str
-    continues: bool = False
+    text: str  # the characters that begin in it, a special token's name, or "" where none begins
+    continues: bool = False  # whether it begins with bytes of a character that began in a token before it
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[TokenText]:

@@ -107,25 +107,18 @@ every prompt, or another run's own row for each."""
 
 @dataclass(frozen=True)
 class Edit:
-    """Change a site at chosen positions of every row of a forward pass.
+    """Change a site at chosen positions of every row of a forward pass."""
 
-    Args:
-        site: where.
-        kind: one of `KINDS`: "replace" the activation by `value`, "add" `value` to it, set it to "zero", to a
-            "mean" over other prompts, or "resample" it from another run, row by row.
-        recipient_pos: positions that change, [pos] (the same in every row).
-        value: broadcastable to [row pos d_model], with `heads` to [row pos head d_head]; None for "zero".
-            A mean has one row at most, a resample one for every prompt.
-        donor_pos: where the value came from, [pos]; a record, not used to apply the edit.
-        heads: which heads of a `z` site change, [head]; the whole site when not given.
-    """
-
-    site: Site
+    site: Site  # where
+    # one of `KINDS`: "replace" the activation by `value`, "add" `value` to it, set it to "zero", to a "mean"
+    # over other prompts, or "resample" it from another run, row by row
     kind: str
-    recipient_pos: Ints
+    recipient_pos: Ints  # positions that change, [pos] (the same in every row)
+    # broadcastable to [row pos d_model], with `heads` to [row pos head d_head]; None for "zero". A mean has
+    # one row at most, a resample one for every prompt.
     value: Floats | None = None
-    donor_pos: Ints | None = None
-    heads: Ints | None = None
+    donor_pos: Ints | None = None  # where the value came from, [pos]; a record, not used to apply the edit
+    heads: Ints | None = None  # which heads of a `z` site change, [head]; the whole site when not given
 
     def __post_init__(self) -> None:
         def refuse(asked: str, found: str, remedy: str) -> NoReturn:
@@ -234,15 +227,11 @@ def _changed(edit: Edit, before: Tensor) -> Tensor:
 
 @dataclass
 class Recording:
-    """What hooks saw during one forward pass.
+    """What hooks saw during one forward pass."""
 
-    Args:
-        values: site → activations at the asked positions, [row pos d_model].
-        fired: how often each edit was applied, in forward passes.
-    """
-
+    # site → activations at the asked positions, [row pos d_model]
     values: dict[Site, Tensor] = field(default_factory=dict)
-    fired: list[int] = field(default_factory=list)
+    fired: list[int] = field(default_factory=list)  # how often each edit was applied, in forward passes
 
 
 @contextmanager
@@ -368,14 +357,10 @@ def answer_probs(
 
 @dataclass(frozen=True)
 class EditedAnswers:
-    """What a model answers under edits, and proof that they happened.
+    """What a model answers under edits, and proof that they happened."""
 
-    Args:
-        answers: log_prob as [row pos answer].
-        fired: rows in which each edit was applied, [edit]; all of them, or the run would have failed.
-    """
-
-    answers: AnswerProbs
+    answers: AnswerProbs  # log_prob as [row pos answer]
+    # rows in which each edit was applied, [edit]; all of them, or the run would have failed
     fired: tuple[int, ...]
 
 

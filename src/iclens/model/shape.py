@@ -32,27 +32,19 @@ ATTENTION = ("full_attention", "sliding_attention")
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes and limits of a Llama or Mistral.
-
-    Args:
-        n_heads, n_kv_heads: query heads, and heads of keys and values, in a block.
-        d_mlp: width of the MLP's hidden layer.
-        n_vocab: token ids.
-        tied: whether the unembedding is the embedding.
-        stored: dtype that config.json gives its weights; empty when it gives none.
-        n_positions: tokens of the longest context that the model was made for.
-    """
+    """Sizes and limits of a Llama or Mistral."""
 
     d_model: int
     n_blocks: int
+    # n_heads, n_kv_heads: query heads, and heads of keys and values, in a block
     n_heads: int
     n_kv_heads: int
     d_head: int
-    d_mlp: int
-    n_vocab: int
-    tied: bool
-    stored: str = ""
-    n_positions: int = 8192
+    d_mlp: int  # width of the MLP's hidden layer
+    n_vocab: int  # token ids
+    tied: bool  # whether the unembedding is the embedding
+    stored: str = ""  # dtype that config.json gives its weights; empty when it gives none
+    n_positions: int = 8192  # tokens of the longest context that the model was made for
 
     @classmethod
     def from_config(cls, config: dict[str, Any], name: str = "model") -> ModelShape:

@@ -47,7 +47,6 @@ class _Prefix:
     """A read-only cache: rows see the kept prefix of their prompt and themselves.
 
     Args:
-        kept: of each prompt.
         sequences: how many sequences of rows each prompt has.
     """
 
@@ -64,20 +63,14 @@ class _Prefix:
 
 @dataclass(frozen=True)
 class Held:
-    """What one prompt's run leaves for the rows.
+    """What one prompt's run leaves for the rows."""
 
-    Args:
-        first: the first position that a row may change.
-        resid: resid_pre of every block and the last resid_post, from `first` on, [suffix d_model] each.
-        mid: resid_mid of every block, likewise.
-        kept: keys and values of the positions before `first`, [1 head pos d_head] each.
-        rotary: rotation of the positions from `first` on, cosines and sines, [1 suffix d_head].
-    """
-
-    first: int
+    first: int  # the first position that a row may change
+    # resid_pre of every block and the last resid_post, from `first` on, [suffix d_model] each
     resid: tuple[Tensor, ...]
-    mid: tuple[Tensor, ...]
-    kept: KeysValues
+    mid: tuple[Tensor, ...]  # resid_mid of every block, likewise
+    kept: KeysValues  # keys and values of the positions before `first`, [1 head pos d_head] each
+    # rotation of the positions from `first` on, cosines and sines, [1 suffix d_head]
     rotary: tuple[Tensor, ...]
 
 
@@ -134,7 +127,6 @@ class Tail:
     """One prompt, prepared for edits of its last position, or of its last few.
 
     Args:
-        model: a whole model.
         tokens: [pos], the prompt up to and including the position that is read.
         extra: word answers to read besides the numbers.
         held: what `hold` kept of it, where several prompts were run together; run here when not given.

@@ -166,8 +166,6 @@ def dose_table(
     Args:
         growth: natural growth of each, gated activation [latent].
         acts: the arm's latents at the site's `pre`, to match random ones by; None compares with none.
-        n_controls: matched random latents for each.
-        seed: of their draw.
         effects: the latents' `responses` at `DOSES`; measured here when not given.
 
     Returns:

@@ -41,18 +41,13 @@ _NAMED = re.compile(r"L(\d+)(?:H(\d+))?")
 class Ablation:
     """A set of heads whose outputs are replaced together.
 
-    Args:
-        heads: (layer, head) each; `WHOLE_LAYER` as the head stands for all heads of the layer.
-        kind: one of `KINDS`; all but "zero" take their values from recipients as long as the run.
-        place: one of `PLACES`.
-
     Raises:
         EditError: for an unknown kind or place, no head, or a negative one.
     """
 
-    heads: Heads
-    kind: str = "zero"
-    place: str = "pre"
+    heads: Heads  # (layer, head) each; `WHOLE_LAYER` as the head stands for all heads of the layer
+    kind: str = "zero"  # one of `KINDS`; all but "zero" take their values from recipients as long as the run
+    place: str = "pre"  # one of `PLACES`
 
     def __post_init__(self) -> None:
         expect_known("ablation", kind=(self.kind, KINDS), place=(self.place, PLACES))

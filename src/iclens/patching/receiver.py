@@ -139,28 +139,17 @@ def patch_context(
 
 @dataclass(frozen=True)
 class Receiver:
-    """Prompts prepared for additions at one SAE site and position, and the beliefs they hold there.
-
-    Args:
-        sae: of the site.
-        prompts: that values are put into.
-        position: where they are put, [1].
-        tails: the prompts up to where answers are read, ready for additions from `position` on.
-        words: answers that are read besides the numbers.
-        reader: of the beliefs about each prompt's query.
-        base: every belief's log-odds, nats [prompt belief].
-        target: log-odds that a whole patch would bring, nats [prompt belief].
-    """
+    """Prompts prepared for additions at one SAE site and position, and the beliefs they hold there."""
 
     model: LanguageModel
-    sae: Sae
-    prompts: PromptSet
-    position: Ints
-    tails: list[Tail]
-    words: tuple[str, ...]
-    reader: BeliefReader
-    base: Floats
-    target: Floats
+    sae: Sae  # of the site
+    prompts: PromptSet  # that values are put into
+    position: Ints  # where they are put, [1]
+    tails: list[Tail]  # the prompts up to where answers are read, ready for additions from `position` on
+    words: tuple[str, ...]  # answers that are read besides the numbers
+    reader: BeliefReader  # of the beliefs about each prompt's query
+    base: Floats  # every belief's log-odds, nats [prompt belief]
+    target: Floats  # log-odds that a whole patch would bring, nats [prompt belief]
 
     @property
     def beliefs(self) -> tuple[str, ...]:
@@ -232,30 +221,23 @@ class PatchReceiver(Receiver):
 
     For sufficiency the donor is run A and the receiver run B, for necessity B and A*. The target is A*, for
     necessity B. `copy` asks for any answer of the prompts that gave to each; for "instance" f(x_A) alone.
-
-    Args:
-        direction: one of `DIRECTIONS`.
-        role: where values are put: of the query, for `lab` and `close` of the last example before it.
-        mix: weight of each donor prompt in each prompt's donor values, [prompt prompt]; rows sum to 1.
-        acts, donor_acts: the site's activation, and its donor value, [prompt d_in].
-        latents, donor_latents: gated activations, and their donor values, [prompt d_sae].
-        scale: length that the SAE's input normalisation gives to one unit in the receiver, [prompt].
-        density: share of the role's positions of donor and receiver at which a latent is active, [d_sae].
-        mean_active: mean length that it adds there, at the site, NaN where never active, [d_sae].
-        screen, test: the two halves of the prompts.
     """
 
     runs: Runs
-    direction: Direction
-    role: str
-    mix: Tensor
+    direction: Direction  # one of `DIRECTIONS`
+    role: str  # where values are put: of the query, for `lab` and `close` of the last example before it
+    mix: Tensor  # weight of each donor prompt in each prompt's donor values, [prompt prompt]; rows sum to 1
+    # acts, donor_acts: the site's activation, and its donor value, [prompt d_in]
     acts: Tensor
     donor_acts: Tensor
+    # latents, donor_latents: gated activations, and their donor values, [prompt d_sae]
     latents: Tensor
     donor_latents: Tensor
-    scale: Tensor
+    scale: Tensor  # length that the SAE's input normalisation gives to one unit in the receiver, [prompt]
+    # share of the role's positions of donor and receiver at which a latent is active, [d_sae]
     density: Floats
-    mean_active: Floats
+    mean_active: Floats  # mean length that it adds there, at the site, NaN where never active, [d_sae]
+    # screen, test: the two halves of the prompts
     screen: Ints
     test: Ints
 
@@ -317,7 +299,6 @@ def prepare_patch(
         donor_value: one of `DONOR_VALUES`.
         role: where values are put, as in `PatchReceiver`.
         direction: one of `DIRECTIONS`.
-        seed: of the split into halves.
 
     Raises:
         EditError: for an unknown donor value, direction or place, too few prompts, another tokenizer's runs,

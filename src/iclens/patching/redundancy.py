@@ -206,9 +206,6 @@ def verdict(
     """The verdict from the two sweeps and the direct effects; all three share their bootstrap draws.
 
     Args:
-        intact: L* without an ablation.
-        ablated: L* with it.
-        effects: its direct effects.
         column: of the belief, along its axis.
         weights: [draw prompt].
     """
@@ -337,7 +334,6 @@ def iterative_ablation(
         kind: one of `heads.KINDS`.
         place: one of `heads.PLACES`.
         max_steps: steps after which it ends in any case.
-        n_controls: control sets per step.
         reader: layer whose residual direct effects are put into, for the verdict; by default, and once the
             set reaches it, the last.
         seed: of the bootstrap and of the control sets.

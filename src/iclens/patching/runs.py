@@ -28,26 +28,17 @@ RECIPIENTS = (ZERO, "S arm", "R arm")
 
 @dataclass(frozen=True)
 class BeliefReader:
-    """Log-odds of every belief about the query of each of some prompts.
+    """Log-odds of every belief about the query of each of some prompts."""
 
-    Args:
-        task: the rule that prompts are asked about.
-        x: their queries, [prompt].
-        answer: the task's answers to these, [prompt].
-        copied: the answers that `copy` asks for, [prompt]; None leaves it undefined.
-        declared: beliefs that are read beside the five of every study.
-        donors: columns of the answers of each prompt's donors, [prompt] of [answer]; where given, `copy`
-            asks for any of these instead.
-        exact: whether probabilities are summed in float64, or as they are.
-    """
-
-    task: Task
-    x: Strings
-    answer: Strings
-    copied: Strings | None
-    declared: tuple[DeclaredBelief, ...] = ()
+    task: Task  # the rule that prompts are asked about
+    x: Strings  # their queries, [prompt]
+    answer: Strings  # the task's answers to these, [prompt]
+    copied: Strings | None  # the answers that `copy` asks for, [prompt]; None leaves it undefined
+    declared: tuple[DeclaredBelief, ...] = ()  # beliefs that are read beside the five of every study
+    # columns of the answers of each prompt's donors, [prompt] of [answer]; where given, `copy` asks for any
+    # of these instead
     donors: tuple[Ints, ...] | None = None
-    exact: bool = False
+    exact: bool = False  # whether probabilities are summed in float64, or as they are
 
     @property
     def beliefs(self) -> tuple[str, ...]:
@@ -84,23 +75,16 @@ class BeliefReader:
 class Runs:
     """Donor, recipient and A* of each prompt; the last example of each is its query.
 
-    Args:
-        task: the donor's rule, f.
-        donor: run A.
-        recipient: run B.
-        target: A*, the donor's context with the recipient's query.
-        declared: beliefs that are read beside the five of every study.
-
     Raises:
         EditError: when the numbers of prompts or their tokenizers differ, A* does not ask B's query, or A's
             context already shows B's x.
     """
 
-    task: Task
-    donor: PromptSet
-    recipient: PromptSet
-    target: PromptSet
-    declared: tuple[DeclaredBelief, ...] = ()
+    task: Task  # the donor's rule, f
+    donor: PromptSet  # run A
+    recipient: PromptSet  # run B
+    target: PromptSet  # A*, the donor's context with the recipient's query
+    declared: tuple[DeclaredBelief, ...] = ()  # beliefs that are read beside the five of every study
 
     def __post_init__(self) -> None:
         runs = self.donor, self.recipient, self.target
@@ -199,7 +183,6 @@ def build_runs(
         tokenizer: gives six tokens to an example.
         task: the donor's rule; it must have one answer per x.
         recipient: one of `RECIPIENTS`.
-        donor_examples: examples before the donor's query.
         recipient_examples: examples before the query of an S or R recipient; the donor's by default.
         inputs: allowed x; the task's default inputs when not given.
         declared: beliefs that are read beside the five of every study.

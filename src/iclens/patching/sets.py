@@ -110,7 +110,6 @@ def candidates(receiver: PatchReceiver, effects: Floats, b: int, most: int = CAN
     Args:
         effects: single effects of `receiver.differing`, nats [prompt latent belief].
         b: the belief's column.
-        most: latents of either kind.
     """
     latents, every = receiver.differing, receiver.all_latents
     along = receiver.directions(latents)

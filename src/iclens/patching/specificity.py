@@ -173,7 +173,6 @@ def additions(receiver: PatchReceiver, way: Way, members: Ints) -> tuple[Tensor,
     """What moving some latents together adds, and how far each is moved.
 
     Args:
-        receiver: of the way's direction.
         way: how they are moved; Δa_f = −a_f for "ablate", else the donor value minus the receiver's.
         members: latents, [member].
 
@@ -192,7 +191,6 @@ def margin_of(effects: Floats, weights: Floats, named: int, rivals: Ints) -> tup
     Args:
         effects: [prompt column], in any unit that the columns share.
         weights: bootstrap weights of prompts, [draw prompt].
-        named: its column.
         rivals: the others' columns, [rival]; at least one.
 
     Returns:

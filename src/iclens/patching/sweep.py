@@ -13,13 +13,7 @@ from torch import Tensor
 from iclens.core import EditError, TaskError, check_role, position
 from iclens.model.load import LanguageModel, as_numpy
 from iclens.model.run import Edit, read_answers, record, refuse_part
-from iclens.patching.receiver import (
-    layer_site,
-    patch_context,
-    patch_query,
-    prepare_patch,
-    query_answers,
-)
+from iclens.patching.receiver import layer_site, patch_context, patch_query, prepare_patch, query_answers
 from iclens.patching.runs import ZERO, Runs, build_runs, check_tokenizer
 from iclens.prompts.beliefs import NUMBERS, AnswerProbs
 from iclens.prompts.tasks import Task
@@ -158,7 +152,6 @@ def logit_lens(
 
     Args:
         runs: A* is read, f(x_B) and f(x_A) are its and the donor's answers.
-        roles: tokens of the query.
         layers: blocks whose resid_pre is read, n_blocks for the last resid_post; all by default.
     """
     check_tokenizer(model.tokenizer, runs)

@@ -146,8 +146,6 @@ def check_declared(
     """The declared beliefs of a study of `task`.
 
     Args:
-        specs: as they were declared.
-        task: the studied task.
         inputs: x that the prompts may hold; the defaults of the task's domain when not given.
 
     Raises:

@@ -87,37 +87,27 @@ class PromptSet:
     The last example of a prompt serves as the query; because the model is causal, `pre` of
     example j is also a query that has seen j examples. In a *probed* arm every query j has a sequence of its
     own instead, and x, y and answer are those of the queries.
-
-    Args:
-        task: spec of the task each prompt shows, [prompt].
-        arm: which arm of the design this is ("T", "S", …).
-        x: inputs as text, [prompt example].
-        y: labels as shown, as text, [prompt example].
-        answer: the task's own answer to x, as text, [prompt example]; differs from y where a label is wrong.
-        tokens: ids, [prompt pos]; of a probed arm, those of its last query's sequence.
-        seed: prompts with equal seed and index are paired across arms.
-        tokenizer: fingerprint of the tokenizer.
-        context_x, context_y: what stands before each query of a probed arm, "" where nothing of the task
-            does, [prompt example slot]; None for other arms.
-        probes: ids of each query's sequence, padded at the right, [prompt example pos]; None for other arms.
-        slots: in which slot of its sequence each query stands, [example]; None for other arms.
-        rival: spec of the second task of arms that show two; "" otherwise.
-        template: name of the template each prompt is written in, [prompt]; None where all are in the default.
     """
 
-    task: Strings
-    arm: str
-    x: Strings
-    y: Strings
+    task: Strings  # spec of the task each prompt shows, [prompt]
+    arm: str  # which arm of the design this is ("T", "S", …)
+    x: Strings  # inputs as text, [prompt example]
+    y: Strings  # labels as shown, as text, [prompt example]
+    # the task's own answer to x, as text, [prompt example]; differs from y where a label is wrong
     answer: Strings
-    tokens: Ints
-    seed: int
-    tokenizer: str
+    tokens: Ints  # ids, [prompt pos]; of a probed arm, those of its last query's sequence
+    seed: int  # prompts with equal seed and index are paired across arms
+    tokenizer: str  # fingerprint of the tokenizer
+    # context_x, context_y: what stands before each query of a probed arm, "" where nothing of the task does,
+    # [prompt example slot]; None for other arms
     context_x: Strings | None = None
     context_y: Strings | None = None
+    # ids of each query's sequence, padded at the right, [prompt example pos]; None for other arms
     probes: Ints | None = None
+    # in which slot of its sequence each query stands, [example]; None for other arms
     slots: Ints | None = None
-    rival: str = ""
+    rival: str = ""  # spec of the second task of arms that show two; "" otherwise
+    # name of the template each prompt is written in, [prompt]; None where all are in the default
     template: Strings | None = None
 
     def __post_init__(self) -> None:
@@ -214,9 +204,7 @@ def build_prompts(
 
     Args:
         tokenizer: gives six tokens to an example.
-        task: the rule.
         arm: a code of `arms.ARMS`.
-        n_prompts: number of prompts.
         n_examples: examples in each, the query (the last one) included; inputs within a prompt are distinct.
         seed: prompts of equal seed are paired across arms.
         inputs: allowed x; the task's default inputs when not given.
@@ -401,8 +389,6 @@ def task_log_odds(mixture: Mixture, prompts: PromptSet, task: Task | None = None
     """Exact log P(task | context) / P(not task | context) before each query, nats [prompt example].
 
     Args:
-        mixture: the declared mixture.
-        prompts: of one task.
         task: which task; the prompts' own by default.
 
     Raises:
@@ -434,7 +420,6 @@ def nominal_evidence(prompts: PromptSet, inputs: Sequence[str]) -> Floats:
     A stated stand-in: it tells right from wrong labels, not surprising from expected ones; it counts repeats.
 
     Args:
-        prompts: of one task.
         inputs: x that the prompts may hold.
     """
     task = parse_task(str(prompts.task[0]))
@@ -539,9 +524,6 @@ def example_similarity(prompts: PromptSet) -> Floats | None:
     """Similarity of the last example before query j + 1 to that query, [prompt example]; the last is NaN.
 
     In an inline arm that example is example j; in a probed arm it stands last in the query's own context.
-
-    Args:
-        prompts: one arm.
 
     Returns:
         None where the inputs are not numbers, or all alike.

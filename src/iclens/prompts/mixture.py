@@ -28,21 +28,13 @@ class Contexts:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Tasks with prior weights, and noise levels with theirs.
+    """Tasks with prior weights, and noise levels with theirs."""
 
-    Args:
-        tasks: distinct tasks.
-        prior: [task], sums to 1.
-        noise_levels: probability that an example's y comes from another task.
-        noise_prior: [noise level], sums to 1.
-        numbers: x values of the number domain.
-    """
-
-    tasks: tuple[Task, ...]
-    prior: tuple[float, ...]
-    noise_levels: tuple[float, ...]
-    noise_prior: tuple[float, ...]
-    numbers: range = range(50)
+    tasks: tuple[Task, ...]  # distinct tasks
+    prior: tuple[float, ...]  # [task], sums to 1
+    noise_levels: tuple[float, ...]  # probability that an example's y comes from another task
+    noise_prior: tuple[float, ...]  # [noise level], sums to 1
+    numbers: range = range(50)  # x values of the number domain
 
     def __post_init__(self) -> None:
         for what, weights, items in (

@@ -33,24 +33,17 @@ RANDOM_RANGE = range(100)
 
 @dataclass(frozen=True)
 class Task:
-    """A rule and what can be said about it.
+    """A rule and what can be said about it."""
 
-    Args:
-        name: the canonical spec, for example `2x+3`; two tasks are equal when their names are.
-        domain: kind of x, one of `DOMAINS`.
-        family: affine, approx, constant, reflection, half, modulo, parity, random, word.
-        answers: "number" or "word".
-        slope: a of an (approximate) affine rule; centres the `double` band. None elsewhere.
-        offset: b of an (approximate) affine rule. None elsewhere.
-        rule: x → probability of each answer.
-    """
-
-    name: str
-    domain: str = field(compare=False)
+    name: str  # the canonical spec, for example `2x+3`; two tasks are equal when their names are
+    domain: str = field(compare=False)  # kind of x, one of `DOMAINS`
+    # affine, approx, constant, reflection, half, modulo, parity, random, word
     family: str = field(compare=False)
-    answers: str = field(compare=False)
-    rule: Callable[[str], Outcomes] = field(compare=False, repr=False)
+    answers: str = field(compare=False)  # "number" or "word"
+    rule: Callable[[str], Outcomes] = field(compare=False, repr=False)  # x → probability of each answer
+    # a of an (approximate) affine rule; centres the `double` band. None elsewhere.
     slope: int | None = field(default=None, compare=False)
+    # b of an (approximate) affine rule. None elsewhere.
     offset: int | None = field(default=None, compare=False)
 
     def outcomes(self, x: str) -> Outcomes:

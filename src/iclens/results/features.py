@@ -37,18 +37,12 @@ _PAGES = [{"site": str, "latent": int}]
 
 @dataclass(frozen=True)
 class Features:
-    """Latents of one site, as other tools know them.
+    """Latents of one site, as other tools know them."""
 
-    Args:
-        results: the run's outputs.
-        site: where the SAE reads.
-        latents: latent ids.
-        pages: latent → what the dashboard stage saw of it; of those that have a page.
-    """
-
-    results: Results
-    site: Site
-    latents: tuple[int, ...]
+    results: Results  # the run's outputs
+    site: Site  # where the SAE reads
+    latents: tuple[int, ...]  # latent ids
+    # latent → what the dashboard stage saw of it; of those that have a page
     pages: Mapping[int, Mapping[str, Any]]
 
     @cached_property

@@ -41,7 +41,6 @@ def chart_of(frame: pd.DataFrame, table: str, title: str = "") -> alt.TopLevelMi
     """The chart of some rows of a table; of rows that lack its columns, of the first number in them.
 
     Args:
-        frame: the rows.
         table: name of the table, or of a frame that a query makes; empty for other rows.
         title: of the chart; the table's name by default.
 
@@ -270,7 +269,6 @@ def scatter(joined: pd.DataFrame, name: str) -> alt.TopLevelMixin:
 
     Args:
         joined: the rows of both, with `<column>_a`, `<column>_b` and `<column>_difference`.
-        name: of the table.
     """
     axis = main_axis(name)
     ends = [f"{axis.column}_a", f"{axis.column}_b"]

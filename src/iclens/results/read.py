@@ -104,7 +104,6 @@ class Results:
 
         Args:
             key: such as `growth.q`.
-            kind: its type.
             otherwise: what stands for it where it is not there or of another type.
         """
         value: Any = self.plain
@@ -150,7 +149,6 @@ class Results:
         """A table with the columns that its file has, read once and kept; changing it changes no other.
 
         Args:
-            name: of the table.
             site: only its rows are read; all by default.
 
         Raises:

@@ -68,11 +68,7 @@ def open_run(path: str | Path) -> Run:
 
 
 class Run:
-    """A run, opened for questions. Every table of `iclens.schemas` is an attribute: `run.growth`.
-
-    Args:
-        results: its outputs.
-    """
+    """A run, opened for questions. Every table of `iclens.schemas` is an attribute: `run.growth`."""
 
     def __init__(self, results: Results) -> None:
         self.results = results
@@ -175,8 +171,6 @@ class Run:
 
         Args:
             site: such as `L2.resid_post` or `blocks.2.hook_resid_post`.
-            latent: one latent id, or several.
-            role: token of each example.
             arm: the run's first arm by default; the first control stands beside it.
 
         Raises:
@@ -315,13 +309,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Followed(Saved):
-    """Some latents of one site and role, in one arm and beside it the one that it is compared with.
+    """Some latents of one site and role, in one arm and beside it the one that it is compared with."""
 
-    Args:
-        arms: trajectories of the asked arm first, then of the others.
-    """
-
-    arms: tuple[Trajectories, ...]
+    arms: tuple[Trajectories, ...]  # trajectories of the asked arm first, then of the others
 
     @property
     def trajectories(self) -> Trajectories:

@@ -45,25 +45,19 @@ _NAMES_LATENTS = ("latent", "latents", "worst_latent", "response")
 class Selection(Saved):
     """Rows of a run.
 
-    Args:
-        results: the run's outputs.
-        site: one site, or None for all.
-        role: one role, or None for all.
-        examples: examples over which growth is tested anew, or None for the run's own test. The test is the
-            study's: its discovery prompts, every control. Its q values are corrected over the latents of
-            this site and role, rising and falling, and not, as the study's are, over all sites and roles.
-        latents: latent ids, or None for all.
-
     Raises:
         SiteError: for examples without one site and role, outside the prompts or fewer than two; for a
             latent that no selected site has.
     """
 
-    results: Results
-    site: Site | None = None
-    role: str | None = None
+    results: Results  # the run's outputs
+    site: Site | None = None  # one site, or None for all
+    role: str | None = None  # one role, or None for all
+    # examples over which growth is tested anew, or None for the run's own test. The test is the study's: its
+    # discovery prompts, every control. Its q values are corrected over the latents of this site and role,
+    # rising and falling, and not, as the study's are, over all sites and roles.
     examples: slice | None = None
-    latents: tuple[int, ...] | None = None
+    latents: tuple[int, ...] | None = None  # latent ids, or None for all
 
     def __post_init__(self) -> None:
         facts = self.results.facts["saes"]
@@ -220,15 +214,10 @@ def _some(acts: LatentActs, prompts: Ints, examples: Ints) -> LatentActs:
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Saved):
-    """Two runs beside each other; differences are of b from a, and `df`, `plot` and `save` are of growth.
+    """Two runs beside each other; differences are of b from a, and `df`, `plot` and `save` are of growth."""
 
-    Args:
-        a: the run that was asked.
-        b: the other one.
-    """
-
-    a: Run
-    b: Run
+    a: Run  # the run that was asked
+    b: Run  # the other one
 
     @cached_property
     def differences(self) -> Answer:
@@ -258,7 +247,6 @@ class Comparison(Saved):
         """Rows that both runs have, joined on the table's key.
 
         Args:
-            name: a table of the runs.
             site: rows of one site; all by default.
 
         Returns:

@@ -33,17 +33,11 @@ _AFFINE = "Give an SAE with x̂ = latents @ W_dec + b_dec."
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Rows of one site, encoded.
+    """Rows of one site, encoded."""
 
-    Args:
-        latents: gated activations × scale(x), CSR [row latent], float32.
-        error_sq: ‖x − x̂‖², [row].
-        total_sq: ‖x‖², [row].
-    """
-
-    latents: csr_array
-    error_sq: Floats
-    total_sq: Floats
+    latents: csr_array  # gated activations × scale(x), CSR [row latent], float32
+    error_sq: Floats  # ‖x − x̂‖², [row]
+    total_sq: Floats  # ‖x‖², [row]
 
 
 Entries = tuple[Tensor, Tensor, Tensor]
@@ -239,17 +233,11 @@ TokenEffect = tuple[str, float]
 
 @dataclass(frozen=True)
 class LogitEffects:
-    """The tokens that a latent raises and lowers most on the direct path.
+    """The tokens that a latent raises and lowers most on the direct path."""
 
-    Args:
-        latent: its index.
-        top: (token text, logit effect), largest first.
-        bottom: (token text, logit effect), smallest first.
-    """
-
-    latent: int
-    top: tuple[TokenEffect, ...]
-    bottom: tuple[TokenEffect, ...]
+    latent: int  # its index
+    top: tuple[TokenEffect, ...]  # (token text, logit effect), largest first
+    bottom: tuple[TokenEffect, ...]  # (token text, logit effect), smallest first
 
 
 @torch.no_grad()

@@ -25,42 +25,26 @@ _LEFT_BY_ENCODE = ("ln_mu", "ln_std", "x_norm_coeff")
 
 @dataclass(frozen=True)
 class Sae:
-    """A loaded sparse autoencoder.
+    """A loaded sparse autoencoder."""
 
-    Args:
-        site: the activation that it reads and reconstructs.
-        sae_id: sha256 over the files it was read from, 16 hex digits.
-        d_in: width of the site it reads.
-        d_sae: number of latents.
-        k: active latents per token of a TopK SAE; None for another architecture.
-        network: the sae_lens SAE; float32, without gradients.
-        folder: where it came from.
-        target: what it reconstructs, when that is another site (a transcoder).
-        layout: the layout it was read from.
-        model: name of the model it was trained on; None when it names none.
-        model_fingerprint: that model's fingerprint; None when unknown.
-        l0: mean number of active latents that its makers state; None when they do not.
-        mean_length: mean length of the site's activations in its training, by which it scales its input; None
-            when it does not, or it is not known.
-        mismatches: in what it does not fit the model it is used on, recorded when its set was made.
-        named: the site that its files name, where another was asked for; else None.
-    """
-
-    site: Site
-    sae_id: str
-    d_in: int
-    d_sae: int
-    k: int | None
-    network: Any
-    folder: Path
-    target: Site | None = None
-    layout: str = "sae_lens"
-    model: str | None = None
-    model_fingerprint: str | None = None
-    l0: float | None = None
+    site: Site  # the activation that it reads and reconstructs
+    sae_id: str  # sha256 over the files it was read from, 16 hex digits
+    d_in: int  # width of the site it reads
+    d_sae: int  # number of latents
+    k: int | None  # active latents per token of a TopK SAE; None for another architecture
+    network: Any  # the sae_lens SAE; float32, without gradients
+    folder: Path  # where it came from
+    target: Site | None = None  # what it reconstructs, when that is another site (a transcoder)
+    layout: str = "sae_lens"  # the layout it was read from
+    model: str | None = None  # name of the model it was trained on; None when it names none
+    model_fingerprint: str | None = None  # that model's fingerprint; None when unknown
+    l0: float | None = None  # mean number of active latents that its makers state; None when they do not
+    # mean length of the site's activations in its training, by which it scales its input; None when it does
+    # not, or it is not known
     mean_length: float | None = None
+    # in what it does not fit the model it is used on, recorded when its set was made
     mismatches: tuple[str, ...] = ()
-    named: Site | None = None
+    named: Site | None = None  # the site that its files name, where another was asked for; else None
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
@@ -152,7 +136,6 @@ def load_sae(
         ref: a folder, `release/sae_id` of sae_lens' registry, or `owner/repository/folder` on the hub.
         site: where it is to be used, whatever its files name; the site that they name by default.
         d_model: width of the model that it is to be used on; not checked by default.
-        device: torch device.
         input_scale: √d_in / mean length of the site's activations in training, for an SAE that scales its
             input by it (`expected_average_only_in`) and does not state it.
 
@@ -284,7 +267,6 @@ def mismatches(
     """In what an SAE does not fit a model; empty when it fits.
 
     Args:
-        sae: loaded for this model's width.
         model: what it was measured on.
         l0: measured mean number of active latents per token.
         fvu: measured fraction of variance unexplained, all tokens.

@@ -39,33 +39,21 @@ _DIVERGED = "Its training diverged or the file is damaged: take an earlier check
 
 @dataclass(frozen=True)
 class Parts:
-    """An SAE as its files hold it.
+    """An SAE as its files hold it."""
 
-    Args:
-        layout: name of the layout it was read from.
-        sae_id: sha256 over the files it was read from, 16 hex digits.
-        network: the sae_lens SAE; float32, for raw activations.
-        file: name of the file that its weights were read from.
-        site: what it reads; None when the files do not say, or name what is no site.
-        hook: what it reads, as its files name it; None when they do not say.
-        target: what it reconstructs, when that is another site (a transcoder).
-        model: name of the model it was trained on; None when the files do not say.
-        model_fingerprint: that model's fingerprint, where `iclens` trained it; None otherwise.
-        l0: mean number of active latents that its makers state; None when they do not.
-        mean_length: mean length of the site's activations in its training data, by which it scales them;
-            None when it does not.
-    """
-
-    layout: str
-    sae_id: str
-    network: Any
-    file: str
-    site: Site | None
-    hook: str | None = None
-    target: Site | None = None
-    model: str | None = None
+    layout: str  # name of the layout it was read from
+    sae_id: str  # sha256 over the files it was read from, 16 hex digits
+    network: Any  # the sae_lens SAE; float32, for raw activations
+    file: str  # name of the file that its weights were read from
+    site: Site | None  # what it reads; None when the files do not say, or name what is no site
+    hook: str | None = None  # what it reads, as its files name it; None when they do not say
+    target: Site | None = None  # what it reconstructs, when that is another site (a transcoder)
+    model: str | None = None  # name of the model it was trained on; None when the files do not say
+    # that model's fingerprint, where `iclens` trained it; None otherwise
     model_fingerprint: str | None = None
-    l0: float | None = None
+    l0: float | None = None  # mean number of active latents that its makers state; None when they do not
+    # mean length of the site's activations in its training data, by which it scales them; None when it does
+    # not
     mean_length: float | None = None
 
 
@@ -74,19 +62,12 @@ class Parts:
 
 @dataclass(frozen=True)
 class Settings:
-    """The values of an SAE's config, read by their JSON type: 24 is a number, "24" and true are not.
+    """The values of an SAE's config, read by their JSON type: 24 is a number, "24" and true are not."""
 
-    Args:
-        what: the SAE as messages name it, a folder or a reference.
-        file: the config's name.
-        values: key → value.
-        under: the key that they stand under, and a dot; empty at the top.
-    """
-
-    what: str
-    file: str
-    values: Mapping[str, Any]
-    under: str = ""
+    what: str  # the SAE as messages name it, a folder or a reference
+    file: str  # the config's name
+    values: Mapping[str, Any]  # key → value
+    under: str = ""  # the key that they stand under, and a dot; empty at the top
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value; `default` where it is absent or null."""
@@ -373,7 +354,6 @@ def build(
         site: what it reads, for its metadata.
         model: the model's name, for its metadata.
         subtract_b_dec: whether b_dec is subtracted from the input.
-        device: torch device.
         metadata: more that is kept in its metadata.
         options: further fields of the config, such as k.
     """

@@ -60,15 +60,10 @@ class ErrorShare:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Tokens that are neither trained on nor measured nor changed; padding always is one.
+    """Tokens that are neither trained on nor measured nor changed; padding always is one."""
 
-    Args:
-        ids: of tokens, wherever they stand.
-        positions: of every context, whatever stands there.
-    """
-
-    ids: tuple[int, ...] = ()
-    positions: tuple[int, ...] = ()
+    ids: tuple[int, ...] = ()  # of tokens, wherever they stand
+    positions: tuple[int, ...] = ()  # of every context, whatever stands there
 
     @classmethod
     def of(cls, model: LanguageModel, saes: Iterable[Sae] = ()) -> LeftOut:
@@ -90,31 +85,18 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Counts:
-    """One SAE over all prompts, at the positions that are measured in any of them.
+    """One SAE over all prompts, at the positions that are measured in any of them."""
 
-    Args:
-        sae: the SAE.
-        groups: name → which of these positions belong to it, [pos].
-        shares: name → its share of error.
-        fires: tokens on which each latent is active, [latent].
-        active: active latents, [prompt pos]; NaN where a token is left out, as in the next five.
-        length: ‖x‖ of what the SAE reads, [prompt pos].
-        base: −log P(next token) of the model as it is, [prompt pos]; NaN where unknown, too.
-        spliced: the same with the site replaced by its reconstruction.
-        zeroed: the same with the site set to zero.
-        kl: KL(model ‖ model with the reconstruction) of the prediction, [prompt pos].
-    """
-
-    sae: Sae
-    groups: Mapping[str, Bools]
-    shares: Mapping[str, ErrorShare]
-    fires: Tensor
-    active: Floats
-    length: Floats
-    base: Floats
-    spliced: Floats
-    zeroed: Floats
-    kl: Floats
+    sae: Sae  # the SAE
+    groups: Mapping[str, Bools]  # name → which of these positions belong to it, [pos]
+    shares: Mapping[str, ErrorShare]  # name → its share of error
+    fires: Tensor  # tokens on which each latent is active, [latent]
+    active: Floats  # active latents, [prompt pos]; NaN where a token is left out, as in the next five
+    length: Floats  # ‖x‖ of what the SAE reads, [prompt pos]
+    base: Floats  # −log P(next token) of the model as it is, [prompt pos]; NaN where unknown, too
+    spliced: Floats  # the same with the site replaced by its reconstruction
+    zeroed: Floats  # the same with the site set to zero
+    kl: Floats  # KL(model ‖ model with the reconstruction) of the prediction, [prompt pos]
 
     @property
     def n_tokens(self) -> int:
@@ -297,23 +279,18 @@ def recovered(base: float, spliced: float, zeroed: float) -> float:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one SAE does at one group of positions; NaN where undefined, and why.
-
-    Args:
-        kl: from the model to the model with the reconstruction, nats.
-        ce_base, ce_spliced, ce_zeroed: next-token cross-entropy, nats.
-        reason: why a figure is NaN; empty when none is.
-    """
+    """What one SAE does at one group of positions; NaN where undefined, and why."""
 
     l0: float
     fvu: float
-    kl: float
+    kl: float  # from the model to the model with the reconstruction, nats
+    # ce_base, ce_spliced, ce_zeroed: next-token cross-entropy, nats
     ce_base: float
     ce_spliced: float
     ce_zeroed: float
     ce_recovered: float
     n_tokens: int
-    reason: str
+    reason: str  # why a figure is NaN; empty when none is
 
 
 def figures(counts: Counts, group: str = ALL) -> Figures:

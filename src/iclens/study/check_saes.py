@@ -37,23 +37,15 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Checked:
-    """SAEs measured on a model.
+    """SAEs measured on a model."""
 
-    Args:
-        quality: one row per SAE.
-        fidelity: one row per SAE and role.
-        density: histogram of latents by density.
-        mismatches: site → in what its SAE does not fit the model; only sites where there is something.
-        n_examples: examples of a prompt, as many as the model's positions hold, at most a study's 16.
-        folder: the set that was written; None when none was asked for.
-    """
-
-    quality: QualityTable
-    fidelity: FidelityTable
-    density: DensityTable
+    quality: QualityTable  # one row per SAE
+    fidelity: FidelityTable  # one row per SAE and role
+    density: DensityTable  # histogram of latents by density
+    # site → in what its SAE does not fit the model; only sites where there is something
     mismatches: dict[Site, tuple[str, ...]]
-    n_examples: int
-    folder: Path | None = None
+    n_examples: int  # examples of a prompt, as many as the model's positions hold, at most a study's 16
+    folder: Path | None = None  # the set that was written; None when none was asked for
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain records; an undefined figure is null."""
@@ -197,19 +189,12 @@ def _records(table: QualityTable | FidelityTable | DensityTable) -> list[dict[st
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What `load_sae` can read.
+    """What `load_sae` can read."""
 
-    Args:
-        layouts: (name, its two files, where it comes from) of each layout.
-        published: (an SAE on the hub, its model) that the registry does not have.
-        releases: releases of the registry.
-        model: the model they were chosen for; None for all.
-    """
-
-    layouts: tuple[tuple[str, str, str], ...]
-    published: tuple[tuple[str, str], ...]
-    releases: tuple[Release, ...]
-    model: str | None
+    layouts: tuple[tuple[str, str, str], ...]  # (name, its two files, where it comes from) of each layout
+    published: tuple[tuple[str, str], ...]  # (an SAE on the hub, its model) that the registry does not have
+    releases: tuple[Release, ...]  # releases of the registry
+    model: str | None  # the model they were chosen for; None for all
 
     def as_json(self) -> dict[str, Any]:
         """As plain records."""

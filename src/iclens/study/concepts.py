@@ -35,7 +35,7 @@ from iclens.study.patching import MATCHED, TAIL_HOOKS, task_runs
 from iclens.study.run import RunContext, latents_name
 from iclens.study.store import Arrays, load_prompts
 from iclens.table import Floats, Ints
-from iclens.track import Place, track
+from iclens.tracking import Place, track
 
 WIDTH = 10
 """Of a box of an operand map."""
@@ -52,18 +52,12 @@ OWN_ANSWER = "exact"
 
 @dataclass(frozen=True)
 class FollowedGrid:
-    """Every latent on the task grid's prompts, at `transforms.roles`.
+    """Every latent on the task grid's prompts, at `transforms.roles`."""
 
-    Args:
-        grid: its tasks, split into discovery and held-out ones.
-        prompts: of every task of the grid, with its own labels.
-        latents: (site, role) → active latents.
-        label_log_prob: the model's log P of the label shown, read at `pre` before it, nats [prompt example].
-    """
-
-    grid: language.TaskGrid
-    prompts: PromptSet
-    latents: Mapping[Place, LatentActs]
+    grid: language.TaskGrid  # its tasks, split into discovery and held-out ones
+    prompts: PromptSet  # of every task of the grid, with its own labels
+    latents: Mapping[Place, LatentActs]  # (site, role) → active latents
+    # the model's log P of the label shown, read at `pre` before it, nats [prompt example]
     label_log_prob: Floats
 
 

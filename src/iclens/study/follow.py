@@ -34,7 +34,7 @@ from iclens.study.inputs import locate
 from iclens.study.run import TRAINED, RunContext, latents_name
 from iclens.study.store import hash_json, load_arrays, save_arrays
 from iclens.table import Floats
-from iclens.track import belief_log_odds, track
+from iclens.tracking import belief_log_odds, track
 from iclens.training.config import TrainConfig, load_train_config
 from iclens.training.loop import train_saes
 
@@ -133,17 +133,11 @@ def prompt_figures(run: RunContext) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ArmTracked:
-    """One arm, some or all of its prompts.
+    """One arm, some or all of its prompts."""
 
-    Args:
-        latents: (site, role) → active latents.
-        model: log-odds of every belief, nats [prompt example belief].
-        right: whether the most probable answer is the task's, [prompt example].
-    """
-
-    latents: dict[tuple[Site, str], LatentActs]
-    model: Floats
-    right: np.ndarray
+    latents: dict[tuple[Site, str], LatentActs]  # (site, role) → active latents
+    model: Floats  # log-odds of every belief, nats [prompt example belief]
+    right: np.ndarray  # whether the most probable answer is the task's, [prompt example]
 
 
 def track_arm(run: RunContext, arm: str, parts: Sequence[Path]) -> ArmTracked:

@@ -30,7 +30,7 @@ from iclens.study.config import StudyConfig
 from iclens.study.run import RunContext
 from iclens.study.store import joined
 from iclens.table import Floats, Ints, Table
-from iclens.track import direction_growth, pre_activations
+from iclens.tracking import direction_growth, pre_activations
 
 Place = tuple[Site, str]
 """A site and a role."""
@@ -124,20 +124,14 @@ class ArmEvidence:
     the belief does. At `lab` and `close` it stands before example j + 1: evidence and designs move on by one
     example, the last read-out has nothing to be compared with, and probed arms are left out, because their
     next query has another context.
-
-    Args:
-        llr: arm → evidence of each example, nats [prompt example]; NaN where unknown.
-        similarity: arm → of each example to the query after it, [prompt example]; None where it cannot count.
-        designs: arm → contexts, of the arms whose accounts are compared.
-        inline: arms whose prompts are one sequence each.
-        hinted: how many examples of arms Q- and Q0 are the hint.
     """
 
-    llr: Mapping[str, Floats]
+    llr: Mapping[str, Floats]  # arm → evidence of each example, nats [prompt example]; NaN where unknown
+    # arm → of each example to the query after it, [prompt example]; None where it cannot count
     similarity: Mapping[str, Floats] | None
-    designs: Mapping[str, Design]
-    inline: frozenset[str]
-    hinted: int = HINTED
+    designs: Mapping[str, Design]  # arm → contexts, of the arms whose accounts are compared
+    inline: frozenset[str]  # arms whose prompts are one sequence each
+    hinted: int = HINTED  # how many examples of arms Q- and Q0 are the hint
 
     def at(self, role: str, readouts: Mapping[str, Floats]) -> tuple[ArmEvidence, dict[str, Floats]]:
         """What a read-out at `role` has read, and the read-outs, arm → [readout prompt example]."""
@@ -234,7 +228,6 @@ def shape_tables(
     """Shape, evidence, Bayesian tests and accounts of the chosen latents, by the name of their table.
 
     Args:
-        run: the run.
         chosen: latents by site and role, [latent].
         values: arm → site and role → pre-activation × decoder norm on shape prompts, [latent prompt example].
     """

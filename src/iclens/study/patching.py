@@ -237,9 +237,6 @@ def greedy_members(sets: schemas.SetTable) -> list[int]:
     """The fewest latents of a greedy order with `HALF` of the full activation's effect; else all of them.
 
     The size is chosen on the screening half, so that its share on the test half is not chosen to be large.
-
-    Args:
-        sets: one place, sufficiency.
     """
     rows = sets.where((sets["kind"] == GREEDY) & (sets["belief"] == sets["chosen_for"]))
     if not len(rows):

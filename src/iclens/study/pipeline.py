@@ -39,21 +39,13 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Event:
-    """What a stage has to say while a study runs.
+    """What a stage has to say while a study runs."""
 
-    Args:
-        stage: its name.
-        state: one of `STATES`.
-        seconds: it took, 0 when it was not done.
-        found: its findings.
-        why: why it was done, or where it was taken from.
-    """
-
-    stage: str
-    state: str
-    seconds: float = 0.0
-    found: Mapping[str, Any] = field(default_factory=dict)
-    why: str = ""
+    stage: str  # its name
+    state: str  # one of `STATES`
+    seconds: float = 0.0  # it took, 0 when it was not done
+    found: Mapping[str, Any] = field(default_factory=dict)  # its findings
+    why: str = ""  # why it was done, or where it was taken from
 
 
 Report = Callable[[Event], None]
@@ -120,17 +112,11 @@ def _take_over(source: Path, record: dict[str, Any], folder: Path) -> dict[str, 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What running a study gave.
+    """What running a study gave."""
 
-    Args:
-        run: the run folder.
-        events: one per stage brought up to date, in order.
-        index: the pages' index.html, when they are written.
-    """
-
-    run: Path
-    events: tuple[Event, ...]
-    index: Path | None
+    run: Path  # the run folder
+    events: tuple[Event, ...]  # one per stage brought up to date, in order
+    index: Path | None  # the pages' index.html, when they are written
 
     def as_text(self) -> str:
         """Where the run and its pages are."""
@@ -151,8 +137,6 @@ def run_study(config: StudyConfig, root: Path, report: Report, *, last: str | No
     """Run every stage that is not up to date.
 
     Args:
-        config: the resolved study.
-        root: folder of all runs.
         report: told what each stage does.
         last: only this stage and those that it reads; all when not given.
 
@@ -186,7 +170,6 @@ def run_track_shard(path: Path, rank: int, world: int) -> Path:
     Args:
         path: a run folder, or a study folder with a finished run.
         rank: from 0.
-        world: number of ranks.
 
     Raises:
         RunError: when the run's SAEs or prompts are not there yet, or there are too many ranks.

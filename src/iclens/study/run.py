@@ -200,7 +200,6 @@ class RunContext:
     are of the stage that is being done: its key, and the empty folder that will be its own.
 
     Args:
-        folder: the run.
         outside: outside input → hashes of its files, as `inputs.outside_inputs` gives them.
         progress: told how far a long stage is.
     """
@@ -328,19 +327,13 @@ def load_saes(config: StudyConfig, model: LanguageModel, folder: Path) -> dict[S
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a study: `work` makes its outputs from what it declares here, and from nothing else.
+    """One step of a study: `work` makes its outputs from what it declares here, and from nothing else."""
 
-    Args:
-        name: one of `STAGES`.
-        settings: config sections that decide its result.
-        reads: earlier stages, or outside inputs (`model`, `SAE source`, `other SAEs`), that it reads.
-        work: yields its tables by name and returns its findings.
-    """
-
-    name: str
-    settings: tuple[str, ...]
+    name: str  # one of `STAGES`
+    settings: tuple[str, ...]  # config sections that decide its result
+    # earlier stages, or outside inputs (`model`, `SAE source`, `other SAEs`), that it reads
     reads: tuple[str, ...]
-    work: Callable[[RunContext], Made]
+    work: Callable[[RunContext], Made]  # yields its tables by name and returns its findings
 
     @property
     def folder(self) -> str:

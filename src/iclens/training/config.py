@@ -176,26 +176,16 @@ class TokenContexts(Contexts):
 
 @dataclass(frozen=True)
 class SaeSpec:
-    """One SAE to train, every default resolved.
+    """One SAE to train, every default resolved."""
 
-    Args:
-        site: what it reads.
-        target: what it predicts, for a transcoder; None for an SAE, which reconstructs its site.
-        d_sae: number of latents.
-        k: active latents per token; None for architectures that do not choose it.
-        lr: peak learning rate.
-        seed: of its first weights.
-        architecture: one of `Architecture`.
-        options: further settings of the architecture, by the names of its sae_lens training config.
-    """
-
-    site: Site
-    target: Site | None
-    d_sae: int
-    k: int | None
-    lr: float
-    seed: int
-    architecture: str
+    site: Site  # what it reads
+    target: Site | None  # what it predicts, for a transcoder; None for an SAE, which reconstructs its site
+    d_sae: int  # number of latents
+    k: int | None  # active latents per token; None for architectures that do not choose it
+    lr: float  # peak learning rate
+    seed: int  # of its first weights
+    architecture: str  # one of `Architecture`
+    # further settings of the architecture, by the names of its sae_lens training config
     options: Mapping[str, Any]
 
     @property
@@ -441,7 +431,6 @@ def read_yaml(text: str, asked: str, example: str) -> dict[str, Any]:
     """The mapping that a YAML text holds, each of its keys once.
 
     Args:
-        text: YAML.
         asked: what is read, for errors.
         example: a file that shows how it is written.
 

@@ -333,15 +333,10 @@ def _massive(x: Tensor, kept: Bools, ratio: float) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class Scaling:
-    """u = factor · (x − mean): a site's activations with mean 0 and mean squared length d_in.
+    """u = factor · (x − mean): a site's activations with mean 0 and mean squared length d_in."""
 
-    Args:
-        mean: [d_in].
-        factor: scalar.
-    """
-
-    mean: Tensor
-    factor: float
+    mean: Tensor  # [d_in]
+    factor: float  # scalar
 
     @classmethod
     def of(cls, x: Tensor) -> Scaling:

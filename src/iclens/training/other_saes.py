@@ -174,7 +174,6 @@ def transcoder_loss(
     arXiv 2407.14435.
 
     Args:
-        network: the transcoder.
         u: what it reads, [row d_in].
         v: what it predicts, [row d_out].
         options: every option of its architecture.
@@ -236,7 +235,6 @@ def unscale(network: SAE, scaling: Scaling, out: Scaling) -> None:
     any other, m·W_enc is taken. A skip connection becomes s/sₒ·W_skip, and m through it is taken from b_dec.
 
     Args:
-        network: of sae_lens, for inference.
         scaling: of what it reads.
         out: of what it predicts.
     """

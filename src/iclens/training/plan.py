@@ -111,33 +111,19 @@ def context_length(config: TrainConfig) -> int:
 
 @dataclass(frozen=True)
 class Device:
-    """A machine to train on. Peaks are those of data sheets, dense; the reached fractions are assumed.
+    """A machine to train on. Peaks are those of data sheets, dense; the reached fractions are assumed."""
 
-    Args:
-        name: as given to `--device`.
-        kind: `cuda` or `cpu`.
-        memory: bytes.
-        bf16_flops: peak of bfloat16 matrix products, FLOP/s.
-        fp32_flops: peak of float32 matrix products as PyTorch runs them by default, FLOP/s.
-        bandwidth: peak of memory traffic, byte/s.
-        matrix_efficiency: assumed fraction of the peak that large matrix products reach.
-        memory_efficiency: assumed fraction of the bandwidth that streaming and gathering reach.
-        reserve: bytes that no tensor can have: driver context, libraries, interpreter.
-        slack: assumed fraction of tensor bytes lost to the allocator's rounding and fragments.
-        source: where the peaks are from.
-    """
-
-    name: str
-    kind: str
-    memory: int
-    bf16_flops: float
-    fp32_flops: float
-    bandwidth: float
-    matrix_efficiency: float
-    memory_efficiency: float
-    reserve: int
-    slack: float
-    source: str
+    name: str  # as given to `--device`
+    kind: str  # `cuda` or `cpu`
+    memory: int  # bytes
+    bf16_flops: float  # peak of bfloat16 matrix products, FLOP/s
+    fp32_flops: float  # peak of float32 matrix products as PyTorch runs them by default, FLOP/s
+    bandwidth: float  # peak of memory traffic, byte/s
+    matrix_efficiency: float  # assumed fraction of the peak that large matrix products reach
+    memory_efficiency: float  # assumed fraction of the bandwidth that streaming and gathering reach
+    reserve: int  # bytes that no tensor can have: driver context, libraries, interpreter
+    slack: float  # assumed fraction of tensor bytes lost to the allocator's rounding and fragments
+    source: str  # where the peaks are from
 
     def matrix_rate(self, dtype: str) -> float:
         """Reached FLOP/s of matrix products in `float32` or `bfloat16`."""
@@ -399,23 +385,15 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes.
+    """What a run takes."""
 
-    Args:
-        device: planned for.
-        memory: parts, with the bytes each holds in every phase.
-        times: parts, with seconds per token.
-        disk: bytes written.
-        tokens: activations that each SAE sees.
-        remedies: changes after which it fits, in order; empty when it fits. The last one's peak says whether
-            they suffice.
-    """
-
-    device: Device
-    memory: tuple[Part, ...]
-    times: tuple[Cost, ...]
-    disk: Disk
-    tokens: int
+    device: Device  # planned for
+    memory: tuple[Part, ...]  # parts, with the bytes each holds in every phase
+    times: tuple[Cost, ...]  # parts, with seconds per token
+    disk: Disk  # bytes written
+    tokens: int  # activations that each SAE sees
+    # changes after which it fits, in order; empty when it fits. The last one's peak says whether they
+    # suffice.
     remedies: tuple[Remedy, ...] = ()
 
     @property
@@ -507,7 +485,6 @@ def plan(config: TrainConfig, device: Device, shape: ModelShape | None = None) -
 
     Args:
         config: what to train.
-        device: planned for.
         shape: of the model; read from its config.json by default.
 
     Raises:

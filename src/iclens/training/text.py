@@ -369,7 +369,6 @@ class TextField:
     A row has no text when the field is null in it or missing. That the first rows all lack it is an error.
 
     Args:
-        name: of the field.
         known: whether rows were seen that have it.
     """
 

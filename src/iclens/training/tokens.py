@@ -62,10 +62,7 @@ class TokenSource:
 
     Args:
         settings: the file, and the length into which a flat array is cut.
-        tokenizer: whose ids they are.
         reserved: how many contexts are held out.
-        seed: of the order.
-        held_out_seed: draws the held-out contexts.
         n_vocab: how many token ids the model knows; by default those of the tokenizer.
 
     Raises:
@@ -308,17 +305,12 @@ def _runs_at_ends(tokens: Ints, first: int) -> tuple[Ints, Ints]:
 
 @dataclass(frozen=True)
 class StoredTokens:
-    """Token ids of a file.
+    """Token ids of a file."""
 
-    Args:
-        ids: [row pos] or flat [token].
-        mask: 1 where there is a token and 0 where there is none, in the same shape; None: everywhere.
-        skipped: rows without ids: null, empty, or without the field.
-    """
-
-    ids: Ints
+    ids: Ints  # [row pos] or flat [token]
+    # 1 where there is a token and 0 where there is none, in the same shape; None: everywhere
     mask: Ints | None = None
-    skipped: int = 0
+    skipped: int = 0  # rows without ids: null, empty, or without the field
 
 
 def read_tokens(path: Path) -> StoredTokens:

@@ -119,50 +119,31 @@ def clip(gradients: Mapping[str, Tensor], longest: float) -> None:
 
 @dataclass(frozen=True)
 class Active:
-    """The active latents of a batch, sorted by row.
+    """The active latents of a batch, sorted by row."""
 
-    Args:
-        value: [entry]; entries of value 0 take up room but change no sum.
-        row: [entry].
-        latent: [entry].
-        start: first entry of each row, [row].
-    """
-
-    value: Tensor
-    row: Tensor
-    latent: Tensor
-    start: Tensor
+    value: Tensor  # [entry]; entries of value 0 take up room but change no sum
+    row: Tensor  # [entry]
+    latent: Tensor  # [entry]
+    start: Tensor  # first entry of each row, [row]
 
 
 @dataclass(frozen=True)
 class Order:
-    """The same entries sorted by latent.
+    """The same entries sorted by latent."""
 
-    Args:
-        entry: [entry], which entry stands where.
-        row: its row, [entry].
-        bounds: first entry of each latent, and the number of entries, [d_sae + 1].
-    """
-
-    entry: Tensor
-    row: Tensor
-    bounds: Tensor
+    entry: Tensor  # [entry], which entry stands where
+    row: Tensor  # its row, [entry]
+    bounds: Tensor  # first entry of each latent, and the number of entries, [d_sae + 1]
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """z = u·matrixᵀ + bias, computed for a chunk of rows at a time.
+    """z = u·matrixᵀ + bias, computed for a chunk of rows at a time."""
 
-    Args:
-        matrix: [d_sae d_in].
-        bias: [d_sae].
-        chunk: rows whose pre-activations are held at a time; None for all.
-        dtype: of the product that chooses; the values kept are always computed in the precision of `matrix`.
-    """
-
-    matrix: Tensor
-    bias: Tensor
-    chunk: int | None = None
+    matrix: Tensor  # [d_sae d_in]
+    bias: Tensor  # [d_sae]
+    chunk: int | None = None  # rows whose pre-activations are held at a time; None for all
+    # of the product that chooses; the values kept are always computed in the precision of `matrix`
     dtype: torch.dtype | None = None
 
     @property
@@ -320,7 +301,6 @@ def reconstruct(
         weights: encoder [d_sae d_in], b_enc [d_sae], decoder [d_sae d_out], b_dec [d_out].
         u: what the encoder reads, [row d_in].
         v: what is predicted, [row d_out].
-        active: of the rows of u.
     """
     decoder = weights["decoder"].detach()
     a = active.value.detach().requires_grad_()

@@ -83,11 +83,8 @@ def track(
     Held are one batch of activations, 4 bytes × batch × examples × roles × sites × d_model, and the entries.
 
     Args:
-        model: a whole model.
         saes: site → its SAE.
-        prompts: one arm's prompts.
         roles: which tokens of each example.
-        batch: prompts per forward pass.
         words: answers to read beside the numbers and the prompts' own words.
 
     Raises:
@@ -206,9 +203,7 @@ def pre_activations(
     Args:
         model: the model; only blocks up to the deepest site are run.
         saes: site → its SAE.
-        prompts: one arm's prompts.
         chosen: (site, role) → latent ids, [latent].
-        batch: prompts per forward pass.
 
     Returns:
         (site, role) → float32 [latent prompt example], in units of the latents.
@@ -264,14 +259,9 @@ def direction_growth(
     Only `batch` prompts of one site set are held at a time, and the projections.
 
     Args:
-        model: the model.
-        treated: arm T.
         control: its paired arm; both inline.
-        sites: whose directions.
         fit: prompts that give the directions, [prompt].
         test: prompts that are projected, [prompt]; none of `fit`.
-        role: token of each example.
-        batch: prompts per forward pass.
 
     Returns:
         site → [prompt example], in activation units.

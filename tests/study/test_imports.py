@@ -286,7 +286,7 @@ def test_no_module_that_a_stage_reaches_imports_by_a_name_put_together(stage: St
 
 def top_name(file: str, code: CodeType) -> str:
     """The name at the top of a module below which a code object stands."""
-    if code.co_name != "<lambda>":
+    if not code.co_qualname.startswith("<lambda>"):
         return code.co_qualname.split(".")[0]
     definitions = imports._definitions(f"iclens.{file[:-3].replace('/', '.')}", imports.PACKAGE)
     spans = {name: nodes[0] for name, nodes in definitions.items() if hasattr(nodes[0], "lineno")}

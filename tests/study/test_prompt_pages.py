@@ -66,7 +66,7 @@ def test_shown_are_the_first_prompts_of_the_patching_stage(
         assert text == bench.model.tokenizer.decode(ids)
         query = text[text.rindex("(") :]
         assert "".join(token.text for token in pair.b.tokens) == f"<|begin_of_text|>\n{query}"
-        assert (pair.query, pair.wanted) == (patched.x_B[i], patched.own[i])
+        assert (pair.query, pair.wanted) == (patched.x_B[i], patched.answer[i])
         assert (pair.a.query, pair.b.query) == (patched.n_seen, 0)
         assert [token.role for token in pair.b.tokens] == ["start", "start", "open", "x", "comma", "pre"]
         assert pair.a.tokens[0].example == START and pair.a.tokens[2].example == 0
@@ -97,7 +97,7 @@ def test_answers_and_beliefs_are_the_models(
 ) -> None:
     read = np.array([position("pre", patched.n_seen)])
     probs = answer_probs(bench.model, up_to_query(patched.target)[:N], read, extra=patched.words)
-    own = probs.of(patched.own[:N, None])[:, 0]
+    own = probs.of(patched.answer[:N, None])[:, 0]
     for i, pair in enumerate(shown):
         assert pair.a.read.wanted == pytest.approx(own[i], abs=1e-5)
         assert pair.a.answer[0] == probs.answers[int(probs.top()[i, 0])]

@@ -86,7 +86,7 @@ def same(one: pd.Series, other: pd.Series, what: str) -> None:
 
 
 def test_what_is_asked_of_a_run_is_the_same(first: Outcome, twin: Results) -> None:
-    runs = [iclens.open(first.run), iclens.open(twin.run.path)]
+    runs = [iclens.open(first.run), iclens.open(twin.path)]
     key = ["site", "role", "latent"]
     tops = [run.top(10, by="slope").df[key].to_numpy().tolist() for run in runs]
     assert tops[0] == tops[1]

@@ -23,7 +23,7 @@ from iclens.saes.encode import Near, by_activation, by_decoder, logit_effects
 from iclens.study.concepts import WIDTH, FollowedGrid, saved_grid
 from iclens.study.run import RunContext
 from iclens.table import Floats
-from iclens.track import token_activations
+from iclens.tracking import token_activations
 
 AFTER_BOS = 1
 """First token that counts: activations on BOS say nothing of the prompt, and may be out of scale."""

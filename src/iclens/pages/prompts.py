@@ -32,7 +32,7 @@ from iclens.prompts.build import PromptSet, exact_answer_probs, in_mixture
 from iclens.schemas import LADDER
 from iclens.study.run import RunContext
 from iclens.table import Floats, Ints
-from iclens.track import belief_log_odds, in_turn, latents_at_tokens, most_changed, strongest
+from iclens.tracking import belief_log_odds, in_turn, latents_at_tokens, most_changed, strongest
 
 PATH = "prompts.html"
 START = -1

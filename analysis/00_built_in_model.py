@@ -15,10 +15,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from iclens.builtin.evaluate import Evaluation, evaluate, load_mixture, standard_conditions
-from iclens.builtin.model import load_recipe
-from iclens.core import IclensError
-from iclens.model.load import load_model
+from iclens import (
+    Evaluation,
+    IclensError,
+    evaluate,
+    load_mixture,
+    load_model,
+    load_recipe,
+    standard_conditions,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS = (0, 1, 2, 4, 8, 12, 15)

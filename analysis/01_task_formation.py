@@ -17,14 +17,22 @@ from pathlib import Path
 
 import numpy as np
 
-from iclens.core import IclensError
-from iclens.model.load import LanguageModel, load_model
-from iclens.patching.runs import ZERO, build_runs
-from iclens.patching.sweep import DONOR_COUNTS, graded, sweep
-from iclens.prompts.tasks import Task, parse_task
-from iclens.schemas import GradedTable, SweepTable
+from iclens import (
+    IclensError,
+    LanguageModel,
+    Task,
+    build_runs,
+    graded,
+    load_model,
+    parse_task,
+    schemas,
+    sweep,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
+ZERO = "zero examples"
+COUNTS = (0, 1, 2, 4, 8, 12, 15)
+"""Donor examples of the graded patch, beside those asked for."""
 OWN, COPY = "task on own x", "copy"
 TASK_MOVED, MOSTLY, HARDLY = 0.9, 0.5, 0.05
 """From these on a probability counts as the whole task or as most of something; up to the last as absent."""
@@ -48,12 +56,12 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def values(table: SweepTable, role: str, metric: str, column: str = "value") -> np.ndarray:
+def values(table: schemas.SweepTable, role: str, metric: str, column: str = "value") -> np.ndarray:
     """A column by layer."""
     return table.where((table["role"] == role) & (table["metric"] == metric))[column]
 
 
-def print_sweep(table: SweepTable) -> None:
+def print_sweep(table: schemas.SweepTable) -> None:
     """One aligned row per role and metric, one column per layer."""
     n_layers = int(table["layer"].max()) + 1
     print(
@@ -66,7 +74,7 @@ def print_sweep(table: SweepTable) -> None:
             print(f"  {role:<7}{metric:<21}{cells}  {unpatched:9.2f}")
 
 
-def print_graded(table: GradedTable) -> None:
+def print_graded(table: schemas.GradedTable) -> None:
     """The patched and the unpatched curve by the donor's number of examples."""
     own, copied = (table.where(table["metric"] == metric) for metric in (OWN, COPY))
     print(f"  {'examples':<9}{'P(own x), patched':>22}{'unpatched':>22}{'copy, patched':>15}")
@@ -90,10 +98,10 @@ class Finding:
     """A model's sweeps, the layer they choose, and that layer's graded curve."""
 
     name: str
-    zero: SweepTable
-    matched: SweepTable
+    zero: schemas.SweepTable
+    matched: schemas.SweepTable
     layer: int
-    curve: GradedTable
+    curve: schemas.GradedTable
 
     def words(self) -> list[str]:
         """What the numbers say, one sentence each."""
@@ -144,7 +152,7 @@ def examine(name: str, model: LanguageModel, task: Task, asked: argparse.Namespa
         for recipient in (ZERO, "S arm")
     )  # fmt: skip
     layer = int(values(zero, "pre", OWN).argmax())
-    counts = sorted({*DONOR_COUNTS, asked.donors})
+    counts = sorted({*COUNTS, asked.donors})
     curve = graded(model, task, layer=layer, counts=counts, n_prompts=asked.prompts, seed=asked.seed + 1)
     return Finding(name, zero, matched, layer, curve)
 

@@ -16,17 +16,12 @@ import sys
 from pathlib import Path
 
 import altair as alt
+import numpy as np
 import pandas as pd
+from safetensors.numpy import load_file
 
 import iclens
-from iclens.activations import examples_seen
-from iclens.core import IclensError
-from iclens.growth.bayes import predicted_shapes
-from iclens.growth.shape import fit_shapes
-from iclens.schemas import LADDER
-from iclens.study.config import StudyConfig, demo_config
-from iclens.study.pipeline import run_study
-from iclens.study.store import load_arrays
+from iclens import IclensError, StudyConfig, demo_config, fit_shapes, predicted_shapes, run_study, schemas
 
 ARMS = ["T", "S", "R", "O", "D", "D2", "W", "Wr", "E1", "E2", "P", "Q-", "Q0", "A-", "A+", "N2", "C4"]
 
@@ -77,7 +72,7 @@ def latents(run: iclens.Run) -> None:
     title("3. Which latents grow, and how")
     growth = run.growth
     counts = growth.groupby(["site", "verdict"], sort=False).size().unstack(fill_value=0)
-    print(counts.reindex(columns=[*LADDER, "falls"], fill_value=0).to_string())
+    print(counts.reindex(columns=[*schemas.LADDER, "falls"], fill_value=0).to_string())
     listed = growth[growth["shortlisted"]]
     print(f"\nThe short list: {len(listed)}, confirmed {(listed['confirm_p'] <= 0.05).sum()}, "
           f"median shrinkage {listed['shrinkage'].median():.2f}. Best curves:")  # fmt: skip
@@ -107,10 +102,10 @@ def latents(run: iclens.Run) -> None:
 def own_shapes(run: iclens.Run) -> pd.DataFrame:
     """Shapes of the short list in its own arm: would the certificate fail only because the control moves?"""
     tables = []
-    arrays, _ = load_arrays(run.results.file("shape", f"pre_{run.arms[0]}.safetensors"))
+    arrays = load_file(run.results.file("shape", f"pre_{run.arms[0]}.safetensors"))
     for (site, role), rows in run.shapes.groupby(["site", "role"], sort=False):
         values = arrays[f"{site} {role}"]
-        n_seen = examples_seen(role, values.shape[2])
+        n_seen = np.arange(values.shape[2]) + (role in ("lab", "close"))  # these have read their own label
         latents = rows["latent"].to_numpy()
         found = fit_shapes(n_seen, values, place=(run.site(site), role), latent_ids=latents)
         tables.append(found.df.assign(site=site))
@@ -146,7 +141,7 @@ def falsifiers(run: iclens.Run) -> None:
     title("5. What would refute it")
     for row in run.falsifiers.to_dict("records"):
         print(f"{row['falsifier']} {row['fired']:13s} {row['question']}\n   {row['evidence']}")
-    top = run.growth["verdict"].isin(LADDER[2:]).sum()
+    top = run.growth["verdict"].isin(schemas.LADDER[2:]).sum()
     fired = ", ".join(run.falsifiers.query("fired == 'fired'")["falsifier"]) or "none"
     print(f'\n{top} latents get beyond "grows"; falsifiers that fired: {fired}.')
 

@@ -22,31 +22,29 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from iclens.core import BELIEFS, IclensError
-from iclens.model.load import LanguageModel, load_model
-from iclens.patching.heads import (
-    HEADS_GIVEN,
-    LATER_HEADS,
-    WHOLE_LAYER,
-    Ablation,
-    Heads,
-    ablate_heads,
-    ablation_edits,
-    direct_effects,
-)
-from iclens.patching.redundancy import (
+from iclens import (
+    BELIEFS,
     LEAST_RISE,
     WORKS,
+    Ablation,
+    IclensError,
+    LanguageModel,
+    Runs,
+    Task,
     Verdict,
+    ablate_heads,
+    ablation_edits,
     arrival,
+    build_runs,
+    direct_effects,
     iterative_ablation,
     judge,
+    load_model,
+    parse_task,
+    prompt_weights,
     redundancy_index,
+    schemas,
 )
-from iclens.patching.runs import ZERO, Runs, build_runs
-from iclens.prompts.tasks import Task, parse_task
-from iclens.schemas import DirectTable, HeadTable, RedundancyLadderTable, RedundancyTable
-from iclens.stats import prompt_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 STRONG = 1.0
@@ -54,6 +52,11 @@ STRONG = 1.0
 MOST_HEADS = 4
 KEPT = 0.5
 """Share of the intact donor's P(own answer) from which an ablated donor still gives it."""
+Heads = tuple[tuple[int, int], ...]  # of (layer, head)
+ZERO = "zero examples"
+WHOLE_LAYER = -1
+"""Head of the rows in which all heads of a layer are ablated."""
+LATER_PARTS = ("later heads", "later heads, given the loss")
 LADDERS = (("zero", "pre", ZERO), ("mean", "pre", "S arm"), ("zero", "all positions", ZERO))
 """Kind, place and recipient; the recorded experiments are the first."""
 
@@ -97,17 +100,17 @@ class Finding:
 
     name: str
     belief: str
-    heads: HeadTable
+    heads: schemas.HeadTable
     needed: Heads
-    index: RedundancyTable
-    direct: DirectTable
+    index: schemas.RedundancyTable
+    direct: schemas.DirectTable
     verdicts: dict[str, Verdict]
     rises: pd.DataFrame
-    ladders: list[RedundancyLadderTable]
+    ladders: list[schemas.RedundancyLadderTable]
     curves: pd.DataFrame
 
 
-def needed_heads(table: HeadTable, belief: str) -> Heads:
+def needed_heads(table: schemas.HeadTable, belief: str) -> Heads:
     """Heads whose loss costs at least `STRONG` nats, its interval below 0; else the strongest."""
     rows = table.where((table["metric"] == f"effect on {belief}") & (table["head"] != WHOLE_LAYER))
     order = np.argsort(rows["effect"], kind="stable")[:MOST_HEADS]
@@ -128,7 +131,7 @@ def examine(name: str, model: LanguageModel, task: Task, asked: argparse.Namespa
     heads = ablate_heads(model, draw(ZERO, asked.seed))
     needed = needed_heads(heads, belief)
     layers = [((i, WHOLE_LAYER), (i + 1, WHOLE_LAYER)) for i in range(model.n_blocks - 1)]
-    index = RedundancyTable.concat(
+    index = schemas.RedundancyTable.concat(
         [
             redundancy_index(model, runs[ZERO], Ablation(some), beliefs=[belief])
             for some in ([needed, *layers] if len(needed) > 1 else layers)
@@ -157,12 +160,12 @@ def later_heads(model: LanguageModel, runs: Runs, sets: Sequence[Heads], belief:
     for some in sets:
         for reader in range(some[-1][0] + 2, model.n_blocks + 1):
             table = direct_effects(model, runs, Ablation(some), reader=reader, beliefs=[belief])
-            parts.append(table.where(np.isin(table["part"], (LATER_HEADS, HEADS_GIVEN))).df)
+            parts.append(table.where(np.isin(table["part"], LATER_PARTS)).df)
     return pd.concat(parts, ignore_index=True)
 
 
 def ladder_curves(
-    model: LanguageModel, runs: Runs, ladder: RedundancyLadderTable, belief: str
+    model: LanguageModel, runs: Runs, ladder: schemas.RedundancyLadderTable, belief: str
 ) -> pd.DataFrame:
     """NE by layer at every step of a ladder, with intervals."""
     weights = prompt_weights(runs.donor.n_prompts, 1000, np.random.default_rng(0))
@@ -265,7 +268,7 @@ def mechanism(found: Finding) -> list[str]:
     return sentences
 
 
-def ladder_words(ladder: RedundancyLadderTable) -> str:
+def ladder_words(ladder: schemas.RedundancyLadderTable) -> str:
     """A ladder in one sentence."""
     where = f"By {ladder['unit'][0]}, {ladder['kind'][0]} at {ladder['place'][0]}: "
     if len(ladder) == 1:

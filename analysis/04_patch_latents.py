@@ -23,18 +23,32 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from iclens.core import IclensError, Site
-from iclens.model.load import LanguageModel, load_model
-from iclens.patching.latents import carry_levels, linear_screen, patch_latents, single_effects
-from iclens.patching.receiver import prepare_patch
-from iclens.patching.runs import ZERO, build_runs, runs_by_query
-from iclens.patching.sets import ALL, FULL, GREEDY, HALF, MEANS, NEURONS, OWN, patch_controls, patch_sets
-from iclens.patching.sweep import response_curve, response_fits, sweep
-from iclens.prompts.tasks import Task, default_inputs, parse_task
-from iclens.saes.load import Sae, load_sae_set
-from iclens.schemas import ControlTable, ResponseFitTable, ResponseTable, ScreenTable, SetTable
-from iclens.training.config import parse_train_config
-from iclens.training.loop import train_saes
+from iclens import (
+    IclensError,
+    LanguageModel,
+    Sae,
+    Site,
+    Task,
+    build_runs,
+    carry_levels,
+    default_inputs,
+    linear_screen,
+    load_model,
+    load_saes,
+    parse_task,
+    parse_train_config,
+    patch_controls,
+    patch_latents,
+    patch_sets,
+    prepare_patch,
+    response_curve,
+    response_fits,
+    runs_by_query,
+    schemas,
+    single_effects,
+    sweep,
+    train_saes,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 BELIEF = "exact"
@@ -42,6 +56,12 @@ NOTHING = 0.05
 """Share of the full activation's effect that random sets may have."""
 LEAST = 1.0
 """Nats that the full activation must bring for shares of it to mean anything."""
+ZERO = "zero examples"
+OWN, GREEDY, ALL = "by own effect", "greedy", "all latents"
+NEURONS, MEANS, FULL = "neurons", "difference of means", "full activation"
+"""Kinds of sets."""
+HALF = 0.5
+"""Share of the full activation's effect from which a set carries it."""
 TWIN_TOKENS = 200_000
 """Activations on which each of the twin's SAEs is trained."""
 
@@ -70,9 +90,9 @@ class Place:
 
     site: Site
     ladder: pd.DataFrame
-    sets: SetTable
-    controls: ControlTable | None
-    screen: ScreenTable
+    sets: schemas.SetTable
+    controls: schemas.ControlTable | None
+    screen: schemas.ScreenTable
     smallest: tuple[int, ...]
 
 
@@ -91,8 +111,8 @@ class Finding:
     name: str
     own: np.ndarray
     places: tuple[Place, ...]
-    curve: ResponseTable
-    fits: ResponseFitTable
+    curve: schemas.ResponseTable
+    fits: schemas.ResponseFitTable
 
     @property
     def best(self) -> Place:
@@ -100,19 +120,19 @@ class Finding:
         return max(self.places, key=lambda place: effect_of(place.sets, FULL))
 
 
-def rows_of(table: SetTable, kind: str, direction: str = "sufficiency") -> SetTable:
+def rows_of(table: schemas.SetTable, kind: str, direction: str = "sufficiency") -> schemas.SetTable:
     """A kind of set's rows on the headline belief, by size."""
     return table.where(
         (table["kind"] == kind) & (table["direction"] == direction) & (table["belief"] == BELIEF)
     )
 
 
-def effect_of(table: SetTable, kind: str) -> float:
+def effect_of(table: schemas.SetTable, kind: str) -> float:
     """Effect of the largest set of a kind, nats."""
     return float(rows_of(table, kind)["effect"][-1])
 
 
-def smallest(table: SetTable) -> tuple[int, ...]:
+def smallest(table: schemas.SetTable) -> tuple[int, ...]:
     """The fewest latents of the greedy order with half of the full activation's effect, if any have it."""
     rows = rows_of(table, GREEDY)
     enough = np.flatnonzero(rows["screen_share"] >= HALF)
@@ -161,7 +181,7 @@ def measure(model: LanguageModel, sae: Sae, task: Task, wrong: Task, drawn: dict
     if few:
         controls = patch_controls(receiver, [np.array(few)], wrong=others, seed=drawn["seed"])
     screen = linear_screen(receiver, receiver.differing, effects)
-    return Place(sae.site, ladder, SetTable.concat([sets, back]), controls, screen, few)
+    return Place(sae.site, ladder, schemas.SetTable.concat([sets, back]), controls, screen, few)
 
 
 def print_place(place: Place) -> None:
@@ -299,14 +319,14 @@ def main() -> int:
     try:
         model = load_model(asked.model)
         wanted = {Site(2, "mlp_out"), Site(2, "resid_post"), Site(3, "resid_post")}
-        saes = {site: sae for site, sae in load_sae_set(asked.saes, model).items() if site in wanted}
+        saes = {site: sae for site, sae in load_saes(asked.saes, model).items() if site in wanted}
         report(examine("Model", model, saes, asked), asked)
         twin = load_model(asked.twin)
         with tempfile.TemporaryDirectory() as scratch:
             own = twin_saes(
                 Path(asked.twin), ["L2.resid_post", "L3.resid_post", "L4.resid_post"], Path(scratch)
             )
-            report(examine("Twin", twin, load_sae_set(own, twin), asked), asked)
+            report(examine("Twin", twin, load_saes(own, twin), asked), asked)
     except IclensError as problem:
         print(problem, file=sys.stderr)
         return problem.exit_code

@@ -21,14 +21,16 @@ import pandas as pd
 import yaml
 
 import iclens
-from iclens.concepts.language import IDENTITY
-from iclens.core import IclensError
-from iclens.pages.findings import confirmed
-from iclens.schemas import CREATED, IN_ATTENTION
-from iclens.study.config import StudyConfig, demo_config
-from iclens.study.pipeline import Event, run_study
-from iclens.training.config import parse_train_config
-from iclens.training.loop import train_saes
+from iclens import (
+    Event,
+    IclensError,
+    StudyConfig,
+    demo_config,
+    parse_train_config,
+    run_study,
+    schemas,
+    train_saes,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 OTHERS = {"seed-1": {"seed": 1}, "wide": {"d_sae": 2048}}
@@ -163,9 +165,9 @@ def causes(run) -> None:
     print(wide.round(3).to_string())
     own = table[table["own"] & (table["latent"] >= 0)]
     moved = len(own.drop_duplicates(["site", "role", "latent", "concept"]))
-    print(
-        f"{len(confirmed(table))} of {moved} latents with a belief of their own move it more than any other,"
-    )
+    sure = own["specific"] & own["specific_standardised"] & (own["control_p"] <= 0.05)
+    specific = len(own[sure].drop_duplicates(["site", "role", "latent", "concept"]))
+    print(f"{specific} of {moved} latents with a belief of their own move it more than any other,")
     print("raw and beside matched latents (p ≤ .05)")
 
 
@@ -220,8 +222,8 @@ def claim(run) -> None:
     """Claim 3, clause by clause, from the tables alone."""
     heading("Against claim 3: MLPs break x → y into features whose size is the model's confidence")
     created = run.creation.drop_duplicates(["concept", "layer"])
-    made = created[created["verdict"] == CREATED]
-    attention = created[created["verdict"] == IN_ATTENTION]
+    made = created[created["verdict"] == schemas.CREATED]
+    attention = created[created["verdict"] == schemas.IN_ATTENTION]
     where = ", ".join(f"{c} at block {n}" for c, n in attention[["concept", "layer"]].itertuples(index=False))
     print(f"- {len(made)} of {len(created)} (concept, block) pairs are created by the MLP (criteria of M3)")
     print(f"- {len(attention)} first stand in attention's output: {where or 'none'}")
@@ -230,7 +232,7 @@ def claim(run) -> None:
     (concept, layer), rise = jump.index[0], jump.iloc[0]
     print(f"- largest rise from what an MLP reads to what it writes: {concept} at block {layer}, {rise:+.2f}")
     granted = run.transforms[~run.transforms["label"].isin(["", "candidate"])]
-    alone = granted["label"] == IDENTITY
+    alone = granted["label"] == "task identity"
     at_mlp = granted[granted["site"].str.endswith("mlp_out") & ~alone]
     print(
         f"- {len(at_mlp)} latents of MLP outputs have a transformation label; {alone.sum()} rows of any site"

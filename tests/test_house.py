@@ -1,10 +1,13 @@
 """The house rules that no linter knows: sizes, and what may be imported at run time."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import iclens
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULE_LINES = 900
@@ -19,6 +22,21 @@ TORCH_FREE_CONCEPTS = ("auroc", "confidence", "labels", "language", "probes", "t
 def test_module_is_one_idea_long(path: Path) -> None:
     most = CATALOGUES.get(path.relative_to(ROOT).as_posix(), MODULE_LINES)
     assert len(path.read_text(encoding="utf-8").splitlines()) <= most
+
+
+def test_docs_and_analyses_import_public_names_alone() -> None:
+    texts = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "howto").glob("*.md")]
+    texts += [*(ROOT / "analysis").glob("*.py"), *(ROOT / "analysis").glob("*.ipynb")]
+    texts += (ROOT / "checkpoints").glob("*/README.md")
+    deep = re.compile(r"(from|import) iclens\.")
+    assert not [path.name for path in texts if deep.search(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("name", iclens.__all__)
+def test_public_name_is_there_and_says_what_it_is(name: str) -> None:
+    value = getattr(iclens, name)
+    assert name in dir(iclens)
+    assert value.__doc__ if callable(value) else value
 
 
 def test_torch_free_packages_load_no_torch() -> None:

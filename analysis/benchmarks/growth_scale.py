@@ -36,7 +36,7 @@ from iclens.model.load import LanguageModel, load_model
 from iclens.model.shape import LLAMA3_8B, ModelShape
 from iclens.prompts.build import build_prompts
 from iclens.prompts.tasks import parse_task
-from iclens.saes.load import Sae, load_sae_set
+from iclens.saes.load import Sae, load_saes
 from iclens.schemas import GrowthTable
 from iclens.tracking import TRACKED_ROLES, track
 
@@ -194,7 +194,7 @@ def tracking() -> None:
     """The ratio on the built-in model and on a wider random Llama."""
     checkpoints = ROOT / "checkpoints"
     model = load_model(checkpoints / "icl-tiny")
-    ratio("built-in model", model, load_sae_set(checkpoints / "icl-tiny-saes", model), 256, 128)
+    ratio("built-in model", model, load_saes(checkpoints / "icl-tiny-saes", model), 256, 128)
     with tempfile.TemporaryDirectory() as place:
         config = json.loads((BUILT_IN / "config.json").read_text()) | WIDE
         write_folder(Path(place) / "wide", config, 4)

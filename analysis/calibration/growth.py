@@ -29,7 +29,7 @@ from iclens.prompts.beliefs import AnswerProbs, belief_index
 from iclens.prompts.build import PromptSet, build_prompts, exact_answer_probs, in_mixture
 from iclens.prompts.mixture import Mixture
 from iclens.prompts.tasks import parse_task
-from iclens.saes.load import load_sae_set
+from iclens.saes.load import load_saes
 from iclens.tracking import belief_log_odds, track
 from planted import (
     CalibrationRow,
@@ -73,7 +73,7 @@ def planted(seed: int, runs: int, workers: int = 1) -> Iterator[Rows]:
 def on_model(asked: argparse.Namespace, runs: int) -> Iterator[Rows]:
     """Spikes, relabelled arms and agreement with the exact posterior."""
     model = load_model(asked.model)
-    saes = load_sae_set(asked.saes, model)
+    saes = load_saes(asked.saes, model)
 
     def prompts(arm: str, n: int, seed: int) -> PromptSet:
         task = parse_task(asked.task)

@@ -34,7 +34,7 @@ from iclens.model.load import load_model
 from iclens.prompts.build import PromptSet
 from iclens.prompts.tasks import parse_task
 from iclens.saes.encode import encode_rows
-from iclens.saes.load import Sae, load_sae_set
+from iclens.saes.load import Sae, load_saes
 from iclens.study.config import demo_config
 from iclens.study.grid import grid_prompts, task_grid
 from iclens.tracking import track
@@ -247,7 +247,7 @@ def _model_latents() -> tuple[LatentActs, PromptSet, TaskGrid]:
     if "latents" not in _HELD:
         torch.set_num_threads(1)
         model = load_model(ROOT / "checkpoints" / "icl-tiny")
-        saes = load_sae_set(ROOT / "checkpoints" / "icl-tiny-saes", model)
+        saes = load_saes(ROOT / "checkpoints" / "icl-tiny-saes", model)
         site = Site(2, "resid_post")
         prompts = _demo_prompts()
         tracked = track(model, {site: saes[site]}, prompts, roles=("lab",))

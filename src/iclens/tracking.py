@@ -98,7 +98,7 @@ def track(
         raise SaeError(
             "tracking",
             "no SAE was given",
-            "Give `saes` at least one site and its SAE; `load_sae_set` reads a folder of them.",
+            "Give `saes` at least one site and its SAE; `load_saes` reads a folder of them.",
         )
     for site, sae in saes.items():
         model.check_site(site)

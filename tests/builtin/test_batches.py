@@ -9,7 +9,7 @@ from iclens.builtin.model import Recipe, build_tokenizer
 from iclens.builtin.train import Batch, BatchMaker
 from iclens.core import ConfigError
 from iclens.prompts.mixture import exact_posterior
-from iclens.prompts.render import encode
+from iclens.prompts.render import encode_examples
 
 MANY = 300
 
@@ -31,7 +31,7 @@ def test_tokens_are_those_of_the_rendered_text(maker: BatchMaker) -> None:
     inputs, answers = np.array(maker.mixture.inputs), np.array(maker.mixture.answers)
     for row, ids in enumerate(batch.tokens.numpy()):
         x, y = inputs[batch.contexts.x[row]], answers[batch.contexts.y[row]]
-        assert ids.tolist() == encode(build_tokenizer(), list(zip(x, y, strict=True))).tolist()
+        assert ids.tolist() == encode_examples(build_tokenizer(), list(zip(x, y, strict=True))).tolist()
 
 
 def test_targets_are_the_exact_predictive(maker: BatchMaker) -> None:

@@ -7,7 +7,7 @@ from iclens.core import EditError, TaskError
 from iclens.model.load import LanguageModel
 from iclens.patching.runs import Runs, build_runs
 from iclens.prompts.build import PromptSet
-from iclens.prompts.render import encode
+from iclens.prompts.render import encode_examples
 from iclens.prompts.tasks import parse_task
 
 TASKS = ("2x+3", "x//2+4", "x%2", "word:opposite", "word:size", "letter:next")
@@ -17,7 +17,7 @@ def rendered(model: LanguageModel, prompts: PromptSet) -> np.ndarray:
     pairs = [
         list(zip(x, y, strict=True)) for x, y in zip(prompts.x.tolist(), prompts.y.tolist(), strict=True)
     ]
-    return np.stack([encode(model.tokenizer, line) for line in pairs])
+    return np.stack([encode_examples(model.tokenizer, line) for line in pairs])
 
 
 @pytest.mark.parametrize("recipient", ["zero examples", "S arm", "R arm"])

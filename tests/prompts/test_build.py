@@ -23,7 +23,7 @@ from iclens.prompts.build import (
     joined,
 )
 from iclens.prompts.mixture import Mixture
-from iclens.prompts.render import encode
+from iclens.prompts.render import encode_examples
 from iclens.prompts.tasks import parse_task
 
 from .test_render import joining_tokenizer
@@ -383,7 +383,7 @@ def test_assembled_contexts_equal_encoded_ones() -> None:
     assert tokens.shape == (50, 38)
     for row, x, y in zip(tokens, contexts.x, contexts.y, strict=True):
         pairs = [(mixture.inputs[i], mixture.answers[j]) for i, j in zip(x, y, strict=True)]
-        np.testing.assert_array_equal(row, encode(tokenizer, pairs))
+        np.testing.assert_array_equal(row, encode_examples(tokenizer, pairs))
 
 
 def arm(code: str, task: str = "2x+3") -> PromptSet:

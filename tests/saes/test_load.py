@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from iclens.core import SaeError, Site
 from iclens.model.load import LanguageModel, plain_name
-from iclens.saes.load import Sae, convert, load_sae, load_sae_set, mismatches
+from iclens.saes.load import Sae, convert, load_sae, load_saes, mismatches
 
 from .layouts import LAYOUTS, native, refused, rows, write
 
@@ -152,7 +152,7 @@ def test_a_set_is_loaded_in_the_order_of_sites(
     for hook in ("blocks.2.hook_mlp_out", "blocks.1.hook_resid_post", HOOK):
         write_sae(Site.parse(hook).short, d_in=128, hook=hook)
     card(tmp_path, model)
-    saes = load_sae_set(tmp_path, model)
+    saes = load_saes(tmp_path, model)
     assert [site.short for site in saes] == ["L1.mlp_out", "L1.resid_post", "L2.mlp_out"]
     assert all(sae.site == site for site, sae in saes.items())
 
@@ -160,23 +160,23 @@ def test_a_set_is_loaded_in_the_order_of_sites(
 def test_a_set_of_another_model_width_or_layer_is_refused(
     write_sae: Write, tmp_path: Path, model: LanguageModel
 ) -> None:
-    refused(lambda: load_sae_set(tmp_path / "no", model), "no such folder")
-    refused(lambda: load_sae_set(tmp_path, model), "card.json is missing", "iclens saes check", "--out")
+    refused(lambda: load_saes(tmp_path / "no", model), "no such folder")
+    refused(lambda: load_saes(tmp_path, model), "card.json is missing", "iclens saes check", "--out")
     card(tmp_path, model)
-    refused(lambda: load_sae_set(tmp_path, model), "holds no SAE")
+    refused(lambda: load_saes(tmp_path, model), "holds no SAE")
     write_sae("L1.mlp_out", d_in=128, hook=HOOK)
     card(tmp_path, model, name="twin", fingerprint="000000" + model.fingerprint[6:])
-    refused(lambda: load_sae_set(tmp_path, model), "twin", "another config")
+    refused(lambda: load_saes(tmp_path, model), "twin", "another config")
     card(tmp_path, model, name="a/b", fingerprint="0123456789abcdef")  # as earlier versions wrote it
-    refused(lambda: load_sae_set(tmp_path, model), "a/b", "icl-tiny")
+    refused(lambda: load_saes(tmp_path, model), "a/b", "icl-tiny")
     card(tmp_path, model)
-    assert len(load_sae_set(tmp_path, model)) == 1
+    assert len(load_saes(tmp_path, model)) == 1
     write_sae("deep", d_in=128, hook="blocks.6.hook_mlp_out")
-    refused(lambda: load_sae_set(tmp_path, model), "L6.mlp_out", "6 blocks")
+    refused(lambda: load_saes(tmp_path, model), "L6.mlp_out", "6 blocks")
     write_sae("deep", d_in=128, hook=HOOK)
-    refused(lambda: load_sae_set(tmp_path, model), "stands twice")
+    refused(lambda: load_saes(tmp_path, model), "stands twice")
     write_sae("deep", d_in=64, hook="blocks.2.hook_mlp_out")
-    refused(lambda: load_sae_set(tmp_path, model), "width is 64")
+    refused(lambda: load_saes(tmp_path, model), "width is 64")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_card_of_other_types_is_refused(
     write_sae("L1.mlp_out", d_in=128, hook=HOOK)
     card(tmp_path, model)
     (tmp_path / "card.json").write_text(json.dumps(json.loads((tmp_path / "card.json").read_text()) | entry))
-    refused(lambda: load_sae_set(tmp_path, model), "card.json", "It must be", next(iter(entry)))
+    refused(lambda: load_saes(tmp_path, model), "card.json", "It must be", next(iter(entry)))
 
 
 def test_no_member_of_a_set_is_passed_over(write_sae: Write, tmp_path: Path, model: LanguageModel) -> None:
@@ -200,12 +200,12 @@ def test_no_member_of_a_set_is_passed_over(write_sae: Write, tmp_path: Path, mod
     write_sae("L1.mlp_out", d_in=128, hook=HOOK)
     half = write_sae("L2.mlp_out", d_in=128, hook="blocks.2.hook_mlp_out")
     (tmp_path / "metrics").mkdir()
-    assert len(load_sae_set(tmp_path, model)) == 2
+    assert len(load_saes(tmp_path, model)) == 2
     (half / "cfg.json").unlink()
-    refused(lambda: load_sae_set(tmp_path, model), "L2.mlp_out", "cfg.json is missing")
+    refused(lambda: load_saes(tmp_path, model), "L2.mlp_out", "cfg.json is missing")
     shutil.rmtree(half)
     shutil.copytree(Path(__file__).parent / "fixtures" / "dictionary_learning" / "topk", tmp_path / "learnt")
-    refused(lambda: load_sae_set(tmp_path, model), "learnt", "its width is 8")
+    refused(lambda: load_saes(tmp_path, model), "learnt", "its width is 8")
 
 
 @pytest.fixture

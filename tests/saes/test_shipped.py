@@ -13,7 +13,7 @@ from iclens.model.load import LanguageModel
 from iclens.model.run import record
 from iclens.prompts.build import TokenTable
 from iclens.prompts.mixture import Mixture
-from iclens.saes.load import load_sae_set
+from iclens.saes.load import load_saes
 from iclens.saes.quality import measure_quality
 from iclens.schemas import QualityTable
 
@@ -32,7 +32,7 @@ def tokens(model: LanguageModel) -> np.ndarray:
 @pytest.fixture(scope="module")
 def quality(model: LanguageModel, tokens: np.ndarray) -> QualityTable:
     pre = [position("pre", j) for j in range(EXAMPLES)]
-    return measure_quality(model, load_sae_set(SAES, model), tokens, pre=pre)
+    return measure_quality(model, load_saes(SAES, model), tokens, pre=pre)
 
 
 def test_there_are_residual_and_mlp_saes_of_three_layers(quality: QualityTable) -> None:
@@ -50,7 +50,7 @@ def test_they_are_sparse_faithful_and_alive(quality: QualityTable) -> None:
 
 
 def test_sae_lens_gives_the_same_encodings(model: LanguageModel, tokens: np.ndarray) -> None:
-    saes = load_sae_set(SAES, model)
+    saes = load_saes(SAES, model)
     found = record(model, tokens[:8], list(saes), np.arange(1, tokens.shape[1]))
     for site, sae in saes.items():
         theirs: Any = SAE.load_from_disk(SAES / site.short)

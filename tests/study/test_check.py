@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from iclens.core import ROLES, SaeError, Site
 from iclens.model.load import load_model
-from iclens.saes.load import load_sae_set
+from iclens.saes.load import load_saes
 from iclens.study.check_saes import Checked, check_saes
 from iclens.study.grid import quality_prompts
 from iclens.study.inputs import CHECKOUT
@@ -103,11 +103,11 @@ def test_a_forced_misfit_is_kept_in_the_set_and_in_every_table(tmp_path: Path) -
     assert all(found.quality["mismatch"] != "")
     card: dict[str, Any] = json.loads((folder / "card.json").read_text())
     assert card["mismatches"]["L2.mlp_out"] == list(found.mismatches[site])
-    saes = load_sae_set(folder, load_model(TWIN))
+    saes = load_saes(folder, load_model(TWIN))
     assert saes[site].mismatches == found.mismatches[site]
     np.testing.assert_array_equal(saes[site].W_dec, load_file(bad / "sae_weights.safetensors")["W_dec"])
     with pytest.raises(SaeError, match="made for"):
-        load_sae_set(folder, load_model(MODEL))
+        load_saes(folder, load_model(MODEL))
     again = check_saes([str(folder)], str(TWIN), misfit="record")
     assert again.mismatches == found.mismatches
 

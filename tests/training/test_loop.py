@@ -15,7 +15,7 @@ from iclens.model.load import LanguageModel, is_fingerprint
 from iclens.model.run import record
 from iclens.prompts.build import build_prompts
 from iclens.prompts.tasks import parse_task
-from iclens.saes.load import load_sae_set
+from iclens.saes.load import load_saes
 from iclens.training.config import parse_train_config
 from iclens.training.data import ActivationBuffer
 from iclens.training.loop import Pace, learning_rate, train_saes
@@ -46,7 +46,7 @@ def test_held_out_quality_is_near_the_demands_even_after_so_few_tokens(run: Run)
 def test_sae_lens_opens_them_with_the_same_encodings(
     run: Run, model: LanguageModel, activations: dict[Site, torch.Tensor]
 ) -> None:
-    saes = load_sae_set(run[0], model)
+    saes = load_saes(run[0], model)
     assert list(saes) == SITES
     for site, sae in saes.items():
         theirs: Any = SAE.load_from_disk(run[0] / site.short)

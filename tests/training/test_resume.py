@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from iclens.core import ConfigError, IclensError, RunError, StoppedError
 from iclens.model.load import load_model
-from iclens.saes.load import load_sae_set
+from iclens.saes.load import load_saes
 from iclens.training import data, loop, topk
 from iclens.training.config import TrainConfig, parse_train_config
 from iclens.training.loop import train_saes
@@ -300,7 +300,7 @@ def test_measuring_that_fails_does_not_take_the_saes_along(
     assert list((tmp_path / "set.checkpoints").glob("0*"))  # a study takes it up and measures again
     card = json.loads((tmp_path / "set" / "card.json").read_text())
     assert card["quality"] == [] and card["not_measured"] == "out of memory"
-    assert list(load_sae_set(tmp_path / "set", load_model(config.model.name))) == list(config.saes.recorded)
+    assert list(load_saes(tmp_path / "set", load_model(config.model.name))) == list(config.saes.recorded)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from iclens.model.tail import Tail
 from iclens.prompts.beliefs import log_odds, read_beliefs
 from iclens.prompts.build import PromptSet, build_prompts, exact_answer_probs
 from iclens.prompts.mixture import Contexts, Mixture
-from iclens.prompts.render import encode, fingerprint
+from iclens.prompts.render import encode_examples, fingerprint
 from iclens.prompts.tasks import Task, parse_task
 from iclens.table import Float, Floats, Int, Ints, Str, Strings, Table
 
@@ -306,7 +306,9 @@ def context_prompts(model: LanguageModel, mixture: Mixture, contexts: Contexts) 
     tasks: list[Task] = [mixture.tasks[t] for t in contexts.task]
     x, y = np.array(mixture.inputs)[contexts.x], np.array(mixture.answers)[contexts.y]
     answer = np.array([[task.answer(value) for value in row] for task, row in zip(tasks, x, strict=True)])
-    tokens = [encode(model.tokenizer, list(zip(a, b, strict=True))) for a, b in zip(x, y, strict=True)]
+    tokens = [
+        encode_examples(model.tokenizer, list(zip(a, b, strict=True))) for a, b in zip(x, y, strict=True)
+    ]
     names = np.array([task.name for task in tasks])
     return PromptSet(names, "mixture", x, y, answer, np.stack(tokens), 0, fingerprint(model.tokenizer))
 
@@ -402,7 +404,7 @@ def _answers(model: LanguageModel, mixture: Mixture, pairs: _Pairs) -> tuple[Flo
     unpatched = np.empty(len(pairs.x))
     for x in np.unique(pairs.x):
         rows = np.flatnonzero(pairs.x == x)
-        tail = Tail(model, encode(model.tokenizer, [(str(x), "0")])[:cut], words)
+        tail = Tail(model, encode_examples(model.tokenizer, [(str(x), "0")])[:cut], words)
         alone = tail.run(tail.resid_pre(model.n_blocks).expand(len(rows), -1), model.n_blocks)
         unpatched[rows] = alone.of(pairs.own[rows])
         for layer in range(model.n_blocks + 1):

@@ -22,7 +22,15 @@ from iclens.core import (
 from iclens.prompts.arms import FILLER, Arm, Shown, default_rival, parse_arm
 from iclens.prompts.beliefs import NUMBERS, AnswerProbs
 from iclens.prompts.mixture import Contexts, Mixture, Posterior, exact_posterior
-from iclens.prompts.render import Place, Template, Tokenizer, encode, fingerprint, parse_template, spelling
+from iclens.prompts.render import (
+    Place,
+    Template,
+    Tokenizer,
+    encode_examples,
+    fingerprint,
+    parse_template,
+    spelling,
+)
 from iclens.prompts.tasks import Task, default_inputs, parse_task
 from iclens.table import Floats, Ints, Strings, expect_shape
 
@@ -50,7 +58,7 @@ class TokenTable:
         """
         at_x, at_y = spelling(tokenizer, inputs, "x"), spelling(tokenizer, answers, "y")
         xs, ys = [at_x[text] for text in inputs], [at_y[text] for text in answers]
-        ids = encode(tokenizer, [*((x, ys[0]) for x in xs), *((xs[0], y) for y in ys)])
+        ids = encode_examples(tokenizer, [*((x, ys[0]) for x in xs), *((xs[0], y) for y in ys)])
         cells = ids[PREFIX_LENGTH:].reshape(-1, TOKENS_PER_EXAMPLE)
         return cls(
             ids[:PREFIX_LENGTH], cells[0],
@@ -250,7 +258,7 @@ def build_prompts(
         labels = np.array([_labels(made, s, (seed, i)) for i, s in enumerate(shown)])
         (x,) = spelled("x", x)
         y, answer = spelled("y", labels, answer)
-        tokens = np.stack([encode(tokenizer, _pairs(*p), written) for p in zip(x, y, strict=True)])
+        tokens = np.stack([encode_examples(tokenizer, _pairs(*p), written) for p in zip(x, y, strict=True)])
         return PromptSet(x=x, y=y, answer=answer, tokens=tokens, **about)
     contexts = [made.contexts(s, _rng(made, (seed, i))) for i, s in enumerate(shown)]
     slots = np.array([len(context) for context in contexts[0]])
@@ -337,7 +345,7 @@ def _pairs(x: Strings, y: Strings) -> Pairs:
 def _probes(tokenizer: Tokenizer, queries: Pairs, contexts: list[Pairs], template: Template) -> np.ndarray:
     """Ids of every query's sequence, padded with newlines, [example pos]."""
     pairs = list(dict.fromkeys([*queries, *(p for context in contexts for p in context if p[0])]))
-    ids = encode(tokenizer, pairs, template)
+    ids = encode_examples(tokenizer, pairs, template)
     prefix, cells = ids[:PREFIX_LENGTH], ids[PREFIX_LENGTH:].reshape(-1, TOKENS_PER_EXAMPLE)
     newline = prefix[-1]
     cell = {pair: cells[i] for i, pair in enumerate(pairs)}

@@ -130,7 +130,9 @@ def bos_in_words(tokenizer: Tokenizer) -> str:
     return f"{piece}, id {bos}, once{own}"
 
 
-def encode(tokenizer: Tokenizer, pairs: Sequence[Pair], template: Template = DEFAULT) -> NDArray[np.int64]:
+def encode_examples(
+    tokenizer: Tokenizer, pairs: Sequence[Pair], template: Template = DEFAULT
+) -> NDArray[np.int64]:
     """Token ids of BOS, a newline and the examples, as [pos]; `pairs` are x and y of each.
 
     Raises:
@@ -260,7 +262,7 @@ def _refusal(tokenizer: Tokenizer, text: str, place: Place, template: Template) 
     """Why an example with `text` at `place` is not six tokens; None where it is."""
     x, y = _BESIDE
     try:
-        encode(tokenizer, [(text, y) if place == "x" else (x, text)], template)
+        encode_examples(tokenizer, [(text, y) if place == "x" else (x, text)], template)
     except TokenizerError as error:
         return error
     return None
@@ -272,7 +274,7 @@ def answer_ids(tokenizer: Tokenizer, answers: Sequence[str]) -> NDArray[np.int64
     Raises:
         TokenizerError: naming the first that is not one token there.
     """
-    examples = encode(tokenizer, [(_BESIDE[0], answer) for answer in answers])
+    examples = encode_examples(tokenizer, [(_BESIDE[0], answer) for answer in answers])
     return examples[PREFIX_LENGTH:].reshape(-1, TOKENS_PER_EXAMPLE)[:, ROLES.index("lab")]
 
 
@@ -283,7 +285,7 @@ def check_tokenizer(tokenizer: Tokenizer, template: Template = DEFAULT) -> None:
         TokenizerError: naming the string and its pieces.
     """
     try:
-        encode(tokenizer, _CHECKED, template)
+        encode_examples(tokenizer, _CHECKED, template)
     except TokenizerError as error:
         if bos_id(tokenizer) is None:
             raise

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from iclens.results.features import Features
 
 
-def open_run(path: str | Path) -> Run:
+def open(path: str | Path) -> Run:
     """Open a run folder, in whatever state, or the newest finished run of a study folder.
 
     A run of another version, or a damaged one, opens with one RunWarning; `problems` says what is wrong.
@@ -246,7 +246,7 @@ class Run:
         Raises:
             RunError: when there is no such run.
         """
-        return Comparison(self, other if isinstance(other, Run) else open_run(other))
+        return Comparison(self, other if isinstance(other, Run) else open(other))
 
     def features(self, site: str | Site, latents: int | Sequence[int] | None = None) -> Features:
         """Latents of a site as feature JSON, for the tools that show features.

@@ -186,7 +186,7 @@ Misfit = Literal["refuse", "record"]
 """What to do with an SAE that was made for another model: raise, or note it in `Sae.mismatches`."""
 
 
-def load_sae_set(
+def load_saes(
     folder: str | Path, model: LanguageModel, device: str = "cpu", misfit: Misfit = "refuse"
 ) -> dict[Site, Sae]:
     """Load every SAE of a set that `training` or `saes check --out` wrote, for use on `model`.

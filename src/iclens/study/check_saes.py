@@ -25,7 +25,7 @@ from iclens.model.shape import read_shape, refuse_longer
 from iclens.prompts.render import check_tokenizer
 from iclens.saes.formats import Release, releases
 from iclens.saes.layouts import LAYOUTS
-from iclens.saes.load import CARD_FILE, Misfit, Sae, load_sae, load_sae_set, mismatches, save_native
+from iclens.saes.load import CARD_FILE, Misfit, Sae, load_sae, load_saes, mismatches, save_native
 from iclens.saes.quality import Counts, density_table, fidelity_table, figures, quality_table, tally
 from iclens.schemas import DensityTable, FidelityTable, QualityTable
 from iclens.study.config import GridSection, ModelSection, PromptsSection, SaesSection, StudyConfig
@@ -140,7 +140,7 @@ def _load(refs: Sequence[str], model: LanguageModel, site: Site | None, misfit: 
                     f"SAE set '{ref}' at {site.short}", "a set names the site of each of its SAEs",
                     "Leave site (--site) out, or name one SAE of the set.",
                 )  # fmt: skip
-            found = load_sae_set(place, model, device=str(model.device()), misfit=misfit)
+            found = load_saes(place, model, device=str(model.device()), misfit=misfit)
         else:
             sae = load_sae(str(place), site=site, d_model=model.d_model, device=str(model.device()))
             model.check_site(sae.output)

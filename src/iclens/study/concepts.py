@@ -28,7 +28,7 @@ from iclens.model.run import record, record_neurons
 from iclens.patching.receiver import prepare_patch
 from iclens.patching.specificity import ablate_all_examples, specificity
 from iclens.prompts.build import PromptSet
-from iclens.saes.load import Sae, load_sae_set
+from iclens.saes.load import Sae, load_saes
 from iclens.study.grid import GRID_ARM, asked_concepts, grid_prompts, task_grid
 from iclens.study.inputs import locate
 from iclens.study.patching import MATCHED, TAIL_HOOKS, task_runs
@@ -161,7 +161,7 @@ def label_stability(
     """Whether each label is granted again in the other SAE sets that the config names."""
     others: dict[str, tuple[schemas.TransformTable, Sequence[LatentActs]]] = {}
     for name in run.config.transforms.other_saes:
-        saes = {site: sae for site, sae in load_sae_set(locate(name), run.model).items() if site in run.saes}
+        saes = {site: sae for site, sae in load_saes(locate(name), run.model).items() if site in run.saes}
         if not saes:
             have = ", ".join(site.short for site in run.saes)
             raise SaeError(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from iclens.study.run import STAGES, Made, RunContext, beliefs_name, latents_name, load_saes, stage
+from iclens.study.run import STAGES, Made, RunContext, beliefs_name, latents_name, stage, study_saes
 from iclens.study.store import Arrays, hash_json
 
 
@@ -26,7 +26,7 @@ def saes(run: RunContext) -> Made:
     from iclens.study.grid import quality_prompts
 
     prompts = quality_prompts(run.config, run.model.tokenizer)
-    loaded = load_saes(run.config, run.model, sae_set(run))
+    loaded = study_saes(run.config, run.model, sae_set(run))
     quality = measure_quality(run.model, loaded, prompts.tokens, pre=prompts.positions("pre"))
     yield "quality", quality
     yield "decoder_norms", Arrays({site.short: decoder_lengths(sae) for site, sae in loaded.items()})

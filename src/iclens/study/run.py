@@ -259,7 +259,7 @@ class RunContext:
     @cached_property
     def saes(self) -> dict[Site, Sae]:
         """The SAEs of the followed sites, checked against the model."""
-        return load_saes(self.config, self.model, self.sae_folder)
+        return study_saes(self.config, self.model, self.sae_folder)
 
     @cached_property
     def mixture(self) -> Mixture | None:
@@ -311,11 +311,11 @@ def beliefs_name(arm: str) -> str:
     return f"beliefs_{arm}"
 
 
-def load_saes(config: StudyConfig, model: LanguageModel, folder: Path) -> dict[Site, Sae]:
+def study_saes(config: StudyConfig, model: LanguageModel, folder: Path) -> dict[Site, Sae]:
     """The SAEs of `folder` at the sites that the config follows."""
-    from iclens.saes.load import load_sae_set
+    from iclens.saes.load import load_saes
 
-    every = load_sae_set(folder, model)
+    every = load_saes(folder, model)
     chosen = every if config.track.sites is None else [Site.parse(site) for site in config.track.sites]
     for key, sites, there in (("track", config.track.sites, every), ("patch", config.patch.sites, chosen)):
         missing = [site for site in sites or () if Site.parse(site) not in there]

@@ -22,7 +22,7 @@ from iclens.prompts.render import (
     bos_id,
     bos_in_words,
     check_tokenizer,
-    encode,
+    encode_examples,
     fingerprint,
     parse_template,
     render,
@@ -158,7 +158,7 @@ def test_the_extended_tokenizer_supports_every_template(extended: PreTrainedToke
 @pytest.mark.parametrize("name", ["(x, y)", "[x, y]", "{x: y}", "<x; y>"])
 def test_roles_of_each_template(name: str, extended: PreTrainedTokenizerFast) -> None:
     pairs = [("28", "59"), ("hot", "cold")]
-    ids = encode(extended, pairs, parse_template(name))
+    ids = encode_examples(extended, pairs, parse_template(name))
     assert len(ids) == 14
     text = [extended.decode([i]) for i in ids]
     for example, (x, y) in enumerate(pairs):
@@ -181,7 +181,7 @@ def test_support_is_found_by_trying() -> None:
 def test_the_built_in_tokenizer_refuses_other_templates(name: str) -> None:
     line = name.replace("x", "86").replace("y", "175")
     with pytest.raises(TokenizerError) as caught:
-        encode(build_tokenizer(), [("86", "175")], parse_template(name))
+        encode_examples(build_tokenizer(), [("86", "175")], parse_template(name))
     assert caught.value.asked == f"six tokens for '{line}\\n'"
     assert "'<unk>', '86'" in caught.value.found
     assert "template" in caught.value.remedy
@@ -190,7 +190,7 @@ def test_the_built_in_tokenizer_refuses_other_templates(name: str) -> None:
 
 def test_positions_of_the_roles() -> None:
     tokenizer = build_tokenizer()
-    ids = encode(tokenizer, [("28", "59"), ("7", "17"), ("hot", "cold")])
+    ids = encode_examples(tokenizer, [("28", "59"), ("7", "17"), ("hot", "cold")])
     text = [tokenizer.decode([i]) for i in ids]
     assert ids[0] == tokenizer.convert_tokens_to_ids("<|begin_of_text|>")
     assert text[1] == "\n"
@@ -224,7 +224,7 @@ def test_a_tokenizer_that_splits_differently_is_refused(tokenizer: Pieces, strin
 
 def test_an_unknown_word_is_refused() -> None:
     with pytest.raises(TokenizerError, match="zebra"):
-        encode(build_tokenizer(), [("zebra", "1")])
+        encode_examples(build_tokenizer(), [("zebra", "1")])
     with pytest.raises(TokenizerError, match="zebra"):
         answer_ids(build_tokenizer(), ["1", "zebra"])
 
@@ -252,7 +252,7 @@ def test_a_word_joins_its_space_where_it_has_no_other(joining: PreTrainedTokeniz
     assert split("(24, 59)\n") == ["(", "24", ",", "Ġ", "59", ")Ċ"]
     assert split("( cold, 59)\n") == ["(", "Ġcold", ",", "Ġ", "59", ")Ċ"]
     with pytest.raises(TokenizerError, match=r"six tokens for '\(24, even\)"):
-        encode(joining, [("24", "even")])
+        encode_examples(joining, [("24", "even")])
 
 
 def test_spelling_where_words_join_their_space(joining: PreTrainedTokenizerFast) -> None:
@@ -282,7 +282,7 @@ def test_the_built_in_tokenizer_spells_every_word_as_it_is() -> None:
 
 def test_positions_of_spelled_words(joining: PreTrainedTokenizerFast) -> None:
     pairs = [("24", " even"), (" cold", " hot"), ("7", "17"), ("hot", " b")]
-    ids = encode(joining, pairs).tolist()
+    ids = encode_examples(joining, pairs).tolist()
     assert joining.decode(ids[1:]) == render(pairs) == "\n(24,  even)\n( cold,  hot)\n(7, 17)\n(hot,  b)\n"
     text = [joining.decode([i]) for i in ids]
     assert (text[0], text[1]) == (BOS, "\n")
@@ -306,12 +306,12 @@ def test_a_text_that_fits_neither_way_is_one_line(
 
 
 def test_a_number_is_never_respelled() -> None:
-    """Here ` 59` is one token and `59` is none: the text that stands is left, and `encode` refuses it."""
+    """Here ` 59` is one token and `59` is none: the text is left, and `encode_examples` refuses it."""
     odd = Pieces(*map(str, range(10)), " 59", *MARKS)
     assert spelling(odd, ["59"], "y") == {"59": "59"}
-    assert len(encode(odd, [("1", " 59")])) == 8
+    assert len(encode_examples(odd, [("1", " 59")])) == 8
     with pytest.raises(TokenizerError, match=r"six tokens for '\(1, 59\)"):
-        encode(odd, [("1", "59")])
+        encode_examples(odd, [("1", "59")])
 
 
 @pytest.mark.parametrize("word", ["hot", "early", "cold"])
@@ -355,7 +355,7 @@ def test_fingerprint_tells_vocabularies_apart() -> None:
 
 
 def test_encode_returns_integers() -> None:
-    ids = encode(build_tokenizer(), [("1", "2")])
+    ids = encode_examples(build_tokenizer(), [("1", "2")])
     assert ids.dtype == np.int64
     assert ids.shape == (8,)
 
@@ -410,7 +410,7 @@ CUT = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "strid
 )  # fmt: skip
 def test_bos_is_put_there_once_whatever_the_tokenizer_adds(edit: Edit, said: str, tmp_path: Path) -> None:
     tokenizer = edited(tmp_path, edit)
-    assert encode(tokenizer, [("28", "59"), ("hot", "cold")]).tolist() == IDS
+    assert encode_examples(tokenizer, [("28", "59"), ("hot", "cold")]).tolist() == IDS
     assert bos_in_words(tokenizer).startswith("<|begin_of_text|>, id 0, once")
     assert said in bos_in_words(tokenizer) and ("by itself" in bos_in_words(tokenizer)) == bool(said)
     long = "\n".join(map(str, range(200)))
@@ -435,7 +435,11 @@ def test_without_any_bos_prompts_are_refused_and_text_is_not(tmp_path: Path) -> 
     tokenizer.bos_token = None
     assert bos_id(tokenizer) is None and bos_in_words(tokenizer).startswith("none, as")
     assert text_ids(tokenizer, "7 8") == [9, 1005, 10]
-    for asked in (check_tokenizer, lambda t: encode(t, [("1", "2")]), lambda t: answer_ids(t, ["1"])):
+    for asked in (
+        check_tokenizer,
+        lambda t: encode_examples(t, [("1", "2")]),
+        lambda t: answer_ids(t, ["1"]),
+    ):
         with pytest.raises(
             TokenizerError, match=r"begin with BOS: .* Name it: bos_token in tokenizer_config"
         ):
@@ -492,7 +496,7 @@ NUMBERS = ["(", "28", ",", "Ġ", "59", ")Ċ"]
 def test_llama_3_gives_six_tokens_behind_one_bos(
     llama_3: PreTrainedTokenizerFast, llama_3_folder: Path
 ) -> None:
-    ids = encode(llama_3, [("28", "59"), ("7", "17")]).tolist()
+    ids = encode_examples(llama_3, [("28", "59"), ("7", "17")]).tolist()
     assert llama_3.convert_ids_to_tokens(ids[:8]) == ["<|begin_of_text|>", "Ċ", *NUMBERS]
     assert ids.count(128_000) == 1 and len(ids) == 14
     assert "puts [] before a text" in bos_in_words(llama_3)
@@ -501,7 +505,7 @@ def test_llama_3_gives_six_tokens_behind_one_bos(
         single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 128_000)]
     )
     assert hub("7").input_ids == [128_000, 22], "as the hub's copy does"
-    assert encode(hub, [("28", "59"), ("7", "17")]).tolist() == ids
+    assert encode_examples(hub, [("28", "59"), ("7", "17")]).tolist() == ids
     assert bos_in_words(hub) == "<|begin_of_text|>, id 128000, once"
 
 
@@ -524,7 +528,7 @@ def test_llama_3_splits_other_pairs_and_is_shown_doing_it(
     pair: tuple[str, str], split: str, llama_3: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(TokenizerError) as caught:
-        encode(llama_3, [("28", "59"), pair])
+        encode_examples(llama_3, [("28", "59"), pair])
     assert str(caught.value).startswith(
         f"six tokens for '({pair[0]}, {pair[1]})\\n': the tokenizer gives {split}."
     )

@@ -66,7 +66,7 @@ class TokenTable:
         )  # fmt: skip
 
     def assemble(self, contexts: Contexts) -> Ints:
-        """Token ids of drawn contexts, equal to `render.encode` of each, as [context pos]."""
+        """Token ids of drawn contexts, equal to `render.encode_examples` of each, as [context pos]."""
         n_contexts = len(contexts.x)
         cells = np.broadcast_to(self.example, (*contexts.x.shape, TOKENS_PER_EXAMPLE)).copy()
         cells[..., ROLES.index("x")] = self.inputs[contexts.x]

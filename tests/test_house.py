@@ -46,7 +46,7 @@ def test_torch_free_packages_load_no_torch() -> None:
         if ROOT / "src" in path.parents
     ]
     modules = [".".join(parts).removesuffix(".__init__") for parts in inside if parts[1] in TORCH_FREE]
-    modules += [f"iclens.pages.{name}" for name in ("draw", "section", "growth", "words")]
+    modules += [f"iclens.pages.{name}" for name in ("draw", "section", "growth", "text")]
     modules += [f"iclens.concepts.{name}" for name in TORCH_FREE_CONCEPTS]
     code = f"""
 import importlib, sys

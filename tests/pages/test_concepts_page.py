@@ -12,7 +12,6 @@ from iclens.pages import concepts as pages
 from iclens.pages.concepts import (
     CONCEPTS,
     gates_of,
-    matrix,
     sparse_words,
     tuning_words,
     unconfirmed,
@@ -22,7 +21,7 @@ from iclens.pages.findings import confirmed
 from iclens.schemas import TABLES
 from iclens.study.store import save_json
 
-from .reading import Fake, Part, Reader, read, table_of
+from .reading import Fake, Part, read, table_of
 
 NAN = math.nan
 SITE = "blocks.1.hook_mlp_out"
@@ -186,9 +185,11 @@ def test_shown_are_the_latents_whose_tuning_was_kept(tmp_path: Path) -> None:
         "R² 0.900, in random order below 0.200; q 0.0100. A line alone explains 0.0500. Lost: 0.800 without "
         "parity."
     )
-    columns = pages.rival_columns(source, "odd", ["odd", "double", "offset"])
-    cells = [[make(row).value for make in list(columns.values())[1:]] for row in shown.to_dict("records")]  # type: ignore[operator,union-attr]
-    assert cells[0][:2] == [0.96, 0.71] and cells[1][:2] == [0.88, 0.66] and math.isnan(cells[1][2])
+    rows = read(CONCEPTS, source)["Confusion with the other concepts"].tables[0]
+    assert rows[0] == ["latent", "odd, own", "double", "offset"]
+    assert [[cell.split()[0] for cell in row] for row in rows[1:]] == [
+        ["L1.mlp_out", "0.960", "0.710", "–1"], ["L1.mlp_out", "0.880", "0.660", "–2"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -214,18 +215,20 @@ def test_probes_are_laid_out_by_size_or_say_why_they_cannot_be_compared(found: d
     assert "No probe was trained: no latent could be measured" in missing
 
 
-def test_a_cause_is_specific_and_beyond_its_controls() -> None:
-    drawn = str(matrix(frame("specificity", *ROWS["specificity"]), "odd"))
-    (rows,) = Reader(f"<h2>x</h2>{drawn}").parts["x"].tables
+def test_a_cause_is_specific_and_beyond_its_controls(found: dict[str, Part], tmp_path: Path) -> None:
+    moved = found["ablate all set to 0 in run A, at that token of every example"]
+    (rows,) = moved.tables
     assert rows[0] == ["latent", "confirmed?", "margin", "control p", "odd, own", "double"]
     assert [(row[0], row[1]) for row in rows[1:]] == [
-        ("blocks.1.hook_mlp_out · 5 lab", "yes"),
-        ("blocks.1.hook_mlp_out · 6 lab", "no double is moved more"),
-        ("blocks.1.hook_mlp_out, all together lab", "no random latents move it as far"),
-    ]
-    assert rows[3][-1].startswith("–1") and "never active" in drawn
-    drawn = str(matrix(frame("specificity", effect(5, "odd", -0.9), effect(5, "double", 0.1)), "odd"))
-    assert "no belief names this concept" in drawn and "own" not in drawn
+        ("L1.mlp_out · 5 lab", "yes"), ("L1.mlp_out · 6 lab", "no double is moved more"),
+        ("L1.mlp_out, all together lab", "no random latents move it as far"),
+    ]  # fmt: skip
+    assert rows[3][-1].startswith("–1") and "never active" in moved.words
+    unnamed = ROWS | {"specificity": [effect(5, "odd", -0.9), effect(5, "double", 0.1)]}
+    (rows,) = page_of(tmp_path, unnamed)[
+        "ablate all set to 0 in run A, at that token of every example"
+    ].tables
+    assert rows[0][4:] == ["odd", "double"] and "no belief names this concept" in rows[1][1]
 
 
 @pytest.mark.parametrize(

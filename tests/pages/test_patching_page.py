@@ -141,7 +141,7 @@ def test_joint_effects_and_the_ladder_in_words(fake: Fake) -> None:
         "Intact, layer 3 works first; without L2, no layer does. Verdict: backup: later heads" in ladder.words
     )
     assert ladder.tables[0][2][4] == "3: 0.740 to 0.820"
-    assert "Intact: 0.830." in ladder.charts[0]
+    assert "intact: 0.830;" in ladder.charts[0]
     assert "left where it worked before 0.0200, 0.740 to 0.820 in 3 control sets" in ladder.charts[0]
 
 
@@ -188,5 +188,9 @@ def test_answers_by_x_with_their_fits(fake: Fake) -> None:
               point | {"x": 0, "answer": "3", "mean": 3.5})  # fmt: skip
     fake.save("response_fits", curve | {"slope": 1.5, "intercept": 3.5, "n_x": 2})
     part = page(fake)["Does the patched answer follow run B’s own x?"]
-    assert part.charts == ["A*, not patched: E[y | x] by x, slope 1.50, intercept 3.50."]
-    assert part.tables[1][1:] == [["0", "3", "3.50"], ["1", "odd", "5.00"]]
+    assert part.charts == [
+        "A*, not patched, E[y | x] by x of run B’s query: E[y | x] 3.50 at 0, 5.00 at 1; fitted line 3.50 "
+        "at 0, 5.00 at 1; the task’s own answer 3.00 at 0, 3.00 at 0."
+    ]
+    assert "Slope 1.50, intercept 3.50." in part.words
+    assert part.tables[0][1:] == [["0", "3", "3.50"], ["1", "odd", "5.00"]]

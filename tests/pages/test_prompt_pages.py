@@ -14,11 +14,11 @@ import pytest
 from iclens.pages import prompts as pages
 from iclens.pages import text
 from iclens.pages.prompts import START, Pair, Read, Run, Shown, Token
-from iclens.pages.section import Chrome
+from iclens.pages.section import Chrome, Source
 from iclens.pages.site import files, write_site
 
 from .chromium import Browser
-from .made_up import make_site
+from .made_up import MadeUp, make_site
 from .made_up_prompts import make_prompts
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sources(shown: Sequence[Pair]) -> dict[str, str]:
     """Path → text of every page of prompts."""
-    return {path: write() for path, write in pages.files(shown, LINKS, Chrome("Made up"))}
+    return {path: write() for path, write in pages.files(shown, Source(MadeUp(), LINKS), Chrome("Made up"))}
 
 
 def small_pair() -> Pair:
@@ -60,9 +60,9 @@ def test_list_quotes_the_first_examples_and_says_who_is_right() -> None:
     listed = sources([small_pair()])["prompts.html"]
     row = listed[listed.index("<tbody>") : listed.index("</tbody>")]
     assert '<a href="prompts/1.html">Prompt 1</a>' in row
-    assert "1: <bdi>(7</bdi>" in row
-    assert "<bdi>10</bdi> <small>0.750</small> right" in row
-    assert "<bdi>↵</bdi> <small>0.500</small> wrong" in row
+    assert ">1: (7<" in row
+    assert ">10 <small>0.750 right</small>" in row
+    assert ">↵ <small>0.500 wrong</small>" in row
     assert pages.quoted(MADE[1]).count("(") == pages.LISTED and pages.quoted(MADE[1])[-1] == "…"
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from iclens.pages import text
 from iclens.pages.latents import address, table_script
-from iclens.pages.shard import number_column, word_column
 from iclens.pages.site import write_site
+from iclens.pages.text import number_column, word_column
 
 from .chromium import Browser
 from .made_up import HOSTILE, make_rows, make_site

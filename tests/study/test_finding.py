@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import iclens
+from iclens.pages.section import Chrome, Page, Section, Source
 from iclens.schemas import BELIEF, SITE, TABLES
 from iclens.study.inputs import CHECKOUT
 from iclens.study.run import FOLDERS
@@ -53,6 +54,10 @@ def test_a_finding_is_asked_drawn_compared_and_documented(run: iclens.Run, tmp_p
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    page = Page("reach.html", "Reach", "Reach", "How far latents reach.", [Section("Reach", "reach")])
+    written = page.write(Source(run.results), Chrome("small"))
+    assert ">Reach</h2>" in written and 'title="largest |effect|, nats">reach</th>' in written
+    assert written.count("role=img") == 1 and f">{run.reach['site'].iloc[0]}</th>" in written
     assert "### `reach`: `11_patch/reach.parquet`\n\nHow far one latent alone" in script.schemas()
 
 

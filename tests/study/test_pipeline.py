@@ -246,9 +246,9 @@ def test_the_pages_show_the_runs_own_figures(first: Outcome) -> None:
     growth, beliefs = results.table("growth"), results.table("beliefs")
     assert len(site.rows) == 2 * 192 and len(list(site.profiled)) == 6
     assert growth_counts(growth)["grows"].sum() == growth["verdict"].isin(LADDER[1:]).sum()
-    lines = {line.kind: line for line in belief_lines(beliefs, "exact", "T")}
     own = beliefs.query("belief == 'exact' and arm == 'T'")
-    assert lines["task"].y == own["mean"].tolist() and lines["exact"].y == own["exact_mean"].tolist()
+    lines = {line: rows["mean"].tolist() for line, rows in belief_lines(own, "T").groupby("line")}
+    assert lines == {"task": own["mean"].tolist(), "exact": own["exact_mean"].tolist()}
     assert headline(site.source)[0].title == "exact"
     page = next(iter(site.profiled))
     place, latent, role = page.site.site, page.latent, page.site.clearest[page.latent]

@@ -154,8 +154,8 @@ def test_growing_latents_with_a_page_come_first(source: Source) -> None:
         assert preferred == [latents[-1], *latents[:-1]]
 
 
-def test_the_pages_of_a_run_are_small(shown: list[study.Pair]) -> None:
-    written = {path: write() for path, write in study.files(shown, {}, Chrome("Small"))}
+def test_the_pages_of_a_run_are_small(source: Source, shown: list[study.Pair]) -> None:
+    written = {path: write() for path, write in study.files(shown, source, Chrome("Small"))}
     assert f"The first {N} prompts" in written["prompts.html"]
     for number in range(1, N + 1):
         both = written[f"prompts/{number}.html"] + written[f"data/prompts/{number}.js"]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from markupsafe import Markup
 
@@ -19,19 +20,19 @@ from iclens.pages.draw import Line, lines_chart, map_chart, tag, tick_text
 from iclens.pages.findings import CAUSAL_P, confirmed, mechanism_words
 from iclens.pages.section import (
     NAN,
+    Across,
     Cell,
-    Figure,
+    Columns,
     Frame,
-    Latent,
-    Make,
     Page,
     Panel,
     Row,
     Section,
     Source,
-    Words,
     figure,
     grid,
+    latent,
+    missing,
     paragraph,
     records,
     shade,
@@ -72,15 +73,10 @@ RAMP = Markup('<span class="ramp" aria-hidden="true">{}</span>').format(
 def tuning_panel(
     rows: Sequence[Row], of: str, name: str, role: str, words: str = "", group: str = ""
 ) -> Panel:
-    """Mean activation of a latent by one number: a dot for each value, for neighbours may differ much.
+    """Mean activation of a latent at a role by one number `of`, "y", "x" or "y-2x".
 
-    Args:
-        rows: with `value`, `mean` and `n_rows`, ascending.
-        of: the number, "y", "x" or "y-2x".
-        name: the latent.
-        role: token at which it is read.
-        words: what a regression of the curve says.
-        group: latents whose panels are unfolded together.
+    A dot stands for each row of value, mean and n_rows, for neighbours may differ much; `words` are what a
+    regression of the curve says, `group` the latents whose panels are unfolded together.
     """
     by, x, y = of.replace("-", " − "), [row["value"] for row in rows], [row["mean"] for row in rows]
     top = max(((m, v) for v, m in zip(x, y, strict=True) if math.isfinite(m)), default=None)
@@ -99,14 +95,7 @@ def tuning_panel(
 
 
 def map_panel(boxes: Sequence[Row], name: str, role: str, group: str = "") -> Panel:
-    """Mean activation by box of x and y; a box without rows is left blank.
-
-    Args:
-        boxes: with `x`, `y`, `width` and `mean`.
-        name: the latent.
-        role: token at which it is read.
-        group: latents whose panels are unfolded together.
-    """
+    """Mean activation of a latent at a role by box of x and y: rows of x, y, width and mean."""
     width = int(boxes[0]["width"])
     top = max((box for box in boxes if math.isfinite(box["mean"])), key=lambda box: box["mean"], default=None)
     peak = "never active"
@@ -146,11 +135,7 @@ def labelled(rows: Frame) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
 
 
 def verdict_words(rows: Frame) -> str:
-    """How many labels of one concept are granted, how many latents are candidates, and what most lack.
-
-    Args:
-        rows: the concept's rows of a TransformTable.
-    """
+    """How many latents are granted the label, how many are candidates, and what most of these lack."""
     granted, candidates = labelled(rows)
     if not (granted or candidates):
         return _nothing(rows)
@@ -213,29 +198,40 @@ def shown(table: Frame, source: Source, concept: str) -> Frame:
     rows = rows.merge(masses, on=["site", "latent"], how="left").fillna({"kind": ""})
     stable = source.rows("stability")
     stable = stable[stable["concept"] == concept].groupby(KEY)["stable"].agg(["sum", "size"]).reset_index()
-    return rows.merge(stable, on=KEY, how="left").fillna({"sum": 0, "size": 0})
+    rows = rows.merge(stable, on=KEY, how="left").fillna({"sum": 0, "size": 0})
+    return rows.assign(place=_places(rows))
 
 
-def _named(row: Row) -> Latent:
-    of = f" task {row['of']}" if row.get("of") else ""
-    return Latent(row["site"], row["latent"], f"at {row['role']}{of}")
+def _places(rows: Frame) -> list[str]:
+    """At which token latents are read, and of which task those of one task are."""
+    tasks = [f" task {of}" if of else "" for of in rows["of"]]
+    return [f"at {role}{task}" for role, task in zip(rows["role"], tasks, strict=True)]
 
 
-def _label(row: Row) -> Words:
+def rivals(table: Frame, source: Source, concept: str) -> Frame:
+    """What each of those latents tells of every concept, its own first."""
+    rows = kept(table, source, concept)
+    own = rows["concept"] == concept
+    rows = rows[own.groupby([rows[name] for name in KEY]).transform("any")]
+    rows = rows.assign(place=_places(rows), other=rows["concept"] != concept)
+    return rows.sort_values("other", kind="stable")
+
+
+def _label(row: Row) -> Cell:
     absent = "active where it is absent" if row["effect_size"] < 0 else ""
     why = "; ".join(filter(None, (absent, row["reason"])))
-    return Words(row["label"] or "none", why, strong=row["label"] not in ("", CANDIDATE))
+    return Cell(row["label"] or "none", small=why, strong=row["label"] not in ("", CANDIDATE))
 
 
-def _works(row: Row) -> Words:
-    return Words(row["kind"], "" if math.isnan(row["lab_share"]) else f"{percent(row['lab_share'])} at lab")
+def _works(row: Row) -> Cell:
+    at_lab = "" if math.isnan(row["lab_share"]) else f"{percent(row['lab_share'])} at lab"
+    return Cell(row["kind"], small=at_lab)
 
 
-LABEL_COLUMNS: dict[str, Make] = {
-    "latent": _named, "label": _label, "AUROC": figure("auroc"), "discovery": "discovery_auroc",
-    "worst confound": lambda row: Figure(row["confound_auroc"], small=row["worst_confound"]),
-    "selectivity": "selectivity",
-    "V in the design": lambda row: Figure(row["confounding"], small=row["confounded_with"]),
+LABEL_COLUMNS: Columns = {
+    "latent": latent("{place}"), "label": _label, "AUROC": figure("auroc"), "discovery": "discovery_auroc",
+    "worst confound": figure("confound_auroc", "worst_confound", ends=""), "selectivity": "selectivity",
+    "V in the design": figure("confounding", "confounded_with", ends=""),
     "d": "effect_size", "MI, nats": "mutual_info_nats", "κ": "overlap", "q": "q_value", "works as": _works,
     "found again": lambda row: f"{row['sum']:.0f} of {row['size']:.0f}" if row["size"] else "–",
 }  # fmt: skip
@@ -243,54 +239,40 @@ LABEL_COLUMNS: dict[str, Make] = {
 
 def tuning_panels(table: Frame, source: Source, concept: str) -> list[Panel]:
     """Mean activation of the shown latents by y, x, y − 2x, and by x and y."""
-    fits, maps, panels = source.rows("tunings"), source.rows("operand_maps"), []
-    for (site, role, latent), own in table.groupby(KEY, sort=False):
-        name, group = f"{site} · {latent}", f"{site} · {latent} at {role}"
-        here = fits[(fits["site"] == site) & (fits["role"] == role) & (fits["latent"] == latent)]
-        words = {row["of"]: tuning_words(row) for row in records(here)}
+    fits = {(*(row[name] for name in KEY), row["of"]): row for row in records(source.rows("tunings"))}
+    maps, panels = source.rows("operand_maps"), []
+    maps = {key: records(own) for key, own in maps[maps["concept"] == concept].groupby(KEY)}
+    for key, own in table.groupby(KEY, sort=False):
+        site, role, latent_ = key
+        name = f"{site} · {latent_}"
+        at = {"role": str(role), "group": f"{name} at {role}"}
         for of, rows in own.groupby("of", sort=False):
-            values = records(rows.sort_values("value"))
-            panels.append(tuning_panel(values, str(of), name, str(role), words.get(of, ""), group))
-        boxes = maps[(maps["site"] == site) & (maps["role"] == role) & (maps["latent"] == latent)]
-        boxes = boxes[boxes["concept"] == concept]
-        if len(boxes):
-            panels.append(map_panel(records(boxes), name, str(role), group))
+            words = tuning_words(fits[*key, of]) if (*key, of) in fits else ""
+            panels.append(tuning_panel(records(rows.sort_values("value")), str(of), name, words=words, **at))
+        panels += [map_panel(maps[key], name, **at)] if key in maps else []
     return panels
 
 
-def _auroc(row: Row | None, kind: str = "", reason: str = "") -> Cell:
-    if row is None:
-        return Figure(NAN, reason=reason, kind=kind) if reason else ""
-    return Figure(
-        row["auroc"],
-        row["ci_low"],
-        row["ci_high"],
-        row["reason"],
-        kind=f"{shade(row['auroc'])} {kind}".strip(),
-    )
+def _auroc(kind: str = "") -> Any:
+    """Cells of an AUROC, shaded by how far it is above chance."""
+    return lambda row: figure("auroc", kind=f"{shade(row['auroc'])} {kind}".strip())(row)  # type: ignore[operator]
 
 
-def rival_columns(source: Source, concept: str, names: Sequence[str]) -> Mapping[str, Make]:
+def rival_columns(concept: str, names: Sequence[str]) -> Columns:
     """How well each shown latent tells every concept of the page, its own framed."""
-    rows = records(kept(source.rows("transforms"), source, concept))
-    at = {(row["site"], row["role"], row["latent"], row["concept"]): row for row in rows}
-
-    def cell(name: str) -> Make:
-        own, why = "own" if name == concept else "", "not asked at this token"
-        return lambda row: _auroc(at.get((row["site"], row["role"], row["latent"], name)), own, why)
-
-    return {"latent": _named} | {f"{name}{', own' if name == concept else ''}": cell(name) for name in names}
+    columns: dict[str, Any] = {"latent": latent("{place}")}
+    for name in names:
+        own, kind = (", own", "own") if name == concept else ("", "")
+        unasked = Cell(NAN, reason="not asked at this token", kind=kind)
+        columns[name] = Across("concept", _auroc(kind), f"{{}}{own}", [name], unasked)
+    return columns
 
 
-def probe_columns(rows: Frame, source: Source) -> Mapping[str, Make]:
-    """Probes of one concept, by the number of features."""
+def by_size(rows: Frame, source: Source) -> Columns:
+    """Probes by what they read and by the number of features, all of them last."""
     sizes = sorted(set(rows["k"]), key=lambda k: (k == ALL, k))
-    at = {(row["representation"], row["k"]): row for row in records(rows)}
-    named: dict[str, Make] = {"read from": "representation"}
-    return named | {
-        "all" if k == ALL else str(k): lambda row, k=k: _auroc(at.get((row["representation"], k)))
-        for k in sizes
-    }
+    heading = lambda k: "all" if k == ALL else str(k)  # noqa: E731
+    return {"read from": "representation", "sizes": Across("k", _auroc(), heading, sizes)}
 
 
 def sparse_words(rows: Frame) -> str:
@@ -328,8 +310,7 @@ def probe_note(rows: Frame, source: Source) -> str:
 def unconfirmed(own: Row) -> str:
     """Why a latent is not a cause of its own belief; "" when it is, as `findings.confirmed` says.
 
-    Args:
-        own: its row of a SpecificityTable for the belief that its concept names.
+    `own` is its row of a SpecificityTable for the belief that its concept names.
     """
     if own["n_active"] == 0:
         return "not tested: it is active in none of these runs"
@@ -354,99 +335,64 @@ def unconfirmed(own: Row) -> str:
     return "; ".join(dict.fromkeys(why))
 
 
-def matrix(rows: Frame, concept: str, links: Mapping[tuple[str, int], str] = {}) -> Markup:
-    """What moving latents of one concept in one way does to every belief: a row per latent.
-
-    Args:
-        rows: of a SpecificityTable.
-        concept: theirs.
-        links: addresses of latents' pages.
-    """
-    beliefs = list(dict.fromkeys(rows["belief"]))
-    named = set(rows[rows["own"].astype(bool)]["belief"])
-    groups = [records(own) for _, own in rows.groupby(KEY, sort=False)]
-    moved = [{**own[0], "own": next((row for row in own if row["own"]), None),
-              "at": {row["belief"]: row for row in own}} for own in groups]  # fmt: skip
-    undefined = "this belief is not defined at every query"
-
-    def effect(name: str) -> Make:
-        kind = "own" if name in named else ""
-
-        def make(row: Row) -> Figure:
-            one = row["at"].get(name)
-            if one is None:
-                return Figure(NAN, reason=undefined, kind=kind)
-            return Figure(one["effect"], one["ci_low"], one["ci_high"], one["reason"], kind=kind)
-
-        return make
-
-    columns: dict[str, Make] = {
-        "latent": _mover,
-        "confirmed?": _confirmed,
-        "margin": _margin,
-        "control p": _control,
-    }
-    columns |= {f"{name}{', own' if name in named else ''}": effect(name) for name in beliefs}
-    return grid(
-        f"{rows['way'].iloc[0]}: effects of the latents of {concept}", columns, moved, links, kind="cells"
-    )
-
-
-def _mover(row: Row) -> Words:
-    name = "all together" if row["latent"] == JOINT else str(row["latent"])
-    return Words(f"{row['site']}{', ' if row['latent'] == JOINT else ' · '}{name}", row["role"])
-
-
-def _confirmed(row: Row) -> Words:
-    own = row["own"]
-    why = "no belief names this concept, so nothing can confirm it" if own is None else unconfirmed(own)
-    return Words("no", why) if why else Words("yes", strong=True)
-
-
-def _margin(row: Row) -> Figure:
-    own = row["own"]
-    if own is None:
-        return Figure(NAN)
-    rival = f"over {own['rival']}" if own["rival"] else ""
-    return Figure(own["margin"], own["margin_low"], own["margin_high"], own["reason"], small=rival)
-
-
-def _control(row: Row) -> Figure:
-    p = NAN if row["own"] is None else row["own"]["control_p"]
-    return Figure(p, small=f"{count(int(row['n_controls']))} controls")
-
-
-def matrices(source: Source, concept: str) -> Markup:
-    """The causal matrix of one concept, one for each way of moving latents."""
-    rows = source.rows("specificity")
+def moved(rows: Frame, source: Source, concept: str) -> Frame:
+    """What moving latents of a concept does to every belief; its concept's own comes first."""
     rows = rows[rows["concept"] == concept]
-    if rows.empty:
-        none = "No latent was moved: none is granted the label or a candidate."
-        return paragraph("missing", source.why("specificity", none) or none)
-    parts = [
-        tag("h4", f"{way} ", tag("small", WAYS.get(str(way), ""))) + matrix(own, concept, source.links)
-        for way, own in rows.groupby("way", sort=False)
+    order = rows.groupby(["way", *KEY], sort=False).ngroup()
+    named = rows["belief"].isin(rows[rows["own"].astype(bool)]["belief"])
+    rows = rows.assign(order=order, other=~rows["own"].astype(bool), kind=named.map({True: "own", False: ""}))
+    rows["members"] = [
+        ", all together" if row["latent"] == JOINT else f" · {row['latent']}" for row in records(rows)
     ]
-    note = (
-        "Change of each belief’s log-odds in nats, with a 95 % interval over prompts; framed is the belief "
-        "that the concept names. Margin: size of the effect on it minus the largest on a rival belief; it "
-        "has to be above 0 in nats, and in units of what random latents do to each belief. Control p: share "
-        "of matched random latents that move it as far. Effects are those of the study’s own task; on "
-        "another they may differ. Runs and controls are of their own; the page of patching has others, and "
-        "so other figures. Of task identities only the study’s own task’s are moved, so that other latents "
-        "may stand here than above."
-    )
-    return Markup("\n").join([*parts, paragraph("under", note)])
+    return rows.sort_values(["order", "other"], kind="stable")
+
+
+def _effect(row: Row) -> Cell:
+    return Cell(row["effect"], row["ci_low"], row["ci_high"], row["reason"], kind=row["kind"])
+
+
+def _confirmed(row: Row) -> Cell:
+    why = unconfirmed(row) if row["own"] else "no belief names this concept, so nothing can confirm it"
+    return Cell("no", small=why) if why else Cell("yes", strong=True)
+
+
+def _margin(row: Row) -> Cell:
+    if not row["own"]:
+        return Cell(NAN)
+    rival = f"over {row['rival']}" if row["rival"] else ""
+    return Cell(row["margin"], row["margin_low"], row["margin_high"], row["reason"], small=rival)
+
+
+def matrix_columns(rows: Frame, source: Source) -> Columns:
+    """A line for each latent, a column for each belief; that of the concept is framed."""
+    beliefs = dict.fromkeys(rows.sort_index()["belief"])
+    own = set(rows[rows["own"].astype(bool)]["belief"])
+    undefined = "this belief is not defined at every query"
+    controls = lambda row: f"{count(int(row['n_controls']))} controls"  # noqa: E731
+    columns: dict[str, Any] = {
+        "latent": lambda row: Cell(f"{row['site']}{row['members']}", small=row["role"]),
+        "confirmed?": _confirmed, "margin": _margin,
+        "control p": lambda row: Cell(row["control_p"] if row["own"] else NAN, small=controls(row)),
+    }  # fmt: skip
+    for name in beliefs:
+        kind, heading = ("own", "{}, own") if name in own else ("", "{}")
+        columns[name] = Across("belief", _effect, heading, [name], Cell(NAN, reason=undefined, kind=kind))
+    return columns
+
+
+MATRIX_NOTE = (
+    "Change of each belief’s log-odds in nats, with a 95 % interval over prompts; framed is the belief "
+    "that the concept names. Margin: size of the effect on it minus the largest on a rival belief; it "
+    "has to be above 0 in nats, and in units of what random latents do to each belief. Control p: share "
+    "of matched random latents that move it as far. Effects are those of the study’s own task; on "
+    "another they may differ. Runs and controls are of their own; the page of patching has others, and "
+    "so other figures. Of task identities only the study’s own task’s are moved, so that other latents "
+    "may stand here than above."
+)
 
 
 def concept_sections(one: Concept, place: int, names: Sequence[str]) -> list[Section]:
-    """Everything about one concept.
-
-    Args:
-        one: which.
-        place: its number on the page.
-        names: every concept of the page.
-    """
+    """Everything about one concept, `place` on the page, where `names` are all its concepts."""
     name = one.name
     unprobed = (
         "which task it is has as many answers as tasks, and a probe reads a concept with two sides"
@@ -465,24 +411,13 @@ def concept_sections(one: Concept, place: int, names: Sequence[str]) -> list[Sec
             name,
             "transforms",
             id=f"concept-{place}",
-            nav=name,
-            where=own,
-            chart=None,
-            columns={},
+            nav=name, where=own, chart=None, columns={},
             intro=f"{intro} Its latents must not answer to: {confounds}." if confounds else intro,
-            say=lambda rows, source: verdict_words(rows),
-            empty="It was not asked of any latent.",
+            say=lambda rows, source: verdict_words(rows), empty="It was not asked of any latent.",
         ),
         Section(
-            "Latents",
-            "transforms",
-            level=3,
-            where=lambda rows, source: shown(rows, source, name),
-            chart=None,
-            columns=LABEL_COLUMNS,
-            values="",
-            kind="compact",
-            empty=none,
+            "Latents", "transforms", level=3, where=lambda rows, source: shown(rows, source, name),
+            chart=None, columns=LABEL_COLUMNS, values="", kind="compact", empty=none,
             under="AUROC on held-out tasks (task identity: on held-out prompts of the same tasks), with a "
             "95 % interval over prompts; discovery: the same on the tasks that chose the latent and its "
             "direction. V: how far the tasks themselves tie the concept to a confound. d, MI and κ: effect "
@@ -492,14 +427,8 @@ def concept_sections(one: Concept, place: int, names: Sequence[str]) -> list[Sec
             "asked.",
         ),
         Section(
-            "What they are tuned to",
-            "tuning_curves",
-            level=3,
-            where=own,
-            columns={},
-            shape="tuned",
-            panels=lambda rows, source: tuning_panels(rows, source, name),
-            empty=none,
+            "What they are tuned to", "tuning_curves", level=3, where=own, columns={}, shape="tuned",
+            panels=lambda rows, source: tuning_panels(rows, source, name), empty=none,
             intro=Markup(
                 "Fuller in a map: larger; 0 {} its largest mean; outlined: not above 0; blank: no examples."
             ).format(RAMP),
@@ -508,36 +437,27 @@ def concept_sections(one: Concept, place: int, names: Sequence[str]) -> list[Sec
             "curve does not.",
         ),
         Section(
-            "Confusion with the other concepts",
-            "transforms",
-            level=3,
-            chart=None,
-            values="",
-            kind="cells",
-            where=lambda rows, source: shown(rows, source, name),
-            empty=none,
-            columns=lambda rows, source: rival_columns(source, name, names),
+            "Confusion with the other concepts", "transforms", level=3, chart=None, values="", kind="cells",
+            where=lambda rows, source: rivals(rows, source, name), per=tuple(KEY), empty=none,
+            columns=rival_columns(name, names),
             under="AUROC of the same latent, at the same token, for every concept against that concept’s "
             "own matched negatives; framed is its own. A second high value need not be a confusion: "
             "concepts that share examples are told by the same latent, and the worst confound above is "
             "measured with the concept held fixed.",
         ),
         Section(
-            "How well it can be read at all",
-            "probes",
-            level=3,
-            where=own,
-            chart=None,
-            values="",
-            kind="cells",
-            say=lambda rows, source: sparse_words(rows),
-            columns=probe_columns,
-            per=("representation",),
-            under=probe_note,
+            "How well it can be read at all", "probes", level=3, where=own, chart=None, values="",
+            kind="cells", say=lambda rows, source: sparse_words(rows), columns=by_size,
+            per=("representation",), under=probe_note,
             empty=f"No probe was trained: {unprobed}.",
         ),
-        Section("What moving them does", level=3, body=lambda source: matrices(source, name)),
-    ]
+        Section(
+            "What moving them does", "specificity", level=3,
+            where=lambda rows, source: moved(rows, source, name), chart=None, values="", kind="cells",
+            apart="way", apart_words=WAYS, per=tuple(KEY), columns=matrix_columns,
+            empty="No latent was moved: none is granted the label or a candidate.", under=MATRIX_NOTE,
+        ),
+    ]  # fmt: skip
 
 
 # ---------------------------------------------------------------- overview
@@ -547,30 +467,27 @@ def overview(source: Source) -> Markup:
     """One row per concept."""
     asked = asked_concepts(source.config)
     if not asked:
-        return paragraph("missing", "No concept was asked for in this run.")
-    transforms, moved = source.results.table("transforms"), source.results.table("specificity")
+        return missing("No concept was asked for in this run.")
+    transforms, effects = source.results.table("transforms"), source.results.table("specificity")
     rows = []
     for place, one in enumerate(asked, start=1):
-        own, effects = transforms[transforms["concept"] == one.name], moved[moved["concept"] == one.name]
-        singles = effects[effects["own"] & (effects["latent"] != JOINT) & (effects["n_active"] > 0)]
-        causes: Words = Words("–", "no belief")
-        if one.belief or effects["own"].any():
-            causes = Words("–", "none moved")
-            if len(singles):
-                causes = Words(f"{len(_latents(confirmed(effects)))} of {len(_latents(singles))}")
+        own, moves = transforms[transforms["concept"] == one.name], effects[effects["concept"] == one.name]
+        singles = moves[moves["own"] & (moves["latent"] != JOINT) & (moves["n_active"] > 0)]
+        causes = Cell("–", small="none moved" if one.belief or moves["own"].any() else "no belief")
+        if len(singles):
+            causes = Cell(f"{len(_latents(confirmed(moves)))} of {len(_latents(singles))}")
         granted, candidates = labelled(own)
-        rows.append({"name": tag("a", one.name, href=f"#concept-{place}"), "meaning": one.meaning,
-                     "granted": len(granted), "candidates": len(candidates),
-                     "best": float(own["auroc"].max()), "causes": causes})  # fmt: skip
-    columns: dict[str, Make] = {
-        "concept": "name", "meaning": "meaning", "granted": "granted", "candidates": "candidates",
-        "best AUROC": "best",        "confirmed of moved, in any way": "causes",
-    }  # fmt: skip
+        rows.append({
+            "concept": tag("a", one.name, href=f"#concept-{place}"), "meaning": one.meaning,
+            "granted": len(granted), "candidates": len(candidates), "best AUROC": float(own["auroc"].max()),
+            "confirmed of moved, in any way": causes,
+        })  # fmt: skip
     note = (
         "Counted are latents, whatever the token at which they were read. The best AUROC is the largest of "
         "all latents on held-out tasks, so it flatters."
     )
-    return grid("Overview of concepts", columns, rows, kind="") + paragraph("under", note)
+    table = grid("Overview of concepts", {name: name for name in rows[0]}, rows, kind="")
+    return table + paragraph("under", note)
 
 
 def overview_words(rows: Frame, source: Source) -> str:
@@ -588,85 +505,28 @@ def overview_words(rows: Frame, source: Source) -> str:
 # ---------------------------------------------------------------- mechanism
 
 
-def by_layer(rows: Frame, column: str, make: str) -> Mapping[str, Make]:
-    """Columns of figures, one for each block."""
-    at = {(row[column], row["layer"]): row for row in records(rows)}
-
-    def cell(layer: int) -> Make:
-        def figure_of(row: Row) -> Cell:
-            one = at.get((row[column], layer))
-            if one is None:
-                return ""
-            chance = "" if one["value"] != one["value"] else f"chance {number(one['null'])}"
-            return Figure(one["value"], one["ci_low"], one["ci_high"], one["reason"], small=chance)
-
-        return figure_of
-
-    return {make: column} | {f"block {layer}": cell(layer) for layer in sorted(set(rows["layer"]))}
+def _chance(row: Row) -> str:
+    return "" if math.isnan(row["value"]) else f"chance {number(row['null'])}"
 
 
-def creation(source: Source) -> Markup:
-    """Where each concept is read around the blocks, layers × sources."""
-    table = source.rows("creation")
-    if table.empty:
-        return paragraph("missing", source.why("creation"))
-    parts = []
-    for concept, own in table.groupby("concept", sort=False):
-        at = {(row["layer"], row["source"]): row for row in records(own)}
-        columns: dict[str, Make] = {"block": lambda row: str(row["layer"])}
-        for name in dict.fromkeys(table["source"]):
-            columns[name] = lambda row, name=name, at=at: _auroc(at.get((row["layer"], name)))
-        columns["verdict"] = "verdict"
-        blocks = records(own.sort_values("layer").drop_duplicates("layer"))
-        parts.append(
-            tag("h4", str(concept)) + grid(f"Where {concept} is created", columns, blocks, kind="cells")
-        )
-    return Markup("\n").join(parts)
+def by_block(table: Frame, source: Source) -> Frame:
+    """Rows from the first block to the last."""
+    return table.sort_values("layer", kind="stable")
 
 
 def parity(table: Frame, source: Source) -> Frame:
     """The blocks at which parity was read, with the reason of any of their figures."""
     own = table[table["concept"] == PARITY].sort_values("layer")
-    why = own.groupby("layer")["reason"].agg(lambda some: next(filter(None, some), ""))
-    return own.drop_duplicates("layer").assign(reason=lambda rows: rows["layer"].map(why))
+    why = own.groupby("layer")["reason"].transform(lambda some: next(filter(None, some), ""))
+    return own.assign(reason=why).drop_duplicates("layer")
 
 
-def carried_columns(rows: Frame, source: Source) -> Mapping[str, Make]:
-    """How well sizes at `lab` predict what later `pre` receive, by kind of weights."""
-    table = source.rows("transport")
-    at = {(row["concept"], row["site"], row["latent"], row["weights"]): row for row in records(table)}
-    weights = list(dict.fromkeys(table["weights"]))
-
-    def find(row: Row, name: str) -> Row | None:
-        return at.get((row["concept"], row["site"], row["latent"], name))
-
-    def r2(name: str) -> Make:
-        make = figure("r2", "r2")
-        return lambda row: make(one) if (one := find(row, name)) else ""
-
-    def note(row: Row) -> Cell:
-        some = [one for name in weights if (one := find(row, name))]
-        return tag(
-            "small",
-            "; ".join(
-                dict.fromkeys(one["reason"] for one in some if one["r2"] == one["r2"] and one["reason"])
-            ),
-        )
-
-    named: dict[str, Make] = {"concept": "concept", "latent": _plain, "block": "layer"}
-    named |= {f"r², {name}": r2(name) for name in weights}
-    return named | {
-        "attention − equal": figure("attention_minus_equal", "attention_minus_equal"),
-        "attention to labels": "lab_attention", "note": note,
-    }  # fmt: skip
-
-
-def _plain(row: Row) -> Latent:
-    return Latent(row["site"], row["latent"])
-
-
-def _size(row: Row) -> Words:
-    return Words(row["verdict"] or "–", "" if math.isnan(row["r"]) else row["reason"])
+def carried(table: Frame, source: Source) -> Frame:
+    """What sizes at `lab` predict, with what is said of the kinds of weights that can tell."""
+    said = table["reason"].where(table["r2"].notna(), "")
+    keys = [table[name] for name in ("concept", "site", "latent")]
+    note = said.groupby(keys).transform(lambda some: "; ".join(dict.fromkeys(filter(None, some))))
+    return table.assign(note=note)
 
 
 def answers(source: Source) -> Markup:
@@ -680,11 +540,12 @@ PERIODS = Section(
     "T = 2, which is parity; a longer period needs several features together. Shown is how much of each "
     "period a regression on several features explains on held-out tasks.",
     columns={
-        "at": lambda row: f"{row['site']} {row['role']}", "read from": "representation", "of": "of",
-        "period": lambda row: Words(tick_text(row["period"])),
-        "R²": lambda row: Figure(row["r2"], reason=row["reason"]), "p": "p_value",
-        "features for 90 % of it": lambda row: Words(
-            f"{row['n_for_90']:.0f}" if row["n_for_90"] > 0 else DASH, f"of {count(int(row['n_features']))}"
+        "at": "{site} {role}", "read from": "representation", "of": "of",
+        "period": lambda row: Cell(tick_text(row["period"])),
+        "R²": figure("r2"), "p": "p_value",
+        "features for 90 % of it": lambda row: Cell(
+            f"{row['n_for_90']:.0f}" if row["n_for_90"] > 0 else DASH,
+            small=f"of {count(int(row['n_features']))}",
         ),
     },
     under="p: share of relabellings of the values that do as well. R² below 0 is worse than a constant; a "
@@ -699,8 +560,10 @@ MECHANISM = (
     ),
     Section(
         "M1 and M2. Are x and y there, each in a place of its own?", "operands", level=3, chart=None,
-        kind="cells", values="", per=("measure",),
-        columns=lambda rows, source: by_layer(rows, "measure", "measure"),
+        kind="cells", values="", per=("measure",), where=by_block,
+        columns={
+            "measure": "measure", "blocks": Across("layer", figure("value", _chance), "block {}"),
+        },
         under="Of the residual that each block’s MLP reads at lab. Chance: the mean with x dealt anew over "
         "the rows; it is high where few directions hold most of the variance. Overlap: 0 when the x- and "
         "y-directions are at right angles, 1 when they are the same; the two halves’ overlap is the "
@@ -709,7 +572,13 @@ MECHANISM = (
         "whose y says nothing of x. Being readable there does not show that the MLP reads it.",
     ),
     Section(
-        "M3. Where is a concept created?", level=3, body=creation,
+        "M3. Where is a concept created?", "creation", level=3, chart=None, kind="cells", values="",
+        where=by_block, apart="concept", per=("layer",),
+        columns=lambda rows, source: {
+            "block": lambda row: str(row["layer"]),
+            "sources": Across("source", _auroc(), values=[*dict.fromkeys(source.rows("creation")["source"])]),
+            "verdict": "verdict",
+        },
         intro="AUROC, on held-out tasks, of a probe trained at each site around a block. Created by the "
         "MLP: not to be read in resid_mid, to be read in mlp_out, and at the end of the model gone when "
         "this MLP is ablated and not when the block’s attention is. A probe that fails does not show that "
@@ -720,7 +589,7 @@ MECHANISM = (
         values="", empty="Parity was not read around the blocks in this run.",
         columns={
             "block": lambda row: str(row["layer"]),
-            "AUROC of attn_out − mlp_out": figure("attention_minus_mlp", "attention_minus_mlp"),
+            "AUROC of attn_out − mlp_out": figure("attention_minus_mlp"),
             "larger": lambda row: row["larger"] or "–",
         },
         under="Two-sided, both read on the same resampled prompts. The larger is where parity is easier to "
@@ -730,10 +599,10 @@ MECHANISM = (
         "M5. Is a latent’s size the model’s confidence?", "confidence", level=3, chart=None, kind="cells",
         values="",
         columns={
-            "concept": "concept", "latent": _plain, "over": "over", "r with log P(y)": figure("r", "r"),
-            "given y": figure("r_given_magnitude", "r_given_magnitude"),
-            "r with y, given log P(y)": figure("magnitude_r", "magnitude_r"), "rows": "n_rows",
-            "size is": _size,
+            "concept": "concept", "latent": latent(), "over": "over", "r with log P(y)": figure("r"),
+            "given y": figure("r_given_magnitude"), "r with y, given log P(y)": figure("magnitude_r"),
+            "rows": "n_rows",
+            "size is": lambda row: Cell(row["verdict"], small="" if math.isnan(row["r"]) else row["reason"]),
         },
         under="The best latents of each concept at lab, candidates included, on the prompts of the grid. "
         "Rank correlations of the activation at lab with the log-probability that the model gave the label "
@@ -742,7 +611,13 @@ MECHANISM = (
     ),
     Section(
         "M6. Does it reach later answers?", "transport", level=3, chart=None, kind="cells", values="",
-        columns=carried_columns, per=("concept", "site", "latent"),
+        where=carried, per=("concept", "site", "latent"),
+        columns={
+            "concept": "concept", "latent": latent(), "block": "layer",
+            "weights": Across("weights", figure("r2"), "r², {}"),
+            "attention − equal": figure("attention_minus_equal"), "attention to labels": "lab_attention",
+            "note": lambda row: tag("small", row["note"]),
+        },
         under="The same latents on prompts of the study’s own task alone, where some are never active. "
         "Squared correlation of what the next block’s heads write at later pre tokens, along the latent’s "
         "image, with what its sizes at the earlier labels predict. The prediction is one summand of what "

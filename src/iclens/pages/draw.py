@@ -1,4 +1,4 @@
-"""Charts as hand-written SVG: rows of estimates, curves, heat maps, maps of two numbers and histograms.
+"""Charts as SVG: rows of estimates, curves, heat maps, maps of two numbers and histograms.
 
 1. `rows_chart` draws estimates below each other on one scale, as marks or bars with their intervals;
 2. `lines_chart` curves with bands over a quantity, and dots where a curve would join what may jump;
@@ -15,6 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
@@ -37,8 +38,7 @@ NAN = math.nan
 UNKNOWN: Interval = (NAN, NAN)
 
 
-@dataclass(frozen=True)
-class Scale:
+class Scale(NamedTuple):
     """Linear map of [low, high] to [start, stop]."""
 
     low: float
@@ -50,9 +50,8 @@ class Scale:
         """Coordinate of `value`, to a tenth of a unit; NaN where it is undefined."""
         if not math.isfinite(value):
             return NAN
-        return round(
-            self.start + (value - self.low) * (self.stop - self.start) / (self.high - self.low or 1.0), 1
-        )
+        share = (value - self.low) * (self.stop - self.start) / (self.high - self.low or 1.0)
+        return round(self.start + share, 1)
 
 
 def finite(values: Iterable[float]) -> list[float]:
@@ -93,18 +92,20 @@ def tick_text(value: float) -> str:
 
 
 def tag(name: str, *children: str, **attributes: object) -> Markup:
-    """One element; `class_` is `class`, underscores become hyphens, text and values are escaped."""
-    pairs = ((k.rstrip("_").replace("_", "-"), v) for k, v in attributes.items())
-    head = "".join(f' {k}="{escape(str(v))}"' for k, v in pairs)
-    inside = "".join(escape(c) for c in children)
+    """One element; `class_` is `class`, underscores become hyphens, "" is left out, all text is escaped."""
+    head = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
+        for key, value in attributes.items()
+        if value != "" or key == "open"
+    )
+    inside = "".join(escape(child) for child in children)
     return Markup(f"<{name}{head}>{inside}</{name}>" if inside else f"<{name}{head}/>")
 
 
 def key(kind: str, words: str, *, marked: bool = False) -> Markup:
     """A kind of line in a legend, with what it stands for."""
-    shapes = [_path(f"line {kind}", "M1 5H27")] if kind not in ("dots", "range") else []
-    shapes += [_path("dots", "M14 5h0")] if kind == "dots" else []
-    shapes += [_path("range", "M1 0h26v10h-26z")] if kind == "range" else []
+    path = {"dots": _path("dots", "M14 5h0"), "range": _path("range", "M1 0h26v10h-26z")}
+    shapes = [path.get(kind) or _path(f"line {kind}", "M1 5H27")]
     shapes += [_path(f"mark {kind}", _mark(kind, (14, 5)))] if marked else []
     return tag("span", tag("svg", *shapes, viewBox="0 0 28 10", aria_hidden="true"), words, class_="key")
 
@@ -112,13 +113,8 @@ def key(kind: str, words: str, *, marked: bool = False) -> Markup:
 # ---------------------------------------------------------------- rows
 
 
-@dataclass(frozen=True)
-class Mark:
-    """An estimate on a row: its value with its interval, and how it is drawn.
-
-    Args:
-        kind: "full", "open", "bar", or "bar control".
-    """
+class Mark(NamedTuple):
+    """An estimate on a row, drawn as a "full" or "open" dot, a "bar", or a "bar control"."""
 
     value: float
     low: float = NAN
@@ -126,38 +122,31 @@ class Mark:
     kind: str = "full"
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of a chart of rows: its name, its marks, words at its end, and the range of its controls."""
+class Row(NamedTuple):
+    """A line of a chart of rows."""
 
     name: str
     marks: Sequence[Mark]
-    words: str = ""
-    range: Interval = UNKNOWN
+    words: str = ""  # at its end
+    range: Interval = UNKNOWN  # of its controls
+    said: str = ""  # the row in words, for the text alternative; its name and words without
 
 
 def reach(rows: Iterable[Row]) -> Interval:
     """From the least to the greatest value that rows show, zero included."""
-    return around(v for row in rows for m in row.marks for v in (m.value, m.low, m.high, *row.range))
+    return around(v for row in rows for mark in row.marks for v in (*mark[:3], *row.range))
 
 
 def rows_chart(
-    rows: Sequence[Row],
-    title: str,
-    axis: str = "",
-    bounds: Interval | None = None,
-    said: str = "",
+    rows: Sequence[Row], title: str, axis: str = "", bounds: Interval | None = None, said: str = "",
     width: int = WIDE,
-) -> Markup:
+) -> Markup:  # fmt: skip
     """Estimates below each other, over a line at zero.
 
     Args:
-        rows: from the top.
-        title: what is shown, for the text alternative.
         axis: what the values are; no axis is drawn without.
         bounds: of the scale, where several charts share one; those of the rows by default.
-        said: the values in words, where they are not the rows' names and words.
-        width: of the drawing.
+        said: the values in words, where they are not the rows'.
     """
     longest = max((min(len(row.name), _LONGEST) for row in rows), default=0)
     left = min(max(44.0, 14 + _CHARACTER * longest), 180.0)
@@ -165,36 +154,30 @@ def rows_chart(
     bottom = len(rows) * _ROW + 6
     x = Scale(*(bounds or reach(rows)), left + 7, right - 5)
     marks = ticks(x.low, x.high, 4) if axis else []
-    parts = [_rules("grid", [((x(v), 4), (x(v), bottom)) for v in marks if v != 0])]
-    under = []
+    under, over = [], [_rules("grid", [((x(v), 4), (x(v), bottom)) for v in marks if v != 0])]
     for i, row in enumerate(rows):
         y = i * _ROW + 17.0
         start, stop = map(x, row.range)
         if start == start and stop == stop:
             under.append(_box("range", start, y - 8, max(1.5, stop - start), 16))
-        for mark in row.marks:
-            at, ends = x(mark.value), (x(mark.low), x(mark.high))
-            if mark.kind.startswith("bar") and at == at:
-                under.append(_box(mark.kind, min(at, x(0)), y - 6, abs(at - x(0)), 12))
+        for value, low, high, kind in row.marks:
+            at, ends, is_bar = x(value), (x(low), x(high)), kind.startswith("bar")
+            if is_bar and at == at:
+                under.append(_box(kind, min(at, x(0)), y - 6, abs(at - x(0)), 12))
             if ends[0] == ends[0] and ends[1] == ends[1]:
-                parts.append(_rules("whisker", [((ends[0], y), (ends[1], y))]))
-            if not mark.kind.startswith("bar") and at == at:
-                parts.append(tag("circle", cx=at, cy=y, r=4, class_=f"dot {mark.kind}"))
-        parts.append(tag("text", cut(row.name), x=f"{left - 4:g}", y=f"{y + 4:g}", class_="name end"))
+                over.append(_rules("whisker", [((ends[0], y), (ends[1], y))]))
+            if not is_bar and at == at:
+                over.append(tag("circle", cx=at, cy=y, r=4, class_=f"dot {kind}"))
+        over.append(tag("text", cut(row.name), x=f"{left - 4:g}", y=f"{y + 4:g}", class_="name end"))
         if row.words:
-            parts.append(tag("text", row.words, x=f"{right + 4:g}", y=f"{y + 4:g}", class_="value"))
+            over.append(tag("text", row.words, x=f"{right + 4:g}", y=f"{y + 4:g}", class_="value"))
     zero = _rules("zero", [((x(0), 4), (x(0), bottom))])
-    told = said or "; ".join(f"{row.name} {row.words or number(row.marks[0].value)}" for row in rows)
-    label = f"{title}{f', {axis}' if axis else ''}: {told}."
-    return drawing(
-        bottom + (34 if axis else 4),
-        label,
-        *under,
-        zero,
-        *parts,
-        *_bottom_axis(x, bottom, marks, axis),
-        width=width,
+    told = said or "; ".join(
+        row.said or f"{row.name} {row.words or number(row.marks[0].value)}" for row in rows
     )
+    label = f"{title}{f', {axis}' if axis else ''}: {told.removesuffix('.')}."
+    parts = [*under, zero, *over, *_bottom_axis(x, bottom, marks, axis)]
+    return drawing(bottom + (34 if axis else 4), label, *parts, width=width)
 
 
 # ---------------------------------------------------------------- curves
@@ -202,18 +185,10 @@ def rows_chart(
 
 @dataclass(frozen=True)
 class Line:
-    """One curve of a chart.
+    """One curve of a chart, over points [point]; NaN breaks it, and an interval of NaN draws no band."""
 
-    Args:
-        name: in the text alternative, and in the table of values.
-        kind: how it is drawn: "task", "control", "exact", "third" or "random"; "fit" for a fitted line;
-            "dots" for values that may jump, whose intervals are whiskers.
-        x: [point].
-        y: [point]; NaN breaks the line.
-        low, high: 95 % interval, [point]; nothing or NaN draws no band.
-    """
-
-    name: str
+    name: str  # in the text alternative, and in the table of values
+    # "task", "control", "exact", "third", "random", "fit" (a fitted line) or "dots" (values that may jump)
     kind: str
     x: Sequence[float]
     y: Sequence[float]
@@ -245,44 +220,29 @@ def lines_chart(
     title: str,
     axis: str = "examples seen",
     *,
-    unit: str = "",
+    unit: str = "",  # what they measure, above the upright axis
     width: int = NARROW,
-    levels: Sequence[tuple[str, float]] = (),
-    log2: bool = False,
-    marked: bool = False,
-    zero: bool = True,
-    said: str = "",
+    levels: Sequence[tuple[str, float]] = (),  # (name, value) of what does not depend on it, drawn across
+    log2: bool = False,  # whether the quantity stands at its logarithm
+    marked: bool = False,  # whether points have marks, which tell kinds apart
+    zero: bool = True,  # whether the upright axis starts at zero
+    said: str = "",  # the text alternative, where it is not the title with each line's ends
 ) -> Markup:
-    """Curves over a quantity.
-
-    Args:
-        lines: drawn in this order.
-        title: what is shown, for the text alternative.
-        axis: what they run over.
-        unit: what they measure, above the upright axis.
-        width: of the drawing.
-        levels: (name, value) of values that do not depend on it, drawn across.
-        log2: whether the quantity stands at its logarithm.
-        marked: whether points have marks, which tell kinds apart.
-        zero: whether the upright axis starts at zero.
-        said: the text alternative, where it is not the title with each line's ends.
-    """
+    """Curves over a quantity, the first on top."""
     left, right, top = 40, width - 6, 24 if unit else 8
     bottom, high = top + round(0.4 * width) + 4, top + round(0.4 * width) + 36
     place = (lambda n: math.log2(n) if n > 0 else NAN) if log2 else float
-    seen = finite(place(n) for line in lines for n in line.x)
-    shown = [v for line in lines for v in (*line.y, *line.low, *line.high)] + [v for _, v in levels]
-    known = finite(shown)
-    x = Scale(min(seen, default=0.0), max(seen, default=1.0), left + 6, right - 5)
+    points_x = finite(place(n) for line in lines for n in line.x)
+    known = finite([v for line in lines for v in (*line.y, *line.low, *line.high)] + [v for _, v in levels])
+    x = Scale(min(points_x, default=0.0), max(points_x, default=1.0), left + 6, right - 5)
     y = Scale(*(around(known) if zero or not known else (min(known), max(known))), bottom, top)
     parts = _left_axis(y, left, right, unit)
-    for _, value in levels:
-        parts.append(_rules("level", [((left, y(value)), (right, y(value)))]))
+    parts += [_rules("level", [((left, y(value)), (right, y(value)))]) for _, value in levels]
     parts += [
         tag("text", name, x=left + 4, y=round(y(value) - 4, 1), class_="tick")
         for name, value in _apart(levels, y)
     ]
-    for line in lines:
+    for line in reversed(lines):
         points = [(x(place(n)), y(m)) for n, m in zip(line.x, line.y, strict=True)]
         band = [(x(place(n)), y(lo), y(hi)) for n, lo, hi in line.band]
         if line.kind == "dots":
@@ -297,29 +257,21 @@ def lines_chart(
             parts.append(_path(f"mark {line.kind}", "".join(_mark(line.kind, at) for at in points)))
     if log2:
         at = sorted({n for line in lines for n in line.x if n > 0})
-        marks = [(x(math.log2(n)), tick_text(n)) for n in at if math.log2(n).is_integer() or len(at) < 9]
+        marks = [(tick_text(n), x(math.log2(n))) for n in at if math.log2(n).is_integer() or len(at) < 9]
     else:
         whole = all(float(n).is_integer() for line in lines for n in line.x)
-        marks = [(x(v), tick_text(v)) for v in ticks(x.low, x.high, 4) if v == int(v) or not whole]
-    parts.append(_words("tick mid", [(text, at, bottom + 15) for at, text in marks]))
+        marks = [(tick_text(v), x(v)) for v in ticks(x.low, x.high, 4) if v == int(v) or not whole]
+    parts.append(_words("tick mid", [(text, at, bottom + 15) for text, at in marks]))
     parts.append(_words("tick mid", [(axis, (left + right) / 2, bottom + 30)]))
-    ends = "; ".join([f"{one.name} {one.ends}" for one in lines] + [f"{n} {number(v)}" for n, v in levels])
+    ends = "; ".join([f"{line.name} {line.ends}" for line in lines] + [f"{n} {number(v)}" for n, v in levels])
     label = said or f"{title}{f', {unit}' if unit else ''} by {axis}: {ends}."
     return drawing(high, label, *parts, width=width)
 
 
 def spark(means: Sequence[float], low: float, high: float) -> Markup:
-    """A curve without axes, beside its values in a table, which are its text alternative.
-
-    Args:
-        means: [point].
-        low: of all curves of the table.
-        high: of all of them.
-    """
-    x, y = (
-        Scale(0, max(len(means) - 1, 1), 4, 188),
-        Scale(low, high, 44, 4),
-    )  # twice what the style sheet shows
+    """A curve [point] without axes, from `low` to `high`; its values beside it are its text alternative."""
+    # twice what the style sheet shows
+    x, y = Scale(0, max(len(means) - 1, 1), 4, 188), Scale(low, high, 44, 4)
     path = _runs([(x(n), y(mean)) for n, mean in enumerate(means)])
     return Markup(f'<svg class=spark aria-hidden=true><path d="{path}"/></svg>')
 
@@ -335,18 +287,12 @@ def heat_chart(
     *,
     down: str = "",
     across: str = "",
-    said: str = "",
 ) -> Markup:
     """A grid of cells with their values written into them.
 
     Args:
-        columns: their names, from the left.
-        rows: their names, from the top.
         cells: (column, row) → its shade, 0 to 1, and its value in words; a missing one is left blank.
-        title: what is shown, for the text alternative.
-        down: what the rows are, beside them.
-        across: what the columns are, for the text alternative.
-        said: the largest value in words, where it is not the fullest cell's.
+        down, across: what the rows and the columns are.
     """
     side = 14 if down else 0
     left = side + 12 + _CHARACTER * max((min(len(name), _LONGEST) for name in rows), default=0)
@@ -364,39 +310,24 @@ def heat_chart(
                 words.append((text, x + wide / 2 - 1, y + high / 2 + 3))
     names = [(cut(name), left + (i + 0.5) * wide, top - 8) for i, name in enumerate(columns)]
     beside = [(cut(name), left - 7, top + (k + 0.5) * high + 4) for k, name in enumerate(rows)]
-    middle = top + high * len(rows) / 2
-    aside = (
-        [tag("text", down, transform=f"translate(10 {middle:g}) rotate(-90)", class_="tick mid")]
-        if down
-        else []
-    )
+    turned = f"translate(10 {top + high * len(rows) / 2:g}) rotate(-90)"
     best = max(((shade, at) for at, (shade, _) in cells.items() if shade == shade), default=None)
-    if not said:
-        said = "undefined" if best is None else (
-            f"largest {cells[best[1]][1]} at {f'{across} ' if across else ''}{best[1][0]}, "
-            f"{f'{down} ' if down else ''}{best[1][1]}"
-        )  # fmt: skip
-    return drawing(
-        bottom,
-        f"{title}: {said}.",
-        *(_path(f"box m{n}", "".join(paths)) for n, paths in sorted(by_level.items())),
+    said = "undefined"
+    if best is not None:
+        column, row = best[1]
+        said = f"largest {cells[best[1]][1]} at {across} {column}, {down} {row}".replace("  ", " ")
+    parts = [
+        *_boxes(by_level),
         _words("tick mid", names),
         _words("tick end", beside),
         _words("cell mid", words),
-        *aside,
-        width=width,
-        natural=True,
-    )
+        *([tag("text", down, transform=turned, class_="tick mid")] if down else []),
+    ]
+    return drawing(bottom, f"{title}: {said}.", *parts, width=width, natural=True)
 
 
 def map_chart(boxes: Sequence[tuple[int, int, float]], width: int, title: str) -> Markup:
-    """Shades of a mean over boxes of x (across) and y (up); a box without rows is left blank.
-
-    Args:
-        boxes: (x, y, mean), each from x and y on.
-        width: of a box, in both.
-        title: what is shown, with the largest value, for the text alternative.
-    """
+    """Shades of a mean over boxes (x, y, mean) of a width, x across and y up; without rows one is blank."""
     left, right, top, bottom = 34, NARROW - 4, 8, 112
     x = Scale(min(b[0] for b in boxes), max(b[0] for b in boxes) + width, left, right)
     y = Scale(min(b[1] for b in boxes), max(b[1] for b in boxes) + width, bottom, top)
@@ -406,22 +337,19 @@ def map_chart(boxes: Sequence[tuple[int, int, float]], width: int, title: str) -
         across, down = (at - x.low) / width, (y.high - up) / width - 1
         by_level[level(mean, peak)].append(f"M{_short(across)} {_short(down)}h1v1h-1z")
     wide, high = x(x.low + width) - left, bottom - y(y.low + width)
-    cells = (_path(f"box m{n}", "".join(paths)) for n, paths in sorted(by_level.items()))
-    return drawing(
-        144,
-        title,
-        tag("g", *cells, transform=f"translate({left} {top}) scale({wide:.5g} {high:.5g})"),
+    parts = [
+        tag("g", *_boxes(by_level), transform=f"translate({left} {top}) scale({wide:.5g} {high:.5g})"),
         _words("tick mid", [(tick_text(v), x(v), bottom + 15) for v in ticks(x.low, x.high, 4)]),
         _words("tick end", [(tick_text(v), left - 6, y(v) + 3.5) for v in ticks(y.low, y.high)]),
         _words("tick mid", [("x across, y up", (left + right) / 2, bottom + 30)]),
-        width=NARROW,
-    )
+    ]
+    return drawing(144, title, *parts, width=NARROW)
 
 
 def bars_chart(
     edges: Sequence[float], counts: Sequence[float], title: str, axis: str, width: int = WIDE
 ) -> Markup:
-    """Counts between edges, `edges` [bin + 1] and `counts` [bin]."""
+    """Counts [bin] between edges [bin + 1]."""
     left, right, top, bottom = 44, width - 8, 10, 118
     x, y = Scale(edges[0], edges[-1], left, right), Scale(0, max(counts, default=0) or 1, bottom, top)
     bars = [
@@ -438,8 +366,7 @@ def bars_chart(
 
 def drawing(height: float, label: str, *parts: str, width: int = WIDE, natural: bool = False) -> Markup:
     """The `<svg>` around `parts`, with `label` as its text alternative; `natural` keeps its own width."""
-    size = f' width="{width}"' if natural else ""
-    kind = '"chart natural"' if natural else "chart"
+    size, kind = (f' width="{width}"', '"chart natural"') if natural else ("", "chart")
     head = f'<svg class={kind} role=img viewBox="0 0 {width} {height:g}"{size} aria-label="{escape(label)}">'
     return Markup(f"{head}{Markup('').join(parts)}</svg>")
 
@@ -457,6 +384,11 @@ def _words(class_: str, entries: Iterable[tuple[str, float, float]]) -> Markup:
 
 def _path(class_: str, steps: str) -> Markup:
     return Markup(f'<path d="{steps}" class="{class_}"/>')
+
+
+def _boxes(by_level: Mapping[int, Sequence[str]]) -> list[Markup]:
+    """Cells, one path for each step of colour."""
+    return [_path(f"box m{n}", "".join(paths)) for n, paths in sorted(by_level.items())]
 
 
 def _rules(class_: str, lines: Iterable[tuple[Point, Point]]) -> Markup:
@@ -482,10 +414,8 @@ def _left_axis(y: Scale, left: float, right: float, unit: str = "") -> list[Mark
 
 def _bottom_axis(x: Scale, y: float, values: Sequence[float], title: str) -> list[Markup]:
     """Labels at some values of the axis below, and its title; nothing without a title."""
-    if not title:
-        return []
     entries = [(tick_text(v), x(v), y + 14) for v in values]
-    return [_words("tick mid", [*entries, (title, (x.start + x.stop) / 2, y + 29)])]
+    return [_words("tick mid", [*entries, (title, (x.start + x.stop) / 2, y + 29)])] if title else []
 
 
 def _apart(levels: Sequence[tuple[str, float]], y: Scale) -> list[tuple[str, float]]:

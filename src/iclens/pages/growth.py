@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
 from iclens.growth.accounts import ACCOUNTS
-from iclens.pages.draw import Line, Mark, Row, heat_chart, lines_chart, reach, rows_chart
-from iclens.pages.section import (
-    Frame,
-    Page,
-    Panel,
-    Section,
-    Source,
-    Words,
-    figure,
-    records,
-    role_order,
-    values_of,
-)
+from iclens.pages.section import Cell, Frame, Page, Panel, Section, Source, figure, records, role_order
 from iclens.pages.text import count, minus
 from iclens.prompts.arms import parse_arm
 from iclens.prompts.beliefs import BAND
 from iclens.schemas import FALLS, LADDER
-from iclens.table import Axis, Points
+from iclens.table import Axis, Curves, Heat, Points
 
 ANSWER = "exact"
 """The belief that the growth claim is about: the task's own answer."""
@@ -49,46 +37,43 @@ def meanings(source: Source) -> dict[str, str]:
     } | {belief.name: belief.meaning for belief in source.config.declared}
 
 
-def _line(name: str, kind: str, rows: Frame) -> Line:
-    return Line(name, kind, *(rows[column].tolist() for column in ("n_seen", "mean", "ci_low", "ci_high")))
+LOG_ODDS = Curves(Axis("n_seen", "examples seen"), Axis("mean", "", "ci_low", "ci_high"), ())
+LOOK: dict[str, Any] = {"unit": "", "width": 310, "zero": False, "marked": False, "over": "seen"}
 
 
-def belief_lines(table: Frame, belief: str, arm: str, control: str = "") -> list[Line]:
-    """Log-odds of a belief in an arm: a control's, the exact posterior's where there is one, the model's."""
-    own, other = (
-        table[(table["belief"] == belief) & (table["arm"] == one) & (table["n_prompts"] > 0)]
-        for one in (arm, control)
-    )
-    lines = [] if other.empty else [_line("control arm", "control", other)]
-    if np.isfinite(own["exact_mean"].astype(float)).any():
-        lines.append(Line("exact posterior", "exact", own["n_seen"].tolist(), own["exact_mean"].tolist()))
-    return [*lines, _line("model", "task", own)] if len(own) else []
+def belief_lines(table: Frame, arm: str, control: str = "") -> Frame:
+    """Log-odds of beliefs in an arm: the model's, the exact posterior's where there is one, a control's."""
+    table = table[table["n_prompts"] > 0]
+    own, other = (table[table["arm"] == one] for one in (arm, control))
+    known = own[np.isfinite(own["exact_mean"].astype(float)).groupby(own["belief"]).transform("any")]
+    exact = known.assign(mean=known["exact_mean"], ci_low=np.nan, ci_high=np.nan)
+    parts = {("model", "task"): own, ("exact posterior", "exact"): exact, ("control arm", "control"): other}
+    drawn = pd.concat([rows.assign(name=name, line=line) for (name, line), rows in parts.items()])
+    return drawn[drawn["belief"].isin(own["belief"])]
 
 
-def belief_panel(lines: Sequence[Line], name: str, caption: str) -> Panel:
-    """A belief's curves and their values."""
-    chart = lines_chart(lines, f"Log-odds of {name} in nats", width=310, zero=False)
-    return Panel(name, caption, chart, values_of([*reversed(lines)], "seen", name))
+def belief_rows(table: Frame, source: Source) -> Frame:
+    """The beliefs in the tested arm beside its control, that of the task's own answer first."""
+    words, order = meanings(source), source.config.belief_names
+    rows = belief_lines(table[table["belief"].isin(order)], source.config.treated, source.config.controls[0])
+    places = rows["belief"].map(lambda name: -1 if name == ANSWER else order.index(name))
+    return rows.assign(place=places, meaning=rows["belief"].map(words)).sort_values("place", kind="stable")
 
 
-def belief_panels(table: Frame, source: Source) -> list[Panel]:
-    """A panel for each belief that is defined, that of the task's own answer first."""
-    treated, control, words = source.config.treated, source.config.controls[0], meanings(source)
-    names = sorted(source.config.belief_names, key=lambda belief: belief != ANSWER)
-    drawn = {name: belief_lines(table, name, treated, control) for name in names}
-    return [belief_panel(lines, name, words[name]) for name, lines in drawn.items() if lines]
+def arm_rows(table: Frame, source: Source) -> Frame:
+    """The answer's log-odds, arm by arm."""
+    rows = table[table["belief"] == ANSWER]
+    return pd.concat([belief_lines(rows, arm) for arm in source.results.arms])
 
 
-def arm_panels(table: Frame, source: Source) -> Iterator[Panel]:
-    """The answer's log-odds by examples seen, arm by arm."""
-    agreement = source.rows("agreement")
-    for arm in source.results.arms:
-        lines = belief_lines(table, ANSWER, arm)
-        follows = records(agreement[(agreement["arm"] == arm) & (agreement["belief"] == ANSWER)])
-        known = follows and any(line.kind == "exact" for line in lines)
-        said = f"Model on exact: slope {follows[0]['slope']:.2f}, r {follows[0]['r']:.2f}." if known else ""
-        chart = lines_chart(lines, f"Log-odds of {ANSWER} in arm {arm} in nats", width=310, zero=False)
-        yield Panel(arm, f"{parse_arm(arm).meaning}{'. ' if said else ''}{said}", chart)
+def arm_caption(rows: Frame, source: Source) -> str:
+    """What an arm's labels are, and how far the model follows the exact posterior on them."""
+    arm, agreement = rows["arm"].iloc[0], source.rows("agreement")
+    follows = agreement[(agreement["arm"] == arm) & (agreement["belief"] == ANSWER)]
+    said = parse_arm(arm).meaning
+    if follows.empty or not (rows["line"] == "exact").any():
+        return said
+    return f"{said}. Model on exact: slope {follows['slope'].iloc[0]:.2f}, r {follows['r'].iloc[0]:.2f}."
 
 
 def growth_counts(growth: Frame) -> Frame:
@@ -101,43 +86,32 @@ def growth_counts(growth: Frame) -> Frame:
     return flags.groupby(["site", "role"], sort=False).sum().reset_index()
 
 
-def count_panels(growth: Frame, source: Source) -> list[Panel]:
-    """Latents that grow (right) and fall (left), role by role, on one scale."""
+def count_marks(growth: Frame, source: Source) -> Frame:
+    """Latents that grow (a bar to the right) and fall (to the left) at each site and role."""
     counts = growth_counts(growth)
-    rows = {
-        role: [
-            Row(row["site"], [Mark(row["grows"], kind="bar"), Mark(-row["falls"], kind="bar control")],
-                f"{row['grows']:,} and {row['falls']:,}")
-            for row in records(counts[counts["role"] == role])
-        ]
-        for role in role_order(set(counts["role"]))
-    }  # fmt: skip
-    bounds, panels = reach(row for own in rows.values() for row in own), []
-    for role, own in rows.items():
-        grow, fall, tested = (
-            int(counts[counts["role"] == role][name].sum()) for name in ("grows", "falls", "tested")
-        )
-        said = "; ".join(f"{row.name} {row.marks[0].value} grow, {-row.marks[1].value} fall" for row in own)
-        chart = rows_chart(own, f"Latents at {role}", "", bounds, said=said, width=270)
-        panels.append(
-            Panel(f"at {role}", f"{count(grow)} grow, {count(fall)} fall of {count(tested)}", chart)
-        )
-    return panels
+    words = [f"{row['grows']:,} and {row['falls']:,}" for row in records(counts)]
+    said = [f"{row['site']} {row['grows']} grow, {row['falls']} fall" for row in records(counts)]
+    counts = counts.assign(name=counts["site"], words=words, said=said)
+    grow, fall = (counts.assign(n=sign * counts[name], mark=mark)
+                  for name, sign, mark in (("grows", 1, "bar"), ("falls", -1, "bar control")))  # fmt: skip
+    order = {role: i for i, role in enumerate(role_order(counts["role"]))}
+    return pd.concat([grow, fall]).sort_values("role", key=lambda roles: roles.map(order), kind="stable")
 
 
-def ladder_panels(growth: Frame, source: Source) -> list[Panel]:
-    """Latent × role rows on each rung above "none" by site, every count as text."""
+def count_caption(rows: Frame, source: Source) -> str:
+    """How many latents grow and fall at a role, of how many."""
+    n = rows[rows["mark"] == "bar"][["grows", "falls", "tested"]].sum()
+    return f"{count(int(n['grows']))} grow, {count(int(n['falls']))} fall of {count(int(n['tested']))}"
+
+
+def rung_counts(growth: Frame, source: Source) -> Frame:
+    """Latent × role rows on each rung above "none", by site."""
     counts = growth.groupby(["site", "verdict"], sort=False).size()
-    sites, rungs = list(dict.fromkeys(growth["site"].tolist())), LADDER[1:]
-    n = {(rung, site): int(counts.get((site, rung), 0)) for site in sites for rung in rungs}
-    most = max(1, *n.values())
-    cells = {at: ((value / most) ** 0.5, f"{value:,}") for at, value in n.items()}
-    said = (
-        "; ".join(f"{site} {rung} {value}" for (rung, site), value in n.items() if value) or "none above none"
-    )
-    return [
-        Panel("", "", heat_chart(rungs, sites, cells, "Latents by site and rung of the ladder", said=said))
-    ]
+    keys = [(site, rung) for site in dict.fromkeys(growth["site"]) for rung in LADDER[1:]]
+    rows = pd.DataFrame(keys, columns=["site", "rung"])
+    n = [int(counts.get(key, 0)) for key in keys]
+    shade = (np.array(n) / max(1, *n)) ** 0.5
+    return rows.assign(n=n, words=[f"{one:,}" for one in n], shade=shade)
 
 
 def accounts_words(rows: Frame, source: Source) -> str:
@@ -152,14 +126,9 @@ def accounts_words(rows: Frame, source: Source) -> str:
 
 def followed(table: Frame, source: Source) -> Frame:
     """How many short-listed rows, latent × role, each account is named for, the most frequent first."""
-    says = {account.name: account.says for account in ACCOUNTS}
-    named = table[table["named"].astype(bool)]
-    shares, counts = named.groupby("account")["r2"].median().to_dict(), named["account"].value_counts()
-    rows = [
-        {"account": name, "n": int(n), "r2": shares[name], "says": says[str(name)]}
-        for name, n in counts.items()
-    ]
-    return pd.DataFrame(rows)
+    r2 = table[table["named"].astype(bool)].groupby("account")["r2"]
+    rows = r2.agg(["size", "median"]).reset_index().sort_values("size", ascending=False, kind="stable")
+    return rows.assign(says=rows["account"].map({account.name: account.says for account in ACCOUNTS}))
 
 
 def injected(table: Frame, source: Source) -> Frame:
@@ -184,7 +153,9 @@ def injected_words(rows: Frame, source: Source) -> str:
 
 SECTIONS = (
     Section(
-        "Beliefs over the examples", "beliefs", id="beliefs", nav="Beliefs", panels=belief_panels, shape="",
+        "Beliefs over the examples", "beliefs", id="beliefs", nav="Beliefs", where=belief_rows,
+        each=("belief",), title="{belief}", caption="{meaning}",
+        label="Log-odds of {belief} in nats", chart=LOG_ODDS, look=LOOK, shape="",
         intro="What the model’s logits say after each number of examples, as log-odds in nats: additive "
         "evidence is a straight line.",
         legend={
@@ -199,7 +170,9 @@ SECTIONS = (
             "Slope over the examples, task arm minus control arm, prompt by prompt, corrected for the number "
             "of tests. To the right: latents that grow; to the left: latents that fall. {}."
         ).format(GROWS),
-        panels=count_panels, shape="roles", columns={},
+        drawn=count_marks, each=("role",), title="at {role}", caption=count_caption,
+        label="Latents at {role}",
+        chart=Points(Axis("n", ""), ("name",)), look={"axis": "", "width": 270}, shape="roles", columns={},
     ),
     Section(
         "Does it add, one Bayesian update per example?", "beliefs", id="additive", nav="Does it add?",
@@ -209,11 +182,14 @@ SECTIONS = (
     ),
     Section(
         "The answer’s log-odds in every arm", "beliefs", level=3, shape="", columns={}, marked=False,
-        panels=lambda rows, source: [*arm_panels(rows, source)],
+        where=arm_rows, each=("arm",), title="{arm}", caption=arm_caption,
+        label=f"Log-odds of {ANSWER} in arm {{arm}} in nats", chart=LOG_ODDS, look=LOOK,
         legend={"task": "model; band: 95 % over prompts", "exact": "exact posterior on the same prompts"},
     ),
     Section(
-        "How far latents get on the ladder", "growth", level=3, panels=ladder_panels, shape="heat",
+        "How far latents get on the ladder", "growth", level=3, drawn=rung_counts,
+        label="Latents by site and rung of the ladder", shape="heat",
+        chart=Heat("rung", ("site",), Axis("n", "latents × roles")),
         columns={},
         intro="Each latent at each role stands on the highest rung all of whose gates it passed; its page "
         "says why it is not one higher.",
@@ -223,7 +199,7 @@ SECTIONS = (
         where=lambda table, source: table.sort_values("behind", kind="stable").assign(mark="bar"),
         chart=Points(BEHIND, ("account",)),
         values="",
-        columns={"account": "account", "behind, nats": figure("behind", "behind"), "it says": "says"},
+        columns={"account": "account", "behind, nats": figure("behind"), "it says": "says"},
     ),
     Section(
         "What the short-listed latents follow", "latent_accounts", id="follows", level=3, where=followed,
@@ -232,7 +208,7 @@ SECTIONS = (
         "belief follows. Named is the best of these accounts, which need not be good: R² is the share of "
         "the arms’ means that it explains on held-out prompts.",
         empty="No latent was compared with accounts in this run.", chart=None, values="",
-        columns={"account": "account", "latents × roles": "n", "median R²": "r2", "it says": "says"},
+        columns={"account": "account", "latents × roles": "size", "median R²": "median", "it says": "says"},
     ),
     Section(
         "Does a site’s own growth move the answer?", "injections", level=3, where=injected,
@@ -245,7 +221,7 @@ SECTIONS = (
         chart=None, values="",
         columns={
             "falsifier": "falsifier", "question": "question",
-            "fired?": lambda row: Words(row["fired"], strong=row["fired"] == "fired"),
+            "fired?": lambda row: Cell(row["fired"], strong=row["fired"] == "fired"),
             "evidence": lambda row: minus(row["evidence"]),
         },
     ),
@@ -259,12 +235,11 @@ GROWTH = Page(
 
 def headline(source: Source) -> list[Panel]:
     """The answer's log-odds, and latents that grow and fall at the role where most grow."""
-    beliefs, growth = source.rows("beliefs"), source.rows("growth")
-    panels = belief_panels(beliefs, source)[:1] if len(beliefs) else []
+    panels, growth = list(SECTIONS[0].drawn_panels(source)[:1]), source.rows("growth")
     if len(growth):
         counts = growth_counts(growth).groupby("role", sort=False)[["grows", "tested"]].sum()
         role = str(counts["grows"].idxmax())
-        own = count_panels(growth[growth["role"] == role], source)[0]
+        (own,) = [panel for panel in SECTIONS[1].drawn_panels(source) if panel.title == f"at {role}"]
         tested = f"of {count(int(counts['tested'][role]))} tested."
         panels.append(Panel(f"latents that grow, and fall, at {role}", tested, own.chart))
     return panels

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -34,12 +34,13 @@ from iclens.pages.draw import (
 from iclens.pages.growth import ANSWER
 from iclens.pages.profile import Excerpt, Profile
 from iclens.pages.section import (
-    Figure,
+    Cell,
     Frame,
+    Links,
     Panel,
     Section,
     Source,
-    Words,
+    chart_of,
     figure,
     frames,
     grid,
@@ -47,13 +48,13 @@ from iclens.pages.section import (
     paragraph,
     records,
 )
-from iclens.pages.shard import joined, number_column, shard, word_column
-from iclens.pages.text import count, interval, number, percent
+from iclens.pages.text import count, interval, joined, number, number_column, percent, shard, word_column
 from iclens.patching.sweep import BASE, GIVEN, TARGET
 from iclens.prompts.arms import parse_arm
 from iclens.results.read import Results, known
 from iclens.saes.encode import Near
 from iclens.schemas import FALLS, LADDER
+from iclens.table import Axis, Points
 
 LEAST_R2 = 0.1
 """Least share of a latent's means that an account has to explain for the latent to follow it."""
@@ -70,27 +71,16 @@ _KEY = ["site", "latent"]
 # ---------------------------------------------------------------- table
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the table of latents.
+class Column(NamedTuple):
+    """A column of the table of latents."""
 
-    Args:
-        name: of the rows' column, and in a link.
-        heading: what stands above it.
-        meaning: in a few words, the heading's title.
-        kind: "key", "number" or "word".
-        beside: column whose word stands beside the number, or "".
-        first: order of the first sort, "up" or "down".
-        shown: "at first" or "when chosen".
-    """
-
-    name: str
+    name: str  # of the rows' column, and in a link
     heading: str
-    meaning: str
-    kind: str = "number"
-    beside: str = ""
-    first: str = "up"
-    shown: str = "at first"
+    meaning: str  # in a few words, the heading's title
+    kind: str = "number"  # "key", "number" or "word"
+    beside: str = ""  # column whose word stands beside the number
+    first: str = "up"  # order of the first sort, "up" or "down"
+    shown: str = "at first"  # or "when chosen"
 
 
 COLUMNS = (
@@ -123,19 +113,24 @@ def address(site: str, latent: int) -> str:
     return f"latents/{site}-{latent}.html"
 
 
+def told_best(transforms: Frame) -> Frame:
+    """Rows of the table of concepts, granted labels first, then by AUROC."""
+    rows = transforms.assign(granted=~transforms["label"].isin(["", CANDIDATE]))
+    return rows.sort_values(["granted", "auroc"], ascending=False)
+
+
 def ranked(source: Source, site: str, n: int) -> list[int]:
     """The `n` latents of a site that get a page: best of growth, concepts and patches, taken in turn."""
     tables = (source.rows("growth"), source.rows("transforms"), _patched(source))
     growth, transforms, patches = (table[table["site"] == site] for table in tables)
-    granted = (~transforms["label"].isin(["", CANDIDATE])).astype(int)
+    growth, patches = (
+        growth.assign(size=-growth["slope"].abs()),
+        patches.assign(size=-patches["effect"].abs()),
+    )
     lists = {
-        "q_value": growth.assign(size=growth["slope"].abs()).sort_values(
-            ["q_value", "size"], ascending=[True, False]
-        ),
-        "auroc": transforms.assign(granted=granted).sort_values(["granted", "auroc"], ascending=False),
-        "effect": patches.assign(size=patches["effect"].abs()).sort_values(
-            ["control_p", "size"], ascending=[True, False]
-        ),
+        "q_value": growth.sort_values(["q_value", "size"]),
+        "auroc": told_best(transforms),
+        "effect": patches.sort_values(["control_p", "size"]),
     }
     orders = [rows.dropna(subset=[name])["latent"].drop_duplicates().tolist() for name, rows in lists.items()]
     merged = dict.fromkeys(latent for turn in zip_longest(*orders) for latent in turn if latent is not None)
@@ -149,11 +144,7 @@ def _patched(source: Source) -> Frame:
 
 
 def _asked(results: Results) -> dict[str, list[int]]:
-    """Latents that `dashboard.latents` names, by site.
-
-    Raises:
-        SiteError: when it names a site that is not followed, or a latent that the SAE does not have.
-    """
+    """Latents that `dashboard.latents` names, by site; refuses a strange site or latent."""
     asked: dict[str, list[int]] = {}
     for name, latents in results.config.dashboard.latents.items():
         site = known("site", Site.parse(name).short, [place.short for place in results.sites])
@@ -172,53 +163,37 @@ def with_pages(source: Source) -> dict[Site, dict[int, str]]:
     """
     asked, transforms = _asked(source.results), source.rows("transforms")
     concepts = transforms[~transforms["label"].isin(["", CANDIDATE, IDENTITY])]
-    order = transforms.dropna(subset=["auroc"])
-    order = order.assign(granted=~order["label"].isin(["", CANDIDATE])).sort_values(
-        ["granted", "auroc"], ascending=False
-    )
-    best: dict[Any, str] = order.drop_duplicates(_KEY).set_index(_KEY)["role"].to_dict()
-    first, n, found = source.config.transforms.roles[0], source.config.dashboard.pages_per_site, {}
+    best = told_best(transforms.dropna(subset=["auroc"])).drop_duplicates(_KEY)
+    roles: dict[Any, str] = best.set_index(_KEY)["role"].to_dict()
+    first, n, chosen = source.config.transforms.roles[0], source.config.dashboard.pages_per_site, {}
     for site in source.results.sites:
         labelled = concepts[concepts["site"] == site.short]["latent"].tolist()
         own = [*asked.get(site.short, ()), *labelled, *ranked(source, site.short, n)]
-        found[site] = {latent: best.get((site.short, latent), first) for latent in dict.fromkeys(own)}
-    return found
+        chosen[site] = {latent: roles.get((site.short, latent), first) for latent in dict.fromkeys(own)}
+    return chosen
 
 
 def latent_table(source: Source, density: Mapping[str, Any]) -> Frame:
     """A row for every latent of every site, clearest growth first: its site and the columns of `COLUMNS`.
 
-    Args:
-        source: the run.
-        density: site (short) → share of tokens on which each latent is active, [latent]; unknown without.
+    `density` is site (short) → share of tokens on which each latent is active, [latent]; unknown without.
     """
     growth = clearest_first(source.rows("growth")).drop_duplicates(_KEY)
-    transforms = source.rows("transforms").dropna(subset=["auroc"])
-    rank = (~transforms["label"].isin(["", CANDIDATE])).astype(int)
-    best = transforms.assign(rank=rank).sort_values(["rank", "auroc"], ascending=False).drop_duplicates(_KEY)
-    patches = _patched(source)
-    answer = patches[patches["belief"] == ANSWER].rename(columns={"effect": "answer"})
-    moved = patches.assign(size=patches["effect"].abs()).dropna(subset=["effect"])
-    moved = moved.sort_values("size", ascending=False).drop_duplicates(_KEY)
-    accounts = source.rows("latent_accounts")
+    best = told_best(source.rows("transforms").dropna(subset=["auroc"])).drop_duplicates(_KEY)
+    patches, accounts, dose = _patched(source), source.rows("latent_accounts"), source.rows("dose")
+    moved = patches.assign(size=-patches["effect"].abs()).dropna(subset=["effect"]).sort_values("size")
     named = accounts[accounts["named"].astype(bool) & (accounts["r2"] >= LEAST_R2)]
-    dose = source.rows("dose")
-    pushed = (
-        dose[dose["belief"] == ANSWER]
-        .groupby(_KEY)["causal"]
-        .any()
-        .map({True: "causal", False: "not causal"})
-    )
+    causal = dose[dose["belief"] == ANSWER].groupby(_KEY)["causal"].any()
     rows = growth[[*_KEY, "role", "slope", "q_value", "verdict"]]
     for other, columns, by in (
         (named.rename(columns={"account": "follows"}), ["follows"], [*_KEY, "role"]),
         (best, ["label", "concept", "auroc"], _KEY),
-        (moved, ["belief", "effect", "control_p"], _KEY),
-        (answer, ["answer"], _KEY),
-        (pushed.rename("causal").reset_index(), ["causal"], _KEY),
+        (moved.drop_duplicates(_KEY), ["belief", "effect", "control_p"], _KEY),
+        (patches[patches["belief"] == ANSWER].rename(columns={"effect": "answer"}), ["answer"], _KEY),
+        (causal.map({True: "causal", False: "not causal"}).reset_index(), ["causal"], _KEY),
     ):
         rows = rows.merge(other[[*by, *columns]].astype({"latent": rows["latent"].dtype}), on=by, how="left")
-    words = ["role", "verdict", "label", "concept", "belief", "follows", "causal"]
+    words = [name for name in _WORDS if name != "site"]
     rows[words] = rows[words].astype(object).fillna("")
     rows.loc[rows["q_value"].isna(), "role"] = ""
     keys = zip(rows["site"], rows["latent"], strict=True)
@@ -240,22 +215,20 @@ def clearest_first(growth: Frame) -> Frame:
     return order.drop(columns=["beside", "low", "size"])
 
 
-def table_script(rows: Frame, links: Mapping[tuple[str, int], str]) -> str:
+def table_script(rows: Frame, links: Links) -> str:
     """The rows as a shard, column by column.
 
     `rows` is their number. `words` has the different words of each column of words, and `values` a string for
-    each column, as `shard.joined` writes it: places among the words, numbers, and `page`, 1 where the latent
+    each column, as `text.joined` writes it: places among the words, numbers, and `page`, 1 where the latent
     has one.
     """
     words, values = {}, {}
     for name in _WORDS:
         words[name], values[name] = word_column(rows[name].tolist())
     values["latent"] = joined(map(str, rows["latent"]))
-    for name in _NUMBERS:
-        values[name] = number_column(rows[name])
-    values["page"] = joined(
-        "1" if key in links else "" for key in zip(rows["site"], rows["latent"], strict=True)
-    )
+    values |= {name: number_column(rows[name]) for name in _NUMBERS}
+    keys = zip(rows["site"], rows["latent"], strict=True)
+    values["page"] = joined("1" if key in links else "" for key in keys)
     return shard("latents", {"rows": len(rows), "words": words, "values": values})
 
 
@@ -270,24 +243,22 @@ WAYS = {
 SILENT = "It is active on none of the searched prompts."
 
 
-class SiteLatents:
-    """The pages of some latents of a site.
+def estimate(row: Mapping[str, Any], name: str, ends: str = "") -> str:
+    """A number of a row with its interval, `<name>_low` to `<name>_high` unless its ends are named."""
+    low, high = (row[f"{ends or name}_{end}"] for end in ("low", "high"))
+    return f"{number(row[name])} {interval(low, high)}".rstrip()
 
-    Args:
-        source: the run.
-        site: theirs.
-        roles: latent → the role at which its tuning was read.
-        profile: what they do on prompts.
-        rows: their rows of the table of latents, by latent.
-    """
+
+class SiteLatents:
+    """The pages of some latents of a site."""
 
     def __init__(
         self,
         source: Source,
         site: Site,
-        roles: Mapping[int, str],
-        profile: Profile,
-        rows: Mapping[int, Mapping[str, Any]],
+        roles: Mapping[int, str],  # latent → the role at which its tuning was read
+        profile: Profile,  # what they do on prompts
+        rows: Mapping[int, Mapping[str, Any]],  # latent → its row of the table of latents
     ) -> None:
         self.source, self.results, self.site = source, source.results, site
         self.roles, self.profile, self.rows = roles, profile, rows
@@ -312,66 +283,55 @@ class SiteLatents:
     def curves(self) -> dict[tuple[int, str], tuple[Line, Line]]:
         """(Latent, role) → its mean activation × decoder norm in the tested arm, and in its control."""
         ids, norms = np.array(list(self.roles), dtype=np.int64), self.results.decoder_norms[self.site.short]
-        config, found = self.source.config, {}
-        names = config.belief_names
+        config, columns = self.source.config, ("n_seen", "mean", "ci_low", "ci_high")
+        curves = {}
         for role in self.results.roles:
             drawn = []
             for arm, name in ((config.treated, "task"), (config.controls[0], "control")):
                 of = Trajectories.of(
                     self.results.latents(arm, self.site, role), ids, arm=arm, decoder_norm=norms,
-                    beliefs=self.results.beliefs_of(arm)[0], belief_names=names,
+                    beliefs=self.results.beliefs_of(arm)[0], belief_names=config.belief_names,
                 )  # fmt: skip
-                summary = of.summary(seed=config.prompts.seed)
-                columns = ("n_seen", "mean", "ci_low", "ci_high")
                 drawn.append({
                     latent: Line(f"{name} arm", name, *(rows[column].tolist() for column in columns))
-                    for latent, rows in summary.groupby("latent")
+                    for latent, rows in of.summary(seed=config.prompts.seed).groupby("latent")
                 })  # fmt: skip
-            found |= {(latent, role): (drawn[0][latent], drawn[1][latent]) for latent in self.roles}
-        return found
+            curves |= {(latent, role): (drawn[0][latent], drawn[1][latent]) for latent in self.roles}
+        return curves
 
     @cached_property
     def arms(self) -> dict[int, list[tuple[str, list[float]]]]:
         """Latent → its mean activation × decoder norm over the examples, arm by arm, at its clearest role."""
         norms = self.results.decoder_norms[self.site.short]
-        found: dict[int, list[tuple[str, list[float]]]] = {latent: [] for latent in self.clearest}
+        means: dict[int, list[tuple[str, list[float]]]] = {latent: [] for latent in self.clearest}
         for role in dict.fromkeys(self.clearest.values()):
-            chosen = np.array(
-                [latent for latent, own in self.clearest.items() if own == role], dtype=np.int64
-            )
+            chosen = np.array([n for n, own in self.clearest.items() if own == role], dtype=np.int64)
             for arm in self.results.arms:
-                means = (
-                    self.results.latents(arm, self.site, role).dense(chosen).mean(axis=1)
-                    * norms[chosen, None]
-                )
-                for latent, mean in zip(chosen.tolist(), means.tolist(), strict=True):
-                    found[latent].append((arm, mean))
-        return found
+                dense = self.results.latents(arm, self.site, role).dense(chosen)  # [latent prompt example]
+                of_arm = dense.mean(axis=1) * norms[chosen, None]
+                for latent, mean in zip(chosen.tolist(), of_arm.tolist(), strict=True):
+                    means[latent].append((arm, mean))
+        return means
 
     @cached_property
     def responses(self) -> dict[int, tuple[list[Line], str]]:
         """Latent → how the answer follows x when it alone is patched, and that in words."""
-        table, fits = (
-            t[t["site"] == self.site.short] for t in map(self.source.rows, ("responses", "response_fits"))
-        )
+        tables = map(self.source.rows, ("responses", "response_fits"))
+        table, fits = (rows[rows["site"] == self.site.short] for rows in tables)
         curves = {patch: rows.sort_values("x") for patch, rows in table.groupby("patch", sort=False)}
         if not {BASE, TARGET, GIVEN} <= set(curves):
             return {}
         fitted = {row["latents"]: row for row in records(fits[fits["patch"] == GIVEN])}
         base, target = (curves[name]["mean"].tolist() for name in (BASE, TARGET))
-        found = {}
+        drawn = {}
         for members, rows in curves[GIVEN].groupby("latents", sort=False):
             if str(members).isdigit():
                 fit, x = fitted[members], rows["x"].tolist()
-                words = (
-                    f"Slope {number(fit['slope'])} {interval(fit['slope_low'], fit['slope_high'])}, changed "
-                    f"by {number(fit['slope_change'])} "
-                    f"{interval(fit['slope_change_low'], fit['slope_change_high'])}."
-                )
-                lines = [Line("in run B", "control", x, base), Line("in A*", "exact", x, target),
-                         Line("with this latent patched", "task", x, rows["mean"].tolist())]  # fmt: skip
-                found[int(str(members))] = lines, words
-        return found
+                words = f"Slope {estimate(fit, 'slope')}, changed by {estimate(fit, 'slope_change')}."
+                lines = [Line("with this latent patched", "task", x, rows["mean"].tolist()),
+                         Line("in A*", "exact", x, target), Line("in run B", "control", x, base)]  # fmt: skip
+                drawn[int(str(members))] = lines, words
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -392,22 +352,26 @@ class LatentPage:
         role = self.site.clearest.get(self.latent, "")
         return f" at {role}" if role else ""
 
+    def of(self, table: str) -> Frame:
+        """Its rows of a table."""
+        return self.site.of(table, self.latent)
+
     @property
     def summary(self) -> str:
         """What is known of it, in a few sentences."""
-        concepts = best_roles(self.site.of("transforms", self.latent))
-        labels = [label for label in dict.fromkeys(concepts["label"]) if label not in ("", CANDIDATE)]
-        said = [standing(self), f"It is labelled {', '.join(labels)}." if labels else "No label was granted."]
-        role, patches = self.site.source.config.patch.roles[0], self.site.of("patches", self.latent)
+        labels = [
+            label for label in best_roles(self.of("transforms"))["label"] if label not in ("", CANDIDATE)
+        ]
+        named = f"It is labelled {', '.join(dict.fromkeys(labels))}." if labels else "No label was granted."
+        role, patches = self.site.source.config.patch.roles[0], self.of("patches")
         own = patches[(patches["belief"] == ANSWER) & (patches["role"] == role) & patches["effect"].notna()]
-        if own.empty:
-            return " ".join([*said, f"It was not patched at {role}."])
-        row = records(own)[0]
-        beside = f", control p {number(row['control_p'])}" if math.isfinite(row["control_p"]) else ""
-        change = f"{number(row['effect'])} {interval(row['ci_low'], row['ci_high'])} nats{beside}"
-        return " ".join(
-            [*said, f"Patched from run A into run B at {role} it changes the answer’s log-odds by {change}."]
-        )
+        moved = f"It was not patched at {role}."
+        if len(own):
+            row = records(own)[0]
+            beside = f", control p {number(row['control_p'])}" if math.isfinite(row["control_p"]) else ""
+            moved = f"Patched from run A into run B at {role} it changes the answer’s log-odds by "
+            moved += f"{estimate(row, 'effect', 'ci')} nats{beside}."
+        return f"{standing(self)} {named} {moved}"
 
     def sections(self) -> list[Section]:
         """All of them."""
@@ -419,9 +383,7 @@ class LatentPage:
             ("prompts", "Where it is most active", prompts),
             ("output", "What it writes, how often, and what is near", output),
         )
-        return [
-            Section(heading=words, id=id_, body=lambda _, make=make: make(self)) for id_, words, make in parts
-        ]
+        return [Section(words, id=id_, body=lambda _, make=make: make(self)) for id_, words, make in parts]
 
 
 def _legend(keys: Mapping[str, str], *more: str | Markup) -> Markup:
@@ -431,60 +393,53 @@ def _legend(keys: Mapping[str, str], *more: str | Markup) -> Markup:
 
 def trajectory(page: LatentPage) -> Markup:
     """Its activation over the examples at each role, and in every arm at its clearest."""
-    latent, growth = page.latent, {row["role"]: row for row in records(page.site.of("growth", page.latent))}
-    clearest, panels, note = page.site.clearest.get(latent), [], ""
-    fitted = (
-        None
-        if clearest is None
-        else scaled_posterior(page.site.source, page.site.curves[latent, clearest][0])
-    )
+    latent, growth = page.latent, {row["role"]: row for row in records(page.of("growth"))}
+    clearest, panels, fitted = page.site.clearest.get(latent), [], None
+    if clearest is not None:
+        fitted = scaled_posterior(page.site.source, page.site.curves[latent, clearest][0])
     for role in page.site.results.roles:
         task, control = page.site.curves[latent, role]
         row = growth.get(role, {"verdict": "", "slope": NAN, "q_value": NAN, "reason": ""})
         said = ""
         if math.isfinite(row["slope"]):
-            sure = f" {interval(row['ci_low'], row['ci_high'])}, q {number(row['q_value'])}"
-            said = f"slope {number(row['slope'])}{sure if math.isfinite(row['q_value']) else ''}. "
+            tested = math.isfinite(row["q_value"])
+            slope = (
+                f"{estimate(row, 'slope', 'ci')}, q {number(row['q_value'])}"
+                if tested
+                else number(row["slope"])
+            )
+            said = f"slope {slope}. "
         caption = Markup("{}<small>{}{}</small>").format(row["verdict"] or "not tested", said, row["reason"])
         if task.flat and control.flat:
             panels.append(Panel(f"at {role}", caption, missing("never active")))
             continue
-        lines = [
-            control if role == clearest else Line(control.name, control.kind, control.x, control.y),
-            task,
-        ]
-        if fitted is not None and role == clearest:
-            lines.append(fitted[0])
+        bare = Line(control.name, control.kind, control.x, control.y)
+        lines = [task, control if role == clearest else bare]
+        lines = [fitted[0], *lines] if fitted is not None and role == clearest else lines
         label = f"Mean activation at {role} by examples seen: {task.ends}, on the control arm {control.ends}."
         panels.append(Panel(f"at {role}", caption, lines_chart(lines, "", said=label)))
-    keys = {"task": "task arm", "control": "control arm"}
+    keys, notes = {"task": "task arm", "control": "control arm"}, [*follows(page.of("latent_accounts"))]
     if fitted is not None:
         keys["exact"] = "exact posterior’s log-odds, fitted"
-        note = (
-            f"At {clearest} a line through the exact posterior’s log-odds explains R² {number(fitted[1])} of "
-            "the task arm’s means."
-        )
+        fit = f"explains R² {number(fitted[1])} of the task arm’s means."
+        notes.insert(0, f"At {clearest} a line through the exact posterior’s log-odds {fit}")
     parts = [
         _legend(keys, "mean activation × decoder norm, bands 95 % over prompts"),
         *frames(panels, "roles"),
     ]
-    parts += [
-        paragraph("under", words) for words in (note, *follows(page.site.of("latent_accounts", latent)))
-    ]
-    if page.site.arms.get(latent):
-        means = [value for _, mean in page.site.arms[latent] for value in mean if math.isfinite(value)]
+    parts += [paragraph("under", words) for words in notes]
+    if arms := page.site.arms.get(latent):
+        means = [value for _, mean in arms for value in mean if math.isfinite(value)]
         bounds = min(0.0, *means, 0.0), max(0.0, *means, 0.0) or 1.0
+        columns = {
+            "arm": "arm",
+            "its labels": lambda row: parse_arm(row["arm"]).meaning,
+            "mean": lambda row: spark(row["mean"], *bounds),
+            "first": lambda row: row["mean"][0],
+            "last": lambda row: row["mean"][-1],
+        }
         table = grid(
-            "In every arm",
-            {
-                "arm": "arm",
-                "its labels": lambda row: parse_arm(row["arm"]).meaning,
-                "mean": lambda row: spark(row["mean"], *bounds),
-                "first": lambda row: Figure(row["mean"][0]),
-                "last": lambda row: Figure(row["mean"][-1]),
-            },
-            [{"arm": arm, "mean": mean} for arm, mean in page.site.arms[latent]],
-            kind="compact",
+            "In every arm", columns, [{"arm": arm, "mean": mean} for arm, mean in arms], kind="compact"
         )
         parts += [tag("h3", f"In every arm{page.at}", id="arms"), table]
     return Markup("\n").join(parts)
@@ -500,36 +455,36 @@ def scaled_posterior(source: Source, task: Line) -> tuple[Line, float] | None:
     beliefs = source.rows("beliefs")
     rows = beliefs[(beliefs["belief"] == ANSWER) & (beliefs["arm"] == source.results.arms[0])]
     rows = rows[np.isfinite(rows["exact_mean"].astype(float))]
-    exact, mean = (
-        dict(zip(x, y, strict=True)) for x, y in ((rows["n_seen"], rows["exact_mean"]), (task.x, task.y))
+    exact = dict(zip(rows["n_seen"], rows["exact_mean"], strict=True))
+    points = [
+        (n, exact[n], mean)
+        for n, mean in zip(task.x, task.y, strict=True)
+        if n in exact and math.isfinite(mean)
+    ]
+    n_seen, log_odds, means = (
+        (np.array(column) for column in zip(*points, strict=True)) if points else [np.zeros(0)] * 3
     )
-    seen = [n for n in task.x if n in exact and math.isfinite(mean[n])]
-    means = np.array([mean[n] for n in seen])
-    if len(seen) < 3 or np.ptp(means) == 0:
+    if len(points) < 3 or np.ptp(means) == 0:
         return None
-    design = np.column_stack([np.ones(len(seen)), [exact[n] for n in seen]])
+    design = np.column_stack([np.ones(len(points)), log_odds])
     weights, *_ = np.linalg.lstsq(design, means, rcond=None)
     fitted = design @ weights
     r2 = 1 - float(((means - fitted) ** 2).sum() / ((means - means.mean()) ** 2).sum())
-    return Line("exact posterior", "exact", seen, fitted.tolist()), r2
+    return Line("exact posterior", "exact", n_seen.tolist(), fitted.tolist()), r2
 
 
 def standing(page: LatentPage) -> str:
     """Whether a latent grows, and how sure that is, in a sentence."""
-    rows = page.site.of("growth", page.latent)
-    if rows.empty:
-        return "Growth was not tested."
-    row = records(clearest_first(rows))[0]
+    rows = page.of("growth")
+    row = records(clearest_first(rows))[0] if len(rows) else {"q_value": NAN, "reason": ""}
     if not math.isfinite(row["q_value"]):
-        return f"Growth was not tested: {row['reason']}." if row["reason"] else "Growth was not tested."
-    sure = (
-        f"slope {number(row['slope'])} {interval(row['ci_low'], row['ci_high'])}, q {number(row['q_value'])}"
-    )
+        return f"Growth was not tested{': ' if row['reason'] else ''}{row['reason']}."
     task = page.site.curves[page.latent, row["role"]][0]
     means = [value for value in task.y if math.isfinite(value)]
     alone = f" The task arm alone goes from {number(means[0])} to {number(means[-1])}." if means else ""
     beside = "beside the control arm" if row["verdict"] in (FALLS, LADDER[0]) else "beyond the control arms"
     grows = "does not grow" if row["verdict"] == LADDER[0] else row["verdict"]
+    sure = f"slope {estimate(row, 'slope', 'ci')}, q {number(row['q_value'])}"
     return f"At {row['role']} it {grows} {beside} ({sure}).{alone}"
 
 
@@ -539,15 +494,13 @@ def follows(accounts: Frame) -> Iterator[str]:
         best = rows[rows["named"].astype(bool)].iloc[0]
         at = f", {best['parameter']}" if best["parameter"] else ""
         named = f"{best['account']}{at}, with R² {number(best['r2'])} over arms {best['arms']}"
-        if best["r2"] >= LEAST_R2:
-            yield f"At {role} it follows {named}."
-        else:
-            yield f"At {role} it follows none of the accounts; the nearest is {named}."
+        none = "" if best["r2"] >= LEAST_R2 else "none of the accounts; the nearest is "
+        yield f"At {role} it follows {none}{named}."
 
 
 def ladder(page: LatentPage) -> Markup:
     """The rung it reached, why not higher, and the figures of its gates."""
-    rows = page.site.of("growth", page.latent)
+    rows = page.of("growth")
     if rows.empty:
         return missing(f"No verdict was given. {page.site.source.why('growth')}")
     row = records(clearest_first(rows))[0]
@@ -556,12 +509,10 @@ def ladder(page: LatentPage) -> Markup:
         tag("li", rung, class_="here" if n == height else "passed" if n < height else "open")
         for n, rung in enumerate(LADDER[1:], start=1)
     )
-    where = f"It stands on “{row['verdict']}”{page.at}."
-    if height <= 0:
-        where = f"It stands on no rung{page.at}."
-        where = (
-            where if not height else f"It {row['verdict']} beside its control, and stands beside the ladder."
-        )
+    where = {
+        0: f"It stands on no rung{page.at}.",
+        -1: f"It {row['verdict']} beside its control, and stands beside the ladder.",
+    }.get(height, f"It stands on “{row['verdict']}”{page.at}.")
     why = f" Not higher: {row['reason']}." if row["reason"] else ""
     parts = [tag("ol", *rungs, class_="ladder"), tag("p", where, why)]
     if figures := gates(row):
@@ -574,65 +525,50 @@ def ladder(page: LatentPage) -> Markup:
 
 
 def gates(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What the gates of the ladder rest on: name, value and what it is.
-
-    Args:
-        row: of the table `growth`.
-    """
-
-    def spanned(name: str, low: str, high: str) -> str:
-        return f"{number(row[name])} {interval(row[low], row[high])}"
-
-    figures = []
-    if math.isfinite(row["confirm_slope"]):
-        value = f"{number(row['confirm_slope'])}, Holm p {number(row['confirm_p'])}"
-        figures.append(("slope on held-out prompts", value, "per example, after the claim was frozen"))
-    if math.isfinite(row["own_slope"]):
-        figures.append(("own slope", number(row["own_slope"]), "tested arm alone, no control subtracted"))
-    if math.isfinite(row["exponent"]):
-        value = spanned("exponent", "exponent_low", "exponent_high")
-        figures.append(("exponent", value, "of a + b·n^p; 1 is one equal step per example"))
-    if row["best_curve"]:
-        figures.append(("best curve", str(row["best_curve"]), "smallest BIC of the curves tried"))
-    if math.isfinite(row["evidence"]):
-        value = spanned("evidence", "evidence_low", "evidence_high")
-        meaning = f"of a label; a label without any adds {number(row['count'])}"
-        figures.append(("step per nat of evidence", value, meaning))
-    if math.isfinite(row["dose_effect"]):
-        value = f"{spanned('dose_effect', 'dose_low', 'dose_high')} nats"
-        figures.append(("effect of its own growth", value, f"control p {number(row['control_p'])}"))
-    return figures
+    """What the gates of the ladder rest on, of a row of `growth`: name, value and what it is."""
+    held_out = f"{number(row['confirm_slope'])}, Holm p {number(row['confirm_p'])}"
+    label = f"of a label; a label without any adds {number(row['count'])}"
+    dose = f"{estimate(row, 'dose_effect', 'dose')} nats"
+    figures = {
+        "confirm_slope": ("slope on held-out prompts", held_out, "per example, after the claim was frozen"),
+        "own_slope": ("own slope", number(row["own_slope"]), "tested arm alone, no control subtracted"),
+        "exponent": ("exponent", estimate(row, "exponent"), "of a + b·n^p; 1 is one equal step per example"),
+        "best_curve": ("best curve", str(row["best_curve"]), "smallest BIC of the curves tried"),
+        "evidence": ("step per nat of evidence", estimate(row, "evidence"), label),
+        "dose_effect": ("effect of its own growth", dose, f"control p {number(row['control_p'])}"),
+    }
+    return [
+        shown for name, shown in figures.items()
+        if (row[name] if isinstance(row[name], str) else math.isfinite(row[name]))
+    ]  # fmt: skip
 
 
 def patching(page: LatentPage) -> Markup:
     """Its effect on each belief, moved in other ways, how the answer follows x, and its doses."""
-    config, patches = page.site.source.config, page.site.of("patches", page.latent)
-    parts = [_patched_table(patches)]
+    source, patches = page.site.source, page.of("patches")
     if patches.empty:
-        there = _patched(page.site.source)["site"].eq(page.site.site.short).any()
-        same = f"At {config.patch.roles[0]} its activation is the same in run A and run B."
-        why = page.site.source.why("patches") or f"{page.site.site.short} was not patched."
+        there = _patched(source)["site"].eq(page.site.site.short).any()
+        same = f"At {source.config.patch.roles[0]} its activation is the same in run A and run B."
+        why = source.why("patches") or f"{page.site.site.short} was not patched."
         parts = [missing(f"Not patched. {same if there else why}")]
-    parts += [paragraph("under", words) for words in moved_words(page.site.of("specificity", page.latent))]
-    panels = []
+    else:
+        parts = [_patched_table(patches)]
+    parts += [paragraph("under", words) for words in moved_words(page.of("specificity"))]
     response, doses = page.site.responses.get(page.latent), [*dose_panels(page)]
+    panels = doses
     if response is not None:
         lines, words = response
         ends = "; ".join(f"{line.name} {line.ends}" for line in lines)
         legend = _legend({"control": "run B", "task": "B with this latent", "exact": "A*"})
         chart = lines_chart(lines, "", "x", said=f"Expected answer by x: {ends}.")
-        panels.append(Panel("how the answer follows x", words, chart, legend))
-    parts += frames([*panels, *doses], "roles") if panels or doses else []
-    if doses:
-        note = (
-            "Pushed along its decoder row: change of the answer’s log-odds in nats, band 95 % over prompts; "
-            "dose 1 is the latent’s own rise from there to the last example."
-        )
-        parts.append(paragraph("under", note))
-    else:
-        parts.append(
-            missing("It was not pushed. Pushed are the first of the short list at pre of each site.")
-        )
+        panels = [Panel("how the answer follows x", words, chart, legend), *doses]
+    parts += frames(panels, "roles")
+    pushed = (
+        "Pushed along its decoder row: change of the answer’s log-odds in nats, band 95 % over prompts; "
+        "dose 1 is the latent’s own rise from there to the last example."
+    )
+    unpushed = "It was not pushed. Pushed are the first of the short list at pre of each site."
+    parts.append(paragraph("under", pushed) if doses else missing(unpushed))
     if response is None:
         why = "Response curves are drawn for the tested latents of the site that carries most."
         parts.append(missing(f"No response curve was drawn for it. {why}"))
@@ -640,18 +576,11 @@ def patching(page: LatentPage) -> Markup:
 
 
 def _patched_table(patches: Frame) -> Markup:
-    if patches.empty:
-        return Markup("")
-    roles = list(dict.fromkeys(patches["role"]))
-    drawn = [
-        Row(row["belief"], [Mark(row["effect"], row["ci_low"], row["ci_high"])])
-        for row in records(patches[patches["role"] == roles[0]])
-    ]
-    chart = rows_chart(
-        drawn, "Change in log-odds by belief", "change in log-odds, nats", said="values in the table"
-    )
+    roles, first = list(dict.fromkeys(patches["role"])), patches.iloc[0]
+    spec = Points(Axis("effect", "change in log-odds, nats", "ci_low", "ci_high"), ("belief",))
+    drawn = patches[patches["role"] == roles[0]].assign(words="")
+    chart, _ = chart_of(spec, drawn, "Change in log-odds by belief", said="values in the table")
     caption = tag("figcaption", tag("b", "effect on each belief"), f" at {roles[0]}, with its 95 % interval")
-    first = patches.iloc[0]
     columns = {
         **({"role": "role"} if len(roles) > 1 else {}), "belief": "belief", "effect": figure("effect"),
         "control p": "control_p", "q": "q_value", "B": "base", "patched": "patched", "A": "donor",
@@ -663,77 +592,60 @@ def _patched_table(patches: Frame) -> Markup:
         "error is left in place. Control p: share of matched random latents with at least that "
         f"effect.{reasons}"
     )
-    table = tag(
-        "div", grid("Effect on each belief", columns, records(patches), kind=""), paragraph("under", note)
-    )
+    table = grid("Effect on each belief", columns, records(patches), kind="")
+    table = tag("div", table, paragraph("under", note))
     return tag("div", tag("figure", caption, chart), table, class_="chart-first")
 
 
 def moved_words(rows: Frame) -> Iterator[str]:
     """What moving a latent in other ways than from A to B does to the belief that its concept names."""
-    own = rows[rows["own"].astype(bool) & (rows["way"] != "patch") & rows["reason"].eq("")]
+    own = rows[rows["own"].astype(bool) & rows["way"].isin(WAYS) & rows["reason"].eq("")]
     for row in records(own.drop_duplicates(["role", "way", "belief"])):
-        if row["way"] in WAYS:
-            effect = (
-                f"{number(row['effect'])} {interval(row['ci_low'], row['ci_high'])} nats on {row['belief']}"
-            )
-            beside = f"control p {number(row['control_p'])} beside {row['n_controls']} matched latents"
-            where = f"{WAYS[row['way']]} at {row['role']}"
-            yield f"{where}: {effect}, of {number(row['base'])} without the change; {beside}."
+        beside = f"control p {number(row['control_p'])} beside {row['n_controls']} matched latents"
+        effect = f"{estimate(row, 'effect', 'ci')} nats on {row['belief']}, of {number(row['base'])}"
+        yield f"{WAYS[row['way']]} at {row['role']}: {effect} without the change; {beside}."
 
 
 def dose_panels(page: LatentPage) -> Iterator[Panel]:
     """Effects on the answer's log-odds by dose, for each number of examples in context."""
-    dose, curves = page.site.of("dose", page.latent), page.site.of("dose_curves", page.latent)
-    for row in records(dose[dose["belief"] == ANSWER]):
-        at = curves[(curves["belief"] == ANSWER) & (curves["n_examples"] == row["n_examples"])]
+    dose, curves = (rows[rows["belief"] == ANSWER] for rows in map(page.of, ("dose", "dose_curves")))
+    for row in records(dose):
+        at = curves[curves["n_examples"] == row["n_examples"]]
         line = Line("dose", "task", *(at[name].tolist() for name in ("dose", "effect", "ci_low", "ci_high")))
         judged = "causal" if row["causal"] else row["reason"]
-        slope = f"{number(row['slope'])} {interval(row['slope_low'], row['slope_high'])}"
-        slope = f"{slope} nats per natural growth; {judged}"
+        caption = tag("small", f"{estimate(row, 'slope')} nats per natural growth; {judged}")
         label = f"Change of the answer’s log-odds by dose: {line.ends}."
         chart = lines_chart([line], "", "natural growths added", said=label)
-        caption = tag("small", slope)
         yield Panel(f"pushed after {count(int(row['n_examples']))} examples", caption, chart)
 
 
 def best_roles(concepts: Frame) -> Frame:
     """One row per concept: at the role where it has a label, or else is told best."""
-    order = concepts.assign(granted=~concepts["label"].isin(["", CANDIDATE]), place=range(len(concepts)))
-    first = order.groupby("concept")["place"].transform("min")
-    order = (
-        order.assign(first=first)
-        .sort_values(["granted", "auroc"], ascending=False)
-        .drop_duplicates("concept")
-    )
-    return order.sort_values("first")
+    best = told_best(concepts).drop_duplicates("concept").set_index("concept", drop=False)
+    return best.loc[list(dict.fromkeys(concepts["concept"]))]
 
 
 def selectivity(page: LatentPage) -> Markup:
     """Its activation by task, by concept and by number."""
-    role = page.site.roles[page.latent]
-    concepts = grid(
-        "By concept",
-        {
-            "concept": "concept",
-            "role": "role",
-            "AUROC": figure("auroc"),
-            "worst confound": lambda row: Figure(row["confound_auroc"], small=row["worst_confound"]),
-            "label": lambda row: Words(row["label"], row["reason"]),
-        },
-        records(best_roles(page.site.of("transforms", page.latent))),
-        kind="tight",
-    )
-    missed = f"No concept was tested. {page.site.source.why('transforms')}"
-    by_concept = tag("div", tag("h3", "By concept", id="concepts"), concepts or missing(missed))
+    role, profile = page.site.roles[page.latent], page.site.profile
+    columns = {
+        "concept": "concept", "role": "role", "AUROC": figure("auroc"),
+        "worst confound": figure("confound_auroc", "worst_confound", ends=""),
+        "label": lambda row: Cell(row["label"], small=row["reason"]),
+    }  # fmt: skip
+    concepts = grid("By concept", columns, records(best_roles(page.of("transforms"))), kind="tight")
+    concepts = concepts or missing(f"No concept was tested. {page.site.source.why('transforms')}")
+    by_concept = tag("div", tag("h3", "By concept", id="concepts"), concepts)
     parts = [tag("div", _by_task(page, role), by_concept, class_="two")]
-    tunings, boxes = page.site.profile.tunings.get(page.latent, {}), page.site.profile.boxes.get(page.latent)
-    panels = [tuning_panel(rows, of, page.name, role) for of, rows in tunings.items()]
+    panels = [
+        tuning_panel(rows, of, page.name, role) for of, rows in profile.tunings.get(page.latent, {}).items()
+    ]
     if panels:
+        boxes = profile.boxes.get(page.latent)
         panels += [map_panel(boxes, page.name, role)] if boxes else []
         parts += [tag("h3", f"By number at {role}"), *frames(panels, "tuned")]
     else:
-        parts.append(missing(f"Its tuning to numbers was not measured. {page.site.profile.reason}"))
+        parts.append(missing(f"Its tuning to numbers was not measured. {profile.reason}"))
     return Markup("\n").join(parts)
 
 
@@ -751,18 +663,16 @@ def _by_task(page: LatentPage, role: str) -> Markup:
     said = f"largest {number(own[drawn[0]])} on {drawn[0]}"
     caption = tag("figcaption", tag("b", "by task"), f" mean activation at {role}; * held-out task")
     others = f"{len(rest)} other tasks: at most {number(own[rest[0]])}." if rest else ""
-    return tag(
-        "figure", caption, rows_chart(bars, "Mean activation by task", said=said), paragraph("under", others)
-    )
+    chart = rows_chart(bars, "Mean activation by task", said=said)
+    return tag("figure", caption, chart, paragraph("under", others))
 
 
 def prompts(page: LatentPage) -> Markup:
     """The prompts on which it is most active, and some at random."""
     profile = page.site.profile
     top, random = profile.prompts.get(page.latent, ()), profile.random.get(page.latent, ())
-    peak = max(
-        (value for one in (*top, *random) for value in one.values if math.isfinite(value)), default=0.0
-    )
+    values = (value for one in (*top, *random) for value in one.values if math.isfinite(value))
+    peak = max(values, default=0.0)
     parts = [missing(f"No prompt is shown. {profile.reason or SILENT}")]
     if top:
         scale = Markup("0 {} {}").format(RAMP, number(peak))
@@ -774,13 +684,11 @@ def prompts(page: LatentPage) -> Markup:
 
 
 def _shown(excerpts: Sequence[Excerpt], peak: float) -> Markup:
-    figures = (
-        tag("figure", tag("figcaption", one.title),
-            tag("div", "… " if one.before else "", token_lines(one, peak), "…" if one.after else "",
-                class_="tokens"),
-            class_="prompt")
-        for one in excerpts
-    )  # fmt: skip
+    figures = []
+    for one in excerpts:
+        ends = "… " if one.before else "", "…" if one.after else ""
+        tokens = tag("div", ends[0], token_lines(one, peak), ends[1], class_="tokens")
+        figures.append(tag("figure", tag("figcaption", one.title), tokens, class_="prompt"))
     return tag("div", *figures, class_="prompts")
 
 
@@ -797,15 +705,11 @@ def token_lines(one: Excerpt, peak: float) -> Markup:
         lines[-1].append((shown, value, step))
         if token.text.endswith("\n"):
             lines.append([])
-    coloured = Markup("<b class=a{} title={}>{}</b>")
-    drawn = (
-        Markup("").join(
-            coloured.format(n, number(v), shown) if n else Markup.escape(shown) for shown, v, n in line
-        )
-        for line in lines
-        if line
-    )
-    return Markup("").join(Markup("<i>{}</i>").format(line) for line in drawn)
+    coloured, drawn = Markup("<b class=a{} title={}>{}</b>"), []
+    for line in filter(None, lines):
+        parts = (coloured.format(n, number(v), shown) if n else Markup.escape(shown) for shown, v, n in line)
+        drawn.append(Markup("<i>{}</i>").format(Markup("").join(parts)))
+    return Markup("").join(drawn)
 
 
 def output(page: LatentPage) -> Markup:
@@ -816,17 +720,16 @@ def output(page: LatentPage) -> Markup:
     close, together = profile.close.get(latent), profile.together.get(latent)
     logits = missing(f"Logit effects were not computed. {profile.reason}")
     if promotes or suppresses:
-        lists = _effects(promotes, "Raises the logit of"), _effects(suppresses, "Lowers the logit of")
+        lists = (
+            _listed(heading, ((tag("code", text.visible(token)), value) for token, value in effects))
+            for heading, effects in (("Raises the logit of", promotes), ("Lowers the logit of", suppresses))
+        )
         logits = tag("div", *lists, class_="logits")
     near = missing(f"No neighbour is shown. {profile.reason or SILENT}")
     if close is not None or together is not None:
-        links, rows = page.site.source.links, []
-        for held, heading in (
-            (close, "Nearest decoder rows, cosine"),
-            (together, "Active together, correlation"),
-        ):
-            rows.append(_neighbours(held, heading, site, links))
-        near = tag("div", *rows, class_="logits")
+        named = ("Nearest decoder rows, cosine", close), ("Active together, correlation", together)
+        lists = (_listed(heading, _neighbours(own, site, page.site.source.links)) for heading, own in named)
+        near = tag("div", *lists, class_="logits")
     chart = missing(f"No histogram was made. {profile.reason or SILENT}")
     if latent in profile.histograms:
         edges, counts = profile.histograms[latent]
@@ -836,22 +739,19 @@ def output(page: LatentPage) -> Markup:
     return tag("div", logits, near, tag("figure", caption, chart), class_="two")
 
 
-def _effects(effects: Sequence[tuple[str, float]], heading: str) -> Markup:
-    items = (
-        tag("li", tag("code", text.visible(token)), tag("span", number(value), class_="n"))
-        for token, value in effects
-    )
-    return tag("div", tag("h3", heading), tag("ol", *items))
-
-
-def _neighbours(near: Near | None, heading: str, site: str, links: Mapping[tuple[str, int], str]) -> Markup:
-    pairs = [] if near is None else zip(near.latents.tolist(), near.values.tolist(), strict=True)
-    items = []
-    for latent, value in pairs:
-        own = links.get((site, latent))
-        name = tag("a", str(latent), href=own.removeprefix("latents/")) if own else tag("span", str(latent))
-        items.append(tag("li", name, tag("span", number(value), class_="n")))
+def _listed(heading: str, values: Iterator[tuple[Markup, float]]) -> Markup:
+    items = [tag("li", name, tag("span", number(value), class_="n")) for name, value in values]
     return tag("div", tag("h3", heading), tag("ol", *(items or [tag("li", "none")])))
+
+
+def _neighbours(near: Near | None, site: str, links: Links) -> Iterator[tuple[Markup, float]]:
+    pairs = [] if near is None else zip(near.latents.tolist(), near.values.tolist(), strict=True)
+    for latent, value in pairs:
+        page = links.get((site, latent))
+        yield (
+            tag("a", str(latent), href=page.removeprefix("latents/")) if page else tag("span", str(latent)),
+            value,
+        )
 
 
 def exported(site: str, latent: int, profile: Profile) -> dict[str, Any]:

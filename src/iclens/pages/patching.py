@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
-from markupsafe import Markup
 
-from iclens.pages.draw import NAN, WIDE, Line, lines_chart
+from iclens.pages.draw import NAN
 from iclens.pages.section import (
-    Figure,
+    Across,
+    Cell,
+    Choose,
+    Columns,
     Frame,
-    Latent,
-    Make,
     Page,
     Panel,
     Row,
     Section,
     Source,
-    Words,
-    chart_of,
     figure,
+    latent,
     records,
     share,
 )
@@ -66,8 +65,8 @@ SETS = {GREEDY: "task", OWN: "third", NEURONS: "control", ALL: "level", MEANS: "
 PATCHED = {BASE: "Run B, not patched", TARGET: "A*, not patched", GIVEN: "The greedy set alone"}
 """Patches of a response curve whose names need words."""
 EFFECT = Axis("effect", "change in log-odds, nats", "ci_low", "ci_high")
-NATS: dict[str, Make] = {"effect, nats": "effect", "low": "ci_low", "high": "ci_high"}
-WHY: dict[str, Make] = {"why undefined": "reason"}
+NATS: Columns = {"effect, nats": "effect", "low": "ci_low", "high": "ci_high"}
+WHY: Columns = {"why undefined": "reason"}
 
 
 def of_sweep(source: Source) -> str:
@@ -87,7 +86,7 @@ def _donor(source: Source) -> str:
 # ---------------------------------------------------------------- residual
 
 
-def named(metrics: Mapping[str, str]) -> Callable[[Frame, Source], Frame]:
+def named(metrics: Mapping[str, str]) -> Choose:
     """Rows of some metrics with their names, in this order."""
     order = list(metrics)
 
@@ -108,24 +107,19 @@ def sweep_caption(rows: Frame, source: Source) -> str:
     )
 
 
-def graded_panels(table: Frame, source: Source) -> list[Panel]:
-    """The best layer's patch by the donor's examples, beside A* without one."""
-    own, copied = (table[table["metric"] == name].sort_values("n_seen") for name in (HEADLINE, COPY))
+GRADED = {
+    "task": "patched: task on B’s own x", "control": "patched: A’s answer copied",
+    "exact": "A*, not patched: task on its own x",
+}  # fmt: skip
+"""Kinds of line of the best layer's patch by the donor's examples."""
+
+
+def graded(table: Frame, source: Source) -> Frame:
+    """The patch's two measures by the donor's examples, beside A* without one."""
+    own, copied = (table[table["metric"] == name] for name in (HEADLINE, COPY))
     bare = own.assign(value=own["unpatched"], ci_low=own["unpatched_low"], ci_high=own["unpatched_high"])
-    named = {
-        "patched: task on B’s own x": ("task", own), "patched: A’s answer copied": ("control", copied),
-        "A*, not patched: task on its own x": ("exact", bare),
-    }  # fmt: skip
-    rows = pd.concat([part.assign(name=name, line=line) for name, (line, part) in named.items()])
-    first = table.iloc[0]
-    title = f"Residual entering block {first['layer']} at {first['role']}"
-    spec = Curves(
-        Axis("n_seen", "examples in the donor’s context"),
-        Axis("value", "probability", "ci_low", "ci_high"),
-        (),
-    )
-    caption = f"Run B: {first['recipient']}; mean over {first['n_prompts']} prompts, band 95 %."
-    return [Panel(title, caption, *chart_of(spec, rows, title))]
+    parts = {"task": own, "control": copied, "exact": bare}
+    return pd.concat([part.assign(line=line, name=GRADED[line]) for line, part in parts.items()])
 
 
 RESIDUAL = (
@@ -142,13 +136,15 @@ RESIDUAL = (
     ),
     Section(
         "Does the patch grow with the donor’s examples?", "graded", id="graded", nav="By examples", level=3,
-        panels=graded_panels, columns={},
+        drawn=graded, columns={}, title="Residual entering block {layer} at {role}",
+        caption="Run B: {recipient}; mean over {n_prompts} prompts, band 95 %.",
+        chart=Curves(
+            Axis("n_seen", "examples in the donor’s context"),
+            Axis("value", "probability", "ci_low", "ci_high"), (),
+        ),
         intro="At the best layer of the sweep, donors with more and more examples lend their residual, "
         "beside A*, which holds as many examples and is not patched.",
-        legend={
-            "task": "patched: task on B’s own x", "control": "patched: A’s answer copied",
-            "exact": "A*, not patched: task on its own x",
-        },
+        legend=GRADED,
     ),
     Section(
         "What would the residual answer on its way?", "lens", id="lens", nav="Logit lens", shape="heat",
@@ -199,10 +195,6 @@ def strongest_intro(table: Frame, source: Source) -> str:
     return f"What each head writes at the query’s pre and where it looks; in the order of {by}."
 
 
-def _loss(row: Row) -> Figure:
-    return Figure(row["effect"], row["ci_low"], row["ci_high"], "this head was not ablated")
-
-
 def direct(table: Frame, source: Source) -> Frame:
     """The sums of an ablation's effect on the belief, then its strongest components."""
     rows = table[table["belief"] == of_sweep(source)]
@@ -237,8 +229,11 @@ HEADS = (
         "The heads that matter most", "head_scores", id="strongest", level=3, where=strongest, chart=None,
         values="", intro=strongest_intro,
         columns={
-            "head": lambda row: f"L{row['layer']}H{row['head']}", "its loss, nats": _loss,
-            "adds to the answer, nats": "attribution", "score": figure("score", "score"),
+            "head": "L{layer}H{head}",
+            "its loss, nats": lambda row: Cell(
+                row["effect"], row["ci_low"], row["ci_high"], "this head was not ablated"
+            ),
+            "adds to the answer, nats": "attribution", "score": figure("score"),
             "looks at labels": share("label_mass"), "outside BOS": share("label_share"),
             "at its own x": share("own_x_mass"), "at BOS": share("bos_mass"), **WHY,
         },
@@ -268,66 +263,44 @@ HEADS = (
 
 def joint_marks(table: Frame, source: Source) -> Frame:
     """Two marks for each set: the sum of its effects alone (open), and all of it at once."""
-    rows = table[table["belief"] == of_sweep(source)]
+    said = [
+        f"{row['ablated']} {number(row['joint'])} together, {number(row['singles'])} as a sum"
+        for row in records(table)
+    ]
+    rows = table.assign(words=[number(value) for value in table["index"]], said=said)
     parts = [
-        rows.assign(value=rows[name], low=rows[f"{name}_low"], high=rows[f"{name}_high"], mark=mark,
-                    name=rows["ablated"], words=[number(value) for value in rows["index"]])
+        rows.assign(value=rows[name], low=rows[f"{name}_low"], high=rows[f"{name}_high"], mark=mark)
         for name, mark in (("singles", "open"), ("joint", "full"))
-    ]  # fmt: skip
+    ]
     return pd.concat(parts).sort_index(kind="stable")
 
 
-def joint_panels(rows: Frame, source: Source) -> list[Panel]:
-    """Sets of heads, together and as a sum."""
-    title = "Together (filled) and as a sum of single ablations (open)"
-    spec = Points(Axis("value", "change in log-odds, nats; right: difference", "low", "high"), ("name",))
-    said = "; ".join(
-        f"{row['ablated']} {number(row['joint'])} together, {number(row['singles'])} as a sum"
-        for row in records(rows)
-    )
-    marks = joint_marks(rows, source)
-    return [Panel(title, "", *chart_of(spec, marks, "Joint and single ablations", said=said))]
-
-
-def joint_words(row: Row) -> Words:
+def joint_words(row: Row) -> Cell:
     """What the difference of joint and single ablations says."""
-    if not math.isfinite(row["index_low"]) or not math.isfinite(row["index_high"]):
-        return Words("undefined", row["reason"])
-    if row["index_high"] < 0:
-        return Words("they stand in for each other", row["reason"])
-    if row["index_low"] > 0:
-        return Words("they cannot add up" if row["reason"] else "they need each other", row["reason"])
-    return Words("they add up", row["reason"])
+    said = "they add up"
+    if not (math.isfinite(row["index_low"]) and math.isfinite(row["index_high"])):
+        said = "undefined"
+    elif row["index_high"] < 0:
+        said = "they stand in for each other"
+    elif row["index_low"] > 0:
+        said = "they cannot add up" if row["reason"] else "they need each other"
+    return Cell(said, small=row["reason"])
 
 
 LADDER = ["unit", "kind", "place", "belief"]
 
 
-def ladder_panels(table: Frame, source: Source) -> list[Panel]:
+def ladder_marks(steps: Frame, source: Source) -> Frame:
     """What the residual still brings at each step, what is left where it worked before, and the controls."""
-    panels = []
-    for (unit, kind, place, belief), steps in table.groupby(LADDER, sort=False):
-        first = steps.iloc[0]
-        title = f"Ladder of {'layers' if unit == 'layer' else unit}"
-        names = [f"without {ablated}" if ablated else "intact" for ablated in steps["ablated"]]
-        works = ["none works" if math.isnan(n) else f"layer {n:.0f}" for n in steps["first_layer"]]
-        steps = steps.assign(name=names, words=works, mark="full", value=steps["ne"], low=steps["ne_low"],
-                             high=steps["ne_high"], range_low=steps["control_ne_least"],
-                             range_high=steps["control_ne_greatest"])  # fmt: skip
-        left = steps.assign(value=steps["ne_before"], low=NAN, high=NAN, mark="open")
-        said = " ".join(_step_words(row) for row in records(steps))
-        spec = Points(
-            Axis("value", f"share of what the context is worth to {belief}", "low", "high"), ("name",)
-        )
-        chart, _ = chart_of(spec, pd.concat([left, steps]).sort_index(kind="stable"), title,
-                            said=f"{ladder_words(steps)} {said}")  # fmt: skip
-        caption = (
-            f"Replaced by {kind} at {place}; run B: {first['recipient']}; mean over {first['n_prompts']} "
-            f"prompts with {first['n_seen']} examples; shares of what the context is worth to {belief}; a "
-            "layer works from .5 on."
-        )
-        panels.append(Panel(title, caption, chart))
-    return panels
+    steps = steps.assign(
+        name=[f"without {ablated}" if ablated else "intact" for ablated in steps["ablated"]],
+        words=["none works" if math.isnan(n) else f"layer {n:.0f}" for n in steps["first_layer"]],
+        value=steps["ne"], low=steps["ne_low"], high=steps["ne_high"], mark="full",
+        range_low=steps["control_ne_least"], range_high=steps["control_ne_greatest"],
+    )  # fmt: skip
+    steps = steps.assign(said=[_step_words(row) for row in records(steps)])
+    left = steps.assign(value=steps["ne_before"], low=NAN, high=NAN, mark="open")
+    return pd.concat([left, steps]).sort_index(kind="stable")
 
 
 def _step_words(row: Row) -> str:
@@ -336,7 +309,7 @@ def _step_words(row: Row) -> str:
         "control sets"
     )  # fmt: skip
     left = "" if math.isnan(row["ne_before"]) else f", left where it worked before {number(row['ne_before'])}"
-    return f"{row['name'][:1].upper()}{row['name'][1:]}: {number(row['ne'])}{left}{beside}."
+    return f"{row['name']}: {number(row['ne'])}{left}{beside}"
 
 
 def ladder_words(steps: Frame) -> str:
@@ -353,10 +326,6 @@ def ladder_words(steps: Frame) -> str:
     return f"Intact, {intact} works first; without {last['ablated']}, {ends} does. Verdict: {verdict}."
 
 
-def _first_layer(row: Row) -> str | int:
-    return "none" if math.isnan(row["first_layer"]) else int(row["first_layer"])
-
-
 def _controls_of_step(row: Row) -> str:
     if not row["n_controls"]:
         return "–"
@@ -368,28 +337,39 @@ REDUNDANCY = (
         "Do heads stand in for each other?", "redundancy", id="redundancy", nav="Redundancy",
         intro="Sets of heads, and neighbouring layers, are ablated together and one at a time: where "
         "together costs more than the sum, each hid the other’s loss.",
-        where={"belief": of_sweep}, panels=joint_panels, values="",
+        where={"belief": of_sweep}, drawn=joint_marks, values="",
+        title="Together (filled) and as a sum of single ablations (open)", label="Joint and single ablations",
+        chart=Points(
+            Axis("value", "change in log-odds, nats; right: difference", "low", "high"), ("ablated",)
+        ),
         columns={
-            "ablated": "ablated", "together, nats": figure("joint", "joint"),
-            "sum of single, nats": figure("singles", "singles"), "difference": figure("index", "index"),
+            "ablated": "ablated", "together, nats": figure("joint"),
+            "sum of single, nats": figure("singles"), "difference": figure("index"),
             "the context is worth": "span", "so": joint_words,
         },
     ),
     Section(
-        "The redundancy ladder", "redundancy_ladder", id="ladder", level=3, panels=ladder_panels,
+        "The redundancy ladder", "redundancy_ladder", id="ladder", level=3, drawn=ladder_marks,
+        each=tuple(LADDER),
         intro="What carries the task is taken away, the sweep is run again, what took over is taken away, "
         "until no layer brings the task. Beside each step, as much else was taken away. Filled: what the "
         "first working layer, named at the right, brings; open: what is left at the layer that worked the "
         "step before; grey: left there in control sets, least to greatest.",
         say=lambda rows, source: "\n".join(ladder_words(own) for _, own in rows.groupby(LADDER, sort=False)),
+        title=lambda rows, source: f"Ladder of {rows['unit'].iloc[0].replace('layer', 'layers')}",
+        caption="Replaced by {kind} at {place}; run B: {recipient}; mean over {n_prompts} prompts with "
+        "{n_seen} examples; shares of what the context is worth to {belief}; a layer works from .5 on.",
+        chart=Points(Axis("value", "share of what the context is worth", "low", "high"), ("name",)),
         values="",
         columns={
             "without": lambda row: row["ablated"] or "nothing",
-            "first layer that works": _first_layer,
-            "it brings": figure("ne", "ne"), "left where it worked before": figure("ne_before", "ne_before"),
-            "control sets": _controls_of_step, "donor’s own answer": figure("donor", "donor"),
-            "later heads, nats": figure("later_heads", "later_heads"),
-            "verdict": lambda row: Words(row["verdict"] or "–", row["reason"]),
+            "first layer that works": lambda row: (
+                "none" if math.isnan(row["first_layer"]) else int(row["first_layer"])
+            ),
+            "it brings": figure("ne"), "left where it worked before": figure("ne_before"),
+            "control sets": _controls_of_step, "donor’s own answer": figure("donor"),
+            "later heads, nats": figure("later_heads"),
+            "verdict": lambda row: Cell(row["verdict"], small=row["reason"]),
         },
     ),
 )  # fmt: skip
@@ -423,44 +403,38 @@ def rungs(table: Frame, source: Source) -> Frame:
     return rows.assign(name=[_rung(row) for row in records(rows)], worth=worth)
 
 
-def rungs_caption(rows: Frame, source: Source) -> str:
-    """What the context is worth."""
-    first = rows.iloc[0]
-    return (
-        f"{first['n_prompts']} prompts; the context is worth {number(first['donor'] - first['base'])} nats."
-    )
-
-
 def chosen_sets(table: Frame, source: Source) -> Frame:
     """Sets that were chosen for the belief, and judged by it."""
     belief, order = of_patch(source), list(WAYS)
     rows = table[(table["belief"] == belief) & (table["chosen_for"] == belief)]
-    return rows.sort_values("direction", key=lambda column: column.map(order.index), kind="stable")
+    rows = rows.sort_values("direction", key=lambda column: column.map(order.index), kind="stable")
+    whole = rows["effect"].where(rows["kind"] == FULL)
+    keys = [rows[name] for name in ("direction", "site", "role")]
+    return rows.assign(way=rows["direction"].map(WAYS), full_effect=whole.groupby(keys).transform("first"))
 
 
-def set_panels(table: Frame, source: Source) -> list[Panel]:
-    """Share of the full activation's effect by number of members, for each site, role and direction."""
-    panels = []
-    share_ = Axis("share_of_full", "share of the full effect", "share_low", "share_high")
-    spec = Curves(Axis("size", "members of the set"), share_, ())
-    for (way, site, role), own in table.groupby(["direction", "site", "role"], sort=False):
-        title, first = f"{site} at {role}: {WAYS[str(way)]}", own.iloc[0]
-        shares = own[own["share_of_full"].notna()]
-        if shares.empty:
-            why = f"No share is defined: {first['reason'] or 'no reason is kept'}."
-            panels.append(Panel(title, why, Markup("")))
-            continue
-        drawn = [shares[shares["kind"] == kind].assign(name=kind, line=line) for kind, line in SETS.items()]
-        random = shares[(shares["kind"] == GREEDY) & shares["control_share"].notna()]
-        ends = {"share_of_full": "control_share", "share_low": "control_low", "share_high": "control_high"}
-        drawn.append(random.assign(name="random sets, 95 % of them", line="random",
-                                   **{name: random[column] for name, column in ends.items()}))  # fmt: skip
-        whole = own[own["kind"] == FULL]["effect"].dropna()
-        moved = f" Full activation: {whole.iloc[0]:+.2f} nats." if len(whole) else ""
-        beside = f"; {random['n_controls'].max()} random sets of each size" if len(random) else ""
-        caption = f"{first['n_prompts']} prompts of the test half, 95 % intervals{beside}.{moved}"
-        panels.append(Panel(title, caption, chart_of(spec, pd.concat(drawn), title, log2=True)[0]))
-    return panels
+def set_curves(table: Frame, source: Source) -> Frame:
+    """Share of the full activation's effect by number of members: a curve for each kind of set."""
+    random = table[
+        (table["kind"] == GREEDY) & table["share_of_full"].notna() & table["control_share"].notna()
+    ]
+    random = random.assign(
+        name="random sets, 95 % of them", line="random", share_of_full=random["control_share"],
+        share_low=random["control_low"], share_high=random["control_high"],
+    )  # fmt: skip
+    kinds = [table[table["kind"] == kind].assign(name=kind, line=line) for kind, line in SETS.items()]
+    return pd.concat([*kinds, random])
+
+
+def sets_caption(rows: Frame, source: Source) -> str:
+    """On how many prompts, beside how many random sets, and what the full activation moves."""
+    shares = rows[rows["share_of_full"].notna()]
+    if shares.empty:
+        return f"No share is defined: {rows['reason'].iloc[0] or 'no reason is kept'}."
+    random, whole = shares[shares["line"] == "random"], rows["full_effect"].dropna()
+    moved = f" Full activation: {whole.iloc[0]:+.2f} nats." if len(whole) else ""
+    beside = f"; {random['n_controls'].max()} random sets of each size" if len(random) else ""
+    return f"{rows['n_prompts'].iloc[0]} prompts of the test half, 95 % intervals{beside}.{moved}"
 
 
 def singles(table: Frame, source: Source) -> Frame:
@@ -519,7 +493,7 @@ def screens_caption(rows: Frame, source: Source) -> str:
     )
 
 
-PLACE: dict[str, Make] = {"site": "site", "role": "role"}
+PLACE: Columns = {"site": "site", "role": "role"}
 LATENTS = (
     Section(
         "How much of it do latents carry together?", "ladder", id="latents", nav="Latents together",
@@ -532,7 +506,13 @@ LATENTS = (
         },
     ),
     Section(
-        "How few latents do it?", "sets", id="sets", level=3, where=chosen_sets, panels=set_panels,
+        "How few latents do it?", "sets", id="sets", level=3, where=chosen_sets, drawn=set_curves,
+        each=("direction", "site", "role"), title="{site} at {role}: {way}", caption=sets_caption,
+        look={"log2": True},
+        chart=Curves(
+            Axis("size", "members of the set"),
+            Axis("share_of_full", "share of the full effect", "share_low", "share_high"), (),
+        ),
         intro="Latents are moved together, chosen greedily or by their own effect on one half of the "
         "prompts; shown is the share of the full activation’s effect on the other half, beside neurons of "
         "the MLP that writes there, and random sets of matched latents pushed as far.",
@@ -542,7 +522,7 @@ LATENTS = (
         },
         values="Every set",
         columns={
-            **PLACE, "way": lambda row: WAYS[row["direction"]], "set": "kind", "size": "size",
+            **PLACE, "way": "way", "set": "kind", "size": "size",
             "effect, nats": "effect", "share": "share_of_full", "low": "share_low", "high": "share_high",
             "random sets": "control_share", "random low": "control_low", "random high": "control_high",
             "p": "control_p", **WHY,
@@ -553,10 +533,10 @@ LATENTS = (
         intro=singles_intro, where=singles, each=("role",), caption=singles_caption, title="At {role}",
         chart=Points(EFFECT, ("name",)), values="",
         columns=lambda rows, source: {
-            "latent": lambda row: Latent(row["site"], row["latent"]),
+            "latent": latent(),
             **({"role": "role"} if rows["role"].nunique() > 1 else {}),
             "effect, nats": figure("effect"), "share of A* − B": "normalised",
-            "differs in": lambda row: Words(f"{row['n_changed']} of {row['n_prompts']}"), "p": "control_p",
+            "differs in": "{n_changed} of {n_prompts}", "p": "control_p",
             "q": "q_value", "what to know": "reason",
         },
     ),
@@ -601,40 +581,32 @@ def _patch_name(row: Row) -> str:
     return PATCHED.get(row["patch"]) or str(row["patch"]).capitalize()
 
 
-def response_panels(table: Frame, source: Source) -> list[Panel]:
-    """Answers by x, a chart for each patch with its fitted line and the task's own answers."""
-    fits = {tuple(row[name] for name in CURVE): row for row in records(source.rows("response_fits"))}
-    panels = []
-    for group, rows in table.groupby(CURVE, sort=False):
-        first, x = records(rows.head(1))[0], rows["x"].tolist()
-        fit = fits.get(group, {"slope": NAN, "intercept": NAN})
-        slope, intercept = fit["slope"], fit["intercept"]
-        ends = [min(x), max(x)]
-        answers = [float(y) if y.isdecimal() else NAN for y in rows["answer"]]
-        name = _patch_name(first)
-        chart = lines_chart(
-            [
-                Line("the task’s own answer", "exact", x, answers),
-                Line("fitted line", "fit", ends, [intercept + slope * at for at in ends]),
-                Line("E[y | x]", "dots", x, rows["mean"].tolist(), (rows["mean"] - rows["sd"]).tolist(),
-                     (rows["mean"] + rows["sd"]).tolist()),
-            ],
-            name, "x of run B’s query", unit="E[y | x]", width=WIDE,
-            said=f"{name}: E[y | x] by x, slope {number(slope)}, intercept {number(intercept)}.",
-        )  # fmt: skip
-        which = f" Latents {first['latents']}." if " " in first["latents"] else ""
-        caption = f"{first['site']} at pre; {rows['n_donors'].max()} donors for each x.{which} "
-        panels.append(Panel(name, f"{caption}Slope {number(slope)}, intercept {number(intercept)}.", chart))
-    return panels
+def response_curves(table: Frame, source: Source) -> Frame:
+    """Answers by x, their fitted line and the task's own answers, for each patch."""
+    fits = source.rows("response_fits")[[*CURVE, "slope", "intercept"]]
+    rows = table.merge(fits.drop_duplicates(CURVE), on=CURVE, how="left")
+    rows["title"] = [_patch_name(row) for row in records(rows)]
+    rows["donors"] = rows.groupby(CURVE)["n_donors"].transform("max")
+    low, high = rows["mean"] - rows["sd"], rows["mean"] + rows["sd"]
+    dots = rows.assign(name="E[y | x]", line="dots", y=rows["mean"], low=low, high=high)
+    at_ends = rows.groupby(CURVE)["x"].transform(lambda x: x.isin([x.min(), x.max()]))
+    fitted = rows.assign(name="fitted line", line="fit", y=rows["intercept"] + rows["slope"] * rows["x"])
+    own = [float(y) if y.isdecimal() else NAN for y in rows["answer"]]
+    return pd.concat([dots, fitted[at_ends], rows.assign(name="the task’s own answer", line="exact", y=own)])
 
 
-def answer_columns(rows: Frame, source: Source) -> dict[str, Make]:
-    """A column of mean answers for each patch."""
-    columns: dict[str, Make] = {"x": "x", "f(x)": "answer"}
-    for _, own in rows.groupby(CURVE, sort=False):
-        mean, first = dict(zip(own["x"], own["mean"], strict=True)), records(own.head(1))[0]
-        columns[f"{_patch_name(first)}, {first['site']}"] = lambda row, mean=mean: mean.get(row["x"], NAN)
-    return columns
+def response_caption(rows: Frame, source: Source) -> str:
+    """What was patched, and the line through its answers."""
+    first = rows.iloc[0]
+    which = f" Latents {first['latents']}." if " " in first["latents"] else ""
+    fit = f"Slope {number(first['slope'])}, intercept {number(first['intercept'])}."
+    return f"{first['site']} at pre; {first['donors']} donors for each x.{which} {fit}"
+
+
+def curves_by_x(table: Frame, source: Source) -> Frame:
+    """Answers by x, each with the name of its curve."""
+    names = [f"{_patch_name(row)}, {row['site']}" for row in records(table)]
+    return table.assign(curve=names).sort_values("x", kind="stable")
 
 
 ANSWERS = (
@@ -643,23 +615,22 @@ ANSWERS = (
         intro="Run B asks about every x, with donors that show none of them; each dot is E[y | x] over "
         "numbers, with its spread over donors. If the task moved, the line follows the task’s own answers; "
         "if an answer was copied, it is flat.",
-        panels=response_panels, marked=False,
-        legend={"dots": "E[y | x]", "fit": "fitted line", "exact": "the task’s own answer"}, columns={},
+        drawn=response_curves, each=tuple(CURVE), title="{title}", caption=response_caption, marked=False,
+        chart=Curves(Axis("x", "x of run B’s query"), Axis("y", "E[y | x]", "low", "high"), ()),
+        legend={"dots": "E[y | x]", "fit": "fitted line", "exact": "the task’s own answer"},
+        where=curves_by_x, per=("x",), values="Values by x",
+        columns={"x": "x", "f(x)": "answer", "curves": Across("curve", "mean", otherwise=NAN)},
     ),
     Section(
         "", "response_fits", level=3, chart=None,
         values="Fitted lines, and how often the answer is the task’s own",
         columns={
-            "patch": _patch_name, "site": "site", "x asked": "n_x", "slope": figure("slope", "slope"),
-            "intercept": figure("intercept", "intercept"),
-            "change of slope": figure("slope_change", "slope_change"), "f(x) first": "top_1_answer",
+            "patch": _patch_name, "site": "site", "x asked": "n_x", "slope": figure("slope"),
+            "intercept": figure("intercept"),
+            "change of slope": figure("slope_change"), "f(x) first": "top_1_answer",
             "f(x) in the first 5": "top_5_answer", "a·x first": "top_1_scaled", "odd first": "top_1_odd",
             **WHY,
         },
-    ),
-    Section(
-        "", "responses", level=3, per=("x",), where=lambda rows, source: rows.sort_values("x", kind="stable"),
-        chart=None, values="Values by x", columns=answer_columns,
     ),
 )  # fmt: skip
 
@@ -672,4 +643,4 @@ PATCHING = Page(
 
 def headline(source: Source) -> Sequence[Panel]:
     """The first heat map of the sweep."""
-    return RESIDUAL[0].drawn(source)[:1]
+    return RESIDUAL[0].drawn_panels(source)[:1]

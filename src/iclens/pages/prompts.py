@@ -19,22 +19,26 @@ from iclens.core import PREFIX_LENGTH, ROLES, TOKENS_PER_EXAMPLE
 from iclens.model.load import token_texts
 from iclens.model.run import answer_probs
 from iclens.pages import text
-from iclens.pages.draw import Line, level, lines_chart
+from iclens.pages.draw import Line, level, lines_chart, tag
 from iclens.pages.growth import meanings
-from iclens.pages.section import Chrome, Source, render
-from iclens.pages.shard import shard
-from iclens.pages.text import number
+from iclens.pages.section import Cell, Chrome, Links, Page, Section, Source, grid, missing, paragraph, render
+from iclens.pages.text import number, shard
 from iclens.patching.receiver import up_to_query
 from iclens.patching.runs import ZERO, build_runs
 from iclens.patching.sets import FULL
 from iclens.patching.sweep import LensReads, lens_tokens
-from iclens.prompts.build import PromptSet, exact_answer_probs, in_mixture
+from iclens.prompts.build import PromptSet
 from iclens.schemas import LADDER
+from iclens.study.follow import exact_beliefs
 from iclens.study.run import RunContext
 from iclens.table import Floats, Ints
 from iclens.tracking import belief_log_odds, in_turn, latents_at_tokens, most_changed, strongest
 
 PATH = "prompts.html"
+LEAD = (
+    "Single prompts, token by token. Run A shows examples and then asks about x; run B asks about the same x "
+    "and shows none."
+)
 START = -1
 """`example` of the tokens before the first example."""
 PER_SITE, LISTED = 12, 3
@@ -47,22 +51,16 @@ ABOUT = (
     "difference between the runs at the query, the clearest growth, and the largest activation after the "
     "first token; for the choice, sizes are multiplied by the decoder norm."
 )
-Links = Mapping[tuple[str, int], str]
-"""(Site, latent) → the address of its page."""
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token of a run: its text, its part in the example or "start", and the example's number from 0.
-
-    Args:
-        continues: whether it begins inside a character.
-    """
+    """One token of a run."""
 
     text: str
-    role: str
-    example: int
-    continues: bool = False
+    role: str  # its part in the example, or "start"
+    example: int  # the example's number from 0, or `START`
+    continues: bool = False  # whether it begins inside a character
 
     @property
     def shown(self) -> str:
@@ -128,26 +126,17 @@ class Belief:
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt in both runs.
-
-    Args:
-        task, query, wanted: spec of the task, the x that is asked, and the task's answer to it.
-        a, b: the runs.
-        sites: site → its latents, those of the site that carries most first.
-        beliefs: those that are defined.
-        unknown: why there is no exact posterior, or "".
-        lens: (depth in words, run A, run B), from the first block to the last.
-    """
+    """One prompt in both runs."""
 
     task: str
-    query: str
-    wanted: str
+    query: str  # the x that is asked
+    wanted: str  # the task's answer to it
     a: Run
     b: Run
-    sites: Mapping[str, Sequence[Shown]]
-    beliefs: Sequence[Belief]
-    unknown: str
-    lens: Sequence[tuple[str, Read, Read]]
+    sites: Mapping[str, Sequence[Shown]]  # site → its latents, those of the site that carries most first
+    beliefs: Sequence[Belief]  # those that are defined
+    unknown: str  # why there is no exact posterior, or ""
+    lens: Sequence[tuple[str, Read, Read]]  # (depth in words, run A, run B), from the first block to the last
 
 
 # ---------------------------------------------------------------- what they hold
@@ -231,11 +220,8 @@ def _site_latents(run: RunContext, source: Source, *runs: PromptSet) -> list[dic
 def choose(a: csr_array, b: csr_array, growing: Sequence[int], scale: Floats) -> dict[int, str]:
     """Latent → why it is shown, for one site and prompt whose runs end with the same query's tokens.
 
-    Args:
-        a: activations in run A, [token latent].
-        b: activations in run B, [token latent].
-        growing: latents of the site that grow, the clearest first.
-        scale: decoder norm of each latent, [latent].
+    `a` and `b` are activations in the two runs [token latent], `growing` latents of the site that grow, the
+    clearest first, and `scale` the decoder norm of each latent [latent].
     """
     query = ROLES.index("pre") + 1
     both = csr_array(np.abs(a[1:]).max(axis=0).maximum(np.abs(b[1:]).max(axis=0)).reshape(1, -1))
@@ -279,7 +265,7 @@ def _beliefs(run: RunContext, source: Source, *runs: PromptSet) -> tuple[list[li
         where = prompts.positions("pre")
         probs = answer_probs(run.model, prompts.tokens, where, extra=extra, batch=run.config.track.batch)
         model.append(belief_log_odds(probs, prompts, declared=run.config.declared))
-        known, reason = _exact(run, prompts)
+        known, reason = exact_beliefs(run, prompts)
         exact.append(known)
         reasons.append(reason)
     words = meanings(source)
@@ -292,20 +278,6 @@ def _beliefs(run: RunContext, source: Source, *runs: PromptSet) -> tuple[list[li
         ]
         for i in range(a.n_prompts)
     ], reasons[0]  # fmt: skip
-
-
-def _exact(run: RunContext, prompts: PromptSet) -> tuple[Floats, str]:
-    """The exact posterior's log-odds [prompt example belief], or NaN and the reason."""
-    unknown = np.full((*prompts.x.shape, len(run.config.belief_names)), np.nan)
-    if run.mixture is None:
-        return unknown, "the model's folder declares no mixture"
-    possible = np.flatnonzero(in_mixture(run.mixture, prompts))
-    if len(possible):
-        some = prompts.select(possible)
-        probs = exact_answer_probs(run.mixture, some)
-        unknown[possible] = belief_log_odds(probs, some, declared=run.config.declared)
-    left = prompts.n_prompts - len(possible)
-    return unknown, f"the mixture never gives some x or label of {left} of these prompts" if left else ""
 
 
 def _lens(run: RunContext, a: PromptSet, b: PromptSet) -> tuple[LensReads, LensReads]:
@@ -341,21 +313,16 @@ def _lens_rows(
 
 @dataclass(frozen=True)
 class Column:
-    """A latent as it is drawn: everything that the page and its shard say of it.
-
-    Args:
-        page: the address of its page from a prompt's page; "" where it has none.
-        peak: its largest activation after the first token, as text.
-        levels: run → colour level 0–8 of every token, as digits.
-        values: run → the activations on the tokens above level 0, as text, in order.
-    """
+    """A latent as it is drawn: everything that the page and its shard say of it."""
 
     latent: int
     why: str
-    page: str
-    peak: str
-    levels: Mapping[str, str]
-    values: Mapping[str, Sequence[str]]
+    page: str  # the address of its page from a prompt's page; "" where it has none
+    peak: str  # its largest activation after the first token, as text
+    levels: Mapping[str, str]  # run → colour level 0–8 of every token, as digits
+    values: Mapping[
+        str, Sequence[str]
+    ]  # run → the activations on the tokens above level 0, as text, in order
 
     def cells(self, run: str) -> list[tuple[int, str]]:
         """(Colour level, activation as text) of every token of a run."""
@@ -376,28 +343,45 @@ def column(site: str, one: Shown, links: Links) -> Column:
     return Column(one.latent, one.why, page, number(one.peak), digits, values)
 
 
-def files(shown: Sequence[Pair], links: Links, chrome: Chrome) -> Iterator[tuple[str, Callable[[], str]]]:
+def files(shown: Sequence[Pair], source: Source, chrome: Chrome) -> Iterator[tuple[str, Callable[[], str]]]:
     """The list of prompts, a page for each, and its latents of all sites: path → what writes it."""
-    n = shown[0].a.query if shown else 0
-    about = ABOUT.format(n=len(shown), shown=n, per_site=PER_SITE)
-    yield (
-        PATH,
-        lambda: render(
-            "prompts.html.j2", chrome, PATH, shown=shown, about=about, address=address, quoted=quoted
-        ),
-    )
+    body = Section("Prompts", id="prompts", body=lambda source: listed(shown))
+    page = Page(PATH, "Prompts", "Prompts", LEAD, [body])
+    yield PATH, lambda: page.write(source, chrome)
     for i, pair in enumerate(shown, start=1):
         near = {"previous": i - 1, "next": i + 1 if i < len(shown) else 0}
-        yield address(i), lambda i=i, pair=pair, near=near: write(pair, i, near, links, chrome)
+        yield address(i), lambda i=i, pair=pair, near=near: write(pair, i, near, source.links, chrome)
         if pair.sites:
-            yield f"data/prompts/{i}.js", lambda i=i, pair=pair: shard(f"prompts/{i}", _sites(pair, links))
+            sites = [
+                {"site": site, "latents": [vars(column(site, one, source.links)) for one in latents]}
+                for site, latents in pair.sites.items()
+            ]
+            yield f"data/prompts/{i}.js", lambda i=i, sites=sites: shard(f"prompts/{i}", sites)
 
 
-def _sites(pair: Pair, links: Links) -> list[dict[str, object]]:
-    return [
-        {"site": site, "latents": [vars(column(site, one, links)) for one in latents]}
-        for site, latents in pair.sites.items()
-    ]
+def listed(shown: Sequence[Pair]) -> Markup:
+    """A line for each prompt, which leads to its page."""
+    if not shown:
+        return missing("No prompt is shown in this run.")
+
+    def answer(pair: Pair, run: Run) -> Cell:
+        token, probability = run.answer
+        right = "right" if token == pair.wanted else "wrong"
+        return Cell(text.visible(token), small=f"{number(probability)} {right}")
+
+    rows = [
+        {
+            "prompt": tag("a", f"Prompt {i}", href=address(i)), "task": pair.task,
+            "examples": Cell(f"{pair.a.query}: {quoted(pair)}"), "query x": Cell(text.visible(pair.query)),
+            "task’s answer": Cell(text.visible(pair.wanted)), "A’s answer": answer(pair, pair.a),
+            "B’s answer": answer(pair, pair.b),
+        }
+        for i, pair in enumerate(shown, start=1)
+    ]  # fmt: skip
+    about = ABOUT.format(n=len(shown), shown=shown[0].a.query, per_site=PER_SITE)
+    note = "An answer is the model’s most probable token of the whole vocabulary, with its probability."
+    table = grid("Prompts; each leads to its page", {name: name for name in rows[0]}, rows, kind="")
+    return paragraph("intro", about) + table + paragraph("under", note)
 
 
 def address(number: int) -> str:
@@ -468,8 +452,7 @@ def _groups(pair: Pair) -> list[tuple[str, list[tuple[str, int, Token]]]]:
 def belief_chart(one: Belief) -> Markup:
     """A belief over the examples of run A, with run B's as a level line."""
     n = list(range(len(one.a)))
-    lines = [Line("exact posterior", "exact", n, one.exact), Line("model", "task", n, one.a)]
-    if math.isfinite(one.b):
-        lines.insert(0, Line("run B", "control", [0, n[-1]], [one.b, one.b]))
-    said = f"Log-odds of {one.name} by examples seen in run A: {lines[-1].ends}; in run B {number(one.b)}."
+    lines = [Line("model", "task", n, one.a), Line("exact posterior", "exact", n, one.exact)]
+    lines += [Line("run B", "control", [0, n[-1]], [one.b, one.b])] if math.isfinite(one.b) else []
+    said = f"Log-odds of {one.name} by examples seen in run A: {lines[0].ends}; in run B {number(one.b)}."
     return lines_chart(lines, "", said=said)

@@ -25,7 +25,7 @@ from markupsafe import Markup
 from iclens.core import ROLES, IclensError, RunError, TableError
 from iclens.pages import draw, text
 from iclens.pages.draw import NAN, Line, Mark, tag
-from iclens.pages.text import interval, number, percent, spelt_out
+from iclens.pages.text import DASH, interval, number, percent, spelt_out
 from iclens.results.read import Results
 from iclens.schemas import TABLES
 from iclens.study.config import StudyConfig
@@ -33,7 +33,9 @@ from iclens.table import Axis, Chart, Curves, Heat, Points, Strip
 
 Frame = pd.DataFrame
 Row = Mapping[str, Any]
-_FORMLESS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+Links = Mapping[tuple[str, int], str]
+"""(Site, latent) → the address of its page, for those that have one."""
+FORMLESS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration)
 """What reading raises for a file that can be read but is of another form."""
 _KINDS = ("task", "control", "third", "exact", "random")
 """Kinds of curve, in the order in which a chart takes them."""
@@ -54,21 +56,16 @@ EMPTY = {
     "transport": "Not measured: no latent was chosen at lab.",
     "subspaces": "Not measured: periods are looked for where parity is told best, and that was not asked "
     "or could not be.",
-}  # fmt: skip
+}
 """Why a table of a finished stage has no rows."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What pages are drawn from.
-
-    Args:
-        results: the run's tables.
-        links: (site, latent) → the address of its page, for those that have one.
-    """
+    """What pages are drawn from: the run's tables, and the addresses of latents' pages."""
 
     results: Results
-    links: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    links: Links = field(default_factory=dict)
 
     @property
     def config(self) -> StudyConfig:
@@ -89,13 +86,11 @@ class Source:
     def _read(self, name: str) -> tuple[Frame, str]:
         kind = TABLES[name]
         try:
-            table = self.results.table(name)
+            return self.results.table(name), ""
         except RunError:
             reason = f"Not run: the stage `{kind.stage}` has left no {name}.parquet."
         except TableError:
             reason = f"Not shown: {name}.parquet is damaged or of another version of iclens."
-        else:
-            return table, ""
         return pd.DataFrame(columns=list(kind.COLUMNS)), reason
 
 
@@ -104,64 +99,87 @@ def records(rows: Frame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in rows.to_dict("records")]
 
 
-# ---------------------------------------------------------------- cells
+# ---------------------------------------------------------------- tables of values
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A number with its interval.
+class Cell:
+    """A number with its interval, or words; a number that is NaN leads to its reason below the table."""
 
-    Args:
-        value: the number.
-        low, high: its interval, if any.
-        reason: why it is NaN.
-        small: words beside it.
-        kind: CSS classes of the cell besides, as `own` or a shade.
-    """
-
-    value: float
+    value: Any = ""  # a number, words or markup; a dash stands for no words
     low: float = NAN
     high: float = NAN
     reason: str = ""
-    small: str = ""
-    kind: str = ""
+    small: str = ""  # words beside it
+    kind: str = ""  # CSS classes besides, as `own` or a shade
+    strong: bool = False  # whether words are a finding
+    latent: tuple[str, int] | None = None  # leads to its page, where it has one
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is aligned as a number: one, a percentage, or words that begin with a count."""
+        return not isinstance(self.value, str) or (not self.small and self.value[:1].isdigit())
+
+
+Make = str | Callable[[Row], Any]
+"""A cell of a row: a column's name, words with columns in braces, or what makes a cell or a plain value."""
 
 
 @dataclass(frozen=True)
-class Latent:
-    """A latent, linked where it has a page, and words beside it."""
+class Across:
+    """Columns of a table of values, one for each value of a column of its rows."""
 
-    site: str
-    latent: int
-    small: str = ""
+    by: str
+    cell: Make  # made from the row that has the value
+    heading: str | Callable[[Any], str] = "{}"
+    values: Sequence[Any] | None = None  # in their order; as the rows have them by default
+    otherwise: Any = ""  # the cell where no row has the value
+
+    def columns(self, groups: Sequence[Sequence[Row]]) -> list[tuple[str, list[Any]]]:
+        """(heading, cells) of each, for groups of rows that share a line of the table."""
+        at = [{row[self.by]: row for row in reversed(group)} for group in groups]
+        made = []
+        for value in self.values if self.values is not None else dict.fromkeys(
+            row[self.by] for group in groups for row in group
+        ):  # fmt: skip
+            heading = self.heading.format(value) if isinstance(self.heading, str) else self.heading(value)
+            cells = [_made(self.cell, rows[value]) if value in rows else self.otherwise for rows in at]
+            made.append((heading, cells))
+        return made
 
 
-@dataclass(frozen=True)
-class Words:
-    """Words, with more in small; `strong` where they are a finding."""
+def figure(value: str, small: str | Callable[[Row], str] = "", ends: str = "ci", kind: str = "") -> Make:
+    """Cells of a column with its interval, its own or `<ends>_low` to `<ends>_high`, and the row's reason.
 
-    text: str
-    small: str = ""
-    strong: bool = False
+    `small` is a column of words beside it, or makes them; without ends the number stands alone.
+    """
 
-
-Cell = str | int | float | Figure | Latent | Words | Markup
-Make = str | Callable[[Row], Cell]
-"""A column of a table of values: a column's name, or what makes a cell of a row."""
-
-
-def figure(value: str, bounds: str = "ci", **more: str) -> Callable[[Row], Figure]:
-    """Cells of column `value` with its interval, `<bounds>_low` to `<bounds>_high`, and the row's reason."""
-
-    def make(row: Row) -> Figure:
-        return Figure(row[value], row[f"{bounds}_low"], row[f"{bounds}_high"], row.get("reason", ""), **more)
+    def make(row: Row) -> Cell:
+        stem = value if f"{value}_low" in row else ends
+        low, high = row.get(f"{stem}_low", NAN), row.get(f"{stem}_high", NAN)
+        beside = small(row) if callable(small) else row[small] if small else ""
+        return Cell(row[value], low, high, row.get("reason", "") if stem else "", beside, kind)
 
     return make
 
 
-def share(column: str) -> Callable[[Row], Words]:
+def share(column: str) -> Make:
     """Cells of a share as a percentage; 0 below .01 %."""
-    return lambda row: Words("0" if row[column] < 1e-4 else percent(row[column]))
+    return lambda row: Cell("0" if row[column] < 1e-4 else percent(row[column]))
+
+
+def latent(small: str = "") -> Make:
+    """Cells that name the row's latent, linked, with words beside it that may hold columns in braces."""
+    return lambda row: Cell(
+        f"{row['site']} · {row['latent']}",
+        small=small.format_map(row),
+        latent=(row["site"], row["latent"]),
+    )
+
+
+def code(column: str) -> Make:
+    """Cells of a column in the type of code."""
+    return lambda row: tag("code", str(row[column]))
 
 
 def shade(auroc: float) -> str:
@@ -172,10 +190,11 @@ def shade(auroc: float) -> str:
 
 def grid(
     label: str,
-    columns: Mapping[str, Make],
+    columns: Mapping[str, Make | Across],
     rows: Iterable[Row],
     links: Mapping[tuple[str, int], str] = {},
     *,
+    per: Sequence[str] = (),
     kind: str = "small",
     folded: str = "",
     titles: Mapping[str, str] = {},
@@ -184,85 +203,90 @@ def grid(
 
     Args:
         label: names its region to a reader who scrolls it.
-        columns: heading → what makes its cells; the first heads the row, one that is empty is left out.
-        rows: of the table.
-        links: addresses of latents' pages.
-        kind: CSS class.
+        columns: heading → what makes its cells; the first heads the line, one that is empty is left out.
+        per: columns that name a line; each row is one by default.
         folded: the words that unfold it; it stands open without.
         titles: heading → what it means.
     """
-    made = [[make(row) if callable(make) else row[make] for make in columns.values()] for row in rows]
-    if not made:
+    groups: dict[object, list[Row]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(tuple(row[name] for name in per) or i, []).append(row)
+    if not groups:
         return Markup("")
-    kept = [i for i in range(len(columns)) if i == 0 or any(not _blank(cells[i]) for cells in made)]
+    made: list[tuple[str, list[Any]]] = []
+    for heading, make in columns.items():
+        if isinstance(make, Across):
+            made += make.columns(list(groups.values()))
+        else:
+            made.append((heading, [_made(make, group[0]) for group in groups.values()]))
+    cells = [
+        (heading, [cell if isinstance(cell, Cell | str) else Cell(cell) for cell in own])
+        for heading, own in made
+    ]
+    kept = [column for i, column in enumerate(cells) if i == 0 or not all(map(_blank, column[1]))]
+    head = [
+        tag("th", heading, scope="col", class_="n" if any(map(_numeric, own)) else "",
+            title=titles.get(heading, ""))
+        for heading, own in kept
+    ]  # fmt: skip
     notes: list[str] = []
     body = [
-        Markup("<tr>") + Markup("").join(_cell(cells[i], i == 0, notes, links) for i in kept)
-        for cells in made
+        Markup("<tr>{}</tr>\n").format(
+            Markup("").join(_cell(cell, i == 0, notes, links) for i, cell in enumerate(line))
+        )
+        for line in zip(*(own for _, own in kept), strict=True)
     ]
-    headings = list(columns)
-    head = [
-        tag("th", headings[i], scope="col", **_class("n" if _numeric(cells[i] for cells in made) else ""),
-            **({"title": titles[headings[i]]} if headings[i] in titles else {}))
-        for i in kept
-    ]  # fmt: skip
-    rows_ = Markup("").join(line + Markup("</tr>\n") for line in body)
-    parts = tag("thead", tag("tr", *head)), tag("tbody", Markup("\n") + rows_)
-    region = {"class_": "scroll", "role": "region", "tabindex": "0", "aria_label": label}
-    table = tag("div", tag("table", *parts, **_class(kind)), **region)
+    table = tag("table", tag("thead", tag("tr", *head)), tag("tbody", "\n", *body), class_=kind)
+    table = scrolled(label, table)
     if notes:
-        why = Markup("").join(tag("li", note) for note in notes)
-        table += tag("ol", why, class_="reasons", aria_label="Why figures are undefined")
+        why = (tag("li", note) for note in notes)
+        table += tag("ol", *why, class_="reasons", aria_label="Why figures are undefined")
     return tag("details", tag("summary", folded), table) if folded else table
 
 
-def _blank(cell: Cell) -> bool:
-    return cell == "" or (isinstance(cell, Words) and not cell.text and not cell.small)
+def scrolled(label: str, inside: Markup) -> Markup:
+    """What may be wider than the page, in a region that scrolls by keyboard too."""
+    return tag("div", inside, class_="scroll", role="region", tabindex="0", aria_label=label)
 
 
-def _numeric(cells: Iterable[Cell]) -> bool:
-    kinds = (Figure, int, float, np.number)
-    return any(isinstance(cell, kinds) or _counts(cell) for cell in cells)
+def _made(make: Make, row: Row) -> Any:
+    if callable(make):
+        return make(row)
+    return Cell(make.format_map(row)) if "{" in make else row[make]
 
 
-def _counts(cell: Cell) -> bool:
-    """Whether words are a percentage or begin with a count."""
-    return isinstance(cell, Words) and not cell.small and cell.text[:1].isdigit()
+def _blank(cell: Cell | str) -> bool:
+    return not cell if isinstance(cell, str) else cell.value == "" and not cell.small
 
 
-def _class(name: str) -> dict[str, str]:
-    return {"class_": name} if name else {}
+def _numeric(cell: Cell | str) -> bool:
+    return isinstance(cell, Cell) and cell.is_number
 
 
-def _cell(cell: Cell, heads: bool, notes: list[str], links: Mapping[tuple[str, int], str]) -> Markup:
+def _cell(cell: Cell | str, heads: bool, notes: list[str], links: Links) -> Markup:
     """One cell; `notes` gathers why figures are undefined, each once."""
-    kind, small = "", ""
-    if isinstance(cell, Figure):
-        inside: str = escape_number(cell.value)
-        if cell.value != cell.value and cell.reason:
-            notes.extend([] if cell.reason in notes else [cell.reason])
-            inside += tag("sup", str(notes.index(cell.reason) + 1))
-        small = " ".join(filter(None, (interval(cell.low, cell.high), cell.small)))
-        kind = f"n {cell.kind}".rstrip()
-    elif isinstance(cell, Latent):
-        name, at = f"{cell.site} · {cell.latent}", links.get((cell.site, cell.latent))
-        inside, small = tag("a", name, href=at) if at else Markup.escape(name), cell.small
-    elif isinstance(cell, Words):
-        inside, small = (
-            tag("b", cell.text) if cell.strong else Markup.escape(cell.text or text.DASH),
-            cell.small,
-        )
-        kind = "n" if _counts(cell) else "wrap" if len(cell.text) + len(small) > 30 else ""
-    elif isinstance(cell, str):
-        inside, kind = Markup.escape(cell), "wrap" if len(cell) > 30 and not isinstance(cell, Markup) else ""
+    one = Cell(cell) if isinstance(cell, str) else cell
+    small, kind = one.small, ""
+    if isinstance(one.value, str):
+        inside = Markup.escape(one.value or ("" if isinstance(cell, str) else DASH))
+        inside = tag("b", inside) if one.strong else inside
+        at = links.get(one.latent) if one.latent else None
+        inside = tag("a", inside, href=at) if at else inside
+        if _numeric(cell):
+            kind = "n"
+        elif len(one.value) + len(small) > 30 and not (one.latent or isinstance(one.value, Markup)):
+            kind = "wrap"
     else:
-        inside, kind = escape_number(cell), "n"
-    parts = inside + (Markup(" ") + tag("small", small) if small else Markup(""))
-    if heads:
-        return tag("th", parts, scope="row") if parts else Markup('<th scope="row"></th>')
-    return (
-        Markup('<td class="{}">{}</td>').format(kind, parts) if kind else Markup("<td>{}</td>").format(parts)
-    )
+        inside, kind = escape_number(one.value), f"n {one.kind}".rstrip()
+        small = " ".join(filter(None, (interval(one.low, one.high), small)))
+        if one.value != one.value and one.reason:
+            notes.extend([] if one.reason in notes else [one.reason])
+            inside += tag("sup", str(notes.index(one.reason) + 1))
+    parts = inside + (Markup(" ") + tag("small", small) if small else "")
+    opening = Markup('<th scope="row">') if heads else Markup("<td{}>").format(
+        Markup(' class="{}"').format(kind) if kind else ""
+    )  # fmt: skip
+    return opening + parts + Markup("</th>" if heads else "</td>")
 
 
 def escape_number(value: float) -> Markup:
@@ -276,247 +300,202 @@ def escape_number(value: float) -> Markup:
 
 @dataclass(frozen=True)
 class Panel:
-    """A chart with its title, its caption, and its values folded below it.
-
-    Args:
-        group: of panels that are unfolded together; "" stands open.
-    """
+    """A chart with its title, its caption, and its values folded below it."""
 
     title: str
     caption: str
     chart: Markup
     values: str | Markup = ""
     under: str = ""
-    group: str = ""
+    group: str = ""  # of panels that are unfolded together; "" stands open
 
 
 def chart_of(
-    spec: Chart, rows: Frame, title: str, bounds: draw.Interval | None = None, **more: Any
+    spec: Chart, rows: Frame, title: str, bounds: draw.Interval | None = None, **look: Any
 ) -> tuple[Markup, Markup]:
     """Rows of a table as its kind of chart draws them, and their values.
 
-    A column `name` names a row or curve instead of the columns of the spec, `mark` says how an estimate is
-    marked, `line` how a curve is drawn ("level" is drawn across), and `words` stand at the end of a row.
+    Some columns say how: `name` is a row's, curve's or level's name instead of the columns of the spec,
+    `mark` how an estimate is marked, `line` the kind of a curve ("level" is drawn across), `words` stand at
+    the end of a row or in a cell, `said` is a row in the text alternative, and `range_low` to `range_high`
+    the range of its controls.
     """
-    if isinstance(spec, Heat):
-        return _heat(spec, rows, title, **more)
-    if isinstance(spec, Curves):
-        return _curves(spec, rows, title, **more)
-    if not isinstance(spec, Points | Strip):
-        raise TypeError(f"no drawing of a {type(spec).__name__}")
-    return draw.rows_chart(_rows(spec, rows), title, _axis(spec.value), bounds, **more), Markup("")
+    match spec:
+        case Heat():
+            return _heat(spec, rows, title, **look)
+        case Curves():
+            return _curves(spec, rows, title, **look)
+        case _:
+            axis = look.pop("axis", spec.value.unit or spec.value.column)
+            return draw.rows_chart(chart_rows(spec, rows), title, axis, bounds, **look), Markup("")
 
 
-def _axis(axis: Axis) -> str:
-    return axis.unit or axis.column
-
-
-def _rows(spec: Points | Strip, rows: Frame) -> list[draw.Row]:
+def chart_rows(spec: Points | Strip, rows: Frame) -> list[draw.Row]:
+    """The lines of a chart of estimates; those of equal name share one."""
     value, named = spec.value, spec.label if isinstance(spec, Points) else spec.group
     if isinstance(spec, Strip):
         size = rows[value.column].abs()
         rows = rows[size.groupby([rows[name] for name in named]).rank(ascending=False) <= _STRIP]
-    found: dict[str, list[Row]] = {}
+    lines: dict[str, list[Row]] = {}
     for row in records(rows):
-        name = row["name"] if "name" in row else " · ".join(str(row[one]) for one in named if str(row[one]))
-        found.setdefault(name, []).append(row)
-    drawn = []
-    for name, own in found.items():
+        name = row["name"] if "name" in row else " · ".join(str(row[key]) for key in named if str(row[key]))
+        lines.setdefault(name, []).append(row)
+    drawn, usual = [], "full" if isinstance(spec, Points) else "open"
+    for name, own in lines.items():
         first = next((row for row in own if row.get("mark", "full") != "open"), own[0])
         marks = [
-            Mark(
-                row[value.column],
-                row[value.low] if value.low else NAN,
-                row[value.high] if value.high else NAN,
-                row.get("mark", "full" if isinstance(spec, Points) else "open"),
-            )
+            Mark(row[value.column], row.get(value.low, NAN), row.get(value.high, NAN), row.get("mark", usual))
             for row in own
         ]
-        words = first["words"] if "words" in first else "" if len(own) > 1 else number(first[value.column])
-        drawn.append(
-            draw.Row(name, marks, words, (first.get("range_low", NAN), first.get("range_high", NAN)))
-        )
+        words = first.get("words", "" if len(own) > 1 else number(first[value.column]))
+        beside = first.get("range_low", NAN), first.get("range_high", NAN)
+        drawn.append(draw.Row(name, marks, words, beside, first.get("said", "")))
     return drawn
 
 
-def one_scale(spec: Chart, rows: Frame) -> draw.Interval | None:
-    """The scale that charts of some rows share; None for kinds that do not share one."""
-    return draw.reach(_rows(spec, rows)) if isinstance(spec, Points | Strip) else None
+def _names(rows: Frame, columns: Sequence[str]) -> pd.Series:
+    return rows["name"] if "name" in rows else rows[list(columns)].astype(str).agg(" · ".join, axis=1)
 
 
-def lines_of(spec: Curves, rows: Frame) -> tuple[list[Line], list[tuple[str, float]]]:
-    """Curves of some rows, and the levels among them."""
-    name = rows["name"] if "name" in rows else rows[list(spec.series)].astype(str).agg(" · ".join, axis=1)
-    lines, levels = [], []
-    for k, (one, own) in enumerate(rows.groupby(name, sort=False)):
+def lines_of(spec: Curves, rows: Frame) -> list[Line]:
+    """Curves of some rows, the first on top; levels among them too."""
+    lines = []
+    for k, (name, own) in enumerate(rows.groupby(_names(rows, spec.series), sort=False)):
         own = own.sort_values(spec.x.column, kind="stable")
         kind = str(own["line"].iloc[0]) if "line" in own else _KINDS[min(k, len(_KINDS) - 1)]
-        if kind == "level":
-            levels.append((str(one), float(own[spec.y.column].iloc[0])))
-            continue
-        low, high = (own[end].tolist() if end else () for end in (spec.y.low, spec.y.high))
-        lines.append(
-            Line(str(one), kind, own[spec.x.column].tolist(), own[spec.y.column].tolist(), low, high)
-        )
-    return lines, levels
+        ends = (own[end].tolist() if end in own else () for end in (spec.y.low, spec.y.high))
+        lines.append(Line(str(name), kind, own[spec.x.column].tolist(), own[spec.y.column].tolist(), *ends))
+    return lines
 
 
-def _curves(spec: Curves, rows: Frame, title: str, **more: Any) -> tuple[Markup, Markup]:
-    lines, levels = lines_of(spec, rows)
-    shown: dict[str, Any] = {
-        "unit": _axis(spec.y),
-        "width": draw.WIDE,
-        "marked": True,
-        "levels": levels,
-    } | more
-    return draw.lines_chart(lines, title, _axis(spec.x), **shown), values_of(lines, _axis(spec.x), title)
+def _curves(spec: Curves, rows: Frame, title: str, *, over: str = "", **look: Any) -> tuple[Markup, Markup]:
+    """`over` heads the column of what curves run over, where it is not the axis' title."""
+    if rows[spec.y.column].isna().all():
+        return Markup(""), Markup("")
+    lines = lines_of(spec, rows)
+    x, y = spec.x, spec.y
+    usual = {"unit": y.unit or y.column, "width": draw.WIDE, "marked": True}
+    levels = [(line.name, line.y[0]) for line in lines if line.kind == "level"]
+    drawn = [line for line in lines if line.kind != "level"]
+    chart = draw.lines_chart(drawn, title, x.unit or x.column, levels=levels, **(usual | look))
+    values = rows.assign(name=_names(rows, spec.series)).sort_values(x.column, kind="stable")
+    columns: dict[str, Make | Across] = {
+        over or x.unit or x.column: lambda row: Cell(draw.tick_text(row[x.column])),
+        "curves": Across("name", _bounded(y), values=[line.name for line in drawn]),
+    }
+    return chart, grid(f"Values of {title}", columns, records(values), per=(x.column,), folded="Values")
 
 
-def values_of(lines: Sequence[Line], axis: str, title: str) -> Markup:
-    """The values of curves, a column each, folded."""
-    at = sorted({n for line in lines for n in line.x})
-    columns: dict[str, Make] = {axis: lambda n: Words(draw.tick_text(n["at"]))}
-    for line in lines:
-        ends = [line.low or [NAN] * len(line.x), line.high or [NAN] * len(line.x)]
-        held = {n: Figure(*values) for n, *values in zip(line.x, line.y, *ends, strict=True)}
-        columns[line.name] = lambda n, held=held: held.get(n["at"], "")
-    return grid(f"Values of {title}", columns, [{"at": n} for n in at], folded="Values")
+def _bounded(axis: Axis) -> Make:
+    return lambda row: Cell(row[axis.column], row.get(axis.low, NAN), row.get(axis.high, NAN))
 
 
-def _heat(
-    spec: Heat, rows: Frame, title: str, *, down: str = "", across: str = "", **more: Any
-) -> tuple[Markup, Markup]:
-    value, down_by = spec.value, spec.down[0]
-    columns = role_order({str(name) for name in rows[spec.across]})
-    by = rows[down_by].unique().tolist()
-    names = sorted(by, reverse=True) if all(isinstance(one, int) for one in by) else by
-    peak = max(1.0, *draw.finite(rows[value.column].abs()), 1.0)
-    cells, figures = {}, {}
+def _heat(spec: Heat, rows: Frame, title: str, *, down: str = "", across: str = "") -> tuple[Markup, Markup]:
+    value, by = spec.value.column, spec.down[0]
+    columns = role_order([str(name) for name in rows[spec.across]])
+    if all(isinstance(name, int) for name in rows[by].unique().tolist()):
+        rows = rows.sort_values(by, ascending=False, kind="stable")  # the last block on top
+    names, peak, cells = [str(name) for name in rows[by].unique()], max(1.0, *rows[value].abs().dropna()), {}
     for row in records(rows):
-        at, shown = (str(row[spec.across]), str(row[down_by])), row[value.column]
-        cells[at] = (
-            shown / peak,
-            f"{round(shown, 2) + 0.0:.2f}".replace("-", "−") if shown == shown else text.DASH,
-        )
-        figures[at] = Figure(shown, *(row.get(end, NAN) for end in ("ci_low", "ci_high")))
-    down, across = down or down_by, across or spec.across
-    chart = draw.heat_chart(columns, [str(n) for n in names], cells, title, down=down, across=across, **more)
-    makes: dict[str, Make] = {down: "down"}
-    makes |= {c: lambda row, c=c: figures.get((c, row["down"]), "") for c in columns}
-    return chart, grid(f"Values of {title}", makes, [{"down": str(n)} for n in names], folded="Values")
+        written = DASH if row[value] != row[value] else f"{round(row[value], 2) + 0.0:.2f}".replace("-", "−")
+        cells[str(row[spec.across]), str(row[by])] = (
+            row.get("shade", row[value] / peak), row.get("words", written)
+        )  # fmt: skip
+    down, across = down or by, across or spec.across
+    chart = draw.heat_chart(columns, names, cells, title, down=down, across=across)
+    made = rows.assign(**{spec.across: rows[spec.across].astype(str)})
+    cell = figure(value)
+    layout: dict[str, Make | Across] = {down: by, across: Across(spec.across, cell, values=columns)}
+    return chart, grid(f"Values of {title}", layout, records(made), per=(by,), folded="Values")
 
 
-def role_order(names: set[str]) -> list[str]:
-    """Roles in their order in an example; then numbers, as heads have, by size; others last."""
+def role_order(names: Sequence[str]) -> list[str]:
+    """Roles in their order in an example; then numbers, as heads have, by size; others last, as they come."""
 
-    def rank(name: str) -> tuple[int, int, str]:
+    def rank(name: str) -> tuple[int, int]:
         is_number = name.isdecimal() and len(name) < 9
-        known = ROLES.index(name) if name in ROLES else len(ROLES) + (not is_number)
-        return known, int(name) if is_number else 0, name
+        place = ROLES.index(name) if name in ROLES else len(ROLES) + (not is_number)
+        return place, int(name) if is_number else 0
 
-    return sorted(names, key=rank)
+    return sorted(dict.fromkeys(names), key=rank)
 
 
 # ---------------------------------------------------------------- sections
 
 Said = str | Callable[[Frame, Source], str]
-"""Words, or what puts rows into words."""
-Where = Mapping[str, Any] | Callable[[Frame, Source], Frame]
-"""Which rows: column → its value, or what gives that for a source; or what chooses the rows."""
+"""Words, in which a column of the first row stands in braces; or what puts rows into words."""
+Choose = Callable[[Frame, Source], Frame]
+Columns = Mapping[str, Make | Across]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: rows of a table, in words, as charts and as values.
+    """A part of a page: rows of a table, in words, as charts and as values."""
 
-    Args:
-        heading: of the section; a question where it answers one.
-        table: of the run; "" for a part that `body` draws.
-        id: anchor of the heading.
-        nav: its name among the links at the top of the page; "" has none.
-        level: 2 opens a section, 3 and 4 stand inside one.
-        intro: what is shown and how it was measured.
-        where: which rows are drawn.
-        each: a chart for each value of these columns.
-        title, caption: of a chart; a column of its first row stands in braces.
-        chart: how rows are drawn; the table's own kind of chart by default, None draws none.
-        look: how it is drawn besides: options of the kind of chart.
-        panels: draws all charts, where rows alone do not say how.
-        shape: CSS class of the charts' frame, "wider", "heat", "roles" or "tuned".
-        legend: kind of line → what it stands for.
-        marked: whether lines of the legend have marks.
-        say: the finding in a sentence.
-        columns: heading → cells of the values; every column of the table by default, {} shows none.
-        per: columns for whose values the table of values has one row each; every row by default.
-        whole: whether values are of the whole table rather than of the rows that are drawn.
-        values: the words that unfold the values; "" leaves them open.
-        kind: CSS class of the values.
-        under: how to read it.
-        empty: why it has no rows, where the table does not say.
-        body: draws the part by itself.
-    """
-
-    heading: str
-    table: str = ""
+    heading: str  # a question where the section answers one
+    table: str = ""  # of the run; "" for a part that `body` draws
     _: KW_ONLY
-    id: str = ""
-    nav: str = ""
-    level: int = 2
-    intro: Said = ""
-    where: Where = field(default_factory=dict)
-    each: tuple[str, ...] = ()
-    title: Said = ""
+    id: str = ""  # anchor of the heading
+    nav: str = ""  # its name among the links at the top of the page; "" has none
+    level: int = 2  # of the heading: 2 opens a section, 3 and 4 stand inside one
+    intro: Said = ""  # what is shown and how it was measured
+    where: Mapping[str, Any] | Choose = field(default_factory=dict)  # column → value; or chooses the rows
+    drawn: Choose | None = None  # the rows as they are drawn, where that is not how they are laid out
+    each: tuple[str, ...] = ()  # a chart for each value of these columns, on one scale
+    title: Said = ""  # of a chart
+    label: Said = ""  # its name in the text alternative; its title by default
     caption: Said = ""
-    chart: Chart | str | None = "own"
-    look: Mapping[str, Any] = field(default_factory=dict)
-    panels: Callable[[Frame, Source], Sequence[Panel]] | None = None
-    shape: str = "wider"
-    legend: Mapping[str, str] = field(default_factory=dict)
-    marked: bool = True
-    say: Said = ""
-    columns: Mapping[str, Make] | Callable[[Frame, Source], Mapping[str, Make]] | None = None
-    per: tuple[str, ...] = ()
-    whole: bool = False
-    values: str = "Values"
-    kind: str = "small"
-    under: Said = ""
-    empty: str = ""
-    body: Callable[[Source], Markup] | None = None
+    chart: Chart | str | None = "own"  # how rows are drawn; the table's own by default, None draws none
+    look: Mapping[str, Any] = field(default_factory=dict)  # options of the kind of chart
+    panels: Callable[[Frame, Source], Sequence[Panel]] | None = None  # draws charts where rows do not say how
+    shape: str = "wider"  # CSS class of the charts' frame: "wider", "heat", "roles", "tuned" or none
+    legend: Mapping[str, str] = field(default_factory=dict)  # kind of line → what it stands for
+    marked: bool = True  # whether lines of the legend have marks
+    say: Said = ""  # the finding, a sentence on each line
+    columns: Columns | Callable[[Frame, Source], Columns] | None = None  # of the values; all by default
+    per: tuple[str, ...] = ()  # columns that name a line of the values; each row is one by default
+    apart: str = ""  # a table of values for each value of this column
+    apart_words: Mapping[str, str] = field(default_factory=dict)  # that value → words beside its heading
+    whole: bool = False  # whether values are of the whole table rather than of the rows that are drawn
+    values: str = "Values"  # the words that unfold the values; "" leaves them open
+    kind: str = "small"  # CSS class of the values
+    under: Said = ""  # how to read it
+    empty: str = ""  # why it has no rows, where the table does not say
+    body: Callable[[Source], Markup] | None = None  # draws the part by itself
 
     def draw(self, source: Source) -> Markup:
         """Everything below the heading."""
         try:
-            if self.body is not None:
-                return paragraph("intro", self._words(self.intro, pd.DataFrame(), source)) + self.body(source)
-            return self._draw(source)
+            return Markup("\n").join(filter(None, self._parts(source)))
         except IclensError as cause:
             return missing(f"Not there, because {cause.asked} is {cause.found}.")
-        except _FORMLESS as cause:
+        except FORMLESS as cause:
             said = f"{type(cause).__name__}: {cause}".replace("\n", " ")
             return missing(f"Not there, because what it reads is unreadable or of another form ({said}).")
 
-    def drawn(self, source: Source) -> Sequence[Panel]:
+    def drawn_panels(self, source: Source) -> Sequence[Panel]:
         """Its charts."""
         rows = self._chosen(source.rows(self.table), source)
-        if rows.empty:
-            return []
-        return self.panels(rows, source) if self.panels is not None else self._panels(rows, source)
+        return [] if rows.empty else self._panels(rows, source)
 
-    def _draw(self, source: Source) -> Markup:
-        table = source.rows(self.table)
+    def _parts(self, source: Source) -> Iterable[Markup]:
+        table = source.rows(self.table) if self.table else pd.DataFrame()
+        yield paragraph("intro", self._words(self.intro, table, source))
+        if self.body is not None:
+            yield self.body(source)
+            return
         rows = self._chosen(table, source)
-        intro = paragraph("intro", self._words(self.intro, table, source))
         if rows.empty:
-            return intro + missing(source.why(self.table, self.empty) or self.empty or "Not run.")
-        parts = [intro, *(paragraph("verdict", said) for said in lines(self._words(self.say, rows, source)))]
-        panels = self.drawn(source)
+            yield missing(source.why(self.table, self.empty) or self.empty or "Not run.")
+            return
+        yield from (paragraph("verdict", line) for line in self._words(self.say, rows, source).split("\n"))
+        panels = self._panels(rows, source)
         if panels and self.legend:
             keys = (draw.key(kind, words, marked=self.marked) for kind, words in self.legend.items())
-            parts.append(tag("p", *keys, class_="legend"))
-        parts += frames(panels, self.shape)
-        parts.append(self._values(table if self.whole else rows, source))
-        parts.append(paragraph("under", self._words(self.under, rows, source)))
-        return Markup("\n").join(filter(None, parts))
+            yield tag("p", *keys, class_="legend")
+        yield from frames(panels, self.shape)
+        yield from self._values(table if self.whole else rows, source)
+        yield paragraph("under", self._words(self.under, rows, source))
 
     def _chosen(self, table: Frame, source: Source) -> Frame:
         if callable(self.where):
@@ -530,35 +509,41 @@ class Section:
             return said(rows, source)
         return said.format_map(records(rows.head(1))[0]) if "{" in said and len(rows) else said
 
-    def _panels(self, rows: Frame, source: Source) -> list[Panel]:
+    def _panels(self, rows: Frame, source: Source) -> Sequence[Panel]:
+        if self.panels is not None:
+            return self.panels(rows, source)
         spec = TABLES[self.table].chart if self.chart == "own" else self.chart
         if spec is None or isinstance(spec, str):
             return []
+        rows = self.drawn(rows, source) if self.drawn is not None else rows
         groups = [own for _, own in rows.groupby(list(self.each), sort=False)] if self.each else [rows]
-        bounds, panels = one_scale(spec, rows) if self.each else None, []
+        shared = self.each and isinstance(spec, Points | Strip)
+        bounds = draw.reach(chart_rows(spec, rows)) if shared else None  # type: ignore[arg-type]
+        panels = []
         for own in groups:
-            title = self._words(self.title, own, source)
-            chart, values = chart_of(spec, own, title or self.heading, bounds, **self.look)
+            title, label = (self._words(said, own, source) for said in (self.title, self.label))
+            chart, values = chart_of(spec, own, label or title or self.heading, bounds, **self.look)
+            values = Markup("") if self.columns else values
             panels.append(Panel(title, self._words(self.caption, own, source), chart, values))
         return panels
 
-    def _values(self, rows: Frame, source: Source) -> Markup:
-        kind, columns = TABLES[self.table], self.columns
-        makes = columns(rows, source) if callable(columns) else columns
-        titles = {name: column.meaning for name, column in kind.COLUMNS.items()} if makes is None else {}
-        makes = {name: name for name in kind.COLUMNS} if makes is None else makes
-        if not makes:
-            return Markup("")
+    def _values(self, rows: Frame, source: Source) -> Iterable[Markup]:
+        kind, makes, titles = TABLES[self.table], self.columns, {}
+        if makes is None:
+            makes = {name: name for name in kind.COLUMNS}
+            titles = {name: column.meaning for name, column in kind.COLUMNS.items()}
+        elif callable(makes):
+            makes = makes(rows, source)
         label = self.values if self.values not in ("", "Values") else self.heading
-        rows = rows.drop_duplicates(list(self.per)) if self.per else rows
-        return grid(
-            label, makes, records(rows), source.links, kind=self.kind, folded=self.values, titles=titles
-        )
-
-
-def lines(words: str) -> list[str]:
-    """Sentences that stand in lines of their own."""
-    return [line for line in words.split("\n") if line]
+        groups = rows.groupby(self.apart, sort=False) if self.apart else [("", rows)]
+        for name, own in groups if makes else ():
+            if self.apart:
+                words = self.apart_words.get(str(name), "")
+                yield tag("h4", str(name), *(" ", tag("small", words)) if words else ())
+            yield grid(
+                f"{label}: {name}" if self.apart else label, makes, records(own), source.links, per=self.per,
+                kind=self.kind, folded=self.values, titles=titles,
+            )  # fmt: skip
 
 
 def paragraph(kind: str, words: str) -> Markup:
@@ -571,19 +556,16 @@ def missing(words: str) -> Markup:
     return paragraph("missing", words)
 
 
-def facts(pairs: Iterable[tuple[str, str | Markup]]) -> Markup:
+def facts(pairs: Iterable[tuple[str, str | Markup]], kind: str = "facts") -> Markup:
     """Names with their values."""
-    return tag(
-        "dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs), class_="facts"
-    )
+    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs), class_=kind)
 
 
 def frames(panels: Sequence[Panel], shape: str) -> list[Markup]:
     """Panels in their frame; those of a group are unfolded together, the first group stands open."""
     parts = []
-    groups = list(dict.fromkeys(panel.group for panel in panels))
-    for k, group in enumerate(groups):
-        own = [_figure(panel, shape == "heat") for panel in panels if panel.group == group]
+    for k, group in enumerate(dict.fromkeys(panel.group for panel in panels)):
+        own = (_figure(panel, shape == "heat") for panel in panels if panel.group == group)
         frame = tag("div", *own, class_=f"panels {shape}")
         if group:
             frame = tag("details", tag("summary", group), frame, **({} if k else {"open": ""}))
@@ -595,11 +577,8 @@ def _figure(panel: Panel, scrolls: bool) -> Markup:
     caption = (
         tag("figcaption", tag("b", panel.title), " ", panel.caption) if panel.title or panel.caption else ""
     )
-    chart = panel.chart
-    if scrolls:
-        label = panel.title or "Chart"
-        chart = tag("div", chart, class_="scroll", role="region", tabindex="0", aria_label=label)
-    return tag("figure", *filter(None, (caption, chart, panel.values)), paragraph("under", panel.under))
+    chart = scrolled(panel.title or "Chart", panel.chart) if scrolls else panel.chart
+    return tag("figure", caption, chart, panel.values, paragraph("under", panel.under))
 
 
 # ---------------------------------------------------------------- pages
@@ -614,79 +593,59 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Chrome:
-    """What stands around every page.
+    """What stands around every page."""
 
-    Args:
-        title: of the study.
-        places: the pages of the navigation.
-        misfits: (site, in what its SAE does not fit the model), stated on every page made with it.
-        notices: stated on every page.
-    """
-
-    title: str
-    places: tuple[Place, ...] = ()
-    misfits: tuple[tuple[str, str], ...] = ()
+    title: str  # of the study
+    places: tuple[Place, ...] = ()  # the pages of the navigation
+    misfits: tuple[tuple[str, str], ...] = ()  # (site, in what its SAE does not fit the model)
     notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page of sections.
+    """A page of sections."""
 
-    Args:
-        path: file name.
-        name: in the navigation and the page's title.
-        title: its heading.
-        lead: what it is about, in a sentence.
-        sections: in their order; or what gives them for a source.
-    """
-
-    path: str
-    name: str
-    title: str
-    lead: str
+    path: str  # file name
+    name: str  # in the navigation and the page's title
+    title: str  # its heading
+    lead: str  # what it is about, in a sentence
     sections: Sequence[Section] | Callable[[Source], Sequence[Section]]
 
     def write(self, source: Source, chrome: Chrome) -> str:
         """The page's text."""
         own = self.sections(source) if callable(self.sections) else self.sections
-        parts: list[list[tuple[Section, Markup]]] = []
-        for section in own:
-            if section.level == 2 or not parts:
-                parts.append([])
-            parts[-1].append((section, section.draw(source)))
-        return render("page.html.j2", chrome, self.path, page=self, parts=parts)
+        return render("page.html.j2", chrome, self.path, page=self, parts=parts_of(own, source))
+
+
+def parts_of(sections: Iterable[Section], source: Source) -> list[list[tuple[Section, Markup]]]:
+    """Sections with what stands below their headings, those inside one together with it."""
+    parts: list[list[tuple[Section, Markup]]] = []
+    for section in sections:
+        if section.level == 2 or not parts:
+            parts.append([])
+        parts[-1].append((section, section.draw(source)))
+    return parts
 
 
 @cache
 def environment() -> Environment:
     """Jinja with autoescape everywhere, and the site's ways of writing numbers and tokens."""
     made = Environment(
-        loader=PackageLoader("iclens.pages"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
+        loader=PackageLoader("iclens.pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
-    )
+    )  # fmt: skip
     made.filters |= {
         "number": number, "count": text.count, "percent": percent, "visible": text.visible,
         "minus": text.minus,
     }  # fmt: skip
-    made.tests["finite"] = math.isfinite
-    made.globals |= {"interval": interval, "draw": draw}
+    made.globals |= {"draw": draw}
     return made
 
 
 def render(template: str, chrome: Chrome, path: str, **values: object) -> str:
     """A page from its template, without a character that no page can hold or that would hide another.
 
-    Args:
-        template: file name.
-        chrome: what stands around it.
-        path: of the page, from which `root` (the way up to the site) follows.
-        **values: what the template shows.
+    `root`, the way up to the site, follows from the page's path.
     """
-    root = "../" * path.count("/")
-    return spelt_out(
-        environment().get_template(template).render(chrome=chrome, root=root, here=path, **values)
-    )
+    page = environment().get_template(template)
+    return spelt_out(page.render(chrome=chrome, root="../" * path.count("/"), here=path, **values))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -45,11 +45,8 @@ class SelfTest:
     rule: str
 
 
-@dataclass(frozen=True)
-class TestGroup:
+class TestGroup(NamedTuple):
     """Self-tests of one thing, and what passing them does not show."""
-
-    __test__ = False
 
     about: str
     limits: str
@@ -57,98 +54,81 @@ class TestGroup:
 
 
 def self_tests(source: Source, stages: Records, card: Mapping[str, Any]) -> list[TestGroup]:
-    """All of them, thing by thing.
-
-    Args:
-        source: the run.
-        stages: stage → its record, or None.
-        card: the run's card; empty when there is none.
-    """
-    return [
-        TestGroup(
-            "the growth claim",
+    """All of them, thing by thing, of a run with its stages' records and its card, empty if there is none."""
+    held_out = [
+        SelfTest(
+            "Does the short list hold on prompts that took no part in choosing it?", *confirmed(source),
+            f"Fires when none is confirmed; p ≤ {LEVEL}, Holm over the list, so that one by chance is rare.",
+        ),
+        SelfTest(
+            "Is what was confirmed what had been claimed before the held-out prompts were read?",
+            *manifest(source),
+            "Fires when the frozen claims, their hash and the hash that confirmation used differ.",
+        ),
+    ]  # fmt: skip
+    controls = [
+        SelfTest(
+            "Do as many matched random latents, pushed as far, move the belief as the chosen ones do?",
+            *random_sets(source),
+            f"Fires when p > {PATCH_Q} for the smallest greedy set chosen to bring half of the full effect.",
+        ),
+        SelfTest(
+            "Do the chosen set or a tested latent do as much at a wrong token, with another task's values, "
+            "or backwards?",
+            *elsewhere(source), f"Fires when one of these brings {HALF:g} of its own effect or more.",
+        ),
+    ]  # fmt: skip
+    saes = [
+        SelfTest(
+            "Does every SAE fit the model it is used on?", *fits(source),
+            "Fires when an SAE was used although its width, normalisation, origin or error does not fit.",
+        ),
+        SelfTest(
+            "Are the labels found again in SAEs that were trained anew?", *stable(source, stages),
+            "Fires when fewer than half are found again.",
+        ),
+    ]  # fmt: skip
+    own = [
+        SelfTest(
+            "Did every stage read what the earlier stages hold now?", *chained(stages),
+            "Fires when a stage's record names other hashes than the stages that it reads have.",
+        ),
+        SelfTest(
+            "Is the code that ran the code of a commit?", *committed(card),
+            "Fires when files of the package differed from the commit.",
+        ),
+    ]  # fmt: skip
+    groups = (
+        (
+            "the growth claim", falsifiers(source),
             "A falsifier that did not fire leaves the claim standing on this task, these arms and this "
             "model; it does not prove it.",
-            falsifiers(source),
         ),
-        TestGroup(
-            "what was held out",
+        (
+            "what was held out", held_out,
             "Held-out prompts are of the same task and model: they show that a finding is no accident of the "
             "prompts, not that it holds elsewhere.",
-            [
-                SelfTest(
-                    "Does the short list hold on prompts that took no part in choosing it?",
-                    *confirmed(source),
-                    f"Fires when none is confirmed; p ≤ {LEVEL}, Holm over the list, so that one by chance "
-                    "is rare.",
-                ),
-                SelfTest(
-                    "Is what was confirmed what had been claimed before the held-out prompts were read?",
-                    *manifest(source),
-                    "Fires when the frozen claims, their hash and the hash that confirmation used differ.",
-                ),
-            ],
         ),
-        TestGroup(
-            "the patching machinery",
+        (
+            "the patching machinery", identities(source),
             "These values are the same in any model, so they show that patches land where they should; they "
             "say nothing of what was found.",
-            identities(source),
         ),
-        TestGroup(
-            "what patches are specific to",
+        (
+            "what patches are specific to", controls,
             "Controls are a sample: other random latents, tokens or tasks could still do the same.",
-            [
-                SelfTest(
-                    "Do as many matched random latents, pushed as far, move the belief as the chosen ones "
-                    "do?",
-                    *random_sets(source),
-                    f"Fires when p > {PATCH_Q} for the smallest greedy set chosen to bring half of the full "
-                    "effect.",
-                ),
-                SelfTest(
-                    "Do the chosen set or a tested latent do as much at a wrong token, with another task's "
-                    "values, or backwards?",
-                    *elsewhere(source),
-                    f"Fires when one of these brings {HALF:g} of its own effect or more.",
-                ),
-            ],
         ),
-        TestGroup(
-            "the SAEs and their labels",
+        (
+            "the SAEs and their labels", saes,
             "That an SAE fits the model says nothing of whether its latents are the model's own features.",
-            [
-                SelfTest(
-                    "Does every SAE fit the model it is used on?",
-                    *fits(source),
-                    "Fires when an SAE was used although its width, normalisation, origin or error does "
-                    "not fit.",
-                ),
-                SelfTest(
-                    "Are the labels found again in SAEs that were trained anew?",
-                    *stable(source, stages),
-                    "Fires when fewer than half are found again.",
-                ),
-            ],
         ),
-        TestGroup(
-            "the run's own record",
+        (
+            "the run's own record", own,
             "These compare records with each other; whether every file still is what its stage wrote takes "
             "reading all of them, which these pages do not.",
-            [
-                SelfTest(
-                    "Did every stage read what the earlier stages hold now?",
-                    *chained(stages),
-                    "Fires when a stage's record names other hashes than the stages that it reads have.",
-                ),
-                SelfTest(
-                    "Is the code that ran the code of a commit?",
-                    *committed(card),
-                    "Fires when files of the package differed from the commit.",
-                ),
-            ],
         ),
-    ]
+    )  # fmt: skip
+    return [TestGroup(about, limits, tests) for about, tests, limits in groups]
 
 
 def _unasked(source: Source, table: str) -> Verdict:

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from iclens.core import IclensError, RunError
-from iclens.pages import latents, patching, prompts, words
+from iclens.pages import latents, patching, prompts
 from iclens.pages.concepts import CONCEPTS
 from iclens.pages.findings import cards, claims, tried
 from iclens.pages.growth import GROWTH, headline
-from iclens.pages.how import HOW, provenance
+from iclens.pages.how import GLOSSARY, HOW, provenance
 from iclens.pages.latents import LatentPage, SiteLatents
 from iclens.pages.profile import Profile, profiles
 from iclens.pages.section import Chrome, Frame, Page, Place, Source, records, render
@@ -43,7 +43,7 @@ MARKER = ".iclens-site"
 INDEX, TABLE, AS_IS = "index.html", "latents.html", "as_is"
 SITE, TRAINING = "site", "training.html"
 """Folder of the pages inside the stage's, and the page of the SAEs' training beside it."""
-PAGES: tuple[Page, ...] = (GROWTH, CONCEPTS, patching.PATCHING, HOW, words.PAGE)
+PAGES: tuple[Page, ...] = (GROWTH, CONCEPTS, patching.PATCHING, HOW, GLOSSARY)
 """Pages that are lists of sections."""
 QUESTION = (
     "Does in-context learning add features, one update per example, and which features? {task} is shown in "
@@ -145,7 +145,7 @@ def files(site: Assembled) -> Iterator[tuple[str, Write]]:
     yield "data/latents.js", lambda: latents.table_script(site.rows, site.source.links)
     yield from latent_files(site)
     if site.prompts is not None:
-        yield from prompts.files(site.prompts, site.source.links, site.chrome)
+        yield from prompts.files(site.prompts, site.source, site.chrome)
 
 
 def index(site: Assembled) -> str:

@@ -9,14 +9,7 @@ from typing import Any
 import pytest
 
 from iclens.pages import concepts as pages
-from iclens.pages.concepts import (
-    CONCEPTS,
-    gates_of,
-    sparse_words,
-    tuning_words,
-    unconfirmed,
-    verdict_words,
-)
+from iclens.pages.concepts import CONCEPTS, gates_of, sparse_words, tuning_words, unconfirmed, verdict_words
 from iclens.pages.findings import confirmed
 from iclens.schemas import TABLES
 from iclens.study.store import save_json

@@ -132,10 +132,7 @@ STATUS = "document.getElementById('coloured').textContent"
 
 def expected_grid(pair: Pair, site: str) -> list[list[str]]:
     """What the grid holds for a site: place, then every latent's activation, blank where it is silent."""
-    values = {
-        "a": [one.a for one in pair.sites[site]],
-        "b": [one.b for one in pair.sites[site]],
-    }
+    values = {"a": [one.a for one in pair.sites[site]], "b": [one.b for one in pair.sites[site]]}
     return [
         [f"{run}{pos}", *(text.number(own[pos]) if own[pos] > 0 else "" for own in values[run])]
         for _, rows in pages._groups(pair)

@@ -1,4 +1,4 @@
-"""Does the table of latents answer: search, filters, sorting, columns, links, by mouse and by keyboard?"""
+"""The table of latents: search, filters, sorting, columns, links, by mouse and by keyboard, and on paper."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from iclens.pages import text
@@ -20,7 +21,58 @@ from iclens.pages.text import number_column, word_column
 
 from .chromium import Browser
 from .made_up import HOSTILE, make_rows, make_site
-from .table_reader import FOCUS, NAMES, ROWS, STATUS, TABLE, enter, expect, names, show
+
+
+def rows_of(table: pd.DataFrame) -> list[SimpleNamespace]:
+    """Rows of the table of latents, each with its key and the address of its page."""
+    return [
+        SimpleNamespace(**row, key=(row["site"], row["latent"]), page=address(row["site"], row["latent"]))
+        for row in table.to_dict("records")
+    ]
+
+
+TABLE = make_rows(40, HOSTILE)
+ROWS = rows_of(TABLE)
+SPACED = " two  words "
+MOVED = TABLE.assign(
+    answer=[math.nan if i % 5 == 0 else math.sin(i) for i in range(len(TABLE))],
+    label=[SPACED if i % 60 == 7 else label for i, label in enumerate(TABLE["label"])],
+)
+ANSWERED = rows_of(MOVED)
+HEADINGS = "[...document.querySelectorAll('#table thead th:not([hidden])')]"
+STATUS = "document.getElementById('status').textContent"
+NAMES = "[...document.querySelectorAll('#table tbody [aria-rowindex] th')].map(cell => cell.textContent)"
+FOCUS = "document.activeElement"
+
+
+def names(rows: Sequence[SimpleNamespace]) -> list[str]:
+    """What stands in the first column."""
+    return [f"{row.site} · {row.latent}" for row in rows]
+
+
+def show(browser: Browser, site: Path, asked: str = "", **window: int) -> None:
+    """Open the table, with what a link asks for, and wait for its rows."""
+    browser.open(f"{(site / 'latents.html').resolve().as_uri()}#{asked}", **window)
+    browser.until(STATUS)
+
+
+def enter(browser: Browser, field: str, value: str) -> None:
+    """Put a value into a control, as a reader does."""
+    browser.run(
+        f"(() => {{ const field = document.getElementById('{field}'); field.value = {json.dumps(value)};"
+        " field.dispatchEvent(new Event('input', { bubbles: true })); })()"
+    )
+
+
+def expect(browser: Browser, rows: Sequence[SimpleNamespace]) -> None:
+    """Exactly these rows are found, in this order, and the first of them stand there."""
+    shown = browser.run(NAMES)
+    assert shown == names(rows)[: len(shown)]
+    assert len(shown) >= min(len(rows), 18)
+    said = browser.run(STATUS)
+    assert f" of {len(rows)}" in said if rows else said.startswith("No latent matches")
+    assert ("(240 in all)" in said) is (len(rows) < 240)
+
 
 browser_test = pytest.mark.browser
 
@@ -33,6 +85,14 @@ def long_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = replace(site.source, links={key: address(*key) for key in keys})
     folder = tmp_path_factory.mktemp("long") / "site"
     write_site(replace(site, source=source, rows=rows, latents=(), prompts=None), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site whose latents move the task's own answer, and whose labels have doubled and edge spaces."""
+    site, folder = make_site(4, 0, ""), tmp_path_factory.mktemp("answered") / "site"
+    write_site(replace(site, rows=MOVED, prompts=None), folder)
     return folder
 
 
@@ -66,20 +126,34 @@ def test_rows_are_an_inert_shard_that_holds_every_value() -> None:
     assert read["page"] == ["1"] * 4 + [""] * 236
 
 
+SEARCHES: dict[str, Callable[[SimpleNamespace], bool]] = {
+    "L2.mlp GROWS": lambda row: row.site == "L2.mlp_out" and row.verdict.startswith("grows"),
+    "candidate close": lambda row: row.label == "candidate" and row.role == "close",
+    "17 l1": lambda row: "17" in str(row.latent) and "L1" in row.site,
+    HOSTILE: lambda row: row == ROWS[0],
+    "no such latent": lambda row: False,
+    "L2.mlp_out-33": lambda row: row.key == ("L2.mlp_out", 33),
+    "L2.mlp_out/33": lambda row: row.key == ("L2.mlp_out", 33),
+    "l2.MLP_out·33": lambda row: row.key == ("L2.mlp_out", 33),
+    "blocks.2.hook_mlp_out/33": lambda row: row.key == ("L2.mlp_out", 33),
+    "L2.mlp_out-3": lambda row: row.key == ("L2.mlp_out", 3),
+    "mlp_out-3": lambda row: False,
+    "blocks.2.hook_mlp_out": lambda row: row.site == "L2.mlp_out",
+    "blocks.2.hook_mlp": lambda row: False,
+    "counting": lambda row: row.follows == "counting",
+    "exact posterior L2": lambda row: row.follows == "exact posterior" and row.site.startswith("L2"),
+    "": lambda row: True,
+}
+"""What is searched for, words and what links, hooks and accounts name, and which rows have all of it."""
+
+
 @browser_test
 def test_all_words_of_a_search_must_occur(browser: Browser, site: Path) -> None:
     show(browser, site)
     expect(browser, ROWS)
-    for asked, wanted in (
-        ("L2.mlp GROWS", [r for r in ROWS if r.site == "L2.mlp_out" and r.verdict.startswith("grows")]),
-        ("candidate close", [r for r in ROWS if r.label == "candidate" and r.role == "close"]),
-        ("17 l1", [r for r in ROWS if "17" in str(r.latent) and "L1" in r.site]),
-        (HOSTILE, ROWS[:1]),
-        ("no such latent", []),
-        ("", ROWS),
-    ):
+    for asked, holds in SEARCHES.items():
         enter(browser, "search", asked)
-        expect(browser, wanted)
+        expect(browser, [row for row in ROWS if holds(row)])
     assert browser.complaints() == []
 
 
@@ -125,30 +199,29 @@ KEYS: dict[str, Callable[[SimpleNamespace], object]] = {
     "role": lambda row: row.role,
     "q_value": lambda row: text.three_digits(row.q_value),
     "label": lambda row: row.label.casefold(),
-    "effect": lambda row: text.three_digits(row.effect),
+    "answer": lambda row: text.three_digits(row.answer),
 }
 
 
 @browser_test
 @pytest.mark.parametrize("column", list(KEYS))
 def test_a_heading_sorts_both_ways_with_the_undefined_last_and_then_restores(
-    browser: Browser, site: Path, column: str
+    browser: Browser, answered: Path, column: str
 ) -> None:
-    show(browser, site)
-    heading = f"document.querySelector('[data-name={column}]')"
-    known = [row for row in ROWS if KEYS[column](row) not in (None, "")]
-    unknown = [row for row in ROWS if KEYS[column](row) in (None, "")]
-    orders = ("descending", "ascending") if column in ("density", "effect") else ("ascending", "descending")
+    show(browser, answered)
+    heading, key = f"document.querySelector('[data-name={column}]')", KEYS[column]
+    known = [row for row in ANSWERED if key(row) not in (None, "")]
+    unknown = [row for row in ANSWERED if key(row) in (None, "")]
+    orders = ("descending", "ascending") if column in ("density", "answer") else ("ascending", "descending")
     for order in orders:
         browser.run(f"{heading}.firstElementChild.click()")
         assert browser.run(f"{heading}.getAttribute('aria-sort')") == order
         # reversed() twice keeps the table's own order among equals
-        upward = sorted(known, key=KEYS[column])  # type: ignore[arg-type]
-        downward = sorted(known[::-1], key=KEYS[column])[::-1]  # type: ignore[arg-type]
+        upward, downward = sorted(known, key=key), sorted(known[::-1], key=key)[::-1]  # type: ignore[arg-type]
         expect(browser, (upward if order == "ascending" else downward) + unknown)
     browser.run(f"{heading}.firstElementChild.click()")
     assert browser.run(f"{heading}.getAttribute('aria-sort')") == "none"
-    expect(browser, ROWS)
+    expect(browser, ANSWERED)
 
 
 @browser_test
@@ -294,12 +367,22 @@ def test_few_rows_are_in_the_page_and_the_focused_one_is_never_lost(
 
 
 @browser_test
-def test_the_first_rows_stand_without_a_script(browser: Browser, site: Path) -> None:
-    browser.open(site / "latents.html", scripts=False)
-    rows = "[...document.querySelectorAll('#table tbody th')].map(cell => cell.textContent)"
-    assert browser.run(rows) == names(ROWS[:50])
+def test_the_first_rows_stand_without_a_script_in_every_column_shown(
+    browser: Browser, answered: Path
+) -> None:
+    browser.open(answered / "latents.html", scripts=False)
+    assert browser.run("[...document.querySelectorAll('#table tbody th')].map(e => e.textContent)") == names(
+        ANSWERED[:50]
+    )
     assert browser.run("document.querySelector('.controls').hidden")
     assert "The first 50 of 240 rows" in browser.run("document.querySelector('noscript').innerText")
+    shown = browser.run(f"{HEADINGS}.map(heading => heading.textContent)")
+    assert shown[-1] == "on the answer"
+    cells = browser.run(
+        "[...document.querySelectorAll('#table tbody tr')].map(({ cells }) =>"
+        " [cells.length, cells[cells.length - 1].textContent])"
+    )
+    assert cells == [[len(shown), text.number(row.answer)] for row in ANSWERED[:50]]
 
 
 @browser_test
@@ -337,11 +420,68 @@ def test_a_narrow_window_scrolls_the_table_under_its_first_column(browser: Brows
 
 
 @browser_test
-def test_hostile_words_stay_words(browser: Browser, site: Path) -> None:
-    show(browser, site, "columns=verdict,label,auroc,effect")
-    first = browser.run("document.querySelector('#table tbody [aria-rowindex]').textContent")
-    assert first.count(HOSTILE) == 4
-    options = "[...document.getElementById('label').options].map(option => option.value)"
-    assert sorted(browser.run(options)) == sorted({"", *(row.label for row in ROWS)})
-    assert browser.run("document.querySelectorAll('img, main script').length") == 0
-    assert browser.complaints() == []
+def test_words_with_doubled_and_edge_spaces_are_filtered_and_linked(browser: Browser, answered: Path) -> None:
+    wanted = [row for row in ANSWERED if row.label == SPACED]
+    assert len(wanted) == 4
+    show(browser, answered)
+    enter(browser, "label", SPACED)
+    expect(browser, wanted)
+    show(browser, answered, browser.run("location.hash.slice(1)"))
+    expect(browser, wanted)
+
+
+@browser_test
+def test_a_link_that_asks_for_what_is_not_there_says_so(browser: Browser, site: Path) -> None:
+    asked = "site=L9.none&sort=shape&columns=density,colour&effect=-1&hue=3&row=0x2&constructor=1"
+    show(browser, site, asked)
+    said = browser.run(STATUS)
+    for part in ("site L9.none", "sort shape", "columns colour", "effect -1", "hue 3", "row 0x2"):
+        assert part in said
+    assert "constructor 1" in said and " of 240. The link asked for what is not here" in said
+    for asked in ("effect=0x10", "q_value=Infinity", "effect=", "q_value=1e999"):
+        show(browser, site, asked)
+        said = browser.run(STATUS)
+        assert " of 240. The link asked for what is not here" in said
+        assert said.endswith(asked.replace("=", " "))
+    show(browser, site, "row=999")
+    assert browser.run(STATUS).endswith("row 999") and "–240 of 240" in browser.run(STATUS)
+    enter(browser, "search", "l2")
+    assert "not here" not in browser.run(STATUS)
+    browser.run("location.hash = 'site=L1.mlp_out'")
+    browser.until(f"{STATUS}.includes('of 40 ')")
+    browser.run("location.hash = 'main'")
+    assert " of 40 " in browser.run(STATUS)
+
+
+@browser_test
+def test_a_place_in_the_page_asks_for_no_rows(browser: Browser, site: Path) -> None:
+    show(browser, site, "main")
+    expect(browser, ROWS)
+    assert "not here" not in browser.run(STATUS)
+    enter(browser, "site", "L1.mlp_out")
+    browser.run("location.hash = 'main'")
+    browser.until("location.hash === '#site=L1.mlp_out'")
+    expect(browser, [row for row in ROWS if row.site == "L1.mlp_out"])
+
+
+@browser_test
+def test_a_printed_table_is_its_rows_and_says_which(browser: Browser, site: Path) -> None:
+    show(browser, site, "sort=latent&row=101")
+    enter(browser, "q_value", "0.99")
+    browser.run("document.querySelector('#table tbody a, #table tbody [tabindex]').focus()")
+    browser.run("(() => { document.getElementById('region').scrollTop = 100 * 34 + 9; })()")
+    browser.until(f"{STATUS}.startsWith('rows 102–')")
+    said = "document.getElementById('printed')"
+    assert browser.run(f"getComputedStyle({said}).display") == "none"
+    browser.run("window.dispatchEvent(new Event('beforeprint'))")
+    browser.media("print")
+    for selector in ("#controls", "#pager", ".space"):
+        assert browser.run(f"getComputedStyle(document.querySelector('{selector}')).display") == "none"
+    region = browser.run("(r => [r.scrollHeight, r.clientHeight])(document.getElementById('region'))")
+    assert region[0] == region[1]
+    found = [row for row in sorted(ROWS, key=lambda row: (row.site, row.latent)) if row.q_value <= 0.99]
+    shown = browser.run(NAMES)
+    assert 15 < len(shown) < 40 and shown == names(found)[100 : 100 + len(shown)]
+    rows = f"Rows 101–{100 + len(shown)} of {len(found)} (240 in all)"
+    assert browser.run(f"{said}.innerText") == f"{rows}; q at most 0.99; sorted by latent, ascending"
+    browser.media("screen")

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from iclens.concepts.labels import CANDIDATE
 from iclens.concepts.language import IDENTITY
 from iclens.core import IclensError
 from iclens.pages.growth import ANSWER, growth_counts
-from iclens.pages.section import Frame, Source, records
+from iclens.pages.section import FORMLESS, Frame, Source, records
 from iclens.patching.runs import ZERO
 from iclens.patching.sets import FULL, GREEDY, HALF
 from iclens.patching.sweep import BASE, GIVEN, TARGET
@@ -49,8 +48,7 @@ STATED = {
 """What each falsifier would refute, said as the claim says it."""
 
 
-@dataclass(frozen=True)
-class Clause:
+class Clause(NamedTuple):
     """A part of a claim that can be decided: what it says, and the figures that its verdict rests on."""
 
     asks: str
@@ -59,8 +57,7 @@ class Clause:
     core: bool = False
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """A claim: its number, what it says, the page with its figures, its verdict and its clauses."""
 
     number: int
@@ -70,8 +67,7 @@ class Claim:
     clauses: Sequence[Clause]
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """A card: the answer in a few words, the figures it rests on, and the page with the details, if any."""
 
     verdict: str
@@ -85,21 +81,20 @@ class Finding:
 
 def claims(source: Source) -> list[Claim]:
     """The three claims, in the post's order."""
-    stated: tuple[tuple[str, str, Callable[[Source], list[Clause]]], ...] = (
+    stated = (
         ("Language models have many redundant attention heads for a task.", "patching.html", _redundant),
         ("In-context learning adds features, one Bayesian update per example.", "growth.html", _additive),
         (
-            "MLPs break the task into subtasks, as features as large as their confidence.",
-            "concepts.html",
+            "MLPs break the task into subtasks, as features as large as their confidence.", "concepts.html",
             _broken,
         ),
-    )
-    found = []
+    )  # fmt: skip
+    made = []
     for n, (claim, page, decide) in enumerate(stated, start=1):
         clauses, why = tried(decide, source)
         verdict = f"not decided here: {why}" if why else judged(clauses or [])
-        found.append(Claim(n, claim, page, verdict, clauses or []))
-    return found
+        made.append(Claim(n, claim, page, verdict, clauses or []))
+    return made
 
 
 def tried(make: Callable[[Source], T], source: Source) -> tuple[T | None, str]:
@@ -108,7 +103,7 @@ def tried(make: Callable[[Source], T], source: Source) -> tuple[T | None, str]:
         return make(source), ""
     except IclensError as cause:
         return None, f"{cause.asked} is {cause.found}"
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration) as cause:
+    except FORMLESS as cause:
         return None, f"what it reads is empty or of another form ({type(cause).__name__})"
 
 
@@ -139,7 +134,7 @@ def _redundant(source: Source) -> list[Clause]:
         reason = f"{ladder[0]['reason'] if ladder else 'the redundancy ladder was not asked for'}."
         return [Clause(other, UNTESTED, reason, core=True), Clause(rise, UNTESTED, reason)]
     first, second = ladder[0], ladder[1]
-    layer = second["first_layer"]
+    layer, verdict = second["first_layer"], second["verdict"]
     brings = "none brings it" if math.isnan(layer) else f"that entering block {layer:.0f} brings it"
     evidence = (
         f"The residual entering block {first['first_layer']:.0f} brings it first; without the heads of "
@@ -152,10 +147,10 @@ def _redundant(source: Source) -> list[Clause]:
         )
     low, high = second["later_heads_low"], second["later_heads_high"]
     worth = f"{second['later_heads']:+.2f} [{low:+.2f}, {high:+.2f}] nats"
-    backup = second["verdict"] in BACKUP if second["verdict"] else None
+    backup = verdict in BACKUP if verdict else None
     return [
         Clause(other, _verdict(not math.isnan(layer)), evidence, core=True),
-        Clause(rise, _verdict(backup), f"Later heads’ rise is worth {worth}; verdict {second['verdict']}."),
+        Clause(rise, _verdict(backup), f"Later heads’ rise is worth {worth}; verdict {verdict}."),
     ]
 
 
@@ -163,44 +158,38 @@ def _additive(source: Source) -> list[Clause]:
     growth = source.results.table("growth")
     linear, listed = int(growth["verdict"].isin(LADDER[2:]).sum()), int(growth["shortlisted"].sum())
     named = source.results.facts_of_growth["accounts"].get("verdict", "")
-    core = Clause(
-        "Some latent adds an equal step per example (certified on its short list).",
-        _verdict(linear > 0 if listed else None),
-        f"{linear} of {listed} on the short list do. {named}".strip(),
-        core=True,
-    )
+    core = "Some latent adds an equal step per example (certified on its short list)."
+    evidence = f"{linear} of {listed} on the short list do. {named}".strip()
     fired = {"fired": False, "did not fire": True}
-    return [
-        core,
-        *(
-            Clause(STATED[row["falsifier"]], _verdict(fired.get(row["fired"])), row["evidence"])
-            for row in records(source.results.table("falsifiers"))
-            if row["falsifier"] in STATED
-        ),
+    return [Clause(core, _verdict(linear > 0 if listed else None), evidence, core=True)] + [
+        Clause(STATED[row["falsifier"]], _verdict(fired.get(row["fired"])), row["evidence"])
+        for row in records(source.results.table("falsifiers"))
+        if row["falsifier"] in STATED
     ]
 
 
 def _broken(source: Source) -> list[Clause]:
     words, parts = mechanism_words(source), _mechanism(source)
     created = parts.pairs["verdict"].str.startswith(CREATED)
-    return [
-        Clause(
+    asked = (
+        (
             "MLPs create features of the transformation at the label.",
-            _verdict(bool(created.any()) if len(created) else None),
-            f"{words[1]}.",
-            core=True,
+            bool(created.any()) if len(created) else None,
         ),
-        Clause("Attention brings x to the label.", _verdict(_brought(parts.operands)), f"{words[0]}."),
-        Clause(
+        ("Attention brings x to the label.", _brought(parts.operands)),
+        (
             "The size of such features is the model’s confidence (in most of them).",
-            _verdict(_most(parts.told["verdict"].eq("confidence"))),
-            f"{words[2]}.",
+            _most(parts.told["verdict"].eq("confidence")),
         ),
-        Clause(
+        (
             "Later updates follow where attention looks (in most of them).",
-            _verdict(_most(parts.read["attention_minus_equal_low"].gt(0))),
-            f"{words[3]}.",
+            _most(parts.read["attention_minus_equal_low"].gt(0)),
         ),
+    )
+    evidence = (words[1], words[0], *words[2:])
+    return [
+        Clause(claim, _verdict(holds), f"{figures}.", core=n == 0)
+        for n, ((claim, holds), figures) in enumerate(zip(asked, evidence, strict=True))
     ]
 
 
@@ -218,8 +207,7 @@ def _most(held: pd.Series[bool]) -> bool | None:
 # ---------------------------------------------------------------- mechanism
 
 
-@dataclass(frozen=True)
-class _Mechanism:
+class _Mechanism(NamedTuple):
     """Rows of M1 to M6 that can tell something, each (concept, block) or latent once."""
 
     operands: Frame
@@ -285,11 +273,7 @@ def _x_at_lab(operands: Frame) -> str:
 
 
 def confirmed(matrix: Frame) -> Frame:
-    """Latents that move their own belief more than others, raw and beside matched latents, at `CAUSAL_P`.
-
-    Args:
-        matrix: the table `specificity`.
-    """
+    """Rows of `specificity` whose latent moves its own belief more than others, and than matched ones do."""
     own = matrix[matrix["own"] & (matrix["latent"] >= 0)]
     sure = own["specific"] & own["specific_standardised"] & (own["control_p"] <= CAUSAL_P)
     return own[sure].drop_duplicates(["site", "role", "latent", "concept"])

@@ -145,11 +145,7 @@ class Pair:
 def pairs(run: RunContext, source: Source, n: int) -> list[Pair]:
     """The first `n` prompts of the patching stage: A's examples and B's query, and that query alone."""
     a, b = paired_runs(run, n)
-    sites, beliefs, lens = (
-        _site_latents(run, source, a, b),
-        _beliefs(run, source, a, b),
-        _lens(run, a, b),
-    )
+    sites, beliefs, lens = (_site_latents(run, source, a, b), _beliefs(run, source, a, b), _lens(run, a, b))
     first, names, found = _carrier(source), _token_names(run, (lens[0].top, lens[1].top)), []
     for i in range(n):
         depth = _lens_rows(lens, i, names)

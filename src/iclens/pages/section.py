@@ -171,9 +171,7 @@ def share(column: str) -> Make:
 def latent(small: str = "") -> Make:
     """Cells that name the row's latent, linked, with words beside it that may hold columns in braces."""
     return lambda row: Cell(
-        f"{row['site']} · {row['latent']}",
-        small=small.format_map(row),
-        latent=(row["site"], row["latent"]),
+        f"{row['site']} · {row['latent']}", small=small.format_map(row), latent=(row["site"], row["latent"])
     )
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from iclens.pages.draw import Line, bars_chart, lines_chart
-from iclens.pages.section import environment
-from iclens.pages.text import spelt_out
+from iclens.pages.draw import NAN, Line, bars_chart, lines_chart
+from iclens.pages.section import Cell, Chrome, Make, Page, Panel, Section, frames, grid, paragraph, render
+from iclens.pages.text import number
 from iclens.training.config import parse_train_config
 from iclens.training.report import read_metrics
 
@@ -34,57 +34,86 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def write_report(folder: Path, page: Path) -> None:
-    """Write the page of a set, from its card and metrics.
+    """Write the page of a set, from its card and metrics: `report.html` in its folder for `iclens train`.
 
     Not part of training: a change of how pages look must not ask for the SAEs to be trained again.
-
-    Args:
-        folder: of the set.
-        page: file to write, `report.html` in the set's folder for `iclens train`.
     """
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     members = parse_train_config(card["config"]).saes.members
     metrics = {spec.name: read_metrics(folder / spec.name / "metrics.jsonl") for spec in members}
-    page.write_text(
-        training_page(card, metrics, read_metrics(folder / "pace.jsonl")) + "\n", encoding="utf-8"
-    )
+    written = training_page(card, metrics, read_metrics(folder / "pace.jsonl"))
+    page.write_text(written + "\n", encoding="utf-8")
 
 
 def training_page(card: Mapping[str, Any], metrics: Mapping[str, Rows], pace: Rows) -> str:
-    """The page as HTML.
-
-    Args:
-        card: of the set: model, config, quality, density, seconds, versions.
-        metrics: SAE name → its lines of metrics, in order.
-        pace: lines of the pace, in order.
-    """
+    """The page as HTML, of a set's card, the lines of metrics of each SAE by name, and those of the pace."""
     style = (resources.files("iclens.pages") / "assets" / "site.css").read_text(encoding="utf-8")
+    last, model = {name: rows[-1] for name, rows in metrics.items() if rows}, card["model"]["name"]
+    lead = f"{len(last)} SAEs on {model}, {card['config']['training']['tokens']:,} tokens each."
+    page = Page("report.html", f"Training of {len(last)} SAEs", "Training report", lead, ())
+    parts = [
+        [(Section(heading, id=f"part-{n}"), Markup("\n").join(filter(None, body)))]
+        for n, (heading, body) in enumerate(_parts(card, metrics, pace, last).items(), start=1)
+    ]
+    return render("page.html.j2", Chrome(model), page.path, page=page, parts=parts, style=Markup(style))
+
+
+def _parts(
+    card: Mapping[str, Any], metrics: Mapping[str, Rows], pace: Rows, last: Mapping[str, Any]
+) -> dict[str, Sequence[Markup]]:
+    """Heading → what stands below it."""
     names = dict(zip(metrics, card["quality"], strict=True))
-    panels = [
-        (key, title, about, [(name, curve(rows, key, f"{title}, {name}")) for name, rows in metrics.items()])
-        for key, title, about in _PANELS
-    ]
-    densities = [
-        (
-            name,
-            density_chart(
-                [row for row in card.get("density", ()) if row["sae_id"] == quality["sae_id"]], name
-            ),
+    mixed = dict(zip(names, card.get("quality_prompts", ()), strict=False))
+    measured = (
+        "Measured after training, from the files written, on tokens that no SAE was trained on. A dash is "
+        "undefined; the card says why."
+    )
+    columns = {"SAE": "SAE"} | {name: _figure(name) for name in _FIGURES}
+    parts: dict[str, Sequence[Markup]] = {}
+    for where, rows in (("held-out contexts", names), ("prompts of the tasks mixed in", mixed)):
+        table = grid(
+            f"Quality on {where}", columns, [{"SAE": name} | row for name, row in rows.items()], kind=""
         )
+        parts |= {f"Quality on {where}": [paragraph("intro", measured), table]} if rows else {}
+    for name, title, about in _PANELS:
+        charts = [(sae, curve(rows, name, f"{title}, {sae}")) for sae, rows in metrics.items()]
+        panels = [
+            Panel(sae, f"{number(last[sae][name])} in the last batch", chart)
+            for sae, chart in charts
+            if chart
+        ]
+        over = f"{about.capitalize()}, over the tokens trained on."
+        parts[title] = [paragraph("intro", over), *frames(panels, "")]
+    densities = [
+        Panel(name, "", chart)
         for name, quality in names.items()
+        if (
+            chart := density_chart(
+                [r for r in card.get("density", ()) if r["sae_id"] == quality["sae_id"]], name
+            )
+        )
     ]
-    mixed = list(zip(names, card.get("quality_prompts", ()), strict=False))
-    page = environment().get_template("training.html.j2").render(
-        style=Markup(style),
-        card=card,
-        figures=_FIGURES,
-        tables=[("held-out contexts", names.items()), ("prompts of the tasks mixed in", mixed)],
-        panels=panels,
-        densities=[(name, chart) for name, chart in densities if chart],
-        pace=curve(pace, "tokens_per_second", "Pace in tokens per second"),
-        last={name: rows[-1] for name, rows in metrics.items() if rows},
-    )  # fmt: skip
-    return spelt_out(page)
+    if densities:
+        of = "Latents by the share of held-out tokens on which they are active."
+        parts["Density"] = [paragraph("intro", of), *frames(densities, "")]
+    speed = f"Tokens per second, each used by every SAE; {number(card['seconds'])} seconds in all."
+    drawn = Panel("", "", curve(pace, "tokens_per_second", "Pace in tokens per second"))
+    parts["Pace"] = [paragraph("intro", speed), *frames([drawn], "")]
+    left_out = {
+        f"{kind.removesuffix('s')} {which} left out": why
+        for kind, given in card["excluded"].items()
+        if isinstance(given, Mapping)
+        for which, why in given.items()
+    }
+    run = {"model": f"{card['model']['name']}, {card['model']['fingerprint']}"} | card["config"]["training"]
+    run |= left_out | (card.get("data") or {}) | {"measured on": card["measured_on"]} | card["versions"]
+    facts_ = [{"what": str(name), "value": Cell(str(value))} for name, value in run.items()]
+    parts["What was run"] = [grid("What was run", {"": "what", " ": "value"}, facts_)]
+    return parts
+
+
+def _figure(name: str) -> Make:
+    return lambda row: NAN if row[name] is None else float(row[name])
 
 
 def curve(rows: Rows, key: str, title: str) -> Markup:

@@ -45,7 +45,7 @@ def belief_lines(table: Frame, arm: str, control: str = "") -> Frame:
     """Log-odds of beliefs in an arm: the model's, the exact posterior's where there is one, a control's."""
     table = table[table["n_prompts"] > 0]
     own, other = (table[table["arm"] == one] for one in (arm, control))
-    known = own[np.isfinite(own["exact_mean"].astype(float)).groupby(own["belief"]).transform("any")]
+    known = own[own["exact_mean"].astype(float).abs().lt(np.inf).groupby(own["belief"]).transform("any")]
     exact = known.assign(mean=known["exact_mean"], ci_low=np.nan, ci_high=np.nan)
     parts = {("model", "task"): own, ("exact posterior", "exact"): exact, ("control arm", "control"): other}
     drawn = pd.concat([rows.assign(name=name, line=line) for (name, line), rows in parts.items()])
@@ -94,7 +94,7 @@ def count_marks(growth: Frame, source: Source) -> Frame:
     counts = counts.assign(name=counts["site"], words=words, said=said)
     grow, fall = (counts.assign(n=sign * counts[name], mark=mark)
                   for name, sign, mark in (("grows", 1, "bar"), ("falls", -1, "bar control")))  # fmt: skip
-    order = {role: i for i, role in enumerate(role_order(counts["role"]))}
+    order = {role: i for i, role in enumerate(role_order(counts["role"].tolist()))}
     return pd.concat([grow, fall]).sort_values("role", key=lambda roles: roles.map(order), kind="stable")
 
 

@@ -6,6 +6,7 @@ python docs/make_reference.py
 from __future__ import annotations
 
 import logging
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import click
 import griffe
 import typer.main
 
+import iclens
 from iclens.cli import app
 from iclens.schemas import TABLES
 from iclens.study.run import FOLDERS
@@ -32,13 +34,14 @@ PAGES: dict[str, tuple[str, Sequence[str]]] = {
         "Sections of a study's YAML and of a training configuration. Defaults: [schemas.md](../schemas.md).",
         ["study.config", "training.config"],
     ),
-    "study": ("Running a study from Python.", ["study.pipeline", "study.check_saes"]),
+    "study": ("Running a study from Python.", ["study.pipeline", "study.check_saes", "seed_post.verdicts"]),
     "tasks": (
         "Tasks, prompts and what an ideal learner believes.",
         ["prompts.tasks", "prompts.arms", "prompts.build", "prompts.render", "prompts.mixture",
          "prompts.beliefs"],
     ),
-    "models": ("Loading and running a model.", ["model.load", "model.run", "model.tail"]),
+    "models": ("Loading and running a model.", ["model.load", "model.run", "model.tail",
+         "builtin.model", "builtin.evaluate"]),
     "saes": (
         "Loading, judging and converting SAEs.",
         ["saes.load", "saes.encode", "saes.quality"],
@@ -46,7 +49,7 @@ PAGES: dict[str, tuple[str, Sequence[str]]] = {
     "tracking": ("Latents and beliefs over the examples.", ["tracking"]),
     "growth": (
         "Which latents grow, and how. The tests in words: [growth.md](../growth.md).",
-        ["growth.detect", "growth.bayes", "growth.shape", "growth.verdict", "growth.accounts"],
+        ["growth.detect", "growth.bayes", "growth.shape", "stats"],
     ),
     "transforms": (
         "Which latents answer to which concept. In words: [transforms.md](../transforms.md).",
@@ -55,7 +58,7 @@ PAGES: dict[str, tuple[str, Sequence[str]]] = {
     "patching": (
         "Residuals, heads and latents from run A into run B. In words: [patching.md](../patching.md).",
         ["patching.runs", "patching.sweep", "patching.receiver", "patching.latents", "patching.sets",
-         "patching.specificity"],
+         "patching.specificity", "patching.heads", "patching.redundancy"],
     ),
     "training": ("Training SAEs, and planning it.", ["training.loop", "training.plan"]),
     "pages": (
@@ -63,7 +66,9 @@ PAGES: dict[str, tuple[str, Sequence[str]]] = {
         ["pages.section", "pages.draw", "pages.site"],
     ),
 }  # fmt: skip
-"""Page → what it is about, and the modules whose public functions and classes it holds."""
+"""Page → what it is about, and the modules whose public names it holds."""
+WHOLE = ("query", "config", "pages")
+"""Pages of whole modules; others hold the names of `iclens`, and the classes that these speak of."""
 OF_TABLES = ("table", "schemas", "activations")
 
 
@@ -71,7 +76,8 @@ def pages() -> dict[str, str]:
     """File name → text of every page."""
     logging.getLogger("griffe").setLevel(logging.ERROR)
     package = griffe.load("iclens", search_paths=[str(ROOT / "src")], docstring_parser="google")
-    found = {f"{name}.md": _page(package, name, *what) for name, what in PAGES.items()}
+    public = _public(package)
+    found = {f"{name}.md": _page(package, name, *what, public) for name, what in PAGES.items()}
     found["tables.md"] = _tables(package)
     found["cli.md"] = _commands()
     about = {name: what for name, (what, _) in PAGES.items()}
@@ -94,15 +100,36 @@ def _text(parts: Sequence[str]) -> str:
     return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
 
 
-def _page(package: Any, name: str, about: str, modules: Sequence[str]) -> str:
+def _page(package: Any, name: str, about: str, modules: Sequence[str], public: set[str]) -> str:
     parts = [f"# {name.capitalize()}", about]
     for path in modules:
         module = package[path]
-        parts.append(f"## `iclens.{path}`")
-        parts.append(_prose(module.docstring))
-        for member in _own(module):
+        members = [one for one in _own(module) if name in WHOLE or one.path in public]
+        if members:
+            parts += [f"## `iclens.{path}`", _prose(module.docstring)]
+        for member in members:
             parts.extend(_function(member, 3) if member.is_function else _class(member))
     return _text(parts)
+
+
+def _public(package: Any) -> set[str]:
+    """Paths of the names of `iclens`, and of the classes that their signatures, fields and methods name."""
+    every = [one for _, modules in PAGES.values() for m in modules for one in _own(package[m])]
+    by_path, classes = {one.path: one for one in every}, {one.name: one.path for one in every if one.is_class}
+    public, left = (
+        set[str](),
+        [path for name in iclens.__all__ if (path := package[name].canonical_path) in by_path],
+    )
+    while left:
+        one = by_path[path := left.pop()]
+        if path in public:
+            continue
+        public.add(path)
+        inside = one.members.values() if one.is_class else [one]
+        texts = [_signature(f) if f.is_function else str(f.annotation) for f in inside if not f.is_alias]
+        words = set(re.findall(r"\w+", " ".join(texts)))
+        left += [classes[word] for word in words & classes.keys()]
+    return public
 
 
 def _own(module: Any) -> Iterator[Any]:

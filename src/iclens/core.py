@@ -209,11 +209,7 @@ def _known_hook(hook: str, text: str) -> str:
 
 
 def sae_site(text: str) -> Site:
-    """A site that an SAE may read or write: any but the heads' outputs, which no layout keeps as one row.
-
-    Raises:
-        SiteError: for hook_z, or what is no site.
-    """
+    """A site that an SAE may read or write: any but the heads' outputs, which no layout keeps as one row."""
     site = Site.parse(text)
     if site.hook == "z":
         raise SiteError(

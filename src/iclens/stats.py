@@ -288,9 +288,6 @@ def split_prompts(n_prompts: int, n_examples: int, *, seed: int) -> Splits:
     """A random split; prompt i of every arm falls into the same part.
 
     A shape needs the covariance of the examples: at least twice as many prompts as examples.
-
-    Raises:
-        TableError: when a part would be too small, saying how many prompts are needed.
     """
     sizes = np.floor(np.array(SHARES) * n_prompts).astype(int)
     if sizes[0] < MIN_PAIRS or sizes[1] < 2 * n_examples:

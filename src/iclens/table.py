@@ -313,11 +313,7 @@ class Table:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            TableError: when the file is missing, damaged or holds other columns.
-        """
+        """Read what `save` wrote."""
         import pandas as pd
 
         try:
@@ -353,9 +349,6 @@ def expect_shape(owner: str, **fields: tuple[NDArray[Any], tuple[int | str, ...]
 
     Returns:
         The size of every named axis.
-
-    Raises:
-        TableError: naming the first field and axis that disagree.
     """
     sizes: dict[str, int] = {}
     for name, (array, axes) in fields.items():
@@ -384,9 +377,6 @@ def mapped_arrays(path: Path, advice: str) -> tuple[dict[str, np.ndarray], dict[
 
     Args:
         advice: what to do when it cannot be read, for the error.
-
-    Raises:
-        TableError: when it is missing, cut short or not safetensors.
     """
     try:
         with path.open("rb") as stream:

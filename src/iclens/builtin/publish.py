@@ -215,10 +215,6 @@ def publish(
         out: folder of the stages `trunk`, `main` and `twin`, with their logs `<stage>.jsonl` when kept.
         recipe: the recipe they were trained by.
         n_prompts: donor prompts per task for the interchange figures.
-
-    Raises:
-        ConfigError: when a stage's files are missing.
-        ModelError: when they are damaged.
     """
     for name, stage in PUBLISHED.items():
         new = checkpoints / f".{name}.new"
@@ -354,9 +350,6 @@ def retrain(recipe: Path | None, stage: str, out: Path, backend: str, report: Re
         stage: "all" or one of trunk, main, twin; a branch needs the trunk.
         backend: "eager" or "compiled" (torch.compile).
         report: told the losses as training goes.
-
-    Raises:
-        ConfigError: for an unknown stage or a recipe that does not validate.
     """
     known: tuple[StageName, ...] = get_args(StageName)
     if stage != "all" and stage not in known:

@@ -28,10 +28,6 @@ def attention_patterns(
 
     For `tokens` [row pos] and positions `queries` [query] that look: layer → float32 [row head query key].
     Each query's masses sum to 1; keys it cannot see, as those before a sliding window, have none.
-
-    Raises:
-        SiteError: for a layer that the model does not have.
-        EditError: for a query outside the prompt, or an edit that did not fire.
     """
     where, length = np.asarray(queries), tokens.shape[1]
     for layer in layers:
@@ -157,11 +153,7 @@ class Knockout:
     def within(
         cls, query: str, keys: Sequence[str], examples: Sequence[int], layers: Sequence[int]
     ) -> Knockout:
-        """The edges from the role `query` of each example (from 0) to the roles `keys` of the same example.
-
-        Raises:
-            SiteError: for an unknown role.
-        """
+        """The edges from role `query` of each example (from 0) to roles `keys` of the same example."""
         edges = [(position(query, j), position(key, j)) for j in examples for key in keys]
         both = np.array(edges, dtype=np.int64).reshape(-1, 2)
         return cls(both[:, 0], both[:, 1], tuple(layers))
@@ -171,13 +163,7 @@ def record_knockout(
     model: LanguageModel, tokens: Ints, sites: Sequence[Site], positions: Ints, knockouts: Sequence[Knockout],
     *, batch: int = 128,
 ) -> dict[Site, Floats]:  # fmt: skip
-    """Activations, as `model.run.record` gives them, with the edges of all `knockouts` removed together.
-
-    Raises:
-        EditError: when an edge lies outside the prompt, its key is later than its query, or a query would
-            have no key left.
-        SiteError: when the model has no such block.
-    """
+    """Activations, as `model.run.record` gives them, with the edges of all `knockouts` removed together."""
     masks = _masks(model, knockouts, tokens.shape[1])
     return record(model, tokens, sites, positions, masks=masks, batch=batch)
 

@@ -160,9 +160,6 @@ def load_tokenizer(name: str | Path) -> Any:
 
     That is what the tokenizer puts before a text, else the `bos_token` it names, else the token that
     config.json states; None where there is none of these.
-
-    Raises:
-        ModelError: when the folder is missing, a file is damaged, or its BOS is no token of the model.
     """
     shape = read_shape(name)
     with _reading(name, "tokenizer"):
@@ -244,11 +241,6 @@ def read_weights(
 
     `left_out` says whether a stored key that is not wanted belongs to the model all the same. On the CPU,
     tensors that keep their dtype stay memory-mapped.
-
-    Raises:
-        ModelError: when keys are missing, unexpected, of another shape or not floating-point, or a file that
-            is needed is not there.
-        OSError, SafetensorError, ValueError: when a file cannot be read.
     """
 
     def refuse(what: str, keys: Iterable[str]) -> None:

@@ -27,9 +27,6 @@ def run_blocks(
 
     From resid_pre of the first [row pos d_model], positions from 0, to resid_post of the last. `masks` maps a
     block to what is added to its attention scores in place of the usual mask, [1 1 pos pos].
-
-    Raises:
-        ModelError: for more positions than the model has.
     """
     shared, masks = context(model, resid), masks or {}
     for layer, block in enumerate(model.model.layers[start:stop], start):
@@ -60,11 +57,7 @@ def feed(block: Any, mid: Tensor) -> Tensor:
 
 
 def context(model: Any, resid: Tensor) -> dict[str, Any]:
-    """What a block is told besides the residual [row pos d_model]: positions, their rotation, the mask.
-
-    Raises:
-        ModelError: for more positions than the model has.
-    """
+    """What a block is told besides the residual [row pos d_model]: positions, their rotation, the mask."""
     length, reach = resid.shape[1], window(model)
     refuse_longer(length, model.config.max_position_embeddings, "the model")
     positions = torch.arange(length, device=resid.device)
@@ -181,11 +174,7 @@ class Edit:
 
 
 def apply_edit(edit: Edit, before: Tensor, d_head: int = 1) -> Tensor:
-    """The activation [row pos d_model] after the edit; `d_head` is the width of a head, for an edit of heads.
-
-    Raises:
-        EditError: when a position lies outside the prompt, or a head outside the site.
-    """
+    """The activation [row pos d_model] after the edit; `d_head` is the width of a head, for edits of heads."""
     where = torch.as_tensor(np.asarray(edit.recipient_pos), device=before.device)
     if int(where.max()) >= before.shape[1] or int(where.min()) < 0:
         raise EditError(
@@ -241,10 +230,6 @@ def attached(
     """Record `sites` at `positions` and apply `edits` in every forward pass inside the block.
 
     Edits at a site come before its recording, so a recording shows what the model went on with.
-
-    Raises:
-        EditError: on leaving, when an edit did not fire exactly once.
-        SiteError: when the model has no such block.
     """
     recording = Recording(fired=[0] * len(edits))
     where = torch.as_tensor(np.asarray(positions), device=model.device())
@@ -321,9 +306,6 @@ def record(
     """Activations of `sites` in `tokens` [row pos] at `positions` [pos], float32 [row pos d_model] each.
 
     Only blocks up to the deepest site or edit are run; `masks` are as for `run_blocks`.
-
-    Raises:
-        EditError: when an edit has values for another number of rows, or did not fire.
     """
     stop = 1 + max(site.layer for site in [*sites, *(e.site for e in edits)])
     parts: dict[Site, list[np.ndarray]] = {site: [] for site in sites}
@@ -373,11 +355,6 @@ def edited_answers(
 
     Every row of `tokens` [row pos] is edited, at one site in the order of `edits`. `extra` are word answers
     to read besides the numbers 0–999.
-
-    Raises:
-        ModelError: when only some blocks are loaded, or logits are not finite.
-        EditError: when an edit did not fire once in every row, lies outside the prompt, or has values for
-            another number of rows.
     """
     refuse_part(model)
     answers, ids = model.answer_space(extra)
@@ -405,9 +382,6 @@ def record_and_answer(
 
     Sites are recorded at `positions` [pos], float32 [row pos d_model] on the model's device; answers are read
     at `answer_positions` [answer pos], log_prob as [row answer pos, answer].
-
-    Raises:
-        ModelError: when only some blocks are loaded.
     """
     refuse_part(model)
     answers, ids = model.answer_space(extra)
@@ -448,11 +422,7 @@ def read_answers(model: LanguageModel, resid: Tensor, ids: Tensor) -> Tensor:
 
 
 def batches(tokens: Ints, batch: int, edits: Sequence[Edit]) -> Iterator[tuple[Ints, tuple[Edit, ...]]]:
-    """Rows and the edits of these rows, `batch` at a time.
-
-    Raises:
-        EditError: when an edit has values for another number of rows.
-    """
+    """Rows and the edits of these rows, `batch` at a time."""
     for edit in edits:
         by_row = edit.per_row or edit.kind == "resample"
         if edit.value is not None and by_row and len(edit.value) != len(tokens):

@@ -48,12 +48,7 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], name: str = "model") -> ModelShape:
-        """Read a parsed config.json.
-
-        Raises:
-            ModelError: for another architecture, a size that is missing or no positive integer, or a key that
-                changes what is computed in a way that is not computed here.
-        """
+        """Read a parsed config.json."""
 
         def refuse(found: str, remedy: str) -> NoReturn:
             raise ModelError(f"config.json of '{name}'", found, remedy)
@@ -115,11 +110,7 @@ class ModelShape:
 
 
 def read_shape(name: str | Path) -> ModelShape:
-    """The shape of a model folder, of a model known here, or of a hub name whose config.json can be had.
-
-    Raises:
-        ModelError: when there is no config.json, or it is not that of a Llama or Mistral.
-    """
+    """The shape of a model folder, of a model known here, or of a hub name whose config.json can be had."""
     folder = model_folder(name)
     if folder is None and str(name) in KNOWN:
         config = KNOWN[str(name)]
@@ -129,11 +120,7 @@ def read_shape(name: str | Path) -> ModelShape:
 
 
 def model_folder(name: str | Path) -> Path | None:
-    """The folder of this name, None for what can only be a name on the hub, such as owner/model.
-
-    Raises:
-        ModelError: when it is neither.
-    """
+    """The folder of this name, None for what can only be a name on the hub, such as owner/model."""
     path = Path(name)
     try:
         if path.is_dir():
@@ -152,9 +139,6 @@ def refuse_longer(tokens: int, positions: int, model: str, asked: str = "", reme
     """Refuse a context that is longer than a model's positions.
 
     `asked` is where the length comes from, such as a key; the prompt itself when not given.
-
-    Raises:
-        ModelError: when it is longer.
     """
     if tokens > positions:
         raise ModelError(

@@ -79,10 +79,6 @@ def hold(model: LanguageModel, tokens: Ints, first: int | None = None) -> list[H
     """Run prompts [prompt pos] of one length together; what each leaves, [prompt].
 
     `first` is the first position that rows may change; the last of the prompt when not given.
-
-    Raises:
-        ModelError: when only some blocks are loaded.
-        EditError: for a position outside the prompt.
     """
     refuse_part(model)
     length = tokens.shape[1]
@@ -285,9 +281,6 @@ def added_together(
     """`Tail.added` of several prompts in common batches, [row answer] each: faster where each has few rows.
 
     The prompts are of one length, and prepared from one position on.
-
-    Raises:
-        EditError: as `Tail.added`, and when the prompts were prepared from different positions.
     """
     if not tails:
         return []
@@ -296,11 +289,7 @@ def added_together(
 
 
 def run_together(tails: Sequence[Tail], resid: Sequence[Tensor], layer: int) -> list[AnswerProbs]:
-    """`Tail.run` of several prompts in common batches: of each, rows [row suffix d_model] to [row answer].
-
-    Raises:
-        EditError: when rows do not cover the suffix, or prompts were prepared from different positions.
-    """
+    """`Tail.run` of several prompts in common batches: of each, rows [row suffix d_model] to [row answer]."""
     for tail, rows in zip(tails, resid, strict=True):
         if rows.shape[1] != tail.n_suffix:
             raise EditError(

@@ -73,11 +73,6 @@ def prepare_push(
         n_examples: examples in context, fewer than the prompts' last query has.
         final: log-odds at the last example, nats [prompt belief].
         declared: beliefs that are read beside the five of every study; `final` holds them too.
-
-    Raises:
-        EditError: for a site that cannot be pushed, or too many examples.
-        SaeError: for a transcoder, another width, or latents that cannot be moved alone.
-        TableError: for a probed arm.
     """
     if sae.site.hook not in PUSHABLE:
         raise EditError(

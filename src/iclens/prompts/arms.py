@@ -93,11 +93,7 @@ class Arm:
 
 
 def parse_arm(code: str) -> Arm:
-    """The arm of a code.
-
-    Raises:
-        TaskError: naming the nearest code.
-    """
+    """The arm of a code."""
     match = re.fullmatch(r"([NCE])([1-9]\d*)", code)
     key = f"{match[1]}#" if match else code
     if key not in ARMS:
@@ -110,11 +106,7 @@ def parse_arm(code: str) -> Arm:
 
 
 def other_task(spec: str, studied: Task) -> Task:
-    """A task whose values can stand against those of the studied one: one answer per x, the same inputs.
-
-    Raises:
-        TaskError: when it could not serve.
-    """
+    """A task whose values can stand against those of the studied one: one answer per x, the same inputs."""
     task = parse_task(spec)
     cause = (
         "it is the studied task itself" if task.name == studied.name
@@ -132,11 +124,7 @@ def other_task(spec: str, studied: Task) -> Task:
 
 
 def default_rival(task: Task) -> Task:
-    """A task like this one that it can be told from: same family, other slope or constant.
-
-    Raises:
-        TaskError: when none suggests itself.
-    """
+    """A task like this one that it can be told from: same family, other slope or constant."""
     if task.family in ("affine", "approx") and task.slope is not None and task.offset is not None:
         return parse_task(f"{task.slope + 1}x{max(task.offset - 2, 0):+d}")
     swaps = {"odd": "even", "even": "odd", "word:opposite": "word:same", "word:same": "word:opposite",

@@ -117,9 +117,6 @@ def parse_belief(spec: str, inputs: Sequence[str] | None = None) -> DeclaredBeli
     Args:
         spec: one of the forms above.
         inputs: x that the prompts may hold; the defaults of each task's domain when not given.
-
-    Raises:
-        TaskError: naming the nearest valid form, or for a task without one answer at an x.
     """
     text = spec.replace(" ", "")
     kind, _, rest = text.partition(":")
@@ -147,10 +144,6 @@ def check_declared(
 
     Args:
         inputs: x that the prompts may hold; the defaults of the task's domain when not given.
-
-    Raises:
-        TaskError: for an unknown spec, a name that stands twice, a contrast of the task with itself, or a
-            belief that has no value, or always the same one, on these inputs.
     """
     asked = tuple(default_inputs(task.domain)) if inputs is None else tuple(inputs)
     found = tuple(parse_belief(spec, asked) for spec in specs)

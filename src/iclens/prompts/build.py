@@ -51,11 +51,7 @@ class TokenTable:
 
     @classmethod
     def of_words(cls, inputs: Sequence[str], answers: Sequence[str], tokenizer: Tokenizer) -> TokenTable:
-        """Look every id up once, in an example.
-
-        Raises:
-            TokenizerError: when an input or answer is not a single token.
-        """
+        """Look every id up once, in an example."""
         at_x, at_y = spelling(tokenizer, inputs, "x"), spelling(tokenizer, answers, "y")
         xs, ys = [at_x[text] for text in inputs], [at_y[text] for text in answers]
         ids = encode_examples(tokenizer, [*((x, ys[0]) for x in xs), *((xs[0], y) for y in ys)])
@@ -283,11 +279,7 @@ def build_prompts(
 def draw_examples(
     task: Task, *, arm: str, n_prompts: int, n_examples: int, seed: int, inputs: Sequence[str] | None = None
 ) -> tuple[Strings, Strings, Strings]:
-    """x, y and the task's own answers of `build_prompts` before they are spelled, [prompt example] each.
-
-    Raises:
-        TaskError: for an unknown or probed arm, or too few inputs.
-    """
+    """x, y and the task's own answers of `build_prompts` before they are spelled, [prompt example] each."""
     if parse_arm(arm).probed:
         raise TaskError(
             f"examples of arm {arm}",
@@ -378,11 +370,7 @@ def joined(parts: Sequence[PromptSet], arm: str) -> PromptSet:
 
 
 def exact_answer_probs(mixture: Mixture, prompts: PromptSet) -> AnswerProbs:
-    """The exact predictive before each example, over numbers 0–999 and the mixture's words.
-
-    Raises:
-        TaskError: when a prompt holds an input or label that the mixture never gives.
-    """
+    """The exact predictive before each example, over numbers 0–999 and the mixture's words."""
     x = _indices(prompts.x, mixture.input_index, "input")
     predictive = _posterior(mixture, prompts).predictive(x)
     answers = NUMBERS + tuple(a for a in mixture.answers if not a.isdigit())
@@ -398,10 +386,6 @@ def task_log_odds(mixture: Mixture, prompts: PromptSet, task: Task | None = None
 
     Args:
         task: which task; the prompts' own by default.
-
-    Raises:
-        TaskError: when a prompt holds an input or label that the mixture never gives.
-        ConfigError: when the mixture does not hold the task.
     """
     index = mixture.index(task or parse_task(str(prompts.task[0])))
     weights = _posterior(mixture, prompts).task
@@ -481,9 +465,6 @@ def check_pairing(sets: Sequence[PromptSet]) -> None:
 
     Args:
         sets: the arms; the first is the one that the others are paired with.
-
-    Raises:
-        TableError: naming the arm and what is wrong.
     """
     first = sets[0]
     for i, other in enumerate(sets):

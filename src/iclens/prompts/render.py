@@ -65,11 +65,7 @@ class Tokenizer(Protocol):
 
 
 def parse_template(name: str) -> Template:
-    """The template of a name such as `[x, y]`.
-
-    Raises:
-        TaskError: naming the nearest one.
-    """
+    """The template of a name such as `[x, y]`."""
     if name not in TEMPLATES:
         raise TaskError(f"template {name!r}", "unknown", f"{nearest(name, TEMPLATES, n=1)}.")
     return TEMPLATES[name]
@@ -213,10 +209,6 @@ def spelling(
 
     Returns:
         Text → spelled text.
-
-    Raises:
-        TokenizerError: naming the first text that fits neither way, and how both were split; or those that
-            fit only in the way that the others do not.
     """
     asked = list(dict.fromkeys(texts))
     written = {text: text for text in asked if text.isdigit()}
@@ -269,21 +261,13 @@ def _refusal(tokenizer: Tokenizer, text: str, place: Place, template: Template) 
 
 
 def answer_ids(tokenizer: Tokenizer, answers: Sequence[str]) -> NDArray[np.int64]:
-    """Ids of answers as they stand at `lab` of an example, [answer].
-
-    Raises:
-        TokenizerError: naming the first that is not one token there.
-    """
+    """Ids of answers as they stand at `lab` of an example, [answer]."""
     examples = encode_examples(tokenizer, [(_BESIDE[0], answer) for answer in answers])
     return examples[PREFIX_LENGTH:].reshape(-1, TOKENS_PER_EXAMPLE)[:, ROLES.index("lab")]
 
 
 def check_tokenizer(tokenizer: Tokenizer, template: Template = DEFAULT) -> None:
-    """Assert the six-token layout for one-, two- and three-digit numbers.
-
-    Raises:
-        TokenizerError: naming the string and its pieces.
-    """
+    """Assert the six-token layout for one-, two- and three-digit numbers."""
     try:
         encode_examples(tokenizer, _CHECKED, template)
     except TokenizerError as error:

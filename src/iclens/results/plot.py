@@ -43,9 +43,6 @@ def chart_of(frame: pd.DataFrame, table: str, title: str = "") -> alt.TopLevelMi
     Args:
         table: name of the table, or of a frame that a query makes; empty for other rows.
         title: of the chart; the table's name by default.
-
-    Raises:
-        TableError: when there is nothing to draw, saying why.
     """
     title = title or table or "rows"
     if table == "beliefs" and {"arm", "mean", "ci_low", "ci_high", "exact_mean"} <= set(frame.columns):
@@ -65,11 +62,7 @@ def chart_of(frame: pd.DataFrame, table: str, title: str = "") -> alt.TopLevelMi
 
 
 def main_axis(table: str) -> Axis:
-    """The number that a table's chart is about.
-
-    Raises:
-        TableError: for a table that holds words alone.
-    """
+    """The number that a table's chart is about."""
     chosen = _declared(table)
     assert chosen is not None, "asked of tables alone"
     return chosen.y if isinstance(chosen, Curves) else chosen.value

@@ -75,11 +75,7 @@ class Results:
 
     @property
     def config(self) -> StudyConfig:
-        """The resolved config.
-
-        Raises:
-            ConfigError: when it does not validate.
-        """
+        """The resolved config."""
         config, _, _ = self._read
         if config is None:
             raise ConfigError(
@@ -150,11 +146,6 @@ class Results:
 
         Args:
             site: only its rows are read; all by default.
-
-        Raises:
-            SiteError: for a table that there is not, naming the nearest.
-            RunError: when its stage has not run.
-            TableError: when it is damaged or, asked for a site, names none.
         """
         kind = TABLES[known("table", name, TABLES)]
         key, whole = (name, "" if site is None else site.short), self._frames.get((name, ""))
@@ -167,11 +158,7 @@ class Results:
         return self._frames[key].copy(deep=False)
 
     def table(self, name: str, site: Site | None = None) -> pd.DataFrame:
-        """A table with exactly its documented columns; else as `frame`.
-
-        Raises:
-            TableError: also when it has other columns.
-        """
+        """A table with exactly its documented columns; else as `frame`."""
         key = name, "" if site is None else site.short
         if key not in self._tables:
             frame = self.frame(name, site)
@@ -192,11 +179,7 @@ class Results:
 
     @cached_property
     def card(self) -> dict[str, Any]:
-        """Versions, commit, hashes, dtype and seeds.
-
-        Raises:
-            RunError, TableError: when it is missing or damaged.
-        """
+        """Versions, commit, hashes, dtype and seeds."""
         return check_form(load_json(self._there(CARD)), {}, self.path / CARD)
 
     @cached_property
@@ -249,11 +232,7 @@ class Results:
         return self._arrays("identify", "task_means.safetensors", (), "tasks")
 
     def part(self, stage: str, name: str, form: Any) -> Any:
-        """A JSON file of a stage, when it has a form (`store.check_form`).
-
-        Raises:
-            RunError, TableError: when it is missing or damaged, or of another form.
-        """
+        """A JSON file of a stage, when it has a form (`store.check_form`)."""
         path = self.file(stage, name)
         return check_form(load_json(path), form, path)
 
@@ -275,11 +254,7 @@ class Results:
         return self.path / FOLDERS[stage] / name
 
     def file(self, stage: str, name: str = "") -> Path:
-        """A stage's output, or its folder.
-
-        Raises:
-            RunError: when it is not there.
-        """
+        """A stage's output, or its folder."""
         return self._there(f"{FOLDERS[stage]}/{name}".rstrip("/"))
 
     def _there(self, name: str) -> Path:
@@ -309,11 +284,7 @@ class Results:
 
 
 def having(frame: pd.DataFrame, table: str, *columns: str) -> pd.DataFrame:
-    """The frame, when it has some columns.
-
-    Raises:
-        TableError: naming the first that it lacks.
-    """
+    """The frame, when it has some columns."""
     for name in columns:
         if name not in frame:
             raise TableError(
@@ -446,11 +417,7 @@ def renamed_config(results: Results) -> Iterator[str]:
 
 
 def known(what: str, name: str, options: Iterable[str]) -> str:
-    """`name` when it is among `options`.
-
-    Raises:
-        SiteError: otherwise, naming the nearest.
-    """
+    """`name` when it is among `options`."""
     choices = tuple(options)
     if name not in choices:
         raise SiteError(f"{what} '{name}'", "not in this run", nearest(str(name), choices) + ".")
@@ -462,9 +429,6 @@ def latent_ids(value: Any) -> tuple[int, ...]:
 
     Args:
         value: one integer, or a sequence or array of them.
-
-    Raises:
-        SiteError: for anything else.
     """
     listed = [value]
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
@@ -475,11 +439,7 @@ def latent_ids(value: Any) -> tuple[int, ...]:
 
 
 def example_slice(value: Any) -> slice:
-    """Examples as a slice of plain integers.
-
-    Raises:
-        SiteError: for anything but a slice of integers.
-    """
+    """Examples as a slice of plain integers."""
     ends = (value.start, value.stop, value.step) if isinstance(value, slice) else (value,)
     if not isinstance(value, slice) or not all(end is None or _whole(end) for end in ends):
         raise SiteError(
@@ -489,11 +449,7 @@ def example_slice(value: Any) -> slice:
 
 
 def n_rows(value: Any) -> int:
-    """A number of rows.
-
-    Raises:
-        SiteError: for anything but a positive integer.
-    """
+    """A number of rows."""
     if not _whole(value) or value < 1:
         raise SiteError(
             f"the first {_shown(value)} rows",

@@ -49,9 +49,6 @@ def encode_rows(sae: Sae, values: Floats | Tensor, batch: int | None = None) -> 
     """Encode raw activations [row d_in] row by row, on the device of the SAE; only what is active leaves it.
 
     `batch` rows are encoded at a time; by default `DENSE` entries of the dense [row latent] array, or `ROWS`.
-
-    Raises:
-        SaeError: when the width differs.
     """
     if values.ndim != 2 or values.shape[1] != sae.d_in:
         raise SaeError(
@@ -148,11 +145,7 @@ def refuse_transcoder(sae: Sae) -> None:
 
 
 def encode(sae: Sae, activations: Activations) -> LatentActs:
-    """Active latents of activations [prompt example d_model] at one role; `total_sq` is ‖x‖².
-
-    Raises:
-        SaeError: when the activations are of another site or width, or the SAE is a transcoder.
-    """
+    """Active latents of activations [prompt example d_model] at one role; `total_sq` is ‖x‖²."""
     refuse_transcoder(sae)
     if activations.site != sae.site:
         raise SaeError(
@@ -170,12 +163,7 @@ def encode(sae: Sae, activations: Activations) -> LatentActs:
 
 @torch.no_grad()
 def decoder_directions(sae: Sae, latents: Ints) -> Tensor:
-    """What one unit of each latent adds to the decoded, decode(e_f) − decode(0), [latent d_in].
-
-    Raises:
-        SiteError: for a latent that the SAE does not have.
-        SaeError: for an SAE that decodes otherwise than by `_rows`.
-    """
+    """What one unit of each latent adds to the decoded, decode(e_f) − decode(0), [latent d_in]."""
     strange = [int(latent) for latent in latents if not 0 <= latent < sae.d_sae]
     if strange:
         raise SiteError(
@@ -187,11 +175,7 @@ def decoder_directions(sae: Sae, latents: Ints) -> Tensor:
 
 @torch.no_grad()
 def decoder_lengths(sae: Sae) -> Floats:
-    """‖d_f‖: the length that one unit of each latent adds, in the SAE's own units, float32 [latent].
-
-    Raises:
-        SaeError: for an SAE that decodes otherwise than by `_rows`.
-    """
+    """‖d_f‖: the length that one unit of each latent adds, in the SAE's own units, float32 [latent]."""
     return as_numpy(_rows(sae).norm(dim=1))
 
 
@@ -212,10 +196,6 @@ def check_decoder(sae: Sae, first: Tensor, second: Tensor) -> None:
     """Refuse an SAE for which adding Δa · d_f is not the same as changing the latent by Δa.
 
     Tried on two sets of gated activations, [row d_sae] each.
-
-    Raises:
-        SaeError: when its decoder is not affine, or it normalises its input by constants that were never
-            folded into its weights.
     """
     asked = f"moving latents of the SAE at {sae.site.short}"
     if sae.normalisation not in NORMALISATIONS:
@@ -244,11 +224,7 @@ class LogitEffects:
 def logit_effects(
     model: LanguageModel, sae: Sae, latents: Sequence[int] | Ints, n: int = 8
 ) -> list[LogitEffects]:
-    """Top and bottom tokens, `n` each, of every latent of an SAE whose site adds to the residual stream.
-
-    Raises:
-        SiteError: for a latent that the SAE does not have.
-    """
+    """Top and bottom tokens, `n` each, of every latent of an SAE whose site adds to the residual stream."""
     chosen = [int(latent) for latent in latents]
     gain, unembedding = model.network.model.norm.weight.float(), model.network.lm_head.weight.float()
     directions = normalize(decoder_directions(sae, np.array(chosen)), dim=1).to(gain.device)

@@ -48,11 +48,7 @@ _IN_REGISTRY = {
 
 
 def read_folder(folder: Path, device: str, d_model: int | None = None) -> Parts:
-    """Read the SAE that a folder holds, in whatever layout.
-
-    Raises:
-        SaeError: when there is no such folder, no SAE of a known layout in it, or the SAE is damaged.
-    """
+    """Read the SAE that a folder holds, in whatever layout."""
     if folder.is_file():
         raise SaeError(f"SAE '{folder}'", "a file", f"Give its folder, '{folder.parent}'.")
     if not folder.is_dir():
@@ -189,11 +185,7 @@ def releases() -> tuple[Release, ...]:
 
 
 def read_hub(ref: str, device: str, d_model: int | None = None) -> Parts:
-    """Read `release/sae_id` of the registry, or `owner/repository/folder` of the hub.
-
-    Raises:
-        SaeError: when there is no such SAE, it cannot be fetched, or it cannot be used.
-    """
+    """Read `release/sae_id` of the registry, or `owner/repository/folder` of the hub."""
     name, _, sae_id = ref.partition("/")
     registry = get_pretrained_saes_directory()
     if name not in registry:
@@ -264,9 +256,6 @@ def check(what: str, parts: Parts) -> None:
 
     1. Every weight is finite still, and no threshold negative. 2. Its input is scaled by nothing but the
     input itself. 3. Two rows are encoded and decoded: what comes out is finite, and no latent is negative.
-
-    Raises:
-        SaeError: naming the parameter or setting, and what is allowed.
     """
     network, asked = parts.network, f"SAE '{what}'"
     weights, normalisation = network.state_dict(), network.cfg.normalize_activations

@@ -61,11 +61,7 @@ class Layout:
     published: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def read(self, folder: Path, device: str, d_model: int | None = None) -> Parts:
-        """Read an SAE; its width is compared with `d_model` before its weights are read.
-
-        Raises:
-            SaeError: when a file is missing or damaged, or when it computes what cannot be computed here.
-        """
+        """Read an SAE; its width is compared with `d_model` before its weights are read."""
         raise NotImplementedError
 
     @property
@@ -234,9 +230,6 @@ def _flat(config: Settings) -> Settings:
     """Every key under its present name, whether it stands at the top or under `metadata`.
 
     Of what describes the model, `metadata` counts; of anything else, the top.
-
-    Raises:
-        SaeError: when two places say different things.
     """
     values: dict[str, Any] = {}
     for stated in (config.values, config.mapping("metadata").values):
@@ -390,11 +383,7 @@ class _OpenMoss(Layout):
         return config, tensors, lengths
 
     def lengths_read(self, config: Settings, file: str, lengths: Tensors) -> list[float]:
-        """Those mean lengths that are of the activations that an SAE reads.
-
-        Raises:
-            SaeError: when one is not a number that a mean length can be.
-        """
+        """Those mean lengths that are of the activations that an SAE reads."""
         hook = config.text("hook_point_in")
         site, stated = None if hook is None else named_site(hook), []
         for key, tensor in lengths.items():

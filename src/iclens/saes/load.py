@@ -230,11 +230,7 @@ def load_saes(
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The card of an SAE set: model, training configuration, quality, versions, mismatches.
-
-    Raises:
-        SaeError: when the folder or its card is missing or damaged, or an entry has another type.
-    """
+    """The card of an SAE set: model, training configuration, quality, versions, mismatches."""
     made = (
         "Make a set with `iclens saes check REF… --model MODEL --out SET`, or train one with `iclens train`."
     )
@@ -301,11 +297,7 @@ def convert(
 
 
 def save_native(sae: Sae, out: Path) -> Path:
-    """Write a loaded SAE to `out`, which appears when it is whole, and return it.
-
-    Raises:
-        SaeError: when what is read back differs, or the folder cannot be written.
-    """
+    """Write a loaded SAE to `out`, which appears when it is whole, and return it."""
     described = {
         "hook_name": str(sae.site), "hook_layer": sae.site.layer, "model_name": sae.model, "l0": sae.l0,
         "model_fingerprint": sae.model_fingerprint, "mean_length": sae.mean_length,

@@ -136,11 +136,7 @@ class Settings:
         return value
 
     def site(self, key: str) -> Site | None:
-        """The site that a hook's name means; None where it is absent, or names what is no site.
-
-        Raises:
-            SaeError: for the heads' outputs.
-        """
+        """The site that a hook's name means; None where it is absent, or names what is no site."""
         name = self.text(key)
         try:
             return None if name is None else sae_site(name)
@@ -169,11 +165,7 @@ def printable(name: str) -> str:
 
 
 def read_json(file: Path, what: str = "SAE") -> dict[str, Any]:
-    """The mapping that a JSON file holds.
-
-    Raises:
-        SaeError: when it is missing, cannot be read, or is not one JSON mapping in which no key stands twice.
-    """
+    """The mapping that a JSON file holds."""
 
     def refusal(found: str, remedy: str) -> SaeError:
         return SaeError(f"{what} '{file.parent}'", f"{file.name} {found}", remedy)
@@ -226,9 +218,6 @@ def read_tensors(folder: Path, name: str, under: str | None = None) -> Tensors:
 
     Safetensors, or, where the name ends on .pt, a mapping of torch.save, which stands under the key `under`
     where one is given; it is unpickled without running what it asks for.
-
-    Raises:
-        SaeError: when it is missing or damaged, or holds more than plain values and tensors.
     """
     what = f"SAE '{folder}'"
     try:
@@ -288,9 +277,6 @@ def take(
         tensors: name → values.
         shapes: name → the shape that the config promises.
         remedy: what to do when they are others; by default the names that are expected.
-
-    Raises:
-        SaeError: naming the file and every tensor that is missing or left over, or the first that is wrong.
     """
     asked = f"weights of SAE '{what}'"
     missing = [f"{name} {list(shapes[name])} is missing" for name in shapes if name not in tensors]

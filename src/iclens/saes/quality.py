@@ -163,9 +163,6 @@ def tally(
 
     `groups` maps a name to positions that are summarised together; `all` is added. `left_out` is by default
     `LeftOut.of` the model and the SAEs. Losses need all blocks of the model.
-
-    Raises:
-        SaeError: when no token is left to measure.
     """
     left_out = LeftOut.of(model, saes.values()) if left_out is None else left_out
     measured = left_out.kept(tokens)

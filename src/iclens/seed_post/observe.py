@@ -144,9 +144,6 @@ def observe(model: LanguageModel, source: Recorded, protocol: Protocol, report: 
     Args:
         source: gives the prompts and the task.
         report: told what is under way.
-
-    Raises:
-        TokenizerError: when a prompt has other tokens than recorded.
     """
     tokens = {
         name: encoded(model.tokenizer, prompt)

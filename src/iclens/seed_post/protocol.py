@@ -248,9 +248,6 @@ def encoded(tokenizer: Any, prompt: RecordedPrompt, x: int | None = None) -> Int
 
     Args:
         x: stands for `{x}`.
-
-    Raises:
-        TokenizerError: naming the first token that is another one.
     """
     wanted = [piece.format(x=x) for piece in prompt.tokens]
     asked = f"the recorded tokens of the prompt '{prompt.name}'"

@@ -116,11 +116,7 @@ def check_saes(
 
 
 def _examples_that_fit(model: str) -> int:
-    """Examples of the prompts on which SAEs of this model are measured, from its config.json alone.
-
-    Raises:
-        ModelError: when its positions do not hold the fewest that a grid may have.
-    """
+    """Examples of the prompts on which SAEs of this model are measured, from its config.json alone."""
     positions = read_shape(locate(model)).n_positions
     fewest = prompt_length(FIRST_EXAMPLE + 2)
     refuse_longer(
@@ -208,11 +204,7 @@ class Catalogue:
 
 
 def catalogue(model: str | None) -> Catalogue:
-    """The layouts, and the registry's releases for `model` (all models by default).
-
-    Raises:
-        SaeError: when none are known for it.
-    """
+    """The layouts, and the registry's releases for `model` (all models by default)."""
     everything, published = releases(), tuple(row for layout in LAYOUTS for row in layout.published)
 
     def wanted(name: str) -> bool:

@@ -156,9 +156,6 @@ def run_stage(path: Path, name: str, report: Report) -> Outcome:
         path: a run folder, or a study folder with a finished run.
         name: one of `STAGES`.
         report: told what each stage does.
-
-    Raises:
-        RunError: for a run or stage that does not exist.
     """
     names, folder = needed_for(name), runs.find_run(path)
     return _bring(folder, names, _checked(folder.config), report)
@@ -170,9 +167,6 @@ def run_track_shard(path: Path, rank: int, world: int) -> Path:
     Args:
         path: a run folder, or a study folder with a finished run.
         rank: from 0.
-
-    Raises:
-        RunError: when the run's SAEs or prompts are not there yet, or there are too many ranks.
     """
     from iclens.study.follow import write_shard  # loads torch, which a run that is up to date does not need
 
@@ -183,11 +177,7 @@ def run_track_shard(path: Path, rank: int, world: int) -> Path:
 
 
 def needed_for(name: str) -> tuple[str, ...]:
-    """`name` and the stages that it reads, directly or not, in order.
-
-    Raises:
-        RunError: for a stage that does not exist.
-    """
+    """`name` and the stages that it reads, directly or not, in order."""
     if name not in runs.STAGES:
         raise RunError(f"stage '{name}'", "unknown", nearest(name, runs.STAGES) + ".")
     needed = {name}

@@ -465,11 +465,7 @@ class ActivationBuffer:
         }  # fmt: skip
 
     def restore(self, tensors: Mapping[str, Tensor], state: State) -> None:
-        """Go on where `tensors` and `state` were taken; tensors on the buffer's device become its own.
-
-        Raises:
-            ConfigError: when they are of another buffer.
-        """
+        """Go on where `tensors` and `state` were taken; tensors on the buffer's device become its own."""
         sites = self._sites if state["filled"] else ()
         absent = {f"{site.short}.{part}" for site in sites for part in ("rows", "waiting")} - tensors.keys()
         if list(state["shape"]) != [self._capacity, self._batch] or absent:

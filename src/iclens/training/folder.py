@@ -146,11 +146,7 @@ class TrainingFolder:
         return Checkpoint(folder, tokens, dict(state))
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint whose hashes agree; None when there is none at all.
-
-        Raises:
-            RunError: when there are checkpoints, and none of them is whole.
-        """
+        """The newest checkpoint whose hashes agree; None when there is none at all."""
         faults: list[str] = []
         for folder in self._folders():
             fault = _cut_short(folder) or _changed(folder)

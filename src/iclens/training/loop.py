@@ -383,12 +383,7 @@ class Loop:
         return self.done * self.config.training.batch_tokens
 
     def run(self) -> None:
-        """Train to the end, or until a signal or an error; the last whole step's checkpoint is there.
-
-        Raises:
-            DivergedError: when an SAE diverged.
-            StoppedError: when a signal came, or another process is gone.
-        """
+        """Train to the end, or until a signal or an error; the last whole step's checkpoint is there."""
         try:
             signal = self._train()
         except (DivergedError, UnsavedError, GoneError, Stopped, KeyboardInterrupt):
@@ -507,12 +502,7 @@ class Loop:
         _add(error, words[0].upper() + words[1:])
 
     def save(self) -> None:
-        """Write a checkpoint of this moment, unless there is one.
-
-        Raises:
-            DivergedError: when a state is not finite; it is not saved.
-            UnsavedError: when the disk does not take it.
-        """
+        """Write a checkpoint of this moment, unless there is one."""
         if self.saved == self.done:
             return
         states = {name: step.tensors() for name, step in self.steps.items()}

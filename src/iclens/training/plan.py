@@ -62,13 +62,7 @@ SPARSE = ("topk", "batchtopk")
 
 
 def check_limits(config: TrainConfig, shape: ModelShape) -> None:
-    """Refuse a run that its model cannot serve, before a weight is read.
-
-    Raises:
-        SiteError: for a site in a block that the model does not have.
-        ModelError: for contexts longer than the model's positions.
-        ConfigError: when the length of a context cannot be known.
-    """
+    """Refuse a run that its model cannot serve, before a weight is read."""
     for site in config.saes.recorded:
         if site.layer >= shape.n_blocks:
             blocks = f"the model has blocks 0 to {shape.n_blocks - 1}"
@@ -180,9 +174,6 @@ def find_device(name: str | None, wanted: str = "cpu") -> Device:
         name: one of `NAMES`; None for the present machine.
         wanted: torch device of the configuration; with no name, `cpu` plans for this machine's CPU and
             anything else for its accelerator.
-
-    Raises:
-        ConfigError: for an unknown name, or when no name is given and the accelerator is not there.
     """
     if name == "cpu" or (name is None and wanted == "cpu"):
         return cpu()

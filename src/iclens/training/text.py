@@ -112,11 +112,7 @@ class TextSource:
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state, also when other rows of the text were changed since.
-
-        Raises:
-            ConfigError: when the text is not the one of the state.
-        """
+        """Go on from a state, also when other rows of the text were changed since."""
         if state["text"] != self._documents.identity():
             self._refuse_changed(f"it is {self._documents.identity()}, training began with {state['text']}")
         self._enter(state["place"])

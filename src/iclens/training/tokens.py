@@ -314,11 +314,7 @@ class StoredTokens:
 
 
 def read_tokens(path: Path) -> StoredTokens:
-    """The token ids of a file; those of .npy are mapped into memory, so that their shape costs nothing.
-
-    Raises:
-        ConfigError: when it is missing, damaged, or holds anything but token ids.
-    """
+    """The token ids of a file; those of .npy are mapped into memory, so that their shape costs nothing."""
     name = f"tokens '{path}'"
     if path.suffix not in SUFFIXES:
         raise ConfigError(name, f"not one of {', '.join(SUFFIXES)}", _SAVE)

@@ -296,15 +296,11 @@ def sparse_words(rows: Frame) -> str:
     return f"The best probe of latents ({size}) {apart} {by}."
 
 
-def probe_note(rows: Frame, source: Source) -> str:
-    """Where and on what probes were trained."""
-    first = rows.iloc[0]
-    return (
-        f"AUROC of logistic probes at {first['site']} {first['role']}, by the number of features they may "
-        f"use, on tasks they were not trained on ({count(int(first['n_tasks']))} tasks, "
-        f"{count(int(first['n_rows']))} rows; intervals over folds, approximate). Random labels must come "
-        "out near .5. That a probe can read a concept does not say that the model uses it."
-    )
+PROBE_NOTE = (
+    "AUROC of logistic probes at {site} {role}, by the number of features they may use, on tasks they were "
+    "not trained on ({n_tasks:,} tasks, {n_rows:,} rows; intervals over folds, approximate). Random labels "
+    "must come out near .5. That a probe can read a concept does not say that the model uses it."
+)
 
 
 def unconfirmed(own: Row) -> str:
@@ -448,7 +444,7 @@ def concept_sections(one: Concept, place: int, names: Sequence[str]) -> list[Sec
         Section(
             "How well it can be read at all", "probes", level=3, where=own, chart=None, values="",
             kind="cells", say=lambda rows, source: sparse_words(rows), columns=by_size,
-            per=("representation",), under=probe_note,
+            per=("representation",), under=PROBE_NOTE,
             empty=f"No probe was trained: {unprobed}.",
         ),
         Section(

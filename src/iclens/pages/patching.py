@@ -79,8 +79,7 @@ def of_patch(source: Source) -> str:
     return source.config.patch.chosen_for
 
 
-def _donor(source: Source) -> str:
-    return f"{source.config.sweep.donor_examples} examples of {source.config.prompts.task}"
+DONOR = "{config.sweep.donor_examples} examples of {config.prompts.task}"
 
 
 # ---------------------------------------------------------------- residual
@@ -93,18 +92,11 @@ def named(metrics: Mapping[str, str]) -> Choose:
     def where(table: Frame, source: Source) -> Frame:
         rows = table[table["metric"].isin(order)]
         rows = rows.sort_values("metric", key=lambda column: column.map(order.index), kind="stable")
-        return rows.assign(name=rows["metric"].map(metrics))
+        bases = rows.groupby(["metric", "recipient"])["base"] if "recipient" in rows else None
+        unpatched = {} if bases is None else {"unpatched": bases.transform("mean")}
+        return rows.assign(name=rows["metric"].map(metrics), **unpatched)
 
     return where
-
-
-def sweep_caption(rows: Frame, source: Source) -> str:
-    """How a sweep was measured."""
-    return (
-        f"Whole residual of run A ({_donor(source)}) into run B, mean over {source.config.sweep.n_prompts} "
-        f"prompts; without the patch {rows['base'].mean():.3f}. Role pre is the query's own, other roles are "
-        "those of every example."
-    )
 
 
 GRADED = {
@@ -125,13 +117,16 @@ def graded(table: Frame, source: Source) -> Frame:
 RESIDUAL = (
     Section(
         "Where does the residual carry the task?", "sweep", id="sweep", nav="Residual", shape="heat",
-        intro=lambda rows, source: (
-            "The residual stream at one role of run A replaces that of run B, before each block in turn; "
-            "the last block is on top, and the fuller the colour, the larger the value. Run A holds "
-            f"{_donor(source)}; means over {source.config.sweep.n_prompts} prompts. High in the last layers "
-            "says nothing: there the donor’s own answer arrives in any model."
-        ),
-        where=named(SWEPT), each=("metric", "recipient"), caption=sweep_caption,
+        intro="The residual stream at one role of run A replaces that of run B, before each block in turn; "
+        "the last block is on top, and the fuller the colour, the larger the value. Run A holds "
+        f"{DONOR}; means over {{config.sweep.n_prompts}} prompts. High in the last layers says nothing: "
+        f"there "
+        "the donor’s own answer arrives in any model.",
+        where=named(SWEPT), each=("metric", "recipient"),
+        caption=f"Whole residual of run A ({DONOR}) into run B, mean over {{config.sweep.n_prompts}} "
+        f"prompts; "
+        "without the patch {unpatched:.3f}. Role pre is the query's own, other roles are those of every "
+        "example.",
         look={"down": "patched before block"}, title="{name} (run B: {recipient})", columns={},
     ),
     Section(
@@ -212,18 +207,13 @@ def direct(table: Frame, source: Source) -> Frame:
 HEADS = (
     Section(
         "Which heads does the answer need?", "heads", id="heads", nav="Heads", shape="heat",
-        intro=lambda rows, source: (
-            "One head’s output in A* is replaced; shown is by how much P(the task’s answer) falls, in "
-            f"column “all” for every head of the layer at once. Run A* holds {_donor(source)} and asks run "
-            f"B’s query; means over {source.config.sweep.n_prompts} prompts. A head that others can stand in "
-            "for shows little here."
-        ),
+        intro="One head’s output in A* is replaced; shown is by how much P(the task’s answer) falls, in "
+        "column "
+        f"“all” for every head of the layer at once. Run A* holds {DONOR} and asks run B’s query; means over "
+        "{config.sweep.n_prompts} prompts. A head that others can stand in for shows little here.",
         where=lost, each=("kind", "place"), look={"down": "block", "across": "head"}, columns={},
         chart=Heat("head", ("layer",), Axis("effect", "probability")), title="{name}, {place}",
-        caption=lambda rows, source: (
-            f"Mean over {rows['n_prompts'].iloc[0]} prompts with {rows['n_seen'].iloc[0]} examples; "
-            f"unablated {rows['base'].iloc[0]:.3f}."
-        ),
+        caption="Mean over {n_prompts} prompts with {n_seen} examples; unablated {base:.3f}.",
     ),
     Section(
         "The heads that matter most", "head_scores", id="strongest", level=3, where=strongest, chart=None,
@@ -446,28 +436,10 @@ def singles(table: Frame, source: Source) -> Frame:
         of=of, name=[f"{site} · {latent}" for site, latent in zip(rows["site"], rows["latent"], strict=True)],
         mark=rows["n_controls"].gt(0).map({True: "full", False: "open"}),
     )  # fmt: skip
-    return rows.groupby("role", sort=False).head(SINGLES).sort_values("role", key=_first_seen, kind="stable")
-
-
-def _first_seen(column: pd.Series) -> pd.Series:
-    return column.map({value: i for i, value in enumerate(dict.fromkeys(column))})
-
-
-def singles_intro(rows: Frame, source: Source) -> str:
-    """Which were tested, and how."""
-    patch = source.config.patch
-    return (
-        "Every latent whose activation differs between A and B was moved alone; effects are on the log-odds "
-        f"of {of_patch(source)}. The {patch.n_tested} of largest effect on the screening half of each site "
-        f"were compared with {patch.n_controls} matched random latents pushed as far; q is corrected over "
-        "these, within the site. Filled: compared."
-    )
-
-
-def singles_caption(rows: Frame, source: Source) -> str:
-    """Of how many these are the largest."""
-    of = rows["of"].iloc[0]
-    return f"The {len(rows)} of largest effect on {of_patch(source)}, of {of:,} that differ between A and B."
+    roles = {role: i for i, role in enumerate(dict.fromkeys(rows["role"]))}
+    rows = rows.groupby("role", sort=False).head(SINGLES)
+    rows = rows.assign(shown=rows.groupby("role")["role"].transform("size"))
+    return rows.sort_values("role", key=lambda column: column.map(roles), kind="stable")
 
 
 def controls(table: Frame, source: Source) -> Frame:
@@ -530,7 +502,12 @@ LATENTS = (
     ),
     Section(
         "Does a single latent move the belief?", "patches", id="singles", nav="Single latents",
-        intro=singles_intro, where=singles, each=("role",), caption=singles_caption, title="At {role}",
+        where=singles, each=("role",), title="At {role}",
+        intro="Every latent whose activation differs between A and B was moved alone; effects are on the "
+        "log-odds of {config.patch.chosen_for}. The {config.patch.n_tested} of largest effect on the "
+        "screening half of each site were compared with {config.patch.n_controls} matched random latents "
+        "pushed as far; q is corrected over these, within the site. Filled: compared.",
+        caption="The {shown} of largest effect on {belief}, of {of:,} that differ between A and B.",
         chart=Points(EFFECT, ("name",)), values="",
         columns=lambda rows, source: {
             "latent": latent(),

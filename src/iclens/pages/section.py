@@ -421,7 +421,7 @@ def role_order(names: Sequence[str]) -> list[str]:
 # ---------------------------------------------------------------- sections
 
 Said = str | Callable[[Frame, Source], str]
-"""Words, in which a column of the first row stands in braces; or what puts rows into words."""
+"""Words, with a column of the first row or `config.section.key` in braces; or what puts rows into words."""
 Choose = Callable[[Frame, Source], Frame]
 Columns = Mapping[str, Make | Across]
 
@@ -505,7 +505,8 @@ class Section:
     def _words(self, said: Said, rows: Frame, source: Source) -> str:
         if callable(said):
             return said(rows, source)
-        return said.format_map(records(rows.head(1))[0]) if "{" in said and len(rows) else said
+        first = dict(zip(rows.columns, rows.iloc[0], strict=True)) if len(rows) else {}
+        return said.format_map(first | {"config": source.config}) if "{" in said else said
 
     def _panels(self, rows: Frame, source: Source) -> Sequence[Panel]:
         if self.panels is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from scipy.sparse import csc_array, csr_array
@@ -39,68 +39,47 @@ Tunings = Mapping[str, Sequence[Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Excerpt:
-    """The part of a prompt around its largest activation.
+    """The part of a prompt around its largest activation."""
 
-    Args:
-        title: which prompt.
-        tokens: its tokens.
-        values: the latent's activation on each.
-        before, after: whether the prompt has tokens before and after it.
-    """
-
-    title: str
+    title: str  # which prompt
     tokens: Sequence[TokenText]
-    values: Sequence[float]
+    values: Sequence[float]  # the latent's activation on each
+    # whether the prompt has tokens before and after it
     before: bool
     after: bool
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a site's latents do on prompts, and what they write, by latent.
+    """What a site's latents do on prompts, and what they write, by latent."""
 
-    Args:
-        density: share of tokens on which each is active, BOS left out, [latent].
-        prompts, random: its top prompts, and some at random.
-        histograms: edges and counts of its non-zero activations.
-        promotes, suppresses: tokens whose logit rises or falls most, with the change per unit of the latent.
-        close, together: its neighbours by decoder row and by activation.
-        tunings: its mean activation by numbers.
-        boxes: its mean activation by box of x and y: rows of x, y, width, mean and n_rows.
-        reason: why nothing is known, "" when something is.
-    """
-
-    density: Floats
-    prompts: Mapping[int, Sequence[Excerpt]] = field(default_factory=dict)
+    density: Floats  # share of tokens on which each is active, BOS left out, [latent]
+    prompts: Mapping[int, Sequence[Excerpt]] = field(default_factory=dict)  # its top prompts
     random: Mapping[int, Sequence[Excerpt]] = field(default_factory=dict)
-    histograms: Mapping[int, tuple[list[float], list[int]]] = field(default_factory=dict)
+    histograms: Mapping[int, tuple[list[float], list[int]]] = field(default_factory=dict)  # edges, counts
+    # promotes, suppresses: tokens whose logit rises or falls most, with the change per unit of the latent
     promotes: Mapping[int, Sequence[tuple[str, float]]] = field(default_factory=dict)
     suppresses: Mapping[int, Sequence[tuple[str, float]]] = field(default_factory=dict)
+    # close, together: its neighbours by decoder row and by activation
     close: Mapping[int, Near] = field(default_factory=dict)
     together: Mapping[int, Near] = field(default_factory=dict)
     tunings: Mapping[int, Tunings] = field(default_factory=dict)
+    # boxes: its mean activation by box of x and y, rows of x, y, width, mean and n_rows
     boxes: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    reason: str = ""
+    reason: str = ""  # why nothing is known
 
 
-@dataclass(frozen=True)
-class Texts:
-    """Shown prompts as text: `tokens` [prompt][pos] and `titles` [prompt]."""
+class Texts(NamedTuple):
+    """Shown prompts as text."""
 
-    tokens: Sequence[Sequence[TokenText]]
-    titles: Sequence[str]
+    tokens: Sequence[Sequence[TokenText]]  # [prompt][pos]
+    titles: Sequence[str]  # [prompt]
 
 
 def profiles(
     run: RunContext, results: Results, roles: Mapping[Site, Mapping[int, str]]
 ) -> dict[Site, Profile]:
-    """What the latents with a page do.
-
-    Args:
-        run: the run's model and SAEs.
-        results: the run's tables.
-        roles: site → latent with a page → the role at which its tuning is read.
-    """
+    """What the latents with a page do; `roles` is site → latent → the role at which its tuning is read."""
     every = results.grid_prompts
     n = min(run.config.dashboard.search_prompts, every.n_prompts)
     prompts = every.select(np.unique(np.linspace(0, every.n_prompts - 1, n).round().astype(int)))

@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from scipy.sparse import csr_array
 
-from iclens.core import PREFIX_LENGTH, ROLES, TOKENS_PER_EXAMPLE
+from iclens.core import PREFIX_LENGTH, ROLES
 from iclens.model.load import token_texts
 from iclens.model.run import answer_probs
 from iclens.pages import text
@@ -31,7 +31,7 @@ from iclens.prompts.build import PromptSet
 from iclens.schemas import LADDER
 from iclens.study.follow import exact_beliefs
 from iclens.study.run import RunContext
-from iclens.table import Floats, Ints
+from iclens.table import Floats
 from iclens.tracking import belief_log_odds, in_turn, latents_at_tokens, most_changed, strongest
 
 PATH = "prompts.html"
@@ -145,19 +145,17 @@ class Pair:
 def pairs(run: RunContext, source: Source, n: int) -> list[Pair]:
     """The first `n` prompts of the patching stage: A's examples and B's query, and that query alone."""
     a, b = paired_runs(run, n)
-    sites, beliefs, lens = (_site_latents(run, source, a, b), _beliefs(run, source, a, b), _lens(run, a, b))
-    first, names, found = _carrier(source), _token_names(run, (lens[0].top, lens[1].top)), []
+    sites, (beliefs, unknown) = _site_latents(run, source, a, b), _beliefs(run, source, a, b)
+    lens, first = _lens(run, a, b), _carrier(source)
+    shown = []
     for i in range(n):
-        depth = _lens_rows(lens, i, names)
-        order = sorted(sites[i], key=lambda site: site != first)
-        found.append(
-            Pair(
-                str(a.task[i]), str(a.x[i, -1]), str(a.answer[i, -1]),
-                _text(run, a, i, depth[-1][1]), _text(run, b, i, depth[-1][2]),
-                {site: sites[i][site] for site in order if sites[i][site]}, beliefs[0][i], beliefs[1], depth,
-            )
-        )  # fmt: skip
-    return found
+        order = sorted((site for site in sites[i] if sites[i][site]), key=lambda site: site != first)
+        _, last_a, last_b = lens[i][-1]
+        shown.append(Pair(
+            str(a.task[i]), str(a.x[i, -1]), str(a.answer[i, -1]), _text(run, a, i, last_a),
+            _text(run, b, i, last_b), {site: sites[i][site] for site in order}, beliefs[i], unknown, lens[i],
+        ))  # fmt: skip
+    return shown
 
 
 def paired_runs(run: RunContext, n: int) -> tuple[PromptSet, PromptSet]:
@@ -173,16 +171,12 @@ def paired_runs(run: RunContext, n: int) -> tuple[PromptSet, PromptSet]:
 
 def _text(run: RunContext, prompts: PromptSet, i: int, last: Read) -> Run:
     """A run as text; `last` is what the residual after the last block answers: the model's own answer."""
+    places = [("start", START)] * PREFIX_LENGTH
+    places += [(role, example) for example in range(prompts.n_examples) for role in ROLES]
     texts = token_texts(run.model.tokenizer, up_to_query(prompts)[i].tolist())
-    return Run([Token(one.text, *_place(pos), one.continues) for pos, one in enumerate(texts)], last)
-
-
-def _place(pos: int) -> tuple[str, int]:
-    """Role and example of a token index."""
-    if pos < PREFIX_LENGTH:
-        return "start", START
-    example, role = divmod(pos - PREFIX_LENGTH, TOKENS_PER_EXAMPLE)
-    return ROLES[role], example
+    return Run(
+        [Token(one.text, *place, one.continues) for one, place in zip(texts, places, strict=False)], last
+    )
 
 
 def _carrier(source: Source) -> str:
@@ -252,56 +246,48 @@ def _beliefs(run: RunContext, source: Source, *runs: PromptSet) -> tuple[list[li
 
     Beside it, why there is no exact posterior, or "".
     """
-    a = runs[0]
-    asked = [*a.answer.ravel().tolist(), *a.y.ravel().tolist()]
-    asked += [word for belief in run.config.declared for word in belief.words]
+    declared, words = run.config.declared, meanings(source)
+    asked = [*runs[0].answer.ravel().tolist(), *runs[0].y.ravel().tolist()]
+    asked += [word for belief in declared for word in belief.words]
     extra = tuple(word for word in dict.fromkeys(asked) if not word.isdigit())
-    model, exact, reasons = [], [], []
+    log_odds = []  # of each run: model's and exact posterior's, [prompt example belief]
     for prompts in runs:
         where = prompts.positions("pre")
         probs = answer_probs(run.model, prompts.tokens, where, extra=extra, batch=run.config.track.batch)
-        model.append(belief_log_odds(probs, prompts, declared=run.config.declared))
-        known, reason = exact_beliefs(run, prompts)
-        exact.append(known)
-        reasons.append(reason)
-    words = meanings(source)
+        log_odds.append((belief_log_odds(probs, prompts, declared=declared), *exact_beliefs(run, prompts)))
+    (model_a, exact_a, reason), (model_b, exact_b, _) = log_odds
     return [
         [
-            Belief(name, words[name], model[0][i, :, k].tolist(), exact[0][i, :, k].tolist(),
-                   float(model[1][i, 0, k]), float(exact[1][i, 0, k]))
+            Belief(name, words[name], model_a[i, :, k].tolist(), exact_a[i, :, k].tolist(),
+                   float(model_b[i, 0, k]), float(exact_b[i, 0, k]))
             for k, name in enumerate(run.config.belief_names)
-            if np.isfinite([*model[0][i, :, k], model[1][i, 0, k]]).any()
+            if np.isfinite([*model_a[i, :, k], model_b[i, 0, k]]).any()
         ]
-        for i in range(a.n_prompts)
-    ], reasons[0]  # fmt: skip
+        for i in range(runs[0].n_prompts)
+    ], reason  # fmt: skip
 
 
-def _lens(run: RunContext, a: PromptSet, b: PromptSet) -> tuple[LensReads, LensReads]:
-    """The logit lens at the query's pre, in run A and run B."""
+def _lens(run: RunContext, a: PromptSet, b: PromptSet) -> list[list[tuple[str, Read, Read]]]:
+    """The logit lens at the query's pre of each prompt: depth in words, what run A and run B would answer."""
     wanted = a.answer[:, -1].tolist()
     answers, ids = run.model.answer_space(tuple(y for y in wanted if not y.isdigit()))
-    known: dict[str, int] = dict(zip(answers, ids.tolist(), strict=True))
+    known = dict(zip(answers, ids.tolist(), strict=True))
     asked = np.array([known[y] for y in wanted])
-    of_a, of_b = (lens_tokens(run.model, ids, ids.shape[1] - 1, asked) for ids in map(up_to_query, (a, b)))
-    return of_a, of_b
+    reads = [lens_tokens(run.model, ids, ids.shape[1] - 1, asked) for ids in map(up_to_query, (a, b))]
+    tokens = np.unique(np.concatenate([read.top.ravel() for read in reads])).tolist()
+    names = {
+        one: token_texts(run.model.tokenizer, [one])[0].text for one in tokens
+    }  # each as it stands alone
+    depths = [*(f"into block {layer}" for layer in reads[0].layers[:-1]), "after the last block"]
 
+    def read(of: LensReads, i: int, k: int) -> Read:
+        top = zip(of.top[i, k].tolist(), of.top_prob[i, k].tolist(), strict=True)
+        return Read([(names[token], prob) for token, prob in top], float(of.asked_prob[i, k]))
 
-def _token_names(run: RunContext, ids: Sequence[Ints]) -> dict[int, str]:
-    """Text of every token among `ids`, each as it stands alone."""
-    every = np.unique(np.concatenate([part.ravel() for part in ids])).tolist()
-    return {one: token_texts(run.model.tokenizer, [one])[0].text for one in every}
-
-
-def _lens_rows(
-    lens: tuple[LensReads, LensReads], i: int, names: Mapping[int, str]
-) -> list[tuple[str, Read, Read]]:
-    def read(of: LensReads, k: int) -> Read:
-        tokens = zip(of.top[i, k].tolist(), of.top_prob[i, k].tolist(), strict=True)
-        return Read([(names[token], prob) for token, prob in tokens], float(of.asked_prob[i, k]))
-
-    layers = lens[0].layers
-    depths = [*(f"into block {layer}" for layer in layers[:-1]), "after the last block"]
-    return [(depth, read(lens[0], k), read(lens[1], k)) for k, depth in enumerate(depths)]
+    return [
+        [(depth, read(reads[0], i, k), read(reads[1], i, k)) for k, depth in enumerate(depths)]
+        for i in range(a.n_prompts)
+    ]
 
 
 # ---------------------------------------------------------------- how they are drawn
@@ -368,8 +354,8 @@ def listed(shown: Sequence[Pair]) -> Markup:
     rows = [
         {
             "prompt": tag("a", f"Prompt {i}", href=address(i)), "task": pair.task,
-            "examples": Cell(f"{pair.a.query}: {quoted(pair)}"), "query x": Cell(text.visible(pair.query)),
-            "task’s answer": Cell(text.visible(pair.wanted)), "A’s answer": answer(pair, pair.a),
+            "examples": f"{pair.a.query}: {quoted(pair)}", "query x": text.visible(pair.query),
+            "task’s answer": text.visible(pair.wanted), "A’s answer": answer(pair, pair.a),
             "B’s answer": answer(pair, pair.b),
         }
         for i, pair in enumerate(shown, start=1)

@@ -31,7 +31,7 @@ from iclens.pages.growth import GROWTH, headline
 from iclens.pages.how import GLOSSARY, HOW, provenance
 from iclens.pages.latents import LatentPage, SiteLatents
 from iclens.pages.profile import Profile, profiles
-from iclens.pages.section import Chrome, Frame, Page, Place, Source, records, render
+from iclens.pages.section import Chrome, Frame, Page, Place, Source, parts_of, records, render
 from iclens.pages.training import write_report
 from iclens.results.features import LATENTS
 from iclens.results.read import Results
@@ -56,20 +56,12 @@ Write = Callable[[], str]
 
 @dataclass(frozen=True)
 class Assembled:
-    """What the site shows.
-
-    Args:
-        source: the run's tables, and the addresses of latents' pages.
-        rows: the table of latents.
-        latents: the pages of latents, site by site.
-        prompts: the prompts that have a page; None shows none.
-        chrome: what stands around every page.
-    """
+    """What the site shows."""
 
     source: Source
-    rows: Frame
-    latents: Sequence[SiteLatents]
-    prompts: Sequence[prompts.Pair] | None
+    rows: Frame  # the table of latents
+    latents: Sequence[SiteLatents]  # their pages, site by site
+    prompts: Sequence[prompts.Pair] | None  # those that have a page; None shows none
     chrome: Chrome
 
     @property
@@ -79,12 +71,7 @@ class Assembled:
 
 
 def assemble(results: Results, run: RunContext | None = None) -> Assembled:
-    """What the pages of a run show.
-
-    Args:
-        results: the run.
-        run: its model and SAEs; without them no prompts, logits, densities and neighbours are shown.
-    """
+    """What the pages of a run show; without its model no prompts, logits, densities and neighbours."""
     source = Source(results)
     roles = _tolerant(lambda: latents.with_pages(source), {}, run)
     links = {
@@ -177,22 +164,16 @@ def table(site: Assembled) -> str:
 
 def latent_files(site: Assembled) -> Iterator[tuple[str, Write]]:
     """A page for each latent that is worth one, leading to the next and back."""
-    pages = list(site.profiled)
-    for before, page, after in zip([None, *pages], pages, [*pages[1:], None], strict=False):
-        path = latents.address(page.site.site.short, page.latent)
-        near = {
-            which: (one.name, latents.address(one.site.site.short, one.latent)) if one else None
-            for which, one in (("previous", before), ("next", after))
-        }
+    pages = [(page.name, latents.address(page.site.site.short, page.latent), page) for page in site.profiled]
+    for before, (_, path, page), after in zip([None, *pages], pages, [*pages[1:], None], strict=False):
+        near = {"previous": before, "next": after}
         yield path, lambda page=page, path=path, near=near: _latent(site, page, path, near)
 
 
 def _latent(site: Assembled, page: LatentPage, path: str, near: Mapping[str, Any]) -> str:
-    parts = [[(section, section.draw(site.source))] for section in page.sections()]
-    row = page.site.rows.get(page.latent, {})
-    chrome = replace(
-        site.chrome, misfits=tuple(one for one in site.chrome.misfits if one[0] == page.site.site.short)
-    )
+    own, row = page.site.site.short, page.site.rows.get(page.latent, {})
+    chrome = replace(site.chrome, misfits=tuple(one for one in site.chrome.misfits if one[0] == own))
+    parts = parts_of(page.sections(), site.source)
     summary = tried(lambda _: page.summary, site.source)[0] or ""
     return render("latent.html.j2", chrome, path, page=page, row=row, near=near, parts=parts, summary=summary)
 
@@ -214,13 +195,8 @@ def write_pages(run: RunContext, folder: Path) -> dict[str, Any]:
 def write_as_is(path: Path, progress: Progress = lambda done, total: None) -> Path:
     """Write the pages of a run, in whatever state, into its `as_is`, without its model; the index's path.
 
-    Args:
-        path: a run folder, or a study folder with a finished run.
-        progress: told how many files are done, of how many.
-
-    Raises:
-        RunError: for a run that does not exist.
-        ConfigError: when the run's config does not validate.
+    `path` is a run folder, or a study folder with a finished run; `progress` is told how many files are done,
+    of how many.
     """
     found = find_run(path)
     write_site(assemble(Results(found)), found.path / AS_IS, progress)
@@ -230,13 +206,7 @@ def write_as_is(path: Path, progress: Progress = lambda done, total: None) -> Pa
 def write_site(site: Assembled, out: Path, progress: Progress = lambda done, total: None) -> int:
     """Write the whole site to a folder, replacing an earlier site there; the number of files beside assets.
 
-    Args:
-        site: what it shows.
-        out: the folder.
-        progress: told how many files are done, of how many.
-
-    Raises:
-        RunError: when `out` exists and is not a site written by this function.
+    A folder that exists and is no site is refused.
     """
     out = Path(out)
     if out.exists() and not (out.is_dir() and ((out / MARKER).is_file() or not any(out.iterdir()))):

@@ -28,7 +28,6 @@ from iclens.pages.draw import NAN, Line, Mark, tag
 from iclens.pages.text import DASH, interval, number, percent, spelt_out
 from iclens.results.read import Results
 from iclens.schemas import TABLES
-from iclens.study.config import StudyConfig
 from iclens.table import Axis, Chart, Curves, Heat, Points, Strip
 
 Frame = pd.DataFrame
@@ -68,7 +67,7 @@ class Source:
     links: Links = field(default_factory=dict)
 
     @property
-    def config(self) -> StudyConfig:
+    def config(self):
         """The resolved config."""
         return self.results.config
 

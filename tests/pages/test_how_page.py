@@ -11,7 +11,7 @@ import pytest
 from iclens.growth.verdict import Claim, Manifest
 from iclens.pages import self_tests
 from iclens.pages.how import HOW, words
-from iclens.pages.self_tests import FIRED, NOT_ASKED, PASSED, SelfTest
+from iclens.pages.self_tests import FIRED, NOT_ASKED, PASSED, Examined, SelfTest
 from iclens.study.store import hash_json, save_json
 
 from .reading import Fake, read
@@ -37,7 +37,7 @@ def test_identities_pass_fire_and_are_not_asked(fake: Fake) -> None:
         "sweep", swept("pre", 0, "S arm", 0.02), swept("pre", 6, "S arm", 0.9, "copy"),
         swept("pre", 6, "zero examples", 0.8, "copy"),
     )  # fmt: skip
-    tests = self_tests.identities(fake.source)
+    tests = self_tests.identities(Examined(fake.source))
     assert by_question(tests, "embedding at pre").verdict == PASSED
     apart = by_question(tests, "donor's own answer")
     assert apart.verdict == FIRED and "Largest difference 0.100, over 1 value." in apart.figure
@@ -50,44 +50,47 @@ def test_controls_fire_where_they_do_half_as_much(fake: Fake) -> None:
     fake.save("patch_controls", own, row | {"control": "sign flip", "effect": -4.0},
               row | {"control": "wrong role x", "effect": 1.9},
               row | {"control": "wrong task x", "effect": 4.0, "reason": "it cannot tell"})  # fmt: skip
-    assert self_tests.elsewhere(fake.source)[0] == PASSED
+    assert self_tests.elsewhere(Examined(fake.source))[0] == PASSED
     fake.save("patch_controls", own, row | {"control": "wrong role x", "effect": 2.0})
-    assert self_tests.elsewhere(fake.source)[0] == FIRED
+    assert self_tests.elsewhere(Examined(fake.source))[0] == FIRED
     fake.save("patch_controls", own)
-    assert self_tests.elsewhere(fake.source)[0] == NOT_ASKED
+    assert self_tests.elsewhere(Examined(fake.source))[0] == NOT_ASKED
 
 
 def test_random_sets_are_asked_of_the_smallest_set_with_half_of_the_effect(fake: Fake) -> None:
     full, small = chosen("full activation", 0, 1.0), chosen("greedy", 1, 0.4, n_controls=50, control_p=0.5)
     half = chosen("greedy", 4, 0.6, n_controls=50, control_p=0.02)
     fake.save("sets", full, small, chosen("greedy", 8, 0.9, n_controls=50, control_p=0.9), half)
-    found = self_tests.random_sets(fake.source)
+    found = self_tests.random_sets(Examined(fake.source))
     assert found[0] == PASSED and found[1].startswith("4 latents at L2.resid_post pre")
     fake.save("sets", full, half | {"control_p": 0.06})
-    assert self_tests.random_sets(fake.source)[0] == FIRED
+    assert self_tests.random_sets(Examined(fake.source))[0] == FIRED
     fake.save("sets", full, small)
-    assert self_tests.random_sets(fake.source)[0] == NOT_ASKED
+    assert self_tests.random_sets(Examined(fake.source))[0] == NOT_ASKED
 
 
 def test_a_manifest_that_was_changed_fires(fake: Fake) -> None:
-    assert self_tests.manifest(fake.source)[0] == NOT_ASKED
+    assert self_tests.manifest(Examined(fake.source))[0] == NOT_ASKED
     file = fake.place("shape") / "manifest.json"
     frozen = Manifest((Claim("L2.resid_post", "pre", 7, 1.5, "grows"),), (0, 1), "f")
     save_json(fake.place("growth") / "growth.json", {"accounts": {}, "manifest": frozen.freeze(file)})
-    assert self_tests.manifest(fake.source)[0] == PASSED
+    assert self_tests.manifest(Examined(fake.source))[0] == PASSED
     file.write_text(file.read_text(encoding="utf-8").replace('"pre",7', '"pre",8'), encoding="utf-8")
-    changed = self_tests.manifest(fake.source)
+    changed = self_tests.manifest(Examined(fake.source))
     assert changed[0] == FIRED and "changed after it was frozen" in changed[1]
 
 
-def test_a_stage_that_read_other_outputs_fires() -> None:
+def test_a_stage_that_read_other_outputs_fires(fake: Fake) -> None:
     outputs = {"a.parquet": "0123"}
     prompts = {"inputs": {}, "outputs": outputs}
     track = {"inputs": {"prompts": hash_json(outputs)}, "outputs": {}}
-    assert self_tests.chained({"prompts": prompts, "track": track})[0] == PASSED
+    assert self_tests.chained(Examined(fake.source, {"prompts": prompts, "track": track}))[0] == PASSED
     other = {"inputs": {"prompts": "ffff"}, "outputs": {}}
-    assert self_tests.chained({"prompts": prompts, "track": other})[1] == "track read another prompts"
-    assert self_tests.chained({"track": other, "prompts": None})[0] == NOT_ASKED
+    assert (
+        self_tests.chained(Examined(fake.source, {"prompts": prompts, "track": other}))[1]
+        == "track read another prompts"
+    )
+    assert self_tests.chained(Examined(fake.source, {"track": other, "prompts": None}))[0] == NOT_ASKED
 
 
 def test_how_of_a_run_without_a_stage(fake: Fake) -> None:

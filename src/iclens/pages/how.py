@@ -30,7 +30,7 @@ from iclens.pages.section import (
     scrolled,
     share,
 )
-from iclens.pages.self_tests import FIRED, NOT_ASKED, PASSED, self_tests
+from iclens.pages.self_tests import FIRED, GROUPS, NOT_ASKED, PASSED, Examined, self_tests
 from iclens.pages.text import number
 from iclens.study.run import FOLDERS, RECORD
 from iclens.study.store import load_json
@@ -188,8 +188,8 @@ def run_body(source: Source) -> Markup:
 
 def tests_body(source: Source) -> Markup:
     """Every self-test, and how many passed."""
-    groups = self_tests(source, _records(source), _card(source))
-    counts = Counter(test.verdict for group in groups for test in group.tests)
+    groups = self_tests(Examined(source, _records(source), _card(source)))
+    counts = Counter(test.verdict for tests in groups.values() for test in tests)
     columns = {
         "question": "question",
         "verdict": lambda row: Cell(row["verdict"], strong=row["verdict"] == FIRED),
@@ -197,10 +197,9 @@ def tests_body(source: Source) -> Markup:
         "rule": lambda row: tag("small", row["rule"]),
     }
     parts = [facts(((verdict, str(counts[verdict])) for verdict in (PASSED, FIRED, NOT_ASKED)), "stats")]
-    for n, group in enumerate(groups, start=1):
-        rows = (vars(test) for test in group.tests)
-        table = grid(f"Self-tests of {group.about}", columns, rows, kind="tests")
-        parts += [tag("h3", f"Of {group.about}", id=f"tests-{n}"), table, paragraph("under", group.limits)]
+    for n, (about, tests) in enumerate(groups.items(), start=1):
+        table = grid(f"Self-tests of {about}", columns, map(vars, tests), kind="tests")
+        parts += [tag("h3", f"Of {about}", id=f"tests-{n}"), table, paragraph("under", GROUPS[about])]
     return Markup("\n").join(parts)
 
 

@@ -7,9 +7,9 @@ fires. One whose figures are missing is "not asked", with the reason, and never 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,32 @@ Records = Mapping[str, Mapping[str, Any] | None]
 """Stage → its record, or None."""
 Verdict = tuple[str, str]
 """What a test says, and what was measured or why nothing was."""
+GROUPS = {
+    "the growth claim": "A falsifier that did not fire leaves the claim standing on this task, these arms "
+    "and this model; it does not prove it.",
+    "what was held out": "Held-out prompts are of the same task and model: they show that a finding is no "
+    "accident of the prompts, not that it holds elsewhere.",
+    "the patching machinery": "These values are the same in any model, so they show that patches land where "
+    "they should; they say nothing of what was found.",
+    "what patches are specific to": "Controls are a sample: other random latents, tokens or tasks could "
+    "still do the same.",
+    "the SAEs and their labels": "That an SAE fits the model says nothing of whether its latents are the "
+    "model's own features.",
+    "the run's own record": "These compare records with each other; whether every file still is what its "
+    "stage wrote takes reading all of them, which these pages do not.",
+}
+"""What is tested, and what passing its tests does not show."""
+Decide = Callable[["Examined"], Verdict]
+_ASKED: dict[str, list[tuple[Decide, str]]] = {about: [] for about in GROUPS}
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A run with the records of its stages and its card, empty if there is none."""
+
+    source: Source
+    stages: Records = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,103 +71,39 @@ class SelfTest:
     rule: str
 
 
-class TestGroup(NamedTuple):
-    """Self-tests of one thing, and what passing them does not show."""
+def asks(about: str, rule: str) -> Callable[[Decide], Decide]:
+    """Make a function a test of a group; its docstring is the question, `rule` says when it fires."""
 
-    about: str
-    limits: str
-    tests: Sequence[SelfTest]
+    def keep(decide: Decide) -> Decide:
+        _ASKED[about].append((decide, rule))
+        return decide
 
-
-def self_tests(source: Source, stages: Records, card: Mapping[str, Any]) -> list[TestGroup]:
-    """All of them, thing by thing, of a run with its stages' records and its card, empty if there is none."""
-    held_out = [
-        SelfTest(
-            "Does the short list hold on prompts that took no part in choosing it?", *confirmed(source),
-            f"Fires when none is confirmed; p ≤ {LEVEL}, Holm over the list, so that one by chance is rare.",
-        ),
-        SelfTest(
-            "Is what was confirmed what had been claimed before the held-out prompts were read?",
-            *manifest(source),
-            "Fires when the frozen claims, their hash and the hash that confirmation used differ.",
-        ),
-    ]  # fmt: skip
-    controls = [
-        SelfTest(
-            "Do as many matched random latents, pushed as far, move the belief as the chosen ones do?",
-            *random_sets(source),
-            f"Fires when p > {PATCH_Q} for the smallest greedy set chosen to bring half of the full effect.",
-        ),
-        SelfTest(
-            "Do the chosen set or a tested latent do as much at a wrong token, with another task's values, "
-            "or backwards?",
-            *elsewhere(source), f"Fires when one of these brings {HALF:g} of its own effect or more.",
-        ),
-    ]  # fmt: skip
-    saes = [
-        SelfTest(
-            "Does every SAE fit the model it is used on?", *fits(source),
-            "Fires when an SAE was used although its width, normalisation, origin or error does not fit.",
-        ),
-        SelfTest(
-            "Are the labels found again in SAEs that were trained anew?", *stable(source, stages),
-            "Fires when fewer than half are found again.",
-        ),
-    ]  # fmt: skip
-    own = [
-        SelfTest(
-            "Did every stage read what the earlier stages hold now?", *chained(stages),
-            "Fires when a stage's record names other hashes than the stages that it reads have.",
-        ),
-        SelfTest(
-            "Is the code that ran the code of a commit?", *committed(card),
-            "Fires when files of the package differed from the commit.",
-        ),
-    ]  # fmt: skip
-    groups = (
-        (
-            "the growth claim", falsifiers(source),
-            "A falsifier that did not fire leaves the claim standing on this task, these arms and this "
-            "model; it does not prove it.",
-        ),
-        (
-            "what was held out", held_out,
-            "Held-out prompts are of the same task and model: they show that a finding is no accident of the "
-            "prompts, not that it holds elsewhere.",
-        ),
-        (
-            "the patching machinery", identities(source),
-            "These values are the same in any model, so they show that patches land where they should; they "
-            "say nothing of what was found.",
-        ),
-        (
-            "what patches are specific to", controls,
-            "Controls are a sample: other random latents, tokens or tasks could still do the same.",
-        ),
-        (
-            "the SAEs and their labels", saes,
-            "That an SAE fits the model says nothing of whether its latents are the model's own features.",
-        ),
-        (
-            "the run's own record", own,
-            "These compare records with each other; whether every file still is what its stage wrote takes "
-            "reading all of them, which these pages do not.",
-        ),
-    )  # fmt: skip
-    return [TestGroup(about, limits, tests) for about, tests, limits in groups]
+    return keep
 
 
-def _unasked(source: Source, table: str) -> Verdict:
-    return NOT_ASKED, source.why(table) or "Not run: nothing could be tested."
+def self_tests(run: Examined) -> dict[str, list[SelfTest]]:
+    """What is tested → its tests."""
+    tests = {
+        about: [
+            SelfTest(" ".join((decide.__doc__ or "").split()), *decide(run), rule) for decide, rule in asked
+        ]
+        for about, asked in _ASKED.items()
+    }
+    listed = {"the growth claim": falsifiers(run), "the patching machinery": identities(run)}
+    return tests | listed
 
 
-def falsifiers(source: Source) -> list[SelfTest]:
+def _unasked(run: Examined, table: str) -> Verdict:
+    return NOT_ASKED, run.source.why(table) or "Not run: nothing could be tested."
+
+
+def falsifiers(run: Examined) -> list[SelfTest]:
     """What would refute additive growth."""
     rule, answers = "Fires when the answer is yes.", {"fired": FIRED, "did not fire": PASSED}
-    table = source.rows("falsifiers")
+    table = run.source.rows("falsifiers")
     if table.empty:
         question = "Is anything seen that would refute additive growth?"
-        return [SelfTest(question, *_unasked(source, "falsifiers"), rule)]
+        return [SelfTest(question, *_unasked(run, "falsifiers"), rule)]
     return [
         SelfTest(
             f"{row['falsifier']}: {row['question']}",
@@ -153,23 +115,31 @@ def falsifiers(source: Source) -> list[SelfTest]:
     ]
 
 
-def confirmed(source: Source) -> Verdict:
-    """Whether any of the short list holds on held-out prompts."""
-    table = source.rows("confirmed")
+@asks(
+    "what was held out",
+    f"Fires when none is confirmed; p ≤ {LEVEL}, Holm over the list, so that one by chance is rare.",
+)
+def confirmed(run: Examined) -> Verdict:
+    """Does the short list hold on prompts that took no part in choosing it?"""
+    table = run.source.rows("confirmed")
     tested = table[table["confirm_p"].notna()]
     if tested.empty:
-        return _unasked(source, "confirmed")
+        return _unasked(run, "confirmed")
     held, n = int((tested["confirm_p"] <= LEVEL).sum()), len(tested)
     shrinkage = float(np.nanmedian(tested["shrinkage"])) if tested["shrinkage"].notna().any() else math.nan
     figure = f"{held} of {n} are confirmed; median slope there ÷ slope that chose them {number(shrinkage)}."
     return PASSED if held else FIRED, figure
 
 
-def manifest(source: Source) -> Verdict:
-    """Whether what was confirmed is what had been claimed."""
+@asks(
+    "what was held out",
+    "Fires when the frozen claims, their hash and the hash that confirmation used differ.",
+)
+def manifest(run: Examined) -> Verdict:
+    """Is what was confirmed what had been claimed before the held-out prompts were read?"""
     try:
-        used = source.results.facts_of_growth.get("manifest", "")
-        file = source.results.file("shape", "manifest.json")
+        used = run.source.results.facts_of_growth.get("manifest", "")
+        file = run.source.results.file("shape", "manifest.json")
     except (RunError, TableError):
         return NOT_ASKED, "Not run: shape or growth has left no readable facts."
     try:
@@ -180,9 +150,9 @@ def manifest(source: Source) -> Verdict:
     return PASSED if frozen.sha256 == used else FIRED, figure
 
 
-def identities(source: Source) -> list[SelfTest]:
+def identities(run: Examined) -> list[SelfTest]:
     """Values of the sweep and of the lens that are the same in every model."""
-    sweep, lens, heads = map(source.rows, ("sweep", "lens", "heads"))
+    sweep, lens, heads = map(run.source.rows, ("sweep", "lens", "heads"))
     patched = sweep[sweep["scale"] == "probability"]
     at_pre = patched[patched["role"] == "pre"]
     first = at_pre[at_pre["layer"] == 0]
@@ -229,13 +199,17 @@ def _identity(differences: pd.Series, missing: str) -> Verdict:
     return PASSED if largest <= SAME else FIRED, figure
 
 
-def random_sets(source: Source) -> Verdict:
-    """Whether as many matched random latents do the same as the smallest set with half of the effect."""
-    belief = source.config.patch.chosen_for
-    table = source.rows("sets")
+@asks(
+    "what patches are specific to",
+    f"Fires when p > {PATCH_Q} for the smallest greedy set chosen to bring half of the full effect.",
+)
+def random_sets(run: Examined) -> Verdict:
+    """Do as many matched random latents, pushed as far, move the belief as the chosen ones do?"""
+    belief = run.source.config.patch.chosen_for
+    table = run.source.rows("sets")
     table = table[(table["belief"] == belief) & (table["direction"] == "sufficiency")]
     if table.empty:
-        return _unasked(source, "sets")
+        return _unasked(run, "sets")
     best = smallest_set(table[(table["n_controls"] > 0) | (table["kind"] != "greedy")], belief)[1]
     if best is None:
         return NOT_ASKED, "Not run: no greedy set was chosen to bring half of the full effect."
@@ -246,13 +220,14 @@ def random_sets(source: Source) -> Verdict:
     return PASSED if best["control_p"] <= PATCH_Q else FIRED, figure
 
 
-def elsewhere(source: Source) -> Verdict:
-    """Whether a wrong token, another task's values or the opposite sign do the same."""
-    table = source.rows("patch_controls")
-    table = table[(table["belief"] == source.config.patch.chosen_for) & table["effect"].notna()]
+@asks("what patches are specific to", f"Fires when one of these brings {HALF:g} of its own effect or more.")
+def elsewhere(run: Examined) -> Verdict:
+    """Does a chosen set or latent do as much at a wrong token, with another task's values, or backwards?"""
+    table = run.source.rows("patch_controls")
+    table = table[(table["belief"] == run.source.config.patch.chosen_for) & table["effect"].notna()]
     own = max(records(table[table["control"] == "own"]), key=lambda row: abs(row["effect"]), default=None)
     if own is None:
-        return _unasked(source, "patch_controls")
+        return _unasked(run, "patch_controls")
     same = (
         (table["site"] == own["site"]) & (table["role"] == own["role"]) & (table["latents"] == own["latents"])
     )
@@ -267,35 +242,46 @@ def elsewhere(source: Source) -> Verdict:
     return FIRED if worst["effect"] / own["effect"] >= HALF else PASSED, figure
 
 
-def fits(source: Source) -> Verdict:
-    """Whether every SAE was made for the model."""
-    table = source.rows("quality")
+@asks(
+    "the SAEs and their labels",
+    "Fires when an SAE was used although its width, normalisation, origin or error does not fit.",
+)
+def fits(run: Examined) -> Verdict:
+    """Does every SAE fit the model it is used on?"""
+    table = run.source.rows("quality")
     if table.empty:
-        return _unasked(source, "quality")
+        return _unasked(run, "quality")
     bad = [f"{row['site']}: {row['mismatch']}" for row in records(table[table["mismatch"] != ""])]
     return FIRED if bad else PASSED, "; ".join(
         bad
     ) or f"{len(table)} SAEs; largest FVU {number(table['fvu'].max())}."
 
 
-def stable(source: Source, stages: Records) -> Verdict:
-    """Whether labels are found again in other SAEs."""
-    table = source.rows("stability")
+@asks("the SAEs and their labels", "Fires when fewer than half are found again.")
+def stable(run: Examined) -> Verdict:
+    """Are the labels found again in SAEs that were trained anew?"""
+    table = run.source.rows("stability")
     if table.empty:
-        said = str(((stages.get("identify") or {}).get("found", {})).get("labels found in other SAEs", ""))
+        said = str(
+            ((run.stages.get("identify") or {}).get("found", {})).get("labels found in other SAEs", "")
+        )
         said = said.removeprefix("not asked: ")
-        return (NOT_ASKED, f"Not run: {said}.") if said else _unasked(source, "stability")
+        return (NOT_ASKED, f"Not run: {said}.") if said else _unasked(run, "stability")
     again, n = int(table["stable"].astype(bool).sum()), len(table)
     return PASSED if again >= n / 2 else FIRED, f"{again} of {n}."
 
 
-def chained(stages: Records) -> Verdict:
-    """Whether each stage read what earlier ones hold now."""
+@asks(
+    "the run's own record",
+    "Fires when a stage's record names other hashes than the stages that it reads have.",
+)
+def chained(run: Examined) -> Verdict:
+    """Did every stage read what the earlier stages hold now?"""
     wrong, n = [], 0
     for stage in STAGES:
-        inputs = (stages.get(stage) or {}).get("inputs", {})
+        inputs = (run.stages.get(stage) or {}).get("inputs", {})
         for name in inputs:
-            earlier = stages.get(name)
+            earlier = run.stages.get(name)
             if earlier is not None:
                 n += 1
                 if hash_json(earlier.get("outputs")) != inputs[name]:
@@ -305,9 +291,10 @@ def chained(stages: Records) -> Verdict:
     return FIRED if wrong else PASSED, "; ".join(wrong) or f"{n} readings agree."
 
 
-def committed(card: Mapping[str, Any]) -> Verdict:
-    """Whether the code is that of a commit."""
-    commit = str(card.get("iclens", {}).get("commit", "unknown"))
+@asks("the run's own record", "Fires when files of the package differed from the commit.")
+def committed(run: Examined) -> Verdict:
+    """Is the code that ran the code of a commit?"""
+    commit = str(run.card.get("iclens", {}).get("commit", "unknown"))
     if commit == "unknown":
         return NOT_ASKED, "Not known: the run was made outside a checkout."
     return FIRED if commit.endswith("+") else PASSED, f"Commit {commit[:13]}."

@@ -15,19 +15,10 @@ from typing import Any
 NOWHERE = "http://127.0.0.1:9"
 """A proxy that is not there: every address but this machine's own is sent to it."""
 FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    f"--proxy-server={NOWHERE}",
-    "--proxy-bypass-list=127.0.0.1",
-    "--remote-debugging-pipe",
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+    *("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--proxy-server={NOWHERE}"),
+    *("--proxy-bypass-list=127.0.0.1", "--remote-debugging-pipe"),
 )
 PATIENCE = 60
 GONE = ("Inspected target navigated or closed", "Cannot find context", "Execution context was destroyed")
@@ -110,17 +101,7 @@ class Browser:
         scheme: str = "light",
         scripts: bool = True,
     ) -> None:
-        """Load a page, from disk or an address, and wait until it and its scripts are done.
-
-        Args:
-            page: a file, or an address as it stands, with `#…` where that is wanted.
-            width, height: of the window, CSS pixels.
-            scheme: "light" or "dark", as the reader prefers.
-            scripts: whether the reader's browser runs scripts.
-
-        Raises:
-            RuntimeError: when there is no such page, or it cannot be reached.
-        """
+        """Load a page, from disk or an address with `#…`, and wait until it and its scripts are done."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.send("Emulation.setDeviceMetricsOverride", **size)
         self._scheme = scheme
@@ -152,11 +133,7 @@ class Browser:
         return answer["result"].get("value")
 
     def until(self, expression: str) -> Any:
-        """The value of a JavaScript expression as soon as it is true.
-
-        Raises:
-            RuntimeError: when it stays false.
-        """
+        """The value of a JavaScript expression as soon as it is true."""
         deadline = time.monotonic() + PATIENCE
         while not (value := self._while_there(expression)):
             if time.monotonic() > deadline:

@@ -89,7 +89,8 @@ def test_an_empty_study_opens_quietly_too(browser: Browser, tmp_path: Path) -> N
     pages = sorted((tmp_path / "site").rglob("*.html"))
     assert len(pages) == 9
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
-    assert "Not run: the stage `sweep` has left no sweep.parquet." in text
+    for table in ("sweep", "ladder", "transforms", "growth", "quality"):
+        assert f"has left no {table}.parquet." in text
     assert "of another form" not in text
     for page in pages:
         browser.open(page, width=PHONE, scheme="dark")

@@ -43,14 +43,6 @@ def chosen(kind: str, size: int, share: float, **more: Any) -> dict[str, Any]:
     return row | {"effect": 8 * share, "screen_share": share} | more
 
 
-def test_a_run_without_a_stage_says_so_in_every_part(fake: Fake) -> None:
-    parts = page(fake)
-    assert "has left no sweep.parquet" in parts["Where does the residual carry the task?"].words
-    assert "has left no ladder.parquet" in parts["How much of it do latents carry together?"].words
-    assert not [name for name, part in parts.items() if part.tables or part.charts]
-    assert "another form" not in "".join(part.words for part in parts.values())
-
-
 def test_a_damaged_or_empty_table_is_told_from_a_missing_one(fake: Fake) -> None:
     (fake.place("sweep") / "sweep.parquet").write_bytes(b"nothing")
     fake.save("redundancy_ladder")

@@ -112,12 +112,6 @@ def test_shard_holds_every_site_and_every_value_of_the_records() -> None:
                 assert drawn == [text.number(value) for value in values]
 
 
-def test_a_page_and_its_shard_are_small() -> None:
-    found = sources(MADE)
-    for number in range(1, 4):
-        assert len((found[f"prompts/{number}.html"] + found[f"data/prompts/{number}.js"]).encode()) < 120_000
-
-
 def test_a_pair_without_a_latent_says_so() -> None:
     written = sources([replace(small_pair(), sites={})])
     assert "No latent is shown." in written["prompts/1.html"]

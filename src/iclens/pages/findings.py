@@ -80,20 +80,13 @@ class Finding(NamedTuple):
 
 
 def claims(source: Source) -> list[Claim]:
-    """The three claims, in the post's order."""
-    stated = (
-        ("Language models have many redundant attention heads for a task.", "patching.html", _redundant),
-        ("In-context learning adds features, one Bayesian update per example.", "growth.html", _additive),
-        (
-            "MLPs break the task into subtasks, as features as large as their confidence.", "concepts.html",
-            _broken,
-        ),
-    )  # fmt: skip
+    """The three claims, in the post's order: the docstrings of the functions that take them apart."""
     made = []
-    for n, (claim, page, decide) in enumerate(stated, start=1):
+    pages = {_redundant: "patching.html", _additive: "growth.html", _broken: "concepts.html"}
+    for n, (decide, page) in enumerate(pages.items(), start=1):
         clauses, why = tried(decide, source)
         verdict = f"not decided here: {why}" if why else judged(clauses or [])
-        made.append(Claim(n, claim, page, verdict, clauses or []))
+        made.append(Claim(n, decide.__doc__ or "", page, verdict, clauses or []))
     return made
 
 
@@ -125,6 +118,7 @@ def _verdict(held: bool | None) -> str:
 
 
 def _redundant(source: Source) -> list[Clause]:
+    """Language models have many redundant attention heads for a task."""
     table = source.results.table("redundancy_ladder")
     ladders = [rows for _, rows in table.groupby(["unit", "kind", "place", "belief"], sort=False)]
     ladder = records(ladders[0]) if ladders else []
@@ -155,6 +149,7 @@ def _redundant(source: Source) -> list[Clause]:
 
 
 def _additive(source: Source) -> list[Clause]:
+    """In-context learning adds features, one Bayesian update per example."""
     growth = source.results.table("growth")
     linear, listed = int(growth["verdict"].isin(LADDER[2:]).sum()), int(growth["shortlisted"].sum())
     named = source.results.facts_of_growth["accounts"].get("verdict", "")
@@ -169,6 +164,7 @@ def _additive(source: Source) -> list[Clause]:
 
 
 def _broken(source: Source) -> list[Clause]:
+    """MLPs break the task into subtasks, as features as large as their confidence."""
     words, parts = mechanism_words(source), _mechanism(source)
     created = parts.pairs["verdict"].str.startswith(CREATED)
     asked = (
@@ -217,9 +213,8 @@ class _Mechanism(NamedTuple):
 
 
 def _mechanism(source: Source) -> _Mechanism:
-    operands, created, sure, carried = map(
-        source.results.table, ("operands", "creation", "confidence", "transport")
-    )
+    names = ("operands", "creation", "confidence", "transport")
+    operands, created, sure, carried = map(source.results.table, names)
     told = sure[(sure["over"] == "active rows") & (sure["verdict"] != "")]
     read = carried[carried["weights"] == "attention"].dropna(subset=["r2"])
     return _Mechanism(
@@ -284,14 +279,12 @@ def confirmed(matrix: Frame) -> Frame:
 
 def cards(source: Source) -> list[tuple[str, Finding]]:
     """Each question with its answer, or with the reason why it has none."""
-    found = []
-    for question, make in CARDS.items():
-        card, why = tried(make, source)
-        found.append((question, card or Finding("not there", f"Because {why}.")))
-    return found
+    made = [(make.__doc__ or "", *tried(make, source)) for make in CARDS]
+    return [(question, card or Finding("not there", f"Because {why}.")) for question, card, why in made]
 
 
 def _grown(source: Source) -> Finding:
+    """Do latents grow with the examples seen?"""
     counts, q = growth_counts(source.results.table("growth")), source.config.growth.q
     tested, grows, falls = (int(counts[name].sum()) for name in ("tested", "grows", "falls"))
     most = counts[counts["grows"] > 0].sort_values("grows", ascending=False, kind="stable").head(3)
@@ -308,6 +301,7 @@ def _grown(source: Source) -> Finding:
 
 
 def _log_odds(source: Source) -> Finding:
+    """Do the log-odds of the task's answer rise by a constant step per example?"""
     fit = source.results.bayes[ANSWER]
     model, exact, agree = fit["model"], fit["exact"], fit["agreement"]
     if model["lam"] is None:
@@ -330,6 +324,7 @@ def _interval(fit: Mapping[str, Any], name: str) -> str:
 
 
 def _labelled(source: Source) -> Finding:
+    """Which latents answer to a transformation and to nothing else?"""
     table = source.results.table("transforms")
     granted = table[~table["label"].isin(["", CANDIDATE])].drop_duplicates(["site", "latent", "label"])
     candidates = table[table["label"] == CANDIDATE].drop_duplicates(["site", "latent"])
@@ -356,6 +351,7 @@ def _labelled(source: Source) -> Finding:
 
 
 def _placed(source: Source) -> Finding:
+    """Where does the residual carry the task, and not only the answer?"""
     table = source.results.table("sweep")
     rows = table[(table["recipient"] == ZERO) & (table["role"] == "pre")]
     own, copied = (records(rows[rows["metric"] == name]) for name in ("task on own x", "copy"))
@@ -374,6 +370,7 @@ def _placed(source: Source) -> Finding:
 
 
 def _moved(source: Source) -> Finding:
+    """Does one latent, patched from run A into run B, move a belief?"""
     table = source.results.table("patches")
     if table.empty:
         return Finding("nothing was patched", "No latent differs between the runs.")
@@ -427,6 +424,7 @@ def smallest_set(sets: Frame, belief: str) -> tuple[dict[str, Any] | None, dict[
 
 
 def _carried(source: Source) -> Finding:
+    """How much do few latents bring of what the whole activation brings, chosen to bring half?"""
     sets, belief = source.results.table("sets"), source.config.patch.chosen_for
     full, best = smallest_set(sets, belief)
     if full is None:
@@ -452,6 +450,7 @@ def _carried(source: Source) -> Finding:
 
 
 def _follows(source: Source) -> Finding:
+    """Does the patched answer follow run B's own x?"""
     table = source.results.table("response_fits")
     fits = {row["patch"]: row for row in records(table.drop_duplicates("patch"))}
     if WHOLE not in fits:
@@ -466,13 +465,5 @@ def _follows(source: Source) -> Finding:
     )
 
 
-CARDS: dict[str, Callable[[Source], Finding]] = {
-    "Do latents grow with the examples seen?": _grown,
-    "Do the log-odds of the task's answer rise by a constant step per example?": _log_odds,
-    "Which latents answer to a transformation and to nothing else?": _labelled,
-    "Where does the residual carry the task, and not only the answer?": _placed,
-    "Does one latent, patched from run A into run B, move a belief?": _moved,
-    "How much do few latents bring of what the whole activation brings, chosen to bring half?": _carried,
-    "Does the patched answer follow run B's own x?": _follows,
-}
-"""Question → what answers it from a run."""
+CARDS = (_grown, _log_odds, _labelled, _placed, _moved, _carried, _follows)
+"""What makes the cards of the index; the docstring of each is the question that it answers."""

@@ -222,7 +222,7 @@ def random_sets(run: Examined) -> Verdict:
 
 @asks("what patches are specific to", f"Fires when one of these brings {HALF:g} of its own effect or more.")
 def elsewhere(run: Examined) -> Verdict:
-    """Does a chosen set or latent do as much at a wrong token, with another task's values, or backwards?"""
+    """Do the chosen set or a tested latent do as much at a wrong token, with another task's values, or backwards?"""  # noqa: E501
     table = run.source.rows("patch_controls")
     table = table[(table["belief"] == run.source.config.patch.chosen_for) & table["effect"].notna()]
     own = max(records(table[table["control"] == "own"]), key=lambda row: abs(row["effect"]), default=None)

@@ -174,7 +174,7 @@ class Edit:
 
 
 def apply_edit(edit: Edit, before: Tensor, d_head: int = 1) -> Tensor:
-    """The activation [row pos d_model] after the edit; `d_head` is the width of a head, for edits of heads."""
+    """The activation [row pos d_model] after the edit; `d_head` is a head's width, for edits of heads."""
     where = torch.as_tensor(np.asarray(edit.recipient_pos), device=before.device)
     if int(where.max()) >= before.shape[1] or int(where.min()) < 0:
         raise EditError(

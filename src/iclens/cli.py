@@ -66,10 +66,10 @@ def plan(
     from iclens.training.plan import find_device
     from iclens.training.plan import plan as plan_training
 
-    asked = load_train_config(config)
-    found = plan_training(asked, find_device(device, asked.model.device))
-    _say_outcome(found, json)
-    found.refuse_unfit(str(config))
+    training = load_train_config(config)
+    planned = plan_training(training, find_device(device, training.model.device))
+    _say_outcome(planned, json)
+    planned.refuse_unfit(str(config))
 
 
 @replicate_app.callback()
@@ -95,10 +95,10 @@ def seed_post(
     from iclens.seed_post.verdicts import replicate_seed_post
 
     report = partial(typer.echo, err=True)
-    found = replicate_seed_post(
+    replication = replicate_seed_post(
         model, protocol=protocol, parts=parts, dtype=dtype, device=device, out=out, report=report
     )
-    _say_outcome(found, json)
+    _say_outcome(replication, json)
 
 
 @saes_app.command("list")
@@ -109,8 +109,8 @@ def saes_list(
     """List the layouts that can be read, and the releases in the registry of sae_lens."""
     from iclens.study.check_saes import catalogue
 
-    found = catalogue(model)
-    say(found.as_json() if json else catalogue_text(found))
+    listed = catalogue(model)
+    say(listed.as_json() if json else catalogue_text(listed))
 
 
 @saes_app.command("check")
@@ -130,8 +130,8 @@ def saes_check(
 
     stated = None if site is None else Site.parse(site)
     misfit = "record" if force else "refuse"
-    found = check_saes(refs, model, site=stated, misfit=misfit, out=out, dtype=dtype, device=device)
-    say(found.as_json() if json else checked_text(found))
+    checked = check_saes(refs, model, site=stated, misfit=misfit, out=out, dtype=dtype, device=device)
+    say(checked.as_json() if json else checked_text(checked))
 
 
 @saes_app.command("convert")

@@ -221,8 +221,8 @@ def sae_site(text: str) -> Site:
 def check_latent(site: Site, latent: int, d_sae: int) -> None:
     """Raise a SiteError unless the SAE at `site` has this latent."""
     if not 0 <= latent < d_sae:
-        asked = f"latent {latent} of {site.short}"
-        raise SiteError(asked, f"the SAE has {d_sae}", f"Choose one from 0 to {d_sae - 1}.")
+        subject = f"latent {latent} of {site.short}"
+        raise SiteError(subject, f"the SAE has {d_sae}", f"Choose one from 0 to {d_sae - 1}.")
 
 
 def check_role(role: str) -> str:

@@ -181,11 +181,11 @@ def standard_conditions(mixture: Mixture, held_out: Sequence[str] = ()) -> tuple
     """
     clean = min(mixture.noise_levels)
     noisy = min(mixture.noise_levels, key=lambda level: abs(level - 0.6))
-    found = [Condition("whole mixture")]
+    conditions = [Condition("whole mixture")]
     known = {task.name for task in mixture.tasks}
     if "2x+3" in known:
-        found.append(Condition("2x+3, noiseless", ("2x+3",), clean))
-    found.append(Condition(f"all tasks, noise {noisy:g}", (), noisy))
+        conditions.append(Condition("2x+3, noiseless", ("2x+3",), clean))
+    conditions.append(Condition(f"all tasks, noise {noisy:g}", (), noisy))
     families = (
         ("words and letters", "word"),
         ("parity only", "parity"),
@@ -194,10 +194,10 @@ def standard_conditions(mixture: Mixture, held_out: Sequence[str] = ()) -> tuple
     for name, family in families:
         members = tuple(task.name for task in mixture.tasks if task.family == family)
         if members:
-            found.append(Condition(name, members, clean))
+            conditions.append(Condition(name, members, clean))
     if apart := tuple(task for task in held_out if task in known):
-        found.append(Condition("held out from interchange", apart, clean))
-    return tuple(found)
+        conditions.append(Condition("held out from interchange", apart, clean))
+    return tuple(conditions)
 
 
 def evaluate(
@@ -242,13 +242,13 @@ def evaluate_tasks(
     noise = np.full(len(tasks), int(np.argmin(mixture.noise_levels)))
     rng = np.random.default_rng([seed, _TASK_STREAM])
     drawn = mixture.sample(rng, len(tasks), n_examples, tasks=tasks, noise=noise)
-    found = read(model, mixture, "each task", drawn)
+    figures = read(model, mixture, "each task", drawn)
 
     def per_task(values: Floats) -> Floats:
         return values.reshape(len(mixture.tasks), n_contexts, n_examples).mean(axis=1)
 
     last = {
-        name: per_task(getattr(found, name))[:, -1]
+        name: per_task(getattr(figures, name))[:, -1]
         for name in ("top1", "exact_top1", "p_correct", "exact_p_correct")
     }
     return TaskTable(
@@ -256,7 +256,7 @@ def evaluate_tasks(
         | {
             "task": [task.name for task in mixture.tasks],
             "n_seen": [n_examples - 1] * len(mixture.tasks),
-            "kl": per_task(found.kl).mean(axis=1),
+            "kl": per_task(figures.kl).mean(axis=1),
             "n_contexts": [n_contexts] * len(mixture.tasks),
         }
     )
@@ -385,9 +385,17 @@ def interchange_figures(
         _pairs(model, mixture, parse_task(task), list(n_seen), n_prompts, n_examples, seed) for task in tasks
     ]
     pairs = _Pairs(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(_Pairs)))
-    own, copy, unpatched = _answers(model, mixture, pairs)
+    donor_answer, copy, unpatched = _answers(model, mixture, pairs)
     rows = [
-        (task, layer, j, own[at, layer].mean(), copy[at, layer].mean(), unpatched[at].mean(), at.sum())
+        (
+            task,
+            layer,
+            j,
+            donor_answer[at, layer].mean(),
+            copy[at, layer].mean(),
+            unpatched[at].mean(),
+            at.sum(),
+        )
         for task in dict.fromkeys(pairs.task.tolist())
         for layer in range(model.n_blocks + 1)
         for j in n_seen
@@ -400,7 +408,7 @@ def _answers(model: LanguageModel, mixture: Mixture, pairs: _Pairs) -> tuple[Flo
     """P(task on own x) [row layer], P(copy) [row layer], unpatched P(task on own x) [row]."""
     words = tuple(y for y in mixture.answers if not y.isdigit())
     cut = position("pre", 0) + 1
-    own, copy = np.empty(pairs.values.shape[:2]), np.empty(pairs.values.shape[:2])
+    donor_answer, copy = np.empty(pairs.values.shape[:2]), np.empty(pairs.values.shape[:2])
     unpatched = np.empty(len(pairs.x))
     for x in np.unique(pairs.x):
         rows = np.flatnonzero(pairs.x == x)
@@ -410,8 +418,11 @@ def _answers(model: LanguageModel, mixture: Mixture, pairs: _Pairs) -> tuple[Flo
         for layer in range(model.n_blocks + 1):
             donated = torch.from_numpy(pairs.values[rows, layer]).to(model.device())
             patched = tail.run(donated, layer)
-            own[rows, layer], copy[rows, layer] = patched.of(pairs.own[rows]), patched.of(pairs.donated[rows])
-    return own, copy, unpatched
+            donor_answer[rows, layer], copy[rows, layer] = (
+                patched.of(pairs.own[rows]),
+                patched.of(pairs.donated[rows]),
+            )
+    return donor_answer, copy, unpatched
 
 
 def _pairs(
@@ -430,7 +441,7 @@ def _pairs(
     )
     sites = [Site(layer, "resid_pre") for layer in range(model.n_blocks)]
     sites.append(Site(model.n_blocks - 1, "resid_post"))
-    held = record(model, prompts.tokens, sites, prompts.positions("pre")[n_seen])
+    recorded = record(model, prompts.tokens, sites, prompts.positions("pre")[n_seen])
     x: list[str] = []
     for row in range(n_prompts):
         rng = np.random.default_rng([seed, row, _INTERCHANGE_STREAM])
@@ -438,7 +449,7 @@ def _pairs(
         for j in n_seen:
             options = [value for value in unseen if task.answer(value) != prompts.answer[row, j]]
             x.append(str(rng.choice(options)))
-    values = np.stack([held[site] for site in sites], axis=2)
+    values = np.stack([recorded[site] for site in sites], axis=2)
     return _Pairs(
         np.full(len(x), task.name),
         np.tile(n_seen, n_prompts),

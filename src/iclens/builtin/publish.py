@@ -143,14 +143,14 @@ class Card:
         tasks = self.tasks.df
         weak = tasks[tasks["p_correct"] < _WEAK * tasks["exact_p_correct"]].sort_values("p_correct")
         frame = self.interchange.df
-        seen = int(frame["n_seen"][frame["n_seen"] <= _DONOR_EXAMPLES].max())
+        n_seen = int(frame["n_seen"][frame["n_seen"] <= _DONOR_EXAMPLES].max())
         return {
             "overall": _markdown(_OVERALL, overall[list(_OVERALL)].itertuples(index=False)),
             "shots": _markdown(_BY_SHOTS, chosen.itertuples(index=False)),
             "weak": _markdown(_BY_TASK, weak[list(_BY_TASK)].itertuples(index=False)) if len(weak) else "",
             "weak_below": _WEAK,
-            "donor_examples": seen,
-            "by_layer": _crossed(frame[frame["n_seen"] == seen], "layer"),
+            "donor_examples": n_seen,
+            "by_layer": _crossed(frame[frame["n_seen"] == n_seen], "layer"),
             "graded": _crossed(frame[frame["layer"] == self.recipe.interchange.block], "n_seen"),
         }
 
@@ -369,9 +369,9 @@ def retrain(recipe: Path | None, stage: str, out: Path, backend: str, report: Re
 def _also_logged(report: Report, log: Path) -> Report:
     log.parent.mkdir(parents=True, exist_ok=True)
 
-    def both(found: dict[str, Any]) -> None:
+    def both(event: dict[str, Any]) -> None:
         with log.open("a") as lines:
-            lines.write(json.dumps(found) + "\n")
-        report(found)
+            lines.write(json.dumps(event) + "\n")
+        report(event)
 
     return both

@@ -170,7 +170,7 @@ def record_knockout(
 
 def _masks(model: LanguageModel, knockouts: Sequence[Knockout], length: int) -> dict[int, Tensor]:
     """What is added to the scores in each block with a knockout, [1 1 pos pos]: −∞ where no key is seen."""
-    positions, seen = torch.arange(length), dict[int, np.ndarray]()
+    positions, visible_at = torch.arange(length), dict[int, np.ndarray]()
     intact = visible(model.network, positions, positions).numpy()
     for knockout in knockouts:
         queries, keys = np.asarray(knockout.queries), np.asarray(knockout.keys)
@@ -187,8 +187,8 @@ def _masks(model: LanguageModel, knockouts: Sequence[Knockout], length: int) -> 
         for layer in knockout.layers:
             model.check_site(Site(layer, "z"))
             if len(queries):
-                seen.setdefault(layer, intact.copy())[queries, keys] = False
-    for layer, kept in seen.items():
+                visible_at.setdefault(layer, intact.copy())[queries, keys] = False
+    for layer, kept in visible_at.items():
         if len(blind := np.flatnonzero(~kept.any(axis=1))):
             raise EditError(
                 f"knockout of attention in block {layer}", f"position {blind[0]} has no key left",
@@ -199,5 +199,5 @@ def _masks(model: LanguageModel, knockouts: Sequence[Knockout], length: int) -> 
         layer: torch.zeros(kept.shape, dtype=like.dtype, device=like.device).masked_fill(
             torch.as_tensor(~kept, device=like.device), -torch.inf
         )[None, None]
-        for layer, kept in seen.items()
+        for layer, kept in visible_at.items()
     }

@@ -201,16 +201,16 @@ def _from_hub(name: str) -> Path:
 
 
 def _read(file: Path, name: str) -> dict[str, Any]:
-    asked = f"config.json of '{name}'"
+    subject = f"config.json of '{name}'"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as cause:
-        raise ModelError(asked, "there is none", "Name the folder that holds config.json.") from cause
+        raise ModelError(subject, "there is none", "Name the folder that holds config.json.") from cause
     except (OSError, ValueError, RecursionError) as cause:
         line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         encoded = isinstance(cause, UnicodeDecodeError) or "BOM" in line
         remedy = "Save it as UTF-8 without a byte-order mark." if encoded else "Fetch this file again."
-        raise ModelError(asked, f"it is not JSON ({line})", remedy) from cause
+        raise ModelError(subject, f"it is not JSON ({line})", remedy) from cause
     if not isinstance(config, dict):
-        raise ModelError(asked, "it is no mapping", "Fetch this file again.")
+        raise ModelError(subject, "it is no mapping", "Fetch this file again.")
     return config

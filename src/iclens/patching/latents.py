@@ -231,9 +231,9 @@ def linear_screen(receiver: PatchReceiver, latents: Ints, effects: Floats) -> Sc
     steps = (STEP * receiver.pushes(i, latents, along) for i in receiver.test.tolist())
     stepped = np.stack(receiver.effects_of(receiver.test, (torch.cat([step, -step]) for step in steps)))
     linear, exact = (stepped[:, :n] - stepped[:, n:]) / (2 * STEP), effects[receiver.test]
-    place = {"site": str(receiver.sae.site), "role": receiver.role}
+    where = {"site": str(receiver.sae.site), "role": receiver.role}
     rows = [
-        place | {"belief": belief} | _screen_figures(latents, exact[..., b], linear[..., b])
+        where | {"belief": belief} | _screen_figures(latents, exact[..., b], linear[..., b])
         for b, belief in enumerate(receiver.beliefs)
     ]
     return ScreenTable.from_rows(rows)

@@ -156,9 +156,9 @@ def specificity(
     tables = []
     for way in ways:
         receiver = by_direction[DIRECTION_OF[way]]
-        place = {"site": str(receiver.sae.site), "role": receiver.role, "way": way}
+        where = {"site": str(receiver.sae.site), "role": receiver.role, "way": way}
         matrix = Matrix(
-            place, receiver.base, receiver.beliefs, sets, named, against, seed, n_resamples
+            where, receiver.base, receiver.beliefs, sets, named, against, seed, n_resamples
         )  # fmt: skip
         receiver.runs.columns([*(against or ()), *named.values()])
         rng = np.random.default_rng(seed)
@@ -420,8 +420,8 @@ def ablate_all_examples(
     sets = sets_of(chosen)
     latents = np.unique([int(latent) for latent, _, _ in chosen]).astype(int)
     context = _all_examples(model, sae, runs, role, latents, batch)
-    place = {"site": str(sae.site), "role": role, "way": ABLATE_ALL}
-    matrix = Matrix(place, context.base, runs.beliefs, sets, named, against, seed, n_resamples)
+    where = {"site": str(sae.site), "role": role, "way": ABLATE_ALL}
+    matrix = Matrix(where, context.base, runs.beliefs, sets, named, against, seed, n_resamples)
     runs.columns([*(against or ()), *named.values()])
     rng = np.random.default_rng(seed)
     along = {

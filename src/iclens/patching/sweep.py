@@ -411,16 +411,16 @@ def _fit(curve: ResponseTable, base: ResponseTable, weights: Floats) -> Response
     x, n = curve["x"].astype(float), len(curve)
     whole = np.vstack([np.full((1, n), 1 / n), weights])
     line, before = least_squares(x, curve["mean"], whole), least_squares(x, base["mean"], whole)
-    found = np.stack([*line, line[0] - before[0]])  # slope, intercept, change of slope: [figure draw]
-    undefined = n < LEAST_X or np.isnan(found[:, 0]).any()
+    fitted = np.stack([*line, line[0] - before[0]])  # slope, intercept, change of slope: [figure draw]
+    undefined = n < LEAST_X or np.isnan(fitted[:, 0]).any()
     if undefined:
-        found[:] = np.nan
-    low, high = interval(found[:, 1:].T)
+        fitted[:] = np.nan
+    low, high = interval(fitted[:, 1:].T)
     sloped = bool((curve["scaled"] != "").any())
     figures = {
         f"{name}{end}": [numbers[i]]
         for i, name in enumerate(("slope", "intercept", "slope_change"))
-        for end, numbers in (("", found[:, 0]), ("_low", low), ("_high", high))
+        for end, numbers in (("", fitted[:, 0]), ("_low", low), ("_high", high))
     }
     return ResponseFitTable({
         **{name: curve[name][:1] for name in CURVE}, **figures, "n_x": [n],

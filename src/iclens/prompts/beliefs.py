@@ -40,8 +40,8 @@ class AnswerProbs:
         """P(wanted answer) for text `wanted` [...]; 0 for text that is not among the answers."""
         index = {answer: i for i, answer in enumerate(self.answers)}
         column = np.vectorize(lambda text: index.get(text, -1), otypes=[np.int64])(wanted)
-        found = np.take_along_axis(self.log_prob, np.maximum(column, 0)[..., None], axis=-1)[..., 0]
-        return np.where(column >= 0, np.exp(found), 0.0)
+        log_prob = np.take_along_axis(self.log_prob, np.maximum(column, 0)[..., None], axis=-1)[..., 0]
+        return np.where(column >= 0, np.exp(log_prob), 0.0)
 
 
 BAND = 5
@@ -145,9 +145,9 @@ def check_declared(
     Args:
         inputs: x that the prompts may hold; the defaults of the task's domain when not given.
     """
-    asked = tuple(default_inputs(task.domain)) if inputs is None else tuple(inputs)
-    found = tuple(parse_belief(spec, asked) for spec in specs)
-    names = [*BELIEFS, *(belief.name for belief in found)]
+    inputs_read = tuple(default_inputs(task.domain)) if inputs is None else tuple(inputs)
+    beliefs = tuple(parse_belief(spec, inputs_read) for spec in specs)
+    names = [*BELIEFS, *(belief.name for belief in beliefs)]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise TaskError(
@@ -161,9 +161,9 @@ def check_declared(
             "the studied task itself",
             "Declare it against a task that gives other answers.",
         )
-    for belief in found:
-        _expect_to_vary(belief, task, asked)
-    return found
+    for belief in beliefs:
+        _expect_to_vary(belief, task, inputs_read)
+    return beliefs
 
 
 def _expect_to_vary(belief: DeclaredBelief, task: Task, inputs: Sequence[str]) -> None:
@@ -266,13 +266,13 @@ def _share(probs: AnswerProbs, among: np.ndarray) -> Floats:
 
 def _answers(task: Task, x: Strings) -> Strings:
     """A task's answer to every x, however x is spelled; "" where it has none."""
-    found = {}
+    answers = {}
     for value in np.unique(x).tolist():
         try:
-            found[value] = task.answer(value.lstrip(" "))
+            answers[value] = task.answer(value.lstrip(" "))
         except TaskError:
-            found[value] = ""
-    return np.array([found[value] for value in x.ravel().tolist()], dtype=str).reshape(x.shape)
+            answers[value] = ""
+    return np.array([answers[value] for value in x.ravel().tolist()], dtype=str).reshape(x.shape)
 
 
 def _words(given: Iterable[str]) -> tuple[str, ...]:

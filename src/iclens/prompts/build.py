@@ -311,15 +311,15 @@ def _drawn(
         raise TaskError(
             f"{n_examples} distinct inputs", f"{len(pool)} allowed", "Lower n_examples, or allow more inputs."
         )
-    shown = []
+    contexts = []
     for i in range(n_prompts):
         # numpy pads seeds with zeros, so streams 1, 2, … are apart from that of the inputs, [seed, index].
         rng, own_rng = np.random.default_rng([seed, i]), np.random.default_rng([seed, i, 1])
         x = [pool[j] for j in rng.permutation(len(pool))[:n_examples]]
         outcomes = [task.outcomes(value) for value in x]
         own = [str(own_rng.choice(list(ys), p=list(ys.values()))) for ys in outcomes]
-        shown.append(Shown(task, second, x, own, pool, made.number))
-    return made, second, shown
+        contexts.append(Shown(task, second, x, own, pool, made.number))
+    return made, second, contexts
 
 
 def _rng(arm: Arm, key: tuple[int, int]) -> np.random.Generator:
@@ -417,9 +417,9 @@ def nominal_evidence(prompts: PromptSet, inputs: Sequence[str]) -> Floats:
     task = parse_task(str(prompts.task[0]))
     n_answers = len({y for x in inputs for y in task.outcomes(x)})
     right = prompts.y == prompts.answer if prompts.context_y is None else np.ones(prompts.x.shape, dtype=bool)
-    found = np.log((1 - WRONG_SHARE) * right * n_answers + WRONG_SHARE)
-    found[:, -1] = np.nan
-    return found
+    evidence = np.log((1 - WRONG_SHARE) * right * n_answers + WRONG_SHARE)
+    evidence[:, -1] = np.nan
+    return evidence
 
 
 def _posterior(mixture: Mixture, prompts: PromptSet) -> Posterior:
@@ -527,6 +527,6 @@ def example_similarity(prompts: PromptSet) -> Floats | None:
     widest = query.max() - query.min()
     if widest == 0:
         return None
-    found = np.full(query.shape, np.nan)
-    found[:, :-1] = 1 - np.abs(read - query[:, 1:]) / widest
-    return found
+    similarity = np.full(query.shape, np.nan)
+    similarity[:, :-1] = 1 - np.abs(read - query[:, 1:]) / widest
+    return similarity

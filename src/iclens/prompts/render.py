@@ -186,11 +186,11 @@ def _split(
     while count < len(ids) and "\n" not in read and len(read) <= 2 * len(line):
         read += texts[count]
         count += 1
-    shown = line.replace("\n", r"\n")
+    visible = line.replace("\n", r"\n")
     changed = "" if read == line else f", which read {read!r}"
     other = "" if template == DEFAULT else ", or a template that the tokenizer supports"
     return TokenizerError(
-        f"six tokens for '{shown}'",
+        f"six tokens for '{visible}'",
         f"the tokenizer gives {tokenizer.convert_ids_to_tokens(ids[:count])}{changed}",
         f"Use a task and inputs whose x and y this tokenizer gives one token each{other}.",
     )
@@ -285,14 +285,14 @@ def supported_templates(tokenizer: Tokenizer) -> tuple[str, ...]:
 
     It is tried on numbers; `encode` still refuses a word that is no token of its own.
     """
-    found = []
+    supported = []
     for name, template in TEMPLATES.items():
         try:
             check_tokenizer(tokenizer, template)
         except TokenizerError:
             continue
-        found.append(name)
-    return tuple(found)
+        supported.append(name)
+    return tuple(supported)
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

@@ -190,8 +190,8 @@ def frame_html(title: str, frame: pd.DataFrame) -> str:
     """A title with the number of rows, and the first 20 rows, as HTML in which all text is escaped."""
     frame = _indexed(frame)
     n = len(frame)
-    shown = f"{n:,} row{'' if n == 1 else 's'}" + (f", the first {_ROWS} shown" if n > _ROWS else "")
-    return f"<p><b>{escape(title)}</b>: {shown}</p>" + frame.head(_ROWS).rename_axis(columns=None).to_html(
+    caption = f"{n:,} row{'' if n == 1 else 's'}" + (f", the first {_ROWS} shown" if n > _ROWS else "")
+    return f"<p><b>{escape(title)}</b>: {caption}</p>" + frame.head(_ROWS).rename_axis(columns=None).to_html(
         index=False, escape=True, border=0, na_rep="–"
     )
 
@@ -223,9 +223,9 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> Path:
         write(fresh)
         fresh.replace(target)
     except OSError as cause:
-        found = f"it cannot be written ({cause.strerror or cause})"
+        reason = f"it cannot be written ({cause.strerror or cause})"
         raise TableError(
-            f"file '{target}'", found, "Name a folder that is there and can be written."
+            f"file '{target}'", reason, "Name a folder that is there and can be written."
         ) from cause
     finally:
         fresh.unlink(missing_ok=True)

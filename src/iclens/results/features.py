@@ -60,14 +60,14 @@ class Features:
                 try:
                     features.append(_feature(latent, self.pages[latent]))
                 except (LookupError, TypeError, ValueError, AttributeError) as cause:
-                    found = f"unreadable: latent {latent} of {self.site.short} is of another form"
-                    raise TableError(f"{file}", found, "Run `iclens dashboard RUN`.") from cause
+                    reason = f"unreadable: latent {latent} of {self.site.short} is of another form"
+                    raise TableError(f"{file}", reason, "Run `iclens dashboard RUN`.") from cause
         if not features:
-            asked = f"tokens and logits of latents of {self.site.short}"
+            subject = f"tokens and logits of latents of {self.site.short}"
             if file.is_file():
                 self.results.part("dashboard", LATENTS, _PAGES)
-            found = "none of them has a page" if file.is_file() else f"{file} is not there"
-            raise RunError(asked, found, "Run `iclens dashboard RUN`, or ask for `.found`.")
+            reason = "none of them has a page" if file.is_file() else f"{file} is not there"
+            raise RunError(subject, reason, "Run `iclens dashboard RUN`, or ask for `.found`.")
         return {
             "model_id": self._model, "layer": self.site.layer, "sae_set": self._set, "features": features
         }  # fmt: skip
@@ -186,8 +186,8 @@ def features_of(results: Results, site: Site, latents: Sequence[int] | None) -> 
         d_sae = results.facts["saes"][site.short]["d_sae"]
         strange = [latent for latent in latents if not 0 <= latent < d_sae]
         if strange:
-            found = f"the SAE has latents 0 to {d_sae - 1}"
-            raise SiteError(f"latent {strange[0]} of {site.short}", found, "Choose one of these.")
+            allowed = f"the SAE has latents 0 to {d_sae - 1}"
+            raise SiteError(f"latent {strange[0]} of {site.short}", allowed, "Choose one of these.")
         return Features(results, site, tuple(dict.fromkeys(int(latent) for latent in latents)), pages)
     if pages:
         return Features(results, site, tuple(pages), pages)
@@ -198,10 +198,10 @@ def features_of(results: Results, site: Site, latents: Sequence[int] | None) -> 
 
 def _pages(results: Results, site: Site) -> dict[int, Mapping[str, Any]]:
     try:
-        held = results.part("dashboard", LATENTS, _PAGES)
+        pages = results.part("dashboard", LATENTS, _PAGES)
     except IclensError:
         return {}
-    return {int(one["latent"]): one for one in held if one["site"] == site.short}
+    return {int(one["latent"]): one for one in pages if one["site"] == site.short}
 
 
 def _feature(latent: int, page: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,5 +240,5 @@ def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    held = value.item() if hasattr(value, "item") else value
-    return None if isinstance(held, float) and not math.isfinite(held) else held
+    plain = value.item() if hasattr(value, "item") else value
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain

@@ -266,10 +266,12 @@ def scatter(joined: pd.DataFrame, name: str) -> alt.TopLevelMixin:
     axis = main_axis(name)
     ends = [f"{axis.column}_a", f"{axis.column}_b"]
     order = joined[f"{axis.column}_difference"].abs().sort_values(ascending=False, kind="stable").index
-    shown = joined.loc[order[:_COMPARED]]
-    rows = shown[[*TABLES[name].KEY, *ends]].copy()
-    has_verdict = "verdict_a" in shown
-    same = shown["verdict_a"] == shown["verdict_b"] if has_verdict else pd.Series(True, index=shown.index)
+    largest = joined.loc[order[:_COMPARED]]
+    rows = largest[[*TABLES[name].KEY, *ends]].copy()
+    has_verdict = "verdict_a" in largest
+    same = (
+        largest["verdict_a"] == largest["verdict_b"] if has_verdict else pd.Series(True, index=largest.index)
+    )
     rows["verdict"] = np.where(same, "same", "changed")
     reach = [float(rows[ends].min().min()), float(rows[ends].max().max())]
     diagonal = alt.Chart(pd.DataFrame(dict.fromkeys(ends, reach))).mark_line(
@@ -289,7 +291,9 @@ def scatter(joined: pd.DataFrame, name: str) -> alt.TopLevelMixin:
     )
     x, y = (f"{axis.column} of {run} ({axis.unit})" for run in ("a", "b"))
     place = {"x": alt.X(f"{ends[0]}:Q", title=x), "y": alt.Y(f"{ends[1]}:Q", title=y)}
-    notes = [f"{len(joined) - len(shown):,} rows of smaller difference"] if len(joined) > len(shown) else []
+    notes = (
+        [f"{len(joined) - len(largest):,} rows of smaller difference"] if len(joined) > len(largest) else []
+    )
     chart = alt.LayerChart(layer=[layer.encode(**place) for layer in (diagonal, points)])
     return chart.properties(width=320, height=320, title=_title(f"{name}: b against a", notes))
 
@@ -301,10 +305,10 @@ def _defined(frame: pd.DataFrame, column: str, title: str) -> pd.DataFrame:
     """Rows whose value is a finite number, as a new frame."""
     rows = frame[np.isfinite(frame[column].astype(float))].copy()
     if rows.empty:
-        found = "there are no rows" if frame.empty else f"no row has a value of '{column}'"
+        reason = "there are no rows" if frame.empty else f"no row has a value of '{column}'"
         raise TableError(
             f"plot of {title}",
-            found,
+            reason,
             "Choose other rows, or read the table: its column `reason`, where there is one, says why.",
         )
     return rows

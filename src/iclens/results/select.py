@@ -72,13 +72,13 @@ class Selection(Saved):
     def _chosen_examples(self, examples: slice) -> Ints:
         total = self.results.setting("prompts.n_examples", int, 0)
         chosen = np.arange(total)[examples]
-        asked = f"examples {examples.start}:{examples.stop}"
+        subject = f"examples {examples.start}:{examples.stop}"
         if self.site is None or self.role is None:
-            raise SiteError(asked, "no single site and role", "Give site and role as well.")
+            raise SiteError(subject, "no single site and role", "Give site and role as well.")
         ends = [end for end in (examples.start, examples.stop) if end is not None]
         if len(chosen) < 2 or examples.step not in (None, 1) or any(abs(end) > total for end in ends):
             raise SiteError(
-                asked,
+                subject,
                 f"prompts have examples 0 to {total - 1}",
                 f"Take two or more in a row, such as slice(0, {total}).",
             )
@@ -180,8 +180,8 @@ class Selection(Saved):
         return best.drop_duplicates(_KEY)[[*_KEY, "belief", "effect", "patch_control_p"]]
 
     def __repr__(self) -> str:
-        asked = {"site": self.site and self.site.short, "role": self.role, "examples": self.examples}
-        given = [f"{name}={value}" for name, value in asked.items() if value is not None]
+        chosen = {"site": self.site and self.site.short, "role": self.role, "examples": self.examples}
+        given = [f"{name}={value}" for name, value in chosen.items() if value is not None]
         given += [f"latents={list(self.latents)}"] if self.latents is not None else []
         return f"Selection({', '.join(given) or 'everything'})"
 

@@ -197,15 +197,15 @@ def check_decoder(sae: Sae, first: Tensor, second: Tensor) -> None:
 
     Tried on two sets of gated activations, [row d_sae] each.
     """
-    asked = f"moving latents of the SAE at {sae.site.short}"
+    subject = f"moving latents of the SAE at {sae.site.short}"
     if sae.normalisation not in NORMALISATIONS:
         allowed = f"Give one that normalises by one of {', '.join(NORMALISATIONS)}."
-        raise SaeError(asked, f"it normalises inputs ({sae.normalisation})", allowed)
+        raise SaeError(subject, f"it normalises inputs ({sae.normalisation})", allowed)
     nothing = sae.decode(torch.zeros_like(first))
     one, other, both = sae.decode(first), sae.decode(second), sae.decode(first + second)
     excess = (both - one - other + nothing).abs().max()
     if not bool(excess <= 1e-3 * (one.abs().max() + other.abs().max())):
-        raise SaeError(asked, "its decoder is not affine", _AFFINE)
+        raise SaeError(subject, "its decoder is not affine", _AFFINE)
 
 
 TokenEffect = tuple[str, float]

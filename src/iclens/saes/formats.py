@@ -81,7 +81,7 @@ def _below(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
 
 def _refuse(folder: Path) -> NoReturn:
     """Say what a folder is that holds no whole SAE."""
-    asked = f"SAE '{folder}'"
+    subject = f"SAE '{folder}'"
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     is_model = bool(config.get("model_type") or config.get("architectures"))
     looked = (path for _, path in zip(range(_FOLDERS), _below(folder), strict=False))
@@ -90,10 +90,10 @@ def _refuse(folder: Path) -> NoReturn:
         more = f" and {len(inner) - _NAMED} more" if len(inner) > _NAMED else ""
         count = "1 SAE" if len(inner) == 1 else f"{len(inner)} SAEs"
         kind = "a language model, not an SAE," if is_model else "no SAE"
-        raise SaeError(asked, f"it is {kind} but holds {count}: {names}{more}", f"Name one: '{inner[0]}'.")
+        raise SaeError(subject, f"it is {kind} but holds {count}: {names}{more}", f"Name one: '{inner[0]}'.")
     if is_model:
         raise SaeError(
-            asked, "it is a language model, not an SAE",
+            subject, "it is a language model, not an SAE",
             "Name the SAE here, and the model as the model (--model, or model.folder of a study).",
         )  # fmt: skip
     files = sorted(path.name for path in folder.iterdir() if path.suffix in _LOADED and path.is_file())
@@ -101,7 +101,7 @@ def _refuse(folder: Path) -> NoReturn:
     for pattern, (kind, example) in _IN_REGISTRY.items():
         if file := next(folder.glob(pattern), None):
             raise SaeError(
-                asked, f"{printable(file.name)} is {kind}, which SAELens' registry reads, by a name",
+                subject, f"{printable(file.name)} is {kind}, which SAELens' registry reads, by a name",
                 f"Name it as release/sae_id, such as {example}: `iclens saes list` names the releases.",
             )  # fmt: skip
     known = "; ".join(f"{' and '.join(layout.files)} ({layout.name})" for layout in LAYOUTS)
@@ -110,7 +110,7 @@ def _refuse(folder: Path) -> NoReturn:
         strange += f": config.json has the keys {', '.join(map(printable, sorted(config)[:_NAMED]))}"
     if files:
         strange += f"; it holds {', '.join(map(printable, files[:_NAMED]))}"
-    raise SaeError(asked, strange, f"It should hold {known}.")
+    raise SaeError(subject, strange, f"It should hold {known}.")
 
 
 def _refuse_half(folder: Path, files: list[str]) -> None:
@@ -118,26 +118,26 @@ def _refuse_half(folder: Path, files: list[str]) -> None:
 
     `files` are those of the folder that may hold tensors.
     """
-    asked, above = f"SAE '{folder}'", folder.resolve().parent
+    subject, above = f"SAE '{folder}'", folder.resolve().parent
     for layout in LAYOUTS:
         weights = layout.stored(above)
         if weights is not None and weights.parent == folder.resolve() and layout.matches(above):
             raise SaeError(
-                asked, f"it holds the weights of an SAE, whose {layout.config} stands above ({layout.name})",
+                subject, f"it holds the weights of an SAE whose {layout.config} stands above ({layout.name})",
                 f"Name the folder above: '{above}'.",
             )  # fmt: skip
         weights = layout.stored(folder)
         if weights is None and layout.described(folder):
             missing = f"{' or '.join(layout.weights)} is missing beside {layout.config} ({layout.name})"
             if not files:
-                raise SaeError(asked, missing, "Fetch the weights from where the SAE is published.")
+                raise SaeError(subject, missing, "Fetch the weights from where the SAE is published.")
             raise SaeError(
-                asked, f"{missing}, where {', '.join(map(printable, files[:_NAMED]))} stands",
+                subject, f"{missing}, where {', '.join(map(printable, files[:_NAMED]))} stands",
                 f"If {printable(files[0])} holds its weights, {_written_as(files[0], layout.weights[0])}.",
             )  # fmt: skip
         if weights is not None and layout.tensor in ("", *_names(weights)):
             raise SaeError(
-                asked, f"{layout.config} is missing beside {weights.relative_to(folder)} ({layout.name})",
+                subject, f"{layout.config} is missing beside {weights.relative_to(folder)} ({layout.name})",
                 f"Fetch {layout.config} from where the SAE is published.",
             )  # fmt: skip
 
@@ -257,25 +257,25 @@ def check(what: str, parts: Parts) -> None:
     1. Every weight is finite still, and no threshold negative. 2. Its input is scaled by nothing but the
     input itself. 3. Two rows are encoded and decoded: what comes out is finite, and no latent is negative.
     """
-    network, asked = parts.network, f"SAE '{what}'"
+    network, subject = parts.network, f"SAE '{what}'"
     weights, normalisation = network.state_dict(), network.cfg.normalize_activations
     for key, tensor in weights.items():
-        refuse_not_finite(f"weights of {asked}", parts.file, f"{key} (made of its tensors)", tensor, _LARGE)
+        refuse_not_finite(f"weights of {subject}", parts.file, f"{key} (made of its tensors)", tensor, _LARGE)
     if "threshold" in weights and bool((weights["threshold"] < 0).any()):
         least, latent = weights["threshold"].min(dim=0)
         raise SaeError(
-            f"weights of {asked}", f"threshold of latent {int(latent)} is {float(least):g} in {parts.file}",
+            f"weights of {subject}", f"threshold of latent {int(latent)} is {float(least):g} in {parts.file}",
             "Store 0 for what is below 0: SAELens computes the same with it.",
         )  # fmt: skip
     if normalisation == UNFOLDED:
         raise SaeError(
-            asked, f"normalize_activations is {UNFOLDED!r}, and {SCALER} does not stand beside it",
+            subject, f"normalize_activations is {UNFOLDED!r}, and {SCALER} does not stand beside it",
             "Give the factor of its training: `iclens saes convert REF --out FOLDER --input-scale S`, "
             "S = √d_in / mean length of the site's activations in training.",
         )  # fmt: skip
     if parts.target is not None and normalisation != "none":
         raise SaeError(
-            asked, f"normalize_activations of a transcoder is {normalisation!r}",
+            subject, f"normalize_activations of a transcoder is {normalisation!r}",
             "It must be 'none': its output has no length of its input's.",
         )  # fmt: skip
     d_in = len(network.W_enc)
@@ -286,6 +286,6 @@ def check(what: str, parts: Parts) -> None:
         decoded = decoded + x @ skip.T
     if not (latents.isfinite().all() and decoded.isfinite().all() and (latents >= 0).all()):
         raise SaeError(
-            f"weights of {asked}",
+            f"weights of {subject}",
             f"{parts.file} does not encode and decode entries of size 1 to finite numbers", _LARGE,
         )  # fmt: skip

@@ -534,8 +534,8 @@ class Llamascopium(_OpenMoss):
         if act_fn == "jumprelu":
             weights["threshold"] = stored[theta].exp() / s
             remedy = "It must hold logarithms of thresholds, below 80."
-            asked = f"weights of SAE '{config.what}'"
-            refuse_not_finite(asked, file, f"exp({theta})", weights["threshold"], remedy)
+            subject = f"weights of SAE '{config.what}'"
+            refuse_not_finite(subject, file, f"exp({theta})", weights["threshold"], remedy)
         k = config.whole("top_k", 50, most=d_sae) if act_fn == "topk" else None
         return self.parts(
             folder, file, self.architectures[act_fn], weights, site=config.site("hook_point_in"),

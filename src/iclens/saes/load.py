@@ -143,25 +143,25 @@ def load_sae(
         SaeError: when it is missing or damaged, when it is of another width, or when it computes
             what one encode of single tokens cannot hold.
     """
-    asked = f"SAE '{ref}'"
+    subject = f"SAE '{ref}'"
     parts = read_hub(str(ref), device, d_model) if _on_hub(ref) else read_folder(Path(ref), device, d_model)
     named = None if site in (None, parts.site) else parts.site
     if named is not None and parts.target is not None:
         raise SaeError(
-            asked, f"it is a transcoder from {named.short} to {parts.target.short}",
+            subject, f"it is a transcoder from {named.short} to {parts.target.short}",
             "The site of a transcoder is the one that its files name: leave site (--site) out.",
         )  # fmt: skip
     if input_scale is not None:
         stated = parts.network.cfg.normalize_activations
         if stated != UNFOLDED:
             needless = f"it needs no input scale: normalize_activations is {stated!r}"
-            raise SaeError(asked, needless, "Leave it out.")
+            raise SaeError(subject, needless, "Leave it out.")
         given = Settings(str(ref), "what was given", {"input_scale": input_scale})
         scaled(parts.network, given.scale("input_scale"))
     check(str(ref), parts)
     if (reads := site or parts.site) is None:
         hook = "it names no site" if parts.hook is None else f"it reads {parts.hook!r}, which is no site here"
-        raise SaeError(asked, hook, "Say which site it reads: --site L8.resid_post, say.")
+        raise SaeError(subject, hook, "Say which site it reads: --site L8.resid_post, say.")
     network = parts.network.requires_grad_(False).eval()
     (d_in, d_sae), d_out = network.W_enc.shape, network.W_dec.shape[1]
     for kind, width in (("width", d_in), ("output width", d_out)):

@@ -239,9 +239,9 @@ def read_tensors(folder: Path, name: str, under: str | None = None) -> Tensors:
     if under is not None and name.endswith(".pt"):
         stored = stored.get(under) if isinstance(stored, dict) else None
     if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
-        place = f"{name} under {under!r}" if under else name
+        where = f"{name} under {under!r}" if under else name
         raise SaeError(
-            what, f"{place} is not a mapping of names to tensors",
+            what, f"{where} is not a mapping of names to tensors",
             "Save the SAE's state_dict() there with torch.save.",
         )  # fmt: skip
     names = [str(key) for key in stored]
@@ -278,7 +278,7 @@ def take(
         shapes: name → the shape that the config promises.
         remedy: what to do when they are others; by default the names that are expected.
     """
-    asked = f"weights of SAE '{what}'"
+    subject = f"weights of SAE '{what}'"
     missing = [f"{name} {list(shapes[name])} is missing" for name in shapes if name not in tensors]
     strange = [
         f"{printable(name)} {list(tensor.shape)} is not known"
@@ -286,20 +286,22 @@ def take(
     ]  # fmt: skip
     if missing or strange:
         wrong = "; ".join([*missing, *strange][:6])
-        raise SaeError(asked, f"{wrong} in {file}", remedy or f"It must hold {', '.join(shapes)}.")
+        raise SaeError(subject, f"{wrong} in {file}", remedy or f"It must hold {', '.join(shapes)}.")
     taken = {}
     for name, shape in shapes.items():
         tensor = tensors[name]
         if tuple(tensor.shape) != tuple(shape):
             raise SaeError(
-                asked, f"{name} is {list(tensor.shape)} in {file}, the config promises {list(shape)}",
+                subject, f"{name} is {list(tensor.shape)} in {file}, the config promises {list(shape)}",
                 "Config and weights belong to different SAEs, or one of them was changed.",
             )  # fmt: skip
         if not tensor.is_floating_point() or tensor.layout is not torch.strided:
             kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
-            raise SaeError(asked, f"{name} is {kind} in {file}", "It must hold dense floating-point numbers.")
+            raise SaeError(
+                subject, f"{name} is {kind} in {file}", "It must hold dense floating-point numbers."
+            )
         taken[name] = tensor.float()
-        refuse_not_finite(asked, file, name, taken[name])
+        refuse_not_finite(subject, file, name, taken[name])
     return taken
 
 

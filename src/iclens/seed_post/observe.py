@@ -51,8 +51,8 @@ class DonorRun:
 def run_donor(model: LanguageModel, tokens: Ints, edits: Sequence[Edit] = ()) -> DonorRun:
     """Run a donor [pos] under edits."""
     sites = [layer_site(model, layer) for layer in range(model.n_blocks + 1)]
-    held = record(model, tokens[None], sites, np.array([len(tokens) - 1]), edits=edits)
-    resid = np.stack([held[site][0, 0] for site in sites])
+    recorded = record(model, tokens[None], sites, np.array([len(tokens) - 1]), edits=edits)
+    resid = np.stack([recorded[site][0, 0] for site in sites])
     logits = lens_logits(model, resid[-1:])
     return DonorRun(resid, tuple(top_tokens(model, logits)[0]), number_probs(model, logits))
 
@@ -77,8 +77,10 @@ def ablation_edits(
 def mean_outputs(model: LanguageModel, tokens: Ints, layers: Sequence[int]) -> dict[int, Floats]:
     """Mean of the heads' outputs z over prompts [prompt pos], layer → [pos head·d_head]."""
     sites = {layer: model.check_site(Site(layer, "z")) for layer in layers}
-    held = record(model, tokens, list(sites.values()), np.arange(tokens.shape[1]), batch=4) if sites else {}
-    return {layer: held[site].mean(axis=0) for layer, site in sites.items()}
+    recorded = (
+        record(model, tokens, list(sites.values()), np.arange(tokens.shape[1]), batch=4) if sites else {}
+    )
+    return {layer: recorded[site].mean(axis=0) for layer, site in sites.items()}
 
 
 def patched_tops(model: LanguageModel, recipients: Ints, resid: Floats, layer: int) -> Strings:
@@ -93,8 +95,8 @@ def patched_tops(model: LanguageModel, recipients: Ints, resid: Floats, layer: i
     for start in range(0, len(recipients), _BATCH):
         rows = slice(start, start + _BATCH)
         edit = Edit(layer_site(model, layer), "replace", last, resid[rows, None])
-        held = record(model, recipients[rows], [end], last, edits=[edit])[end][:, 0]
-        parts.append(top_tokens(model, lens_logits(model, held)))
+        recorded = record(model, recipients[rows], [end], last, edits=[edit])[end][:, 0]
+        parts.append(top_tokens(model, lens_logits(model, recorded)))
     return np.concatenate(parts)
 
 
@@ -180,8 +182,8 @@ def read_lens(model: LanguageModel, tokens: Ints, numbers: tuple[str, ...], answ
         numbers: answers among which it is read besides.
     """
     sites = [Site(layer, "resid_post") for layer in range(model.n_blocks)]
-    held = record(model, tokens[None], sites, np.array([len(tokens) - 1]))
-    logits = unnormalised_logits(model, np.stack([held[site][0, 0] for site in sites])).astype(np.float64)
+    recorded = record(model, tokens[None], sites, np.array([len(tokens) - 1]))
+    logits = unnormalised_logits(model, np.stack([recorded[site][0, 0] for site in sites])).astype(np.float64)
     prob = _softmax(logits)
     names, ids = model.answer_space()
     among = ids.cpu().numpy()[[names.index(number) for number in numbers]]
@@ -252,18 +254,18 @@ class Donor:
 
 def donors_of(protocol: Protocol, n_heads: int, rng: np.random.Generator) -> tuple[Donor, ...]:
     """Every donor that is run, the intact one first."""
-    found = [Donor(INTACT, _NONE, -1, _NONE, _NONE, ())]
+    donors = [Donor(INTACT, _NONE, -1, _NONE, _NONE, ())]
     for name, heads in (*protocol.ablations.items(), *protocol.further.items()):
         for kind, place in ((ZERO, LAST), (ZERO, EVERYWHERE), (MEAN, LAST), (MEAN, EVERYWHERE)):
-            found.append(Donor(name, _NAMED, -1, kind, place, heads))
+            donors.append(Donor(name, _NAMED, -1, kind, place, heads))
     for name, heads in protocol.ablations.items():
         whole = any(head == WHOLE_LAYER for _, head in heads)
         for draw in range(DRAWS):
             control = random_like(heads, n_heads, protocol.score_layers, rng)
             if control is not None:
                 drawn = "random layers" if whole else "random heads"
-                found.append(Donor(name, drawn, draw, ZERO, LAST, control))
-    return tuple(found)
+                donors.append(Donor(name, drawn, draw, ZERO, LAST, control))
+    return tuple(donors)
 
 
 def random_like(heads: Heads, n_heads: int, n_layers: int, rng: np.random.Generator) -> Heads | None:
@@ -321,16 +323,16 @@ def go_beyond(
     xs = tuple(x for x in protocol.x[::STEP] if x not in context_x(prompt))
     report(f"sweeps from {len(donors)} donors over {len(xs)} x")
     recipients = np.stack([_recipient(model, source, x) for x in xs])
-    found = np.stack([swept_probs(tail, runs) for tail in tails_of(model, recipients)], axis=2)
+    probs = np.stack([swept_probs(tail, runs) for tail in tails_of(model, recipients)], axis=2)
     tops = swept_tops(model, encoded(model.tokenizer, source.prompts["sweep recipient"]), runs)
     answers = np.array([[source.slope * x, source.slope * x + source.offset] for x in xs])
-    own = source.slope * (prompt.x or 0) + source.offset
+    answer = source.slope * (prompt.x or 0) + source.offset
     weights = prompt_weights(len(xs), draws, np.random.default_rng(seed))
     sweeps = [
-        _sweep(donor, values, answers, own, weights) for donor, values in zip(donors, found, strict=True)
+        _sweep(donor, values, answers, answer, weights) for donor, values in zip(donors, probs, strict=True)
     ]
     rows = [
-        _donor_row(donor, run, sweep, top, source, own, model.n_heads)
+        _donor_row(donor, run, sweep, top, source, answer, model.n_heads)
         for donor, run, sweep, top in zip(donors, runs, sweeps, tops, strict=True)
     ]
     table = DonorTable.from_rows(rows)
@@ -365,13 +367,13 @@ def _sweep(donor: Donor, values: Floats, answers: Ints, own: int, weights: Float
     parts = []
     for layer in range(len(values)):
         read = np.hstack([top[layer][:, None] == wanted, prob[layer]]).astype(float)
-        found = means(read, weights)
+        effects = means(read, weights)
         n = read.shape[1]
         parts.append(DonorSweepTable({
             "donor": [donor.name] * n, "heads": [donor.heads] * n, "draw": [donor.draw] * n,
             "kind": [donor.kind] * n, "place": [donor.place] * n, "layer": [layer] * n,
             "metric": [*(f"top-1 {name}" for name in names), *(f"P({name})" for name in names)],
-            "value": found.value, "ci_low": found.low, "ci_high": found.high, "n_x": [len(answers)] * n,
+            "value": effects.value, "ci_low": effects.low, "ci_high": effects.high, "n_x": [len(answers)] * n,
         }))  # fmt: skip
     return DonorSweepTable.concat(parts)
 

@@ -186,16 +186,16 @@ class Recorded:
 @cache
 def recorded() -> Recorded:
     """The shipped data, read once."""
-    held = json.loads(DATA.read_text(encoding="utf-8"))
+    data = json.loads(DATA.read_text(encoding="utf-8"))
     prompts = {
         name: RecordedPrompt(name, tuple(row["tokens"]), row["read"], row["x"])
-        for name, row in held["prompts"].items()
+        for name, row in data["prompts"].items()
     }
     return Recorded(
-        model=held["model"]["name"], blocks=held["model"]["blocks"], heads=held["model"]["heads"],
-        slope=held["task"]["slope"], offset=held["task"]["offset"], prompts=prompts,
-        protocol=_protocol(held["protocol"]), tolerances=held["tolerances"],
-        targets=_observations(held["targets"], 1 + len(prompts["attention"].tokens)),
+        model=data["model"]["name"], blocks=data["model"]["blocks"], heads=data["model"]["heads"],
+        slope=data["task"]["slope"], offset=data["task"]["offset"], prompts=prompts,
+        protocol=_protocol(data["protocol"]), tolerances=data["tolerances"],
+        targets=_observations(data["targets"], 1 + len(prompts["attention"].tokens)),
     )  # fmt: skip
 
 
@@ -250,18 +250,18 @@ def encoded(tokenizer: Any, prompt: RecordedPrompt, x: int | None = None) -> Int
         x: stands for `{x}`.
     """
     wanted = [piece.format(x=x) for piece in prompt.tokens]
-    asked = f"the recorded tokens of the prompt '{prompt.name}'"
+    subject = f"the recorded tokens of the prompt '{prompt.name}'"
     remedy = "Use a model whose tokenizer splits numbers and brackets as Llama-3's does."
     bos = bos_id(tokenizer)
     if bos is None:
-        raise TokenizerError(asked, "the model has no BOS token, with which they begin", remedy)
+        raise TokenizerError(subject, "the model has no BOS token, with which they begin", remedy)
     ids = [bos, *text_ids(tokenizer, "".join(wanted))]
     pieces = [tokenizer.decode([i]) for i in ids]
     for place, (piece, token) in enumerate(zip(pieces[1:], wanted, strict=False), start=1):
         if piece != token:
-            raise TokenizerError(asked, f"token {place} is {piece!r} in place of {token!r}", remedy)
+            raise TokenizerError(subject, f"token {place} is {piece!r} in place of {token!r}", remedy)
     if len(ids) != 1 + len(wanted):
-        raise TokenizerError(asked, f"{len(ids)} tokens in place of {1 + len(wanted)}", remedy)
+        raise TokenizerError(subject, f"{len(ids)} tokens in place of {1 + len(wanted)}", remedy)
     return np.array(ids[: len(ids) + 1 + prompt.read], dtype=np.int64)
 
 

@@ -112,8 +112,8 @@ def _lens(ours: Lens, target: Lens | None, limits: dict[str, Any]) -> Iterator[C
     swapped = other == [tie] and ours.top[tie][:2] == target.top[tie][1::-1]
     known, found = (tuple(lens.top[layer][0] for layer in layers) for lens in (target, ours))
     text = f"equal; first two may swap at {tie}"
-    held = not other or swapped
-    yield _row(LENS, f"full-vocabulary top-1, blocks {start}-{stop}", known, found, text, held)
+    agrees = not other or swapped
+    yield _row(LENS, f"full-vocabulary top-1, blocks {start}-{stop}", known, found, text, agrees)
 
     start, stop = limits["lens_numbers_layers"]
     layers = range(start, stop + 1)
@@ -190,15 +190,22 @@ def _patch(
     within, most = limits["x_double"], limits["x_exact"]
     for name, ranks, offset in ((f"top-1 is {double}", 1, 0), (f"{double} in the top 5", 5, 0),
                                 (f"{exact} in the top 5", 5, source.offset)):  # fmt: skip
-        found = count(ours, ranks, offset)
+        n_right = count(ours, ranks, offset)
         wanted = None if target is None else count(target, ranks, offset)
-        near = None if wanted is None else abs(found - wanted) <= within
-        yield _row(PATCH, f"{where}: {name}, of {n} x", wanted, found, f"± {within}" if target else "", near)
-    found = count(ours, 1, source.offset)
+        near = None if wanted is None else abs(n_right - wanted) <= within
+        yield _row(
+            PATCH, f"{where}: {name}, of {n} x", wanted, n_right, f"± {within}" if target else "", near
+        )
+    n_right = count(ours, 1, source.offset)
     wanted = None if target is None else count(target, 1, source.offset)
-    few = None if wanted is None else found <= most
+    few = None if wanted is None else n_right <= most
     yield _row(
-        PATCH, f"{where}: top-1 is {exact}, of {n} x", wanted, found, f"at most {most}" if target else "", few
+        PATCH,
+        f"{where}: top-1 is {exact}, of {n} x",
+        wanted,
+        n_right,
+        f"at most {most}" if target else "",
+        few,
     )
 
 
@@ -457,8 +464,8 @@ def replicate_seed_post(
     report(f"loading {model}")
     check_prompts(load_tokenizer(locate(model)), recorded())
     loaded = load_model(locate(model), dtype=getattr(torch, dtype), device=device)
-    found = replicated(loaded, protocol, dtype, seed, report, parts)
-    return found if out is None else written(replace(found, model=model), out)
+    replication = replicated(loaded, protocol, dtype, seed, report, parts)
+    return replication if out is None else written(replace(replication, model=model), out)
 
 
 def replicated(

@@ -101,16 +101,16 @@ def check_saes(
     prompts = quality_prompts(config, loaded.tokenizer)
     counted = tally(loaded, saes, prompts.tokens, {role: prompts.positions(role) for role in ROLES})
     counted = {place: _judged(counts, loaded) for place, counts in counted.items()}
-    found = {place: counts.sae.mismatches for place, counts in counted.items() if counts.sae.mismatches}
-    if found and misfit == "refuse":
-        place, first = next(iter(found.items()))
+    misfits = {place: counts.sae.mismatches for place, counts in counted.items() if counts.sae.mismatches}
+    if misfits and misfit == "refuse":
+        place, first = next(iter(misfits.items()))
         raise SaeError(
             f"SAE '{saes[place].folder}' on model '{loaded.name}'", "; ".join(first),
             "Give an SAE that was made for this model, or go on with --force, which records this.",
         )  # fmt: skip
     everything = counted.values()
     checked = Checked(
-        quality_table(everything), fidelity_table(everything), density_table(everything), found, n_examples
+        quality_table(everything), fidelity_table(everything), density_table(everything), misfits, n_examples
     )
     return checked if out is None else _written(checked, counted, loaded, out)
 

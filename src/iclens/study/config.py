@@ -228,9 +228,9 @@ class PatchSection(Section):
     def _roles_are_there(self) -> PatchSection:
         late = [role for role in self.roles if role in ("lab", "close")]
         if late and self.recipient == "zero examples":
-            found = "run B shows no example"
+            reason = "run B shows no example"
             raise ConfigError(
-                f"patch.roles: {late[0]}", found, "List a role up to pre, or set patch.recipient: S arm."
+                f"patch.roles: {late[0]}", reason, "List a role up to pre, or set patch.recipient: S arm."
             )
         return self
 
@@ -418,10 +418,10 @@ class StudyConfig(Section):
     def _growth_can_be_tested(self) -> StudyConfig:
         strange = [arm for arm in self.controls if arm not in self.prompts.arms[1:]]
         if strange:
-            found = ", ".join(self.prompts.arms)
+            arms = ", ".join(self.prompts.arms)
             raise ConfigError(
                 f"growth.controls: arm {strange[0]}",
-                f"prompts.arms has {found}",
+                f"prompts.arms has {arms}",
                 "List it in prompts.arms, after the tested arm.",
             )
         most = self.prompts.n_examples - 2
@@ -481,13 +481,13 @@ def explain(cause: ValidationError, root: type[BaseModel], source: str) -> Confi
     errors = cause.errors()
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     path = [str(part) for part in first["loc"]]
-    asked = f"{source}: key '{'.'.join(path)}'"
+    subject = f"{source}: key '{'.'.join(path)}'"
     if first["type"] == "extra_forbidden":
-        return ConfigError(asked, "unknown", nearest(path[-1], _keys_at(root, path[:-1])) + ".")
+        return ConfigError(subject, "unknown", nearest(path[-1], _keys_at(root, path[:-1])) + ".")
     if first["type"] == "missing":
-        return ConfigError(asked, "missing", f"Write it in {source}: it has no default.")
+        return ConfigError(subject, "missing", f"Write it in {source}: it has no default.")
     allowed = one_line(first["msg"]).removeprefix("Value error, ").replace("Input should", "It should", 1)
-    return ConfigError(asked, f"{first['input']!r}"[:200], f"{allowed[:1].upper()}{allowed[1:]}.")
+    return ConfigError(subject, f"{first['input']!r}"[:200], f"{allowed[:1].upper()}{allowed[1:]}.")
 
 
 def _keys_at(root: type[BaseModel], path: list[str]) -> list[str]:

@@ -80,8 +80,8 @@ def shortlisted(table: schemas.GrowthTable, n: int) -> schemas.GrowthTable:
     turn = np.empty(len(grows), dtype=int)
     last: dict[tuple[str, str], int] = {}
     for row in np.argsort(-clear, kind="stable"):
-        place = (str(grows["site"][row]), str(grows["role"][row]))
-        turn[row] = last[place] = last.get(place, -1) + 1
+        where = (str(grows["site"][row]), str(grows["role"][row]))
+        turn[row] = last[where] = last.get(where, -1) + 1
     return grows.take(np.lexsort((-clear, turn))[:n])
 
 
@@ -531,20 +531,22 @@ def figures(
     """What the falsifiers look at: these tables, and those of the earlier stages."""
     dose, n_examples = run.table(schemas.DoseTable), run.config.pushed_after
     shapes = run.table(schemas.ShapeTable)
-    held = confirmed["confirm_p"] <= verdict.LEVEL
+    confirmed_rows = confirmed["confirm_p"] <= verdict.LEVEL
     pushed = (dose["belief"] == BELIEF) & (dose["n_examples"] == n_examples) & (dose["n_controls"] > 0)
     shaped = np.isfinite(shapes["exponent"])
     sublinear = (shapes["exponent_high"] < verdict.ADDITIVE[0]) | (shapes["step_margin"] <= 0)
     best, site = _best_closure(run.table(schemas.ClosureTable), n_examples)
     grown = {name: _grows(values) for name, values in run.arrays("shape", "directions").items()}
-    latents = {Site.parse(str(site)).short for site in confirmed["site"][held & (confirmed["role"] == PRE)]}
+    latents = {
+        Site.parse(str(site)).short for site in confirmed["site"][confirmed_rows & (confirmed["role"] == PRE)]
+    }
     return verdict.Figures(
         n_tested=int(np.isfinite(verdicts["q_value"]).sum()),
         n_grows=len(verdicts.growing()),
-        n_confirmed=int(held.sum()),
+        n_confirmed=int(confirmed_rows.sum()),
         n_shortlisted=len(confirmed),
         n_rising=run.json("detect", "rising")["latents"],
-        n_own=int((held & (confirmed["own_low"] > 0)).sum()),
+        n_own=int((confirmed_rows & (confirmed["own_low"] > 0)).sum()),
         n_sublinear=int((shaped & sublinear).sum()),
         n_shaped=int(shaped.sum()),
         belief_exponent=_exponent(paired_belief(run, run.config.splits.shape)[None]),

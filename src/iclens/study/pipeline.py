@@ -68,9 +68,9 @@ def bring_up_to_date(stage: runs.Stage, run: runs.RunContext, report: Report) ->
         started = time.monotonic()
 
         def write(fresh: Path) -> dict[str, Any]:
-            found = stage.write(run, key, fresh)
+            findings = stage.write(run, key, fresh)
             seconds = round(time.monotonic() - started, 2)
-            return {"stage": stage.name, "key": key, "inputs": inputs, "seconds": seconds, "found": found}
+            return {"stage": stage.name, "key": key, "inputs": inputs, "seconds": seconds, "found": findings}
 
         folder.write_stage(stage.folder, write)
         found = (folder.record(stage.folder) or {"found": {}})["found"]

@@ -170,8 +170,10 @@ def find_folder(path: Path) -> Path:
     finished = sorted(mark.parent for mark in path.glob(f"*/{DONE}"))
     if not finished:
         begun = sorted(mark.parent.name for mark in path.glob(f"*/{CONFIG}"))
-        found = f"only unfinished runs ({', '.join(begun)})" if begun else "no run in it"
-        raise RunError(f"run '{path}'", found, "Finish one with `iclens study CONFIG`, or name a run folder.")
+        reason = f"only unfinished runs ({', '.join(begun)})" if begun else "no run in it"
+        raise RunError(
+            f"run '{path}'", reason, "Finish one with `iclens study CONFIG`, or name a run folder."
+        )
     return finished[-1]
 
 

@@ -281,20 +281,22 @@ class Saes(Strict):
 
 
 def _refuse_shape(entry: SaeEntry) -> None:
-    asked = f"SAE of {entry.site}"
+    subject = f"SAE of {entry.site}"
     if entry.d_sae is None:
         raise ConfigError("key 'd_sae'", f"missing for {entry.site}", "Give it in saes, or for this site.")
     if entry.architecture in WITH_K and entry.k is None:
         raise ConfigError("key 'k'", f"missing for {entry.site}", "Give it in saes, or for this site.")
     if entry.architecture not in WITH_K and entry.k is not None:
-        raise ConfigError(f"{asked}: key 'k'", f"'{entry.architecture}' does not choose it", "Leave it out.")
+        raise ConfigError(
+            f"{subject}: key 'k'", f"'{entry.architecture}' does not choose it", "Leave it out."
+        )
     if entry.k is not None and entry.k > entry.d_sae:
         raise ConfigError("key 'k'", f"{entry.k} of {entry.d_sae} latents", "Give a smaller k.")
     if str(entry.architecture).endswith("transcoder") and entry.target is None:
         missing = f"missing for a {entry.architecture}"
-        raise ConfigError(f"{asked}: key 'target'", missing, "Name the site it predicts.")
+        raise ConfigError(f"{subject}: key 'target'", missing, "Name the site it predicts.")
     if entry.target == entry.site:
-        raise ConfigError(f"{asked}: key 'target'", "it is the site itself", "Leave it out.")
+        raise ConfigError(f"{subject}: key 'target'", "it is the site itself", "Leave it out.")
 
 
 class Optimisation(Strict):
@@ -379,14 +381,14 @@ def load_train_config(path: str | Path) -> TrainConfig:
         ConfigError: for a missing file, invalid YAML, an unknown key, a missing key or a wrong value.
         SiteError, TaskError: for a site or task that does not exist.
     """
-    asked = f"config '{path}'"
+    subject = f"config '{path}'"
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as cause:
-        found = "not YAML in UTF-8" if isinstance(cause, UnicodeDecodeError) else "no such file"
-        raise ConfigError(asked, found, "Give the path of a YAML file.") from cause
+        reason = "not YAML in UTF-8" if isinstance(cause, UnicodeDecodeError) else "no such file"
+        raise ConfigError(subject, reason, "Give the path of a YAML file.") from cause
     with naming(str(path)):
-        return parse_train_config(read_yaml(text, asked, "sae_configs/icl_tiny.yaml"))
+        return parse_train_config(read_yaml(text, subject, "sae_configs/icl_tiny.yaml"))
 
 
 def parse_train_config(declared: dict[str, Any]) -> TrainConfig:
@@ -418,12 +420,12 @@ class _OneOfEach(yaml.SafeLoader):
     """Reads YAML whose mappings name each key once: a second one would silently replace the first."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, _ in node.value:
             if isinstance(key.value, str) and key.value != "<<":
-                if key.value in seen:
+                if key.value in keys:
                     raise ConstructorError(None, None, f"key '{key.value}' stands twice", key.start_mark)
-                seen.add(key.value)
+                keys.add(key.value)
         return super().construct_mapping(node, deep)
 
 

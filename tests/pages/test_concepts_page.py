@@ -30,13 +30,8 @@ def transform(concept: str, latent: int, label: str, auroc: float, **more: Any) 
 def effect(latent: int, belief: str, value: float, **more: Any) -> dict[str, Any]:
     """A row of a SpecificityTable on the concept `odd`."""
     row = {"site": SITE, "role": "lab", "way": "ablate all", "concept": "odd", "latent": latent}
-    nothing = dict.fromkeys(("margin", "margin_low", "margin_high"), NAN)
-    return (
-        row
-        | {"belief": belief, "effect": value, "n_controls": 40, "n_active": 9, "control_p": 0.024}
-        | nothing
-        | more
-    )
+    row |= {"belief": belief, "effect": value, "n_controls": 40, "n_active": 9, "control_p": 0.024}
+    return row | dict.fromkeys(("margin", "margin_low", "margin_high"), NAN) | more
 
 
 def own_effect(latent: int, value: float, margin: float, **more: Any) -> dict[str, Any]:
@@ -124,8 +119,7 @@ def page_of(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> dict[str, Pa
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Part]:
-    rows = ROWS | {"transforms": ROWS["transforms"]}
-    return page_of(tmp_path_factory.mktemp("run"), rows)
+    return page_of(tmp_path_factory.mktemp("run"), ROWS)
 
 
 def frame(name: str, *rows: dict[str, Any]) -> Any:

@@ -60,7 +60,7 @@ def test_list_quotes_the_first_examples_and_says_who_is_right() -> None:
     listed = sources([small_pair()])["prompts.html"]
     row = listed[listed.index("<tbody>") : listed.index("</tbody>")]
     assert '<a href="prompts/1.html">Prompt 1</a>' in row
-    assert ">1: (7<" in row
+    assert ">1: <bdi>(7</bdi><" in row
     assert ">10 <small>0.750 right</small>" in row
     assert ">↵ <small>0.500 wrong</small>" in row
     assert pages.quoted(MADE[1]).count("(") == pages.LISTED and pages.quoted(MADE[1])[-1] == "…"

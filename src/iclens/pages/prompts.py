@@ -354,7 +354,8 @@ def listed(shown: Sequence[Pair]) -> Markup:
     rows = [
         {
             "prompt": tag("a", f"Prompt {i}", href=address(i)), "task": pair.task,
-            "examples": f"{pair.a.query}: {quoted(pair)}", "query x": text.visible(pair.query),
+            "examples": Markup("{}: <bdi>{}</bdi>").format(pair.a.query, quoted(pair)),
+            "query x": text.visible(pair.query),
             "task’s answer": text.visible(pair.wanted), "A’s answer": answer(pair, pair.a),
             "B’s answer": answer(pair, pair.b),
         }

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from scipy.sparse import csc_array, csr_array, vstack
 
-from iclens.core import BELIEFS, REDO_STAGE, ROLES, Site, SiteError, TableError, check_role
+from iclens.core import BELIEFS, REDO_STAGE, ROLES, Site, TableError, check_latent, check_role
 from iclens.stats import prompt_band
 from iclens.table import Floats, Ints, expect_shape, mapped_arrays, stretch
 
@@ -52,8 +52,7 @@ _ARRAYS = {
 }  # fmt: skip
 _BY_LATENT = {"latent_starts": np.int64, "latent_rows": np.int32, "latent_values": np.float32}
 """Arrays of a file, and as what each is kept, however it came about."""
-_ABOUT = "latents"
-"""Metadata key of names and sizes."""
+_ABOUT = "latents"  # metadata key of names and sizes
 
 
 @dataclass(frozen=True)
@@ -106,11 +105,10 @@ class LatentActs:
         if not finite.all():
             entry = int(np.argmin(finite))
             row = int(np.searchsorted(self.indptr, entry, side="right")) - 1
-            raise TableError(
-                f"activations at {self.site.short} {self.role}",
-                f"NaN or infinite in latent {int(self.index[entry])}, prompt {row // self.n_examples}",
-                "Read the model in float32 (model.dtype), or leave the SAE out, and track again.",
-            )
+            place = f"latent {int(self.index[entry])}, prompt {row // self.n_examples}"
+            what = f"activations at {self.site.short} {self.role}"
+            remedy = "Read the model in float32 (model.dtype), or leave the SAE out, and track again."
+            raise TableError(what, f"NaN or infinite in {place}", remedy)
 
     @property
     def matrix(self) -> csr_array:
@@ -129,15 +127,8 @@ class LatentActs:
         return chosen.toarray().T.reshape(-1, self.n_prompts, self.n_examples)
 
     def trajectory(self, latent: int) -> Floats:
-        """Gated activation of one latent, [prompt example]; of an opened file, only its entries are read.
-
-        Raises:
-            TableError: for a latent outside the SAE.
-        """
-        if not 0 <= latent < self.d_sae:
-            raise TableError(
-                f"latent {latent}", f"the SAE has {self.d_sae}", f"Choose one from 0 to {self.d_sae - 1}."
-            )
+        """Gated activation of one latent, [prompt example]; of an opened file, only its entries are read."""
+        check_latent(self.site, latent, self.d_sae)
         if self.by_latent is None:
             return self.matrix[:, [latent]].toarray().reshape(self.n_prompts, self.n_examples)
         first, last = (int(end) for end in stretch(self.by_latent.starts, latent, latent + 2))
@@ -167,11 +158,7 @@ class LatentActs:
 
     @classmethod
     def open(cls, path: Path) -> LatentActs:
-        """Map what `save` wrote; entries are read when they are looked at.
-
-        Raises:
-            TableError: when the file is missing, damaged or of an older form.
-        """
+        """Map what `save` wrote; entries are read when they are looked at."""
         arrays, meta = mapped_arrays(path, REDO_STAGE)
         try:
             about = json.loads(meta[_ABOUT])
@@ -186,11 +173,7 @@ class LatentActs:
 
     @classmethod
     def load(cls, path: Path) -> LatentActs:
-        """Read what `save` wrote into memory, and check every entry.
-
-        Raises:
-            TableError: as `open`, and for an entry that cannot be.
-        """
+        """Read what `save` wrote into memory, and check every entry."""
         mapped = cls.open(path)
         return replace(mapped, by_latent=None, **{name: np.array(getattr(mapped, name)) for name in _ARRAYS})
 
@@ -211,20 +194,12 @@ def select_rows(acts: LatentActs, prompts: Ints, examples: Ints) -> LatentActs:
 
 
 def join_prompts(parts: Sequence[LatentActs]) -> LatentActs:
-    """The same latents on the prompts of several tables, in order.
-
-    Raises:
-        TableError: when they are of other sites, roles, SAEs or numbers of examples.
-    """
+    """The same latents on the prompts of several tables, in order."""
     first = parts[0]
-    for part in parts:
-        for what in ("site", "role", "sae_id", "d_sae", "n_examples"):
-            if getattr(part, what) != getattr(first, what):
-                raise TableError(
-                    f"parts at {first.site.short}",
-                    f"{what} differs",
-                    "Join parts of one arm, site, role and SAE only.",
-                )
+    for what in ("site", "role", "sae_id", "d_sae", "n_examples"):
+        if any(getattr(part, what) != getattr(first, what) for part in parts):
+            remedy = "Join parts of one arm, site, role and SAE only."
+            raise TableError(f"parts at {first.site.short}", f"{what} differs", remedy)
     return first.with_rows(
         csr_array(vstack([part.matrix for part in parts], format="csr")),
         sum(part.n_prompts for part in parts), first.n_examples,
@@ -237,9 +212,6 @@ def examples_seen(role: str, n_examples: int) -> Ints:
     """How many labels the model has read at `role` of each example, [example].
 
     At `open`, `x`, `comma` and `pre` of example j it has read j; at `lab` and `close`, j + 1.
-
-    Raises:
-        SiteError: for an unknown role.
     """
     own_label = ROLES.index(check_role(role)) >= ROLES.index("lab")
     return np.arange(n_examples) + int(own_label)
@@ -282,26 +254,10 @@ class Trajectories:
         belief_names: tuple[str, ...] = BELIEFS,
         decoder_norm: Floats | None = None,
     ) -> Trajectories:
-        """The trajectories of some of a site's latents.
-
-        Args:
-            latents: the active latents of one site, role and arm.
-            latent_ids: which to follow, [latent].
-            beliefs: log-odds in nats, [prompt example belief].
-            belief_names: [belief].
-            decoder_norm: length that one unit of each latent adds, [d_sae]; 1 when not given.
-
-        Raises:
-            SiteError: for a latent outside the SAE.
-        """
+        """Trajectories of some latents; a unit of each adds a length of `decoder_norm` [d_sae], 1 if None."""
         chosen = np.asarray(latent_ids, dtype=np.int64)
-        if chosen.size and (chosen.min() < 0 or chosen.max() >= latents.d_sae):
-            strange = chosen[(chosen < 0) | (chosen >= latents.d_sae)][0]
-            raise SiteError(
-                f"latent {strange} of {latents.site.short}",
-                f"the SAE has latents 0 to {latents.d_sae - 1}",
-                "Choose one of these.",
-            )
+        for latent in (chosen.min(initial=0), chosen.max(initial=0)):
+            check_latent(latents.site, latent, latents.d_sae)
         values = latents.dense(chosen)
         if decoder_norm is not None:
             values = values * decoder_norm[chosen][:, None, None]
@@ -315,17 +271,10 @@ class Trajectories:
 
         n_latents, n_prompts, n_examples = self.values.shape
         latent, prompt, example = np.indices(self.values.shape).reshape(3, -1)
-        frame = pd.DataFrame(
-            {
-                "site": str(self.site),
-                "role": self.role,
-                "arm": self.arm,
-                "latent": self.latent_ids[latent],
-                "prompt": prompt,
-                "n_seen": self.n_seen[example],
-                "activation": self.values.reshape(-1),
-            }
-        )
+        frame = pd.DataFrame({
+            "site": str(self.site), "role": self.role, "arm": self.arm, "latent": self.latent_ids[latent],
+            "prompt": prompt, "n_seen": self.n_seen[example], "activation": self.values.reshape(-1),
+        })  # fmt: skip
         names = self.belief_names
         beliefs = np.broadcast_to(self.beliefs, (n_latents, n_prompts, n_examples, len(names)))
         return frame.assign(**{name: beliefs[..., i].reshape(-1) for i, name in enumerate(names)})
@@ -339,16 +288,8 @@ class Trajectories:
 
         band = prompt_band(self.values.transpose(1, 0, 2), np.random.default_rng(seed), n_resamples)
         n_latents, _, n_examples = self.values.shape
-        return pd.DataFrame(
-            {
-                "site": str(self.site),
-                "role": self.role,
-                "arm": self.arm,
-                "latent": np.repeat(self.latent_ids, n_examples),
-                "n_seen": np.tile(self.n_seen, n_latents),
-                "mean": band.mean.reshape(-1),
-                "ci_low": band.low.reshape(-1),
-                "ci_high": band.high.reshape(-1),
-                "n_prompts": band.n_prompts.reshape(-1),
-            }
-        )
+        columns = dict(zip(("mean", "ci_low", "ci_high", "n_prompts"), map(np.ravel, band), strict=True))
+        return pd.DataFrame({
+            "site": str(self.site), "role": self.role, "arm": self.arm,
+            "latent": np.repeat(self.latent_ids, n_examples), "n_seen": np.tile(self.n_seen, n_latents),
+        } | columns)  # fmt: skip

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -95,24 +95,18 @@ def track(
         TokenizerError: when a word among the answers is not a single token.
     """
     if not saes:
-        raise SaeError(
-            "tracking",
-            "no SAE was given",
-            "Give `saes` at least one site and its SAE; `load_saes` reads a folder of them.",
-        )
+        remedy = "Give `saes` at least one site and its SAE; `load_saes` reads a folder of them."
+        raise SaeError("tracking", "no SAE was given", remedy)
     for site, sae in saes.items():
         model.check_site(site)
         refuse_transcoder(sae)
         if sae.site != site:
-            raise SaeError(
-                f"tracking {site.short}",
-                f"the SAE is of {sae.site.short}",
-                "Give every SAE under the site that it names, `{sae.site: sae}`.",
-            )
+            remedy = "Give every SAE under the site that it names, `{sae.site: sae}`."
+            raise SaeError(f"tracking {site.short}", f"the SAE is of {sae.site.short}", remedy)
     roles = [check_role(role) for role in dict.fromkeys(roles)]
     gathered = {site: _Gathered() for site in saes}
-    own = (text for texts in (prompts.answer, prompts.y) for text in texts.ravel().tolist())
-    extra = tuple(dict.fromkeys((*(text for text in own if not text.isdigit()), *words)))
+    labels = [*prompts.answer.ravel().tolist(), *prompts.y.ravel().tolist()]
+    extra = tuple(dict.fromkeys((*(label for label in labels if not label.isdigit()), *words)))
     read, _ = model.answer_space(extra)
     answers = AnswerProbs(read, np.empty((*prompts.x.shape, len(read)), np.float32))
     for one in prompts.passes():
@@ -129,11 +123,9 @@ def track(
                 encoded = encode_rows(saes[site], values.flatten(0, 1))
                 bad = ~np.isfinite(encoded.total_sq.reshape(len(some), -1)).all(axis=1)
                 if bad.any():
-                    raise TableError(
-                        f"activations at {site.short}, arm {prompts.arm}",
-                        f"NaN or infinite in prompt {some[bad.argmax()]}",
-                        "Read the model in float32; if that is not finite either, its weights are not.",
-                    )
+                    remedy = "Read the model in float32; if that is not finite either, its weights are not."
+                    where_bad = f"NaN or infinite in prompt {some[bad.argmax()]}"
+                    raise TableError(f"activations at {site.short}, arm {prompts.arm}", where_bad, remedy)
                 gathered[site].parts.append(encoded)
                 gathered[site].rows.append(rows)
     latents = {
@@ -151,34 +143,21 @@ LINEAR = ("standard", "gated", "topk", "batchtopk", "jumprelu")
 def latent_inputs(sae: Sae, values: Floats, latents: Ints) -> Floats:
     """Pre-activations of chosen latents, what each would show if no gate cut it off, [row latent].
 
-        z = scale(x) · (W_encᵀ x̃ + b_enc),   x̃ the activation as the SAE takes it in
+        z = scale(x) · (W_encᵀ x̃ + b_enc),   x̃ the activation [row d_in] as the SAE takes it in
 
     On the scale of the gated activations of `saes.encode`; of a gated SAE, the magnitude that its gate lets
     through. Only the chosen columns of W_enc are multiplied.
-
-    Args:
-        sae: the SAE of the site that `values` come from.
-        values: raw activations, [row d_in].
-        latents: [latent].
-
-    Raises:
-        SaeError: for a transcoder, an architecture without one linear pre-activation, or another width.
     """
     refuse_transcoder(sae)
     network = sae.network
     kind = network.cfg.architecture()
+    what = f"pre-activations at {sae.site.short}"
     if kind not in LINEAR:
-        raise SaeError(
-            f"pre-activations at {sae.site.short}",
-            f"its architecture is {kind}",
-            f"Only {', '.join(LINEAR)} have one linear pre-activation per latent.",
-        )
+        allowed = f"Only {', '.join(LINEAR)} have one linear pre-activation per latent."
+        raise SaeError(what, f"its architecture is {kind}", allowed)
     if values.shape[-1] != sae.d_in:
-        raise SaeError(
-            f"pre-activations at {sae.site.short}",
-            f"rows of {values.shape[-1]}",
-            f"Give activations of its own site, rows of {sae.d_in}.",
-        )
+        remedy = f"Give activations of its own site, rows of {sae.d_in}."
+        raise SaeError(what, f"rows of {values.shape[-1]}", remedy)
     chosen = torch.as_tensor(np.asarray(latents), device=sae.W_dec.device)
     given = torch.as_tensor(values)
     z = sae.encoder_input(given) @ network.W_enc[:, chosen]
@@ -192,38 +171,21 @@ def latent_inputs(sae: Sae, values: Floats, latents: Ints) -> Floats:
 
 
 def pre_activations(
-    model: LanguageModel,
-    saes: Mapping[Site, Sae],
-    prompts: PromptSet,
-    chosen: Mapping[Place, Ints],
+    model: LanguageModel, saes: Mapping[Site, Sae], prompts: PromptSet, chosen: Mapping[Place, Ints],
     batch: int = 128,
-) -> dict[Place, Floats]:
+) -> dict[Place, Floats]:  # fmt: skip
     """Pre-activations of chosen latents over the examples: TopK and JumpReLU turn a ramp into a hinge.
 
-    Args:
-        model: the model; only blocks up to the deepest site are run.
-        saes: site → its SAE.
-        chosen: (site, role) → latent ids, [latent].
-
-    Returns:
-        (site, role) → float32 [latent prompt example], in units of the latents.
-
-    Raises:
-        SaeError: when a site has no SAE, or as `latent_inputs`.
+    (site, role) → float32 [latent prompt example], in units of the latents. Only blocks up to the deepest
+    site are run.
     """
     wanted = {place: np.asarray(latents) for place, latents in chosen.items() if len(latents)}
-    missing = [site for site, _ in wanted if site not in saes]
-    if missing:
-        raise SaeError(
-            f"pre-activations at {missing[0].short}",
-            "no SAE is given",
-            "Give `saes` an entry for every site of `chosen`.",
-        )
-    n_prompts, n_examples = prompts.x.shape
-    out = {
-        place: np.empty((len(latents), n_prompts, n_examples), np.float32)
-        for place, latents in wanted.items()
-    }
+    for site, _ in wanted:
+        if site not in saes:
+            remedy = "Give `saes` an entry for every site of `chosen`."
+            raise SaeError(f"pre-activations at {site.short}", "no SAE is given", remedy)
+    n_prompts, _ = prompts.x.shape
+    out = {p: np.empty((len(latents), *prompts.x.shape), np.float32) for p, latents in wanted.items()}
     sites, roles = (list(dict.fromkeys(part)) for part in zip(*wanted, strict=True)) if wanted else ([], [])
     for one in prompts.passes() if wanted else ():
         where = np.concatenate([one.positions(role) for role in roles])
@@ -240,41 +202,20 @@ def pre_activations(
 
 
 def direction_growth(
-    model: LanguageModel,
-    treated: PromptSet,
-    control: PromptSet,
-    sites: Sequence[Site],
-    *,
-    fit: Ints,
-    test: Ints,
-    role: str = "pre",
-    batch: int = 128,
-) -> dict[Site, Floats]:
+    model: LanguageModel, treated: PromptSet, control: PromptSet, sites: Sequence[Site],
+    *, fit: Ints, test: Ints, role: str = "pre", batch: int = 128,
+) -> dict[Site, Floats]:  # fmt: skip
     """Projections of T − S on each site's difference of means, to see what grows that no latent shows.
 
     1. On the prompts `fit`, u = mean(h_T − h_S) after the last example, to unit length: the direction along
-    which context changes a site most. 2. On the prompts `test`, the projection of T − S on it after every
-    example.
+    which context changes a site most. 2. On the prompts `test`, none of `fit`, the projection of T − S on it
+    after every example: site → [prompt example], in activation units.
 
     Only `batch` prompts of one site set are held at a time, and the projections.
-
-    Args:
-        control: its paired arm; both inline.
-        fit: prompts that give the directions, [prompt].
-        test: prompts that are projected, [prompt]; none of `fit`.
-
-    Returns:
-        site → [prompt example], in activation units.
-
-    Raises:
-        TableError: when a prompt is in both sets, or the arms do not differ at a site.
     """
     if shared := set(fit.tolist()) & set(test.tolist()):
-        raise TableError(
-            "a supervised direction",
-            f"prompt {min(shared)} both fits and tests it",
-            "Give `fit` and `test` without a prompt in common.",
-        )
+        what = f"prompt {min(shared)} both fits and tests it"
+        raise TableError("a supervised direction", what, "Give `fit` and `test` without a prompt in common.")
     directions: dict[Site, Floats] = {site: np.zeros(model.d_model) for site in sites}
     for difference in _differences(model, treated, control, sites, fit, role, batch):
         for site in sites:
@@ -282,11 +223,8 @@ def direction_growth(
     for site, summed in directions.items():
         length = float(np.linalg.norm(summed))
         if length == 0:
-            raise TableError(
-                f"arms at {site.short}",
-                "their activations are equal",
-                "Give arms that show other labels, such as T and S.",
-            )
+            remedy = "Give arms that show other labels, such as T and S."
+            raise TableError(f"arms at {site.short}", "their activations are equal", remedy)
         directions[site] = summed / length
     parts = [
         {site: difference[site] @ directions[site] for site in sites}
@@ -307,19 +245,17 @@ def _differences(
         yield {site: one[site].astype(np.float64) - other[site] for site in sites}
 
 
-def latents_at_tokens(
-    model: LanguageModel, saes: Mapping[Site, Sae], runs: Sequence[Ints], batch: int = 128
-) -> Iterator[tuple[Site, list[csr_array]]]:
-    """Active latents at every token of several sets of prompts `runs` [row pos], one site held at a time.
-
-    Yields a site, and for each set its gated activations, sparse [row·pos latent], pos fastest.
-    """
-    recorded = [record(model, ids, list(saes), np.arange(ids.shape[1]), batch=batch) for ids in runs]
-    for site, sae in saes.items():
-        parts = [activations.pop(site).reshape(-1, model.d_model) for activations in recorded]
-        latents = encode_rows(sae, np.concatenate(parts)).latents
-        ends = np.cumsum([0, *(len(part) for part in parts)])
-        yield site, [csr_array(latents[start:stop]) for start, stop in pairwise(ends.tolist())]
+def token_activations(
+    model: LanguageModel, saes: Mapping[Site, Sae], tokens: Ints, batch: int = 128
+) -> dict[Site, csr_array]:
+    """Gated activation of every latent at tokens [row pos]: site → sparse [row·pos, d_sae], pos fastest."""
+    everywhere = np.arange(tokens.shape[1])
+    parts: dict[Site, list[csr_array]] = {site: [] for site in saes}
+    for start in range(0, len(tokens), batch):
+        recorded = record(model, tokens[start : start + batch], list(saes), everywhere, batch=batch)
+        for site, sae in saes.items():
+            parts[site].append(encode_rows(sae, recorded[site].reshape(-1, model.d_model)).latents)
+    return {site: csr_array(vstack(batches, format="csr")) for site, batches in parts.items()}
 
 
 def in_turn(lists: Mapping[str, Sequence[int]], n: int) -> dict[int, str]:
@@ -344,30 +280,21 @@ def strongest(activations: csr_array, scale: Floats) -> Ints:
 
 def most_changed(a: csr_array, b: csr_array, scale: Floats) -> Ints:
     """Latents whose activation differs between rows `a` and `b` [row latent], the largest change first."""
-    change = abs(a - b)
-    return strongest(csr_array(change), scale)
+    return strongest(csr_array(abs(a - b)), scale)
 
 
 def belief_log_odds(
-    probs: AnswerProbs,
-    prompts: PromptSet,
-    copied: Strings | None = None,
+    probs: AnswerProbs, prompts: PromptSet, copied: Strings | None = None,
     declared: Sequence[DeclaredBelief] = (),
-) -> Floats:
-    """Log-odds of every belief before each example, in nats; of the model's answers or the exact posterior's.
+) -> Floats:  # fmt: skip
+    """Log-odds of every belief before each example, nats [prompt example belief], as `belief_names`.
+
+    Of the model's answers at `pre` or the exact posterior's; NaN where a belief is undefined.
 
     Args:
-        probs: answers at `pre`, [prompt example answer].
-        prompts: what was asked; its tasks say what each belief means.
         copied: the answer whose copying is asked about, [prompt example]. By default the label of the example
             just before, so that `copy` tells a repeated last label from a learnt task; NaN at example 0.
         declared: further beliefs, read from the same answers.
-
-    Returns:
-        [prompt example belief], in the order of `belief_names(declared)`; NaN where a belief is undefined.
-
-    Raises:
-        TaskError: when a prompt's task is not a task.
     """
     wanted = _last_labels(prompts) if copied is None else copied
     out = np.full((*prompts.x.shape, len(belief_names(declared))), np.nan)
@@ -389,19 +316,3 @@ def _last_labels(prompts: PromptSet) -> Strings:
         return np.concatenate([prompts.y[:, :1], prompts.y[:, :-1]], axis=1)
     before = [prompts.context_y[:, n, prompts.slots[n] - 1] for n in range(1, prompts.n_examples)]
     return np.stack([prompts.y[:, 0], *before], axis=1)
-
-
-def token_activations(
-    model: LanguageModel, saes: Mapping[Site, Sae], tokens: Ints, batch: int = 128
-) -> dict[Site, csr_array]:
-    """Gated activation of every latent at every token [row pos]: site → sparse [row·pos, d_sae], pos fastest.
-
-    All sites are held at a time, of one batch of rows.
-    """
-    everywhere = np.arange(tokens.shape[1])
-    parts: dict[Site, list[csr_array]] = {site: [] for site in saes}
-    for start in range(0, len(tokens), batch):
-        recorded = record(model, tokens[start : start + batch], list(saes), everywhere, batch=batch)
-        for site, sae in saes.items():
-            parts[site].append(encode_rows(sae, recorded[site].reshape(-1, model.d_model)).latents)
-    return {site: csr_array(vstack(batches, format="csr")) for site, batches in parts.items()}

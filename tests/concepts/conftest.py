@@ -53,15 +53,18 @@ def many_prompts(grid: TaskGrid) -> PromptSet:
     return draw([parse_task(name) for name in grid.names], 12, seed=4)
 
 
+def latents_of(
+    values: NDArray[np.floating], n_examples: int = N_EXAMPLES, role: str = "lab", layer: int = 1
+) -> LatentActs:
+    """Latents of chosen activations [row latent]."""
+    acts, n_prompts = csr_array(values.astype(np.float32)), len(values) // n_examples
+    nothing = np.zeros((n_prompts, n_examples))
+    return LatentActs(
+        Site(layer, "mlp_out"), role, "planted", values.shape[1], n_prompts, n_examples,
+        acts.indptr.astype(np.int64), acts.indices.astype(np.int64), acts.data, nothing, nothing,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def as_latents() -> Callable[..., LatentActs]:
-    def build(values: NDArray[np.floating], n_examples: int, role: str = "lab", layer: int = 1) -> LatentActs:
-        acts = csr_array(values.astype(np.float32))
-        n_prompts = len(values) // n_examples
-        nothing = np.zeros((n_prompts, n_examples))
-        return LatentActs(
-            Site(layer, "mlp_out"), role, "planted", values.shape[1], n_prompts, n_examples,
-            acts.indptr.astype(np.int64), acts.indices.astype(np.int64), acts.data, nothing, nothing,
-        )  # fmt: skip
-
-    return build
+    return latents_of

@@ -175,21 +175,6 @@ def test_planted_kinds_are_told_apart() -> None:
     assert (found.period_share[[2, 3], [2, 3]] > 0.95).all()
 
 
-def test_a_line_and_a_wave_as_long_as_the_range_are_told_apart_by_the_period_share() -> None:
-    found = helix_regression(curves(V, np.sin(2 * np.pi * V / 100)), seed=0, n_null=5)
-    long = found.periods.index(100)
-    assert found.linear_share.tolist() == pytest.approx([1, 6 / np.pi**2], abs=0.01)
-    assert found.period_share[0, long] < 1e-6
-    assert found.period_share[1, long] > 0.2
-
-
-def test_a_latent_that_ends_in_three_is_a_sum_of_harmonics() -> None:
-    found = helix_regression(curves(V % 10 == 3), (2, 5, 10), seed=0, n_null=5)
-    # of the nine waves of a comb, the periods 10 and 5 hold two each and 2 holds one
-    np.testing.assert_allclose(found.period_share[0], [1 / 9, 2 / 9, 2 / 9], atol=0.01)
-    assert found.r2[0] == pytest.approx(5 / 9, abs=0.01)
-
-
 # ------------------------------------------------------------------------------------------------ null
 
 
@@ -355,16 +340,6 @@ def test_null_p_values_hold_their_level_although_rows_share_values() -> None:
         ]
     assert (np.array(found) <= 0.1).mean() < 0.18
     assert 0.4 < (np.array(found) <= 0.5).mean() < 0.62
-
-
-def test_sparse_and_dense_agree_and_units_do_not_matter() -> None:
-    rng, value, train, held = sides()
-    acts = np.maximum(np.column_stack([circle(value), rng.standard_normal((900, 9))]), 0)
-    dense = fit_subspaces(acts, value, train, held, **ASKED)
-    sparse = fit_subspaces(csr_array(acts * np.geomspace(0.1, 100, 11)), value, train, held, **ASKED)
-    for one, other in zip(dense, sparse, strict=True):
-        assert one.r2 == pytest.approx(other.r2, abs=1e-6)
-        assert one.p_value == other.p_value
 
 
 def test_a_rare_latent_is_not_chosen() -> None:

@@ -49,17 +49,6 @@ def test_the_closed_form_is_bayes_step_by_step(prior: float, c: float) -> None:
         a = a * c / (a * c + (1 - a) * (1 - c))
 
 
-@given(st.floats(0.01, 0.99), st.floats(0.55, 0.99))
-def test_log_posterior_is_concave_and_log_odds_linear(prior: float, c: float) -> None:
-    shapes = predicted_shapes(prior, c, np.arange(10))
-    assert (np.diff(shapes.log_posterior, 2) <= 1e-12).all()
-    assert np.allclose(np.diff(shapes.log_odds, 2), 0, atol=1e-9)
-
-
-def test_evidence_for_neither_side_leaves_the_prior() -> None:
-    assert np.allclose(posterior_curve(0.3, 0.5, FOUR), 0.3)
-
-
 @pytest.mark.parametrize(
     ("prior", "c"), [(0.0, 0.8), (1.0, 0.8), (0.2, 0.0), (0.2, 1.0), (0.2, float("nan"))]
 )
@@ -129,12 +118,6 @@ def test_no_linear_part_is_nan_with_a_reason(values: np.ndarray) -> None:
 def test_one_prompt_has_no_interval() -> None:
     fit = fit_log_odds(np.arange(8), np.arange(8.0)[None])
     assert np.isnan(fit.lam) and "1 prompts" in fit.reason
-
-
-def test_order_of_prompts_does_not_change_the_fit() -> None:
-    log_odds = curves(np.random.default_rng(3), 40, -3, 0.7)
-    one, other = fit_log_odds(np.arange(10), log_odds), fit_log_odds(np.arange(10), log_odds[::-1])
-    assert (one.lo_0, one.lam) == pytest.approx((other.lo_0, other.lam))
 
 
 def test_agreement_finds_slope_and_intercept() -> None:

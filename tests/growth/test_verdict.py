@@ -196,9 +196,7 @@ def test_a_latent_that_passes_every_gate_stands_on_the_top_rung() -> None:
         ({"shortlisted": False}, "grows", "not on the short list"),
     ],
 )
-def test_the_first_gate_that_fails_gives_rung_and_reason(
-    changes: dict[str, object], rung: str, why: str
-) -> None:
+def test_the_first_gate_that_fails_gives_rung_and_reason(changes, rung, why) -> None:
     got, reason = verdict(**changes)
     assert got == rung
     assert reason.startswith(why)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 
 from iclens.activations import Activations
 from iclens.core import BELIEFS, ROLES, ModelError, SaeError, Site, SiteError, TableError
@@ -12,9 +13,20 @@ from iclens.model.run import answer_probs, record
 from iclens.prompts.beliefs import log_odds
 from iclens.prompts.build import joined
 from iclens.saes.encode import encode
-from iclens.tracking import TRACKED_ROLES, belief_log_odds, token_activations, track
+from iclens.tracking import (
+    TRACKED_ROLES,
+    belief_log_odds,
+    direction_growth,
+    in_turn,
+    latent_inputs,
+    most_changed,
+    pre_activations,
+    strongest,
+    token_activations,
+    track,
+)  # fmt: skip
 
-from .conftest import steady
+from .conftest import sampled_sae, steady
 
 SITE = Site(2, "resid_post")
 
@@ -197,3 +209,95 @@ def test_an_activation_that_is_not_finite_is_refused(tiny_model, saes, build) ->
             track(tiny_model, saes, build("T", n_prompts=5, n_examples=4), batch=2)
     finally:
         handle.remove()
+
+
+def test_orders_are_taken_in_turn_and_each_latent_once() -> None:
+    lists = {"changed": [4, 7, 9], "grows": [7], "active": [4, 1, 2, 3]}
+    assert in_turn(lists, 5) == {4: "changed", 7: "grows", 1: "active", 9: "changed", 2: "active"}
+    assert list(in_turn(lists, 5)) == [4, 7, 1, 9, 2]
+    assert list(in_turn(lists, 2)) == [4, 7]
+    assert in_turn({"changed": [], "active": []}, 3) == {}
+
+
+def test_strongest_is_by_peak_in_units_of_the_residual_and_leaves_the_silent_out() -> None:
+    acts = csr_array([[1.0, 0.0, 3.0, 0.0], [2.0, 0.0, 0.0, 1.5]])
+    assert strongest(acts, np.ones(4)).tolist() == [2, 0, 3]
+    assert strongest(acts, np.array([1.0, 9.0, 0.1, 2.0])).tolist() == [3, 0, 2]
+
+
+def test_most_changed_is_by_the_largest_difference_at_one_token() -> None:
+    a = csr_array([[5.0, 1.0, 0.0, 2.0], [0.0, 1.0, 0.0, 2.0]])
+    b = csr_array([[5.0, 0.0, 4.0, 0.0], [0.0, 0.0, 0.0, 2.5]])
+    assert most_changed(a, b, np.ones(4)).tolist() == [2, 3, 1]  # 0 is the same in both
+
+
+# ------------------------------------------------------------------ directions along which the arms differ
+
+EARLY = Site(1, "resid_post")
+
+
+@pytest.fixture(scope="module")
+def few(build):
+    return [build(arm, n_prompts=10, n_examples=5, seed=3) for arm in "TS"]
+
+
+def test_projections_are_those_of_the_difference_of_means(tiny_model, few) -> None:
+    fit, test = np.arange(4), np.arange(4, 10)
+    found = direction_growth(tiny_model, *few, [EARLY], fit=fit, test=test, batch=3)[EARLY]
+    one, other = (record(tiny_model, arm.tokens, [EARLY], arm.positions("pre"))[EARLY] for arm in few)
+    difference = one.astype(float) - other
+    u = difference[fit, -1].mean(axis=0)
+    np.testing.assert_allclose(found, difference[test] @ u / np.linalg.norm(u), rtol=1e-4, atol=1e-4)
+    assert np.abs(found[:, 0]).max() < 1e-3, "before any example the arms are one text"
+
+
+def test_a_prompt_that_gave_the_direction_is_not_tested(tiny_model, few) -> None:
+    with pytest.raises(TableError, match="prompt 3 both fits and tests"):
+        direction_growth(tiny_model, *few, [EARLY], fit=np.arange(4), test=np.arange(3, 6))
+
+
+def test_equal_arms_are_refused(tiny_model, few) -> None:
+    with pytest.raises(TableError, match="activations are equal"):
+        direction_growth(tiny_model, few[0], few[0], [EARLY], fit=np.arange(4), test=np.arange(4, 6))
+
+
+# ------------------------------------------------------------------ pre-activations: what the gate is put on
+
+
+@pytest.fixture(scope="module")
+def sae(tiny_model):
+    rows = np.random.default_rng(0).standard_normal((400, tiny_model.d_model)).astype(np.float32)
+    return sampled_sae(SITE, rows, seed=1)
+
+
+def test_active_latents_show_their_pre_activation_and_others_a_smaller_one(sae) -> None:
+    x = np.random.default_rng(1).standard_normal((20, sae.d_in)).astype(np.float32)
+    z = latent_inputs(sae, x, np.arange(sae.d_sae))
+    gated = sae.encode(torch.tensor(x)).numpy()
+    active = gated > 0
+    np.testing.assert_allclose(z[active], gated[active], rtol=1e-4, atol=1e-5)
+    smallest = np.where(active, gated, np.inf).min(axis=1, keepdims=True)
+    assert (z <= smallest + 1e-5)[~active].all()
+
+
+@pytest.mark.parametrize("arm", ["T", "D", "P"])
+def test_trajectories_hold_the_gated_ones_where_these_are_active(tiny_model, sae, build, arm: str) -> None:
+    asked, some = build(arm, n_prompts=5, n_examples=4, seed=3), np.array([3, 100, 7])
+    z = pre_activations(tiny_model, {SITE: sae}, asked, {(SITE, "pre"): some, (SITE, "x"): some[:1]}, batch=2)
+    tracked = track(tiny_model, {SITE: sae}, asked, roles=("pre", "x"), batch=3)
+    gated = tracked.latents[SITE, "pre"].dense(some)
+    np.testing.assert_allclose(z[SITE, "pre"][gated > 0], gated[gated > 0], rtol=1e-3, atol=1e-3)
+    assert z[SITE, "x"].shape == (1, 5, 4)
+
+
+def test_a_probed_query_is_read_in_its_own_sequence(tiny_model, sae, build) -> None:
+    asked, latent = build("D", n_prompts=5, n_examples=4, seed=3), np.array([5])
+    z = pre_activations(tiny_model, {SITE: sae}, asked, {(SITE, "pre"): latent})[SITE, "pre"]
+    assert asked.probes is not None
+    last = record(tiny_model, asked.probes[:, 3], [SITE], np.array([2 + 6 * 3 + 3]))[SITE][:, 0]
+    np.testing.assert_allclose(z[0, :, 3], latent_inputs(sae, last, latent)[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_site_without_an_sae_is_refused(tiny_model, sae, build) -> None:
+    with pytest.raises(SaeError, match=r"L1\.mlp_out: no SAE is given"):
+        pre_activations(tiny_model, {SITE: sae}, build("T"), {(Site(1, "mlp_out"), "pre"): np.array([0])})

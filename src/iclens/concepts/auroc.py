@@ -17,8 +17,7 @@ from iclens.stats import interval, resample_prompts
 from iclens.table import Floats, Ints, expect_shape
 
 Matrix = csr_array | Floats
-_CELLS = 1 << 20
-"""Entries × columns handled at a time, so that a bootstrap stays in the processor's cache."""
+_CELLS = 1 << 20  # entries × columns handled at a time, so that a bootstrap stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -86,12 +85,8 @@ def matched_auroc(acts: csr_array, positive: NDArray[np.bool_], stratum: Ints) -
 def auroc(order: Ordering, positive: Floats, negative: Floats) -> Floats:
     """P(z₊ > z₋) + ½ P(z₊ = z₋) over pairs of one stratum, for each latent and column of weights.
 
-    Args:
-        positive: weight of each row as a positive, [row column].
-        negative: weight of each row as a negative, [row column].
-
-    Returns:
-        [latent column]; NaN in a column without a pair.
+    `positive` and `negative` weigh each row on either side, [row column]. As [latent column]; NaN in a
+    column without a pair.
     """
     p_all, n_all = _per_stratum(order.stratum, positive), _per_stratum(order.stratum, negative)
     pairs = (p_all * n_all).sum(axis=0)
@@ -151,20 +146,13 @@ def _per_stratum(stratum: Ints, weight: Floats) -> Floats:
 
 
 def cluster_z(order: Ordering, positive: NDArray[np.bool_], cluster: Ints) -> Floats:
-    """z of AUROC − ½ with clusters as the unit: a sign-flip test of the clusters' rank scores.
+    """z of AUROC − ½ with clusters [row] as the unit: a sign-flip test of their rank scores, [latent].
 
         u_c = Σ_{i ∈ c} (l_i − l̄_s)(r_i − r̄_s),   z = Σ_c u_c / √(Σ_c u_c²)
 
     l is 1 on positives, r the midrank within the stratum s of row i; Σ_c u_c is the numerator of
-    AUROC − ½. Under the null each u_c is as likely negative as positive.
-
-    Args:
-        order: the sorted entries of exactly these rows.
-        positive: [row].
-        cluster: cluster of each row, from 0, [row].
-
-    Returns:
-        [latent]; 0 for a latent that is constant. |z| is at most √(number of clusters).
+    AUROC − ½. Under the null each u_c is as likely negative as positive. 0 for a latent that is constant;
+    |z| is at most √(number of clusters).
     """
     size = np.bincount(order.stratum)  # [stratum]
     lift = positive - (np.bincount(order.stratum, weights=positive) / size)[order.stratum]  # [row]
@@ -206,8 +194,7 @@ def resampled_auroc(order: Ordering, positive: NDArray[np.bool_], times: Floats)
 # ------------------------------------------------------------------------------- figures beside the AUROC
 
 _THIRDS = 3
-STILL = 1e-12
-"""Share of the mean square below which a variance is rounding."""
+STILL = 1e-12  # share of the mean square below which a variance is rounding
 
 
 def column_moments(values: Matrix | csc_array) -> tuple[Floats, Floats]:
@@ -215,19 +202,6 @@ def column_moments(values: Matrix | csc_array) -> tuple[Floats, Floats]:
     mean, square = np.asarray(values.mean(axis=0)), np.asarray((values**2).mean(axis=0))
     variance = square - mean**2
     return mean, np.where(variance > STILL * square, variance, 0.0)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Figures of each latent, [latent]; all NaN when no stratum has both positives and negatives."""
-
-    # Cohen's d; NaN where the activation is constant on positives and on negatives, also when the two
-    # constants differ (d is then unbounded). Never infinite.
-    effect_size: Floats
-    # bias-corrected mutual information of binned activation and label, nats; of no relation it is 0 in the
-    # mean, so it can be slightly negative, and it is not clipped
-    mutual_info_nats: Floats
-    overlap: Floats  # Cohen's kappa of being active and the label; negative where active on negatives
 
 
 @dataclass(frozen=True)
@@ -261,8 +235,8 @@ def overlap_weights(positive: NDArray[np.bool_], stratum: Ints) -> Floats:
     return weight / (2 * total) if total > 0 else np.zeros(len(positive))
 
 
-def scores(acts: csr_array, positive: NDArray[np.bool_], stratum: Ints) -> Scores:
-    """Effect size, mutual information and overlap of every latent with the label.
+def scores(acts: csr_array, positive: NDArray[np.bool_], stratum: Ints) -> dict[str, Floats]:
+    """Columns `effect_size` d, `mutual_info_nats` I and `overlap` κ of every latent with the label, [latent].
 
         d = (m₊ − m₋) / √((v₊ + v₋) / 2)                      m, v: weighted mean and (population) variance
         I = Σ p(b, l) log[p(b, l) / (p(b) p(l))] − (B − 1)/(2n)            (Miller–Madow, two labels)
@@ -271,21 +245,15 @@ def scores(acts: csr_array, positive: NDArray[np.bool_], stratum: Ints) -> Score
     The bins b are "inactive" (zero) and the thirds of the latent's non-zero entries on the used rows, by
     rank; equal values share a bin (that of their mean rank). B counts the bins that occur, n is Kish's
     (Σw)²/Σw² over all rows; it counts rows, so rows that repeat each other leave a bias. Active means above
-    zero. Both labels weigh 1/2, hence p_e = 1/2 and κ is a difference of rates.
-
-    Args:
-        acts: gated activations, [row latent]; zeros need not be stored, negative values may occur.
-        positive: [row].
-        stratum: only rows of equal stratum are compared, [row].
-
-    Raises:
-        TableError: when the axes disagree.
+    zero; negative values may occur. Both labels weigh 1/2, hence p_e = 1/2 and κ is a difference of rates.
+    d is NaN where the activation is constant on positives and on negatives, also when the two constants
+    differ. I of no relation is 0 in the mean and not clipped. All are NaN when no stratum has both labels.
     """
     n_rows, n_latents = cast("tuple[int, int]", acts.shape)
     expect_shape("scores", positive=(positive, (n_rows,)), stratum=(stratum, (n_rows,)))
     weight = overlap_weights(positive, stratum)
     if not weight.any():
-        return Scores(*(np.full(n_latents, np.nan) for _ in range(3)))
+        return {name: np.full(n_latents, np.nan) for name in ("effect_size", "mutual_info_nats", "overlap")}
     row = np.repeat(np.arange(n_rows), np.diff(acts.indptr))
     used = (acts.data != 0) & (weight[row] > 0)
     row = row[used]
@@ -294,8 +262,10 @@ def scores(acts: csr_array, positive: NDArray[np.bool_], stratum: Ints) -> Score
         n_latents,
     )  # fmt: skip
     lift = np.where(entries.positive, 2.0, -2.0) * entries.weight
-    information = _mutual_info(entries, positive, weight)
-    return Scores(_effect_size(entries), information, entries.total(lift, entries.value > 0))
+    return {
+        "effect_size": _effect_size(entries), "mutual_info_nats": _mutual_info(entries, positive, weight),
+        "overlap": entries.total(lift, entries.value > 0),
+    }  # fmt: skip
 
 
 def confounding(positive: NDArray[np.bool_], stratum: Ints, labels: Ints) -> Floats:
@@ -303,18 +273,8 @@ def confounding(positive: NDArray[np.bool_], stratum: Ints, labels: Ints) -> Flo
 
         V = |p₁₁ p₀₀ − p₁₀ p₀₁| / √(p₁· p₀· p·₁ p·₀)
 
-    The shares p are of the overlap weights of all rows, over the rows that the confound labels.
-
-    Args:
-        positive: the concept's label, [row].
-        stratum: [row].
-        labels: +1, −1 or 0 (unused) of each confound, [row confound].
-
-    Returns:
-        [confound]; NaN where only one label of either occurs among the rows with a weight.
-
-    Raises:
-        TableError: when the axes disagree.
+    The shares p are of the overlap weights of all rows, over the rows that the confound labels +1 or −1, not
+    0 [row confound]. NaN where only one label of either occurs among the rows with a weight.
     """
     expect_shape(
         "confounding", positive=(positive, ("row",)), stratum=(stratum, ("row",)),
@@ -444,14 +404,7 @@ def measure(
 
     1. On discovery tasks the AUROC chooses each latent's direction. 2. Everything else is measured on
     held-out tasks in that direction: AUROC, its interval from resampled prompts, p, confounds and scores.
-
-    Args:
-        concept: what is asked.
-        acts: activations of every row, [row latent].
-        fewest_prompts: prompts with positives, and with negatives, that each side must have.
-
-    Returns:
-        column → [latent]; `reason` says why nothing could be measured, and is empty where it was.
+    `reason` says why nothing could be measured, and is empty where it was.
     """
     _, n_latents = cast("tuple[int, int]", acts.shape)
     reason = (
@@ -473,16 +426,10 @@ def measure(
     times = resampled_clusters(held_out.prompt, n_resamples, np.random.default_rng(seed))
     again = resampled_auroc(order, positive, times)
     low, high = interval(np.where(sign[:, None] > 0, again, 1 - again).T)
-    measured = scores(kept, positive, held_out.stratum)
-    return columns | _confounds(concept, kept, held_out) | {
-        "sign": sign,
-        "auroc": np.where(sign > 0, value, 1 - value),
-        "ci_low": low,
-        "ci_high": high,
+    columns |= _confounds(concept, kept, held_out) | scores(kept, positive, held_out.stratum)
+    return columns | {
+        "sign": sign, "auroc": np.where(sign > 0, value, 1 - value), "ci_low": low, "ci_high": high,
         "discovery_auroc": np.maximum(direction, 1 - direction),
-        "effect_size": measured.effect_size,
-        "mutual_info_nats": measured.mutual_info_nats,
-        "overlap": measured.overlap,
         "p_value": norm.sf(sign * cluster_z(order, positive, held_out.prompt)),
     }  # fmt: skip
 

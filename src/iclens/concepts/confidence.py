@@ -49,33 +49,20 @@ def confidence(
 ) -> ConfidenceTable:  # fmt: skip
     """Rank correlations of each chosen latent's activation with confidence and with magnitude.
 
+    Two rows per chosen latent, `all rows` and `active rows`; undefined figures are NaN with a reason.
+
     Args:
         latents: activations at `lab`, one table per site, all of the same prompts.
-        chosen: site, latent, and the concept whose label is held fixed. A name that is no contrast, such as
-            `task identity`, has no label to hold.
+        chosen: site, latent, and the concept whose label is held fixed; `task identity` has none to hold.
         log_prob: log P(label shown | context) at `pre` of the same example, nats [prompt example].
         rows: of these prompts at `lab`, [prompt·example].
-        seed: of the prompt bootstrap; every latent is measured on the same resamples.
-        first_example: rows count from this example on, examples.
-        concepts: where the concepts' labels are looked up.
-
-    Returns:
-        Two rows per chosen latent, `all rows` and `active rows`; undefined figures are NaN with a reason.
-
-    Raises:
-        SiteError: for a site that is not among `latents`, a latent outside its SAE, or an unknown concept.
-        TableError: when latents are of another role or of other prompts than `log_prob` and `rows`, or a
-            log-probability is NaN.
     """
     tables = _checked(latents, chosen, log_prob, rows)
     used = np.flatnonzero(np.isfinite(rows.x) & np.isfinite(rows.y) & (rows.example >= first_example))
     kept, certain = rows.take(used), log_prob.ravel()[used].astype(np.float64)
     if np.isnan(certain).any():
-        raise TableError(
-            "log-probabilities of labels",
-            "a NaN among them",
-            "Give `log_prob` of the label shown at every example, read at `pre`.",
-        )
+        remedy = "Give `log_prob` of the label shown at every example, read at `pre`."
+        raise TableError("log-probabilities of labels", "a NaN among them", remedy)
     times = sample_and_resamples(len(log_prob), n_resamples, np.random.default_rng(seed))
     table = []
     for site, latent, name in chosen:
@@ -100,11 +87,8 @@ def _checked(
             raise TableError(what, f"latents at '{acts.role}'", "Give latents at role 'lab'.")
         shape = (acts.n_prompts, acts.n_examples)
         if shape != log_prob.shape or len(rows) != log_prob.size:
-            raise TableError(
-                what,
-                f"latents {shape}, log-probabilities {log_prob.shape}, {len(rows)} rows",
-                "Give `latents`, `log_prob` and `rows` of the same prompts.",
-            )
+            sizes = f"latents {shape}, log-probabilities {log_prob.shape}, {len(rows)} rows"
+            raise TableError(what, sizes, "Give `latents`, `log_prob` and `rows` of the same prompts.")
     tables = {acts.site: acts for acts in latents}
     for site, latent, _ in chosen:
         if site not in tables:
@@ -115,12 +99,9 @@ def _checked(
 
 
 def _measured(facts: Floats, prompt: Ints, times: Floats) -> dict[str, Any]:
-    """Columns of the table for one latent and set of rows.
+    """Columns of the table from `facts` [row fact]: activation, confidence, magnitude, then other controls.
 
-    Args:
-        facts: activation, confidence, magnitude, then the other controls, [row fact].
-        prompt: prompt of each row, ascending, [row].
-        times: how often each prompt is drawn, the sample itself first, [1 + resample prompt].
+    `prompt` [row] ascends; `times` has the sample itself first, [1 + resample prompt].
     """
     n_prompts = len(np.unique(prompt))
     row: dict[str, Any] = {"n_rows": len(facts), "n_prompts": n_prompts, "verdict": ""}
@@ -160,17 +141,11 @@ def standard_ranks(facts: Floats) -> Floats:
 
 
 def resampled_covariances(columns: Floats, prompt: Ints, times: Floats) -> Floats:
-    """Covariances of the columns when whole prompts are drawn, [draw column column].
+    """Covariances of columns [row column] when whole prompts are drawn `times` [draw prompt].
 
         Σ = Σ_p w_p C_p / n − m mᵀ,    C_p = Σ_{rows of p} u uᵀ,  n = Σ_p w_p n_p,  m the mean under w
 
-    Args:
-        columns: [row column].
-        prompt: prompt of each row, ascending, [row].
-        times: w, how often each prompt is drawn, [draw prompt].
-
-    Returns:
-        0 throughout for a draw without a row.
+    `prompt` [row] ascends. As [draw column column]; 0 throughout for a draw without a row.
     """
     extended = np.column_stack([columns, np.ones(len(columns))])  # the last column sums weights and means
     present, starts = np.unique(prompt, return_index=True)
@@ -187,12 +162,7 @@ def partial_correlations(covariance: Floats, other: int, given: Ints) -> Floats:
 
         S = Σ_ab − Σ_aK Σ_KK⁺ Σ_Kb,    r = S_01 / √(S_00 S_11)
 
-    Args:
-        covariance: Σ, [draw column column].
-        given: columns held fixed, [column]; they may depend on each other.
-
-    Returns:
-        NaN where nothing of one of the two is left.
+    Σ is `covariance` [draw column column]; columns of K may depend on each other. NaN where nothing is left.
     """
     pair = np.array([_ACTIVATION, other])
     whole = covariance[:, pair[:, None], pair]  # [draw 2 2]

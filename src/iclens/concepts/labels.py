@@ -172,16 +172,7 @@ def measure_identity(
 
     No other task could confirm the identity of a task, so half of each task's prompts discover which task a
     latent tells best from all others, at equal labels, and the other half confirm it, as `measure` does.
-
-    Args:
-        rows: every row of a role.
-        acts: activations, [row latent].
-        late: rows late enough for the task to be known, [row].
-        fewest_prompts: prompts of the task, and of others, that each half must have.
-        promising: least AUROC on the discovery prompts for a task to be looked into.
-
-    Returns:
-        column → [latent]; `of` is the task, "" where none is promising.
+    `of` is the task, "" where none reaches the AUROC `promising` on the discovery prompts.
     """
     late = late & (rows.label != "")
     first_half = late & (_number_in_task(rows) % 2 == 0)
@@ -296,10 +287,8 @@ def granted(table: TransformTable) -> TransformTable:
 def best_of(table: TransformTable, n: int, *, role: str | None = None) -> list[dict[str, Any]]:
     """The `n` best latents of each concept, over all sites and roles or only at `role`.
 
-    Granted labels come first, then candidates, each by AUROC; fewer where fewer have a label.
-
-    Returns:
-        A row per latent: `concept`, `site`, `role`, `latent`, `label`, `auroc`, `sign`.
+    Granted labels come first, then candidates, each by AUROC; fewer where fewer have a label. A row per
+    latent: `concept`, `site`, `role`, `latent`, `label`, `auroc`, `sign`.
     """
     label = table["label"].astype(str)
     rows = np.flatnonzero((label != "") & ((role is None) | (table["role"] == role)))
@@ -314,8 +303,7 @@ def best_of(table: TransformTable, n: int, *, role: str | None = None) -> list[d
 
 # -------------------------------------------------------------------------------------------------- stability
 
-_AT_ONCE = 64
-"""Labelled latents that are compared with all others at a time."""
+_AT_ONCE = 64  # labelled latents that are compared with all others at a time
 
 
 def stability(
@@ -327,17 +315,9 @@ def stability(
 ) -> StabilityTable:
     """The best-correlated latent of every other set of SAEs for each labelled latent, and its label.
 
-    Args:
-        table: labels of one set of SAEs.
-        latents: its activations, one per site and role.
-        others: name of a set → its labels and activations on the same prompts.
-        least: least correlation of a stable label.
-
-    Returns:
-        A row per labelled row of `table` and other set; a set without that site and role has match −1.
-
-    Raises:
-        TableError: when labelled latents have no activations, or two sets are of other prompts.
+    A row per labelled row of `table` and other set; a set without that site and role has match −1. `others`
+    has labels and activations on the same prompts by the set's name; a stable label needs a correlation of
+    `least`.
     """
     rows: list[dict[str, Any]] = []
     known = granted(table)
@@ -345,11 +325,8 @@ def stability(
         labelled = known.where((known["site"] == site) & (known["role"] == role))
         mine = _at(latents, site, role)
         if mine is None:
-            raise TableError(
-                f"stability at {site} '{role}'",
-                "no activations",
-                "Give `latents` of every site and role that `table` labels.",
-            )
+            remedy = "Give `latents` of every site and role that `table` labels."
+            raise TableError(f"stability at {site} '{role}'", "no activations", remedy)
         for name, (their_table, their_latents) in others.items():
             there = their_table.where((their_table["site"] == site) & (their_table["role"] == role))
             pairs = zip(there["latent"].tolist(), there["concept"].tolist(), strict=True)
@@ -390,11 +367,9 @@ def _matches(
         return np.full(n, -1), np.full(n, np.nan), [f"no SAE for {where}"] * n
     shape = (mine.n_prompts, mine.n_examples)
     if (theirs.n_prompts, theirs.n_examples) != shape:
-        raise TableError(
-            f"latents of '{name}' for {where}",
-            f"{theirs.n_prompts} prompts of {theirs.n_examples} examples, not {shape[0]} of {shape[1]}",
-            "Track the same prompts with every set.",
-        )
+        problem = f"{theirs.n_prompts} prompts of {theirs.n_examples} examples, not {shape[0]} of {shape[1]}"
+        remedy = "Track the same prompts with every set."
+        raise TableError(f"latents of '{name}' for {where}", problem, remedy)
     distinct, of_row = np.unique(latents, return_inverse=True)
     match, best = best_matches(csc_array(mine.matrix), csc_array(theirs.matrix), distinct)
     constant = "the latent, or every latent of the other SAE, is constant"
@@ -406,13 +381,7 @@ def best_matches(mine: csc_array, theirs: csc_array, latents: Ints) -> tuple[Int
 
         r = (⟨a b⟩ − ⟨a⟩⟨b⟩) / √((⟨a²⟩ − ⟨a⟩²)(⟨b²⟩ − ⟨b⟩²))
 
-    Args:
-        mine: activations, [row latent].
-        theirs: activations over the same rows, [row latent].
-        latents: columns of `mine` that are matched, [latent].
-
-    Returns:
-        Match and correlation, each [latent]; −1 and NaN where a correlation is undefined.
+    For each of `latents` of `mine`; both are [row latent]. −1 and NaN where a correlation is undefined.
     """
     mine, theirs = csc_array(mine[:, latents].astype(np.float64)), csc_array(theirs.astype(np.float64))
     n_rows, _ = cast("tuple[int, int]", theirs.shape)
@@ -445,23 +414,11 @@ FEWEST = 20
 def role_mass(
     lab: LatentActs, pre: LatentActs, *, seed: int, first_example: int = FIRST_EXAMPLE, n_resamples: int = 200
 ) -> MassTable:
-    """Where each latent has its mass: at `lab` (detection) or at `pre` (execution), by resampled prompts.
-
-    Args:
-        lab: activations at `lab`.
-        pre: activations of the same latents on the same prompts at `pre`.
-        first_example: rows count from this example on.
-
-    Raises:
-        TableError: when the two are of other sites, SAEs or prompts.
-    """
+    """Where each latent has its mass: at `lab` (detection) or at `pre` (execution), by resampled prompts."""
     for what in ("site", "sae_id", "n_prompts", "n_examples"):
         if getattr(lab, what) != getattr(pre, what):
-            raise TableError(
-                f"mass at {lab.site.short}",
-                f"{what} differs between roles",
-                "Give one SAE's latents at `lab` and `pre` of the same prompts.",
-            )
+            remedy = "Give one SAE's latents at `lab` and `pre` of the same prompts."
+            raise TableError(f"mass at {lab.site.short}", f"{what} differs between roles", remedy)
     sums, n_active = [], np.zeros(lab.d_sae, dtype=np.int64)
     for acts in (lab, pre):
         rows = np.arange(acts.n_prompts * acts.n_examples)

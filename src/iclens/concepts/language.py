@@ -40,11 +40,7 @@ DEFAULT_SPECS = (
 
 @dataclass(frozen=True)
 class TaskGrid:
-    """Tasks, divided by task and never by prompt.
-
-    Raises:
-        TaskError: when the two sides overlap, one is empty, or together they are not `rules`.
-    """
+    """Tasks, divided by task and never by prompt."""
 
     rules: Mapping[str, Task]  # name → task, of both sides
     discovery: tuple[str, ...]  # names of the tasks on which directions are chosen
@@ -53,17 +49,11 @@ class TaskGrid:
 
     def __post_init__(self) -> None:
         if not self.discovery or not self.held_out:
-            raise TaskError(
-                "task grid",
-                "one side of the split is empty",
-                "Give at least two tasks of one kind (grid.tasks in a study), such as {1..2}x+{0..3}.",
-            )
+            remedy = "Give at least two tasks of one kind (grid.tasks in a study), such as {1..2}x+{0..3}."
+            raise TaskError("task grid", "one side of the split is empty", remedy)
         if sorted(self.names) != sorted(self.rules):
-            raise TaskError(
-                "task grid",
-                "the two sides do not divide the tasks",
-                "Name each task of `rules` once, in `discovery` or in `held_out`.",
-            )
+            remedy = "Name each task of `rules` once, in `discovery` or in `held_out`."
+            raise TaskError("task grid", "the two sides do not divide the tasks", remedy)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,11 +76,8 @@ def split_grid(rules: Sequence[Task], *, seed: int, held_out: float = 0.5) -> Ta
         TaskError: when a task stands twice, the share is no share, or no kind has two tasks.
     """
     if not 0 < held_out < 1:
-        raise TaskError(
-            f"held-out share {held_out}",
-            "not between 0 and 1",
-            "Give a share between 0 and 1, for example 0.5.",
-        )
+        remedy = "Give a share between 0 and 1, for example 0.5."
+        raise TaskError(f"held-out share {held_out}", "not between 0 and 1", remedy)
     named: dict[str, Task] = {}
     kinds: dict[tuple[object, ...], list[str]] = {}
     for rule in rules:
@@ -148,10 +135,6 @@ def read_rows(prompts: PromptSet, role: str, rules: Mapping[str, Task]) -> Rows:
 
     From `lab` on, y is the label shown. Before it, y is the answer asked for, and a task with several
     answers at an x has none.
-
-    Raises:
-        SiteError: for an unknown role.
-        TableError: when a prompt's task is not among `rules`.
     """
     shown = ROLES.index(check_role(role)) >= ROLES.index("lab")
     rows = rows_of(prompts.task, prompts.x, prompts.y if shown else prompts.answer, rules, prompts.templates)
@@ -164,25 +147,11 @@ def read_rows(prompts: PromptSet, role: str, rules: Mapping[str, Task]) -> Rows:
 def rows_of(
     task: Strings, x: Strings, y: Strings, rules: Mapping[str, Task], templates: Strings | None = None
 ) -> Rows:
-    """The rows of examples.
-
-    Args:
-        task: the task of each prompt, [prompt].
-        x: inputs, [prompt example].
-        y: labels, [prompt example].
-        rules: task name → task.
-        templates: how each prompt is written, [prompt]; the default template when not given.
-
-    Raises:
-        TableError: when a prompt's task is not among `rules`.
-    """
+    """The rows of examples: task and template [prompt], x and y [prompt example]."""
     strange = sorted(set(task.tolist()) - set(rules))
     if strange:
-        raise TableError(
-            f"prompts of task '{strange[0]}'",
-            "the task is not in the grid",
-            "Give `rules` an entry for it, or leave its prompts out.",
-        )
+        remedy = "Give `rules` an entry for it, or leave its prompts out."
+        raise TableError(f"prompts of task '{strange[0]}'", "the task is not in the grid", remedy)
     n_prompts, n_examples = x.shape
 
     def number(text: Strings) -> Floats:
@@ -214,9 +183,8 @@ def slope_marginals(rows: Rows) -> dict[str, float]:
 
         TV(a, a') = ½ Σ_d |P(d | slope a) − P(d | slope a')|        0: the same marginal, 1: no overlap
 
-    Returns:
-        Pair of slopes → total variation distance, and the largest of them. Comparisons within decades of y
-        do not see this distance; what it says is for how many rows they find no match.
+    Pair of slopes → distance, and the largest. Comparisons within decades of y do not see it; what it says
+    is for how many rows they find no match.
     """
     used = (rows.family == "affine") & ~np.isnan(rows.y)
     slope, decade = rows.slope[used], (rows.y[used] // 10).astype(np.int64)
@@ -240,8 +208,7 @@ def slope_marginals(rows: Rows) -> dict[str, float]:
 FACTS = ("x", "y", "example", "task", "family", "slope", "offset", "numeric_x", "numeric_y", "template")
 """Names that an expression may use; `Rows` says what each is."""
 _CALLS = ("abs", "median")
-_SHOWN = 60
-"""Characters of an expression that an error repeats."""
+_SHOWN = 60  # characters of an expression that an error repeats
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
@@ -273,20 +240,14 @@ class Expression:
     tree: ast.expr
 
     def __call__(self, rows: Rows) -> Known:
-        """Its values on rows.
-
-        Raises:
-            ConfigError: when parts of different kinds meet, such as a text and a number.
-        """
+        """Its values on rows."""
         with np.errstate(divide="ignore", invalid="ignore"):
             try:
                 result = _value(self.tree, rows)
             except (TypeError, ValueError) as cause:
-                raise ConfigError(
-                    f"expression '{self.text}'",
-                    "texts and numbers meet in it",
-                    "Compare a text with a text in quotes, and a number with a number.",
-                ) from cause
+                what = f"expression '{self.text}'"
+                remedy = "Compare a text with a text in quotes, and a number with a number."
+                raise ConfigError(what, "texts and numbers meet in it", remedy) from cause
         values = np.broadcast_to(result.values, len(rows))
         return Known(values, np.broadcast_to(result.known, len(rows)) & _finite(values))
 
@@ -303,11 +264,7 @@ class Expression:
 
 
 def parse_expression(text: str, what: str = "") -> Expression:
-    """Check an expression; `what` says where it stands, for errors.
-
-    Raises:
-        ConfigError: when it is no expression, or holds a name, function or form that is not allowed.
-    """
+    """Check an expression; `what` says where it stands, for errors."""
     text = str(text)
     named = f"{what}expression '{text if len(text) <= _SHOWN else text[:_SHOWN] + ' …'}'"
     try:
@@ -350,11 +307,8 @@ def _check(node: ast.expr, named: str) -> None:
         case ast.Call(func=ast.Name(id=name), args=[only], keywords=[]) if name in _CALLS:
             parts = [only]
         case _:
-            raise ConfigError(
-                named,
-                f"'{ast.unparse(node)}' is not allowed in it",
-                f"Facts, comparisons, arithmetic, and, or, not, {' and '.join(_CALLS)} are.",
-            )
+            remedy = f"Facts, comparisons, arithmetic, and, or, not, {' and '.join(_CALLS)} are."
+            raise ConfigError(named, f"'{ast.unparse(node)}' is not allowed in it", remedy)
     for part in parts:
         _check(part, named)
 
@@ -473,13 +427,7 @@ def signed(positive: NDArray[np.bool_], negative: NDArray[np.bool_]) -> Ints:
 def declare(declared: Mapping[str, Any], source: str, known: Sequence[Concept] = ()) -> tuple[Concept, ...]:
     """Concepts written out as `{contrasts: {name: …}, concepts: {name: …}}`, as in `concepts.yaml`.
 
-    Args:
-        source: names it in errors.
-        known: concepts whose contrasts and confounds may be named as confounds.
-
-    Raises:
-        ConfigError: naming the concept and the key for an unknown key or name, a missing key, or an
-            expression that is not allowed.
+    `source` names it in errors; contrasts and confounds of `known` concepts may be named as confounds.
     """
     _expect_keys(declared, ("contrasts", "concepts"), source)
     contrasts = {c.name: c.contrast for c in known} | {f.name: f for c in known for f in c.confounds}
@@ -487,17 +435,11 @@ def declare(declared: Mapping[str, Any], source: str, known: Sequence[Concept] =
     for section in ("contrasts", "concepts"):
         given = declared.get(section) or {}
         if not isinstance(given, Mapping) or not all(isinstance(entry, Mapping) for entry in given.values()):
-            raise ConfigError(
-                f"{section} of {source}",
-                "not a mapping of names",
-                f"Write {section}: {{name: {{positive: …}}}}, as docs/transforms.md shows.",
-            )
+            remedy = f"Write {section}: {{name: {{positive: …}}}}, as docs/transforms.md shows."
+            raise ConfigError(f"{section} of {source}", "not a mapping of names", remedy)
         entries[section] = {str(name): dict(entry) for name, entry in given.items()}
     concept_names = {*RESERVED, *(c.name for c in known)}
-    for kind, section, keys in (
-        ("contrast", "contrasts", _SIDES),
-        ("concept", "concepts", _CONCEPT_KEYS),
-    ):
+    for kind, section, keys in (("contrast", "contrasts", _SIDES), ("concept", "concepts", _CONCEPT_KEYS)):
         for name, entry in entries[section].items():
             what = f"{kind} '{name}' of {source}"
             _expect_keys(entry, keys, what)
@@ -517,11 +459,8 @@ def _contrast(name: str, entry: Mapping[str, Any], source: str) -> Contrast:
     """The labelling of an entry's two expressions; 0 where they are not known."""
     what = f"'{name}' of {source}"
     if "positive" not in entry:
-        raise ConfigError(
-            what,
-            "no key 'positive'",
-            "Give it `positive`, an expression that is true on its rows, such as y % 2 == 1.",
-        )
+        remedy = "Give it `positive`, an expression that is true on its rows, such as y % 2 == 1."
+        raise ConfigError(what, "no key 'positive'", remedy)
     sides = [parse_expression(entry[side], f"{what}, {side}: ") for side in _SIDES if side in entry]
     for side in sides:
         if not side.yes_or_no:
@@ -533,11 +472,8 @@ def _contrast(name: str, entry: Mapping[str, Any], source: str) -> Contrast:
         yes, *given = (side(rows) for side in sides)
         no = given[0] if given else Known(~yes.values.astype(bool), yes.known)
         if n_both := int((yes.true & no.true).sum()):
-            raise ConfigError(
-                f"contrast '{name}'",
-                f"{n_both} rows are positive and negative",
-                "Change `positive` or `negative`, so that no row is both.",
-            )
+            remedy = "Change `positive` or `negative`, so that no row is both."
+            raise ConfigError(f"contrast '{name}'", f"{n_both} rows are positive and negative", remedy)
         return signed(yes.true, no.true)
 
     return Contrast(name, label)
@@ -547,11 +483,8 @@ def _concept(name: str, entry: Mapping[str, Any], contrasts: Mapping[str, Contra
     what = f"concept '{name}' of {source}"
     confounds, given = [], entry.get("confounds")
     if not isinstance(given, list) or not given:
-        raise ConfigError(
-            f"{what}, confounds",
-            "no list of them",
-            "List at least one: the name of a concept or contrast, or {positive: an expression}.",
-        )
+        remedy = "List at least one: the name of a concept or contrast, or {positive: an expression}."
+        raise ConfigError(f"{what}, confounds", "no list of them", remedy)
     for one in given:
         if one == name:
             raise ConfigError(

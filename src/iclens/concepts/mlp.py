@@ -7,7 +7,6 @@ and compares the subspaces in which they stand. Both record activations at `lab`
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +19,6 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from iclens.concepts.auroc import (
-    Split,
     auroc,
     order_entries,
     resampled_auroc,
@@ -43,24 +41,19 @@ LAB = "lab"
 
 # ----------------------------------------------------------------------------------- rows that are recorded
 
-MOST_BYTES = 2**30
-"""Bytes of activations that are held at a time; more are recorded in several passes."""
+MOST_BYTES = 2**30  # bytes of activations that are held at a time; more are recorded in several passes
 
 
 def counted_examples(prompts: PromptSet, rows: Rows, first_example: int) -> list[int]:
     """The examples from `first_example` on, or a TableError when `rows` are not those of `prompts`."""
     shape = (prompts.n_prompts, prompts.n_examples)
     if len(rows) != shape[0] * shape[1] or (rows.task.reshape(shape) != prompts.task[:, None]).any():
-        raise TableError(
-            f"{len(rows)} rows of {prompts.n_prompts} prompts", "they are not these prompts'",
-            "Give the rows that `read_rows` makes of these prompts.",
-        )  # fmt: skip
+        what = f"{len(rows)} rows of {prompts.n_prompts} prompts"
+        remedy = "Give the rows that `read_rows` makes of these prompts."
+        raise TableError(what, "they are not these prompts'", remedy)
     if not 0 <= first_example < prompts.n_examples:
-        raise TableError(
-            f"rows from example {first_example} on",
-            f"prompts of {prompts.n_examples}",
-            f"Choose first_example from 0 to {prompts.n_examples - 1}, or build longer prompts.",
-        )
+        remedy = f"Choose first_example from 0 to {prompts.n_examples - 1}, or build longer prompts."
+        raise TableError(f"rows from example {first_example} on", f"prompts of {prompts.n_examples}", remedy)
     return list(range(first_example, prompts.n_examples))
 
 
@@ -87,8 +80,7 @@ END, NO_MLP, NO_ATTENTION = "end", "end, MLP ablated", "end, attention ablated"
 SOURCES = (*SITES, END, NO_MLP, NO_ATTENTION)
 ABSENT, PRESENT = 0.6, 0.85
 """AUROCs below the first say that a concept is not there, those from the second on that it is."""
-FEWEST_PROMPTS = 5
-"""Prompts with positives, and with negatives, that each side of the grid must have."""
+FEWEST_PROMPTS = 5  # prompts with positives, and with negatives, that each side of the grid must have
 BEFORE = "in the MLP's output, there before"
 NOWHERE = "absent"
 UNDECIDED, NOT_MEASURED = "undecided", "not measured"
@@ -101,31 +93,21 @@ def creation(
 ) -> CreationTable:  # fmt: skip
     """How well concepts can be read at `lab` around each part of a block, and at the end without that part.
 
+    Eight rows per concept and layer, one for each of `SOURCES`; NaN with a reason where too little is there.
+    "end" is the last loaded block.
+
     Args:
-        model: the model; "end" is its last loaded block.
         prompts: T-arm prompts of the grid's tasks, joined.
         rows: of these prompts at `lab`, [prompt·example].
-        concepts: what is read.
-        grid: which tasks train probes, and on which they are read.
-        seed: of the choice of prompts, the folds and the prompt bootstrap.
-        first_example: rows count from this example on, examples.
         n_resamples: resamples of held-out prompts, the same at every source and layer.
         max_rows: greatest number of rows used, by whole prompts.
-
-    Returns:
-        Eight rows per concept and layer, one for each of `SOURCES`; NaN with a reason where too little is
-            there.
-
-    Raises:
-        TableError: when `rows` are not those of `prompts`, or no example is left.
-        SiteError: for a layer that the model does not have.
     """
     examples = counted_examples(prompts, rows, first_example)
     choosing, drawing = np.random.default_rng(seed).spawn(2)
     chosen = chosen_prompts(prompts, rows, grid, examples, max_rows, choosing)
     used = prompts.select(chosen)
     kept = rows.take((rows.example >= first_example) & np.isin(rows.prompt, chosen))
-    readers = [Reader.of(one, kept, grid, n_resamples, drawing) for one in concepts]
+    readers = [Reader(one, kept, grid, n_resamples, drawing) for one in concepts]
     end, where = Site(model.n_blocks - 1, "resid_post"), used.positions(LAB)[examples]
     last = record(model, used.tokens, [end], where, batch=batch)[end].reshape(len(kept), -1)
     ends = [reader.decided(last) for reader in readers]
@@ -153,9 +135,6 @@ def chosen_prompts(
 
     Prompts of several tasks may show the same inputs (`input_groups`). Of those that stand on both sides,
     half the groups serve discovery tasks and the other half held-out tasks.
-
-    Args:
-        rng: divides the groups and draws the prompts.
     """
     inputs, discovery = input_groups(prompts), np.isin(prompts.task, grid.discovery)
     both = rng.permutation(np.intersect1d(inputs[discovery], inputs[~discovery]))
@@ -174,36 +153,28 @@ def _ablated(
     return recorded[end].reshape(len(acts), -1)
 
 
-@dataclass(frozen=True)
 class Reader:
     """A linear probe of one concept, trained on discovery tasks and read on held-out tasks."""
 
-    name: str
-    discovery: Split
-    held_out: Split
-    fold: Ints  # 0 or 1, the half of the discovery tasks in which each row is; empty when they have no two
-    times: Floats  # how often each held-out row is drawn in each resample of prompts, [held resample]
-    reason: str  # why nothing is measured; empty where it is
-
-    @classmethod
-    def of(
-        cls, concept: Concept, rows: Rows, grid: TaskGrid, n_resamples: int, rng: np.random.Generator
-    ) -> Reader:
-        """A concept's labels, folds of discovery tasks and resamples of held-out prompts."""
-        discovery, held_out = (
+    def __init__(
+        self, concept: Concept, rows: Rows, grid: TaskGrid, n_resamples: int, rng: np.random.Generator
+    ) -> None:
+        self.name = concept.name
+        self.discovery, self.held_out = (
             split_rows(rows, concept, np.isin(rows.task, names)) for names in (grid.discovery, grid.held_out)
         )
-        deal = deal_tasks(discovery.rows.task, discovery.positive, discovery.stratum, most=2, rng=rng)
-        reason = (
-            discovery.too_few("discovery", FEWEST_PROMPTS)
-            or held_out.too_few("held-out", FEWEST_PROMPTS)
-            or held_out.unmatched("held-out")
+        side = self.discovery
+        deal = deal_tasks(side.rows.task, side.positive, side.stratum, most=2, rng=rng)
+        # 0 or 1, the half of the discovery tasks in which each row is; empty when they have no two
+        self.fold = deal.fold if deal.n_folds else np.empty(0, dtype=np.int64)
+        # why nothing is measured; empty where it is
+        self.reason = (
+            side.too_few("discovery", FEWEST_PROMPTS)
+            or self.held_out.too_few("held-out", FEWEST_PROMPTS)
+            or self.held_out.unmatched("held-out")
         )
-        times = np.empty((len(held_out.used), 0))
-        if not reason:
-            times = resampled_clusters(held_out.prompt, n_resamples, rng)
-        fold = deal.fold if deal.n_folds else np.empty(0, dtype=np.int64)
-        return cls(concept.name, discovery, held_out, fold, times, reason)
+        if not self.reason:  # how often each held-out row is drawn in each resample, [held resample]
+            self.times = resampled_clusters(self.held_out.prompt, n_resamples, rng)
 
     def decided(self, acts: Floats) -> Floats:
         """Decision values on held-out rows of a probe trained on `acts` [row d_model], [held].
@@ -266,16 +237,13 @@ def _probe(penalty: float) -> Pipeline:
 
 
 def verdict(measured: Mapping[str, float]) -> str:
-    """What the AUROCs of one block say of where a concept at `lab` comes from; the first that holds.
+    """What the AUROCs of one block, of each of `SOURCES`, say of where a concept at `lab` comes from.
 
-    Args:
-        measured: AUROC of each of `SOURCES`.
-
-    Returns:
-        "in attention's output, not before": in attn_out and not in resid_pre. "in the MLP's output, there
-        before": in it and in resid_mid. "created by the MLP": not in resid_mid, in mlp_out, and at the end
-        gone with the MLP ablated and still there with attention ablated. "absent": in no site of the block.
-        Else "undecided", with the clause that failed. In: `PRESENT` or more. Not in, gone: below `ABSENT`.
+    The first that holds: "in attention's output, not before": in attn_out and not in resid_pre. "in the
+    MLP's output, there before": in it and in resid_mid. "created by the MLP": not in resid_mid, in mlp_out,
+    and at the end gone with the MLP ablated and still there with attention ablated. "absent": in no site of
+    the block. Else "undecided", with the clause that failed. In: `PRESENT` or more. Not in, gone: below
+    `ABSENT`.
     """
     pre, attention, mid, mlp = (measured[name] for name in SITES[:4])
     without_mlp, without_attention = measured[NO_MLP], measured[NO_ATTENTION]
@@ -304,16 +272,14 @@ def larger(low: float, high: float) -> str:
 # ---------------------------------------------------------------------------------- operands: the whole table
 
 OVERLAPS = ("x and y overlap", "x in both halves", "y in both halves")
-UNRELATED = ("parity", "random")
-"""Families whose y is drawn without regard to x."""
+UNRELATED = ("parity", "random")  # families whose y is drawn without regard to x
 CUTS = {"": (), ", lab→x cut": ("x",), ", lab→example cut": ("x", "comma", "pre")}
 """What `lab` does not see of its own example. The last leaves no way for x to reach it."""
 X_READ, Y_READ, APART = "x decodable", "y decodable", " (y unrelated)"
 MEASURES = (
     *OVERLAPS, *(X_READ + cut for cut in CUTS), Y_READ, *(X_READ + cut + APART for cut in CUTS),
 )  # fmt: skip
-MOST_ROWS = 4000
-"""Rows of all tasks, at most, from which numbers are read, by whole prompts."""
+MOST_ROWS = 4000  # rows of all tasks, at most, from which numbers are read, by whole prompts
 
 
 def operands(
@@ -322,20 +288,12 @@ def operands(
 ) -> OperandTable:  # fmt: skip
     """Where x and y stand in what each block's MLP reads at `lab`, and what x is left when it is not seen.
 
+    Ten rows per layer, one for each of `MEASURES`; undefined figures are NaN with a reason.
+
     Args:
-        model: the model; only blocks up to the deepest layer are run.
         prompts: T-arm prompts of the grid's tasks, joined.
         rows: of these prompts at `lab`, [prompt·example].
-        seed: of the halves, folds, permutations and the prompt bootstrap.
         n_null: permutations of the values over rows.
-        first_example: rows count from this example on, examples.
-
-    Returns:
-        Ten rows per layer, one for each of `MEASURES`; undefined figures are NaN with a reason.
-
-    Raises:
-        TableError: when `rows` are not those of `prompts`, or no example is left.
-        SiteError: for a layer that the model does not have.
     """
     examples = counted_examples(prompts, rows, first_example)
     kept = rows.take(rows.example >= first_example)
@@ -348,7 +306,7 @@ def operands(
     few = np.unique(kept.prompt[np.concatenate([wide, apart])])  # prompts from which numbers are read
     among = np.flatnonzero(np.isin(kept.prompt, few))
     of_x, of_y, of_x_apart = (
-        Reading.of(kept.take(at), inputs[at], np.searchsorted(among, at), number, n_null, rng)
+        Reading(kept.take(at), inputs[at], np.searchsorted(among, at), number, n_null, rng)
         for at, number, rng in zip((wide, wide, apart), ("x", "y", "x"), reading, strict=True)
     )
     where = prompts.positions(LAB)[examples]
@@ -393,10 +351,8 @@ def dealt_inputs(task: Strings, inputs: Ints, n_folds: int, rng: np.random.Gener
 
 # ------------------------------------------------------------------------------ operands: reading one number
 
-PERIODS = (2, 5, 10, 25, 50)
-"""Periods in the code of a number, beside the number itself."""
-FEWEST_ROWS, FEWEST_INPUTS = 60, 8
-"""Rows, and different draws of inputs, below which nothing is read."""
+PERIODS = (2, 5, 10, 25, 50)  # periods in the code of a number, beside the number itself
+FEWEST_ROWS, FEWEST_INPUTS = 60, 8  # rows, and different draws of inputs, below which nothing is read
 N_FOLDS, N_RESAMPLES = 4, 200
 _PENALTIES = (1e6, 1e4, 1e3, 1e2, 1e1, 1.0)
 """Of the ridge regressions, the strongest first: it wins ties, and leaves next to nothing but the mean."""
@@ -405,8 +361,7 @@ _PENALTIES = (1e6, 1e4, 1e3, 1e2, 1e1, 1.0)
 def number_code(value: Floats) -> Floats:
     """A number [row] and its phases, cos and sin of 2πv/T for T in `PERIODS`, each of mean 0 and variance 1.
 
-    Returns:
-        [row column]; what does not vary over the rows is left out.
+    As [row column]; what does not vary over the rows is left out.
     """
     angle = 2 * np.pi * value[:, None] / np.array(PERIODS)
     columns = np.concatenate([value[:, None], np.cos(angle), np.sin(angle)], axis=1)
@@ -415,42 +370,29 @@ def number_code(value: Floats) -> Floats:
     return (columns[:, kept] - columns[:, kept].mean(axis=0)) / spread[kept]
 
 
-@dataclass(frozen=True)
 class Reading:
-    """One number's code, as it is to be read from activations of chosen rows, with its permutations."""
+    """The code of `number`, "x" or "y", on rows that stand `at` these places among the recorded ones.
 
-    rows: Ints  # which of the recorded rows, [used]
-    targets: Floats  # the code, then copies with values permuted over rows, [used code·(1 + n_null)]
-    n_code: int  # columns of one code
-    fold: Ints  # the fold in which each row is not trained on, [used]
-    inner: Ints  # a second division, by which penalties are chosen among the rows trained on, [used]
-    group: Ints  # prompts of equal inputs as one group, from 0, [used]
-    times: Floats  # how often each group is drawn, the sample itself first, [1 + resample group]
-    reason: str = ""  # why nothing is read; empty where it is
+    Prompts of equal `inputs` [used] are one group.
+    """
 
-    @classmethod
-    def of(
-        cls, rows: Rows, inputs: Ints, at: Ints, number: str, n_null: int, rng: np.random.Generator
-    ) -> Reading:
-        """The code of a number on some rows.
-
-        Args:
-            inputs: prompts of equal inputs as one group, [used].
-            at: where the rows stand among those that are recorded, [used].
-            number: `x` or `y`.
-        """
-        names, group = np.unique(inputs, return_inverse=True)
-        n = len(names)
+    def __init__(
+        self, rows: Rows, inputs: Ints, at: Ints, number: str, n_null: int, rng: np.random.Generator
+    ) -> None:
+        names, self.group = np.unique(inputs, return_inverse=True)
         code = number_code(getattr(rows, number)) if len(at) else np.empty((0, 0))
-        reason = "" if code.shape[1] else f"{number} does not vary"
-        if len(at) < FEWEST_ROWS or n < FEWEST_INPUTS:
-            reason = f"{len(at)} rows of {n} draws of inputs, {FEWEST_ROWS} of {FEWEST_INPUTS} needed"
-        if reason:
-            return cls(at, code, 0, group, group, group, np.empty((0, n)), reason)
-        fold, inner = (dealt_inputs(rows.task, inputs, n_folds, rng) for n_folds in (N_FOLDS, 2))
-        times = sample_and_resamples(n, N_RESAMPLES, rng)
-        targets = np.concatenate([code, *(rng.permutation(code) for _ in range(n_null))], axis=1)
-        return cls(at, targets, code.shape[1], fold, inner, group, times)
+        self.rows, self.n_code = at, code.shape[1]
+        self.reason = "" if self.n_code else f"{number} does not vary"
+        if len(at) < FEWEST_ROWS or len(names) < FEWEST_INPUTS:
+            drawn = f"{len(at)} rows of {len(names)} draws of inputs"
+            self.reason = f"{drawn}, {FEWEST_ROWS} of {FEWEST_INPUTS} needed"
+        if self.reason:
+            return
+        # the fold in which each row is not trained on; and a division, to choose penalties, of those that are
+        self.fold, self.inner = (dealt_inputs(rows.task, inputs, n_folds, rng) for n_folds in (N_FOLDS, 2))
+        self.times = sample_and_resamples(len(names), N_RESAMPLES, rng)  # of groups, [1 + resample group]
+        # the code, then copies with values permuted over rows, [used code·(1 + n_null)]
+        self.targets = np.concatenate([code, *(rng.permutation(code) for _ in range(n_null))], axis=1)
 
     def figures(self, acts: Floats) -> dict[str, Any]:
         """R² of the code from activations [row d_model] on prompts not trained on, its interval and null."""
@@ -474,33 +416,26 @@ class Reading:
             for side in (0, 1):
                 fitted, checked = train & (self.inner == side), train & (self.inner != side)
                 if fitted.any() and checked.any():
-                    fit, wanted = Ridge.of(acts[fitted], self.targets[fitted]), self.targets[checked]
+                    fit, wanted = Ridge(acts[fitted], self.targets[fitted]), self.targets[checked]
                     for i, penalty in enumerate(_PENALTIES):
                         guessed = fit.predicted(acts[checked], np.full(n_columns, penalty))
                         missed[i] += ((guessed - wanted) ** 2).sum(axis=0)
             best = missed.reshape(len(_PENALTIES), -1, self.n_code).sum(axis=2).argmin(axis=0)  # [1 + null]
             penalty = np.repeat(np.array(_PENALTIES)[best], self.n_code)
-            predicted[~train] = Ridge.of(acts[train], self.targets[train]).predicted(acts[~train], penalty)
+            predicted[~train] = Ridge(acts[train], self.targets[train]).predicted(acts[~train], penalty)
         return predicted
 
 
-@dataclass(frozen=True)
 class Ridge:
-    """Ridge regressions of one set of columns, scaled on the training rows, for any penalty."""
+    """Ridge regressions of targets [row target] on scaled activations [row d_model], for any penalty."""
 
-    scaler: StandardScaler
-    right: Floats  # right singular vectors of the scaled columns, [component d_model]
-    size: Floats  # singular values, [component]
-    along: Floats  # targets along the left singular vectors, [component target]
-    mean: Floats  # [target]
-
-    @classmethod
-    def of(cls, acts: Floats, targets: Floats) -> Ridge:
-        """Fitted on activations [row d_model] and targets [row target]."""
-        scaler = StandardScaler().fit(acts)
-        left, size, right = np.linalg.svd(np.asarray(scaler.transform(acts)), full_matrices=False)
-        mean = targets.mean(axis=0)
-        return cls(scaler, right, size, left.T @ (targets - mean), mean)
+    def __init__(self, acts: Floats, targets: Floats) -> None:
+        self.scaler = StandardScaler().fit(acts)
+        left, self.size, self.right = np.linalg.svd(
+            np.asarray(self.scaler.transform(acts)), full_matrices=False
+        )
+        self.mean = targets.mean(axis=0)
+        self.along = left.T @ (targets - self.mean)  # [component target]
 
     def predicted(self, acts: Floats, penalty: Floats) -> Floats:
         """Targets of activations [row d_model] with a penalty each [target], as [row target]."""
@@ -509,16 +444,9 @@ class Ridge:
 
 
 def held_out_r2(predicted: Floats, targets: Floats, group: Ints, times: Floats) -> Floats:
-    """R² = 1 − SSE / SST of each column, groups counted `times`; SST around the counted rows' mean.
+    """R² = 1 − SSE / SST of each column [row column], groups [row] counted `times` [weighting group].
 
-    Args:
-        predicted: [row column].
-        targets: [row column].
-        group: group of each row, from 0, [row].
-        times: how often each group counts, [weighting group].
-
-    Returns:
-        [weighting column].
+    SST is around the counted rows' mean; [weighting column].
     """
     order = np.argsort(group, kind="stable")
     edges = np.searchsorted(group[order], np.arange(times.shape[1]))
@@ -529,14 +457,16 @@ def held_out_r2(predicted: Floats, targets: Floats, group: Ints, times: Floats) 
 
 # ------------------------------------------------------------------------- operands: subspaces of x and of y
 
-LEAST_ROWS = 5
-"""Rows of a value that has a coefficient."""
+LEAST_ROWS = 5  # rows of a value that has a coefficient
 N_SPLITS = 10
-_RIDGE = 1.0
-"""Rows of zeros that each value has in the joint regression beside its own."""
+_RIDGE = 1.0  # rows of zeros that each value has in the joint regression beside its own
 
 
-@dataclass(frozen=True)
+def _frequent(value: Floats) -> NDArray[np.bool_]:
+    _, of_row, size = np.unique(value, return_inverse=True, return_counts=True)
+    return size[of_row] >= LEAST_ROWS
+
+
 class Design:
     """The joint regression of activations on which x and which y a row shows, each as one-hot columns.
 
@@ -545,32 +475,17 @@ class Design:
     so that the coefficients of x are what x adds beside y, and the reverse.
     """
 
-    rows: Ints  # rows that enter, of all, [used]
-    shown: csr_array  # D, [used value]: x's values first
-    factor: Any  # Cholesky factor of DᵀD + λI, as scipy gives it
-    n_x: int  # values of x
-
-    @classmethod
-    def of(cls, x: Floats, y: Floats, rows: Ints) -> Design:
-        """The design of some `rows`, with x and y of every row, [row].
-
-        Rows whose x or y stands on fewer than `LEAST_ROWS` of them stay out.
-        """
-
-        def frequent(value: Floats) -> NDArray[np.bool_]:
-            _, of_row, size = np.unique(value, return_inverse=True, return_counts=True)
-            return size[of_row] >= LEAST_ROWS
-
-        rows = rows[frequent(x[rows]) & frequent(y[rows])]
-        levels_x, of_x = np.unique(x[rows], return_inverse=True)
-        levels_y, of_y = np.unique(y[rows], return_inverse=True)
-        n_x, n = len(levels_x), len(rows)
-        column = np.stack([of_x, n_x + of_y], axis=1).ravel()
-        shown = csr_array(
-            (np.ones(2 * n), column, np.arange(0, 2 * n + 1, 2)), shape=(n, n_x + len(levels_y))
-        )
-        gram = (shown.T @ shown).toarray() + _RIDGE * np.eye(n_x + len(levels_y))
-        return cls(rows, shown, cho_factor(gram) if n else None, n_x)
+    def __init__(self, x: Floats, y: Floats, rows: Ints) -> None:
+        # rows that enter, of all, [used]: those whose x and y stand on `LEAST_ROWS` of them
+        self.rows = rows[_frequent(x[rows]) & _frequent(y[rows])]
+        levels_x, of_x = np.unique(x[self.rows], return_inverse=True)
+        levels_y, of_y = np.unique(y[self.rows], return_inverse=True)
+        self.n_x, n = len(levels_x), len(self.rows)
+        column = np.stack([of_x, self.n_x + of_y], axis=1).ravel()
+        shape = (n, self.n_x + len(levels_y))  # D, [used value]: x's values first
+        self.shown = csr_array((np.ones(2 * n), column, np.arange(0, 2 * n + 1, 2)), shape=shape)
+        gram = (self.shown.T @ self.shown).toarray() + _RIDGE * np.eye(shape[1])
+        self.factor = cho_factor(gram) if n else None
 
     @property
     def n_values(self) -> tuple[int, int]:
@@ -598,44 +513,37 @@ class Design:
 
 
 def overlap(one: Floats, other: Floats, root: Floats) -> float:
-    """Mean squared cosine of the principal angles of two subspaces in the metric of a covariance.
+    """Mean squared cosine of the principal angles of two bases [d_model rank] in the metric of a covariance.
 
-    Args:
-        one: a basis, [d_model rank].
-        other: a basis, [d_model rank].
-        root: any R with R Rᵀ = Σ, [d_model d_model]; directions u go to Rᵀu.
-
-    Returns:
-        Between 0 (orthogonal) and 1 (the same).
+    Σ = R Rᵀ of `root` R [d_model d_model]; directions u go to Rᵀu. From 0 (orthogonal) to 1 (the same).
     """
     q, p = (np.linalg.qr(root.T @ basis)[0] for basis in (one, other))
     return float(((q.T @ p) ** 2).sum() / q.shape[1])
 
 
 class Subspaces:
-    """The half splits and permutations on which x- and y-subspaces are compared, the same at every layer.
+    """Half splits and permutations on which x- and y-subspaces are compared, the same at every layer.
 
-    Args:
-        rows: rows whose x and y are numbers.
-        inputs: prompts of equal inputs as one group, [row]; a half has whole groups.
+    `rows` have numbers as x and y; prompts of equal `inputs` [row] are one group, and a half has whole
+    groups.
     """
 
     def __init__(self, rows: Rows, inputs: Ints, rank: int, n_null: int, rng: np.random.Generator) -> None:
         self.rank, self.n_rows, self.reason = rank, len(rows), ""
         halves = [dealt_inputs(rows.task, inputs, 2, rng) for _ in range(N_SPLITS)]
         sides = [[np.flatnonzero(half == side) for side in (0, 1)] for half in halves]
-        self.splits = [[Design.of(rows.x, rows.y, side) for side in both] for both in sides]
+        self.splits = [[Design(rows.x, rows.y, side) for side in both] for both in sides]
         for which, name in enumerate("xy"):
             fewest = min(design.n_values[which] for both in self.splits for design in both)
             if fewest <= rank and not self.reason:
                 self.reason = f"{fewest} values of {name} in a half of the prompts, {rank + 1} needed"
-        self.null_x: list[tuple[int, list[Design]]] = []
-        self.null_y: list[tuple[int, list[Design]]] = []
+        # of a permutation: its split, and the halves' designs with x permuted, and with y permuted
+        self.nulls: list[tuple[int, list[Design], list[Design]]] = []
         for i in range(0 if self.reason else n_null):
-            split = i % N_SPLITS
             x, y = rng.permutation(rows.x), rng.permutation(rows.y)
-            self.null_x.append((split, [Design.of(x, rows.y, side) for side in sides[split]]))
-            self.null_y.append((split, [Design.of(rows.x, y, side) for side in sides[split]]))
+            both = sides[i % N_SPLITS]
+            with_x, with_y = ([Design(*v, side) for side in both] for v in ((x, rows.y), (rows.x, y)))
+            self.nulls.append((i % N_SPLITS, with_x, with_y))
 
     def figures(self, acts: Floats) -> dict[str, dict[str, Any]]:
         """Each of `OVERLAPS`, its interval over half splits and its null, from activations [row d_model]."""
@@ -644,24 +552,20 @@ class Subspaces:
         root = np.linalg.cholesky(ledoit_wolf(acts)[0])
         fitted = [[design.subspaces(acts, self.rank) for design in both] for both in self.splits]
 
-        def crossed(x: Sequence[Floats], y: Sequence[Floats]) -> float:
-            """x of each half against y of the other, averaged."""
-            return (overlap(x[0], y[1], root) + overlap(x[1], y[0], root)) / 2
+        def overlaps(x: Sequence[Floats], y: Sequence[Floats], y_beside_x: Sequence[Floats]) -> list[float]:
+            """x of each half against y of the other, averaged; x of the two halves; y of the two halves."""
+            crossed = (overlap(x[0], y_beside_x[1], root) + overlap(x[1], y_beside_x[0], root)) / 2
+            return [crossed, overlap(x[0], x[1], root), overlap(y[0], y[1], root)]
 
-        values: list[list[float]] = [[], [], []]
-        for (x_one, y_one), (x_other, y_other) in fitted:
-            values[0].append(crossed((x_one, x_other), (y_one, y_other)))
-            values[1].append(overlap(x_one, x_other, root))
-            values[2].append(overlap(y_one, y_other, root))
-        null: list[list[float]] = [[], [], []]
-        for split, both in self.null_x:
-            permuted = [design.subspaces(acts, self.rank)[0] for design in both]
-            null[0].append(crossed(permuted, [y for _, y in fitted[split]]))
-            null[1].append(overlap(permuted[0], permuted[1], root))
-        for _, both in self.null_y:
-            permuted = [design.subspaces(acts, self.rank)[1] for design in both]
-            null[2].append(overlap(permuted[0], permuted[1], root))
+        values, null = [], []
+        for both in fitted:
+            x, y = zip(*both, strict=True)
+            values.append(overlaps(x, y, y))
+        for split, with_x, with_y in self.nulls:
+            x = [design.subspaces(acts, self.rank)[0] for design in with_x]
+            y = [design.subspaces(acts, self.rank)[1] for design in with_y]
+            null.append(overlaps(x, y, [y for _, y in fitted[split]]))
         return {
-            name: _figure(float(np.mean(own)), np.array(own), float(np.mean(chance)), n_rows=self.n_rows)
-            for name, own, chance in zip(OVERLAPS, values, null, strict=True)
+            name: _figure(float(np.mean(own)), own, float(np.mean(chance)), n_rows=self.n_rows)
+            for name, own, chance in zip(OVERLAPS, np.transpose(values), np.transpose(null), strict=True)
         }

@@ -19,7 +19,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from iclens.concepts.auroc import Matrix, column_moments, matched_auroc
+from iclens.concepts.auroc import Matrix, Split, column_moments, matched_auroc
 from iclens.concepts.language import Concept, Rows
 from iclens.core import ConfigError, TableError
 from iclens.schemas import ProbeTable
@@ -28,8 +28,7 @@ from iclens.table import Floats, Ints, Strings
 
 # ---------------------------------------------------------------------------------------------------- folds
 
-_EXCHANGES = 300
-"""Exchanges of two tasks that are tried after a deal."""
+_EXCHANGES = 300  # exchanges of two tasks that are tried after a deal
 
 
 @dataclass(frozen=True)
@@ -42,23 +41,17 @@ class Deal:
 
 
 @dataclass(frozen=True)
-class Split:
+class Fold:
     """One held-out fold: training rows, and held-out rows, of no training task."""
 
     train: Ints
     held: Ints
+    # (fitted, checked) rows of each inner fold, both of training tasks; empty when these cannot be dealt
     inner: tuple[tuple[Ints, Ints], ...]
-    """(fitted, checked) rows of each inner fold, both of training tasks; empty when these cannot be dealt."""
 
 
 def spread_prompts(task: Strings, prompt: Ints, most: int, rng: np.random.Generator) -> Ints:
-    """Rows of whole prompts drawn at random, a prompt of each task per round, ascending.
-
-    Args:
-        task: task of each row, [row].
-        prompt: prompt of each row, [row].
-        most: greatest number of rows; all are kept when they are no more.
-    """
+    """`most` rows of whole prompts drawn at random, a prompt of each task per round, ascending."""
     if len(prompt) <= most:
         return np.arange(len(prompt))
     names, first, of_row, size = np.unique(prompt, return_index=True, return_inverse=True, return_counts=True)
@@ -80,13 +73,7 @@ def deal_tasks(
 
     A task is on the positive side when most of its rows are positive. When every task has rows of both
     classes, there is one side, and the folds are min(tasks, `most`). After the deal, exchanges of two tasks
-    of a side that raise Σ_folds log(1 + matched pairs) are kept.
-
-    Args:
-        task: task of each row, [row].
-        positive: [row].
-        stratum: only rows of equal stratum are compared, [row].
-        rng: deals the tasks and proposes exchanges.
+    of a side that raise Σ_folds log(1 + matched pairs) are kept. `task`, `positive` and `stratum` are [row].
     """
     names, of_row = np.unique(task, return_inverse=True)
     _, level = np.unique(stratum, return_inverse=True)
@@ -130,17 +117,14 @@ def deal_tasks(
 
 def splits(
     deal: Deal, task: Strings, positive: NDArray[np.bool_], stratum: Ints, rng: np.random.Generator
-) -> list[Split]:
-    """Each fold held out in turn, with two inner folds over whole training tasks, which `rng` deals.
-
-    Arguments are as for `deal_tasks`.
-    """
+) -> list[Fold]:
+    """Each fold held out in turn, with two inner folds over whole training tasks, which `rng` deals."""
     held_out = []
     for fold in range(deal.n_folds):
         train, held = np.flatnonzero(deal.fold != fold), np.flatnonzero(deal.fold == fold)
         inside = deal_tasks(task[train], positive[train], stratum[train], most=2, rng=rng)
         inner = tuple((train[inside.fold != i], train[inside.fold == i]) for i in range(inside.n_folds))
-        held_out.append(Split(train, held, inner))
+        held_out.append(Fold(train, held, inner))
     return held_out
 
 
@@ -171,15 +155,6 @@ PENALTIES = (0.01, 1.0)
 FEWEST_ACTIVE = 10
 """Training rows on which a sparse feature must be active to be used."""
 _MEASURED = ("auroc", "ci_low", "ci_high", "minus_dense", "minus_dense_low", "minus_dense_high")
-
-
-@dataclass(frozen=True)
-class _Used:
-    """The rows that are probed: [row] each."""
-
-    positive: NDArray[np.bool_]
-    stratum: Ints
-    prompt: Ints
 
 
 @dataclass(frozen=True)
@@ -223,10 +198,6 @@ def probe(
 
     Returns:
         A row per representation and k; NaN with a reason when fewer than two folds can be measured.
-
-    Raises:
-        TableError: when a representation is not of `rows`, or holds NaN or infinity.
-        ConfigError: for a k below 1.
     """
     if any(k < 1 for k in ks):
         raise ConfigError(f"ks {list(ks)}", "a probe needs a feature", "Give whole numbers of 1 or more.")
@@ -237,14 +208,15 @@ def probe(
             remedy = "Give `values` one row for each of `rows`."
             raise TableError(what, f"{n_rows} rows, not {len(rows)}", remedy)
         if not np.isfinite(values.data if isinstance(values, csr_array) else values).all():
-            remedy = "Read the model in float32 (model.dtype in a study)."
-            raise TableError(what, "holds NaN or infinity", remedy)
+            raise TableError(
+                what, "holds NaN or infinity", "Read the model in float32 (model.dtype in a study)."
+            )
     dealing, inner, permuting = np.random.default_rng(seed).spawn(3)
     label = concept.contrast.label(rows)
     used = np.flatnonzero(label != 0)
     used = used[spread_prompts(rows.task[used], rows.prompt[used], max_rows, dealing)]
     kept = rows.take(used)
-    about = _Used(label[used] > 0, concept.stratum(kept), kept.prompt)
+    about = Split(used, kept, label[used] > 0, concept.stratum(kept))
     deal = deal_tasks(kept.task, about.positive, about.stratum, most=max_folds, rng=dealing)
     folds = splits(deal, kept.task, about.positive, about.stratum, inner)
     read = {name: cast("Matrix", values[used].astype(np.float64)) for name, values in representations.items()}
@@ -279,15 +251,10 @@ def _probes(representations: Mapping[str, Matrix], ks: tuple[int, ...], seed: in
 
 
 def relevance(values: Matrix, positive: NDArray[np.bool_]) -> Floats:
-    """Squared correlation of each feature with the label: r² = F / (F + n − 2) orders features as F does.
+    """Squared correlation of each feature [row feature] with the label, r² = F / (F + n − 2).
 
-    Args:
-        values: [row feature].
-        positive: [row].
-
-    Returns:
-        [feature]; NaN for a feature that is constant, or sparse and active on few rows (`FEWEST_ACTIVE`), and
-        for every feature where all rows have one label.
+    NaN for a feature that is constant, or sparse and active on few rows (`FEWEST_ACTIVE`), and for every
+    feature where all rows have one label.
     """
     lift = positive - positive.mean()
     _, spread = column_moments(values)
@@ -363,7 +330,7 @@ def _along_means(view: View, positive: NDArray[np.bool_], penalty: float) -> Flo
     return test @ (train[positive].mean(axis=0) - train[~positive].mean(axis=0))
 
 
-def _fold_aurocs(each: _Probe, used: _Used, folds: Sequence[Split], rng: np.random.Generator) -> Floats:
+def _fold_aurocs(each: _Probe, used: Split, folds: Sequence[Fold], rng: np.random.Generator) -> Floats:
     """AUROC within each held-out fold, [fold k]; NaN in a fold without a matched pair."""
     aurocs = []
     for split in folds:
@@ -380,7 +347,7 @@ def _fold_aurocs(each: _Probe, used: _Used, folds: Sequence[Split], rng: np.rand
     return np.array(aurocs)
 
 
-def _aurocs(each: _Probe, used: _Used, positive: NDArray[np.bool_], train: Ints, test: Ints) -> Floats:
+def _aurocs(each: _Probe, used: Split, positive: NDArray[np.bool_], train: Ints, test: Ints) -> Floats:
     """AUROC on `test` [row] of probes trained on `train` [row], [penalty k]."""
     fitted = positive[train]
     views = each.views(each.matrix[train], fitted, each.matrix[test], each.ks)

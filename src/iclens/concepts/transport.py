@@ -41,8 +41,7 @@ READ_BY_THE_NEXT = ("resid_mid", "resid_post", "attn_out", "mlp_out")
 """Hooks whose values stand in the residual that the next block reads."""
 FIRST_QUERY = 2
 """The first example whose `pre` is a query: fewer than two earlier labels give nothing to weigh."""
-FEWEST_PROMPTS = 10
-"""Prompts below which nothing is measured: the intervals resample prompts."""
+FEWEST_PROMPTS = 10  # prompts below which nothing is measured: the intervals resample prompts
 ATTENTION, EQUAL, MEAN_SIZE, OTHER_SIZES = (
     "attention", "equal", "attention, mean z", "attention, other prompts' z",
 )  # fmt: skip
@@ -50,8 +49,7 @@ WEIGHTS = (ATTENTION, EQUAL, MEAN_SIZE, OTHER_SIZES)
 LEAST_ATTENTION = 0.001
 """Attention to labels below which the predicted part is next to nothing, and a slope on it says nothing."""
 NO_READER, NOT_LOADED = "no later block reads it", "the block that reads it is not loaded"
-_SAME = 1e-9
-"""Share of its mean square below which a prediction's variance is rounding."""
+_SAME = 1e-9  # share of its mean square below which a prediction's variance is rounding
 
 Chosen = tuple[Site, int, str]
 
@@ -89,22 +87,9 @@ def transport(
 ) -> TransportTable:  # fmt: skip
     """How much of what later queries receive along a latent's image its sizes at the labels predict.
 
-    Held are one batch of activations, and of all prompts the patterns from `pre` to labels.
-
-    Args:
-        model: the model; only blocks up to the reading one are run.
-        saes: site → its SAE; sites of `READ_BY_THE_NEXT`.
-        prompts: one arm's prompts, with more than `FIRST_QUERY` examples.
-        chosen: site, latent, and the concept for which it is shown.
-        seed: of the other prompt that lends its sizes, and of the bootstrap.
-
-    Returns:
-        Four rows per chosen latent, one for each of `WEIGHTS`; NaN with a reason where undefined.
-
-    Raises:
-        SiteError: for a site without an SAE or that no later block reads as it stands, or a latent outside.
-        SaeError: for a transcoder, or an SAE of another width.
-        TableError: for a probed arm, or prompts with too few examples.
+    Four rows per chosen latent (site, latent, concept), one for each of `WEIGHTS`; NaN with a reason where
+    undefined. Sites are of `READ_BY_THE_NEXT`, prompts of one arm with more than `FIRST_QUERY` examples;
+    `seed` is of the other prompt that lends its sizes, and of the bootstrap.
     """
     _check(model, saes, prompts, chosen)
     lending, drawing = np.random.default_rng(seed).spawn(2)
@@ -122,11 +107,9 @@ def transport(
             read = flow(model, saes, prompts, [one[:2] for one in members], batch)
             figures |= dict(zip(members, _figures(read, lender, times), strict=True))
     return TransportTable.from_rows(
-        {"site": str(one[0]), "latent": one[1], "concept": one[2], "layer": one[0].layer + 1}
-        | {"weights": weights}
-        | row
-        for one in chosen
-        for weights, row in zip(WEIGHTS, figures[one], strict=True)
+        {"site": str(site), "latent": latent, "concept": name, "layer": site.layer + 1, "weights": kind} | row
+        for site, latent, name in chosen
+        for kind, row in zip(WEIGHTS, figures[site, latent, name], strict=True)
     )
 
 
@@ -134,31 +117,24 @@ def _check(
     model: LanguageModel, saes: Mapping[Site, Sae], prompts: PromptSet, chosen: Sequence[Chosen]
 ) -> None:
     if prompts.n_examples <= FIRST_QUERY:
-        raise TableError(
-            f"transport in prompts of {prompts.n_examples} examples", "no query has two earlier labels",
-            f"Build prompts of {FIRST_QUERY + 1} examples or more.",
-        )  # fmt: skip
+        what = f"transport in prompts of {prompts.n_examples} examples"
+        remedy = f"Build prompts of {FIRST_QUERY + 1} examples or more."
+        raise TableError(what, "no query has two earlier labels", remedy)
     for site, latent, _ in chosen:
         model.check_site(site)
+        what = f"transport from {site.short}"
         if site.hook not in READ_BY_THE_NEXT:
-            raise SiteError(
-                f"transport from {site.short}", "it is not added to what the next block reads",
-                f"Choose one of {', '.join(READ_BY_THE_NEXT)}.",
-            )  # fmt: skip
+            remedy = f"Choose one of {', '.join(READ_BY_THE_NEXT)}."
+            raise SiteError(what, "it is not added to what the next block reads", remedy)
         if site not in saes:
-            given = ", ".join(held.short for held in saes) or "none"
-            raise SiteError(
-                f"transport from {site.short}",
-                f"SAEs of {given} are given",
-                "Choose latents of these, or give `saes` this site too.",
-            )
-        refuse_transcoder(saes[site])
-        if saes[site].d_in != model.d_model:
-            raise SaeError(
-                f"SAE at {site.short}", f"width {saes[site].d_in}, not {model.d_model}",
-                f"Give an SAE of this model, whose rows are {model.d_model} wide.",
-            )  # fmt: skip
-        check_latent(site, latent, saes[site].d_sae)
+            given = f"SAEs of {', '.join(sae.short for sae in saes) or 'none'} are given"
+            raise SiteError(what, given, "Choose latents of these, or give `saes` this site too.")
+        sae = saes[site]
+        refuse_transcoder(sae)
+        if sae.d_in != model.d_model:
+            remedy = f"Give an SAE of this model, whose rows are {model.d_model} wide."
+            raise SaeError(f"SAE at {site.short}", f"width {sae.d_in}, not {model.d_model}", remedy)
+        check_latent(site, latent, sae.d_sae)
 
 
 def lenders(task: Strings, rng: np.random.Generator) -> Ints:
@@ -222,10 +198,8 @@ def _batches(
 def _figures(read: Flow, lender: Ints, times: Floats) -> list[list[dict[str, Any]]]:
     """Columns of the table for each latent and each of `WEIGHTS`.
 
-    Args:
-        read: by one block.
-        lender: whose sizes each prompt gets in `OTHER_SIZES`, [prompt]; undefined when some have their own.
-        times: how often each prompt is drawn, the sample itself first, [draw prompt].
+    `lender` says whose sizes each prompt gets in `OTHER_SIZES`, [prompt], undefined when some have their own;
+    `times` how often each prompt is drawn, the sample itself first, [draw prompt].
     """
     mean = np.broadcast_to(read.amounts.mean(axis=(1, 2), keepdims=True), read.amounts.shape)
     predictions = {
@@ -242,7 +216,11 @@ def _figures(read: Flow, lender: Ints, times: Floats) -> list[list[dict[str, Any
         for name, (slope, r2) in fits.items():
             reason = ""
             if np.isnan(r2[0]):
-                reason = _lack(read.amounts[latent], predictions[name][latent])
+                reason = "the predicted or the actual part is the same at every query"
+                if np.isnan(predictions[name][latent]).any():
+                    reason = "a task has one prompt only, to which no other lends"
+                if not read.amounts[latent].any():
+                    reason = "never active at a label"
             elif name != EQUAL and mass[latent] < LEAST_ATTENTION:
                 reason = f"queries look at labels with less than {LEAST_ATTENTION:g} of their attention"
             row = _undefined(reason) | sample_interval(r2).columns("r2")
@@ -255,35 +233,19 @@ def _figures(read: Flow, lender: Ints, times: Floats) -> list[list[dict[str, Any
     return figures
 
 
-def _lack(amounts: Floats, predicted: Floats) -> str:
-    """Why nothing can be said of a latent's amounts [prompt label] and prediction [prompt query]."""
-    if not amounts.any():
-        return "never active at a label"
-    if np.isnan(predicted).any():
-        return "a task has one prompt only, to which no other lends"
-    return "the predicted or the actual part is the same at every query"
-
-
 def regressed(actual: Floats, predicted: Floats, times: Floats) -> tuple[Floats, Floats]:
-    """Slope of `actual` on `predicted` with an intercept, and their squared correlation, [draw] each.
+    """Slope of `actual` on `predicted` [prompt query] and their squared correlation, [draw] each.
 
         slope = cov(p, a) / var(p),   r² = cov(p, a)² / (var(p) · var(a))
 
-    Args:
-        actual: [prompt query].
-        predicted: [prompt query].
-        times: how often each prompt is drawn, [draw prompt].
-
-    Returns:
-        NaN where one of the two does not vary, or is NaN.
+    `times` is how often each prompt is drawn, [draw prompt]. NaN where one of the two does not vary, or is
+    NaN.
     """
     n = times.sum(axis=1) * actual.shape[1]
     centre = [values - values.mean() for values in (predicted, actual)]
     p, a = (times @ values.sum(axis=1) / n for values in centre)
-    pp, aa, pa = (
-        times @ (one * other).sum(axis=1) / n
-        for one, other in ((centre[0], centre[0]), (centre[1], centre[1]), (centre[0], centre[1]))
-    )
+    products = (centre[0] * centre[0], centre[1] * centre[1], centre[0] * centre[1])
+    pp, aa, pa = (times @ product.sum(axis=1) / n for product in products)
     var_p, var_a, both = pp - p * p, aa - a * a, pa - p * a
     fixed = ~(var_p > _SAME * (predicted**2).mean()) | ~(var_a > _SAME * (actual**2).mean())
     var_p, var_a = np.where(fixed, 1.0, var_p), np.where(fixed, 1.0, var_a)
@@ -292,7 +254,5 @@ def regressed(actual: Floats, predicted: Floats, times: Floats) -> tuple[Floats,
 
 def _undefined(reason: str) -> dict[str, Any]:
     """A row without figures."""
-    row: dict[str, Any] = {"slope": np.nan, "lab_attention": np.nan, "n_rows": 0, "n_prompts": 0}
-    for name in ("r2", "attention_minus_equal"):
-        row |= UNDEFINED.columns(name)
-    return row | {"reason": reason}
+    row = {"slope": np.nan, "lab_attention": np.nan, "n_rows": 0, "n_prompts": 0, "reason": reason}
+    return row | UNDEFINED.columns("r2") | UNDEFINED.columns("attention_minus_equal")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -46,38 +46,24 @@ def task_means(
     latents: LatentActs, prompts: PromptSet, rules: Mapping[str, Task], chosen: Ints,
     *, first_example: int = FIRST_EXAMPLE,
 ) -> Means:  # fmt: skip
-    """Mean activation of the `chosen` latents per task, over rows from `first_example` on.
-
-    Tasks come in order of appearance.
-
-    Raises:
-        TableError: when `latents` are not of `prompts`, or a task is not among `rules`.
-        SiteError: for a latent that does not exist.
-    """
-    rows, used = _used(latents, prompts, rules, first_example)
+    """Mean activation of the `chosen` latents per task, in order of appearance, from `first_example` on."""
     order = list(dict.fromkeys(prompts.task.tolist()))
-    place = {name: i for i, name in enumerate(order)}
-    group = np.array([place[name] for name in rows.task.tolist()], dtype=np.int64)
-    return _grouped(np.array(order), group, used, latents, chosen)
+    number = {name: i for i, name in enumerate(order)}
+    means = _means(
+        latents, prompts, rules, chosen, first_example,
+        lambda rows: np.array([number[name] for name in rows.task.tolist()], dtype=np.float64),
+    )  # fmt: skip
+    return replace(means, groups=np.array(order)[means.groups])
 
 
 def tuning(
     latents: LatentActs, prompts: PromptSet, rules: Mapping[str, Task], chosen: Ints,
     *, by: str, first_example: int = FIRST_EXAMPLE,
 ) -> Means:  # fmt: skip
-    """Mean activation of the `chosen` latents per value of `by` (of `AXES`), over rows where it is a number.
-
-    Raises:
-        TableError: for another `by`, or as `task_means`.
-        SiteError: for a latent that does not exist.
-    """
+    """Mean activation of the `chosen` latents per value of `by` (of `AXES`), where it is a number."""
     if by not in AXES:
         raise TableError(f"tuning by '{by}'", "no such axis", f"Choose one of {', '.join(AXES)}.")
-    rows, used = _used(latents, prompts, rules, first_example)
-    value = AXES[by](rows)
-    known = ~np.isnan(value)
-    groups, group = np.unique(value[known].astype(np.int64), return_inverse=True)
-    return _grouped(groups, group, used[known], latents, chosen)
+    return _means(latents, prompts, rules, chosen, first_example, AXES[by])
 
 
 def operand_map(
@@ -87,40 +73,30 @@ def operand_map(
     """Mean activation of the `chosen` latents in boxes of x and y, over rows where both are numbers.
 
     A box is `width` wide in x and in y; groups are the boxes' least x and y, [group 2].
-
-    Raises:
-        TableError, SiteError: as `task_means`.
     """
-    rows, used = _used(latents, prompts, rules, first_example)
-    both = np.stack([rows.x, rows.y], axis=1)
-    known = ~np.isnan(both).any(axis=1)
-    boxes = (both[known] // width * width).astype(np.int64)
-    groups, group = np.unique(boxes, axis=0, return_inverse=True)
-    return _grouped(groups, group, used[known], latents, chosen)
+    return _means(
+        latents, prompts, rules, chosen, first_example,
+        lambda rows: np.stack([rows.x, rows.y], axis=1) // width * width,
+    )  # fmt: skip
 
 
-def _used(
-    latents: LatentActs, prompts: PromptSet, rules: Mapping[str, Task], first_example: int
-) -> tuple[Rows, Ints]:
-    """The rows that count, and which of all rows they are."""
+def _means(
+    latents: LatentActs, prompts: PromptSet, rules: Mapping[str, Task], chosen: Ints, first_example: int,
+    of: Callable[[Rows], Floats],
+) -> Means:  # fmt: skip
+    """Means over the rows from `first_example` on that have one value of `of`, NaN or [row ...]."""
     if (latents.n_prompts, latents.n_examples) != (prompts.n_prompts, prompts.n_examples):
-        raise TableError(
-            f"latents of {latents.site.short}",
-            "of other prompts than these",
-            "Give the latents of `prompts` themselves.",
-        )
-    rows = read_rows(prompts, latents.role, rules)
-    used = np.flatnonzero(rows.example >= first_example)
-    return rows.take(used), used
-
-
-def _grouped(
-    groups: NDArray[np.generic], group: Ints, used: Ints, latents: LatentActs, chosen: Ints
-) -> Means:
-    """Means over the `used` rows [used] of each `group` [used]."""
+        remedy = "Give the latents of `prompts` themselves."
+        raise TableError(f"latents of {latents.site.short}", "of other prompts than these", remedy)
     chosen = np.asarray(chosen, dtype=np.int64)
     for latent in (chosen.min(initial=0), chosen.max(initial=0)):
         check_latent(latents.site, latent, latents.d_sae)
+    rows = read_rows(prompts, latents.role, rules)
+    value = of(rows)
+    known = ~np.isnan(value).reshape(len(rows), -1).any(axis=1)
+    used = np.flatnonzero((rows.example >= first_example) & known)
+    groups, group = np.unique(value[used].astype(np.int64), axis=0, return_inverse=True)
+    group = group.reshape(-1)
     n_rows = np.bincount(group, minlength=len(groups))
     at = (group, np.arange(len(used)))
     member = coo_array((1.0 / n_rows[group], at), shape=(len(groups), len(used))).tocsr()  # [group used]
@@ -132,16 +108,11 @@ def _grouped(
 
 PERIODS = (2, 5, 10, 25, 50, 100)
 """Periods that other work found in numbers' representations: parity, the last digit, and coarser ones."""
-_LINE = -1
-"""Group of the constant and of v; the others are numbers of periods."""
-_ALIASED = 1e-6
-"""Norm of what is left of a unit column below which the earlier columns determine it."""
-_CONSTANT = 1e-10
-"""Share of a curve's mean square below which its variance is rounding, curves being float32."""
-_TIE = 1e-5
-"""Two shares of variance closer than this are equal: null figures are float32."""
-_AT_ONCE = 4096
-"""Latents that are fitted at a time."""
+_LINE = -1  # group of the constant and of v; the others are numbers of periods
+_ALIASED = 1e-6  # norm of what is left of a unit column below which the earlier columns determine it
+_CONSTANT = 1e-10  # share of a curve's mean square below which its variance is rounding, curves being float32
+_TIE = 1e-5  # two shares of variance closer than this are equal: null figures are float32
+_AT_ONCE = 4096  # latents that are fitted at a time
 
 
 @dataclass(frozen=True)
@@ -170,25 +141,16 @@ class HelixFit:
 
 
 def tuning_curves(acts: csr_array, value: Floats, min_rows: int = 3) -> Curves:
-    """Mean gated activation of every latent at every value that at least `min_rows` rows have.
+    """Mean gated activation [row latent] of every latent at every value that at least `min_rows` rows have.
 
-    Args:
-        acts: [row latent].
-        value: a whole number, or NaN where the row is not used, [row].
-        min_rows: least number of rows of a value.
-
-    Raises:
-        TableError: when the axes disagree or a value is no whole number.
+    `value` is a whole number, or NaN where the row is not used, [row].
     """
     expect_shape("tuning_curves", acts=(cast("Any", acts), ("row", "latent")), value=(value, ("row",)))
     used = np.flatnonzero(~np.isnan(value))
     known = value[used]
     if len(strange := known[known != np.round(known)]):
-        raise TableError(
-            f"tuning to {strange[0]}",
-            "no whole number",
-            "Give whole numbers, and NaN for rows that are not used.",
-        )
+        remedy = "Give whole numbers, and NaN for rows that are not used."
+        raise TableError(f"tuning to {strange[0]}", "no whole number", remedy)
     values, place, n_rows = np.unique(known.astype(np.int64), return_inverse=True, return_counts=True)
     kept = n_rows >= min_rows
     enough = kept[place]
@@ -208,17 +170,10 @@ def waves(value: Floats | Ints, period: float) -> Floats:
 
 
 def fits_in(periods: Sequence[float], values: Floats | Ints) -> list[float]:
-    """The periods that are not longer than the range of the values, max − min + 1.
-
-    Raises:
-        ConfigError: for a period below 2, which whole numbers cannot show.
-    """
+    """The periods that are not longer than the range of the values, max − min + 1."""
     if any(period < 2 for period in periods):
-        raise ConfigError(
-            f"periods {list(periods)}",
-            "one is below 2",
-            "Give periods of 2 and longer: whole numbers show no shorter one.",
-        )
+        remedy = "Give periods of 2 and longer: whole numbers show no shorter one."
+        raise ConfigError(f"periods {list(periods)}", "one is below 2", remedy)
     span = int(values.max()) - int(values.min()) + 1 if len(values) else 0
     return [float(period) for period in periods if period <= span]
 
@@ -235,14 +190,7 @@ def helix_regression(
     the same reason a sine as long as the range has a linear share of .6; its period share tells it apart.
     A random order gives each curve value, with its rows, the place of another; the same orders serve all
     latents. p says that the order of the values matters, which a smooth bump achieves as well as a wave, and
-    is at least 1/(1 + n_null).
-
-    Args:
-        curves: of every latent.
-        periods: in this order; a column that the earlier ones determine on these values is dropped.
-
-    Raises:
-        ConfigError: for a period below 2.
+    is at least 1/(1 + n_null). A column that earlier `periods` determine on these values is dropped.
     """
     columns, group, kept = _design(curves, periods)
     n_latents = len(curves.mean)
@@ -342,26 +290,15 @@ def fit_tunings(
 ) -> TuningTable:  # fmt: skip
     """Tuning of every latent to y, x and y − 2x; multiplicity is over all of these.
 
-    Args:
-        latents: activations at one site and role.
-        rows: theirs, [prompt·example].
-        periods: as for `helix_regression`.
-        n_null: number of random orders; p is at least 1/(1 + n_null).
-        min_rows: least number of rows of a value.
-        min_active: least number of used rows in which a latent is not zero; others are left out.
-        first_example: rows count from this example on.
-
-    Raises:
-        TableError: when `rows` are not those of `latents`.
-        ConfigError: for a period below 2.
+    Only values of `min_rows` rows count, and latents that are not zero in `min_active` used rows; p is at
+    least 1/(1 + n_null).
     """
     acts = latents.matrix
     n_rows, n_latents = cast("tuple[int, int]", acts.shape)
     if len(rows) != n_rows:
-        raise TableError(
-            f"tuning at {latents.site.short} '{latents.role}'", f"{len(rows)} rows, not {n_rows}",
-            "Give the rows that `read_rows` makes of the prompts of these latents.",
-        )  # fmt: skip
+        what = f"tuning at {latents.site.short} '{latents.role}'"
+        remedy = "Give the rows that `read_rows` makes of the prompts of these latents."
+        raise TableError(what, f"{len(rows)} rows, not {n_rows}", remedy)
     parts: list[dict[str, Any]] = []
     for of, read in AXES.items():
         value = np.where(rows.example >= first_example, read(rows), np.nan)
@@ -391,12 +328,9 @@ def fit_tunings(
 
 # ------------------------------------------------------------------------------------- subspaces of a period
 
-SIZES = (1, 2, 4, 8, 16, 32, 64)
-"""Numbers of features among which the fewest that do are sought."""
-ENOUGH = 0.9
-"""Share of the r² of all chosen features that the fewest have to reach."""
-FEWEST_ACTIVE = 10
-"""Training rows on which a sparse feature must be active to be chosen."""
+SIZES = (1, 2, 4, 8, 16, 32, 64)  # numbers of features among which the fewest that do are sought
+ENOUGH = 0.9  # share of the r² of all chosen features that the fewest have to reach
+FEWEST_ACTIVE = 10  # training rows on which a sparse feature must be active to be chosen
 FEWEST_ROWS, FEWEST_VALUES = 30, 10
 """Rows on each side, and values that both sides have, below which nothing is fitted."""
 _PENALTIES = (1e-4, 1e-2, 1.0)
@@ -441,31 +375,25 @@ def fit_subspaces(
     Args:
         acts: the representation, [row feature].
         value: the number, NaN where the row is not used, [row].
-        train: rows of discovery tasks, [row].
-        held: rows of held-out tasks, [row].
-        seed: of the renamed values; all periods share them.
-        periods: in units of the number.
-        n_null: number of times the values are renamed; p is at least 1/(1 + n_null).
+        train, held: rows of discovery tasks, and of held-out tasks, [row].
+        n_null: number of times the values are renamed, alike for all periods; p is at least 1/(1 + n_null).
         n_features: features that are chosen at most.
-
-    Raises:
-        TableError: when the axes disagree, or a row is on both sides.
-        ConfigError: for a period below 2.
     """
     expect_shape(
         "fit_subspaces", acts=(cast("Any", acts), ("row", "feature")), value=(value, ("row",)),
         train=(train, ("row",)), held=(held, ("row",)),
     )  # fmt: skip
     if (train & held).any():
-        raise TableError(
-            "rows to read periods on",
-            "some are trained on",
-            "Give `train` and `held` without a row in common: rows of other tasks.",
-        )
+        remedy = "Give `train` and `held` without a row in common: rows of other tasks."
+        raise TableError("rows to read periods on", "some are trained on", remedy)
     known = ~np.isnan(value)
     fitted, read = np.flatnonzero(train & known), np.flatnonzero(held & known)
     inside = fits_in(periods, np.concatenate([value[fitted], value[read]]))
-    reason = _too_few(value[fitted], value[read])
+    shared = len(np.intersect1d(value[fitted], value[read]))
+    reason = "" if shared >= FEWEST_VALUES else f"{shared} values on both sides, {FEWEST_VALUES} needed"
+    for name, side in (("held-out", read), ("discovery", fitted)):
+        if len(side) < FEWEST_ROWS:
+            reason = f"{len(side)} {name} rows, {FEWEST_ROWS} needed"
     if reason:
         return [PeriodSubspace(float(period), reason=reason) for period in periods]
     values, place = np.unique(value[known], return_inverse=True)
@@ -483,14 +411,6 @@ def fit_subspaces(
         else PeriodSubspace(float(period), reason="longer than the range of values")
         for period in periods
     ]
-
-
-def _too_few(fitted: Floats, read: Floats) -> str:
-    for name, side in (("discovery", fitted), ("held-out", read)):
-        if len(side) < FEWEST_ROWS:
-            return f"{len(side)} {name} rows, {FEWEST_ROWS} needed"
-    n_shared = len(np.intersect1d(fitted, read))
-    return "" if n_shared >= FEWEST_VALUES else f"{n_shared} values on both sides, {FEWEST_VALUES} needed"
 
 
 def _sides(acts: Matrix, fitted: Ints, read: Ints, number: Ints, n_values: int) -> _Sides:

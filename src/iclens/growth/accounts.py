@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -36,26 +37,20 @@ class Design:
 
     def __post_init__(self) -> None:
         if self.right.shape != self.new.shape or self.right.ndim != 3:
-            raise TableError(
-                "Design",
-                f"{self.right.shape} and {self.new.shape}",
-                "Give `right` and `new` as arrays [prompt example slot] of one shape.",
-            )
+            remedy = "Give `right` and `new` as arrays [prompt example slot] of one shape."
+            raise TableError("Design", f"{self.right.shape} and {self.new.shape}", remedy)
 
-    def select(self, prompts: np.ndarray) -> Design:
-        """Some of the prompts [prompt]."""
-        return self._at(lambda values: values[prompts])
+    def select(self, at: Any) -> Design:
+        """What was shown at an index of the axes [prompt example]."""
+        curves = (None if curve is None else curve[at] for curve in (self.exact, self.behaviour))
+        return Design(self.right[at], self.new[at], *curves)
 
     def after_labels(self) -> Design:
         """What was shown when a label had been read, instead of before its query; of an inline arm.
 
         The last example's is not known: one example fewer.
         """
-        return self._at(lambda values: values[:, 1:])
-
-    def _at(self, part: Callable[[np.ndarray], np.ndarray]) -> Design:
-        curves = (None if curve is None else part(curve) for curve in (self.exact, self.behaviour))
-        return Design(part(self.right), part(self.new), *curves)
+        return self.select((slice(None), slice(1, None)))
 
 
 def design_of(prompts: PromptSet, exact: Floats | None = None, behaviour: Floats | None = None) -> Design:
@@ -95,21 +90,9 @@ class Account:
     symbols: tuple[str, ...] = ()
 
 
-def _nothing(design: Design) -> Floats:
-    return np.zeros(design.right.shape[:2])
-
-
-def _counting(design: Design) -> Floats:
-    return design.right.sum(axis=2)
-
-
 def _two_distinct(design: Design) -> Floats:
     distinct, wrong = (design.new * (design.right > 0)).sum(axis=2), (design.right < 0).any(axis=2)
     return np.where(wrong, 0.0, np.minimum(distinct, 2.0) / 2)
-
-
-def _latch(design: Design, s: float) -> Floats:
-    return ((design.right > 0).sum(axis=2) >= s).astype(float)
 
 
 def _composite(design: Design, weight: float, slow: float, fast: float) -> Floats:
@@ -120,10 +103,6 @@ def _composite(design: Design, weight: float, slow: float, fast: float) -> Float
 def _discounted(design: Design, alpha: float) -> Floats:
     count = design.right.sum(axis=2)
     return np.sign(count) * np.abs(count) ** (1 - alpha)
-
-
-def _pooling(design: Design, sink: float) -> Floats:
-    return design.right.sum(axis=2) / (np.abs(design.right).sum(axis=2) + sink)
 
 
 def _recency(design: Design, rate: float) -> Floats:
@@ -144,14 +123,6 @@ def _change_point(design: Design, hazard: float, step: float) -> Floats:
     return belief
 
 
-def _exact(design: Design) -> Floats:
-    return _nothing(design) if design.exact is None else design.exact
-
-
-def _behaviour(design: Design) -> Floats:
-    return _nothing(design) if design.behaviour is None else design.behaviour
-
-
 EXACT, BEHAVIOUR = "exact posterior", "the model's belief"
 """Accounts that take log-odds which were not fitted here: the ideal learner's, the model's own."""
 RATES: Grid = tuple((float(rate),) for rate in np.linspace(0.1, 0.9, 9))
@@ -160,19 +131,22 @@ SWITCHES: Grid = ((1.0,), (2.0,), (3.0,))
 HAZARDS: Grid = tuple(product((0.02, 0.05, 0.1, 0.2, 0.4), (0.3, 0.6, 1.0, 1.5, 2.5)))
 ALTERNATIVES: Grid = tuple(product((0.01, 0.05, 0.2, 0.5), (0.0, 0.1, 0.3), (0.8, 1.5, 3.0)))
 ACCOUNTS = (
-    Account("nothing", "no arm changes it", _nothing),
-    Account("counting", "every example adds the same, repeated or not: a sum pool", _counting),
+    Account("nothing", "no arm changes it", lambda d: np.zeros(d.right.shape[:2])),
+    Account("counting", "every example adds the same, repeated or not: a sum pool",
+            lambda d: d.right.sum(axis=2)),
     Account("ideal Bayes", "two distinct examples settle it, repeats add nothing", _two_distinct),
-    Account("latch", "it switches at the s-th right label and stays", _latch, SWITCHES, ("s",)),
+    Account("latch", "it switches at the s-th right label and stays",
+            lambda d, s: ((d.right > 0).sum(axis=2) >= s).astype(float), SWITCHES, ("s",)),
     Account("composite Bayes", "exact against several alternatives: new examples add less and less",
             _composite, ALTERNATIVES, ("w", "slow", "fast")),
     Account("discounted", "the count to the power 1 − α", _discounted, RATES, ("α",)),
-    Account("attention pooling", "share of right labels, with a sink of weight κ", _pooling, SINKS, ("κ",)),
+    Account("attention pooling", "share of right labels, with a sink of weight κ",
+            lambda d, sink: d.right.sum(axis=2) / (np.abs(d.right).sum(axis=2) + sink), SINKS, ("κ",)),
     Account("recency", "a leaky sum: each example counts r times the next one", _recency, RATES, ("r",)),
     Account("change-point Bayes", "the task may change with probability h at any example",
             _change_point, HAZARDS, ("h", "λ")),
-    Account(EXACT, "the declared mixture's own posterior, frozen", _exact),
-    Account(BEHAVIOUR, "the model's own log-odds of the answer in each prompt", _behaviour),
+    Account(EXACT, "the declared mixture's own posterior, frozen", lambda d: d.exact),
+    Account(BEHAVIOUR, "the model's own log-odds of the answer in each prompt", lambda d: d.behaviour),
 )  # fmt: skip
 """Every account that is compared."""
 
@@ -219,32 +193,18 @@ def compare_all(
     responses: Mapping[str, Floats], designs: Mapping[str, Design], *, seed: int = 0,
     accounts: tuple[Account, ...] = ACCOUNTS,
 ) -> list[Compared]:  # fmt: skip
-    """Every account of every read-out on all arms, each read-out by itself, [readout].
+    """Every account of each read-out [readout prompt example] on all arms, each by itself, [readout].
 
     `EXACT` and `BEHAVIOUR` take part where every arm's design holds their log-odds, finite throughout.
-
-    Args:
-        responses: arm → read-outs before each example, [readout prompt example], finite.
-        designs: arm → what was shown, for the same prompts.
-        seed: of the split into halves and of the bootstrap.
-        accounts: which to compare.
-
-    Raises:
-        TableError: for fewer than two arms, eight prompts, or a read-out that is not finite.
+    `seed` is of the split into halves and of the bootstrap.
     """
     arms = tuple(responses)
     if len(arms) < 2:
-        raise TableError(
-            "accounts of growth",
-            f"{len(arms)} arm",
-            "Give `responses` of two arms or more. One curve cannot separate the accounts.",
-        )
+        remedy = "Give `responses` of two arms or more. One curve cannot separate the accounts."
+        raise TableError("accounts of growth", f"{len(arms)} arm", remedy)
     if not all(np.isfinite(values).all() for values in responses.values()):
-        raise TableError(
-            "accounts of growth",
-            "a read-out is not finite",
-            "Leave the arm or read-out that holds it out of `responses`.",
-        )
+        remedy = "Leave the arm or read-out that holds it out of `responses`."
+        raise TableError("accounts of growth", "a read-out is not finite", remedy)
     n_readouts, n_prompts = responses[arms[0]].shape[:2]
     if n_prompts < 8:
         raise TableError("accounts of growth", f"{n_prompts} prompts", "Give at least 8 prompts.")
@@ -313,11 +273,8 @@ class _Fitted:
 
 def _fit(account: Account, parts: Sequence[_Part]) -> _Fitted:
     if not account.grid:
-        raise TableError(
-            f"account '{account.name}'",
-            "an empty grid",
-            "Give its `grid` at least one set of parameters; one without parameters has [()].",
-        )
+        remedy = "Give its `grid` at least one set of parameters; one without parameters has [()]."
+        raise TableError(f"account '{account.name}'", "an empty grid", remedy)
     fits = [
         _least_squares([account.predict(p.design, *theta) for p in parts], parts) for theta in account.grid
     ]
@@ -373,17 +330,11 @@ def _ranked(
         ", ".join(f"{s} {t:.3g}" for s, t in zip(chosen[i].symbols, theta, strict=True))
         for i, theta in zip(ranking, thetas, strict=True)
     ]
-    table = AccountTable(
-        {
-            "account": [chosen[i].name for i in ranking],
-            "behind": behind.mean(axis=1),
-            "behind_low": low,
-            "behind_high": high,
-            "parameter": words,
-            "r2": [float(fitted[i].r2[readout]) for i in ranking],
-            "says": [chosen[i].says for i in ranking],
-        }
-    )
+    table = AccountTable({
+        "account": [chosen[i].name for i in ranking], "behind": behind.mean(axis=1), "behind_low": low,
+        "behind_high": high, "parameter": words, "r2": [float(fitted[i].r2[readout]) for i in ranking],
+        "says": [chosen[i].says for i in ranking],
+    })  # fmt: skip
     close = [i for i, least in zip(ranking, low, strict=True) if least <= 0]
     best = min(close, key=lambda i: len(chosen[i].symbols))
     tied = tuple(chosen[i].name for i in close if i != best)

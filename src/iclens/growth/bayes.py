@@ -107,44 +107,28 @@ class Agreement:
 
 
 def linear_part(n_seen: Ints, mean_log_odds: Floats) -> slice | None:
-    """The longest run of examples over which a line explains `LINEAR_R2` of the mean curve's variance.
+    """The longest run of examples over which a line explains `LINEAR_R2` of a mean curve's variance.
 
-    Of runs of one length the earliest; a flat curve counts as linear. None when no run has `MIN_POINTS`.
-
-    Args:
-        n_seen: [example].
-        mean_log_odds: [example], nats; a run with a NaN does not count.
+    Of runs of one length the earliest; a flat curve counts as linear, a run with a NaN does not count. None
+    when no run has `MIN_POINTS`.
     """
-    size = len(n_seen)
-    for length in range(size, MIN_POINTS - 1, -1):
-        for start in range(size - length + 1):
+    for length in range(len(n_seen), MIN_POINTS - 1, -1):
+        for start in range(len(n_seen) - length + 1):
             run = slice(start, start + length)
             curve = mean_log_odds[run]
-            flat = np.ptp(curve) == 0
-            if flat or np.corrcoef(n_seen[run].astype(float), curve)[0, 1] ** 2 >= LINEAR_R2:
+            if np.ptp(curve) == 0 or np.corrcoef(n_seen[run].astype(float), curve)[0, 1] ** 2 >= LINEAR_R2:
                 return run
     return None
 
 
 def fit_log_odds(
-    n_seen: Ints,
-    log_odds: Floats,
-    *,
-    over: slice | None = None,
-    n_resamples: int = N_RESAMPLES,
+    n_seen: Ints, log_odds: Floats, *, over: slice | None = None, n_resamples: int = N_RESAMPLES,
     seed: int = 0,
-) -> BayesFit:
-    """(LO_0, λ) of a belief by least squares over the linear part of its mean log-odds.
+) -> BayesFit:  # fmt: skip
+    """(LO_0, λ) of log-odds [prompt example] by least squares over the linear part of their mean, nats.
 
-    Args:
-        n_seen: [example].
-        log_odds: [prompt example], nats.
-        over: the linear part as a slice of the example axis. By default `linear_part` of these log-odds; to
-            compare two curves, give both the linear part of the exact one, in which no model had a say.
-        n_resamples: prompt-bootstrap resamples; the linear part stays as it is in each.
-
-    Raises:
-        TableError: when the axes do not agree.
+    `over` is the linear part, which stays as it is in each resample: by default `linear_part` of these
+    log-odds. To compare two curves, give both that of the exact one, in which no model had a say.
     """
     expect_shape("fit_log_odds", n_seen=(n_seen, ("example",)), log_odds=(log_odds, ("prompt", "example")))
     if over is None:
@@ -181,15 +165,7 @@ def _correlation(x: Floats, y: Floats) -> float:
 
 
 def agreement(exact: Floats, model: Floats, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Agreement:
-    """How the model's log-odds follow the exact posterior's.
-
-    Args:
-        exact: exact log-odds, [prompt example], nats.
-        model: the model's on the same prompts, [prompt example], nats.
-
-    Raises:
-        TableError: when the axes do not agree.
-    """
+    """How the model's log-odds follow the exact posterior's on the same prompts, nats [prompt example]."""
     expect_shape("agreement", exact=(exact, ("prompt", "example")), model=(model, ("prompt", "example")))
     both = np.isfinite(exact) & np.isfinite(model)
     used = both.any(axis=1)
@@ -261,21 +237,12 @@ def evidence_regression(
 
         Δr_ij = λ · LLR_ij + δ + ρ · (age_j − mean age) + η · (similarity_ij − mean similarity) + noise
 
-    r is a read-out before example j, Δr its change to before example j + 1, LLR the log-likelihood ratio
-    that example j carries. A Bayesian weighs evidence (λ > 0, δ = 0); a counter does not (λ = 0, δ > 0);
-    who copies from near examples has η > 0. Standard errors are clustered by prompt, whose arms share its
-    queries; t with clusters − 1 degrees of freedom. Source of the errors: Liang & Zeger (1986), Biometrika
-    73, 13–22.
-
-    Args:
-        responses: arm → read-outs before each example, [readout prompt example].
-        llr: arm → evidence of each example, nats [prompt example]; NaN where unknown, whose increments are
-            left out. The last example's is not used.
-        similarity: arm → how alike the example is to the query after it, [prompt example], finite where `llr`
-            is; left out if None, or if it is the same everywhere.
-
-    Raises:
-        TableError: when the axes do not agree, or a used response is not finite.
+    r is a read-out before example j [readout prompt example], Δr its change to before example j + 1, LLR the
+    log-likelihood ratio that example j carries, nats [prompt example]; where it is NaN, and at the last
+    example, it is left out. Similarity to the next query [prompt example] is finite where LLR is. A Bayesian
+    weighs evidence (λ > 0, δ = 0); a counter does not (λ = 0, δ > 0); who copies from near examples has η >
+    0. Standard errors are clustered by prompt, whose arms share its queries; t with clusters − 1 degrees of
+    freedom. Source of the errors: Liang & Zeger (1986), Biometrika 73, 13–22.
     """
     rows, outcomes, clusters, n_prompts = [], [], [], 0
     for arm, response in responses.items():
@@ -295,11 +262,8 @@ def evidence_regression(
     design, y = np.concatenate(rows), np.concatenate(outcomes, axis=1)
     cluster = np.concatenate(clusters)
     if not np.isfinite(y).all():
-        raise TableError(
-            "evidence regression",
-            "a read-out is not finite",
-            "Leave read-outs that are undefined at an example out of `responses`.",
-        )
+        remedy = "Leave read-outs that are undefined at an example out of `responses`."
+        raise TableError("evidence regression", "a read-out is not finite", remedy)
     if reason := _unidentified(design, cluster):
         nan = np.full(len(y), np.nan)
         return EvidenceFit(*[nan] * 9, n_prompts=n_prompts, n_increments=len(design), reason=reason)
@@ -356,13 +320,9 @@ def bayes_tests(
     """Whether a read-out behaves like a posterior, by every test that the arms allow; others have a reason.
 
     The same tests read the model's log-odds and the exact posterior's, so that a departure from Bayes and a
-    peculiarity of the prompts can be told apart.
-
-    Args:
-        log_odds: arm → the read-out before each example, nats [prompt example].
-        llr: arm → evidence of each example, nats [prompt example].
-        similarity: arm → how near each example is to the query after it, [prompt example], if that is known.
-        hinted: examples of the hint in arms Q- and Q0.
+    peculiarity of the prompts can be told apart. By arm, [prompt example] each: the read-out before each
+    example and its evidence in nats, and how near the example is to the next query, if known. The hint in
+    arms Q- and Q0 has `hinted` examples.
     """
     known = {arm: values for arm, values in log_odds.items() if np.isfinite(values).all()}
     orders = [treated, *(arm for arm in known if arm.startswith("E") and arm[1:].isdigit())]
@@ -388,14 +348,10 @@ def bayes_tests(
 
 
 def duplicates(distinct: Floats, repeated: Floats, seed: int = 0) -> Row:
-    """Growth per repeated example ÷ growth per distinct one, after the first.
+    """Growth per repeated example ÷ growth per distinct one, after the first, from log-odds [prompt example].
 
     0 for a learner that is sure of its labels; where labels may be noise, a repeat still says that this one
     is not, and the exact posterior's own ratio is the one to compare with.
-
-    Args:
-        distinct: log-odds with a new example each time, [prompt example].
-        repeated: with one (or two) repeated, [prompt example].
     """
     first = FIRST_DIFFERENT - 1
     ratio = ratio_of_means(repeated[:, -1] - repeated[:, first], distinct[:, -1] - distinct[:, first], seed)
@@ -410,9 +366,7 @@ def order(orders: Floats, seed: int = 0) -> Row:
     """Variance over orders of one set of examples ÷ variance over sets; 0 for an exchangeable learner.
 
     Both are averaged over all numbers of examples from two on; the set's variance holds its query's.
-
-    Args:
-        orders: log-odds in each order, the task's own first, [order prompt example].
+    Log-odds are [order prompt example], the task's own order first.
     """
     late = orders[:, :, FIRST_DIFFERENT:]
     n_orders, n_prompts = late.shape[:2]
@@ -430,12 +384,7 @@ def order(orders: Floats, seed: int = 0) -> Row:
 
 
 def reversal(kept: Floats, switched: Floats, seed: int = 0) -> Row:
-    """How much of the belief is given back when the second half of the labels is a rival's.
-
-    Args:
-        kept: log-odds of the task's answer, its labels throughout, [prompt example].
-        switched: with a rival's labels in the second half, [prompt example].
-    """
+    """How much of the belief is given back when the second half of the labels is a rival's."""
     half = kept.shape[1] // 2
     ratio = ratio_of_means(switched[:, half] - switched[:, -1], switched[:, half] - switched[:, 0], seed)
     verdict = "the belief comes back down" if ratio.low > 0 else "the belief does not come back down"
@@ -445,10 +394,8 @@ def reversal(kept: Floats, switched: Floats, seed: int = 0) -> Row:
 def separability(plain: Floats, hinted: Floats, n_hinted: int, seed: int = 0) -> Row:
     """Share of a hint's effect that is left at the end: 1 where it is a constant in log-odds, as a prior is.
 
-    Args:
-        plain: log-odds with the task's labels throughout, [prompt example].
-        hinted: with other labels in the first examples, [prompt example].
-        n_hinted: how many.
+    Log-odds [prompt example] with the task's labels throughout, and with other labels in the first
+    `n_hinted`.
     """
     gap = plain - hinted
     ratio = ratio_of_means(gap[:, -1], gap[:, n_hinted], seed)
@@ -491,34 +438,22 @@ def _row(estimate: Interval, meaning: str, verdict: str) -> Row:
 
 
 def _undefined(reason: str) -> Row:
-    undefined: Row = dict.fromkeys(("estimate", "low", "high"), np.nan)
-    return undefined | {"meaning": "", "verdict": "not tested", "reason": reason}
+    figures: Row = dict.fromkeys(("estimate", "low", "high"), np.nan)
+    return figures | {"meaning": "", "verdict": "not tested", "reason": reason}
 
 
 # ------------------------------------------------------------------------------------- belief table
 
 
 def belief_table(
-    n_seen: Ints,
-    log_odds: Mapping[str, Floats],
-    *,
-    exact: Mapping[str, Floats] | None = None,
-    names: Sequence[str] = BELIEFS,
-    n_resamples: int = N_RESAMPLES,
-    seed: int = 0,
-) -> BeliefTable:
+    n_seen: Ints, log_odds: Mapping[str, Floats], *, exact: Mapping[str, Floats] | None = None,
+    names: Sequence[str] = BELIEFS, n_resamples: int = N_RESAMPLES, seed: int = 0,
+) -> BeliefTable:  # fmt: skip
     """Means over prompts of every belief, by arm and examples seen.
 
-    `mean` averages log-odds; `probability` averages σ(log-odds). Where the two disagree, prompts differ.
-
-    Args:
-        n_seen: examples seen at `pre`, [example].
-        log_odds: arm → the model's log-odds in nats, [prompt example belief], NaN where undefined.
-        exact: arm → the exact posterior's, in the same shape; arms without one get NaN and a reason.
-        names: of the beliefs, [belief].
-
-    Raises:
-        TableError: when the axes do not agree.
+    `mean` averages log-odds in nats, [prompt example belief] of each arm; `probability` averages
+    σ(log-odds). Where the two disagree, prompts differ. An arm without `exact` log-odds gets NaN and a
+    reason.
     """
     parts = []
     for arm, model in log_odds.items():
@@ -536,19 +471,13 @@ def belief_table(
         no_exact = np.where(np.isnan(exact_mean), "no exact posterior", "")
         columns = {
             "belief": np.tile(np.array(names), len(n_seen)),
-            "arm": np.full(len(n_seen) * len(names), arm),
-            "n_seen": np.repeat(n_seen, len(names)),
-            "mean": nats.mean,
-            "ci_low": nats.low,
-            "ci_high": nats.high,
-            "exact_mean": exact_mean,
-            "probability": probability.mean,
-            "probability_low": probability.low,
-            "probability_high": probability.high,
-            "exact_probability": prompt_mean(expit(shared)),
+            "arm": np.full(len(n_seen) * len(names), arm), "n_seen": np.repeat(n_seen, len(names)),
+            "mean": nats.mean, "ci_low": nats.low, "ci_high": nats.high, "exact_mean": exact_mean,
+            "probability": probability.mean, "probability_low": probability.low,
+            "probability_high": probability.high, "exact_probability": prompt_mean(expit(shared)),
             "n_prompts": nats.n_prompts,
             "reason": np.where(nats.n_prompts == 0, "undefined on every prompt", no_exact),
-        }
+        }  # fmt: skip
         parts.append(BeliefTable({name: np.ravel(values) for name, values in columns.items()}))
     return BeliefTable.concat(parts)
 
@@ -583,9 +512,6 @@ def calibrate(zero_shot: Floats, forced: Floats, *, seed: int = 0) -> Calibratio
 
     Both are of prompts of their own: fitted from the curve that they correct, they would make any curve a
     posterior.
-
-    Raises:
-        TableError: when there are no prompts.
     """
     if len(zero_shot) == 0 or len(forced) == 0:
         raise TableError(
@@ -602,10 +528,8 @@ def calibrate(zero_shot: Floats, forced: Floats, *, seed: int = 0) -> Calibratio
 def task_belief(p_correct: Floats, calibration: Calibration, floor: float = 1e-3) -> Floats:
     """Log-odds of the task behind answers that guess and lapse, nats [...]; NaN without a calibration.
 
-    Args:
-        p_correct: [...], of other prompts than the calibration's.
-        floor: the belief is clipped to [floor, 1 − floor]: the forced prompts cannot tell it from 1 more
-            finely than their own spread.
+    `p_correct` is of other prompts than the calibration's. The belief is clipped to [floor, 1 − floor]: the
+    forced prompts cannot tell it from 1 more finely than their own spread.
     """
     if calibration.reason:
         return np.full(np.shape(p_correct), np.nan)

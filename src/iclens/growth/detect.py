@@ -68,21 +68,15 @@ class SlopeMoments:
 
 
 def slope_moments(treated: LatentActs, control: LatentActs) -> SlopeMoments:
-    """Moments over prompts of every latent's paired slope, arm T against a control.
-
-    Raises:
-        TableError: when activations are not finite, the arms are not comparable, or slopes undefined (fewer
-            than 2 examples or prompts).
-    """
+    """Moments over prompts of every latent's paired slope, arm T against a control."""
     for acts in (treated, control):
         acts.check_finite()  # of a mapped store, the first look at all of them
     _check_comparable(treated, control)
     n, n_examples = treated.n_prompts, treated.n_examples
     if n_examples < 2 or n < 2:
+        sizes = f"{n} prompts of {n_examples} examples"
         raise TableError(
-            f"growth at {treated.site.short}",
-            f"{n} prompts of {n_examples} examples",
-            "Give at least two prompts of two examples.",
+            f"growth at {treated.site.short}", sizes, "Give at least two prompts of two examples."
         )
     # Matrices are [prompt·example latent]; `weights` takes each prompt's slope, [prompt prompt·example].
     centred = np.arange(n_examples) - (n_examples - 1) / 2
@@ -104,19 +98,16 @@ def slope_moments(treated: LatentActs, control: LatentActs) -> SlopeMoments:
 def _check_comparable(treated: LatentActs, control: LatentActs) -> None:
     """Raise unless both arms are the same latents on as many prompts, and not the same activations."""
     for what in ("site", "role", "sae_id", "d_sae", "n_prompts", "n_examples"):
-        one, other = getattr(treated, what), getattr(control, what)
-        if one != other:
+        values = getattr(treated, what), getattr(control, what)
+        if values[0] != values[1]:
+            remedy = "Track both arms with one SAE, at one site and role, on as many prompts and examples."
             raise TableError(
-                f"paired arms at {treated.site.short}",
-                f"{what} {one} and {other}",
-                "Track both arms with one SAE, at one site and role, on as many prompts and examples.",
+                f"paired arms at {treated.site.short}", f"{what} {values[0]} and {values[1]}", remedy
             )
     if treated.index.size and (treated.matrix - control.matrix).count_nonzero() == 0:
-        raise TableError(
-            f"paired arms at {treated.site.short} {treated.role}",
-            "both hold identical activations",
-            "Give two arms that were tracked each on its own prompts.",
-        )
+        arms = f"paired arms at {treated.site.short} {treated.role}"
+        remedy = "Give two arms that were tracked each on its own prompts."
+        raise TableError(arms, "both hold identical activations", remedy)
 
 
 def test_growth(
@@ -134,17 +125,15 @@ def test_growth(
         decoder_norm: length that one unit of each latent adds, [latent], 1 by default; scales slopes, not p.
 
     Raises:
-        TableError: when the arms are not comparable, two of them hold identical activations, or there is no
-            control.
+        TableError: when the arms are not comparable, two hold identical activations, or no control is given.
     """
     controls = [control] if isinstance(control, LatentActs) else list(control)
     if not controls:
-        raise TableError(
-            "paired arms", "no control", "Give `control` an arm that is paired with the task's, such as S."
-        )
-    for first, second in combinations(controls, 2):
-        _check_comparable(first, second)
-    return _verdicts([(treated, [slope_moments(treated, other) for other in controls], decoder_norm)], q)
+        remedy = "Give `control` an arm that is paired with the task's, such as S."
+        raise TableError("paired arms", "no control", remedy)
+    place = (treated.site, treated.role)
+    norms = {} if decoder_norm is None else {treated.site: decoder_norm}
+    return _verdicts({place: treated}, [{place: other} for other in controls], q, norms)
 
 
 def test_arms(
@@ -158,89 +147,61 @@ def test_arms(
     """Verdicts for every site and role of a study, with one error rate for all of them.
 
     Args:
-        treated: (site, role) → arm T.
         control: (site, role) → arm S; or several controls, of which the first gives the slopes shown.
-        prompts: the prompts of the arms, in that order.
+        prompts: of the treated arm and of each control, in that order.
         q: P(any discovery) when nothing grows, and the false discovery rate within families.
         decoder_norms: site → length that one unit of each latent adds, [latent].
-
-    Raises:
-        TableError: when the arms are unpaired, cover different places, or two of them hold identical
-            activations.
     """
     controls = [control] if isinstance(control, Mapping) else list(control)
     if len(prompts) != 1 + len(controls) or not controls:
-        raise TableError(
-            "paired arms",
-            f"{len(prompts)} prompt sets, {len(controls)} controls",
-            "Give at least one control, and `prompts` of the task's arm and then of each control.",
-        )
+        sets = f"{len(prompts)} prompt sets, {len(controls)} controls"
+        remedy = "Give at least one control, and `prompts` of the task's arm and then of each control."
+        raise TableError("paired arms", sets, remedy)
     check_pairing(prompts)
     for other in controls:
         if treated.keys() != other.keys() or not treated:
-            raise TableError(
-                "paired arms",
-                f"{len(treated)} and {len(other)} sites × roles",
-                "Track every arm at the same sites and roles.",
-            )
+            places = f"{len(treated)} and {len(other)} sites × roles"
+            raise TableError("paired arms", places, "Track every arm at the same sites and roles.")
     for (site, role), acts in treated.items():
         if (acts.n_prompts, acts.n_examples) != prompts[0].x.shape:
-            raise TableError(
-                f"latents at {site.short} {role}",
-                f"{acts.n_prompts} prompts of {acts.n_examples} examples",
-                f"The prompts given are {prompts[0].n_prompts} of {prompts[0].n_examples}: track these.",
-            )
+            what = f"latents at {site.short} {role}"
+            remedy = f"The prompts given are {prompts[0].n_prompts} of {prompts[0].n_examples}: track these."
+            raise TableError(what, f"{acts.n_prompts} prompts of {acts.n_examples} examples", remedy)
+    return _verdicts(treated, controls, q, decoder_norms or {})
+
+
+def _verdicts(
+    treated: Mapping[Place, LatentActs], controls: Sequence[Mapping[Place, LatentActs]], q: float,
+    norms: Mapping[Site, Floats],
+) -> GrowthTable:  # fmt: skip
     for first, second in combinations(controls, 2):
         for place, acts in first.items():
             _check_comparable(acts, second[place])
-    norms = decoder_norms or {}
-    measured = [
-        (acts, [slope_moments(acts, other[place]) for other in controls], norms.get(place[0]))
-        for place, acts in treated.items()
-    ]
-    return _verdicts(measured, q)
-
-
-Measured = tuple[LatentActs, list[SlopeMoments], Floats | None]
-"""Latents of a place, their slopes against every control, and their decoder norms."""
-
-
-def _verdicts(measured: Sequence[Measured], q: float) -> GrowthTable:
-    families: list[Floats] = []
-    for _, against, _ in measured:
+    measured = {p: [slope_moments(acts, other[p]) for other in controls] for p, acts in treated.items()}
+    families: list[Floats] = []  # of each place, rising and falling
+    for against in measured.values():
         tested = np.all([(m.n_active >= MIN_ACTIVE) & (m.n_differing > 0) for m in against], axis=0)
         for p in ([m.p_rising() for m in against], [m.p_falling() for m in against]):
             families.append(np.where(tested, np.max(p, axis=0), np.nan))
     q_values = study_q_values(families)
     parts = []
-    for i, (acts, against, decoder_norm) in enumerate(measured):
-        first, n = against[0], acts.d_sae
+    for i, ((site, role), against) in enumerate(measured.items()):
+        first, n, p_value = against[0], treated[site, role].d_sae, families[2 * i]
         rises = first.mean > 0
         q_value = np.where(rises, q_values[2 * i], q_values[2 * i + 1])
-        scale = np.ones(n) if decoder_norm is None else decoder_norm
+        scale = norms.get(site, np.ones(n))
         if scale.shape != (n,):
-            raise TableError(
-                f"decoder_norm at {acts.site.short}",
-                f"shape {scale.shape}",
-                f"Give one number for each of the SAE's {n} latents.",
-            )
+            remedy = f"Give one number for each of the SAE's {n} latents."
+            raise TableError(f"decoder_norm at {site.short}", f"shape {scale.shape}", remedy)
         slope = np.where(first.n_active > 0, first.mean * scale, np.nan)
-        half = np.where(np.isfinite(families[2 * i]), first.half_width * scale, np.nan)
-        columns = {
-            "site": np.full(n, str(acts.site)),
-            "role": np.full(n, acts.role),
-            "latent": np.arange(n),
-            "slope": slope,
-            "ci_low": slope - half,
-            "ci_high": slope + half,
-            "p_value": families[2 * i],
-            "q_value": q_value,
-            "n_prompts": np.full(n, first.n_prompts),
-            "n_active": first.n_active,
-            "verdict": np.where(q_value <= q, np.where(rises, "grows", "falls"), "none"),
-            "reason": _reasons(against),
-        }
-        parts.append(GrowthTable(columns))
+        half = np.where(np.isfinite(p_value), first.half_width * scale, np.nan)
+        verdict = np.where(q_value <= q, np.where(rises, "grows", "falls"), "none")
+        parts.append(GrowthTable({
+            "site": np.full(n, str(site)), "role": np.full(n, role), "latent": np.arange(n),
+            "slope": slope, "ci_low": slope - half, "ci_high": slope + half, "p_value": p_value,
+            "q_value": q_value, "n_prompts": np.full(n, first.n_prompts), "n_active": first.n_active,
+            "verdict": verdict, "reason": _reasons(against),
+        }))  # fmt: skip
     return GrowthTable.concat(parts)
 
 
@@ -249,12 +210,9 @@ def _reasons(against: Sequence[SlopeMoments]) -> np.ndarray:
     n_active = np.array([m.n_active for m in against])
     least, most = n_active.min(axis=0), n_active.max(axis=0)
     differs = np.min([m.n_differing for m in against], axis=0) > 0
-    few = [
-        f"active in {n} of {against[0].n_prompts} prompt pairs, {MIN_ACTIVE} needed"
-        for n in range(MIN_ACTIVE)
-    ]
-    few[0] = "never active"
-    reason = np.array([*few, ""], dtype=object)[np.minimum(least, MIN_ACTIVE)]
+    pairs = f"of {against[0].n_prompts} prompt pairs, {MIN_ACTIVE} needed"
+    few = ["never active", *(f"active in {n} {pairs}" for n in range(1, MIN_ACTIVE)), ""]
+    reason = np.array(few, dtype=object)[np.minimum(least, MIN_ACTIVE)]
     reason[(least == 0) & (most > 0)] = "never active in the tested arm"
     reason[(least >= MIN_ACTIVE) & ~differs] = "the arms do not differ"
     return reason

@@ -48,13 +48,9 @@ CHUNK, BLOCK = 256, 2**20
 
 
 def fit_shapes(
-    n_seen: Ints,
-    values: Floats,
-    *,
-    place: tuple[Site, str],
-    latent_ids: Ints,
+    n_seen: Ints, values: Floats, *, place: tuple[Site, str], latent_ids: Ints,
     fixed: Mapping[str, Floats] | None = None,
-) -> ShapeTable:
+) -> ShapeTable:  # fmt: skip
     """The shape of each latent's mean paired trajectory.
 
     Args:
@@ -74,12 +70,8 @@ def fit_shapes(
         name: np.full(n_latents, blank.get(column.kind, np.nan), dtype=object)
         for name, column in ShapeTable.COLUMNS.items()
     }
-    columns |= {
-        "site": np.full(n_latents, str(place[0]), dtype=object),
-        "role": np.full(n_latents, place[1], dtype=object),
-        "latent": np.asarray(latent_ids),
-        "n_prompts": np.full(n_latents, values.shape[1]),
-    }
+    columns |= {"latent": np.asarray(latent_ids), "n_prompts": np.full(n_latents, values.shape[1])}
+    columns["site"][:], columns["role"][:] = str(place[0]), place[1]
     patterns, reasons = means_of(values) if n_latents else ([], {})
     for chosen, means in patterns:
         for start in range(0, len(chosen), CHUNK):
@@ -119,31 +111,20 @@ class Distances:
 
 
 def means_of(values: Floats) -> tuple[list[tuple[Ints, Means]], dict[int, str]]:
-    """Means of all latents by their pattern, and why a latent has none.
+    """Means of latents by pattern (latents [chosen], means), and latent → reason why one has none.
 
-    Args:
-        values: paired differences, [latent prompt example].
-
-    Returns:
-        (latents [chosen], their means) for anchored and other latents; latent → reason.
-
-    Raises:
-        TableError: for a value that is not finite, or too few prompts.
+    `values` are paired differences, [latent prompt example].
     """
     sizes = expect_shape("trajectories", values=(values, ("latent", "prompt", "example")))
     n_prompts, n_examples = sizes["prompt"], sizes["example"]
     if not np.isfinite(values).all():
         latent, prompt, example = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
-        raise TableError(
-            f"trajectory of latent {latent} of the list",
-            f"NaN or infinite at prompt {prompt}, example {example}",
-            "Run `iclens track RUN` again; if it stays, read the model in float32 (model.dtype).",
-        )  # fmt: skip
+        what = f"trajectory of latent {latent} of the list"
+        remedy = "Run `iclens track RUN` again; if it stays, read the model in float32 (model.dtype)."
+        raise TableError(what, f"NaN or infinite at prompt {prompt}, example {example}", remedy)
     if n_prompts < n_examples + 2 or n_examples < 4:
-        raise TableError(
-            f"a shape from {n_prompts} prompts of {n_examples} examples", "too few",
-            "Give at least four examples and two prompts more than examples.",
-        )  # fmt: skip
+        remedy = "Give at least four examples and two prompts more than examples."
+        raise TableError(f"a shape from {n_prompts} prompts of {n_examples} examples", "too few", remedy)
     variance = values.var(axis=1)
     flat = variance <= FLAT * variance.max(axis=1, keepdims=True)
     unusable = flat[:, 1:].any(axis=1)
@@ -212,15 +193,9 @@ class Family:
 def families(n_seen: Ints, fixed: Mapping[str, Floats] | None = None) -> tuple[Family, ...]:
     """Every family a + b·g(n; θ) on these numbers of examples, θ on a grid; one without a curve is left out.
 
-    A logistic is also a posterior σ(l_0 + λn), an exponential a leaky sum with rate exp(−1/τ): two names
-    for one set of curves would be two chances for it, so each set stands here once.
-
-    Args:
-        n_seen: examples seen, rising, [example].
-        fixed: name → curve [example] to compare with.
-
-    Raises:
-        TableError: when a fixed curve has another length or is not finite.
+    A logistic is also a posterior σ(l_0 + λn), an exponential a leaky sum with rate exp(−1/τ): two names for
+    one set of curves would be two chances for it, so each set stands here once. `fixed` has further curves
+    to compare with by name, [example] each.
     """
     n = np.asarray(n_seen, dtype=float)
     last, breaks = n[-1], n[1:-1]
@@ -241,11 +216,8 @@ def families(n_seen: Ints, fixed: Mapping[str, Floats] | None = None) -> tuple[F
     ]
     for name, curve in (fixed or {}).items():
         if curve.shape != n.shape or not np.isfinite(curve).all():
-            raise TableError(
-                f"fixed curve '{name}'",
-                f"shape {curve.shape}",
-                f"Give {len(n)} finite values, one per example.",
-            )
+            remedy = f"Give {len(n)} finite values, one per example."
+            raise TableError(f"fixed curve '{name}'", f"shape {curve.shape}", remedy)
         compared.append(Family(name, ("",), curve[None].astype(float), 1))
     return tuple(family for family in compared if len(family.curves))
 
@@ -266,7 +238,7 @@ BLIND = 1e-6
 def own_steps_p(n_seen: Ints, values: Floats) -> Floats:
     """p against steps up at every prompt's own place, of latents whose prompts climb a line, [latent].
 
-    For prompt i and a step at place τ,
+    For prompt i and a step at place τ, of paired differences `values` [latent prompt example],
 
         r_iτ = g_τᵀ W u_i / √(g_τᵀ W g_τ)      T_i = Σ_τ (r_iτ³ − 3 r_iτ)      p: one-sided t of T over
         prompts
@@ -278,10 +250,6 @@ def own_steps_p(n_seen: Ints, values: Floats) -> Floats:
     symmetric or reversible in n; skewed noise that changes with n is neither, and is refused too often.
 
     It is 1 where the prompts tell nothing: all are straight, or there are fewer than four examples.
-
-    Args:
-        n_seen: examples seen, rising, [example].
-        values: paired differences, finite, of at least two prompts, [latent prompt example].
     """
     line = np.stack([np.ones(len(n_seen)), np.asarray(n_seen, dtype=float)], axis=1)
     off_line = np.eye(len(n_seen)) - line @ np.linalg.pinv(line)
@@ -326,12 +294,9 @@ class Profile:
 
 
 def profile_interval(means: Means, n_examples: int, power: Distances, level: float) -> Profile:
-    """The exponent and its profile interval.
+    """The exponent and its profile interval of that `level`, from the distances of the curves of `POWERS`.
 
-    Args:
-        n_examples: examples of a prompt, anchored one included.
-        power: distances of the curves of `POWERS`.
-        level: of the interval, for example .9.
+    `n_examples` counts the anchored one too.
     """
     nu = means.n_prompts - 1 - (n_examples - 1 - 2)
     q = np.where(power.slope > 0, power.q, np.inf)
@@ -384,21 +349,17 @@ def _judged(
     freedom = n_examples - 3  # examples but a, b and p
     statistic = fits["power"].q.min(axis=1) * (n - freedom) / ((n - 1) * freedom)
     growth = means.mean[:, -1] - (0.0 if means.anchored else means.mean[:, 0])
+    parameters = [family.parameters[fits[family.name].q[i].argmin()] for i, family in enumerate(best)]
     columns = {
-        "growth": growth,
-        "exponent": profile.exponent,
-        "exponent_low": profile.low,
+        "growth": growth, "exponent": profile.exponent, "exponent_low": profile.low,
         "exponent_high": profile.high,
         "best_curve": np.array([family.name for family in best], dtype=object),
-        "curve_parameter": np.array(
-            [family.parameters[fits[family.name].q[i].argmin()] for i, family in enumerate(best)],
-            dtype=object,
-        ),
+        "curve_parameter": np.array(parameters, dtype=object),
         "step_margin": bic["step"] - bic["linear"],
         "lack_of_fit_p": stats.f.sf(statistic, freedom, n - freedom),
         "own_steps_p": own_steps_p(np.asarray(n_seen)[used], values[:, :, used]),
         "snr": growth / values.std(axis=1, ddof=1)[:, used].mean(axis=1),
-    }
+    }  # fmt: skip
     columns["reason"] = _reasons(columns, fits["linear"].slope[:, 0] > 0, wide)
     columns["certified"] = columns["reason"] == ""
     return columns

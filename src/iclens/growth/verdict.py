@@ -81,11 +81,7 @@ class Manifest:
 
     @classmethod
     def thaw(cls, path: Path) -> Manifest:
-        """Read what `freeze` wrote.
-
-        Raises:
-            TableError: when it is missing, or not what was frozen.
-        """
+        """Read what `freeze` wrote."""
         try:
             sha256, text = path.read_text(encoding="utf-8").splitlines()
             fields = json.loads(text)
@@ -110,19 +106,14 @@ def confirm(
     """The paired slope of every claim on the confirm split; shrinkage says how lucky discovery was.
 
     Args:
-        manifest: what was claimed.
         differences: (site, role) → paired T − control of its claims in the manifest's order, activation
             × decoder norm, [claim prompt example].
-        prompts: the prompts they come from, [prompt].
+        prompts: the prompts they come from, which have to be the manifest's, [prompt].
         own: (site, role) → the same of the task's arm alone; its slope is NaN when not given.
-
-    Raises:
-        TableError: when they are not the manifest's prompts, or claims are missing.
     """
     if tuple(int(p) for p in prompts) != manifest.prompts:
-        raise TableError(
-            "confirmation", "other prompts than the manifest's", "Give those that `manifest.prompts` lists."
-        )
+        remedy = "Give those that `manifest.prompts` lists."
+        raise TableError("confirmation", "other prompts than the manifest's", remedy)
     claims, n = manifest.claims, len(prompts)
     places: dict[Place, list[int]] = {}
     for i, claim in enumerate(claims):
@@ -130,11 +121,8 @@ def confirm(
     slopes, alone = (np.full((len(claims), n), np.nan) for _ in range(2))
     for place, rows in places.items():
         if place not in differences or len(differences[place]) != len(rows):
-            raise TableError(
-                f"confirmation at {place[0].short} {place[1]}",
-                "claims are missing",
-                "Give `differences` of this site and role for every one of its claims.",
-            )
+            remedy = "Give `differences` of this site and role for every one of its claims."
+            raise TableError(f"confirmation at {place[0].short} {place[1]}", "claims are missing", remedy)
         slopes[rows] = _slopes(differences[place])
         if own is not None:
             alone[rows] = _slopes(own[place])
@@ -146,23 +134,15 @@ def confirm(
     p = np.where(differing > 0, np.maximum(tail, 0.5 ** differing.astype(float)), np.nan)
     half = stats.t.ppf(0.975, n - 1) * error
     discovery = np.array([claim.slope for claim in claims], dtype=float)
-    return ConfirmTable(
-        {
-            "site": [str(Site.parse(claim.site)) for claim in claims],
-            "role": [claim.role for claim in claims],
-            "latent": [claim.latent for claim in claims],
-            "n_prompts": np.full(len(claims), n),
-            "discovery_slope": discovery,
-            "confirm_slope": mean,
-            "confirm_low": mean - half,
-            "confirm_high": mean + half,
-            "confirm_p": holm(p),
-            "shrinkage": mean / discovery,
-            "own_slope": alone.mean(axis=1),
-            "own_low": alone.mean(axis=1) - half_width(alone.std(axis=1, ddof=1), n),
-            "reason": np.where(differing > 0, "", "the arms do not differ on the confirm split"),
-        }
-    )
+    own_mean, own_half = alone.mean(axis=1), half_width(alone.std(axis=1, ddof=1), n)
+    return ConfirmTable({
+        "site": [str(Site.parse(claim.site)) for claim in claims],
+        "role": [claim.role for claim in claims], "latent": [claim.latent for claim in claims],
+        "n_prompts": np.full(len(claims), n), "discovery_slope": discovery, "confirm_slope": mean,
+        "confirm_low": mean - half, "confirm_high": mean + half, "confirm_p": holm(p),
+        "shrinkage": mean / discovery, "own_slope": own_mean, "own_low": own_mean - own_half,
+        "reason": np.where(differing > 0, "", "the arms do not differ on the confirm split"),
+    })  # fmt: skip
 
 
 def _slopes(values: Floats) -> Floats:
@@ -196,29 +176,19 @@ class DoseFit:
 
 
 def fit_doses(responses: Floats, doses: Floats = DOSES) -> DoseFit:
-    """Slope s, its interval over prompts, and curvature of each latent's dose-response.
+    """Slope s, its interval over prompts, and curvature of each latent's dose-response [latent prompt dose].
 
         r(k) − r(0) = s·k + c·k²        s: nats per natural growth
 
     The quadratic share is of the variance over −1..1, where it does not depend on the sign of c: over the
-    doses themselves, which reach further up than down, k + k²/2 would share .08 and k − k²/2 .65.
-
-    Args:
-        responses: r(k) − r(0) in nats, [latent prompt dose].
-        doses: k, [dose], without 0.
-
-    Raises:
-        TableError: when the axes do not agree, or fewer than two prompts or three doses are given.
+    doses themselves, which reach further up than down, k + k²/2 would share .08 and k − k²/2 .65. `doses`
+    have no 0.
     """
-    sizes = expect_shape(
-        "dose-responses", responses=(responses, ("latent", "prompt", "dose")), doses=(doses, ("dose",))
-    )
+    axes = ("latent", "prompt", "dose")
+    sizes = expect_shape("dose-responses", responses=(responses, axes), doses=(doses, ("dose",)))
     if sizes["prompt"] < 2 or sizes["dose"] < 3:
-        raise TableError(
-            "dose-responses",
-            f"{sizes['prompt']} prompts at {sizes['dose']} doses",
-            "Give at least 2 prompts and 3 doses.",
-        )
+        given = f"{sizes['prompt']} prompts at {sizes['dose']} doses"
+        raise TableError("dose-responses", given, "Give at least 2 prompts and 3 doses.")
     solve = np.linalg.pinv(np.stack([doses, doses**2], axis=1))  # [(s, c) dose]
     slopes = responses @ solve[0]
     mean = responses.mean(axis=1) @ solve.T
@@ -235,12 +205,8 @@ def causal_reasons(
 ) -> list[str]:
     """Why each latent is not causal, [latent]; empty where it is.
 
-    Args:
-        low: lower end of the slope's interval, [latent].
-        high: upper end, [latent].
-        quadratic_share: [latent].
-        q_value: of the comparison with matched latents, [latent]; NaN where there were none.
-        unbeaten: whether no matched latent raises the belief as much, [latent]; nobody when not given.
+    `low` and `high` are of the slope's interval, `q_value` of the comparison with matched latents, NaN where
+    there were none; `unbeaten` says whether no matched latent raises the belief as much, [latent] each.
     """
     reasons, first = [], np.zeros(len(low), dtype=bool) if unbeaten is None else unbeaten
     for least, most, curved, q, best in zip(low, high, quadratic_share, q_value, first, strict=True):
@@ -280,10 +246,6 @@ class Found:
     closure: dict[str, tuple[float, str]]
 
 
-Gate = Callable[[dict[str, Any], Found], str]
-"""Why a row does not pass, in words; empty when it does."""
-
-
 def judge(found: Found) -> VerdictTable:
     """A rung for every latent, with the reason why it is not the next one.
 
@@ -315,13 +277,21 @@ def _climb(row: dict[str, Any], found: Found) -> tuple[str, str]:
         return FALLS, "it falls beside its control; the ladder is for growth"
     if not row["shortlisted"]:
         return "grows", "not on the short list: others grow more clearly"
-    for rung, gate in enumerate(GATES, start=1):
-        if reason := gate(row, found):
+    # The gates above "grows", in the order of the ladder: why it is not passed, empty where it is.
+    closure, sentence = found.closure.get(row["site"], (float("nan"), "closure was not measured"))
+    gates = (
+        _linear(row),
+        _evidence(row),
+        "" if row["causal"] is True else str(row["dose_reason"] or "it was not pushed"),
+        "" if closure >= CLOSURE else sentence,
+    )
+    for rung, reason in enumerate(gates, start=1):
+        if reason:
             return LADDER[rung], reason
     return LADDER[-1], ""
 
 
-def _linear(row: dict[str, Any], _: Found) -> str:
+def _linear(row: dict[str, Any]) -> str:
     if not row["confirm_p"] <= LEVEL:
         return row["confirm_reason"] or f"not confirmed on held-out prompts (Holm p {row['confirm_p']:.2g})"
     if row["own_low"] <= 0:
@@ -330,24 +300,12 @@ def _linear(row: dict[str, Any], _: Found) -> str:
     return "" if row["certified"] is True else str(row["shape_reason"])
 
 
-def _evidence(row: dict[str, Any], _: Found) -> str:
+def _evidence(row: dict[str, Any]) -> str:
     if not np.isfinite(row["evidence"]):
         return row["evidence_reason"] or "no evidence regression was made"
     interval = f"{row['evidence']:.3g} [{row['evidence_low']:.3g}, {row['evidence_high']:.3g}] per nat"
     return "" if row["evidence_low"] > 0 else f"its increments do not follow the evidence: {interval}"
 
-
-def _causal(row: dict[str, Any], _: Found) -> str:
-    return "" if row["causal"] is True else str(row["dose_reason"] or "it was not pushed")
-
-
-def _closes(row: dict[str, Any], found: Found) -> str:
-    low, sentence = found.closure.get(row["site"], (float("nan"), "closure was not measured"))
-    return "" if low >= CLOSURE else sentence
-
-
-GATES: tuple[Gate, ...] = (_linear, _evidence, _causal, _closes)
-"""Gates above "grows", in the order of the ladder."""
 
 # -------------------------------------------------------------------------------------- falsifiers
 
@@ -390,36 +348,30 @@ class Figures:
 
 
 Outcome = tuple[bool | None, str]
-"""Whether it fired (None: not tested), and the figures in a sentence."""
+"""Whether it fired (None: not tested), and the figures in words."""
 
 
 def ask(figures: Figures) -> FalsifierTable:
     """Every falsifier in order; one whose figures are missing is "not tested"."""
-    outcomes = [test(figures) for _, _, test in FALSIFIERS]
     states = {True: "fired", False: "did not fire", None: "not tested"}
-    return FalsifierTable(
-        {
-            "falsifier": [name for name, _, _ in FALSIFIERS],
-            "question": [question for _, question, _ in FALSIFIERS],
-            "fired": [states[fired] for fired, _ in outcomes],
-            "evidence": [evidence for _, evidence in outcomes],
-        }
-    )
+    rows = []
+    for name, question, test in FALSIFIERS:
+        fired, evidence = test(figures)
+        evidence = evidence[:1].upper() + evidence[1:] + ("" if evidence.endswith("…") else ".")
+        rows.append({"falsifier": name, "question": question, "fired": states[fired], "evidence": evidence})
+    return FalsifierTable.from_rows(rows)
 
 
 def _nothing_grows(f: Figures) -> Outcome:
     if f.n_tested == 0:
-        return None, "No latent was active often enough to be tested."
+        return None, "no latent was active often enough to be tested"
     text = f"{f.n_grows} of {f.n_tested} tests, of a latent at a role, grow; {f.n_confirmed} of "
-    return (
-        f.n_confirmed == 0,
-        text + f"{f.n_shortlisted} short-listed ones are confirmed on held-out prompts.",
-    )
+    return f.n_confirmed == 0, text + f"{f.n_shortlisted} short-listed ones are confirmed on held-out prompts"
 
 
 def _not_additive(f: Figures) -> Outcome:
     if not f.belief_exponent.known and f.n_shaped == 0:
-        return None, "No shape could be judged."
+        return None, "no shape could be judged"
     belief = f.belief_exponent.known and f.belief_exponent.high < ADDITIVE[0]
     latents = f.n_shaped > 0 and f.n_sublinear > f.n_shaped / 2
     parts = []
@@ -427,59 +379,54 @@ def _not_additive(f: Figures) -> Outcome:
         parts.append(f"the answer's log-odds grow as n^{f.belief_exponent}")
     if f.n_shaped:
         parts.append(f"{f.n_sublinear} of the {f.n_shaped} whose shape could be judged saturate or step")
-    return belief or latents, _sentence("; ".join(parts))
+    return belief or latents, "; ".join(parts)
 
 
 def _in_controls(f: Figures) -> Outcome:
     if f.n_rising < 0:
-        return None, "Trajectories without their controls were not measured."
+        return None, "trajectories without their controls were not measured"
     text = f"{f.n_grows} tests find a rise beyond every control, {f.n_rising} in the task's own arm; of the "
     text += f"{f.n_confirmed} confirmed, {f.n_own} do both, the others rise because a control falls"
-    return f.n_rising > 0 and f.n_own == 0, _sentence(text)
+    return f.n_rising > 0 and f.n_own == 0, text
 
 
 def _counting(f: Figures) -> Outcome:
     if not (f.duplicates.known and f.evidence.known):
-        return None, "It needs arm D and a regression on the label evidence."
+        return None, "it needs arm D and a regression on the label evidence"
     text = (
         f"a repeated example is worth {f.duplicates} of a distinct one; {f.evidence} nats of belief per nat"
     )
-    return f.duplicates.high >= 1 and f.evidence.low <= 0, _sentence(f"{text} of evidence")
+    return f.duplicates.high >= 1 and f.evidence.low <= 0, f"{text} of evidence"
 
 
 def _order(f: Figures) -> Outcome:
     if not f.order.known:
-        return None, "It needs arms E1, E2, …"
-    return f.order.low > 1, _sentence(f"variance over orders ÷ over sets of examples {f.order}")
+        return None, "it needs arms E1, E2, …"
+    return f.order.low > 1, f"variance over orders ÷ over sets of examples {f.order}"
 
 
 def _like_controls(f: Figures) -> Outcome:
     if f.n_dosed == 0:
-        return None, "No latent was pushed."
+        return None, "no latent was pushed"
     text = f"{f.n_causal} of {f.n_dosed} pushed latents move the answer beyond matched random ones"
     if f.n_causal == 0 and f.n_undecided:
-        text += f", but {f.n_undecided} exceed every control they have: more controls are needed"
-        return None, _sentence(text)
-    return f.n_causal == 0, _sentence(text)
+        return None, f"{text}, but {f.n_undecided} exceed every control they have: more controls are needed"
+    return f.n_causal == 0, text
 
 
 def _does_not_close(f: Figures) -> Outcome:
     if not f.closure.known:
-        return None, "No latent was pushed."
+        return None, "no latent was pushed"
     text = f"at {f.closure_site}, the best site, the pushed latents account for {f.closure}"
-    return f.closure.value < CLOSURE, _sentence(f"{text} of the answer's growth")
+    return f.closure.value < CLOSURE, f"{text} of the answer's growth"
 
 
 def _hidden(f: Figures) -> Outcome:
     if f.n_directions == 0:
-        return None, "No supervised direction was measured."
+        return None, "no supervised direction was measured"
     text = f"the direction T − S grows at {f.n_directions_grow} of {f.n_directions} sites; it alone at "
     text += f"{f.n_only_direction}, confirmed latents alone at {f.n_only_latents}"
-    return f.n_only_direction + f.n_only_latents > 0, _sentence(text)
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "."
+    return f.n_only_direction + f.n_only_latents > 0, text
 
 
 FALSIFIERS: tuple[tuple[str, str, Callable[[Figures], Outcome]], ...] = (

@@ -32,7 +32,7 @@ from iclens.schemas import LADDER
 from iclens.study.follow import exact_beliefs
 from iclens.study.run import RunContext
 from iclens.table import Floats
-from iclens.tracking import belief_log_odds, in_turn, latents_at_tokens, most_changed, strongest
+from iclens.tracking import belief_log_odds, in_turn, most_changed, strongest, token_activations
 
 PATH = "prompts.html"
 LEAD = (
@@ -192,7 +192,10 @@ def _site_latents(run: RunContext, source: Source, *runs: PromptSet) -> list[dic
     ids = [up_to_query(prompts) for prompts in runs]
     growing = _growing(source)
     found: list[dict[str, list[Shown]]] = [{} for _ in range(runs[0].n_prompts)]
-    for site, latents in latents_at_tokens(run.model, run.saes, ids, batch=run.config.track.batch):
+    batch = run.config.track.batch
+    of_runs = [token_activations(run.model, run.saes, tokens, batch=batch) for tokens in ids]
+    for site in run.saes:
+        latents = [of_run[site] for of_run in of_runs]
         scale = source.results.decoder_norms[site.short]
         for i, own in enumerate(found):
             a, b = (

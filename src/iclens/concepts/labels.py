@@ -24,15 +24,16 @@ from iclens.concepts.auroc import (
 from iclens.concepts.language import (
     CONCEPTS,
     DETECTION,
+    EVERY_CONCEPT,
     EXECUTION,
     FIRST_EXAMPLE,
     IDENTITY,
+    TASK_IDENTITY,
     Concept,
     Contrast,
     Rows,
     TaskGrid,
     concept,
-    everywhere,
     read_rows,
     signed,
 )
@@ -43,11 +44,6 @@ from iclens.stats import benjamini_hochberg, interval
 from iclens.table import Floats, Ints
 
 CANDIDATE = "candidate"
-TASK_IDENTITY = Concept(Contrast(IDENTITY, everywhere), "the task is one and no other", everywhere, ())
-"""Stands for task identity among the concepts that are asked for; `measure_identity` answers it."""
-EVERY_CONCEPT = (*CONCEPTS, TASK_IDENTITY)
-"""What latents are asked for unless something else is said."""
-
 
 # -------------------------------------------------------------------------------------------- identification
 

@@ -545,3 +545,31 @@ def concept(name: str, concepts: Sequence[Concept] = CONCEPTS) -> Concept:
     if name not in known:
         raise SiteError(f"concept '{name}'", "unknown", nearest(name, known))
     return known[name]
+
+
+TASK_IDENTITY = Concept(Contrast(IDENTITY, everywhere), "the task is one and no other", everywhere, ())
+"""Stands for task identity among the concepts that are asked for; `labels.measure_identity` answers it."""
+EVERY_CONCEPT = (*CONCEPTS, TASK_IDENTITY)
+"""What latents are asked for unless something else is said."""
+
+
+def known_concepts(declared: Mapping[str, Any]) -> tuple[Concept, ...]:
+    """Every concept that a study can name: the package's, and those that it declares."""
+    return (*EVERY_CONCEPT, *declare(declared, "transforms.declare", EVERY_CONCEPT))
+
+
+def check_declared(concepts: Sequence[Concept], rows: Mapping[str, Rows], beliefs: Sequence[str]) -> None:
+    """Refuse a declared concept whose belief is not followed, or that the `rows` of a side cannot tell."""
+    for one in concepts:
+        if one.belief and one.belief not in beliefs:
+            what = f"transforms.declare: belief '{one.belief}' of '{one.name}'"
+            raise ConfigError(
+                what, "not followed", nearest(one.belief, beliefs) + ". track.beliefs declares others."
+            )
+        for side, of_side in rows.items():
+            label = one.contrast.label(of_side)
+            for kind, there in (("positive", label > 0), ("negative", label < 0)):
+                if not there.any():
+                    constant = f"no row of the {side} tasks is {kind}, so it is constant there"
+                    remedy = "Change its expressions, or list tasks in grid.tasks that differ in it."
+                    raise ConfigError(f"transforms.declare: concept '{one.name}'", constant, remedy)

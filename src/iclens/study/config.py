@@ -22,8 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from iclens.concepts.labels import EVERY_CONCEPT
-from iclens.concepts.language import FIRST_EXAMPLE, Concept, concept, declare
+from iclens.concepts.language import FIRST_EXAMPLE, concept, known_concepts
 from iclens.core import TEMPLATE, ConfigError, Site, SiteError, check_role, nearest
 from iclens.prompts.arms import other_task, parse_arm
 from iclens.prompts.beliefs import DeclaredBelief, belief_names, check_declared, parse_belief
@@ -233,15 +232,6 @@ class PatchSection(Section):
                 f"patch.roles: {late[0]}", reason, "List a role up to pre, or set patch.recipient: S arm."
             )
         return self
-
-
-def known_concepts(declared: dict[str, Any]) -> tuple[Concept, ...]:
-    """Every concept that a study can name: the package's, and those that it declares.
-
-    Raises:
-        ConfigError: for a declaration that cannot be.
-    """
-    return (*EVERY_CONCEPT, *declare(declared, "transforms.declare", EVERY_CONCEPT))
 
 
 class GridSection(Section):

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from iclens.concepts.labels import TASK_IDENTITY
 from iclens.concepts.language import (
     DEFAULT_SPECS,
     FORMAT,
+    TASK_IDENTITY,
     Concept,
     Rows,
     TaskGrid,
+    check_declared,
     concept,
+    known_concepts,
     rows_of,
     split_grid,
 )
-from iclens.core import ConfigError, TaskError, TokenizerError, nearest
+from iclens.core import ConfigError, TaskError, TokenizerError
 from iclens.prompts.build import PromptSet, build_prompts, draw_examples, joined
 from iclens.prompts.render import Tokenizer, supported_templates
 from iclens.prompts.tasks import Task, default_inputs, expand, parse_task
-from iclens.study.config import StudyConfig, known_concepts
+from iclens.study.config import StudyConfig
 
 GRID_ARM = "grid"
 SEEDS = 10_000
@@ -105,26 +107,10 @@ def check_concepts(config: StudyConfig) -> None:
     low, high = config.grid.answers or (0, 999)
     if low > high:
         raise ConfigError(f"grid.answers: [{low}, {high}]", "the first is larger", f"Write [{high}, {low}].")
-    asked, declared = asked_concepts(config), config.transforms.declare.get("concepts") or {}
+    declared = config.transforms.declare.get("concepts") or {}
     sides = {"discovery": grid.discovery, "held-out": grid.held_out}
     drawn = {side: _drawn(config, grid, names) for side, names in sides.items()}
-    for one in asked:
-        if one.name not in declared:
-            continue
-        if one.belief and one.belief not in config.belief_names:
-            raise ConfigError(
-                f"transforms.declare: belief '{one.belief}' of '{one.name}'", "not followed",
-                nearest(one.belief, config.belief_names) + ". track.beliefs declares others.",
-            )  # fmt: skip
-        for side, rows in drawn.items():
-            label = one.contrast.label(rows)
-            for what, rows_of_side in (("positive", label > 0), ("negative", label < 0)):
-                if not rows_of_side.any():
-                    raise ConfigError(
-                        f"transforms.declare: concept '{one.name}'",
-                        f"no row of the {side} tasks is {what}, so it is constant there",
-                        "Change its expressions, or list tasks in grid.tasks that differ in it.",
-                    )
+    check_declared([c for c in asked_concepts(config) if c.name in declared], drawn, config.belief_names)
 
 
 def _drawn(config: StudyConfig, grid: TaskGrid, names: tuple[str, ...]) -> Rows:

@@ -6,7 +6,7 @@ from scipy.sparse import csr_array
 
 from iclens.concepts.language import rows_of
 from iclens.concepts.tuning import (
-    Curves,
+    Means,
     fit_subspaces,
     fit_tunings,
     helix_regression,
@@ -84,7 +84,7 @@ V = np.arange(100)
 
 def curves(*means, values=V, n_rows=None):
     n_rows = np.full(len(values), 20) if n_rows is None else n_rows
-    return Curves(values, np.array(means, dtype=np.float32), n_rows)
+    return Means(values, np.array(means, dtype=np.float32), n_rows)
 
 
 def r2_by_lstsq(curve, n_rows, columns):
@@ -104,11 +104,11 @@ def waves_of(values, period):
 def test_golden_curves() -> None:
     acts = np.array([[2, 0], [4, 0], [0, 3], [0, 3], [5, 5], [9, 9]], dtype=float)
     found = tuning_curves(csr_array(acts), np.array([7, 7, 7, -1, -1, np.nan]), min_rows=2)
-    assert found.values.tolist() == [-1, 7]
+    assert found.groups.tolist() == [-1, 7]
     assert found.n_rows.tolist() == [2, 3]
     np.testing.assert_allclose(found.mean, [[2.5, 2], [4, 1]])
     assert found.mean.dtype == np.float32
-    assert tuning_curves(csr_array(acts), np.array([7, 7, 7, -1, -1, np.nan])).values.tolist() == [7]
+    assert tuning_curves(csr_array(acts), np.array([7, 7, 7, -1, -1, np.nan])).groups.tolist() == [7]
 
 
 def test_curves_refuse_what_is_no_number_of_a_row() -> None:

@@ -29,10 +29,6 @@ def posterior_curve(prior: float, c: float, n: np.ndarray) -> np.ndarray:
     return predicted_shapes(prior, c, n).posterior
 
 
-def test_golden_posterior() -> None:
-    assert np.allclose(posterior_curve(0.2, 0.8, FOUR), [0.2, 0.5, 0.8, 16 / 17])
-
-
 def test_golden_steps_tell_the_scales_apart() -> None:
     shapes = predicted_shapes(0.2, 0.8, FOUR)
     assert np.allclose(np.diff(shapes.log_odds), [1.386, 1.386, 1.386], atol=5e-4)

@@ -88,12 +88,10 @@ def identify(
     parts: list[dict[str, Any]] = []
     for acts in [latents] if isinstance(latents, LatentActs) else latents:
         if (acts.n_prompts, acts.n_examples) != (prompts.n_prompts, prompts.n_examples):
-            raise TableError(
-                f"latents of {acts.site.short} at '{acts.role}'",
-                f"{acts.n_prompts} prompts of {acts.n_examples} examples, not "
-                f"{prompts.n_prompts} of {prompts.n_examples}",
-                "Give the latents of `prompts` themselves.",
-            )
+            shape = f"{acts.n_prompts} prompts of {acts.n_examples} examples"
+            problem = f"{shape}, not {prompts.n_prompts} of {prompts.n_examples}"
+            remedy = "Give the latents of `prompts` themselves."
+            raise TableError(f"latents of {acts.site.short} at '{acts.role}'", problem, remedy)
         rows, matrix = read_rows(prompts, acts.role, grid.rules), acts.matrix
         late = rows.example >= first_example
         bootstrap = {"seed": seed, "n_resamples": n_resamples, "fewest_prompts": gates.prompts}
@@ -303,12 +301,9 @@ _AT_ONCE = 64  # labelled latents that are compared with all others at a time
 
 
 def stability(
-    table: TransformTable,
-    latents: Sequence[LatentActs],
-    others: Mapping[str, tuple[TransformTable, Sequence[LatentActs]]],
-    *,
-    least: float = 0.8,
-) -> StabilityTable:
+    table: TransformTable, latents: Sequence[LatentActs],
+    others: Mapping[str, tuple[TransformTable, Sequence[LatentActs]]], *, least: float = 0.8,
+) -> StabilityTable:  # fmt: skip
     """The best-correlated latent of every other set of SAEs for each labelled latent, and its label.
 
     A row per labelled row of `table` and other set; a set without that site and role has match −1. `others`
@@ -335,11 +330,8 @@ def stability(
                 if not correlation[i] >= least:
                     failed.append(f"correlation {correlation[i]:.3f} below {least:.2f}")
                 if match_label != label:
-                    failed.append(
-                        f"the match is labelled '{match_label}'"
-                        if match_label
-                        else "the match is not labelled"
-                    )
+                    given = f"labelled '{match_label}'" if match_label else "not labelled"
+                    failed.append(f"the match is {given}")
                 rows.append({
                     "site": site, "role": role, "latent": labelled["latent"][i], "concept": asked,
                     "other": name, "other_d_sae": -1 if theirs is None else theirs.d_sae, "match": match[i],

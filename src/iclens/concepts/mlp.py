@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array
 from sklearn.covariance import ledoit_wolf
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from iclens.concepts.auroc import (
@@ -27,7 +25,7 @@ from iclens.concepts.auroc import (
     split_rows,
 )
 from iclens.concepts.language import FIRST_EXAMPLE, Concept, Rows, TaskGrid
-from iclens.concepts.probes import PENALTIES, deal_tasks, spread_prompts, within_strata
+from iclens.concepts.probes import PENALTIES, deal_tasks, logistic, scaled, spread_prompts, within_strata
 from iclens.core import Site, TableError
 from iclens.model.attention import Knockout, record_knockout
 from iclens.model.load import LanguageModel
@@ -184,22 +182,18 @@ class Reader:
         """
         if self.reason:
             return np.empty(0)
-        values, reached = acts[self.discovery.used].astype(np.float64), []
+        side, values = self.discovery, acts[self.discovery.used].astype(np.float64)
+        reached = []
         for penalty in PENALTIES if len(self.fold) else ():
-            checked = [self._validated(values, penalty, self.fold == fold) for fold in (0, 1)]
+            checked = []
+            for held in (self.fold == 0, self.fold == 1):
+                view = scaled(values[~held], values[held])
+                decided = logistic(view, side.positive[~held], penalty)
+                checked.append(within_strata(decided[:, None], side.positive[held], side.stratum[held])[0])
             reached.append(np.nan_to_num(checked, nan=0.5).mean())
-        best = int(np.argmax(reached)) if reached else 0
-        probe = _probe(PENALTIES[best]).fit(values, self.discovery.positive)
-        return probe.decision_function(acts[self.held_out.used].astype(np.float64))
-
-    def _validated(self, values: Floats, penalty: float, checked: NDArray[np.bool_]) -> float:
-        """AUROC on the `checked` rows of the training tasks, of a probe fitted on the others."""
-        positive, stratum = self.discovery.positive, self.discovery.stratum
-        fitted = positive[~checked]
-        if fitted.all() or not fitted.any():
-            return np.nan
-        decided = _probe(penalty).fit(values[~checked], fitted).decision_function(values[checked])
-        return float(within_strata(decided[:, None], positive[checked], stratum[checked])[0])
+        best = PENALTIES[int(np.argmax(reached)) if reached else 0]
+        read = scaled(values, acts[self.held_out.used].astype(np.float64))
+        return logistic(read, side.positive, best)
 
     def figures(self, layer: int, decided: Mapping[str, Floats]) -> list[dict[str, Any]]:
         """Rows of the table for one layer from decision values, source → [held]."""
@@ -227,13 +221,6 @@ class Reader:
             shared | {"source": source, "auroc": measured[i], "ci_low": low[i], "ci_high": high[i]}
             for i, source in enumerate(SOURCES)
         ]
-
-
-def _probe(penalty: float) -> Pipeline:
-    """An L2 logistic regression of scaled columns with balanced classes and inverse strength `penalty`."""
-    return make_pipeline(
-        StandardScaler(), LogisticRegression(C=penalty, class_weight="balanced", max_iter=5000)
-    )
 
 
 def verdict(measured: Mapping[str, float]) -> str:

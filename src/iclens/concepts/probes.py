@@ -234,18 +234,18 @@ def probe(
 
 def _probes(representations: Mapping[str, Matrix], ks: tuple[int, ...], seed: int) -> list[_Probe]:
     probes = [
-        _Probe(name, values, (*ks, ALL), _few_features, _logistic)
+        _Probe(name, values, (*ks, ALL), _few_features, logistic)
         for name, values in representations.items()
         if name != DENSE
     ]
     if DENSE in representations:
         values, whole = _dense(representations[DENSE]), (ALL,)
         if ks:
-            probes.append(_Probe("PCA", values, ks, _Components(seed), _logistic))
+            probes.append(_Probe("PCA", values, ks, _Components(seed), logistic))
         probes += [
-            _Probe("dense", values, whole, _whole, _logistic),
+            _Probe("dense", values, whole, _whole, logistic),
             _Probe("difference of means", values, whole, _whole, _along_means, PENALTIES[:1]),
-            _Probe("random labels", values, whole, _whole, _logistic, permuted=True),
+            _Probe("random labels", values, whole, _whole, logistic, permuted=True),
         ]
     return probes
 
@@ -275,21 +275,21 @@ def _few_features(
     fast, tested = (csc_array(part) if issparse(part) else part for part in (train, test))
     for k in ks:
         if k == ALL:
-            yield _scaled(cast("Matrix", fast[:, ranked]), cast("Matrix", tested[:, ranked]))
+            yield scaled(cast("Matrix", fast[:, ranked]), cast("Matrix", tested[:, ranked]))
         else:
-            yield _scaled(_dense(fast[:, ranked[:k]]), _dense(tested[:, ranked[:k]]))
+            yield scaled(_dense(fast[:, ranked[:k]]), _dense(tested[:, ranked[:k]]))
 
 
 def _whole(train: Matrix, positive: NDArray[np.bool_], test: Matrix, ks: tuple[int, ...]) -> Iterator[View]:
     live = ~np.isnan(relevance(train, positive))
-    yield from (_scaled(train[:, live], test[:, live]) for _ in ks)
+    yield from (scaled(train[:, live], test[:, live]) for _ in ks)
 
 
 def _dense(values: Any) -> Floats:
     return values.toarray() if issparse(values) else values
 
 
-def _scaled(train: Matrix, test: Matrix) -> View:
+def scaled(train: Matrix, test: Matrix) -> View:
     """Columns of unit spread over the training rows; sparse ones keep their zeros: the intercept centres."""
     if not cast("tuple[int, int]", train.shape)[1]:
         return train, test
@@ -314,7 +314,8 @@ class _Components:
         yield from ((train[:, :k], test[:, :k]) for k in ks)
 
 
-def _logistic(view: View, positive: NDArray[np.bool_], penalty: float) -> Floats:
+def logistic(view: View, positive: NDArray[np.bool_], penalty: float) -> Floats:
+    """Decision values of an L2 logistic regression with balanced classes; 0 where there is nothing to fit."""
     train, test = view
     n_tested, n_columns = cast("tuple[int, int]", test.shape)
     if not n_columns or positive.all() or not positive.any():

@@ -35,9 +35,9 @@ AXES: dict[str, Callable[[Rows], Floats]] = {
 
 @dataclass(frozen=True)
 class Means:
-    """Mean gated activation, zeros included, of chosen latents in groups of rows."""
+    """Mean gated activation, zeros included, of some or all latents in groups of rows."""
 
-    groups: NDArray[np.generic]  # a task's name or a number, [group]; of an operand map a box, [group 2]
+    groups: NDArray[Any]  # a task's name or a number, [group]; of an operand map a box, [group 2]
     mean: Floats  # [latent group]
     n_rows: Ints  # [group]
 
@@ -116,15 +116,6 @@ _AT_ONCE = 4096  # latents that are fitted at a time
 
 
 @dataclass(frozen=True)
-class Curves:
-    """Mean gated activation, zeros included, of every latent at every value of a number."""
-
-    values: Ints  # ascending, [value]
-    mean: Floats  # float32 [latent value]
-    n_rows: Ints  # [value]
-
-
-@dataclass(frozen=True)
 class HelixFit:
     """Line and waves fitted to every curve; shares are of the curve's variance over values, by rows."""
 
@@ -140,7 +131,7 @@ class HelixFit:
     reason: str = ""  # why nothing was fitted, or empty
 
 
-def tuning_curves(acts: csr_array, value: Floats, min_rows: int = 3) -> Curves:
+def tuning_curves(acts: csr_array, value: Floats, min_rows: int = 3) -> Means:
     """Mean gated activation [row latent] of every latent at every value that at least `min_rows` rows have.
 
     `value` is a whole number, or NaN where the row is not used, [row].
@@ -160,7 +151,7 @@ def tuning_curves(acts: csr_array, value: Floats, min_rows: int = 3) -> Curves:
     n_all, _ = cast("tuple[int, int]", acts.shape)
     member = coo_array((share, (group, used[enough])), shape=(len(values), n_all)).tocsr()
     mean = csr_array(member @ acts.astype(np.float32, copy=False)).toarray().T
-    return Curves(values, mean, n_rows)
+    return Means(values, mean, n_rows)
 
 
 def waves(value: Floats | Ints, period: float) -> Floats:
@@ -179,7 +170,7 @@ def fits_in(periods: Sequence[float], values: Floats | Ints) -> list[float]:
 
 
 def helix_regression(
-    curves: Curves, periods: Sequence[float] = PERIODS, *, seed: int, n_null: int = 200
+    curves: Means, periods: Sequence[float] = PERIODS, *, seed: int, n_null: int = 200
 ) -> HelixFit:
     """Shares of every curve's variance explained by a line and by waves, and p-values by random order.
 
@@ -196,8 +187,8 @@ def helix_regression(
     n_latents = len(curves.mean)
     shares = np.full((n_latents, 4 + len(kept)), np.nan)
     reason = ""
-    if len(curves.values) <= columns.shape[1]:
-        reason = f"number of values {len(curves.values)}, more than {columns.shape[1]} needed"
+    if len(curves.groups) <= columns.shape[1]:
+        reason = f"number of values {len(curves.groups)}, more than {columns.shape[1]} needed"
     else:
         root = np.sqrt(curves.n_rows / curves.n_rows.sum())  # values weigh as their rows, [value]
 
@@ -226,12 +217,12 @@ def helix_regression(
     return HelixFit(tuple(kept), r2, p_value, null_q95, linear, parity, period_share, best, reason)
 
 
-def _design(curves: Curves, periods: Sequence[float]) -> tuple[Floats, Ints, list[float]]:
+def _design(curves: Means, periods: Sequence[float]) -> tuple[Floats, Ints, list[float]]:
     """Columns independent of earlier ones [value column], their groups [column], the periods kept."""
-    value = curves.values.astype(np.float64)
+    value = curves.groups.astype(np.float64)
     root = np.sqrt(curves.n_rows.astype(np.float64))
     offered = [(_LINE, np.ones(len(value))), (_LINE, value - value.mean() if len(value) else value)]
-    inside = fits_in(periods, curves.values)
+    inside = fits_in(periods, curves.groups)
     offered += [(i, column) for i, period in enumerate(inside) for column in waves(value, period).T]
     kept: list[Floats] = []
     groups: list[int] = []
@@ -314,7 +305,7 @@ def fit_tunings(
         if fit.periods:
             best_share[fitted] = fit.period_share[fitted].max(axis=1)
             lost = "" if 2.0 in fit.periods else "no column of period 2"
-        names = {"site": str(latents.site), "role": latents.role, "of": of, "n_values": len(curves.values)}
+        names = {"site": str(latents.site), "role": latents.role, "of": of, "n_values": len(curves.groups)}
         parts.append(
             vars(fit) | {key: np.full(len(chosen), name, dtype=object) for key, name in names.items()} | {
                 "latent": chosen, "best_share": best_share,

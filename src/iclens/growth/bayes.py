@@ -514,9 +514,8 @@ def calibrate(zero_shot: Floats, forced: Floats, *, seed: int = 0) -> Calibratio
     posterior.
     """
     if len(zero_shot) == 0 or len(forced) == 0:
-        raise TableError(
-            "a calibration", "no prompts", "Give `zero_shot` and `forced` at least one prompt each."
-        )
+        remedy = "Give `zero_shot` and `forced` at least one prompt each."
+        raise TableError("a calibration", "no prompts", remedy)
     rng = np.random.default_rng(seed)
     guess, lapse = ([float(part[0]) for part in prompt_band(values[:, None], rng)[:3]]
                     for values in (zero_shot, 1 - forced))  # fmt: skip

@@ -171,8 +171,7 @@ ROWS = rows_of(
 )
 def test_values_and_where_they_are_known(text, values) -> None:
     result = parse_expression(text)(ROWS)
-    assert result.known.tolist() == [value is not None for value in values]
-    assert result.values[result.known].tolist() == [value for value in values if value is not None]
+    assert result.tolist() == values
 
 
 @pytest.mark.parametrize(

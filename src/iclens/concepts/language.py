@@ -220,27 +220,14 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 
 
 @dataclass(frozen=True)
-class Known:
-    """Values and where they are known, both [row]."""
-
-    values: NDArray[Any]
-    known: NDArray[np.bool_]
-
-    @property
-    def true(self) -> NDArray[np.bool_]:
-        """Where it is known to hold, [row]."""
-        return self.known & self.values.astype(bool)
-
-
-@dataclass(frozen=True)
 class Expression:
     """A checked expression: its text, and its syntax tree."""
 
     text: str
     tree: ast.expr
 
-    def __call__(self, rows: Rows) -> Known:
-        """Its values on rows."""
+    def __call__(self, rows: Rows) -> np.ma.MaskedArray:
+        """Its values on rows, masked where they are not known, [row]."""
         with np.errstate(divide="ignore", invalid="ignore"):
             try:
                 result = _value(self.tree, rows)
@@ -248,8 +235,7 @@ class Expression:
                 what = f"expression '{self.text}'"
                 remedy = "Compare a text with a text in quotes, and a number with a number."
                 raise ConfigError(what, "texts and numbers meet in it", remedy) from cause
-        values = np.broadcast_to(result.values, len(rows))
-        return Known(values, np.broadcast_to(result.known, len(rows)) & _finite(values))
+        return _broadcast(result, len(rows))
 
     @property
     def yes_or_no(self) -> bool:
@@ -313,69 +299,61 @@ def _check(node: ast.expr, named: str) -> None:
         _check(part, named)
 
 
-def _value(node: ast.expr, rows: Rows) -> Known:
+def _masked(values: Any) -> np.ma.MaskedArray:
+    """Values that are masked where they are not finite numbers, beside where they were."""
+    values = np.ma.asarray(values)
+    return np.ma.masked_invalid(values) if values.dtype.kind == "f" else values
+
+
+def _broadcast(values: np.ma.MaskedArray, n: int) -> np.ma.MaskedArray:
+    mask = np.broadcast_to(np.ma.getmaskarray(values), n)
+    return np.ma.array(np.broadcast_to(values.data, n), mask=mask)
+
+
+def _value(node: ast.expr, rows: Rows) -> np.ma.MaskedArray:
     """The value of a checked node; scalars stay scalars, to be broadcast over rows."""
     match node:
         case ast.Name():
-            values = getattr(rows, node.id)
-            return Known(values, _finite(values))
+            return _masked(getattr(rows, node.id))
         case ast.Constant():
-            return Known(np.asarray(node.value), np.asarray(True))
+            return np.ma.asarray(node.value)
         case ast.List() | ast.Tuple():
-            return Known(np.array([_value(part, rows).values.item() for part in node.elts]), np.asarray(True))
-        case ast.BoolOp():
-            return _logic(node, rows)
+            return np.ma.asarray([_value(part, rows).item() for part in node.elts])
+        case ast.BoolOp():  # one side decides where it can, whatever the other is
+            decides = isinstance(node.op, ast.Or)
+            decided, unknown = np.asarray(False), np.asarray(False)
+            for side in (_value(part, rows).astype(bool) for part in node.values):
+                mask = np.ma.getmaskarray(side)
+                decided, unknown = decided | (~mask & (side.data == decides)), unknown | mask
+            return np.ma.array(np.where(decided, decides, not decides), mask=unknown & ~decided)
         case ast.UnaryOp():
             inner = _value(node.operand, rows)
-            negated = isinstance(node.op, ast.Not)
-            return Known(~inner.values.astype(bool) if negated else -inner.values, inner.known)
+            return np.ma.asarray(~inner.astype(bool) if isinstance(node.op, ast.Not) else -inner)
         case ast.BinOp():
-            left, right = _value(node.left, rows), _value(node.right, rows)
-            operands = (np.asarray(side.values, np.float64) for side in (left, right))
-            values = _ARITHMETIC[type(node.op)](*operands)
-            return Known(values, left.known & right.known & _finite(values))
+            left, right = (_value(side, rows).astype(np.float64) for side in (node.left, node.right))
+            return _masked(_ARITHMETIC[type(node.op)](left, right))
         case ast.Compare():
             return _compared(node, rows)
         case ast.Call(func=ast.Name(id=name)):
             inner = _value(node.args[0], rows)
-            if name == "abs":
-                return Known(np.abs(inner.values), inner.known)
-            values, known = (np.broadcast_to(part, len(rows)) for part in (inner.values, inner.known))
-            median = np.median(values[known]) if known.any() else np.nan
-            return Known(np.asarray(median), np.asarray(known.any()))
+            return np.ma.abs(inner) if name == "abs" else _masked(np.ma.median(_broadcast(inner, len(rows))))
         case _:
             raise TypeError(ast.dump(node))
 
 
-def _logic(node: ast.BoolOp, rows: Rows) -> Known:
-    """`and`, `or` of three values: one side decides where it can, whatever the other is."""
-    decides = isinstance(node.op, ast.Or)
-    values, known, decided = np.asarray(not decides), np.asarray(True), np.asarray(False)
-    for part in node.values:
-        side = _value(part, rows)
-        truth = side.values.astype(bool)
-        values = values | truth if decides else values & truth
-        known = known & side.known
-        decided = decided | (side.known & (truth == decides))
-    return Known(np.where(decided, decides, values), known | decided)
-
-
-def _compared(node: ast.Compare, rows: Rows) -> Known:
-    left, values, known = _value(node.left, rows), np.asarray(True), np.asarray(True)
+def _compared(node: ast.Compare, rows: Rows) -> np.ma.MaskedArray:
+    left, result = _value(node.left, rows), np.ma.asarray(True)
     for op, part in zip(node.ops, node.comparators, strict=True):
         right = _value(part, rows)
-        left_is_text, right_is_text = (side.values.dtype.kind in "UO" for side in (left, right))
-        if left_is_text != right_is_text:
+        if (left.dtype.kind in "UO") != (right.dtype.kind in "UO"):
             raise TypeError(ast.unparse(node))
-        values = values & _COMPARISONS[type(op)](left.values, right.values)
-        known = known & left.known & right.known
+        known = ~np.ma.getmaskarray(left)
+        if not isinstance(op, ast.In | ast.NotIn):
+            known = known & ~np.ma.getmaskarray(right)
+        holds = _COMPARISONS[type(op)](left.data, right.data)
+        result = np.ma.array(result.data & holds, mask=np.ma.getmaskarray(result) | ~known)
         left = right
-    return Known(values, known)
-
-
-def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
-    values = np.asarray(values)
-    return np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, dtype=bool)
+    return result
 
 
 # ------------------------------------------------------------------------------------------- concepts
@@ -470,11 +448,12 @@ def _contrast(name: str, entry: Mapping[str, Any], source: str) -> Contrast:
 
     def label(rows: Rows) -> Ints:
         yes, *given = (side(rows) for side in sides)
-        no = given[0] if given else Known(~yes.values.astype(bool), yes.known)
-        if n_both := int((yes.true & no.true).sum()):
+        no = given[0] if given else ~yes.astype(bool)
+        positive, negative = (np.ma.filled(side.astype(bool), False) for side in (yes, no))
+        if n_both := int((positive & negative).sum()):
             remedy = "Change `positive` or `negative`, so that no row is both."
             raise ConfigError(f"contrast '{name}'", f"{n_both} rows are positive and negative", remedy)
-        return signed(yes.true, no.true)
+        return signed(positive, negative)
 
     return Contrast(name, label)
 
@@ -512,7 +491,8 @@ def _strata(given: Any, what: str) -> Callable[[Rows], Ints]:
         for part in parts:
             result = part(rows)
             level = np.zeros(len(rows), dtype=np.int64)
-            level[result.known] = np.unique(result.values[result.known], return_inverse=True)[1] + 1
+            known = ~np.ma.getmaskarray(result)
+            level[known] = np.unique(result.data[known], return_inverse=True)[1] + 1
             strata = np.unique(strata * (level.max(initial=0) + 1) + level, return_inverse=True)[1]
         return strata
 

@@ -2,7 +2,7 @@
 
 The stage identify follows every latent on the grid's prompts once and keeps it (`follow_grid`, `saved_grid`);
 labels, probes, the mechanism and the pages all read that. The measures themselves stand in
-`iclens.transforms`, `iclens.decomposition` and `iclens.patching`.
+`iclens.concepts` and `iclens.patching`.
 """
 
 from __future__ import annotations

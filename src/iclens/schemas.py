@@ -672,11 +672,7 @@ class OperandTable(Table, name="operands", stage="transforms"):
     null = Float("mean of the same with the values of x (or y, where no x is used) permuted")
     n_rows = Int("rows used (prompt x example at lab)")
     reason = REASON
-    chart = Curves(
-        _LAYER,
-        Axis("value", "squared cosine or R2, by measure"),
-        ("measure",),
-    )
+    chart = Curves(_LAYER, Axis("value", "squared cosine or R2, by measure"), ("measure",))
 
 
 class CreationTable(Table, name="creation", stage="transforms"):
@@ -1005,11 +1001,7 @@ class SetTable(Table, name="sets", stage="patch"):
     control_p = Float("(1 + sets at least as far from 0) / (1 + n_controls)")
     reason = REASON
     chart = Curves(
-        Axis("size", "latents"),
-        _EFFECT,
-        ("direction", "kind"),
-        ("site", "role"),
-        ("belief", "exact"),
+        Axis("size", "latents"), _EFFECT, ("direction", "kind"), ("site", "role"), ("belief", "exact")
     )
 
 

@@ -166,8 +166,7 @@ def test_repeated_examples_are_worth_less_than_new_ones(tokenizer: Tokenizer) ->
     task = parse_task("2x+3")
     plain, repeated = (
         task_log_odds(
-            MIXTURE,
-            build_prompts(tokenizer, task, arm=arm, n_prompts=12, n_examples=5, seed=4, inputs=few),
+            MIXTURE, build_prompts(tokenizer, task, arm=arm, n_prompts=12, n_examples=5, seed=4, inputs=few)
         )
         for arm in "TD"
     )

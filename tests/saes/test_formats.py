@@ -9,11 +9,7 @@ from typing import Any
 import pytest
 import safetensors
 import torch
-from sae_lens import (
-    SAE,
-    TopKSAE,
-    TopKSAEConfig,
-)
+from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import save_file
 

@@ -186,11 +186,7 @@ def standard_conditions(mixture: Mixture, held_out: Sequence[str] = ()) -> tuple
     if "2x+3" in known:
         conditions.append(Condition("2x+3, noiseless", ("2x+3",), clean))
     conditions.append(Condition(f"all tasks, noise {noisy:g}", (), noisy))
-    families = (
-        ("words and letters", "word"),
-        ("parity only", "parity"),
-        ("approximately affine", "approx"),
-    )
+    families = (("words and letters", "word"), ("parity only", "parity"), ("approximately affine", "approx"))
     for name, family in families:
         members = tuple(task.name for task in mixture.tasks if task.family == family)
         if members:

@@ -68,9 +68,7 @@ class RunError(IclensError):
 class StoppedError(IclensError):
     """Work that was ended before its time: by a signal, or because another process of it is gone.
 
-    Args:
-        asked, found, remedy: as for every IclensError.
-        exit_code: 128 plus the number of the signal; 1 for a lost process.
+    `exit_code` is 128 plus the number of the signal; 1 for a lost process.
     """
 
     def __init__(self, asked: str, found: str, remedy: str, exit_code: int = 1) -> None:

@@ -176,11 +176,7 @@ def normalised_effects(
     """Ratios of means, NE = mean(patched − base) / mean(span), the span most often donor − base.
 
     NaN with a reason unless |mean span| ≥ `LEAST_SPAN` and the span's interval excludes 0.
-
-    Args:
-        effect, span: [prompt column], nats.
-        weights: [resample prompt].
-        named: the span in words, as `TO_TARGET`.
+    Effect and span are [prompt column] in nats, weights [resample prompt]; `named` is the span in words.
     """
     whole = means(span, weights)
     undefined = np.isnan(whole.value) | np.isnan(effect).any(axis=0)
@@ -203,13 +199,9 @@ def half_width(sd: Floats, n: int) -> Floats:
 
 
 def control_p(effect: Floats | float, controls: Floats) -> Floats:
-    """p of an effect among controls: (1 + controls that are at least as large) / (1 + their number).
+    """p of an effect [...] among controls [... control]: (1 + those at least as large) / (1 + their number).
 
     One-sided; two-sided for absolute values of both.
-
-    Args:
-        effect: [...].
-        controls: [... control].
     """
     beaten = (controls >= np.asarray(effect)[..., None]).sum(axis=-1)
     return (1 + beaten) / (1 + controls.shape[-1])
@@ -245,12 +237,7 @@ def study_q_values(families: Sequence[Floats]) -> list[Floats]:
 
     With a the test's adjusted p within its family, S_(r) the r-th smallest Simes p and m families with a
     test, it is called at q exactly when a ≤ q·R/m, so its q-value is min over r of m · max(a, S_(r)) / r.
-
-    Args:
-        families: p-values of each family, [test]; NaN where no test was made.
-
-    Returns:
-        q-values in the same shapes, at most 1, NaN where the p-value is.
+    It is at most 1, and NaN where no test was made.
     """
     adjusted = [benjamini_hochberg(family) for family in families]
     simes = np.sort([np.nanmin(a) for a in adjusted if np.isfinite(a).any()])

@@ -1,4 +1,6 @@
-"""Publication: the shipped folder is the checkpoint, with a card whose figures were measured on it."""
+"""Publication: the shipped folder is the checkpoint, with a card measured on it; retraining from a recipe."""
+
+from __future__ import annotations
 
 import json
 import shutil
@@ -8,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from iclens.builtin.evaluate import evaluate, load_mixture, standard_conditions
-from iclens.builtin.model import Recipe
-from iclens.builtin.publish import publish
+from iclens.builtin.model import Recipe, load_recipe
+from iclens.builtin.publish import publish, retrain
 from iclens.builtin.train import Trainer
 from iclens.core import ConfigError, ModelError
 from iclens.model.load import load_model
@@ -121,3 +124,28 @@ def test_a_damaged_checkpoint_leaves_the_old_one_standing(
     with pytest.raises(ModelError, match="cannot be loaded"):
         publish(out, checkpoints, recipe, **FEW)
     assert [path.name for path in checkpoints.rglob("*")] == ["icl-tiny", "kept"]
+
+
+@pytest.fixture
+def short_recipe(tmp_path: Path) -> Path:
+    """A recipe of a hundred small steps."""
+    recipe = load_recipe().model_dump(mode="json")
+    recipe["shape"] |= {"d_model": 32, "d_mlp": 16, "n_heads": 2, "n_key_value_heads": 1}
+    recipe |= {"contexts_per_step": 4, "examples": 2, "trunk": {"blocks": 1, "tokens": 100 * 4 * 14}}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_a_stage_leaves_its_weights_and_its_losses(short_recipe: Path, tmp_path: Path) -> None:
+    told: list[dict[str, object]] = []
+    (folder,) = retrain(short_recipe, "trunk", tmp_path / "out", "eager", told.append)
+    assert (folder / "model.safetensors").is_file()
+    logged = [json.loads(line) for line in (tmp_path / "out" / "trunk.jsonl").read_text().splitlines()]
+    assert logged == told
+    assert [row["step"] for row in logged] == [100]
+
+
+def test_an_unknown_stage_names_the_nearest(short_recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="twin"):
+        list(retrain(short_recipe, "twinn", tmp_path, "eager", lambda _: None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -155,11 +156,7 @@ class Condition:
     noise: float | None = None  # the noise level; drawn from its prior when None
 
     def draw(self, mixture: Mixture, rng: np.random.Generator, n_contexts: int, n_examples: int) -> Contexts:
-        """Draw contexts.
-
-        Raises:
-            ConfigError: when the mixture holds no such task or noise level.
-        """
+        """Draw contexts; a task or noise level that the mixture does not hold is refused."""
         chosen = [mixture.index(parse_task(spec)) for spec in self.tasks] or list(range(len(mixture.tasks)))
         weights = np.array(mixture.prior)[chosen]
         tasks = rng.choice(chosen, size=n_contexts, p=weights / weights.sum())
@@ -228,12 +225,7 @@ def evaluate(
 def evaluate_tasks(
     model: LanguageModel, mixture: Mixture, *, n_contexts: int = 32, n_examples: int = 16, seed: int = 1
 ) -> TaskTable:
-    """Every task by itself, in contexts of the lowest noise level: which ones the model has learned.
-
-    Args:
-        mixture: what it was trained on.
-        n_examples: examples in each, the query included.
-    """
+    """Every task by itself, in contexts of the lowest noise level: which ones the model has learned."""
     tasks = np.repeat(np.arange(len(mixture.tasks)), n_contexts)
     noise = np.full(len(tasks), int(np.argmin(mixture.noise_levels)))
     rng = np.random.default_rng([seed, _TASK_STREAM])
@@ -310,11 +302,7 @@ def context_prompts(model: LanguageModel, mixture: Mixture, contexts: Contexts) 
 
 
 def load_mixture(folder: Path) -> Mixture:
-    """The mixture that a model folder declares in `mixture.yaml`.
-
-    Raises:
-        ConfigError: when the file is missing or declares no mixture.
-    """
+    """The mixture that a model folder declares in `mixture.yaml`; a ConfigError where it declares none."""
     path = folder / "mixture.yaml"
     try:
         declared = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -373,30 +361,18 @@ def interchange_figures(
 ) -> InterchangeTable:
     """P(the donor's task on the recipient's own x) and P(copy), by layer and the donor's examples.
 
-    Args:
-        n_seen: numbers of examples that donors have seen, below `n_examples`.
-        n_examples: examples in a donor prompt.
+    Donor prompts have `n_examples` examples, of which donors have seen each of `n_seen`.
     """
     parts = [
         _pairs(model, mixture, parse_task(task), list(n_seen), n_prompts, n_examples, seed) for task in tasks
     ]
     pairs = _Pairs(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(_Pairs)))
     donor_answer, copy, unpatched = _answers(model, mixture, pairs)
-    rows = [
-        (
-            task,
-            layer,
-            j,
-            donor_answer[at, layer].mean(),
-            copy[at, layer].mean(),
-            unpatched[at].mean(),
-            at.sum(),
-        )
-        for task in dict.fromkeys(pairs.task.tolist())
-        for layer in range(model.n_blocks + 1)
-        for j in n_seen
-        if (at := (pairs.task == task) & (pairs.n_seen == j)).any()
-    ]
+    rows = []
+    for task, layer, j in product(dict.fromkeys(pairs.task.tolist()), range(model.n_blocks + 1), n_seen):
+        at = (pairs.task == task) & (pairs.n_seen == j)
+        figures = [part.mean() for part in (donor_answer[at, layer], copy[at, layer], unpatched[at])]
+        rows.append((task, layer, j, *figures, at.sum()))
     return InterchangeTable(dict(zip(InterchangeTable.COLUMNS, zip(*rows, strict=True), strict=True)))
 
 
@@ -414,10 +390,8 @@ def _answers(model: LanguageModel, mixture: Mixture, pairs: _Pairs) -> tuple[Flo
         for layer in range(model.n_blocks + 1):
             donated = torch.from_numpy(pairs.values[rows, layer]).to(model.device())
             patched = tail.run(donated, layer)
-            donor_answer[rows, layer], copy[rows, layer] = (
-                patched.of(pairs.own[rows]),
-                patched.of(pairs.donated[rows]),
-            )
+            donor_answer[rows, layer] = patched.of(pairs.own[rows])
+            copy[rows, layer] = patched.of(pairs.donated[rows])
     return donor_answer, copy, unpatched
 
 

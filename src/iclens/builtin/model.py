@@ -25,20 +25,8 @@ _PIECES = r"[0-9]{1,3}|\)\n|\n|\(|\)|,| |[a-z]+"
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer, six tokens to an example."""
-    words = [
-        BOS,
-        UNKNOWN,
-        *map(str, range(1000)),
-        "(",
-        ")",
-        ",",
-        " ",
-        ")\n",
-        "\n",
-        *LETTERS,
-        *WORDS,
-        *LABEL_WORDS,
-    ]
+    numbers, marks = map(str, range(1000)), ("(", ")", ",", " ", ")\n", "\n")
+    words = [BOS, UNKNOWN, *numbers, *marks, *LETTERS, *WORDS, *LABEL_WORDS]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")

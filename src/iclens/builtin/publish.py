@@ -37,6 +37,7 @@ Report = Callable[[dict[str, Any]], None]
 DESTINATION = "published"
 """Folder inside `out` that gets the measured models and their cards."""
 _SHOTS = (0, 1, 2, 4, 8, 12, 15)
+"""Numbers of examples seen at which the card gives figures."""
 _DONOR_EXAMPLES = 12
 _OVERALL = ("condition", "kl", "kl_se", "r", "slope", "r_beliefs", "slope_beliefs", "n_contexts")
 _BY_SHOTS = ("condition", "n_seen", "top1", "exact_top1", "p_correct", "exact_p_correct", "kl")
@@ -103,20 +104,13 @@ class Card:
             autoescape=False,  # Markdown from our own recipe, not a page
             keep_trailing_newline=True,
         )
-        return environment.get_template("card.md.j2").render(
-            name=self.name,
-            fingerprint=self.fingerprint,
-            blocks=self.blocks,
-            parameters=self.parameters,
-            site=self.site,
-            block=self.recipe.interchange.block,
-            recipe=self.recipe,
-            mixture=self.recipe.declared_mixture,
-            evaluation=self.evaluation,
-            versions=self.versions,
-            **self._data_tables(),
-            **self._figure_tables(),
-        )
+        derived = {
+            "site": self.site,
+            "block": self.recipe.interchange.block,
+            "mixture": self.recipe.declared_mixture,
+        }
+        values = vars(self) | derived | self._data_tables() | self._figure_tables()
+        return environment.get_template("card.md.j2").render(values)
 
     def _data_tables(self) -> dict[str, str]:
         mixture = self.recipe.declared_mixture
@@ -165,11 +159,9 @@ def _crossed(frame: pd.DataFrame, axis: str) -> str:
 
 
 def _records(table: Table) -> list[dict[str, Any]]:
-    def defined(value: Any) -> Any:
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    columns = {name: table[name].tolist() for name in table.COLUMNS}
-    return [{name: defined(values[row]) for name, values in columns.items()} for row in range(len(table))]
+    """The rows by column, an undefined figure as None."""
+    columns = table.df.astype(object)
+    return columns.where(columns.notna(), None).to_dict("records")
 
 
 def _markdown(names: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -257,7 +249,7 @@ def _card(
 ) -> Card:
     model, mixture = load_model(folder), recipe.declared_mixture
     held_out = [spec for spec in recipe.interchange.excluded_donors if parse_task(spec).deterministic]
-    counts = [j for j in (0, 1, 2, 4, 8, 12, 15) if j < recipe.examples]
+    counts = [j for j in _SHOTS if j < recipe.examples]
     return Card(
         name=name,
         fingerprint=model.fingerprint,

@@ -52,17 +52,10 @@ _N = np.arange(len(NUMBERS))
 def read_beliefs(
     probs: AnswerProbs, task: Task, x: Strings, answer: Strings, copied: Strings | None = None
 ) -> Floats:
-    """Probability of every belief, in the order of `core.BELIEFS`.
+    """Probability of every belief [... belief], in the order of `core.BELIEFS`, from [... answer].
 
-    Args:
-        probs: distribution over answers, [... answer].
-        task: gives the slope of the `double` band.
-        x: query input, [...].
-        answer: the task's own answer, [...].
-        copied: the answer whose copying is asked about, [...]; without it `copy` is NaN.
-
-    Returns:
-        [... belief].
+    x is the query's input, `answer` the task's own answer and `copied` the one whose copying is asked about,
+    [...] each; without it `copy` is NaN. The task gives the slope of the `double` band.
     """
     numbers = probs.numbers
     numeric = numbers.sum(axis=-1)

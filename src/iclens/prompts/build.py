@@ -162,11 +162,7 @@ class PromptSet:
         return self.probes is not None
 
     def positions(self, role: str) -> Ints:
-        """Token index of `role` in each example of `tokens`, [example].
-
-        Raises:
-            TableError: for a probed arm, whose queries stand in sequences of their own (`passes`).
-        """
+        """Token index of `role` in each example of `tokens`, [example]; `passes` has a probed arm's."""
         if self.probed:
             raise TableError(
                 f"positions of arm {self.arm}",
@@ -359,14 +355,13 @@ def _probes(tokenizer: Tokenizer, queries: Pairs, contexts: list[Pairs], templat
 def joined(parts: Sequence[PromptSet], arm: str) -> PromptSet:
     """Several prompt sets of one length as one, under a new arm name."""
     first = parts[0]
-    fields = (
-        np.concatenate([getattr(p, name) for p in parts]) for name in ("task", "x", "y", "answer", "tokens")
-    )
-    task, x, y, answer, tokens = fields
-    template = None
-    if any(p.template is not None for p in parts):
-        template = np.concatenate([p.templates for p in parts])
-    return PromptSet(task, arm, x, y, answer, tokens, first.seed, first.tokenizer, template=template)
+    whole: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("task", "x", "y", "answer", "tokens")
+    }
+    if any(part.template is not None for part in parts):
+        whole["template"] = np.concatenate([part.templates for part in parts])
+    return PromptSet(arm=arm, seed=first.seed, tokenizer=first.tokenizer, **whole)
 
 
 def exact_answer_probs(mixture: Mixture, prompts: PromptSet) -> AnswerProbs:
@@ -384,8 +379,7 @@ def exact_answer_probs(mixture: Mixture, prompts: PromptSet) -> AnswerProbs:
 def task_log_odds(mixture: Mixture, prompts: PromptSet, task: Task | None = None) -> Floats:
     """Exact log P(task | context) / P(not task | context) before each query, nats [prompt example].
 
-    Args:
-        task: which task; the prompts' own by default.
+    The task is the prompts' own by default.
     """
     index = mixture.index(task or parse_task(str(prompts.task[0])))
     weights = _posterior(mixture, prompts).task
@@ -410,9 +404,7 @@ def nominal_evidence(prompts: PromptSet, inputs: Sequence[str]) -> Floats:
         log [((1 − ε)·1[the task's answer] + ε / K) / (1 / K)],   ε = `WRONG_SHARE`, K its distinct answers
 
     A stated stand-in: it tells right from wrong labels, not surprising from expected ones; it counts repeats.
-
-    Args:
-        inputs: x that the prompts may hold.
+    `inputs` are the x that the prompts may hold.
     """
     task = parse_task(str(prompts.task[0]))
     n_answers = len({y for x in inputs for y in task.outcomes(x)})
@@ -455,17 +447,11 @@ def _indices(text: Strings, index: dict[str, int], what: str) -> np.ndarray:
             "the mixture never gives it",
             "The exact posterior exists only for inputs and labels of the mixture's own tasks.",
         )
-    if text.size == 0:
-        return np.empty(text.shape, dtype=np.int64)
     return np.vectorize(index.__getitem__, otypes=[np.int64])(text)
 
 
 def check_pairing(sets: Sequence[PromptSet]) -> None:
-    """Raise unless prompt i of every arm asks the same queries after contexts of its own.
-
-    Args:
-        sets: the arms; the first is the one that the others are paired with.
-    """
+    """Raise unless prompt i of every arm asks the same queries as of the first, after contexts of its own."""
     first = sets[0]
     for i, other in enumerate(sets):
         _check_queries(other)
@@ -487,11 +473,8 @@ def check_pairing(sets: Sequence[PromptSet]) -> None:
 
 def _same_text(one: PromptSet, other: PromptSet) -> bool:
     """Whether both show the model the same tokens before every query."""
-    if one.probes is None and other.probes is None:
-        return np.array_equal(one.y, other.y)
-    if one.probes is None or other.probes is None:
-        return False
-    return np.array_equal(one.probes, other.probes)
+    shown = (prompts.y if prompts.probes is None else prompts.probes for prompts in (one, other))
+    return np.array_equal(*shown)
 
 
 def _check_queries(prompts: PromptSet) -> None:
@@ -513,9 +496,7 @@ def example_similarity(prompts: PromptSet) -> Floats | None:
     """Similarity of the last example before query j + 1 to that query, [prompt example]; the last is NaN.
 
     In an inline arm that example is example j; in a probed arm it stands last in the query's own context.
-
-    Returns:
-        None where the inputs are not numbers, or all alike.
+    None where the inputs are not numbers, or all alike.
     """
     if not np.char.isdigit(prompts.x).all():
         return None

@@ -61,9 +61,6 @@ class Mixture:
         """Build from `{numbers: [first, last], noise: {level: weight}, families: {name: {weight, tasks}}}`.
 
         Task patterns may hold ranges (`{1..5}x+{0..11}`); a family's weight is shared equally.
-
-        Raises:
-            ConfigError, TaskError: when a key is missing or a spec names no task.
         """
         try:
             first, last = (int(bound) for bound in declared["numbers"])
@@ -139,11 +136,7 @@ class Mixture:
         return np.einsum("xt,xta->xa", self.domain_prior, self.likelihood)
 
     def index(self, task: Task) -> int:
-        """The task's index in `tasks`.
-
-        Raises:
-            ConfigError: when the mixture does not hold it.
-        """
+        """The task's index in `tasks`."""
         if task not in self.tasks:
             raise ConfigError(
                 f"task '{task.name}'",
@@ -222,12 +215,8 @@ class Posterior:
 def exact_posterior(mixture: Mixture, x: Ints, y: Ints) -> Posterior:
     """The posterior over tasks and noise levels before each example.
 
-    NaN after an example that no hypothesis can give, such as a shuffled label.
-
-    Args:
-        mixture: the process that drew the contexts.
-        x: [context example] indices into `mixture.inputs`.
-        y: [context example] indices into `mixture.answers`.
+    NaN after an example that no hypothesis can give, such as a shuffled label. x and y are indices into the
+    mixture's inputs and answers, [context example].
     """
     levels = np.array(mixture.noise_levels)
     own = mixture.likelihood[x, :, y][..., None]

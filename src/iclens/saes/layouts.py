@@ -40,24 +40,15 @@ from iclens.saes.parts import (
 
 
 class Layout:
-    """A way in which SAEs are stored.
-
-    Attributes:
-        name: what it is called.
-        config: its config.
-        weights: where its weights may stand; the first that is there is read.
-        origin: where SAEs in this layout come from.
-        keys: keys of its config, one of which no other layout's config of that name has.
-        tensor: a tensor that no other layout's weights of that name have; empty for any.
-        published: (an SAE on the hub, the model it was trained on) outside sae_lens' registry.
-    """
+    """A way in which SAEs are stored."""
 
     name: ClassVar[str]
-    config: ClassVar[str]
-    weights: ClassVar[tuple[str, ...]]
-    origin: ClassVar[str]
-    keys: ClassVar[tuple[str, ...]]
-    tensor: ClassVar[str]
+    config: ClassVar[str]  # its config's file name
+    weights: ClassVar[tuple[str, ...]]  # where its weights may stand; the first that is there is read
+    origin: ClassVar[str]  # where SAEs in this layout come from
+    keys: ClassVar[tuple[str, ...]]  # of its config, one of which no other layout's config of that name has
+    tensor: ClassVar[str]  # one that no other layout's weights of that name have; empty for any
+    # (an SAE on the hub, the model it was trained on) outside sae_lens' registry
     published: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def read(self, folder: Path, device: str, d_model: int | None = None) -> Parts:

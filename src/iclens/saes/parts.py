@@ -271,12 +271,7 @@ def take(
 ) -> Tensors:
     """The tensors as float32, each of the promised shape and finite, none missing and none left over.
 
-    Args:
-        what: the SAE, as messages name it.
-        file: the name of the file that holds them.
-        tensors: name → values.
-        shapes: name → the shape that the config promises.
-        remedy: what to do when they are others; by default the names that are expected.
+    `remedy` says what to do when they are others; by default, it names those that are expected.
     """
     subject = f"weights of SAE '{what}'"
     missing = [f"{name} {list(shapes[name])} is missing" for name in shapes if name not in tensors]
@@ -334,16 +329,9 @@ def build(
     subtract_b_dec: bool = True, device: str = "cpu", metadata: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> SAE[Any]:  # fmt: skip
-    """The sae_lens SAE with these weights.
+    """The sae_lens SAE of an architecture with these weights, W_enc [d_in d_sae] and W_dec [d_sae d_in].
 
-    Args:
-        architecture: one of sae_lens' names.
-        weights: parameter → values; W_enc is [d_in d_sae], W_dec [d_sae d_in].
-        site: what it reads, for its metadata.
-        model: the model's name, for its metadata.
-        subtract_b_dec: whether b_dec is subtracted from the input.
-        metadata: more that is kept in its metadata.
-        options: further fields of the config, such as k.
+    `site` and `model` go into its metadata; `options` are further fields of the config, such as k.
     """
     network_class, config_class = get_sae_class(architecture)
     d_in, d_sae = weights["W_enc"].shape

@@ -158,7 +158,7 @@ def _crossed(frame: pd.DataFrame, axis: str) -> str:
     return _markdown([f"task, {axis}", *map(str, wide.columns[1:])], wide.itertuples(index=False))
 
 
-def _records(table: Table) -> list[dict[str, Any]]:
+def _records(table: Table) -> list[dict[Any, Any]]:
     """The rows by column, an undefined figure as None."""
     columns = table.df.astype(object)
     return columns.where(columns.notna(), None).to_dict("records")

@@ -473,8 +473,8 @@ def check_pairing(sets: Sequence[PromptSet]) -> None:
 
 def _same_text(one: PromptSet, other: PromptSet) -> bool:
     """Whether both show the model the same tokens before every query."""
-    shown = (prompts.y if prompts.probes is None else prompts.probes for prompts in (one, other))
-    return np.array_equal(*shown)
+    first, second = (prompts.y if prompts.probes is None else prompts.probes for prompts in (one, other))
+    return np.array_equal(first, second)
 
 
 def _check_queries(prompts: PromptSet) -> None:

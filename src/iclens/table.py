@@ -200,13 +200,7 @@ class Table:
     In `key` stand the columns that name a row, at most one each: shared columns, or names of columns of the
     body. Where one of them is shared, the key's columns come first. `chart` says how the rows are drawn. A
     subclass with a name is a table of a run, `<name>.parquet` of its stage; without a stage, a frame that a
-    query makes.
-
-    Args:
-        columns: name → values, all of one length; exactly the declared columns, cast to their types.
-
-    Raises:
-        TableError: when a column is missing, unknown, of another length or not of its type.
+    query makes. It is made of exactly the declared columns, all of one length, cast to their types.
     """
 
     key: ClassVar[tuple[Column | str, ...]] = ()
@@ -341,14 +335,9 @@ Strings = NDArray[np.str_]
 
 
 def expect_shape(owner: str, **fields: tuple[NDArray[Any], tuple[int | str, ...]]) -> dict[str, int]:
-    """Check each field's shape against named or fixed axes; equal names must have equal sizes.
+    """The size of every named axis; equal names must have equal sizes, and fixed axes their own.
 
-    Args:
-        owner: the table's name, for the message.
-        **fields: field name → (array, axes), for example `values=(v, ("prompt", "example", 5))`.
-
-    Returns:
-        The size of every named axis.
+    A field is an array and its axes, for example `values=(v, ("prompt", "example", 5))`.
     """
     sizes: dict[str, int] = {}
     for name, (array, axes) in fields.items():
@@ -373,11 +362,7 @@ _LENGTH = 8
 
 
 def mapped_arrays(path: Path, advice: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays of a safetensors file as read-only maps, and its metadata.
-
-    Args:
-        advice: what to do when it cannot be read, for the error.
-    """
+    """Arrays of a safetensors file as read-only maps, and its metadata; `advice` ends a refusal."""
     try:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(_LENGTH), "little")

@@ -123,10 +123,6 @@ def extended() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def test_render() -> None:
-    assert render([("28", "59"), ("7", "17")]) == "\n(28, 59)\n(7, 17)\n"
-
-
 @pytest.mark.parametrize(
     ("name", "text"),
     [

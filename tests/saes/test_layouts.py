@@ -38,7 +38,6 @@ from .layouts import (
     SITE,
     K,
     Raw,
-    drawn,
     llamascopium,
     refused,
     rows,
@@ -374,10 +373,8 @@ def test_a_config_without_a_version_is_read_whole(
     changed = written(config)
     if written is older and architecture == "topk":
         changed |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}
-    new, old = (
-        load_sae(native(tmp_path / "new", config, weights)),
-        load_sae(native(tmp_path / "old", changed, weights)),
-    )
+    new = load_sae(native(tmp_path / "new", config, weights))
+    old = load_sae(native(tmp_path / "old", changed, weights))
     assert (old.site, old.model, old.k, old.l0) == (SITE, "gpt2", new.k, new.l0)
     assert torch.equal(old.encode(rows()), new.encode(rows()))
 
@@ -409,8 +406,7 @@ def test_two_places_that_disagree_are_refused(tmp_path: Path) -> None:
     refused(
         lambda: load_sae(native(tmp_path / "hook", config | hook, weights)), "hook_name", "blocks.3", HOOK
     )
-    text = '{"d_in": 8, "k": 4, "k": 5}'
-    (tmp_path / "k" / "cfg.json").write_text(text)
+    (tmp_path / "k" / "cfg.json").write_text('{"d_in": 8, "k": 4, "k": 5}')
     refused(lambda: load_sae(tmp_path / "k"), "'k' stands twice in cfg.json")
 
 
@@ -444,20 +440,14 @@ def test_a_finetuned_decoder_is_scaled_as_sae_lens_5_did(tmp_path: Path) -> None
 
 def batch_top_k(threshold: float, matryoshka: bool = False, **options: Any) -> Any:
     metadata = SAEMetadata(hook_name=HOOK, model_name="gpt2")
+    kind: Any = BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
     if matryoshka:
-        network: Any = MatryoshkaBatchTopKTrainingSAE(
-            MatryoshkaBatchTopKTrainingSAEConfig(
-                d_in=D_IN, d_sae=D_SAE, k=K, matryoshka_widths=[8, 24], metadata=metadata, **options
-            )
-        )
-    else:
-        network = BatchTopKTrainingSAE(
-            BatchTopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, metadata=metadata, **options)
-        )
+        kind = MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig
+        options["matryoshka_widths"] = [8, 24]
+    network_class, config_class = kind
+    network = network_class(config_class(d_in=D_IN, d_sae=D_SAE, k=K, metadata=metadata, **options))
     with torch.no_grad():
-        for name, value in drawn(
-            W_enc=(D_IN, D_SAE), W_dec=(D_SAE, D_IN), b_dec=(D_IN,), b_enc=(D_SAE,)
-        ).items():
+        for name, value in layouts.native()[1].items():
             getattr(network, name).copy_(value)
         network.topk_threshold.fill_(threshold)
     return network

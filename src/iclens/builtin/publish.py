@@ -201,12 +201,8 @@ def publish(
 ) -> None:
     """Write `checkpoints/icl-tiny` and `checkpoints/icl-tiny-twin` from a training folder.
 
-    Nothing is left behind when it fails, and what stood there before is replaced only when all is written.
-
-    Args:
-        out: folder of the stages `trunk`, `main` and `twin`, with their logs `<stage>.jsonl` when kept.
-        recipe: the recipe they were trained by.
-        n_prompts: donor prompts per task for the interchange figures.
+    `out` holds the stages `trunk`, `main` and `twin`, with their logs `<stage>.jsonl` when kept. Nothing is
+    left behind when it fails, and what stood there before is replaced only when all is written.
     """
     for name, stage in PUBLISHED.items():
         new = checkpoints / f".{name}.new"
@@ -214,7 +210,7 @@ def publish(
         new.mkdir(parents=True)
         try:
             _fill(new, out, stage, recipe)
-            card = _card(new, name, out, stage, recipe, n_contexts=n_contexts, n_prompts=n_prompts, seed=seed)
+            card = _card(new, name, out, stage, recipe, n_contexts, n_prompts, seed)
             (new / "card.json").write_text(card.as_json(), encoding="utf-8")
             (new / "README.md").write_text(card.as_markdown(), encoding="utf-8")
             _swap_in(new, checkpoints / name)
@@ -237,19 +233,14 @@ def _fill(new: Path, out: Path, stage: StageName, recipe: Recipe) -> None:
 
 
 def _card(
-    folder: Path,
-    name: str,
-    out: Path,
-    stage: StageName,
-    recipe: Recipe,
-    *,
-    n_contexts: int,
-    n_prompts: int,
+    folder: Path, name: str, out: Path, stage: StageName, recipe: Recipe, n_contexts: int, n_prompts: int,
     seed: int,
-) -> Card:
+) -> Card:  # fmt: skip
     model, mixture = load_model(folder), recipe.declared_mixture
     held_out = [spec for spec in recipe.interchange.excluded_donors if parse_task(spec).deterministic]
+    conditions = standard_conditions(mixture, held_out)
     counts = [j for j in _SHOTS if j < recipe.examples]
+    common = {"n_examples": recipe.examples, "seed": seed}
     return Card(
         name=name,
         fingerprint=model.fingerprint,
@@ -259,25 +250,10 @@ def _card(
         recipe=recipe,
         stages=[_stage(out, "trunk", recipe), _stage(out, stage, recipe)],
         log=[*_log(out, "trunk"), *_log(out, stage)],
-        evaluation=evaluate(
-            model,
-            mixture,
-            standard_conditions(mixture, held_out),
-            n_contexts=n_contexts,
-            n_examples=recipe.examples,
-            seed=seed,
-        ),
-        tasks=evaluate_tasks(
-            model, mixture, n_contexts=max(2, n_contexts // 64), n_examples=recipe.examples, seed=seed
-        ),
+        evaluation=evaluate(model, mixture, conditions, n_contexts=n_contexts, **common),
+        tasks=evaluate_tasks(model, mixture, n_contexts=max(2, n_contexts // 64), **common),
         interchange=interchange_figures(
-            model,
-            mixture,
-            held_out,
-            n_seen=counts,
-            n_prompts=n_prompts,
-            n_examples=recipe.examples,
-            seed=seed,
+            model, mixture, held_out, n_seen=counts, n_prompts=n_prompts, **common
         ),
         versions={"python": platform.python_version()}
         | {package: _version(package) for package in _PACKAGES},
@@ -334,14 +310,9 @@ def _swap_in(new: Path, final: Path) -> None:
 def retrain(recipe: Path | None, stage: str, out: Path, backend: str, report: Report) -> Iterator[Path]:
     """Train stages of a recipe, continuing from their checkpoints; yields the folder of each as it is done.
 
-    The losses go to `out/<stage>.jsonl` too. After "all", both branches are measured and published with their
-    cards, and that folder comes last.
-
-    Args:
-        recipe: YAML recipe; the built-in one when None.
-        stage: "all" or one of trunk, main, twin; a branch needs the trunk.
-        backend: "eager" or "compiled" (torch.compile).
-        report: told the losses as training goes.
+    `stage` is "all" or one of trunk, main, twin, of which a branch needs the trunk; `backend` "eager" or
+    "compiled". The losses go to `report` and to `out/<stage>.jsonl`. After "all", both branches are measured
+    and published with their cards, and that folder comes last.
     """
     known: tuple[StageName, ...] = get_args(StageName)
     if stage != "all" and stage not in known:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
 from iclens.activations import Activations, LatentActs
-from iclens.core import SaeError, SiteError
+from iclens.core import SaeError, check_latent
 from iclens.model.load import LanguageModel, as_numpy
 from iclens.saes.load import Sae
 from iclens.saes.parts import NORMALISATIONS
@@ -164,12 +164,8 @@ def encode(sae: Sae, activations: Activations) -> LatentActs:
 @torch.no_grad()
 def decoder_directions(sae: Sae, latents: Ints) -> Tensor:
     """What one unit of each latent adds to the decoded, decode(e_f) − decode(0), [latent d_in]."""
-    strange = [int(latent) for latent in latents if not 0 <= latent < sae.d_sae]
-    if strange:
-        raise SiteError(
-            f"latent {strange[0]} of {sae.site.short}", f"the SAE has {sae.d_sae}",
-            f"Choose one of 0 to {sae.d_sae - 1}.",
-        )  # fmt: skip
+    for latent in latents:
+        check_latent(sae.site, int(latent), sae.d_sae)
     return _rows(sae)[torch.as_tensor(np.asarray(latents, dtype=np.int64), device=sae.W_dec.device)]
 
 

@@ -160,9 +160,15 @@ def test_without_resume_unfinished_training_is_not_thrown_away(
     (tmp_path / "other").mkdir()
     with pytest.raises(ConfigError, match="it exists"):
         train_saes(config, tmp_path / "other")
-    other = config.model_copy(update={"training": config.training.model_copy(update={"decay_from": 0.7})})
-    with pytest.raises(ConfigError, match=r"key 'training.decay_from' = 0.7: .* made with 0.5"):
-        train_saes(other, tmp_path / "set", resume="newest")
+    changed = {
+        "training.decay_from' = 0.7: .* made with 0.5": ("training", {"decay_from": 0.7}),
+        "data.massive' = None: .* made with {'ratio': 10.0}": ("data", {"massive": None}),
+        "saes.options.a' = 1: .* made with None": ("saes", {"options": {"a": 1}}),
+    }
+    for words, (section, change) in changed.items():
+        other = config.model_copy(update={section: getattr(config, section).model_copy(update=change)})
+        with pytest.raises(ConfigError, match=f"key '{words}"):
+            train_saes(other, tmp_path / "set", resume="newest")
     newest = tmp_path / "set.checkpoints" / f"{1024:012d}"
     for file in newest.glob("sae-*"):
         os.truncate(file, 100)

@@ -82,7 +82,6 @@ EXPLODED = 100.0
 """Error, in multiples of the variance or of the first step's error, from which training has diverged."""
 _RECENT = 16
 """Intervals over which the pace is taken."""
-_MODEL = "config.model.name"
 
 
 class DivergedError(ConfigError):
@@ -286,29 +285,27 @@ def save_sae(folder: Path, spec: SaeSpec, network: SAE, model: LanguageModel, le
 
 def _refuse_change(checkpoint: Checkpoint, constant: Mapping[str, Any], model: LanguageModel) -> None:
     """Raise a ConfigError when the checkpoint is of another configuration or model."""
-    then, now = _flat(checkpoint.state), _flat(json.loads(json.dumps(constant)))
-    root = checkpoint.folder.parent
-    other = other_model(then.pop(_MODEL, None), then.pop("model", None), model)
+    root, then, now = checkpoint.folder.parent, checkpoint.state.get("config", {}), constant["config"]
+    name = then.get("model", {}).get("name")
+    other = other_model(name, checkpoint.state.get("model"), model)
     if other:
         raise ConfigError(f"continuing '{root}'", other, "Name that model, or remove this folder.")
-    for key in now.keys() - {_MODEL, "model"}:
-        if then.get(key) != now[key]:
-            raise ConfigError(
-                f"continuing with key '{key.removeprefix('config.')}' = {now[key]}",
-                f"the checkpoint was made with {then.get(key)}",
-                f"Continue with the same configuration and model, or remove '{root}'.",
-            )
+    now = json.loads(json.dumps(now | {"model": now["model"] | {"name": name}}))  # that model, wherever it is
+    if change := _change(then, now):
+        key, made_with, given = change
+        raise ConfigError(
+            f"continuing with key '{key}' = {given}", f"the checkpoint was made with {made_with}",
+            f"Continue with the same configuration and model, or remove '{root}'.",
+        )  # fmt: skip
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested mappings, by dotted key."""
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    return {
-        key: leaf
-        for name, branch in tree.items()
-        for key, leaf in _flat(branch, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
+def _change(then: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first dotted key whose values differ, and both; a key that is not there counts as null."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        names = sorted(then.keys() | now.keys())
+        changes = (_change(then.get(name), now.get(name), f"{key}.{name}".strip(".")) for name in names)
+        return next(filter(None, changes), None)
+    return None if then == now else (key, then, now)
 
 
 def _version(package: str) -> str:

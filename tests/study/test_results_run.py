@@ -63,7 +63,7 @@ def test_notebook_display_draws_without_a_network(run: iclens.Run) -> None:
     ("ask", "words"),
     [
         (lambda run: run.trajectory("L2.mlp_out", 0), "Nearest: L1.mlp_out"),
-        (lambda run: run.trajectory("L2.resid_post", 192), "latents 0 to 191"),
+        (lambda run: run.trajectory("L2.resid_post", 192), "Choose one from 0 to 191"),
         (lambda run: run.trajectory("L2.resid_post", 0, role="lib"), "Nearest: lab"),
         (lambda run: run.trajectory("L2.resid_post", 0, arm="R"), "arm 'R'"),
         (lambda run: run.sel(site="L9.resid_post"), "Nearest: L2.resid_post"),

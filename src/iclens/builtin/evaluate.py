@@ -301,9 +301,9 @@ def context_prompts(model: LanguageModel, mixture: Mixture, contexts: Contexts) 
     return PromptSet(names, "mixture", x, y, answer, np.stack(tokens), 0, fingerprint(model.tokenizer))
 
 
-def load_mixture(folder: Path) -> Mixture:
+def load_mixture(folder: str | Path) -> Mixture:
     """The mixture that a model folder declares in `mixture.yaml`; a ConfigError where it declares none."""
-    path = folder / "mixture.yaml"
+    path = Path(folder) / "mixture.yaml"
     try:
         declared = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as cause:

@@ -127,13 +127,13 @@ class Recipe(Strict):
         return Mixture.from_dict(self.mixture)
 
 
-def load_recipe(path: Path | None = None) -> Recipe:
+def load_recipe(path: str | Path | None = None) -> Recipe:
     """Read a recipe; without a path, the built-in model's own.
 
     Raises:
         ConfigError: for a missing file, invalid YAML, an unknown key or a wrong type.
     """
-    source = path or files("iclens.builtin") / "icl_tiny.yaml"
+    source = Path(path) if path else files("iclens.builtin") / "icl_tiny.yaml"
     try:
         return Recipe.model_validate(yaml.safe_load(source.read_text()))
     except FileNotFoundError as cause:

@@ -336,7 +336,10 @@ def _value(node: ast.expr, rows: Rows) -> np.ma.MaskedArray:
             return _compared(node, rows)
         case ast.Call(func=ast.Name(id=name)):
             inner = _value(node.args[0], rows)
-            return np.ma.abs(inner) if name == "abs" else _masked(np.ma.median(_broadcast(inner, len(rows))))
+            if name == "abs":
+                return np.ma.abs(inner)
+            known = _broadcast(inner, len(rows)).compressed()  # of masked values alone np.ma has no median
+            return _masked(np.median(known) if len(known) else np.nan)
         case _:
             raise TypeError(ast.dump(node))
 

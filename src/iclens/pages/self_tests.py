@@ -49,7 +49,6 @@ GROUPS = {
 }
 """What is tested, and what passing its tests does not show."""
 Decide = Callable[["Examined"], Verdict]
-_ASKED: dict[str, list[tuple[Decide, str]]] = {about: [] for about in GROUPS}
 
 
 @dataclass(frozen=True)
@@ -71,23 +70,14 @@ class SelfTest:
     rule: str
 
 
-def asks(about: str, rule: str) -> Callable[[Decide], Decide]:
-    """Make a function a test of a group; its docstring is the question, `rule` says when it fires."""
-
-    def keep(decide: Decide) -> Decide:
-        _ASKED[about].append((decide, rule))
-        return decide
-
-    return keep
-
-
 def self_tests(run: Examined) -> dict[str, list[SelfTest]]:
     """What is tested → its tests."""
     tests = {
         about: [
-            SelfTest(" ".join((decide.__doc__ or "").split()), *decide(run), rule) for decide, rule in asked
+            SelfTest(" ".join((decide.__doc__ or "").split()), *decide(run), rule)
+            for decide, rule in TESTS.get(about, ())
         ]
-        for about, asked in _ASKED.items()
+        for about in GROUPS
     }
     listed = {"the growth claim": falsifiers(run), "the patching machinery": identities(run)}
     return tests | listed
@@ -115,10 +105,6 @@ def falsifiers(run: Examined) -> list[SelfTest]:
     ]
 
 
-@asks(
-    "what was held out",
-    f"Fires when none is confirmed; p ≤ {LEVEL}, Holm over the list, so that one by chance is rare.",
-)
 def confirmed(run: Examined) -> Verdict:
     """Does the short list hold on prompts that took no part in choosing it?"""
     table = run.source.rows("confirmed")
@@ -131,10 +117,6 @@ def confirmed(run: Examined) -> Verdict:
     return PASSED if held else FIRED, figure
 
 
-@asks(
-    "what was held out",
-    "Fires when the frozen claims, their hash and the hash that confirmation used differ.",
-)
 def manifest(run: Examined) -> Verdict:
     """Is what was confirmed what had been claimed before the held-out prompts were read?"""
     try:
@@ -199,10 +181,6 @@ def _identity(differences: pd.Series, missing: str) -> Verdict:
     return PASSED if largest <= SAME else FIRED, figure
 
 
-@asks(
-    "what patches are specific to",
-    f"Fires when p > {PATCH_Q} for the smallest greedy set chosen to bring half of the full effect.",
-)
 def random_sets(run: Examined) -> Verdict:
     """Do as many matched random latents, pushed as far, move the belief as the chosen ones do?"""
     belief = run.source.config.patch.chosen_for
@@ -220,7 +198,6 @@ def random_sets(run: Examined) -> Verdict:
     return PASSED if best["control_p"] <= PATCH_Q else FIRED, figure
 
 
-@asks("what patches are specific to", f"Fires when one of these brings {HALF:g} of its own effect or more.")
 def elsewhere(run: Examined) -> Verdict:
     """Do the chosen set or a tested latent do as much at a wrong token, with another task's values, or backwards?"""  # noqa: E501
     table = run.source.rows("patch_controls")
@@ -242,10 +219,6 @@ def elsewhere(run: Examined) -> Verdict:
     return FIRED if worst["effect"] / own["effect"] >= HALF else PASSED, figure
 
 
-@asks(
-    "the SAEs and their labels",
-    "Fires when an SAE was used although its width, normalisation, origin or error does not fit.",
-)
 def fits(run: Examined) -> Verdict:
     """Does every SAE fit the model it is used on?"""
     table = run.source.rows("quality")
@@ -257,7 +230,6 @@ def fits(run: Examined) -> Verdict:
     ) or f"{len(table)} SAEs; largest FVU {number(table['fvu'].max())}."
 
 
-@asks("the SAEs and their labels", "Fires when fewer than half are found again.")
 def stable(run: Examined) -> Verdict:
     """Are the labels found again in SAEs that were trained anew?"""
     table = run.source.rows("stability")
@@ -271,10 +243,6 @@ def stable(run: Examined) -> Verdict:
     return PASSED if again >= n / 2 else FIRED, f"{again} of {n}."
 
 
-@asks(
-    "the run's own record",
-    "Fires when a stage's record names other hashes than the stages that it reads have.",
-)
 def chained(run: Examined) -> Verdict:
     """Did every stage read what the earlier stages hold now?"""
     wrong, n = [], 0
@@ -291,10 +259,36 @@ def chained(run: Examined) -> Verdict:
     return FIRED if wrong else PASSED, "; ".join(wrong) or f"{n} readings agree."
 
 
-@asks("the run's own record", "Fires when files of the package differed from the commit.")
 def committed(run: Examined) -> Verdict:
     """Is the code that ran the code of a commit?"""
     commit = str(run.card.get("iclens", {}).get("commit", "unknown"))
     if commit == "unknown":
         return NOT_ASKED, "Not known: the run was made outside a checkout."
     return FIRED if commit.endswith("+") else PASSED, f"Commit {commit[:13]}."
+
+
+TESTS: dict[str, tuple[tuple[Decide, str], ...]] = {
+    "what was held out": (
+        (
+            confirmed,
+            f"Fires when none is confirmed; p ≤ {LEVEL}, Holm over the list, so that one by chance is rare.",
+        ),
+        (manifest, "Fires when the frozen claims, their hash and the hash that confirmation used differ."),
+    ),
+    "what patches are specific to": (
+        (
+            random_sets,
+            f"Fires when p > {PATCH_Q} for the smallest greedy set chosen to bring half of the full effect.",
+        ),
+        (elsewhere, f"Fires when one of these brings {HALF:g} of its own effect or more."),
+    ),
+    "the SAEs and their labels": (
+        (fits, "Fires when an SAE was used although its width, normalisation, origin or error does not fit."),
+        (stable, "Fires when fewer than half are found again."),
+    ),
+    "the run's own record": (
+        (chained, "Fires when a stage's record names other hashes than the stages that it reads have."),
+        (committed, "Fires when files of the package differed from the commit."),
+    ),
+}
+"""What is tested → its tests: each decides in words that its docstring asks, and when it fires."""

@@ -428,7 +428,7 @@ class StudyConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load_study_config(path: Path) -> StudyConfig:
+def load_study_config(path: str | Path) -> StudyConfig:
     """Read a study config.
 
     Raises:
@@ -437,7 +437,7 @@ def load_study_config(path: Path) -> StudyConfig:
         TaskError, SiteError: for a task, arm, role or site that does not exist.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError) as cause:
         raise ConfigError(
             f"study config '{path}'", "no such file", "Give the path of a YAML file."

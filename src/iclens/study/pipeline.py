@@ -133,7 +133,7 @@ class Outcome:
         }
 
 
-def run_study(config: StudyConfig, root: Path, report: Report, *, last: str | None = None) -> Outcome:
+def run_study(config: StudyConfig, root: str | Path, report: Report, *, last: str | None = None) -> Outcome:
     """Run every stage that is not up to date.
 
     Args:
@@ -146,7 +146,7 @@ def run_study(config: StudyConfig, root: Path, report: Report, *, last: str | No
     """
     names = runs.STAGES if last is None else needed_for(last)
     outside = _checked(config)
-    return _bring(runs.run_for(config, root), names, outside, report)
+    return _bring(runs.run_for(config, Path(root)), names, outside, report)
 
 
 def run_stage(path: Path, name: str, report: Report) -> Outcome:

@@ -93,7 +93,7 @@ class UnsavedError(RunError):
 
 
 def train_saes(
-    config: TrainConfig, out: Path, report: Report | None = None, resume: Literal["no", "newest"] = "no"
+    config: TrainConfig, out: str | Path, report: Report | None = None, resume: Literal["no", "newest"] = "no"
 ) -> Path:
     """Train every SAE of a configuration and write them as one set.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from iclens.pages.findings import cards
 from iclens.pages.patching import PATCHING
 from iclens.results.read import Results
 
@@ -160,6 +161,18 @@ def test_single_latents_are_the_largest_of_the_belief(fake: Fake) -> None:
     part = page(fake)["Does a single latent move the belief?"]
     assert [row[0] for row in part.tables[0][1:]] == [f"L2.resid_post · {i}" for i in range(19, 4, -1)]
     assert "The 15 of largest effect on exact, of 20 that differ between A and B." in part.words
+
+
+@pytest.mark.parametrize(
+    ("n_controls", "words"),
+    [(8, "no q can be that small: it takes 19."), (49, "no q of 21 tests can be that small unless 9 beat")],
+)
+def test_the_card_says_what_its_controls_can_show(fake: Fake, n_controls: int, words: str) -> None:
+    row = {"site": SITE, "role": "pre", "belief": "exact", "effect": 1.0, "n_controls": n_controls}
+    row |= {"control_p": 0.1, "q_value": 0.5}
+    fake.save("patches", *(row | {"latent": i} for i in range(21)))
+    card = dict(cards(fake.source))["Does one latent, patched from run A into run B, move a belief?"]
+    assert words in card.evidence
 
 
 def test_controls_are_those_of_the_largest_set(fake: Fake) -> None:

@@ -384,12 +384,14 @@ def _moved(source: Source) -> Finding:
         strongest = f"Largest at q ≤ {PATCH_Q}: {named}. {_missed(table, best)}"
     n_tests = int(table.groupby(["site", "role"])["control_p"].count().max())
     least = math.ceil(n_tests / (PATCH_Q * (n_controls + 1)))
-    floor = (
-        f"With {n_controls} controls no q of {n_tests} tests can be that small unless {least} of them beat "
-        "every control. "
-        if not n_called and least > 1
-        else ""
-    )
+    floor = ""
+    if not n_called and least > n_tests:
+        floor = f"With {n_controls} controls no q can be that small: it takes {math.ceil(1 / PATCH_Q) - 1}. "
+    elif not n_called and least > 1:
+        floor = (
+            f"With {n_controls} controls no q of {n_tests} tests can be that small unless {least} beat "
+            "every control. "
+        )
     page = source.links.get((best["site"], best["latent"]), "") if best is not None else ""
     return Finding(
         f"{n_called} of {len(tested)} tested latents",

@@ -278,9 +278,9 @@ def test_a_link_and_back_restore_what_was_shown(browser: Browser, long_site: Pat
         assert part in fragment
     show(browser, long_site, fragment)
     assert browser.run(state) == before
-    browser.run("location.href = 'how.html'")
+    browser.run("setTimeout(() => { location.href = 'how.html'; })")  # an answer before the page goes away
     browser.until("location.pathname.endsWith('how.html') && document.readyState === 'complete'")
-    browser.run("history.back()")
+    browser.run("setTimeout(() => history.back())")
     browser.until("location.pathname.endsWith('latents.html') && document.readyState === 'complete'")
     browser.until(STATUS)
     assert browser.run(state) == before

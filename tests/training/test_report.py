@@ -32,6 +32,8 @@ def test_the_live_line_says_pace_time_left_and_the_spread_over_saes() -> None:
     first = FOUND | {"tokens": 512, "tokens_per_second": None, "seconds_left": None}
     first["sites"] = {"L1.mlp_out": {"fvu": float("nan"), "l0": 32.0, "dead": 0.0}}
     assert progress_text(first) == "512 of 100 M tokens, L0 32, dead 0.0 %"
+    rounded = first | {"tokens": 999_936, "of_tokens": 999_999_488}
+    assert progress_text(rounded) == "1 M of 1 G tokens, L0 32, dead 0.0 %"
 
 
 def test_a_line_cut_in_half_is_left_out(tmp_path: Path) -> None:

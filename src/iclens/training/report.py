@@ -62,12 +62,12 @@ def progress_text(progress: Mapping[str, Any]) -> str:
 def _figure(key: str, value: float) -> str:
     if key == "dead":
         return f"{100 * value:.1f} %"
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 def _short(count: float) -> str:
     for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if count >= size:
+        if count >= 0.9995 * size:  # what rounds to 1,000 of the next smaller unit is 1 of this
             return f"{count / size:.3g}{letter}"
     return f"{count:.0f}"
 

@@ -27,6 +27,7 @@ def test_patterns_equal_eager_hugging_face(
     eager = in_float64(load_model(tiny_folder, attention="eager"))
     with torch.no_grad():
         wanted = eager.network(torch.as_tensor(prompts.tokens), output_attentions=True).attentions
+    before = n_hooks(exact_model)  # transformers leaves some of its own when it gives hidden states
     queries = np.array([0, 7, 5, prompts.tokens.shape[1] - 1])
     for model in (exact_model, eager):
         found = attention_patterns(model, prompts.tokens, (1, 4), queries, batch=batch)
@@ -34,7 +35,7 @@ def test_patterns_equal_eager_hugging_face(
         for layer, pattern in found.items():
             assert pattern.shape == (6, model.n_heads, 4, prompts.tokens.shape[1])
             np.testing.assert_allclose(pattern, wanted[layer].numpy()[:, :, queries], rtol=0, atol=1e-5)
-    assert n_hooks(exact_model) == 0
+    assert n_hooks(exact_model) == before
 
 
 def test_masses_of_a_query_sum_to_one_and_none_is_later(

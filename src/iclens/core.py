@@ -38,7 +38,7 @@ class TaskError(IclensError):
 
 
 class TokenizerError(IclensError):
-    """A tokenizer that does not give every example its six tokens."""
+    """A tokenizer that cannot write a prompt."""
 
 
 class ModelError(IclensError):
@@ -98,15 +98,17 @@ def nearest(word: str, options: Iterable[str], n: int = 3) -> str:
 
 
 ROLES = ("open", "x", "comma", "pre", "lab", "close")
-"""The six tokens of one example `(x, y)\\n`, in order; the answer is predicted at `pre`."""
+"""Tokens of one example `(x, y)\\n` that have a name, in order; the answer is predicted at `pre`.
 
-PREFIX_LENGTH = 2
-"""Tokens before the first example: BOS and a newline."""
+`open`, `x`, `lab` and `close` are the last tokens of what stands before x, of x, of y and of what closes the
+example; `comma` and `pre` are the first and the last token between x and y.
+"""
 
-TOKENS_PER_EXAMPLE = len(ROLES)
+SPANS = ("open", "x", "separator", "y", "close")
+"""Texts that an example is made of, in order."""
 
 PADDING = -1
-"""In place of a token id: nothing stands there. It fills rows up at their end, where no token sees it."""
+"""In place of a token id: nothing stands there, and no token sees it."""
 
 TEMPLATE = "(x, y)"
 """The template of prompts that name none; `prompts.render` holds it and the others."""
@@ -230,16 +232,82 @@ def check_role(role: str) -> str:
     return role
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Columns of prompts: a prefix, then for each span of an example as many as its longest text has tokens.
+
+    Tokens stand at the right end of their span's columns, and `PADDING` before them. So a role has the same
+    column in every prompt, whatever the lengths; `model.run` takes the padding out before a model sees it.
+    """
+
+    prefix: int  # BOS and the newline
+    open: int
+    x: int
+    separator: int
+    y: int
+    close: int
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Columns of each of `SPANS`."""
+        return tuple(getattr(self, span) for span in SPANS)
+
+    @property
+    def example(self) -> int:
+        """Columns of one example."""
+        return sum(self.widths)
+
+    def length(self, examples: int) -> int:
+        """Columns of a prompt of so many examples."""
+        return self.prefix + self.example * examples
+
+    def columns(self) -> dict[str, int]:
+        """Role → its column, counted from the begin of an example; roles without one are left out."""
+        behind = self.open + self.x
+        columns = {
+            "open": self.open - 1,
+            "x": behind - 1,
+            "comma": behind if self.separator > 1 else -1,  # one token is `pre`
+            "pre": behind + self.separator - 1,
+            "lab": behind + self.separator + self.y - 1,
+            "close": self.example - 1 if self.close else -1,
+        }
+        return {role: column for role, column in columns.items() if column >= 0}
+
+    def position(self, role: str, example: int) -> int:
+        """Column of `role` in example number `example` (from 0).
+
+        Raises:
+            SiteError: for a role that is unknown, or that has no column here.
+        """
+        place = self.columns().get(check_role(role))
+        if place is None:
+            raise SiteError(
+                f"role '{role}'", "this tokenizer gives it no token of its own",
+                f"Choose another, such as {', '.join(r for r in ('x', 'pre', 'lab') if r != role)}.",
+            )  # fmt: skip
+        return self.prefix + self.example * example + place
+
+    def wider(self, other: Layout) -> Layout:
+        """The narrowest layout that has room for the texts of both."""
+        return Layout(max(self.prefix, other.prefix), *map(max, zip(self.widths, other.widths, strict=True)))
+
+
+SIX_TOKENS = Layout(2, 1, 1, 2, 1, 1)
+"""BOS and a newline, then six tokens to an example: numbers under Llama-3's tokenizers."""
+PREFIX_LENGTH, TOKENS_PER_EXAMPLE = SIX_TOKENS.prefix, SIX_TOKENS.example
+
+
 def prompt_length(examples: int) -> int:
-    """Tokens of a prompt of so many examples."""
-    return PREFIX_LENGTH + TOKENS_PER_EXAMPLE * examples
+    """Tokens of a prompt of so many examples of six tokens."""
+    return SIX_TOKENS.length(examples)
 
 
 def examples_within(tokens: int) -> int:
-    """Examples of the longest prompt of at most so many tokens."""
-    return (tokens - PREFIX_LENGTH) // TOKENS_PER_EXAMPLE
+    """Examples of the longest prompt of at most so many tokens, six to an example."""
+    return (tokens - SIX_TOKENS.prefix) // SIX_TOKENS.example
 
 
 def position(role: str, example: int) -> int:
-    """Token index of `role` in example number `example` (from 0)."""
-    return PREFIX_LENGTH + TOKENS_PER_EXAMPLE * example + ROLES.index(check_role(role))
+    """Token index of `role` in example number `example` (from 0) where examples are six tokens."""
+    return SIX_TOKENS.position(role, example)

@@ -17,10 +17,10 @@ from itertools import zip_longest
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array, diags_array, vstack
 
 from iclens.activations import LatentActs, Place
-from iclens.core import SaeError, Site, TableError, check_role
+from iclens.core import PADDING, SaeError, Site, TableError, check_role
 from iclens.model.load import LanguageModel, as_numpy
 from iclens.model.run import record, record_and_answer
 from iclens.prompts.beliefs import AnswerProbs, DeclaredBelief, belief_index, belief_names, log_odds, read_all
@@ -106,7 +106,7 @@ def track(
     roles = [check_role(role) for role in dict.fromkeys(roles)]
     gathered = {site: _Gathered() for site in saes}
     labels = [*prompts.answer.ravel().tolist(), *prompts.y.ravel().tolist()]
-    extra = tuple(dict.fromkeys((*(label for label in labels if not label.isdigit()), *words)))
+    extra = tuple(dict.fromkeys((*labels, *words)))
     read, _ = model.answer_space(extra)
     answers = AnswerProbs(read, np.empty((*prompts.x.shape, len(read)), np.float32))
     for one in prompts.passes():
@@ -238,24 +238,34 @@ def _differences(
     role: str, batch: int,
 ) -> Iterator[dict[Site, Floats]]:  # fmt: skip
     """site → T − S of the next prompts, float64 [prompt example d_model]."""
-    where = treated.positions(role)
+    where = [arm.positions(role) for arm in (treated, control)]
     for start in range(0, len(prompts), batch):
         rows = prompts[start : start + batch]
-        one, other = (record(model, arm.tokens[rows], list(sites), where) for arm in (treated, control))
+        one, other = (
+            record(model, arm.tokens[rows], list(sites), at)
+            for arm, at in zip((treated, control), where, strict=True)
+        )
         yield {site: one[site].astype(np.float64) - other[site] for site in sites}
 
 
 def token_activations(
     model: LanguageModel, saes: Mapping[Site, Sae], tokens: Ints, batch: int = 128
 ) -> dict[Site, csr_array]:
-    """Gated activation of every latent at tokens [row pos]: site → sparse [row·pos, d_sae], pos fastest."""
+    """Gated activation of every latent at tokens [row pos]: site → sparse [row·pos, d_sae], pos fastest.
+
+    At padding there is none.
+    """
     everywhere = np.arange(tokens.shape[1])
     parts: dict[Site, list[csr_array]] = {site: [] for site in saes}
     for start in range(0, len(tokens), batch):
         recorded = record(model, tokens[start : start + batch], list(saes), everywhere, batch=batch)
         for site, sae in saes.items():
             parts[site].append(encode_rows(sae, recorded[site].reshape(-1, model.d_model)).latents)
-    return {site: csr_array(vstack(batches, format="csr")) for site, batches in parts.items()}
+    found = {site: csr_array(vstack(batches, format="csr")) for site, batches in parts.items()}
+    if (padding := tokens == PADDING).any():
+        there = diags_array((~padding).ravel().astype(np.float32), format="csr")
+        found = {site: csr_array(there @ latents) for site, latents in found.items()}
+    return found
 
 
 def in_turn(lists: Mapping[str, Sequence[int]], n: int) -> dict[int, str]:

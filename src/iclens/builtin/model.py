@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from iclens.core import ConfigError
 from iclens.prompts.mixture import Mixture
-from iclens.prompts.render import check_tokenizer
+from iclens.prompts.render import check_six_tokens
 from iclens.prompts.tasks import LABEL_WORDS, LETTERS, WORDS
 
 BOS, UNKNOWN = "<|begin_of_text|>", "<unk>"
@@ -37,7 +37,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=BOS, unk_token=UNKNOWN, clean_up_tokenization_spaces=False
     )
-    check_tokenizer(tokenizer)
+    check_six_tokens(tokenizer)
     return tokenizer
 
 

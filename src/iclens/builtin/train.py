@@ -57,7 +57,7 @@ class BatchMaker:
     def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
         self.recipe, self.mixture = recipe, recipe.declared_mixture
         self._table = TokenTable.of(self.mixture, tokenizer)
-        self.answer_ids = self._table.answers
+        self.answer_ids = self._table.answer_ids
 
     @cached_property
     def domain(self) -> Ints:

@@ -146,7 +146,9 @@ def _ablated(
     model: LanguageModel, prompts: PromptSet, site: Site, acts: Floats, end: Site, where: Ints, batch: int
 ) -> Floats:
     """The end at `lab` with `site` set to the mean of `acts` [row d_model] at every `lab`, [row d_model]."""
-    edit = Edit.at(site, "mean", LAB, range(prompts.n_examples), acts.mean(axis=0)[None, None])
+    edit = Edit.at(
+        site, "mean", LAB, range(prompts.n_examples), acts.mean(axis=0)[None, None], layout=prompts.layout
+    )
     recorded = record(model, prompts.tokens, [end], where, edits=[edit], batch=batch)
     return recorded[end].reshape(len(acts), -1)
 
@@ -302,7 +304,9 @@ def operands(
         sites = [Site(layer, "resid_mid") for layer in some]
         for cut, roles in CUTS.items():
             tokens = prompts.tokens[few] if roles else prompts.tokens
-            removed = [Knockout.within(LAB, roles, examples, range(max(some) + 1))] if roles else []
+            removed = (
+                [Knockout.within(LAB, roles, examples, range(max(some) + 1), prompts.layout)] if roles else []
+            )
             recorded = record_knockout(model, tokens, sites, where, removed, batch=batch)
             for site in sites:
                 acts = recorded.pop(site).reshape(len(tokens) * len(examples), -1).astype(np.float64)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from iclens.core import EditError, Site, position
+from iclens.core import SIX_TOKENS, EditError, Layout, Site
 from iclens.model.load import LanguageModel, as_numpy
-from iclens.model.run import Edit, attached, batches, record, run_blocks, visible
+from iclens.model.run import Edit, Packed, attached, batches, record, rows_at, run_blocks, visible
 from iclens.table import Floats, Ints
 
 # ----------------------------------------------------------------------------------------------- patterns
@@ -26,8 +27,9 @@ def attention_patterns(
 ) -> dict[int, Floats]:  # fmt: skip
     """Attention probabilities, softmax_k(q·k / √d_head) over keys no later than the query.
 
-    For `tokens` [row pos] and positions `queries` [query] that look: layer → float32 [row head query key].
-    Each query's masses sum to 1; keys it cannot see, as those before a sliding window, have none.
+    For `tokens` [row column] and columns `queries` [query] that look: layer → float32 [row head query key],
+    keys by column. Each query's masses sum to 1; keys it cannot see, as those before a sliding window, have
+    none, nor has padding.
     """
     where, length = np.asarray(queries), tokens.shape[1]
     for layer in layers:
@@ -39,13 +41,17 @@ def attention_patterns(
     stop = 1 + max([*layers, *(edit.site.layer for edit in edits)])
     parts: dict[int, list[Floats]] = {layer: [] for layer in layers}
     for rows, some in batches(tokens, batch, edits):
-        embedded = model.embed(rows)
-        with attached(model, (), where, some), _queries_and_keys(model, layers) as projected:
+        embedded = model.embed(rows.ids)
+        with attached(model, (), where, some, rows), _queries_and_keys(model, layers) as projected:
             run_blocks(model.network, embedded, 0, stop)
-        rotary = model.network.model.rotary_emb(embedded, torch.arange(length, device=embedded.device)[None])
+        positions = torch.arange(embedded.shape[1], device=embedded.device)
+        rotary = model.network.model.rotary_emb(embedded, positions[None])
         for layer in layers:
             query, key = projected[layer, "q_proj"], projected[layer, "k_proj"]
-            parts[layer].append(as_numpy(_pattern(model, layer, query, key, rotary, where)))
+            pattern = as_numpy(_pattern(model, layer, query, key, rotary, rows.at(where)))
+            if rows.place is not None:  # the last position, which is no token's, is seen by none
+                pattern = np.take_along_axis(pattern, rows.place[:, None, None], axis=3)
+            parts[layer].append(pattern)
     return {layer: np.concatenate(part) for layer, part in parts.items()}
 
 
@@ -76,9 +82,15 @@ def _pattern(
     q, k = apply_rotary_pos_emb(q, k, *rotary)  # [row head pos d_head], [row kv_head pos d_head]
     at = torch.as_tensor(where, device=q.device)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = q[:, :, at].float() @ k.float().transpose(2, 3)  # [row head query key]
+    looking = rows_at(q.transpose(1, 2), at).transpose(1, 2)  # [row head query d_head]
+    scores = looking.float() @ k.float().transpose(2, 3)  # [row head query key]
     scores = scores * model.network.model.layers[layer].self_attn.scaling
-    seen = visible(model.network, at, torch.arange(k.shape[2], device=q.device))
+    keys = torch.arange(k.shape[2], device=q.device)
+    seen = (
+        visible(model.network, at, keys)
+        if at.ndim == 1
+        else torch.stack([visible(model.network, of_row, keys) for of_row in at])[:, None]
+    )
     return scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)
 
 
@@ -151,10 +163,11 @@ class Knockout:
 
     @classmethod
     def within(
-        cls, query: str, keys: Sequence[str], examples: Sequence[int], layers: Sequence[int]
-    ) -> Knockout:
+        cls, query: str, keys: Sequence[str], examples: Sequence[int], layers: Sequence[int],
+        layout: Layout = SIX_TOKENS,
+    ) -> Knockout:  # fmt: skip
         """The edges from role `query` of each example (from 0) to roles `keys` of the same example."""
-        edges = [(position(query, j), position(key, j)) for j in examples for key in keys]
+        edges = [(layout.position(query, j), layout.position(key, j)) for j in examples for key in keys]
         both = np.array(edges, dtype=np.int64).reshape(-1, 2)
         return cls(both[:, 0], both[:, 1], tuple(layers))
 
@@ -164,13 +177,17 @@ def record_knockout(
     *, batch: int = 128,
 ) -> dict[Site, Floats]:  # fmt: skip
     """Activations, as `model.run.record` gives them, with the edges of all `knockouts` removed together."""
-    masks = _masks(model, knockouts, tokens.shape[1])
+    masks = partial(_masks, model, knockouts)
     return record(model, tokens, sites, positions, masks=masks, batch=batch)
 
 
-def _masks(model: LanguageModel, knockouts: Sequence[Knockout], length: int) -> dict[int, Tensor]:
-    """What is added to the scores in each block with a knockout, [1 1 pos pos]: −∞ where no key is seen."""
-    positions, visible_at = torch.arange(length), dict[int, np.ndarray]()
+def _masks(model: LanguageModel, knockouts: Sequence[Knockout], rows: Packed) -> dict[int, Tensor]:
+    """What is added to the scores in each block with a knockout: −∞ where no key is seen.
+
+    [1 1 pos pos], or [row 1 pos pos] where the rows' columns stand at other positions.
+    """
+    positions, visible_at = torch.arange(rows.ids.shape[1]), dict[int, np.ndarray]()
+    length, every_row = (len(positions), 1) if rows.place is None else rows.place.shape[::-1]
     intact = visible(model.network, positions, positions).numpy()
     for knockout in knockouts:
         queries, keys = np.asarray(knockout.queries), np.asarray(knockout.keys)
@@ -187,9 +204,10 @@ def _masks(model: LanguageModel, knockouts: Sequence[Knockout], length: int) -> 
         for layer in knockout.layers:
             model.check_site(Site(layer, "z"))
             if len(queries):
-                visible_at.setdefault(layer, intact.copy())[queries, keys] = False
+                kept = visible_at.setdefault(layer, np.tile(intact, (every_row, 1, 1)))  # [row pos pos]
+                kept[np.arange(every_row)[:, None], rows.at(queries), rows.at(keys)] = False
     for layer, kept in visible_at.items():
-        if len(blind := np.flatnonzero(~kept.any(axis=1))):
+        if len(blind := np.flatnonzero(~kept.any(axis=2).all(axis=0))):
             raise EditError(
                 f"knockout of attention in block {layer}", f"position {blind[0]} has no key left",
                 "Leave it one.",
@@ -198,6 +216,6 @@ def _masks(model: LanguageModel, knockouts: Sequence[Knockout], length: int) -> 
     return {
         layer: torch.zeros(kept.shape, dtype=like.dtype, device=like.device).masked_fill(
             torch.as_tensor(~kept, device=like.device), -torch.inf
-        )[None, None]
+        )[:, None]
         for layer, kept in visible_at.items()
     }

@@ -28,10 +28,10 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from iclens.core import ModelError, Site, SiteError
+from iclens.core import SPANS, ModelError, Site, SiteError, TokenizerError
 from iclens.model.shape import read_shape, window
 from iclens.prompts.beliefs import NUMBERS
-from iclens.prompts.render import answer_ids, bos_id
+from iclens.prompts.render import DEFAULT, Template, answer_ids, bos_id, split
 from iclens.table import Ints
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -50,9 +50,10 @@ class LanguageModel:
 
     name: str  # folder or hub name it came from
     network: Any  # the Hugging Face model, in eval mode
-    tokenizer: Any  # `prompts.render.check_tokenizer` says whether it can write prompts
+    tokenizer: Any  # of Hugging Face
     n_blocks: int  # blocks loaded
     whole: bool  # whether these are all of its blocks, so that it has logits
+    template: Template = DEFAULT  # how examples are written whose answers are read
 
     @property
     def d_model(self) -> int:
@@ -78,18 +79,35 @@ class LanguageModel:
         return site
 
     def answer_space(self, extra: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Tensor]:
-        """The answers whose probabilities are read (numbers 0–999, then `extra`), and their token ids.
+        """The answers whose probabilities are read, and the first token of each.
+
+        They are the numbers 0–999, where each is one token, and `extra`.
 
         Raises:
-            TokenizerError: when one is not a single token.
+            TokenizerError: when two of them begin with the same token, so that it tells neither.
         """
-        more = tuple(dict.fromkeys(y for y in extra if y not in NUMBERS))
-        ids = torch.from_numpy(answer_ids(self.tokenizer, more))
-        return NUMBERS + more, torch.cat([self._number_ids, ids])
+        numbers = NUMBERS if self._number_ids is not None else ()
+        more = tuple(dict.fromkeys(y for y in extra if y not in numbers))
+        ids = answer_ids(self.tokenizer, more, self.template)
+        every = ids if self._number_ids is None else np.concatenate([self._number_ids, ids])
+        answers, (_, first, again) = numbers + more, np.unique(every, return_index=True, return_inverse=True)
+        if (same := first[again] != np.arange(len(every))).any():
+            two = int(same.argmax())
+            one = answers[first[again[two]]]
+            raise TokenizerError(
+                f"answers {one!r} and {answers[two]!r}",
+                f"both begin with the token {self.tokenizer.convert_ids_to_tokens([int(every[two])])[0]!r}",
+                "Leave out the inputs of one of them (prompts.inputs in a study).",
+            )
+        return answers, torch.from_numpy(every)
 
     @cached_property
-    def _number_ids(self) -> Tensor:
-        return torch.from_numpy(answer_ids(self.tokenizer, NUMBERS))
+    def _number_ids(self) -> Ints | None:
+        """The token of each number, or None where some number is more than one."""
+        splits = split(self.tokenizer, [[("7", number)] for number in NUMBERS], self.template)
+        spans = np.array([one.counts(1)[0] for one in splits])
+        whole = spans[:, SPANS.index("y")] == 1
+        return answer_ids(self.tokenizer, NUMBERS, self.template) if whole.all() else None
 
     def embed(self, tokens: Ints) -> Tensor:
         """The embeddings of tokens [row pos], [row pos d_model].

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from iclens.core import EditError, ModelError, Site, position
+from iclens.core import PADDING, SIX_TOKENS, EditError, Layout, ModelError, Site
 from iclens.model.load import LanguageModel, as_numpy
 from iclens.model.shape import refuse_longer, window
 from iclens.prompts.beliefs import AnswerProbs
@@ -26,7 +26,7 @@ def run_blocks(
     """Run blocks start..stop−1 of a Hugging Face causal language model.
 
     From resid_pre of the first [row pos d_model], positions from 0, to resid_post of the last. `masks` maps a
-    block to what is added to its attention scores in place of the usual mask, [1 1 pos pos].
+    block to what is added to its attention scores in place of the usual mask, [1 or row, 1 pos pos].
     """
     shared, masks = context(model, resid), masks or {}
     for layer, block in enumerate(model.model.layers[start:stop], start):
@@ -35,14 +35,14 @@ def run_blocks(
 
 
 def run_to_end(model: Any, resid: Tensor, where: Tensor) -> Tensor:
-    """Run all blocks causally, and the last one's MLP at the positions `where` [read] alone.
+    """Run all blocks causally, and the last one's MLP at positions `where`, [read] or [row read], alone.
 
     From resid_pre of block 0 [row pos d_model] to the last resid_post [row read d_model]. Hooks on the last
     block itself do not fire, and those on its MLP see these positions only.
     """
     last = model.model.layers[-1]
     resid = run_blocks(model, resid, 0, len(model.model.layers) - 1)
-    return feed(last, attend(last, resid, context(model, resid))[:, where])
+    return feed(last, rows_at(attend(last, resid, context(model, resid)), where))
 
 
 def attend(block: Any, resid: Tensor, context: Mapping[str, Any]) -> Tensor:
@@ -89,6 +89,50 @@ def added_to_scores(seen: Tensor, like: Tensor) -> Tensor:
 def unembed(model: Any, resid: Tensor) -> Tensor:
     """Logits [... vocabulary] of the last block's resid_post [... d_model]."""
     return model.lm_head(model.model.norm(resid))
+
+
+# ------------------------------------------------------------------------------------------------ padding
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Prompts without the padding between their tokens, as a model sees them."""
+
+    ids: Ints  # a row's tokens, then zeros, [row pos]
+    # position of the token of each column, [row column]; that of padding is the last position, behind every
+    # token. None where columns are positions.
+    place: Ints | None
+
+    def at(self, columns: Ints) -> Ints:
+        """Positions of some columns: [column], or [row column] where they differ from row to row."""
+        return np.asarray(columns) if self.place is None else self.place[:, np.asarray(columns)]
+
+
+def packed(tokens: Ints) -> Packed:
+    """Take the padding out of prompts [row column]."""
+    there = tokens != PADDING
+    if there.all():
+        return Packed(tokens, None)
+    n_tokens = there.sum(axis=1)
+    ids = np.zeros((len(tokens), n_tokens.max() + 1), dtype=tokens.dtype)
+    ids[np.arange(ids.shape[1]) < n_tokens[:, None]] = tokens[there]
+    return Packed(ids, np.where(there, there.cumsum(axis=1) - 1, ids.shape[1] - 1))
+
+
+def rows_at(values: Tensor, where: Tensor) -> Tensor:
+    """What stands at positions `where`, [pos] or [row pos], of `values` [row pos …]: [row pos …]."""
+    if where.ndim == 1:
+        return values[:, where]
+    return values[torch.arange(len(values), device=values.device)[:, None], where]
+
+
+def with_rows_at(values: Tensor, where: Tensor, new: Tensor) -> Tensor:
+    """`values` [row pos …] with `new` at positions `where`, [pos] or [row pos]."""
+    if where.ndim == 1:
+        return values.index_copy(1, where, new)
+    changed = values.clone()
+    changed[torch.arange(len(values), device=values.device)[:, None], where] = new
+    return changed
 
 
 # -------------------------------------------------------------------------------------------------- edits
@@ -141,18 +185,23 @@ class Edit:
     def at(
         cls, site: Site, kind: str, role: str, examples: Sequence[int], value: Floats | None = None,
         *, donor_examples: Sequence[int] | None = None, heads: Sequence[int] | None = None,
+        layout: Layout = SIX_TOKENS,
     ) -> Edit:  # fmt: skip
         """An edit at a role (one of `core.ROLES`) of some examples of the recipient, from 0.
 
-        The last example of a run is its query. `donor_examples` are those that the value came from.
+        The last example of a run is its query. `donor_examples` are those that the value came from; `layout`
+        is that of the prompts, `PromptSet.layout`.
 
         Raises:
             SiteError: for an unknown role.
             EditError: as for any edit.
         """
-        donors = None if donor_examples is None else np.array([position(role, i) for i in donor_examples])
+        recipient, donors = (
+            None if some is None else np.array([layout.position(role, i) for i in some])
+            for some in (examples, donor_examples)
+        )
         chosen = None if heads is None else np.asarray(heads)
-        return cls(site, kind, np.array([position(role, i) for i in examples]), value, donors, chosen)
+        return cls(site, kind, cast("Ints", recipient), value, donors, chosen)
 
     @property
     def _axes(self) -> int:
@@ -173,17 +222,22 @@ class Edit:
         return replace(self, value=self.value[rows]) if self.value is not None and self.per_row else self
 
 
-def apply_edit(edit: Edit, before: Tensor, d_head: int = 1) -> Tensor:
-    """The activation [row pos d_model] after the edit; `d_head` is a head's width, for edits of heads."""
-    where = torch.as_tensor(np.asarray(edit.recipient_pos), device=before.device)
-    if int(where.max()) >= before.shape[1] or int(where.min()) < 0:
+def apply_edit(edit: Edit, before: Tensor, d_head: int = 1, rows: Packed | None = None) -> Tensor:
+    """The activation [row pos d_model] after the edit; `d_head` is a head's width, for edits of heads.
+
+    `rows` are the prompts that run, where they have padding.
+    """
+    columns = np.asarray(edit.recipient_pos)
+    n_columns = before.shape[1] if rows is None or rows.place is None else rows.place.shape[1]
+    if columns.max() >= n_columns or columns.min() < 0:
         raise EditError(
-            f"edit at {edit.site}", f"position {int(where.max())} of {before.shape[1]}",
-            f"Give recipient_pos from 0 to {before.shape[1] - 1}.",
+            f"edit at {edit.site}", f"position {columns.max()} of {n_columns}",
+            f"Give recipient_pos from 0 to {n_columns - 1}.",
         )  # fmt: skip
-    there = before[:, where]
+    where = torch.as_tensor(columns if rows is None else rows.at(columns), device=before.device)
+    there = rows_at(before, where)
     if edit.heads is None:
-        return before.index_copy(1, where, _changed(edit, there))
+        return with_rows_at(before, where, _changed(edit, there))
     parts = there.unflatten(-1, (-1, d_head))  # [row pos head d_head]
     heads = torch.as_tensor(np.asarray(edit.heads), device=before.device)
     if int(heads.max()) >= parts.shape[2] or int(heads.min()) < 0:
@@ -192,7 +246,7 @@ def apply_edit(edit: Edit, before: Tensor, d_head: int = 1) -> Tensor:
             "Choose one of these.",
         )  # fmt: skip
     after = parts.index_copy(2, heads, _changed(edit, parts[:, :, heads])).flatten(2)
-    return before.index_copy(1, where, after)
+    return with_rows_at(before, where, after)
 
 
 def _changed(edit: Edit, before: Tensor) -> Tensor:
@@ -225,22 +279,26 @@ class Recording:
 
 @contextmanager
 def attached(
-    model: LanguageModel, sites: Sequence[Site], positions: Ints, edits: Sequence[Edit] = ()
-) -> Iterator[Recording]:
+    model: LanguageModel, sites: Sequence[Site], positions: Ints, edits: Sequence[Edit] = (),
+    rows: Packed | None = None,
+) -> Iterator[Recording]:  # fmt: skip
     """Record `sites` at `positions` and apply `edits` in every forward pass inside the block.
 
-    Edits at a site come before its recording, so a recording shows what the model went on with.
+    Edits at a site come before its recording, so a recording shows what the model went on with. Where `rows`
+    are given, the prompts that run, positions are their columns.
     """
     recording = Recording(fired=[0] * len(edits))
-    where = torch.as_tensor(np.asarray(positions), device=model.device())
+    where = torch.as_tensor(
+        np.asarray(positions) if rows is None else rows.at(positions), device=model.device()
+    )
 
     def passes(site: Site, activation: Tensor) -> Tensor:
         for i, edit in enumerate(edits):
             if edit.site == site:
-                activation = apply_edit(edit, activation, model.d_head)
+                activation = apply_edit(edit, activation, model.d_head, rows)
                 recording.fired[i] += 1
         if site in sites:
-            recording.values[site] = activation[:, where]
+            recording.values[site] = rows_at(activation, where)
         return activation
 
     handles: list[Any] = []
@@ -294,6 +352,7 @@ def _hooks(site: Site, block: Any, passes: Callable[[Site, Tensor], Tensor]) -> 
 
 # ----------------------------------------------------------------------------------- recordings and answers
 
+Masks = Callable[[Packed], Mapping[int, Tensor]]
 LOGITS = 2**26
 """Logits that are held at a time when answers are read: 256 MiB of float32."""
 
@@ -301,17 +360,19 @@ LOGITS = 2**26
 @torch.no_grad()
 def record(
     model: LanguageModel, tokens: Ints, sites: Sequence[Site], positions: Ints,
-    *, edits: Sequence[Edit] = (), masks: Mapping[int, Tensor] | None = None, batch: int = 128,
+    *, edits: Sequence[Edit] = (), masks: Masks | None = None, batch: int = 128,
 ) -> dict[Site, Floats]:  # fmt: skip
-    """Activations of `sites` in `tokens` [row pos] at `positions` [pos], float32 [row pos d_model] each.
+    """Activations of `sites` in `tokens` [row column] at columns `positions`, float32 [row pos d_model] each.
 
-    Only blocks up to the deepest site or edit are run; `masks` are as for `run_blocks`.
+    Only blocks up to the deepest site or edit are run; `masks` gives those of `run_blocks` for some rows.
     """
     stop = 1 + max(site.layer for site in [*sites, *(e.site for e in edits)])
     parts: dict[Site, list[np.ndarray]] = {site: [] for site in sites}
     for rows, some in batches(tokens, batch, edits):
-        with attached(model, sites, positions, some) as recording:
-            run_blocks(model.network, model.embed(rows), 0, stop, masks=masks)
+        with attached(model, sites, positions, some, rows) as recording:
+            run_blocks(
+                model.network, model.embed(rows.ids), 0, stop, masks=None if masks is None else masks(rows)
+            )
         for site in sites:
             parts[site].append(as_numpy(recording.values[site]))
     return {site: np.concatenate(values) for site, values in parts.items()}
@@ -333,7 +394,7 @@ def answer_probs(
     model: LanguageModel, tokens: Ints, positions: Ints,
     *, extra: tuple[str, ...] = (), edits: Sequence[Edit] = (), batch: int = 128,
 ) -> AnswerProbs:  # fmt: skip
-    """log P(answer) read at `positions`, [row pos answer]: the answers of `edited_answers`."""
+    """log P(answer) read at columns `positions`, [row pos answer]: the answers of `edited_answers`."""
     return edited_answers(model, tokens, positions, edits, extra=extra, batch=batch).answers
 
 
@@ -351,20 +412,20 @@ def edited_answers(
     model: LanguageModel, tokens: Ints, positions: Ints, edits: Sequence[Edit],
     *, extra: tuple[str, ...] = (), batch: int = 128,
 ) -> EditedAnswers:  # fmt: skip
-    """log P(answer) over the full vocabulary, read at `positions` [pos], and how often each edit fired.
+    """log P(answer) over the full vocabulary, read at columns `positions`, and how often each edit fired.
 
-    Every row of `tokens` [row pos] is edited, at one site in the order of `edits`. `extra` are word answers
-    to read besides the numbers 0–999.
+    Every row of `tokens` [row column] is edited, at one site in the order of `edits`. `extra` are answers to
+    read besides the numbers 0–999.
     """
     refuse_part(model)
     answers, ids = model.answer_space(extra)
-    where = torch.as_tensor(np.asarray(positions), device=model.device())
     parts, fired = [], np.zeros(len(edits), dtype=int)
     for rows, some in batches(tokens, batch, edits):
-        with attached(model, (), positions, some) as recording:
-            resid = run_blocks(model.network, model.embed(rows), 0, model.n_blocks)
-        fired += len(rows) * np.array(recording.fired, dtype=int)
-        parts.append(read_answers(model, resid[:, where], ids).cpu().numpy())
+        with attached(model, (), positions, some, rows) as recording:
+            resid = run_blocks(model.network, model.embed(rows.ids), 0, model.n_blocks)
+        fired += len(rows.ids) * np.array(recording.fired, dtype=int)
+        read = rows_at(resid, torch.as_tensor(rows.at(positions), device=resid.device))
+        parts.append(read_answers(model, read, ids).cpu().numpy())
         if np.isnan(parts[-1]).any():
             raise ModelError(
                 f"logits of '{model.name}'", "they are not finite",
@@ -380,18 +441,18 @@ def record_and_answer(
 ) -> Iterator[tuple[dict[Site, Tensor], AnswerProbs]]:  # fmt: skip
     """Activations and answers from the same forward pass, batch by batch.
 
-    Sites are recorded at `positions` [pos], float32 [row pos d_model] on the model's device; answers are read
-    at `answer_positions` [answer pos], log_prob as [row answer pos, answer].
+    Sites are recorded at columns `positions` [pos] of `tokens` [row column], float32 [row pos d_model] on the
+    model's device; answers are read at `answer_positions` [answer pos], log_prob as [row answer pos, answer].
     """
     refuse_part(model)
     answers, ids = model.answer_space(extra)
-    where = torch.as_tensor(np.asarray(answer_positions), device=model.device())
     last_is_recorded = any(site.layer == model.n_blocks - 1 for site in sites)
     for rows, _ in batches(tokens, batch, ()):
-        with attached(model, sites, positions) as recording:
-            embedded = model.embed(rows)
+        where = torch.as_tensor(rows.at(answer_positions), device=model.device())
+        with attached(model, sites, positions, rows=rows) as recording:
+            embedded = model.embed(rows.ids)
             if last_is_recorded:
-                read = run_blocks(model.network, embedded, 0, model.n_blocks)[:, where]
+                read = rows_at(run_blocks(model.network, embedded, 0, model.n_blocks), where)
             else:
                 read = run_to_end(model.network, embedded, where)
         probs = AnswerProbs(answers, read_answers(model, read, ids).cpu().numpy())
@@ -421,8 +482,8 @@ def read_answers(model: LanguageModel, resid: Tensor, ids: Tensor) -> Tensor:
     return torch.cat(parts).unflatten(0, resid.shape[:-1])
 
 
-def batches(tokens: Ints, batch: int, edits: Sequence[Edit]) -> Iterator[tuple[Ints, tuple[Edit, ...]]]:
-    """Rows and the edits of these rows, `batch` at a time."""
+def batches(tokens: Ints, batch: int, edits: Sequence[Edit]) -> Iterator[tuple[Packed, tuple[Edit, ...]]]:
+    """Rows of `tokens` [row column] without padding, and the edits of these rows, `batch` at a time."""
     for edit in edits:
         by_row = edit.per_row or edit.kind == "resample"
         if edit.value is not None and by_row and len(edit.value) != len(tokens):
@@ -432,4 +493,4 @@ def batches(tokens: Ints, batch: int, edits: Sequence[Edit]) -> Iterator[tuple[I
             )  # fmt: skip
     for start in range(0, len(tokens), batch):
         rows = slice(start, start + batch)
-        yield tokens[rows], tuple(edit.of_rows(rows) for edit in edits)
+        yield packed(tokens[rows]), tuple(edit.of_rows(rows) for edit in edits)

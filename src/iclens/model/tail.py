@@ -13,11 +13,22 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from iclens.core import EditError, Site
+from iclens.core import PADDING, EditError, Site
 from iclens.model.load import LanguageModel
-from iclens.model.run import added_to_scores, attend, context, feed, read_answers, refuse_part, visible
+from iclens.model.run import (
+    added_to_scores,
+    attend,
+    context,
+    feed,
+    packed,
+    read_answers,
+    refuse_part,
+    rows_at,
+    visible,
+)
 from iclens.prompts.beliefs import AnswerProbs
 from iclens.table import Floats, Ints
 
@@ -54,8 +65,15 @@ class _Prefix:
         self.prompts = list(zip(kept, sequences, strict=True))
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        longest = max(kept[layer][0].shape[2] for kept, _ in self.prompts)
+
         def extended(side: int, new: Tensor) -> Tensor:
-            before = torch.cat([kept[layer][side].expand(n, -1, -1, -1) for kept, n in self.prompts])
+            before = torch.cat(
+                [
+                    F.pad(part := kept[layer][side], (0, 0, 0, longest - part.shape[2])).expand(n, -1, -1, -1)
+                    for kept, n in self.prompts
+                ]
+            )
             return torch.cat([before, new], dim=2)
 
         return extended(0, key), extended(1, value)
@@ -65,51 +83,63 @@ class _Prefix:
 class Held:
     """What one prompt's run leaves for the rows."""
 
-    first: int  # the first position that a row may change
-    # resid_pre of every block and the last resid_post, from `first` on, [suffix d_model] each
+    first: int  # the first column that a row may change
+    there: tuple[bool, ...]  # whether a token stands in each column from `first` on, or padding, [suffix]
+    # resid_pre of every block and the last resid_post, in the columns from `first` on, [suffix d_model] each
     resid: tuple[Tensor, ...]
     mid: tuple[Tensor, ...]  # resid_mid of every block, likewise
-    kept: KeysValues  # keys and values of the positions before `first`, [1 head pos d_head] each
-    # rotation of the positions from `first` on, cosines and sines, [1 suffix d_head]
+    kept: KeysValues  # keys and values of the tokens before `first`, [1 head pos d_head] each
+    # rotation of the columns from `first` on, cosines and sines, [1 suffix d_head]
     rotary: tuple[Tensor, ...]
+
+    @property
+    def n_kept(self) -> int:
+        """Tokens before `first`."""
+        return next(iter(self.kept.values()))[0].shape[2]
 
 
 @torch.no_grad()
 def hold(model: LanguageModel, tokens: Ints, first: int | None = None) -> list[Held]:
-    """Run prompts [prompt pos] of one length together; what each leaves, [prompt].
+    """Run prompts [prompt column] together; what each leaves, [prompt].
 
-    `first` is the first position that rows may change; the last of the prompt when not given.
+    `first` is the first column that rows may change; the last of the prompt when not given.
     """
     refuse_part(model)
     length = tokens.shape[1]
     start = length - 1 if first is None else first
     if not 0 <= start < length:
         raise EditError(f"rows from position {start}", f"{length} positions", "Choose one of these.")
-    resid = model.embed(tokens)
+    packing, there = packed(tokens), tokens != PADDING
+    resid = model.embed(packing.ids)
+    suffix = torch.as_tensor(packing.at(np.arange(start, length)), device=resid.device)
     keep = _Keep()
     shared: dict[str, Any] = context(model.network, resid) | {"past_key_values": keep}
-    pre, mids = [resid[:, start:]], []
+    pre, mids = [rows_at(resid, suffix)], []
     for layer, block in enumerate(model.network.model.layers):
         mid = attend(block, resid, shared)
+        mids.append(rows_at(mid, suffix))
         # Nothing attends to what the last block leaves: its MLP is needed from `start` on alone.
-        resid = feed(block, mid if layer < model.n_blocks - 1 else mid[:, start:])
-        mids.append(mid[:, start:])
-        pre.append(resid[:, start:] if layer < model.n_blocks - 1 else resid)
-    kept = {layer: (k[:, :, :start], v[:, :, :start]) for layer, (k, v) in keep.kept.items()}
+        resid = feed(block, mid if layer < model.n_blocks - 1 else mids[-1])
+        pre.append(rows_at(resid, suffix) if layer < model.n_blocks - 1 else resid)
+    rotary = [
+        [rows_at(part, of_prompt) for part in shared["position_embeddings"]]
+        for of_prompt in suffix.expand(len(tokens), -1)
+    ]
     return [
         Held(
-            start, tuple(rows[i] for rows in pre), tuple(rows[i] for rows in mids),
-            {layer: (k[i : i + 1], v[i : i + 1]) for layer, (k, v) in kept.items()},
-            tuple(part[:, start:] for part in shared["position_embeddings"]),
+            start, tuple(there[i, start:].tolist()), tuple(rows[i] for rows in pre),
+            tuple(rows[i] for rows in mids),
+            {layer: (k[i : i + 1, :, :n], v[i : i + 1, :, :n]) for layer, (k, v) in keep.kept.items()},
+            tuple(rotary[i]),
         )
-        for i in range(len(tokens))
+        for i, n in enumerate(there[:, :start].sum(axis=1).tolist())
     ]  # fmt: skip
 
 
 def tails_of(
     model: LanguageModel, tokens: Ints, extra: tuple[str, ...] = (), batch: int = 32, first: int | None = None
 ) -> list[Tail]:
-    """Prompts [prompt pos] of one length, each prepared for edits from position `first` on; see `hold`.
+    """Prompts [prompt column], each prepared for edits from column `first` on; see `hold`.
 
     Held are 2 × blocks × key width numbers for every token of every prompt. `extra` are word answers to read
     besides the numbers.
@@ -123,7 +153,7 @@ class Tail:
     """One prompt, prepared for edits of its last position, or of its last few.
 
     Args:
-        tokens: [pos], the prompt up to and including the position that is read.
+        tokens: [column], the prompt up to and including the column that is read.
         extra: word answers to read besides the numbers.
         held: what `hold` kept of it, where several prompts were run together; run here when not given.
         memory: bytes that a batch of rows may need.
@@ -243,8 +273,20 @@ def side_by_side(tails: Sequence[Tail], rows: Sequence[Tensor], layer: int) -> l
     resid = rows[0].new_zeros(sum(counts), width, *rows[0].shape[1:])  # [sequence width suffix d_model]
     for part, sequences in zip(rows, resid.split(counts), strict=True):
         sequences.view(-1, *part.shape[1:])[: len(part)] = part
-    resid, mask = resid.flatten(1, 2), _mask(first, width, resid)  # [sequence width·suffix d_model]
-    rotary = tuple(part.repeat(1, width, 1) if suffix > 1 else part for part in first.held.rotary)
+    resid = resid.flatten(1, 2)  # [sequence width·suffix d_model]
+    if len({(tail.held.n_kept, tail.held.there) for tail in tails}) == 1:
+        mask, rotary = _mask(first, width, resid, first.held.n_kept), first.held.rotary
+    else:
+        longest = max(tail.held.n_kept for tail in tails)
+        repeats = torch.tensor(counts, device=resid.device)
+        mask, *rotary = (
+            torch.cat(parts).repeat_interleave(repeats, dim=0)
+            for parts in (
+                [_mask(tail, width, resid, longest) for tail in tails],
+                *zip(*(tail.held.rotary for tail in tails), strict=True),
+            )
+        )
+    rotary = tuple(part.repeat(1, width, 1) if suffix > 1 else part for part in rotary)
     prefix = _Prefix([tail.held.kept for tail in tails], counts)
     for block in blocks:
         resid = block(resid, attention_mask=mask, position_embeddings=rotary, past_key_values=prefix)
@@ -259,14 +301,18 @@ def _width(n_rows: Sequence[int], most: int) -> int:
     return int(widths[cost.argmin()])
 
 
-def _mask(tail: Tail, width: int, like: Tensor) -> Tensor:
+def _mask(tail: Tail, width: int, like: Tensor, prefix: int) -> Tensor:
     """What is added to attention scores, [1 1 width·suffix, prefix + width·suffix].
 
-    0 for what a row sees of the prefix and of itself, a number that no score outweighs elsewhere.
+    0 for what a row sees of the prefix and of itself, a number that no score outweighs elsewhere. `prefix`
+    keys stand before the rows' own; the last of them are nobody's where the prompt has fewer.
     """
-    prefix, suffix = tail.held.first, tail.n_suffix
-    positions = torch.arange(prefix + suffix, device=like.device)
+    n_kept, suffix = tail.held.n_kept, tail.n_suffix
+    there = torch.tensor(tail.held.there, device=like.device)
+    kept = torch.arange(prefix, device=like.device)
+    positions = torch.cat([kept, n_kept - 1 + there.cumsum(dim=0)])
     alone = visible(tail.model.network, positions[prefix:], positions)  # [suffix, prefix + suffix]
+    alone &= torch.cat([kept < n_kept, there])
     seen = alone.new_zeros(width, suffix, prefix + width * suffix)
     seen[..., :prefix] = alone[:, :prefix]
     itself = seen[..., prefix:].unflatten(2, (width, suffix)).diagonal(dim1=0, dim2=2)
@@ -280,7 +326,7 @@ def added_together(
 ) -> list[AnswerProbs]:  # fmt: skip
     """`Tail.added` of several prompts in common batches, [row answer] each: faster where each has few rows.
 
-    The prompts are of one length, and prepared from one position on.
+    The prompts are of as many columns, and prepared from one column on.
     """
     if not tails:
         return []

@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from scipy.sparse import csr_array
 
-from iclens.core import PREFIX_LENGTH, ROLES
+from iclens.core import PADDING
 from iclens.model.load import token_texts
 from iclens.model.run import answer_probs
 from iclens.pages import text
@@ -171,11 +171,17 @@ def paired_runs(run: RunContext, n: int) -> tuple[PromptSet, PromptSet]:
 
 def _text(run: RunContext, prompts: PromptSet, i: int, last: Read) -> Run:
     """A run as text; `last` is what the residual after the last block answers: the model's own answer."""
-    places = [("start", START)] * PREFIX_LENGTH
-    places += [(role, example) for example in range(prompts.n_examples) for role in ROLES]
-    texts = token_texts(run.model.tokenizer, up_to_query(prompts)[i].tolist())
+    roles = {column: role for role, column in prompts.layout.columns().items()}
+    places = [("start", START)] * prompts.layout.prefix
+    places += [
+        (roles.get(column, ""), example)
+        for example in range(prompts.n_examples) for column in range(prompts.layout.example)
+    ]  # fmt: skip
+    ids = up_to_query(prompts)[i]
+    texts = token_texts(run.model.tokenizer, ids[ids != PADDING].tolist())
+    there = [place for place, one in zip(places, ids, strict=False) if one != PADDING]
     return Run(
-        [Token(one.text, *place, one.continues) for one, place in zip(texts, places, strict=False)], last
+        [Token(one.text, *place, one.continues) for one, place in zip(texts, there, strict=True)], last
     )
 
 
@@ -191,6 +197,8 @@ def _site_latents(run: RunContext, source: Source, *runs: PromptSet) -> list[dic
     """The chosen latents of each prompt by site, [prompt]."""
     ids = [up_to_query(prompts) for prompts in runs]
     growing = _growing(source)
+    layout = runs[0].layout
+    query = layout.position("pre", 0) + 1 - layout.prefix  # columns of the query
     found: list[dict[str, list[Shown]]] = [{} for _ in range(runs[0].n_prompts)]
     batch = run.config.track.batch
     of_runs = [token_activations(run.model, run.saes, tokens, batch=batch) for tokens in ids]
@@ -202,7 +210,7 @@ def _site_latents(run: RunContext, source: Source, *runs: PromptSet) -> list[dic
                 csr_array(part[i * rows.shape[1] : (i + 1) * rows.shape[1]])
                 for part, rows in zip(latents, ids, strict=True)
             )
-            chosen = choose(a, b, growing.get(site.short, []), scale)
+            chosen = choose(a, b, growing.get(site.short, []), scale, query)
             columns = [csr_array(part)[:, list(chosen)].toarray().T.tolist() for part in (a, b)]
             own[site.short] = [
                 Shown(*one, *values) for one, *values in zip(chosen.items(), *columns, strict=True)
@@ -210,13 +218,12 @@ def _site_latents(run: RunContext, source: Source, *runs: PromptSet) -> list[dic
     return found
 
 
-def choose(a: csr_array, b: csr_array, growing: Sequence[int], scale: Floats) -> dict[int, str]:
-    """Latent → why it is shown, for one site and prompt whose runs end with the same query's tokens.
+def choose(a: csr_array, b: csr_array, growing: Sequence[int], scale: Floats, query: int) -> dict[int, str]:
+    """Latent → why it is shown, for one site and prompt whose runs end with the same `query` tokens.
 
     `a` and `b` are activations in the two runs [token latent], `growing` latents of the site that grow, the
     clearest first, and `scale` the decoder norm of each latent [latent].
     """
-    query = ROLES.index("pre") + 1
     both = csr_array(np.abs(a[1:]).max(axis=0).maximum(np.abs(b[1:]).max(axis=0)).reshape(1, -1))
     active = strongest(both, scale)
     there = set(active.tolist())
@@ -252,7 +259,7 @@ def _beliefs(run: RunContext, source: Source, *runs: PromptSet) -> tuple[list[li
     declared, words = run.config.declared, meanings(source)
     asked = [*runs[0].answer.ravel().tolist(), *runs[0].y.ravel().tolist()]
     asked += [word for belief in declared for word in belief.words]
-    extra = tuple(word for word in dict.fromkeys(asked) if not word.isdigit())
+    extra = tuple(dict.fromkeys(asked))
     log_odds = []  # of each run: model's and exact posterior's, [prompt example belief]
     for prompts in runs:
         where = prompts.positions("pre")
@@ -273,7 +280,7 @@ def _beliefs(run: RunContext, source: Source, *runs: PromptSet) -> tuple[list[li
 def _lens(run: RunContext, a: PromptSet, b: PromptSet) -> list[list[tuple[str, Read, Read]]]:
     """The logit lens at the query's pre of each prompt: depth in words, what run A and run B would answer."""
     wanted = a.answer[:, -1].tolist()
-    answers, ids = run.model.answer_space(tuple(y for y in wanted if not y.isdigit()))
+    answers, ids = run.model.answer_space(tuple(wanted))
     known = dict(zip(answers, ids.tolist(), strict=True))
     asked = np.array([known[y] for y in wanted])
     reads = [lens_tokens(run.model, ids, ids.shape[1] - 1, asked) for ids in map(up_to_query, (a, b))]

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from iclens.activations import LatentActs
-from iclens.core import EditError, SaeError, position
+from iclens.core import EditError, SaeError
 from iclens.growth.verdict import DOSES, DoseFit, fit_doses
 from iclens.model.load import LanguageModel
 from iclens.model.run import Edit, answer_probs, record
@@ -52,7 +52,7 @@ from iclens.stats import (
 )
 from iclens.table import Floats, Ints
 
-OFF_ROLE = "comma"
+OFF_ROLES = ("comma", "x")
 """Where the same push is put to see that the place matters."""
 PUSHABLE = ("resid_pre", "resid_post", "mlp_out")
 """Hooks whose addition enters the residual stream as it is."""
@@ -92,12 +92,13 @@ def prepare_push(
             f"a push with the SAE at {sae.site.short}", f"it normalises inputs ({sae.normalisation})",
             "A dose needs directions that are the same for every input: give an SAE that normalises none.",
         )  # fmt: skip
-    acts = record(model, tokens[:1], [sae.site], np.array([where[0] - 1, where[0]]))[sae.site][0]
+    two = np.array([prompts.positions("x")[n_examples], where[0]])
+    acts = record(model, tokens[:1], [sae.site], two)[sae.site][0]
     latents = sae.encode(torch.as_tensor(acts))
     check_decoder(sae, latents[:1], latents[1:])
     answers = [*prompts.answer.ravel().tolist(), *prompts.y.ravel().tolist()]
     answers += [word for belief in declared for word in belief.words]
-    words = tuple(y for y in dict.fromkeys(answers) if not y.isdigit())
+    words = tuple(dict.fromkeys(answers))
     tails = tails_of(model, tokens, words)
     reader = BeliefReader(
         parse_task(str(prompts.task[0])), prompts.x[:, n_examples], prompts.answer[:, n_examples],
@@ -237,8 +238,9 @@ def curve_table(receiver: Receiver, latents: Ints, effects: Floats, seed: int = 
 
 
 def off_role_effect(receiver: Receiver, delta: Tensor) -> Floats:
-    """Mean effect of `delta` [d_model] at the query's `OFF_ROLE` instead, nats [belief]."""
-    where = np.array([position(OFF_ROLE, _examples(receiver))])
+    """Mean effect of `delta` [d_model] at the query's token before `pre` instead, nats [belief]."""
+    role = next(role for role in OFF_ROLES if role in receiver.prompts.roles)
+    where = receiver.prompts.positions(role)[[_examples(receiver)]]
     edit = Edit(receiver.sae.site, "add", where, delta[None].cpu().numpy())
     tokens = receiver.prompts.tokens[:, : int(receiver.position[0]) + 1]
     probs = answer_probs(receiver.model, tokens, receiver.position, extra=receiver.words, edits=(edit,))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclens.core import EditError, Site, position
+from iclens.core import EditError, Site
 from iclens.model.attention import attention_patterns, head_dots, head_outputs
 from iclens.model.load import LanguageModel, as_numpy
 from iclens.model.run import Edit, record, refuse_part
@@ -396,11 +396,15 @@ def logit_attributions(model: LanguageModel, read: LastPosition, answers: Ints) 
 def answer_directions(model: LanguageModel, answers: Ints) -> Floats:
     """γ ⊙ (W_U[answer] − mean W_U[numbers]): residual direction of the logit difference, [row d_model].
 
+    Where numbers are no single tokens, the mean is over the `answers` themselves.
+
     Args:
         answers: token id of each row's answer, [row].
     """
     head, gain = model.network.lm_head.weight, as_numpy(model.network.model.norm.weight)
     _, numbers = model.answer_space()
+    if not len(numbers):
+        numbers = torch.as_tensor(np.unique(answers))
     mean = as_numpy(head[numbers.to(head.device)].float().mean(dim=0))
     return (as_numpy(head[np.asarray(answers)]) - mean) * gain
 
@@ -429,10 +433,10 @@ def head_scores(
     end = query_position(runs.target)
     patterns = attention_patterns(model, tokens, chosen, end, batch=batch)
     attention = np.stack([patterns[layer][:, :, 0] for layer in chosen], axis=1)  # [row layer head pos]
-    labels = [position("lab", example) for example in range(runs.n_seen)]
+    labels, own_x = (runs.target.positions(role) for role in ("lab", "x"))
     figures = (
         score_maps(model, read), logit_attributions(model, read, answers),
-        attention[..., labels].sum(axis=-1), attention[..., position("x", runs.n_seen)], attention[..., 0],
+        attention[..., labels[:-1]].sum(axis=-1), attention[..., own_x[-1]], attention[..., 0],
     )  # fmt: skip
     score, attribution, on_labels, on_x, on_bos = (values.reshape(len(tokens), -1) for values in figures)
     weights = prompt_weights(len(tokens), draws, np.random.default_rng(seed))

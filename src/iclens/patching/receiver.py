@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclens.core import ROLES, EditError, SaeError, Site, check_role, position
+from iclens.core import ROLES, EditError, SaeError, Site, check_role
 from iclens.model.load import LanguageModel
 from iclens.model.run import Edit, answer_probs, record
 from iclens.model.tail import Tail, added_together, run_together, tails_of
@@ -47,12 +47,12 @@ def query_example(prompts: PromptSet, role: str) -> int:
 
 
 def query_position(prompts: PromptSet, role: str = "pre") -> Ints:
-    """Token index of a role of the query, or of the example before it as `query_example` says, [1]."""
-    return np.array([position(role, query_example(prompts, role))])
+    """Column of a role of the query, or of the example before it as `query_example` says, [1]."""
+    return prompts.positions(role)[[query_example(prompts, role)]]
 
 
 def up_to_query(prompts: PromptSet) -> Ints:
-    """Tokens up to and including the query's `pre`, [prompt pos]."""
+    """Tokens up to and including the query's `pre`, [prompt column]."""
     return prompts.tokens[:, : int(query_position(prompts)[0]) + 1]
 
 

@@ -10,14 +10,14 @@ the answer can be told apart. Contexts are nested in n and x_B does not depend o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 
 import numpy as np
 
-from iclens.core import PREFIX_LENGTH, TOKENS_PER_EXAMPLE, EditError, TaskError, nearest
+from iclens.core import EditError, Layout, TaskError, nearest
 from iclens.prompts.beliefs import AnswerProbs, DeclaredBelief, belief_names, log_odds, read_all
-from iclens.prompts.build import PromptSet, build_prompts, joined
+from iclens.prompts.build import PromptSet, build_prompts, in_layout, joined
 from iclens.prompts.render import Tokenizer, fingerprint
 from iclens.prompts.tasks import Task, default_inputs
 from iclens.table import Floats, Ints, Strings
@@ -102,12 +102,25 @@ class Runs:
                 f"a patch into the query of x = {self.x_B[leaks.argmax()]}", "the donor's context shows it",
                 "Build the runs with `build_runs`.",
             )  # fmt: skip
+        if len({run.layout for run in runs}) > 1:
+            raise EditError(
+                "donor, recipient and A*", "their columns differ", "Build them with `build_runs`."
+            )  # fmt: skip
         tokenizers = {run.tokenizer for run in runs}
         if len(tokenizers) > 1:
             raise EditError(
                 "donor, recipient and A*", f"tokenizers {', '.join(sorted(tokenizers))}",
                 "Build all three with one model's tokenizer.",
             )  # fmt: skip
+
+    @classmethod
+    def in_one_layout(
+        cls, task: Task, donor: PromptSet, recipient: PromptSet, target: PromptSet,
+        declared: Sequence[DeclaredBelief] = (),
+    ) -> Runs:  # fmt: skip
+        """Runs in the narrowest layout that has room for all three."""
+        layout = reduce(Layout.wider, (run.layout for run in (donor, recipient, target)))
+        return cls(task, *(in_layout(run, layout) for run in (donor, recipient, target)), tuple(declared))
 
     @property
     def recipient_name(self) -> str:
@@ -136,13 +149,13 @@ class Runs:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Answers that are not numbers and so must be read besides them."""
+        """Answers that are read, beside the numbers where these are tokens."""
         answers = (
             *self.answer,
             *self.donor_answer,
             *(word for belief in self.declared for word in belief.words),
         )
-        return tuple(sorted({y for y in answers if not y.isdigit()}))
+        return tuple(sorted(set(answers)))
 
     @property
     def reader(self) -> BeliefReader:
@@ -180,7 +193,7 @@ def build_runs(
     """Draw run A, run B and A* of one task.
 
     Args:
-        tokenizer: gives six tokens to an example.
+        tokenizer: as for `build_prompts`.
         task: the donor's rule; it must have one answer per x.
         recipient: one of `RECIPIENTS`.
         recipient_examples: examples before the query of an S or R recipient; the donor's by default.
@@ -198,12 +211,12 @@ def build_runs(
     context = draw(arm=recipient.split()[0], n_examples=n_shown) if n_shown else every
     last = np.full((n_prompts, 1), len(pool) - 1)
     first = np.tile(np.arange(donor_examples), (n_prompts, 1))
-    return Runs(
+    return Runs.in_one_layout(
         task,
-        donor=_columns(every, np.hstack([first, _donor_query(every, donor_examples, every.answer[:, -1])])),
-        recipient=_with_query(context, n_shown, _columns(every, last)),
-        target=_columns(every, np.hstack([first, last])),
-        declared=tuple(declared),
+        _columns(every, np.hstack([first, _donor_query(every, donor_examples, every.answer[:, -1])])),
+        _with_query(context, n_shown, _columns(every, last)),
+        _columns(every, np.hstack([first, last])),
+        declared,
     )
 
 
@@ -249,7 +262,7 @@ def runs_by_query(
             _with_query(every, donor_examples, query),
         ))  # fmt: skip
     donor, recipient_prompts, target = (joined(part, part[0].arm) for part in zip(*parts, strict=True))
-    return Runs(task, donor, recipient_prompts, target, tuple(declared))
+    return Runs.in_one_layout(task, donor, recipient_prompts, target, declared)
 
 
 def _context_examples(
@@ -291,12 +304,12 @@ def _donor_query(every: PromptSet, first: int, answer: Strings) -> Ints:
 
 
 def _columns(prompts: PromptSet, columns: Ints) -> PromptSet:
-    """The prompts rewritten to hold only the given examples, [prompt example]; each example is six tokens."""
-    cells = prompts.tokens[:, PREFIX_LENGTH:].reshape(prompts.n_prompts, -1, TOKENS_PER_EXAMPLE)
+    """The prompts rewritten to hold only the given examples, [prompt example]."""
+    prefix, cells = np.split(prompts.tokens, [prompts.layout.prefix], axis=1)
+    cells = cells.reshape(prompts.n_prompts, -1, prompts.layout.example)
     kept = np.take_along_axis(cells, columns[..., None], axis=1).reshape(prompts.n_prompts, -1)
     x, y, answer = (np.take_along_axis(a, columns, axis=1) for a in (prompts.x, prompts.y, prompts.answer))
-    tokens = np.hstack([prompts.tokens[:, :PREFIX_LENGTH], kept])
-    return PromptSet(prompts.task, prompts.arm, x, y, answer, tokens, prompts.seed, prompts.tokenizer)
+    return replace(prompts, x=x, y=y, answer=answer, tokens=np.hstack([prefix, kept]))
 
 
 def _with_query(context: PromptSet, n_shown: int, query: PromptSet) -> PromptSet:
@@ -305,6 +318,7 @@ def _with_query(context: PromptSet, n_shown: int, query: PromptSet) -> PromptSet
         np.hstack([getattr(context, name)[:, :n_shown], getattr(query, name)])
         for name in ("x", "y", "answer")
     )
-    prefix = context.tokens[:, : PREFIX_LENGTH + TOKENS_PER_EXAMPLE * n_shown]
-    tokens = np.hstack([prefix, query.tokens[:, PREFIX_LENGTH:]])
-    return PromptSet(context.task, context.arm, x, y, answer, tokens, context.seed, context.tokenizer)
+    layout = context.layout.wider(query.layout)
+    shown, asked = (in_layout(prompts, layout).tokens for prompts in (context, query))
+    tokens = np.hstack([shown[:, : layout.length(n_shown)], asked[:, layout.prefix :]])
+    return replace(context, x=x, y=y, answer=answer, tokens=tokens, layout=layout)

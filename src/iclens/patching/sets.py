@@ -276,14 +276,14 @@ def _rows(
 
 def patch_controls(
     receiver: PatchReceiver, groups: Sequence[Ints], *, wrong: Runs | None = None,
-    roles: Sequence[str] = WRONG_ROLES, seed: int = 0, draws: int = 1000,
+    roles: Sequence[str] | None = None, seed: int = 0, draws: int = 1000,
 ) -> ControlTable:  # fmt: skip
     """Effects of groups of latents, and of their controls, on every belief.
 
     Args:
         groups: latents that are moved together, [latent] each; one for a single latent.
         wrong: runs of another task with the same queries x_B; left out when not given.
-        roles: other tokens, as in `query_position`.
+        roles: other tokens, as in `query_position`; those of `WRONG_ROLES` that the prompts have by default.
         seed: of the split of the other task's prompts, as given to `prepare_patch`, and of the bootstrap.
     """
     if not len(groups):
@@ -296,7 +296,8 @@ def patch_controls(
     test, deltas = receiver.test, [receiver.joint(ids) for ids in groups]
     itself = receiver.effects_at(test, deltas)
     by_control = {"own": itself, "sign flip": receiver.effects_at(test, [-delta for delta in deltas])}
-    elsewhere = _at_roles(receiver, [role for role in roles if role != receiver.role])
+    others = [role for role in WRONG_ROLES if role in receiver.prompts.roles] if roles is None else roles
+    elsewhere = _at_roles(receiver, [role for role in others if role != receiver.role])
     by_control |= {f"wrong role {role}": other.effects_at(test, deltas) for role, other in elsewhere.items()}
     if wrong is not None:
         given = _with_values_of(receiver, wrong, seed)

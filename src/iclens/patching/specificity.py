@@ -396,7 +396,9 @@ class AllExamples:
         prompts = np.repeat([prompt for prompt, _ in pending], sizes)
         value = torch.cat([rows for _, rows in pending]).cpu().numpy()
         tokens, read = up_to_query(self.runs.target)[prompts], query_position(self.runs.target)
-        edit = Edit.at(self.sae.site, "add", self.role, self.examples.tolist(), value)
+        edit = Edit.at(
+            self.sae.site, "add", self.role, self.examples.tolist(), value, layout=self.runs.target.layout
+        )
         answers = answer_probs(self.model, tokens, read, extra=self.runs.words, edits=[edit], batch=batch)
         probs = AnswerProbs(answers.answers, answers.log_prob[:, 0])
         effects = self.runs.reader.log_odds(probs, prompts) - self.base[prompts]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclens.core import EditError, TaskError, check_role, position
+from iclens.core import EditError, TaskError, check_role
 from iclens.model.load import LanguageModel, as_numpy
 from iclens.model.run import Edit, read_answers, record, refuse_part
 from iclens.patching.receiver import layer_site, patch_context, patch_query, prepare_patch, query_answers
@@ -156,7 +156,7 @@ def logit_lens(
     """
     check_tokenizer(model.tokenizer, runs)
     query = runs.target.n_examples - 1
-    where = np.array([position(check_role(role), query) for role in roles])
+    where = np.array([runs.target.positions(role)[query] for role in roles])
     acts = _lens_acts(model, runs.target.tokens, where, layers, batch)
     weights = prompt_weights(runs.target.n_prompts, draws, np.random.default_rng(seed))
     parts = []
@@ -319,6 +319,8 @@ def response_sweep(model: LanguageModel, runs: Runs, *, layers: Sequence[int] | 
 
 def expected_answer(probs: AnswerProbs) -> Floats:
     """E[y | y a number] = Σ y P(y) / Σ P(y) over y = 0–999, [...] from answers [... answer]."""
+    if not probs.has_numbers:
+        return np.full(probs.log_prob.shape[:-1], np.nan)
     log_prob = probs.log_prob[..., : len(NUMBERS)].astype(np.float64)
     weights = np.exp(log_prob - log_prob.max(axis=-1, keepdims=True))
     return weights @ np.arange(len(NUMBERS)) / weights.sum(axis=-1)

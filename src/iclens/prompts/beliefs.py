@@ -20,7 +20,7 @@ NUMBERS = tuple(str(n) for n in range(1000))
 class AnswerProbs:
     """Log-probabilities of chosen answers over the full vocabulary, in nats."""
 
-    answers: tuple[str, ...]  # the numbers 0–999 first, then words
+    answers: tuple[str, ...]  # the numbers 0–999 first, where these are read, then words
     log_prob: Floats  # [... answer]; exp sums to at most 1, the rest is every other token
 
     def __post_init__(self) -> None:
@@ -28,8 +28,15 @@ class AnswerProbs:
         expect_shape("AnswerProbs", log_prob=(rows, ("row", len(self.answers))))
 
     @property
+    def has_numbers(self) -> bool:
+        """Whether every number from 0 to 999 is among the answers."""
+        return self.answers[: len(NUMBERS)] == NUMBERS
+
+    @property
     def numbers(self) -> Floats:
-        """P(n) for n in 0..999, [... 1000]."""
+        """P(n) for n in 0..999, [... 1000]; NaN where not every number is read."""
+        if not self.has_numbers:
+            return np.broadcast_to(np.nan, (*self.log_prob.shape[:-1], len(NUMBERS)))
         return np.exp(self.log_prob[..., : len(NUMBERS)])
 
     def top(self) -> Ints:

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iclens.core import (
-    PREFIX_LENGTH,
-    ROLES,
+    PADDING,
+    SIX_TOKENS,
     TEMPLATE,
-    TOKENS_PER_EXAMPLE,
+    Layout,
+    SiteError,
     TableError,
     TaskError,
-    position,
-    prompt_length,
+    TokenizerError,
 )
 from iclens.prompts.arms import FILLER, Arm, Shown, default_rival, parse_arm
 from iclens.prompts.beliefs import NUMBERS, AnswerProbs
 from iclens.prompts.mixture import Contexts, Mixture, Posterior, exact_posterior
 from iclens.prompts.render import (
-    Place,
-    Template,
     Tokenizer,
-    encode_examples,
+    bos_id,
     fingerprint,
+    laid_out,
+    layout_of,
     parse_template,
-    spelling,
+    split,
+    text_ids,
 )
 from iclens.prompts.tasks import Task, default_inputs, parse_task
 from iclens.table import Floats, Ints, Strings, expect_shape
@@ -37,12 +39,12 @@ from iclens.table import Floats, Ints, Strings, expect_shape
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Token ids of everything that contexts are made of."""
+    """Token ids of everything that contexts are made of, in the columns of a layout."""
 
-    prefix: Ints  # BOS and the newline, [PREFIX_LENGTH]
-    example: Ints  # ids of one example, of which the roles beside `x` and `lab` never change, [role]
-    inputs: Ints  # id of each input at `x`, as it is spelled there, [input]
-    answers: Ints  # id of each answer at `lab`, [answer]
+    layout: Layout
+    prefix: Ints  # BOS and the newline, [prefix]
+    inputs: Ints  # what stands before each input, and the input, [input, columns up to x]
+    answers: Ints  # what stands before each answer, the answer and the close, [answer, columns behind x]
 
     @classmethod
     def of(cls, mixture: Mixture, tokenizer: Tokenizer) -> TokenTable:
@@ -51,23 +53,38 @@ class TokenTable:
 
     @classmethod
     def of_words(cls, inputs: Sequence[str], answers: Sequence[str], tokenizer: Tokenizer) -> TokenTable:
-        """Look every id up once, in an example."""
-        at_x, at_y = spelling(tokenizer, inputs, "x"), spelling(tokenizer, answers, "y")
-        xs, ys = [at_x[text] for text in inputs], [at_y[text] for text in answers]
-        ids = encode_examples(tokenizer, [*((x, ys[0]) for x in xs), *((xs[0], y) for y in ys)])
-        cells = ids[PREFIX_LENGTH:].reshape(-1, TOKENS_PER_EXAMPLE)
-        return cls(
-            ids[:PREFIX_LENGTH], cells[0],
-            cells[: len(xs), ROLES.index("x")], cells[len(xs) :, ROLES.index("lab")],
-        )  # fmt: skip
+        """Look every id up once, in an example.
+
+        Raises:
+            TokenizerError: as `render.split`, or when what stands between x and y depends on x.
+        """
+        pairs = [*((x, answers[0]) for x in inputs), *((inputs[0], y) for y in answers)]
+        splits, bos = split(tokenizer, [pairs]), bos_id(tokenizer)
+        layout = layout_of(splits, bos)
+        ids = laid_out(splits, layout, bos, len(pairs))[0]
+        cells = ids[layout.prefix :].reshape(-1, layout.example)
+        behind = layout.open + layout.x
+        of_inputs, of_answers = cells[: len(inputs)], cells[len(inputs) :, behind:]
+        if (strange := (of_inputs[:, behind:] != of_inputs[0, behind:]).any(axis=1)).any():
+            x = inputs[int(strange.argmax())]
+            raise TokenizerError(
+                f"contexts of x = {x!r}",
+                f"what stands behind it has other tokens than behind {inputs[0]!r}",
+                "Choose inputs after which the tokenizer writes the same.",
+            )
+        return cls(layout, ids[: layout.prefix], of_inputs[:, :behind], of_answers)
+
+    @property
+    def answer_ids(self) -> Ints:
+        """The first token of each answer, [answer]: what is predicted at `pre`."""
+        there = self.answers[:, self.layout.separator :] != PADDING
+        return self.answers[np.arange(len(self.answers)), self.layout.separator + there.argmax(axis=1)]
 
     def assemble(self, contexts: Contexts) -> Ints:
-        """Token ids of drawn contexts, equal to `render.encode_examples` of each, as [context pos]."""
+        """Token ids of drawn contexts, as `build_prompts` gives them of the same text, [context column]."""
         n_contexts = len(contexts.x)
-        cells = np.broadcast_to(self.example, (*contexts.x.shape, TOKENS_PER_EXAMPLE)).copy()
-        cells[..., ROLES.index("x")] = self.inputs[contexts.x]
-        cells[..., ROLES.index("lab")] = self.answers[contexts.y]
-        prefix = np.broadcast_to(self.prefix, (n_contexts, PREFIX_LENGTH))
+        cells = np.concatenate([self.inputs[contexts.x], self.answers[contexts.y]], axis=2)
+        prefix = np.broadcast_to(self.prefix, (n_contexts, self.layout.prefix))
         return np.concatenate([prefix, cells.reshape(n_contexts, -1)], axis=1)
 
 
@@ -75,18 +92,29 @@ class TokenTable:
 class Pass:
     """Sequences that go through the model once, and what is read from them."""
 
-    tokens: Ints  # [prompt pos]
-    examples: Ints  # columns of the prompt set that are read here, [read]
+    tokens: Ints  # [prompt column]
+    examples: Ints  # examples of the prompt set that are read here, [read]
     slots: Ints  # in which slot of the sequences each of them stands, [read]
+    layout: Layout
 
     def positions(self, role: str) -> Ints:
-        """Token index of `role` in each read slot, [read]."""
-        return np.array([position(role, int(slot)) for slot in self.slots])
+        """Column of `role` in each read slot, [read].
+
+        Raises:
+            SiteError: as `core.Layout.position`, or when the role has no token in some of these sequences.
+        """
+        columns = np.array([self.layout.position(role, int(slot)) for slot in self.slots], dtype=np.int64)
+        if (self.tokens[:, columns] == PADDING).any():
+            raise SiteError(
+                f"role '{role}'", "in some examples it has no token of its own",
+                "Choose another: x, pre and lab always have one.",
+            )  # fmt: skip
+        return columns
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts of equal length, complete to the last example's newline.
+    """Prompts of as many examples each, complete to the end of the last one.
 
     The last example of a prompt serves as the query; because the model is causal, `pre` of
     example j is also a query that has seen j examples. In a *probed* arm every query j has a sequence of its
@@ -99,31 +127,33 @@ class PromptSet:
     y: Strings  # labels as shown, as text, [prompt example]
     # the task's own answer to x, as text, [prompt example]; differs from y where a label is wrong
     answer: Strings
-    tokens: Ints  # ids, [prompt pos]; of a probed arm, those of its last query's sequence
+    # ids in the columns of `layout`, [prompt column]; of a probed arm, those of its last query's sequence
+    tokens: Ints
     seed: int  # prompts with equal seed and index are paired across arms
     tokenizer: str  # fingerprint of the tokenizer
     # context_x, context_y: what stands before each query of a probed arm, "" where nothing of the task does,
     # [prompt example slot]; None for other arms
     context_x: Strings | None = None
     context_y: Strings | None = None
-    # ids of each query's sequence, padded at the right, [prompt example pos]; None for other arms
+    # ids of each query's sequence, newlines behind it, [prompt example column]; None for other arms
     probes: Ints | None = None
     # in which slot of its sequence each query stands, [example]; None for other arms
     slots: Ints | None = None
     rival: str = ""  # spec of the second task of arms that show two; "" otherwise
     # name of the template each prompt is written in, [prompt]; None where all are in the default
     template: Strings | None = None
+    layout: Layout = SIX_TOKENS  # where spans and roles stand in `tokens` and `probes`
 
     def __post_init__(self) -> None:
         pairs = {name: (getattr(self, name), ("prompt", "example")) for name in ("x", "y", "answer")}
         sizes = expect_shape(
             "PromptSet", **pairs, task=(self.task, ("prompt",)), tokens=(self.tokens, ("prompt", "pos"))
         )
-        if sizes["pos"] != prompt_length(sizes["example"]):
+        if sizes["pos"] != self.layout.length(sizes["example"]):
             raise TableError(
                 "PromptSet.tokens",
-                f"{sizes['pos']} positions",
-                f"They have to be 2 + 6 × {sizes['example']} examples.",
+                f"{sizes['pos']} columns",
+                f"Their layout has {self.layout.length(sizes['example'])}.",
             )
         if self.template is not None:
             expect_shape("PromptSet", template=(self.template, (sizes["prompt"],)))
@@ -161,24 +191,32 @@ class PromptSet:
         """Whether every query has a sequence of its own."""
         return self.probes is not None
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that have a token in every example, in order; where two share one, the later role."""
+        inside = self.layout.prefix + np.arange(self.layout.example * self.n_examples)
+        there = (self.tokens[:, inside].reshape(-1, self.layout.example) != PADDING).all(axis=0)
+        columns = {column: role for role, column in self.layout.columns().items() if there[column]}
+        return tuple(columns.values())
+
     def positions(self, role: str) -> Ints:
-        """Token index of `role` in each example of `tokens`, [example]; `passes` has a probed arm's."""
+        """Column of `role` in each example of `tokens`, [example]; `passes` has a probed arm's."""
         if self.probed:
             raise TableError(
                 f"positions of arm {self.arm}",
                 "each query has its own sequence",
                 "Take the positions of each pass: `for one in prompts.passes(): one.positions(role)`.",
             )
-        return np.array([position(role, j) for j in range(self.n_examples)])
+        return self.passes()[0].positions(role)
 
     def passes(self) -> tuple[Pass, ...]:
         """The forward passes that read every example once: one, or for a probed arm one per example."""
         if self.probes is None or self.slots is None:
             every = np.arange(self.n_examples)
-            return (Pass(self.tokens, every, every),)
-        ends = PREFIX_LENGTH + TOKENS_PER_EXAMPLE * (self.slots + 1)
+            return (Pass(self.tokens, every, every, self.layout),)
+        ends = [self.layout.length(int(slot) + 1) for slot in self.slots]
         return tuple(
-            Pass(self.probes[:, n, : ends[n]], np.array([n]), self.slots[n : n + 1])
+            Pass(self.probes[:, n, : ends[n]], np.array([n]), self.slots[n : n + 1], self.layout)
             for n in range(self.n_examples)
         )
 
@@ -200,76 +238,73 @@ def build_prompts(
 ) -> PromptSet:  # fmt: skip
     """Prompts of one task and arm.
 
-    x, y and answer are held as they are written: a word that joins the space before it has one of its own.
-
     Args:
-        tokenizer: gives six tokens to an example.
+        tokenizer: one that says where its tokens begin and end, as every tokenizer.json does.
         arm: a code of `arms.ARMS`.
         n_examples: examples in each, the query (the last one) included; inputs within a prompt are distinct.
         seed: prompts of equal seed are paired across arms.
         inputs: allowed x; the task's default inputs when not given.
         rival: spec of the second task of arms that show two; `default_rival` when not given.
-        template: name of the template that examples are written in, one of `render.TEMPLATES`.
+        template: how examples are written: a name of `render.TEMPLATES`, or a text with {x} and {y}.
 
     Raises:
         TaskError: for an unknown arm or template, an arm that the task cannot have, or too few inputs.
-        TokenizerError: when an example is not six tokens.
+        TokenizerError: as `render.split` and `render.layout_of`.
     """
     made, second, shown = _drawn(task, arm, rival, n_prompts, n_examples, seed, inputs)
     written = parse_template(template)
-    x = np.array([s.x for s in shown])
-    answer = np.array([[task.answer(value) for value in s.x] for s in shown])
-    pool = shown[0].pool if shown else ()
-    possible = {
-        "x": list(pool),
-        # The answers of a task of words over its inputs.
-        "y": [
-            y for one in (task, second) if one is not None and one.answers == "word"
-            for value in pool for y in one.outcomes(value)
-        ],
-    }  # fmt: skip
-
-    def spelled(place: Place, *texts: NDArray[Any]) -> tuple[Strings, ...]:
-        """The texts as they are written at a place, each of its own shape; what fills a slot stays.
-
-        Words that are possible have to fit as well, so that a refusal does not depend on the draw.
-        """
-        known = {*possible[place], *(text for part in texts for text in part.ravel().tolist())} - {FILLER}
-        ways = spelling(tokenizer, sorted(known), place, written) | {FILLER: FILLER}
-        return tuple(
-            np.array([ways[text] for text in part.ravel().tolist()], dtype=str).reshape(part.shape)
-            for part in texts
-        )
-
     about = {
         "task": np.full(n_prompts, task.name), "arm": arm, "seed": seed, "tokenizer": fingerprint(tokenizer),
         "rival": second.name if second is not None else "",
         "template": None if template == TEMPLATE else np.full(n_prompts, template),
+        "x": np.array([s.x for s in shown]),
+        "answer": np.array([[task.answer(value) for value in s.x] for s in shown]),
     }  # fmt: skip
+    # What is possible has to fit as well: columns and refusals do not depend on the draw, nor on the arm.
+    possible = _possible(shown[0].pool if shown else (), [one for one in (task, second) if one is not None])
+    bos, every = bos_id(tokenizer), split(tokenizer, [possible] if possible else [], written)
     if made.contexts is None:
-        labels = np.array([_labels(made, s, (seed, i)) for i, s in enumerate(shown)])
-        (x,) = spelled("x", x)
-        y, answer = spelled("y", labels, answer)
-        tokens = np.stack([encode_examples(tokenizer, _pairs(*p), written) for p in zip(x, y, strict=True)])
-        return PromptSet(x=x, y=y, answer=answer, tokens=tokens, **about)
+        y = np.array([_labels(made, s, (seed, i)) for i, s in enumerate(shown)])
+        splits = split(tokenizer, [_pairs(*pair) for pair in zip(about["x"], y, strict=True)], written)
+        layout = layout_of([*every, *splits], bos)
+        return PromptSet(y=y, tokens=laid_out(splits, layout, bos, n_examples), layout=layout, **about)
     contexts = [made.contexts(s, _rng(made, (seed, i))) for i, s in enumerate(shown)]
     slots = np.array([len(context) for context in contexts[0]])
     cells = np.full((2, n_prompts, n_examples, n_examples - 1), FILLER, dtype=object)  # x, then y
+    queries = [_pairs(np.array(s.x), np.array(s.own)) for s in shown]
     for i, context in enumerate(contexts):
         for n, pairs in enumerate(context):
+            _refuse_shown(queries[i][n][0], pairs)
             for slot, pair in enumerate(pairs):
                 cells[:, i, n, slot] = pair
-    x, context_x = spelled("x", x, cells[0])
-    y, answer, context_y = spelled("y", np.array([s.own for s in shown]), answer, cells[1])
-    probes = []
-    for i in range(n_prompts):
-        before = [_pairs(context_x[i, n, :last], context_y[i, n, :last]) for n, last in enumerate(slots)]
-        probes.append(_probes(tokenizer, _pairs(x[i], y[i]), before, written))
-    probes = np.stack(probes)
+    asked = [
+        [
+            [*(pair for pair in context[n] if pair[0] != FILLER), own[n]]
+            for context, own in zip(contexts, queries, strict=True)
+        ]
+        for n in range(n_examples)
+    ]  # what each sequence holds, [example prompt] of pairs
+    splits = [split(tokenizer, prompts, written) for prompts in asked]
+    layout = layout_of([*every, *(one for some in splits for one in some)], bos)
+    newline = text_ids(tokenizer, "\n")[-1]
+    probes = np.full((n_prompts, n_examples, layout.length(n_examples)), newline)
+    for n, some in enumerate(splits):
+        n_shown = len(asked[n][0])
+        ids = laid_out(some, layout, bos, n_shown)
+        begin, end = layout.length(int(slots[n]) + 1 - n_shown), layout.length(int(slots[n]) + 1)
+        probes[:, n, : layout.prefix], probes[:, n, begin:end] = np.split(ids, [layout.prefix], axis=1)
+    context_x, context_y = cells.astype(str)
     return PromptSet(
-        x=x, y=y, answer=answer, tokens=probes[:, -1], context_x=context_x, context_y=context_y,
-        probes=probes, slots=slots, **about,
+        y=np.array([s.own for s in shown]), tokens=probes[:, -1], context_x=context_x, context_y=context_y,
+        probes=probes, slots=slots, layout=layout, **about,
     )  # fmt: skip
+
+
+def _possible(pool: Sequence[str], tasks: Sequence[Task]) -> Pairs:
+    """Examples in which every allowed input and every answer to one stands at least once."""
+    answers = [y for task in tasks for x in pool for y in task.outcomes(x)]
+    distinct = list(dict.fromkeys(answers))
+    return [(pool[i % len(pool)], distinct[i % len(distinct)]) for i in range(max(len(pool), len(distinct)))]
 
 
 def draw_examples(
@@ -330,38 +365,46 @@ def _pairs(x: Strings, y: Strings) -> Pairs:
     return list(zip(x.tolist(), y.tolist(), strict=True))
 
 
-def _probes(tokenizer: Tokenizer, queries: Pairs, contexts: list[Pairs], template: Template) -> np.ndarray:
-    """Ids of every query's sequence, padded with newlines, [example pos]."""
-    pairs = list(dict.fromkeys([*queries, *(p for context in contexts for p in context if p[0])]))
-    ids = encode_examples(tokenizer, pairs, template)
-    prefix, cells = ids[:PREFIX_LENGTH], ids[PREFIX_LENGTH:].reshape(-1, TOKENS_PER_EXAMPLE)
-    newline = prefix[-1]
-    cell = {pair: cells[i] for i, pair in enumerate(pairs)}
-    blank = np.full(TOKENS_PER_EXAMPLE, newline)
-    rows = []
-    for query, context in zip(queries, contexts, strict=True):
-        if query[0] in {x for x, _ in context}:
-            raise TaskError(
-                f"query x={query[0]}",
-                "it stands in its own context",
-                "An arm may show before a query only inputs other than its own: change the arm's `contexts`.",
-            )
-        slots = [cell.get(pair, blank) for pair in (*context, query)]
-        slots += [blank] * (len(queries) - len(slots))
-        rows.append(np.concatenate([prefix, *slots]))
-    return np.stack(rows)
+def _refuse_shown(x: str, context: Pairs) -> None:
+    if x in {shown for shown, _ in context}:
+        raise TaskError(
+            f"query x={x}",
+            "it stands in its own context",
+            "An arm may show before a query only inputs other than its own: change the arm's `contexts`.",
+        )
 
 
 def joined(parts: Sequence[PromptSet], arm: str) -> PromptSet:
-    """Several prompt sets of one length as one, under a new arm name."""
+    """Several prompt sets of as many examples each as one, under a new arm name."""
     first = parts[0]
+    layout = reduce(Layout.wider, (part.layout for part in parts))
     whole: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("task", "x", "y", "answer", "tokens")
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in ("task", "x", "y", "answer")
     }
+    whole["tokens"] = np.concatenate([in_layout(part, layout).tokens for part in parts])
     if any(part.template is not None for part in parts):
         whole["template"] = np.concatenate([part.templates for part in parts])
-    return PromptSet(arm=arm, seed=first.seed, tokenizer=first.tokenizer, **whole)
+    return PromptSet(arm=arm, seed=first.seed, tokenizer=first.tokenizer, layout=layout, **whole)
+
+
+def in_layout(prompts: PromptSet, layout: Layout) -> PromptSet:
+    """Prompts of an inline arm in the columns of a layout that has room for them."""
+    old = prompts.layout
+    sources = [_right(old.prefix, layout.prefix)]
+    for example in range(prompts.n_examples):
+        begin = old.length(example)
+        for width, room in zip(old.widths, layout.widths, strict=True):
+            source = _right(width, room)
+            sources.append(np.where(source < 0, source, source + begin))
+            begin += width
+    columns = np.concatenate(sources)
+    tokens = prompts.tokens if layout == old else np.where(columns < 0, PADDING, prompts.tokens[:, columns])
+    return replace(prompts, tokens=tokens, layout=layout)
+
+
+def _right(width: int, room: int) -> Ints:
+    """Columns of a span as they stand at the right end of a wider one, −1 before them."""
+    return np.maximum(np.arange(room) - (room - width), -1)
 
 
 def exact_answer_probs(mixture: Mixture, prompts: PromptSet) -> AnswerProbs:

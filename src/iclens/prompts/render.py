@@ -1,56 +1,57 @@
-"""Rendering: text of examples as tokens, one BOS, and the token ids of answers."""
+"""Rendering: examples as text, the tokens of each span of it, one BOS, and the token ids of answers.
+
+A prompt is tokenised once, as a whole. A token belongs to the span that holds the last of its characters
+that is no space: ` cold` in `(hot, cold)` to y, and `(h` of `(hot` to x.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from iclens.core import PREFIX_LENGTH, ROLES, TEMPLATE, TOKENS_PER_EXAMPLE, TaskError, TokenizerError, nearest
-from iclens.prompts.tasks import VOCABULARIES
+from iclens.core import PADDING, SIX_TOKENS, SPANS, TEMPLATE, Layout, TaskError, TokenizerError, nearest
 
 Pair = tuple[str, str]
-Place = Literal["x", "y"]
-_CHECKED: tuple[Pair, ...] = (("28", "59"), ("7", "17"), ("86", "175"), ("0", "999"))
+Ids = NDArray[np.int64]
+_TRIED: tuple[Pair, ...] = (("28", "59"), ("7", "17"), ("86", "175"), ("0", "999"))
 """Examples with numbers of one, two and three digits, on which a tokenizer is tried."""
-_BESIDE = _CHECKED[0]
+_BESIDE = "7"
 """What stands at the other place of the example in which a text is tried."""
-_TRIED = "7"
-"""A text on which it is seen what a tokenizer puts around one."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """How an example is written: what stands around x and y. `pre` is one space in every template."""
+    """How an example is written: what stands before x, between x and y, and after y."""
 
-    open: str  # before x
-    comma: str  # after x
-    close: str  # after y, the newline included
+    open: str
+    separator: str
+    close: str
 
-    def pieces(self, x: str, y: str) -> list[str]:
-        """The six pieces of an example, [role]."""
-        return [self.open, x, self.comma, " ", y, self.close]
+    def spans(self, x: str, y: str) -> tuple[str, ...]:
+        """The texts of an example, one for each of `core.SPANS`."""
+        return self.open, x, self.separator, y, self.close
+
+    def text(self, x: str, y: str) -> str:
+        """An example."""
+        return "".join(self.spans(x, y))
 
     @property
     def name(self) -> str:
-        """The line as it is written with the letters x and y, such as `(x, y)`."""
-        return "".join(self.pieces("x", "y")).removesuffix("\n")
+        """`(x, y)` for one of `TEMPLATES`; of another, its text with the places of x and y in braces."""
+        line = self.text("x", "y").removesuffix("\n")
+        return line if _NAMED.get(line) == self else self.text("{x}", "{y}")
 
 
-TEMPLATES: Mapping[str, Template] = MappingProxyType({
-    made.name: made
-    for made in (
-        Template("(", ",", ")\n"),
-        Template("[", ",", "]\n"),
-        Template("{", ":", "}\n"),
-        Template("<", ";", ">\n"),
-    )
-})  # fmt: skip
+_NAMED = {
+    line: Template(line[0], line[2:-2], f"{line[-1]}\n") for line in (TEMPLATE, "[x, y]", "{x: y}", "<x; y>")
+}
+TEMPLATES: Mapping[str, Template] = MappingProxyType(_NAMED)
 """Name → template; `core.TEMPLATE` is the default."""
 DEFAULT = TEMPLATES[TEMPLATE]
 
@@ -58,22 +59,37 @@ DEFAULT = TEMPLATES[TEMPLATE]
 class Tokenizer(Protocol):
     """What rendering needs of a Hugging Face tokenizer, besides its `bos_token_id`."""
 
-    def __call__(self, text: str, *, add_special_tokens: bool = True, verbose: bool = True) -> Any: ...  # noqa: D102
+    def __call__(self, text: Any, **options: Any) -> Any: ...  # noqa: D102
     def convert_ids_to_tokens(self, ids: list[int]) -> Any: ...  # noqa: D102
-    def decode(self, token_ids: list[int]) -> Any: ...  # noqa: D102
     def get_vocab(self) -> dict[str, int]: ...  # noqa: D102
 
 
 def parse_template(name: str) -> Template:
-    """The template of a name such as `[x, y]`."""
-    if name not in TEMPLATES:
-        raise TaskError(f"template {name!r}", "unknown", f"{nearest(name, TEMPLATES, n=1)}.")
-    return TEMPLATES[name]
+    """The template of a name such as `[x, y]`, or of a text such as `Q: {x}\\nA: {y}\\n`.
+
+    Raises:
+        TaskError: when it is neither, or nothing stands between x and y or behind y.
+    """
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    before, x, rest = name.partition("{x}")
+    separator, y, close = rest.partition("{y}")
+    if not (x and y) or "{x}" in rest or "{y}" in before + close:
+        raise TaskError(
+            f"template {name!r}", "unknown",
+            f"{nearest(name, TEMPLATES, n=1)}; or a text with {{x}} and then {{y}}, each once.",
+        )  # fmt: skip
+    if not separator or not close:
+        raise TaskError(
+            f"template {name!r}", f"nothing stands {'behind {y}' if separator else 'between {x} and {y}'}",
+            "Write something there, such as a space or a newline.",
+        )  # fmt: skip
+    return Template(before, separator, close)
 
 
 def render(pairs: Sequence[Pair], template: Template = DEFAULT) -> str:
     """The text of examples: a newline, then a line such as `(x, y)\\n` for each."""
-    return "\n" + "".join("".join(template.pieces(x, y)) for x, y in pairs)
+    return "\n" + "".join(template.text(x, y) for x, y in pairs)
 
 
 def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -82,20 +98,30 @@ def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _ids(tokenizer: Tokenizer, text: str, *, special: bool) -> list[int]:
+    return list(_tokenised(tokenizer, text, add_special_tokens=special).input_ids)
+
+
+def _tokenised(tokenizer: Tokenizer, text: str | list[str], **options: bool) -> Any:
     try:
-        return list(tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
+        return tokenizer(text, verbose=False, **options)
     except Exception as cause:
+        shown = repr((text if isinstance(text, str) else text[0])[:40])
+        if isinstance(cause, NotImplementedError):  # slow tokenizers have no offsets
+            raise TokenizerError(
+                f"prompts such as {shown}", "the tokenizer does not say where its tokens begin and end",
+                "Give the model folder a tokenizer.json.",
+            ) from cause  # fmt: skip
         if type(cause) is not Exception:  # the bare class is how a vocabulary without <unk> refuses a text
             raise
         raise TokenizerError(
-            f"the tokens of {text[:40]!r}", f"the tokenizer has none ({cause})",
+            f"the tokens of {shown}", f"the tokenizer has none ({cause})",
             "Use a model whose tokenizer knows every text, or one of the characters that it knows.",
         ) from cause  # fmt: skip
 
 
 def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """What the tokenizer itself puts before a text, and after it."""
-    alone, whole = (_ids(tokenizer, _TRIED, special=special) for special in (False, True))
+    alone, whole = (_ids(tokenizer, _BESIDE, special=special) for special in (False, True))
     starts = (at for at in range(len(whole)) if whole[at : at + len(alone)] == alone)
     start = next(starts, 0)
     return whole[:start], whole[start + len(alone) :]
@@ -104,19 +130,27 @@ def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 def bos_id(tokenizer: Tokenizer) -> int | None:
     """The token that a sequence begins with; None where the tokenizer has none.
 
-    It is what the tokenizer itself puts before a text, and its `bos_token` where it puts nothing there or
-    that token among others.
+    It is what the tokenizer itself puts before a text. Where it puts nothing there, or its `bos_token` among
+    others, it is that token; but none where the tokenizer's config says so (`add_bos_token`), or where its
+    chat template writes that token out, as the begin of a turn.
     """
     before, _ = _around(tokenizer)
-    named = cast("Any", tokenizer).bos_token_id  # set on the class of tokenizers only while running
-    return before[0] if before and named not in before else named
+    made: Any = cast("Any", tokenizer)  # what follows is set on the class of tokenizers only while running
+    named = made.bos_token_id
+    if before and named not in before:
+        return before[0]
+    if not before and named is not None:
+        declared = (getattr(made, "init_kwargs", None) or {}).get("add_bos_token")
+        begins_turns = str(made.bos_token) in str(getattr(made, "chat_template", None) or "")
+        return None if declared is False or begins_turns else named
+    return named
 
 
 def bos_in_words(tokenizer: Tokenizer) -> str:
     """What sequences begin with, for a log or a card."""
     bos = bos_id(tokenizer)
     if bos is None:
-        return "none, as neither the tokenizer nor the model's config names one"
+        return "none"
     before, after = _around(tokenizer)
     piece = tokenizer.convert_ids_to_tokens([bos])[0]
     own = "" if (before, after) == ([bos], []) else (
@@ -126,173 +160,152 @@ def bos_in_words(tokenizer: Tokenizer) -> str:
     return f"{piece}, id {bos}, once{own}"
 
 
-def encode_examples(
-    tokenizer: Tokenizer, pairs: Sequence[Pair], template: Template = DEFAULT
-) -> NDArray[np.int64]:
-    """Token ids of BOS, a newline and the examples, as [pos]; `pairs` are x and y of each.
+@dataclass(frozen=True)
+class Split:
+    """Tokens of one prompt, and the span of each."""
+
+    ids: Ids  # without BOS, [pos]
+    # 0 for what stands before the first example, then 1 + 5 × example + number of the span, [pos]
+    span: NDArray[np.int64]
+
+    def counts(self, examples: int) -> NDArray[np.int64]:
+        """Tokens of each span of each example, [example span]."""
+        return np.bincount(self.span, minlength=1 + len(SPANS) * examples)[1:].reshape(examples, -1)
+
+
+def split(
+    tokenizer: Tokenizer, prompts: Sequence[Sequence[Pair]], template: Template = DEFAULT
+) -> list[Split]:
+    """The tokens of prompts, each tokenised as a whole, and which span of which example each belongs to.
 
     Raises:
-        TokenizerError: where there is no BOS, or naming the first example that is not six tokens, and how it
-            was split.
+        TokenizerError: when an x or a y has no token of its own, or a token is unknown, naming the first such
+            example and its tokens; or when the tokenizer does not say where its tokens are.
+    """
+    if not prompts:
+        return []
+    texts = [render(pairs, template) for pairs in prompts]
+    encoded = _tokenised(tokenizer, texts, add_special_tokens=False, return_offsets_mapping=True)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    out = []
+    for pairs, text, ids, offsets in zip(
+        prompts, texts, encoded.input_ids, encoded.offset_mapping, strict=True
+    ):
+        made = _owned(text, [s for x, y in pairs for s in template.spans(x, y)], ids, offsets)
+        counts = made.counts(len(pairs))
+        lacking = (counts[:, SPANS.index("x")] == 0) | (counts[:, SPANS.index("y")] == 0)
+        strange = np.maximum(made.span[made.ids == unknown] - 1, 0) // len(SPANS)
+        lacking |= np.isin(np.arange(len(pairs)), strange)
+        if lacking.any():
+            example = int(lacking.argmax())
+            own = made.ids[(made.span - 1) // len(SPANS) == example].tolist()
+            line = template.text(*pairs[example]).replace("\n", r"\n")
+            raise TokenizerError(
+                f"tokens of x and of y in '{line}'",
+                f"the tokenizer gives {tokenizer.convert_ids_to_tokens(own)}",
+                "Use inputs and answers that it knows, or another template.",
+            )
+        out.append(made)
+    return out
+
+
+def _owned(text: str, spans: Sequence[str], ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Split:
+    """The span of each token of a text, from where its characters begin and end."""
+    lengths = np.array([len(text) - sum(map(len, spans)), *map(len, spans)])
+    span_of = np.repeat(np.arange(len(lengths)), lengths)  # [character]
+    at = np.arange(len(text))
+    visible = np.maximum.accumulate(np.where([not c.isspace() for c in text], at, -1))
+    begin, end = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+    last = np.maximum(end - 1, 0)
+    seen = visible[last]
+    # A token of spaces alone belongs to the span of the last of them.
+    owner = span_of[np.where(seen >= begin, seen, last)]
+    return Split(np.array(ids, dtype=np.int64), np.maximum.accumulate(owner))
+
+
+def layout_of(splits: Sequence[Split], bos: int | None) -> Layout:
+    """The narrowest layout that has room for some prompts.
+
+    Raises:
+        TokenizerError: when the token before y is part of x in some examples and not in others.
+    """
+    widths, prefix = np.zeros(len(SPANS), dtype=np.int64), 0
+    fewest = np.iinfo(np.int64).max
+    for one in splits:
+        counts = one.counts(-(-int(one.span.max(initial=0)) // len(SPANS)))
+        if len(counts):
+            widths = np.maximum(widths, counts.max(axis=0))
+            fewest = min(fewest, int(counts[:, SPANS.index("separator")].min()))
+        prefix = max(prefix, int((one.span == 0).sum()))
+    if widths[SPANS.index("separator")] and not fewest:
+        raise TokenizerError(
+            "the token before y",
+            "in some examples it is part of x, in others it is not",
+            "Use a template with a mark between x and y, such as (x, y).",
+        )
+    return Layout((bos is not None) + prefix, *widths.tolist())
+
+
+def laid_out(splits: Sequence[Split], layout: Layout, bos: int | None, examples: int) -> Ids:
+    """Prompts of so many examples in the columns of a layout that has room for them, [prompt column]."""
+    ends = np.concatenate(
+        [
+            [layout.prefix],
+            layout.prefix
+            + (layout.example * np.arange(examples)[:, None] + np.cumsum(layout.widths)).ravel(),
+        ]
+    )  # the column behind each span, [span]
+    out = np.full((len(splits), layout.length(examples)), PADDING, dtype=np.int64)
+    if bos is not None:
+        out[:, 0] = bos
+    for row, one in zip(out, splits, strict=True):
+        n_tokens = np.bincount(one.span, minlength=len(ends))
+        last = np.cumsum(n_tokens)[one.span]  # the token behind those of the span, [pos]
+        row[ends[one.span] - last + np.arange(len(one.ids))] = one.ids
+    return out
+
+
+def encode_examples(tokenizer: Tokenizer, pairs: Sequence[Pair], template: Template = DEFAULT) -> Ids:
+    """Token ids of BOS, if there is one, a newline and the examples, without padding, as [pos].
+
+    `pairs` are x and y of each example.
+
+    Raises:
+        TokenizerError: as `split`.
     """
     bos = bos_id(tokenizer)
-    if bos is None:
-        raise TokenizerError(
-            "prompts, which begin with BOS", "neither the tokenizer nor the model's config names a BOS token",
-            "Name it: bos_token in tokenizer_config.json, or bos_token_id in config.json.",
-        )  # fmt: skip
-    ids = text_ids(tokenizer, render(pairs, template))
-    texts = _texts(tokenizer, ids)
-    if texts[:1] != ["\n"]:
-        raise TokenizerError(
-            "prompts, which begin with a newline",
-            f"the tokenizer gives {tokenizer.convert_ids_to_tokens(ids[:2])} for their begin",
-            "Use a model whose tokenizer keeps a newline as one token, and puts no space before a text.",
-        )
-    for example, pair in enumerate(pairs):
-        start = 1 + TOKENS_PER_EXAMPLE * example
-        pieces = template.pieces(*pair)
-        if texts[start : start + TOKENS_PER_EXAMPLE] != pieces:
-            raise _split(tokenizer, "".join(pieces), ids[start:], texts[start:], template)
-    if (n_ids := 1 + len(ids)) != PREFIX_LENGTH + TOKENS_PER_EXAMPLE * len(pairs):
-        raise TokenizerError(
-            "prompt length", f"{n_ids} tokens for {len(pairs)} examples",
-            "Use a model whose tokenizer adds nothing to a text.",
-        )  # fmt: skip
-    return np.array([bos, *ids], dtype=np.int64)
+    (one,) = split(tokenizer, [pairs], template)
+    return np.concatenate([np.array([] if bos is None else [bos], dtype=np.int64), one.ids])
 
 
-def _texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """What each token adds to the text before it, [pos].
-
-    Decoded alone, a token may lose the space that it begins with; one that the vocabulary spells as it is
-    decoded has none, though a tokenizer without a decoder would join it with one.
-    """
-    if not ids:
-        return []
-    first, added = tokenizer.decode(ids[:1]), {}
-    distinct = list(set(ids))
-    for i, piece in zip(distinct, tokenizer.convert_ids_to_tokens(distinct), strict=True):
-        plain = piece == tokenizer.decode([i])
-        added[i] = piece if plain else tokenizer.decode([ids[0], i]).removeprefix(first)
-    return [first, *(added[i] for i in ids[1:])]
+def answer_ids(tokenizer: Tokenizer, answers: Sequence[str], template: Template = DEFAULT) -> Ids:
+    """The first token of each answer as it stands in an example, [answer]: what is predicted at `pre`."""
+    splits = split(tokenizer, [[(_BESIDE, answer)] for answer in answers], template)
+    y = 1 + SPANS.index("y")
+    return np.array([one.ids[one.span == y][0] for one in splits], dtype=np.int64)
 
 
-def _split(
-    tokenizer: Tokenizer, line: str, ids: list[int], texts: list[str], template: Template
-) -> TokenizerError:
-    """Why an example, which begins at the first of `ids`, is refused: all tokens of its line are shown."""
-    count, read = 0, ""
-    while count < len(ids) and "\n" not in read and len(read) <= 2 * len(line):
-        read += texts[count]
-        count += 1
-    visible = line.replace("\n", r"\n")
-    changed = "" if read == line else f", which read {read!r}"
-    other = "" if template == DEFAULT else ", or a template that the tokenizer supports"
-    return TokenizerError(
-        f"six tokens for '{visible}'",
-        f"the tokenizer gives {tokenizer.convert_ids_to_tokens(ids[:count])}{changed}",
-        f"Use a task and inputs whose x and y this tokenizer gives one token each{other}.",
-    )
-
-
-def spelling(
-    tokenizer: Tokenizer, texts: Iterable[str], place: Place, template: Template = DEFAULT
-) -> dict[str, str]:
-    """How each text is written at a place of an example: as it is, or with a space of its own before it.
-
-    In `(24,  even)` the second space belongs to the token ` even`, and the first stands alone at `pre`. Words
-    of one of `tasks.VOCABULARIES` are all written in one way, the one in which more of the vocabulary make an
-    example of six tokens (as they are, where both do equally); other texts are decided together in the same
-    way. So the spelling of a word of a vocabulary depends on no other text: it is the same in every arm, task
-    and call. A number stays as it is, untried; `encode` refuses one that is no token.
-
-    Returns:
-        Text → spelled text.
-    """
-    asked = list(dict.fromkeys(texts))
-    written = {text: text for text in asked if text.isdigit()}
-    words = [text for text in asked if text not in written]
-    strangers = tuple(word for word in words if not any(word in known for known in VOCABULARIES))
-    for vocabulary in (*VOCABULARIES, strangers):
-        given = [word for word in words if word in vocabulary]
-        if given:
-            written |= _alike(tokenizer, given, vocabulary, place, template)
-    return {text: written[text] for text in asked}
-
-
-def _alike(
-    tokenizer: Tokenizer, words: list[str], vocabulary: tuple[str, ...], place: Place, template: Template
-) -> dict[str, str]:
-    """The spelling of some words of a vocabulary; raises as `spelling`."""
-    refused = {
-        way: {word: _refusal(tokenizer, way + word, place, template) for word in vocabulary}
-        for way in ("", " ")
-    }
-    ways = sorted(refused, key=lambda way: sum(error is not None for error in refused[way].values()))
-    misfits = [word for word in words if refused[ways[0]][word] is not None]
-    for word in misfits:
-        plain, spaced = refused[""][word], refused[" "][word]
-        if plain is not None and spaced is not None:
-            raise TokenizerError(
-                f"{plain.asked}, or with a space before {word!r}",
-                f"{plain.found}; with the space {spaced.found}",
-                plain.remedy,
-            )
-    if misfits:
-        how = ("as they are", "with a space before them")
-        fit, unfit = how if ways[0] == "" else how[::-1]
-        raise TokenizerError(
-            f"words at {place} that are written alike",
-            f"most fit {fit}, and {', '.join(map(repr, misfits))} only {unfit}",
-            "Leave these out of the inputs, or choose a task of other words.",
-        )
-    return {word: ways[0] + word for word in words}
-
-
-def _refusal(tokenizer: Tokenizer, text: str, place: Place, template: Template) -> TokenizerError | None:
-    """Why an example with `text` at `place` is not six tokens; None where it is."""
-    x, y = _BESIDE
+def six_tokens(tokenizer: Tokenizer, template: Template = DEFAULT) -> bool:
+    """Whether numbers of one, two and three digits are one token each, and examples of them six."""
     try:
-        encode_examples(tokenizer, [(text, y) if place == "x" else (x, text)], template)
-    except TokenizerError as error:
-        return error
-    return None
+        bos, splits = bos_id(tokenizer), split(tokenizer, [_TRIED], template)
+    except TokenizerError:
+        return False
+    counts = splits[0].counts(len(_TRIED))
+    return layout_of(splits, bos) == SIX_TOKENS and bool((counts == SIX_TOKENS.widths).all())
 
 
-def answer_ids(tokenizer: Tokenizer, answers: Sequence[str]) -> NDArray[np.int64]:
-    """Ids of answers as they stand at `lab` of an example, [answer]."""
-    examples = encode_examples(tokenizer, [(_BESIDE[0], answer) for answer in answers])
-    return examples[PREFIX_LENGTH:].reshape(-1, TOKENS_PER_EXAMPLE)[:, ROLES.index("lab")]
-
-
-def check_tokenizer(tokenizer: Tokenizer, template: Template = DEFAULT) -> None:
-    """Assert the six-token layout for one-, two- and three-digit numbers."""
-    try:
-        encode_examples(tokenizer, _CHECKED, template)
-    except TokenizerError as error:
-        if bos_id(tokenizer) is None:
-            raise
+def check_six_tokens(tokenizer: Tokenizer) -> None:
+    """Raise a TokenizerError unless examples of numbers are `core.SIX_TOKENS`."""
+    if not six_tokens(tokenizer):
+        x, y = _TRIED[0]
+        tokens = tokenizer.convert_ids_to_tokens(text_ids(tokenizer, DEFAULT.text(x, y)))
+        bos = "" if bos_id(tokenizer) is not None else ", and has no BOS"
         raise TokenizerError(
-            error.asked, error.found,
-            f"Prompts need a tokenizer that gives each of {', '.join(ROLES)} one token, as Llama-3's does; "
-            "SAEs of running text (data.kind: text, without data.prompts) can be trained with any.",
-        ) from None  # fmt: skip
-
-
-def supported_templates(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Names of the templates that this tokenizer splits into six tokens, found by trying `check_tokenizer`.
-
-    It is tried on numbers; `encode` still refuses a word that is no token of its own.
-    """
-    supported = []
-    for name, template in TEMPLATES.items():
-        try:
-            check_tokenizer(tokenizer, template)
-        except TokenizerError:
-            continue
-        supported.append(name)
-    return tuple(supported)
+            f"BOS, a newline and six tokens for each example of numbers, such as ({x}, {y})",
+            f"the tokenizer gives {tokens}{bos}",
+            "Use a model whose tokenizer does, as Llama-3's; or train on running text (data.kind: text).",
+        )
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

@@ -19,10 +19,9 @@ import numpy as np
 import torch
 
 from iclens.concepts.language import FIRST_EXAMPLE
-from iclens.core import ROLES, ConfigError, SaeError, Site, examples_within, nearest, prompt_length
-from iclens.model.load import LanguageModel, load_model, load_tokenizer, plain_name, same_name
+from iclens.core import ConfigError, SaeError, Site, examples_within, nearest, prompt_length
+from iclens.model.load import LanguageModel, load_model, plain_name, same_name
 from iclens.model.shape import read_shape, refuse_longer
-from iclens.prompts.render import check_tokenizer
 from iclens.saes.formats import Release, releases
 from iclens.saes.layouts import LAYOUTS
 from iclens.saes.load import CARD_FILE, Misfit, Sae, load_sae, load_saes, mismatches, save_native
@@ -95,11 +94,10 @@ def check_saes(
         saes=SaesSection(folder=refs[0]),
         prompts=PromptsSection(task="2x+3"),
     )
-    check_tokenizer(load_tokenizer(locate(model)))
     loaded = load_model(locate(model), dtype=getattr(torch, dtype), device=device)
     saes = _load(refs, loaded, site, misfit)
     prompts = quality_prompts(config, loaded.tokenizer)
-    counted = tally(loaded, saes, prompts.tokens, {role: prompts.positions(role) for role in ROLES})
+    counted = tally(loaded, saes, prompts.tokens, {role: prompts.positions(role) for role in prompts.roles})
     counted = {place: _judged(counts, loaded) for place, counts in counted.items()}
     misfits = {place: counts.sae.mismatches for place, counts in counted.items() if counts.sae.mismatches}
     if misfits and misfit == "refuse":

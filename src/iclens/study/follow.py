@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from iclens.activations import LatentActs, join_prompts
-from iclens.core import ConfigError, RunError, Site, TaskError
+from iclens.core import ConfigError, RunError, Site
 from iclens.growth.bayes import Calibration, calibrate
 from iclens.model.load import load_model, other_model
 from iclens.model.run import answer_probs
 from iclens.prompts.build import PromptSet, build_prompts, exact_answer_probs, in_mixture
-from iclens.prompts.render import bos_in_words, spelling
+from iclens.prompts.render import bos_in_words
 from iclens.saes.load import Sae
 from iclens.schemas import QualityTable
 from iclens.study import imports
@@ -103,13 +103,6 @@ def quality_figures(quality: QualityTable) -> dict[str, dict[str, float]]:
 def arm_prompts(run: RunContext) -> dict[str, PromptSet]:
     """The prompts of every arm: the same inputs, under each arm's labels."""
     section, tokenizer = run.config.prompts, run.model.tokenizer
-    for belief in run.config.declared:
-        for word, written in spelling(tokenizer, belief.words, "y").items():
-            if word != written:
-                raise TaskError(
-                    f"belief '{belief.name}'", f"this tokenizer's prompts hold '{written}' for '{word}'",
-                    "With this tokenizer, declare beliefs about numbers alone (track.beliefs).",
-                )  # fmt: skip
     return {
         arm: build_prompts(
             tokenizer, section.rule, arm=arm, n_prompts=section.n_prompts, n_examples=section.n_examples,
@@ -176,7 +169,7 @@ def guess_and_lapse(run: RunContext) -> Calibration:
         run.model.tokenizer, section.rule, arm="T", n_prompts=CALIBRATION_PROMPTS,
         n_examples=section.n_examples, seed=section.seed + CALIBRATION_SEED, inputs=section.inputs,
     )  # fmt: skip
-    words = tuple(y for y in dict.fromkeys(prompts.answer.ravel().tolist()) if not y.isdigit())
+    words = tuple(dict.fromkeys(prompts.answer.ravel().tolist()))
     ends = prompts.positions("pre")[[0, -1]]
     probs = answer_probs(run.model, prompts.tokens, ends, extra=words, batch=run.config.track.batch)
     right = probs.of(prompts.answer[:, [0, -1]])

@@ -17,9 +17,9 @@ from iclens.concepts.language import (
     rows_of,
     split_grid,
 )
-from iclens.core import ConfigError, TaskError, TokenizerError
+from iclens.core import ConfigError, TaskError
 from iclens.prompts.build import PromptSet, build_prompts, draw_examples, joined
-from iclens.prompts.render import Tokenizer, supported_templates
+from iclens.prompts.render import Tokenizer
 from iclens.prompts.tasks import Task, default_inputs, expand, parse_task
 from iclens.study.config import StudyConfig
 
@@ -61,13 +61,6 @@ def grid_prompts(config: StudyConfig, tokenizer: Tokenizer, *, n_prompts: int, s
 
     Each task draws its own inputs, so that no two tasks share a prompt's inputs; templates of a task do.
     """
-    able = supported_templates(tokenizer)
-    for template in config.grid.templates:
-        if template not in able:
-            raise TokenizerError(
-                f"grid.templates: '{template}'", "not six tokens to an example for this model's tokenizer",
-                f"It supports {', '.join(able) or 'none'}: list these in grid.templates.",
-            )  # fmt: skip
     parts = [
         build_prompts(
             tokenizer, task, arm="T", n_prompts=n_prompts, n_examples=config.grid.n_examples,

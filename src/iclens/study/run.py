@@ -238,11 +238,9 @@ class RunContext:
         """The model, whole."""
         import torch
 
-        from iclens.model.load import load_model, load_tokenizer
-        from iclens.prompts.render import check_tokenizer
+        from iclens.model.load import load_model
 
         section = self.config.model
-        check_tokenizer(load_tokenizer(locate(section.folder)))
         model = load_model(locate(section.folder), dtype=getattr(torch, section.dtype), device=section.device)
         hashed = self.outside.get("model", {}).get("commit")
         if hashed is not None and (loaded := hub_commit(section.folder)) != hashed:

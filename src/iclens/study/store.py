@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from iclens.activations import LatentActs
-from iclens.core import REDO_STAGE, Site, TableError
+from iclens.core import REDO_STAGE, SIX_TOKENS, Layout, Site, TableError
 from iclens.prompts.build import PromptSet
 from iclens.table import Floats, Table
 
@@ -68,6 +68,8 @@ def save_prompts(prompts: PromptSet, folder: Path, name: str) -> None:
         columns["template"] = prompts.template[prompt.ravel()]
     pd.DataFrame(columns).to_parquet(folder / f"{name}.parquet", index=False)
     about = {"arm": prompts.arm, "seed": prompts.seed, "tokenizer": prompts.tokenizer, "rival": prompts.rival}
+    if prompts.layout != SIX_TOKENS:
+        about["layout"] = asdict(prompts.layout)
     arrays = {"tokens": prompts.tokens}
     if prompts.probes is not None and prompts.slots is not None:
         arrays |= {"probes": prompts.probes, "slots": prompts.slots}
@@ -111,6 +113,7 @@ def load_prompts(folder: Path, name: str) -> PromptSet:
     return PromptSet(
         task, about["arm"], x, y, answer, arrays["tokens"], about["seed"], about["tokenizer"],
         context_x, context_y, arrays.get("probes"), arrays.get("slots"), about["rival"], template,
+        Layout(**about["layout"]) if "layout" in about else SIX_TOKENS,
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ from iclens.core import (
 from iclens.model.load import LanguageModel, load_model, load_tokenizer, other_model
 from iclens.model.shape import read_shape
 from iclens.prompts.build import build_prompts
-from iclens.prompts.render import bos_id, bos_in_words, check_tokenizer
+from iclens.prompts.render import bos_id, bos_in_words, check_six_tokens
 from iclens.prompts.tasks import parse_task
 from iclens.saes.load import CARD_FILE, Sae, load_sae
 from iclens.saes.quality import LeftOut, density_table, quality_table, tally
@@ -204,7 +204,7 @@ class _Run:
     def _open_model(self) -> LanguageModel:
         settings, data = self.config.model, self.config.data
         if data.prompts or isinstance(data, MixtureContexts):
-            check_tokenizer(load_tokenizer(settings.name))
+            check_six_tokens(load_tokenizer(settings.name))
         deepest = max(site.layer for site in self.config.saes.recorded)
         return load_model(
             settings.name, blocks=deepest + 1 if settings.load == "needed" else None,

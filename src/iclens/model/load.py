@@ -93,9 +93,9 @@ class LanguageModel:
         answers, (_, first, again) = numbers + more, np.unique(every, return_index=True, return_inverse=True)
         if (same := first[again] != np.arange(len(every))).any():
             two = int(same.argmax())
-            one = answers[first[again[two]]]
+            pair = str(answers[first[again[two]]]), str(answers[two])
             raise TokenizerError(
-                f"answers {one!r} and {answers[two]!r}",
+                f"answers {pair[0]!r} and {pair[1]!r}",
                 f"both begin with the token {self.tokenizer.convert_ids_to_tokens([int(every[two])])[0]!r}",
                 "Leave out the inputs of one of them (prompts.inputs in a study).",
             )

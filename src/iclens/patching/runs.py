@@ -120,7 +120,8 @@ class Runs:
     ) -> Runs:  # fmt: skip
         """Runs in the narrowest layout that has room for all three."""
         layout = reduce(Layout.wider, (run.layout for run in (donor, recipient, target)))
-        return cls(task, *(in_layout(run, layout) for run in (donor, recipient, target)), tuple(declared))
+        donor, recipient, target = (in_layout(run, layout) for run in (donor, recipient, target))
+        return cls(task, donor, recipient, target, tuple(declared))
 
     @property
     def recipient_name(self) -> str:

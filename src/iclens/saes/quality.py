@@ -18,7 +18,7 @@ from torch import Tensor
 
 from iclens.core import PADDING, SaeError, Site
 from iclens.model.load import LanguageModel, as_numpy
-from iclens.model.run import Edit, attached, run_blocks, unembed
+from iclens.model.run import Edit, Packed, attached, packed, rows_at, run_blocks, unembed
 from iclens.prompts.render import bos_id
 from iclens.saes.load import Sae
 from iclens.schemas import DensityTable, FidelityTable, QualityTable
@@ -78,9 +78,9 @@ class LeftOut:
         return cls(tuple(sorted(ids)), tuple(sorted(positions)))
 
     def kept(self, tokens: Ints) -> Bools:
-        """Which of the tokens [context pos] are not left out."""
-        there = (tokens != PADDING) & ~np.isin(tokens, self.ids)
-        return there & ~np.isin(np.arange(tokens.shape[1]), self.positions)
+        """Which of the tokens [context column] are not left out."""
+        there = tokens != PADDING
+        return there & ~np.isin(tokens, self.ids) & ~np.isin(there.cumsum(axis=1) - 1, self.positions)
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,9 @@ def tally(
     model: LanguageModel, saes: Mapping[Site, Sae], tokens: Ints, groups: Mapping[str, Sequence[int] | Ints],
     *, left_out: LeftOut | None = None, batch: int = 64,
 ) -> dict[Site, Counts]:  # fmt: skip
-    """Count every SAE over prompts [prompt pos] that none was trained on, filled up with `PADDING`.
+    """Count every SAE over prompts [prompt column] that none was trained on, with `PADDING` anywhere.
 
-    `groups` maps a name to positions that are summarised together; `all` is added. `left_out` is by default
+    `groups` maps a name to columns that are summarised together; `all` is added. `left_out` is by default
     `LeftOut.of` the model and the SAEs. Losses need all blocks of the model.
     """
     left_out = LeftOut.of(model, saes.values()) if left_out is None else left_out
@@ -176,13 +176,23 @@ def tally(
         name: np.isin(where, np.asarray(places, dtype=int)) for name, places in groups.items()
     }
     tallies = {site: _Tally(sae, masks) for site, sae in saes.items()}
-    known = np.full(tokens.shape, False)
-    known[:, :-1] = (tokens[:, 1:] != PADDING) & ~np.isin(tokens[:, 1:], left_out.ids) & measured[:, :-1]
+    following = _following(tokens)
+    known = measured & (following != PADDING) & ~np.isin(following, left_out.ids)
     base: list[Floats] = []
     for start in range(0, len(tokens), batch):
         part = slice(start, start + batch)
         base.append(_count_batch(model, tallies, tokens[part], where, measured[part], known[part]))
     return {site: counter.counts(np.concatenate(base)) for site, counter in tallies.items()}
+
+
+def _following(tokens: Ints) -> Ints:
+    """The token behind each one, `PADDING` where there is none, [prompt column]."""
+    out = np.full(tokens.shape, PADDING, dtype=tokens.dtype)
+    following = np.full(len(tokens), PADDING, dtype=tokens.dtype)
+    for column in reversed(range(tokens.shape[1])):
+        out[:, column] = following
+        following = np.where(tokens[:, column] == PADDING, following, tokens[:, column])
+    return out
 
 
 def _count_batch(
@@ -194,24 +204,27 @@ def _count_batch(
     `where` are positions that are measured in any prompt, `measured` which tokens are, and `known` after
     which tokens the next one is there and is not left out, both [row pos].
     """
-    rows = torch.as_tensor(np.maximum(tokens, 0), device=model.device())
+    rows = packed(tokens)
+    at = torch.as_tensor(rows.at(where), device=model.device())
+    following = torch.as_tensor(np.maximum(_following(tokens)[:, where], 0), device=model.device())
     chosen = torch.as_tensor(measured[:, where], device=model.device())
     outputs = {site: counter.sae.output for site, counter in tallies.items()}
     entries = {site: Site(output.layer, "resid_pre") for site, output in outputs.items()}
     recorded = [*tallies, *outputs.values(), *entries.values()]
-    activations, final = _run(model, model.embed(as_numpy(rows)), 0, recorded, ())
-    base, _ = _predictions(model, rows, where, known, final, None)
+    activations, final = _run(model, model.embed(rows.ids), 0, recorded)
+    known = known[:, where]
+    base, _ = _predictions(model, following, known, rows_at(final, at), None)
     for site, counter in tallies.items():
         output = outputs[site]
-        y = activations[output][:, where]
-        y_hat = counter.reconstruct(activations[site][:, where], y, chosen)
+        y = rows_at(activations[output], at)
+        y_hat = counter.reconstruct(rows_at(activations[site], at), y, chosen)
         if not model.whole:
             continue
         for name, value in (("spliced", y_hat), ("zeroed", y.masked_fill(chosen[..., None], 0))):
             edit = Edit(output, "replace", where, as_numpy(value))
-            _, changed = _run(model, activations[entries[site]], output.layer, (), (edit,))
-            reference = final if name == "spliced" else None
-            losses, divergence = _predictions(model, rows, where, known, changed, reference)
+            _, changed = _run(model, activations[entries[site]], output.layer, (), (edit,), rows)
+            reference = rows_at(final, at) if name == "spliced" else None
+            losses, divergence = _predictions(model, following, known, rows_at(changed, at), reference)
             counter.by_token[name].append(losses)
             if reference is not None:
                 counter.by_token["kl"].append(divergence)
@@ -219,38 +232,40 @@ def _count_batch(
 
 
 def _run(
-    model: LanguageModel, resid: Tensor, start: int, sites: Sequence[Site], edits: Sequence[Edit]
-) -> tuple[dict[Site, Tensor], Tensor]:
-    """Run from resid_pre of block `start` [row pos d_model]; recorded sites and the last resid_post."""
-    with attached(model, sites, np.arange(resid.shape[1]), edits) as recording:
+    model: LanguageModel, resid: Tensor, start: int, sites: Sequence[Site], edits: Sequence[Edit] = (),
+    rows: Packed | None = None,
+) -> tuple[dict[Site, Tensor], Tensor]:  # fmt: skip
+    """Run from resid_pre of block `start` [row pos d_model]; recorded sites and the last resid_post.
+
+    Every position is recorded; edits are made in the columns of `rows`.
+    """
+    with attached(model, sites, np.arange(resid.shape[1]), edits, rows if edits else None) as recording:
         final = run_blocks(model.network, resid, start, model.n_blocks)
     return recording.values, final
 
 
 def _predictions(
-    model: LanguageModel, rows: Tensor, where: Ints, known: Bools, final: Tensor, reference: Tensor | None
+    model: LanguageModel, following: Tensor, known: Bools, final: Tensor, reference: Tensor | None
 ) -> tuple[Floats, Floats]:
-    """−log P(next token of `rows`) at positions `where`, and KL(reference ‖ final); NaN where unknown.
+    """−log P(`following`) [row pos], and KL(reference ‖ final); NaN where not `known` [row pos].
 
     `final` and `reference` are last resid_posts [row pos d_model], the latter of the model as it is: no KL
-    without one. Both results are [row where].
+    without one. Both results are [row pos].
     """
-    losses, divergence = (np.full((len(rows), len(where)), np.nan) for _ in range(2))
-    predicting = where[where < rows.shape[1] - 1]
-    if not model.whole or not len(predicting):
+    losses, divergence = (np.full(known.shape, np.nan) for _ in range(2))
+    asked = np.flatnonzero(known.any(axis=0))
+    if not model.whole or not len(asked):
         return losses, divergence
     vocabulary = model.network.lm_head.weight.shape[0]
-    step = max(1, _LOGITS // (vocabulary * len(predicting)))
-    for start in range(0, len(rows), step):
+    step = max(1, _LOGITS // (vocabulary * len(asked)))
+    for start in range(0, len(known), step):
         part = slice(start, start + step)
-        log_p = unembed(model.network, final[part, predicting]).float().log_softmax(dim=-1)
-        following = rows[part, predicting + 1]
-        losses[part, : len(predicting)] = as_numpy(-log_p.gather(-1, following[..., None])[..., 0])
+        log_p = unembed(model.network, final[part, asked]).float().log_softmax(dim=-1)
+        losses[part, asked] = as_numpy(-log_p.gather(-1, following[part, asked, None])[..., 0])
         if reference is not None:
-            log_q = unembed(model.network, reference[part, predicting]).float().log_softmax(dim=-1)
-            divergence[part, : len(predicting)] = as_numpy((log_q.exp() * (log_q - log_p)).sum(dim=-1))
-    unknown = ~known[:, where]
-    losses[unknown] = divergence[unknown] = np.nan
+            log_q = unembed(model.network, reference[part, asked]).float().log_softmax(dim=-1)
+            divergence[part, asked] = as_numpy((log_q.exp() * (log_q - log_p)).sum(dim=-1))
+    losses[~known] = divergence[~known] = np.nan
     return losses, divergence
 
 

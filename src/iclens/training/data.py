@@ -24,7 +24,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from iclens.core import PADDING, ConfigError, Site, prompt_length
+from iclens.core import PADDING, ConfigError, Site
 from iclens.model.load import LanguageModel
 from iclens.model.run import attached, run_blocks
 from iclens.model.shape import read_shape
@@ -37,7 +37,7 @@ from iclens.saes.quality import Bools, LeftOut
 from iclens.table import Ints
 from iclens.training.config import Contexts, MixtureContexts, Prompts, TextContexts, TrainConfig
 from iclens.training.text import TextSource
-from iclens.training.tokens import TokenSource
+from iclens.training.tokens import TokenSource, without_gaps
 
 State = dict[str, Any]
 """Where a source, stream or buffer stands: small, and made of what JSON knows."""
@@ -57,9 +57,14 @@ USUAL = 0.9
 class _Drawn:
     """A source whose every call of `take` has a generator of its own, made from the number of the call."""
 
-    def __init__(self, examples: int) -> None:
-        self.length = prompt_length(examples)
-        self._examples, self._calls = examples, 0
+    def __init__(self, table: TokenTable, examples: int) -> None:
+        self.length = table.layout.length(examples)
+        self._table, self._examples, self._calls = table, examples, 0
+
+    def _contexts(self, drawn: TaskContexts) -> Ints:
+        """The tokens of drawn contexts, padded at their end, [context pos]."""
+        tokens = self._table.assemble(drawn)
+        return without_gaps(tokens, tokens != PADDING)
 
     def state(self) -> State:
         """How often contexts were taken."""
@@ -80,9 +85,8 @@ class MixtureSource(_Drawn):
     def __init__(
         self, mixture: Mixture, tokenizer: Tokenizer, examples: int, seed: int, held_out_seed: int
     ) -> None:
-        super().__init__(examples)
-        self._mixture, self._table = mixture, TokenTable.of(mixture, tokenizer)
-        self._seed, self._held_out_seed = seed, held_out_seed
+        super().__init__(TokenTable.of(mixture, tokenizer), examples)
+        self._mixture, self._seed, self._held_out_seed = mixture, seed, held_out_seed
 
     def take(self, n_contexts: int) -> Ints:
         """The next contexts, [context pos]."""
@@ -94,7 +98,7 @@ class MixtureSource(_Drawn):
         return self._draw(np.random.default_rng(self._held_out_seed), n_contexts)
 
     def _draw(self, rng: np.random.Generator, n_contexts: int) -> Ints:
-        return self._table.assemble(self._mixture.sample(rng, n_contexts, self._examples))
+        return self._contexts(self._mixture.sample(rng, n_contexts, self._examples))
 
 
 class PromptSource(_Drawn):
@@ -105,14 +109,13 @@ class PromptSource(_Drawn):
     """
 
     def __init__(self, wanted: Prompts, tokenizer: Any, examples: int, seed: int, index: int) -> None:
-        super().__init__(examples)
         self._task, self._arm, self._key = parse_task(wanted.task), wanted.arm, (seed, 2, index)
         inputs = default_inputs(self._task.domain)
         if len(inputs) < examples:
             few = f"{examples} examples of {len(inputs)} inputs"
             raise ConfigError(f"prompts of '{wanted.task}'", few, "Lower data.examples.")
         answers = sorted({y for x in inputs for y in self._task.outcomes(x)})
-        self._table = TokenTable.of_words(inputs, answers, tokenizer)
+        super().__init__(TokenTable.of_words(inputs, answers, tokenizer), examples)
         self._input_index = {x: i for i, x in enumerate(inputs)}
         self._answer_index = {y: i for i, y in enumerate(answers)}
 
@@ -128,7 +131,7 @@ class PromptSource(_Drawn):
             for words, index in ((x.tolist(), self._input_index), (y.tolist(), self._answer_index))
         )
         alone = np.zeros(n_contexts, dtype=np.int64)
-        return self._table.assemble(TaskContexts(task=alone, noise=alone, x=x_index, y=y_index))
+        return self._contexts(TaskContexts(task=alone, noise=alone, x=x_index, y=y_index))
 
 
 MainSource = MixtureSource | TextSource | TokenSource

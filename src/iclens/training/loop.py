@@ -48,7 +48,8 @@ from iclens.core import (
 )
 from iclens.model.load import LanguageModel, load_model, load_tokenizer, other_model
 from iclens.model.shape import read_shape
-from iclens.prompts.build import build_prompts
+from iclens.prompts.build import PromptSet, build_prompts
+from iclens.prompts.build import joined as joined_prompts
 from iclens.prompts.render import bos_id, bos_in_words, check_six_tokens
 from iclens.prompts.tasks import parse_task
 from iclens.saes.load import CARD_FILE, Sae, load_sae
@@ -203,7 +204,7 @@ class _Run:
 
     def _open_model(self) -> LanguageModel:
         settings, data = self.config.model, self.config.data
-        if data.prompts or isinstance(data, MixtureContexts):
+        if isinstance(data, MixtureContexts):
             check_six_tokens(load_tokenizer(settings.name))
         deepest = max(site.layer for site in self.config.saes.recorded)
         return load_model(
@@ -651,7 +652,8 @@ def evaluate(
             measured[name]["quality"] = _records(quality_table(counts))
             measured[name]["density"] = _records(density_table(counts))
         if prompts is not None:
-            counted = tally(model, by_site, prompts, {"pre": _pre(prompts.shape[1])}, left_out=left_out)
+            pre = {"pre": prompts.positions("pre")}
+            counted = tally(model, by_site, prompts.tokens, pre, left_out=left_out)
             for name, sae in group.items():
                 measured[name]["quality_prompts"] = _records(quality_table([counted[sae.site]]))
     return measured
@@ -663,8 +665,8 @@ def _pre(length: int) -> Ints:
     return np.array([position("pre", j) for j in range(n_examples)], dtype=np.int64)
 
 
-def _prompts(config: TrainConfig, model: LanguageModel) -> Ints | None:
-    """Prompts of every task and arm mixed in, in equal parts, [prompt pos]; None when there is none."""
+def _prompts(config: TrainConfig, model: LanguageModel) -> PromptSet | None:
+    """Prompts of every task and arm mixed in, in equal parts; None when there is none."""
     wanted = config.data.prompts
     if not wanted:
         return None
@@ -677,7 +679,7 @@ def _prompts(config: TrainConfig, model: LanguageModel) -> Ints | None:
         )
         for part in wanted
     ]  # fmt: skip
-    return np.concatenate([part.tokens for part in parts])
+    return joined_prompts(parts, "prompts")
 
 
 def _records(table: Any) -> list[dict[str, Any]]:

@@ -179,12 +179,12 @@ class TokenSource:
 
     def _tidy(self, ids: Ints, there: Bools) -> tuple[Ints, Ints]:
         """Contexts, [row pos], and with how many BOS each row began."""
-        ids = _to_the_left(ids, there)
+        ids = without_gaps(ids, there)
         if self._bos is None:
             return ids, np.zeros(len(ids), int)
         begun = _run(ids == self._bos).sum(axis=1)
         if (begun > 1).any():
-            ids = _to_the_left(ids, (ids != PADDING) & (np.arange(ids.shape[1]) >= begun[:, None] - 1))
+            ids = without_gaps(ids, (ids != PADDING) & (np.arange(ids.shape[1]) >= begun[:, None] - 1))
         if self._front:
             ids = np.pad(ids, ((0, 0), (0, 1)), constant_values=PADDING)
         bare = (begun == 0) & (ids[:, 0] != PADDING)
@@ -279,8 +279,8 @@ def _run(same: Bools) -> Bools:
     return np.logical_and.accumulate(same, axis=1)
 
 
-def _to_the_left(ids: Ints, there: Bools) -> Ints:
-    """The tokens that are there at the beginning of each row, in their order, and `PADDING` behind them."""
+def without_gaps(ids: Ints, there: Bools) -> Ints:
+    """The tokens [row pos] that are `there` at the begin of each row, in order, and `PADDING` behind them."""
     if there.all():
         return ids
     order = np.argsort(~there, axis=1, kind="stable")

@@ -156,7 +156,7 @@ def examine(name: str, model: LanguageModel, saes: dict[Site, Sae], asked: argpa
     places = tuple(measure(model, sae, task, wrong, drawn) for sae in saes.values())
     best = max(places, key=lambda place: effect_of(place.sets, FULL))
     by_x = runs_by_query(
-        model.tokenizer, task, default_inputs(task.domain), donors=4, donor_examples=asked.donors,
+        model.tokenizer, task, default_inputs(task), donors=4, donor_examples=asked.donors,
         seed=asked.seed,
     )  # fmt: skip
     sets = [best.smallest] if best.smallest else []

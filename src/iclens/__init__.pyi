@@ -57,6 +57,7 @@ from .prompts.render import encode_examples as encode_examples
 from .prompts.tasks import Task as Task
 from .prompts.tasks import default_inputs as default_inputs
 from .prompts.tasks import expand as expand
+from .prompts.tasks import pairs_task as pairs_task
 from .prompts.tasks import parse_task as parse_task
 from .results.run import Run as Run
 from .results.run import Selection as Selection

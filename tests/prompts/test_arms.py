@@ -121,7 +121,7 @@ def test_queries_never_stand_in_their_own_context(tokenizer: Tokenizer, seed: in
 @pytest.mark.parametrize(
     ("code", "task", "said"),
     [
-        ("N5", "word:opposite", "its answers are words"),
+        ("N10", "word:opposite", "N1 to N9 say how many labels of 10 are wrong"),
         ("O", "letter:next", "its answers are words"),
         ("A-", "word:same", "It needs"),
         ("C9", "2x+3", "prompts have 7 examples"),

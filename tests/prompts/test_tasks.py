@@ -185,7 +185,7 @@ def test_an_x_of_another_kind(spec: str, x: str) -> None:
 @pytest.mark.parametrize("spec", EXAMPLES)
 def test_outcomes_are_distributions(spec: str) -> None:
     task = parse_task(spec)
-    for x in default_inputs(task.domain):
+    for x in default_inputs(task):
         found = task.outcomes(x)
         assert sum(found.values()) == pytest.approx(1.0)
         assert found[task.answer(x)] == max(found.values())
@@ -193,6 +193,7 @@ def test_outcomes_are_distributions(spec: str) -> None:
 
 
 def test_inputs_of_domains() -> None:
+    assert default_inputs(parse_task("3x"), range(3)) == default_inputs("number", range(3))
     assert default_inputs("number", range(3)) == ("0", "1", "2")
     assert default_inputs("letter") == LETTERS
     assert set(default_inputs("word")) == set(WORDS)

@@ -11,9 +11,10 @@ from huggingface_hub import constants
 
 from iclens.core import ModelError
 from iclens.study.config import StudyConfig, parse_study_config
+from iclens.study.flow import FLOW
 from iclens.study.follow import _on_studied_model
-from iclens.study.inputs import CHECKOUT, model_files, outside_inputs, sae_files
-from iclens.study.run import RunContext, RunFolder
+from iclens.study.inputs import CHECKOUT, model_files, outside_inputs, pair_files, sae_files
+from iclens.study.run import RunContext, RunFolder, inputs_of
 from iclens.training.config import load_train_config
 
 from .conftest import MODEL, STUDY, TRAINING
@@ -99,11 +100,20 @@ def mixture(folder: Path) -> dict[str, object]:
     return {"kind": "mixture", "mixture": str(folder / "mine.yaml")}
 
 
+def pairs(folder: Path) -> dict[str, object]:
+    (folder / "mine.csv").write_text("x,y\nsky,blue\ngrass,green\n")
+    return {"kind": "mixture", "prompts": [{"task": f"pairs:{folder / 'mine.csv'}", "weight": 0.5}]}
+
+
 @pytest.mark.parametrize(
-    ("data", "file"), [(tokens, "ids.npy"), (text, "a.txt"), (text, "b.txt"), (mixture, "mine.yaml")]
-)
+    ("data", "file", "more"),
+    [
+        (tokens, "ids.npy", "more"), (text, "a.txt", "more"), (text, "b.txt", "more"),
+        (mixture, "mine.yaml", "more"), (pairs, "mine.csv", "night,black\n"),
+    ],
+)  # fmt: skip
 def test_what_saes_are_trained_on_decides_them(
-    data: Callable[[Path], dict[str, object]], file: str, tmp_path: Path
+    data: Callable[[Path], dict[str, object]], file: str, more: str, tmp_path: Path
 ) -> None:
     declared = yaml.safe_load(TRAINING.format(model=MODEL)) | {"data": data(tmp_path)}
     (tmp_path / "t.yaml").write_text(yaml.safe_dump(declared))
@@ -111,8 +121,52 @@ def test_what_saes_are_trained_on_decides_them(
     before = sae_files(config)
     assert before == sae_files(config) and len(before) == 2
     with (tmp_path / file).open("ab") as stream:
-        stream.write(b"more")
+        stream.write(more.encode())
     assert sae_files(config) != before
+
+
+def stage_inputs(config: StudyConfig, folder: Path) -> dict[str, dict[str, str]]:
+    """Stage → its inputs, of those stages that read no other."""
+    context = RunContext(RunFolder(folder, config), {"model": {}, "SAE source": {}})
+    return {
+        stage.name: inputs_of(stage, context)
+        for stage in FLOW if {*stage.reads} <= {*context.outside}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "named", "decided"),
+    [
+        ("prompts", {"task": "pairs:{}/a 1.csv"}, {1}, {"prompts", "sweep"}),
+        ("prompts", {"rival": "pairs:{}/a 2.csv"}, {2}, {"prompts", "sweep"}),
+        ("grid", {"tasks": ["2x", "pairs:{}/a {{1..2}}.csv"]}, {1, 2}, {"saes"}),
+        ("track", {"beliefs": ["among:pairs:{}/a 1.csv"]}, {1}, {"saes"}),
+        ("prompts", {"task": "pairs:capital"}, set(), set()),
+    ],
+)
+def test_a_stage_is_stale_when_a_file_of_pairs_that_its_settings_name_changes(
+    section: str, settings: dict[str, object], named: set[int], decided: set[str], tmp_path: Path
+) -> None:
+    files = [tmp_path / f"a {n}.csv" for n in range(3)]
+    for file in files:
+        file.write_text("x,y\nsky,blue\ngrass,green\n")
+    plain = yaml.safe_load(STUDY.format(model=MODEL, training="t.yaml"))
+    plain["track"]["beliefs"] = []
+    for key, value in settings.items():
+        texts = value if isinstance(value, list) else [value]
+        made = [text.format(tmp_path) for text in texts]
+        plain[section][key] = made if isinstance(value, list) else made[0]
+    config = parse_study_config(yaml.safe_dump(plain), "study.yaml")
+    before = stage_inputs(config, tmp_path)
+    assert {stage for stage, inputs in before.items() if "pairs" in inputs} == decided
+    assert pair_files(config.model_dump(mode="json")).keys() == {str(files[n]) for n in named}
+    for n, file in enumerate(files):
+        file.write_text(f"x,y\nsky,blue\ngrass,green\nnight,black {n}\n")
+        after = stage_inputs(config, tmp_path)
+        changed = {stage for stage in before if before[stage] != after[stage]}
+        assert changed == (decided if n in named else set())
+        assert all(before[stage] | {"pairs": after[stage]["pairs"]} == after[stage] for stage in changed)
+        before = after
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def build_runs(
         EditError: for an unknown recipient, or one that cannot be deranged.
         TaskError: for a stochastic task, too few inputs, or a task whose answer never changes.
     """
-    pool = tuple(inputs) if inputs is not None else default_inputs(task.domain)
+    pool = tuple(inputs) if inputs is not None else default_inputs(task)
     n_shown = _context_examples(task, recipient, donor_examples, recipient_examples, len(pool))
     draw = partial(build_prompts, tokenizer, task, n_prompts=n_prompts, seed=seed, inputs=pool)
     every = draw(arm="T", n_examples=len(pool))

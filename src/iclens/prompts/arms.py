@@ -16,13 +16,16 @@ from functools import partial
 import numpy as np
 
 from iclens.core import TaskError, nearest
-from iclens.prompts.tasks import Task, expand, parse_task
+from iclens.prompts.pairs import PREFIX, shipped
+from iclens.prompts.tasks import Task, default_inputs, expand, parse_task
 
 Rng = np.random.Generator
 HINTED = 2
 """Examples at the start of Q- and Q0 that carry the hint."""
 RIVALS = tuple(expand("{1..5}x+{0..11}"))
 """Tasks whose agreement makes an example ambiguous (A-, A+)."""
+OF_TEN = 10
+"""Labels of which N# makes # wrong, where answers are words."""
 FILLER = ""
 """Stands in a context for a slot that is filled with newlines."""
 
@@ -105,14 +108,18 @@ def parse_arm(code: str) -> Arm:
     return replace(arm, code=code, meaning=meaning, stream=stream, number=number)
 
 
-def other_task(spec: str, studied: Task) -> Task:
-    """A task whose values can stand against those of the studied one: one answer per x, the same inputs."""
+def other_task(spec: str, studied: Task, inputs: Sequence[str] | None = None) -> Task:
+    """A task whose values can stand against those of the studied one: one answer per x, the same inputs.
+
+    `inputs` are the x that the prompts may hold; the studied task's default inputs when not given.
+    """
     task = parse_task(spec)
+    asked = (default_inputs(studied) if inputs is None else inputs) if task.inputs or studied.inputs else ()
     cause = (
         "it is the studied task itself" if task.name == studied.name
         else "it has several answers at an x" if not task.deterministic
         else f"its x are {task.domain}s, not {studied.domain}s" if task.domain != studied.domain
-        else ""
+        else _unanswered(task, asked)
     )  # fmt: skip
     if cause:
         raise TaskError(
@@ -123,15 +130,33 @@ def other_task(spec: str, studied: Task) -> Task:
     return task
 
 
+def _unanswered(task: Task, inputs: Iterable[str]) -> str:
+    """That the task has no answer at one of the inputs, in words; "" where it has one at each."""
+    for x in inputs:
+        try:
+            task.outcomes(x)
+        except TaskError:
+            return f"it has no answer at x '{x}'"
+    return ""
+
+
 def default_rival(task: Task) -> Task:
-    """A task like this one that it can be told from: same family, other slope or constant."""
+    """A task like this one that it can be told from.
+
+    The same family with another slope or constant; of pairs that ship, the first others of the same kind of x
+    that have every x.
+    """
     if task.family in ("affine", "approx") and task.slope is not None and task.offset is not None:
         return parse_task(f"{task.slope + 1}x{max(task.offset - 2, 0):+d}")
     swaps = {"odd": "even", "even": "odd", "word:opposite": "word:same", "word:same": "word:opposite",
              "letter:next": "letter:previous", "letter:previous": "letter:next"}  # fmt: skip
     if task.name in swaps:
         return parse_task(swaps[task.name])
-    if task.domain == "number" and task.answers == "number":
+    if (own := shipped().get(task.name.removeprefix(PREFIX))) is not None and task.inputs:
+        for name, other in shipped().items():
+            if other is not own and other.x == own.x and {*task.inputs} <= {*other.pairs, *other.held_out}:
+                return parse_task(f"{PREFIX}{name}")
+    if task.domain == "number" and task.answers == "number" and not task.inputs:
         return parse_task("x+5")
     raise TaskError(
         f"a rival of '{task.name}'",
@@ -184,9 +209,34 @@ def _neutral_hint(shown: Shown, rng: Rng) -> list[str]:
 
 
 def _noisy(shown: Shown, rng: Rng) -> list[str]:
-    shown.numbers(f"N{shown.number}")
+    if not all(y.isdigit() for y in shown.answers()):
+        return _noisy_words(shown, rng)
     moved = np.array([int(y) for y in shown.own]) + np.rint(rng.normal(0, shown.number, shown.n))
     return [str(int(y)) for y in np.clip(moved, 0, 999)]
+
+
+def _noisy_words(shown: Shown, rng: Rng) -> list[str]:
+    """Each label with probability number / 10 another answer, uniform among those that are wrong at its x.
+
+    The draws do not depend on the number, so a label that one number makes wrong is wrong at every greater.
+    """
+    code = f"arm N{shown.number} of task '{shown.task.name}'"
+    if shown.number > OF_TEN - 1:
+        raise TaskError(
+            code,
+            "its answers are words",
+            f"Of words, N1 to N{OF_TEN - 1} say how many labels of {OF_TEN} are wrong.",
+        )
+    answers = shown.answers()
+    labels = []
+    for x, own, chance, drawn in zip(shown.x, shown.own, *rng.random((2, shown.n)), strict=True):
+        wrong = [y for y in answers if y not in shown.task.outcomes(x)]
+        if not wrong:
+            raise TaskError(
+                code, f"no answer is wrong at x='{x}'", "Leave it out of the arms (prompts.arms in a study)."
+            )
+        labels.append(wrong[int(drawn * len(wrong))] if chance < shown.number / OF_TEN else own)
+    return labels
 
 
 def _one_wrong(shown: Shown, rng: Rng) -> list[str]:
@@ -259,7 +309,8 @@ ARMS: dict[str, Arm] = {
             contexts=partial(_by_ambiguity, arm="A-", step=1)),
         Arm("A+", "other inputs, whose answer few rival tasks share", 15,
             contexts=partial(_by_ambiguity, arm="A+", step=-1)),
-        Arm("N#", "label noise: a rounded normal of standard deviation # added", 16, _noisy),
+        Arm("N#", "label noise: a rounded normal of standard deviation # added; of words, # of 10 wrong", 16,
+            _noisy),
         Arm("C#", "one wrong label, at example #", 17, _one_wrong),
     )
 }  # fmt: skip

@@ -119,7 +119,8 @@ def parse_belief(spec: str, inputs: Sequence[str] | None = None) -> DeclaredBeli
         inputs: x that the prompts may hold; the defaults of each task's domain when not given.
     """
     text = spec.replace(" ", "")
-    kind, _, rest = text.partition(":")
+    kind, _, rest = spec.strip().partition(":")  # a path may hold spaces
+    kind = kind.strip()
     if kind == "against" and rest:
         return _against(_single(spec, rest), inputs)
     if kind == "among" and rest:
@@ -145,7 +146,7 @@ def check_declared(
     Args:
         inputs: x that the prompts may hold; the defaults of the task's domain when not given.
     """
-    inputs_read = tuple(default_inputs(task.domain)) if inputs is None else tuple(inputs)
+    inputs_read = default_inputs(task) if inputs is None else tuple(inputs)
     beliefs = tuple(parse_belief(spec, inputs_read) for spec in specs)
     names = [*BELIEFS, *(belief.name for belief in beliefs)]
     twice = [name for name in names if names.count(name) > 1]
@@ -224,13 +225,13 @@ def _against(other: Task, inputs: Sequence[str] | None) -> DeclaredBelief:
             return np.where(rival == "", np.nan, own / (own + beside))
 
     meaning = f"P(own answer) against P({other.name}'s answer), of these two; even odds where they agree"
-    given = _answers(other, np.array(default_inputs(other.domain) if inputs is None else inputs))
+    given = _answers(other, np.array(default_inputs(other) if inputs is None else inputs))
     return DeclaredBelief(f"against:{other.name}", meaning, read, _words(given.tolist()))
 
 
 def _among(other: Task, inputs: Sequence[str] | None) -> DeclaredBelief:
     numbers = [x for x in inputs or () if x.isdigit()] if other.domain == "number" else []
-    domain = numbers or default_inputs(other.domain)
+    domain = numbers or default_inputs(other)
     given: dict[str, None] = {}
     for value in domain:
         try:

@@ -337,7 +337,7 @@ def _drawn(
                 "the task itself",
                 "Set `rival` (prompts.rival in a study) to another task.",
             )
-    pool = tuple(inputs) if inputs is not None else default_inputs(task.domain)
+    pool = tuple(inputs) if inputs is not None else default_inputs(task)
     if len(pool) < n_examples:
         raise TaskError(
             f"{n_examples} distinct inputs", f"{len(pool)} allowed", "Lower n_examples, or allow more inputs."

@@ -55,6 +55,9 @@ class Mixture:
             )
         if len({task.name for task in self.tasks}) != len(self.tasks):
             raise ConfigError("mixture tasks", "a task stands twice", "List each task once.")
+        if pairs := [task.name for task in self.tasks if task.inputs]:
+            remedy = "List rules: the exact posterior is over whole domains."
+            raise ConfigError("mixture tasks", f"'{pairs[0]}' has inputs of its own", remedy)
 
     @classmethod
     def from_dict(cls, declared: dict[str, Any]) -> Mixture:
@@ -112,7 +115,7 @@ class Mixture:
 
     def inputs_of(self, task: Task) -> tuple[str, ...]:
         """The inputs of the task's domain."""
-        return default_inputs(task.domain, self.numbers)
+        return default_inputs(task, self.numbers)
 
     @cached_property
     def likelihood(self) -> Floats:

@@ -1,4 +1,4 @@
-"""Tasks: rules that give y for x, how they are written, and the words that some of them use."""
+"""Tasks: rules and pairs that give y for x, how they are written, and the words that some of them use."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import re
 import string
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 
 from iclens.core import TaskError, nearest
+from iclens.prompts.pairs import FILE, PREFIX, checked, parse_pairs, shipped
 
 LETTERS = tuple(string.ascii_lowercase)
 
@@ -45,6 +48,10 @@ class Task:
     slope: int | None = field(default=None, compare=False)
     # b of an (approximate) affine rule. None elsewhere.
     offset: int | None = field(default=None, compare=False)
+    # x of a task of pairs, from which its prompts are drawn. Empty for a rule, whose domain has them.
+    inputs: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    # further x of a task of pairs, for prompts on which nothing was chosen
+    held_out: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def outcomes(self, x: str) -> Outcomes:
         """P(y | x, task) over answers, summing to 1.
@@ -57,8 +64,8 @@ class Task:
         except (KeyError, ValueError) as cause:
             raise TaskError(
                 f"task '{self.name}' at x='{x}'",
-                f"not a {self.domain}",
-                f"Its inputs have to be {self.domain}s.",
+                "no pair has this x" if self.inputs else f"not a {self.domain}",
+                f"Its inputs have to be {'x of its pairs' if self.inputs else f'{self.domain}s'}.",
             ) from cause
         if not outcomes:
             raise TaskError(
@@ -79,8 +86,15 @@ class Task:
         return self.family not in ("approx", "parity", "random")
 
 
-def default_inputs(domain: str, numbers: range = range(50)) -> tuple[str, ...]:
-    """The inputs of a domain: `numbers`, the 26 letters, or the words with opposites."""
+def default_inputs(task: Task | str, numbers: range = range(50)) -> tuple[str, ...]:
+    """The inputs of a task, or of a domain by its name.
+
+    Those of pairs are the pairs' own; those of a domain are `numbers`, the 26 letters, or the words with
+    opposites.
+    """
+    if isinstance(task, Task) and task.inputs:
+        return task.inputs
+    domain = task if isinstance(task, str) else task.domain
     if domain == "number":
         return tuple(str(n) for n in numbers)
     return LETTERS if domain == "letter" else WORDS
@@ -132,7 +146,7 @@ NAMED: dict[str, Task] = {
 """Tasks that are a name rather than a formula."""
 
 
-EXAMPLES = ("2x+3", "3x", "x+5", "2x+3~5", "x//2+4", "50-x", "x%7", "7", *NAMED)
+EXAMPLES = ("2x+3", "3x", "x+5", "2x+3~5", "x//2+4", "50-x", "x%7", "7", *NAMED, f"{PREFIX}capital")
 """One valid spec of every kind."""
 
 _AFFINE = re.compile(r"(\d*)\*?x([+-]\d+)?(?:~(\d+))?", re.ASCII)
@@ -148,14 +162,82 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[..., Task]], ...] = (
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
+def pairs_task(name: str, pairs: Mapping[str, str] | str | Path) -> Task:
+    """A task of your own pairs, with one answer to every x.
+
+    No spec names it: a study, which names its tasks in YAML, takes the spec of a file, `pairs:colours.csv`.
+
+    Args:
+        name: what tables and errors call it, after `pairs:`; not that of pairs that ship.
+        pairs: x → y, as texts; or the path of a `.jsonl`, `.csv` or `.yaml` file of them.
+
+    Raises:
+        TaskError: for a name that is taken, a file that cannot be read, and pairs that can be no task.
+    """
+    spec = f"{PREFIX}{name}"
+    taken = name in shipped() or FILE.fullmatch(spec)
+    if taken or not name or name != " ".join(name.split()):
+        raise TaskError(
+            f"pairs by the name {name!r}",
+            "what a spec already names" if taken else "no name on one line",
+            "Give one of your own, such as 'colours'.",
+        )
+    if isinstance(pairs, Mapping):
+        rows = ((f"pair {n}", x, y) for n, (x, y) in enumerate(pairs.items(), 1))
+        return _of_pairs(spec, checked(rows, f"task '{spec}'"))
+    return _of_pairs(spec, _read(str(pairs)))
+
+
+def _of_pairs(spec: str, pairs: Mapping[str, str], held_out: Mapping[str, str] | None = None) -> Task:
+    every = {**pairs, **(held_out or {})}
+    domain, answers = ("number" if all(text.isdigit() for text in texts) else "word"
+                       for texts in (every, every.values()))  # fmt: skip
+    return Task(
+        spec, domain, "word", answers, lambda x: {every[x]: 1.0}, inputs=tuple(pairs),
+        held_out=tuple(held_out or ()),
+    )  # fmt: skip
+
+
+def _read(path: str) -> dict[str, str]:
+    """The pairs of a file, which is read each time and parsed once for each content."""
+    if not FILE.fullmatch(f"{PREFIX}{path}"):
+        remedy = "Give a file whose name ends with .jsonl, .csv or .yaml."
+        raise TaskError(f"pairs of '{path}'", "of no known form", remedy)
+    try:
+        content = Path(path).read_bytes()
+    except (OSError, ValueError) as cause:
+        reason = getattr(cause, "strerror", None) or cause
+        found = "no such file" if isinstance(cause, FileNotFoundError) else f"unreadable ({reason})"
+        remedy = "Name a file, as seen from the current folder."
+        raise TaskError(f"pairs of '{path}'", found, remedy) from cause
+    return _parsed(content, path)
+
+
+_parsed = lru_cache(maxsize=64)(parse_pairs)
+
+
+def _parse_pairs(spec: str) -> Task:
+    name = spec.removeprefix(PREFIX).strip()
+    if FILE.fullmatch(f"{PREFIX}{name}"):
+        return _of_pairs(f"{PREFIX}{name}", _read(name))
+    if name not in shipped():
+        known = nearest(spec, [f"{PREFIX}{one}" for one in shipped()])
+        raise TaskError(f"task '{spec}'", "no such pairs", f"{known}; or name a .jsonl, .csv or .yaml file.")
+    known = shipped()[name]
+    return _of_pairs(f"{PREFIX}{name}", known.pairs, known.held_out)
+
+
 def parse_task(spec: str) -> Task:
     """The task that `spec` names.
 
     Spaces and a `y=` in front are ignored; `x+0` and `1x` are written canonically as `x`, `x//2+0` as `x//2`.
+    `pairs:NAME` are pairs that ship, `pairs:FILE` those of a `.jsonl`, `.csv` or `.yaml` file.
 
     Raises:
-        TaskError: naming the nearest valid form.
+        TaskError: naming the nearest valid form; for pairs that cannot be read or can be no task.
     """
+    if spec.strip().startswith(PREFIX):
+        return _parse_pairs(spec.strip())
     text = spec.replace(" ", "").removeprefix("y=")
     if text in NAMED:
         return NAMED[text]
@@ -166,7 +248,8 @@ def parse_task(spec: str) -> Task:
     for pattern, build in _FORMS:
         if match := pattern.fullmatch(text):
             return build(*(int(number) for number in match.groups() if number))
-    raise TaskError(f"task '{spec}'", "no such task", nearest(text, EXAMPLES) + ".")
+    known = dict.fromkeys((*EXAMPLES, *(f"{PREFIX}{name}" for name in shipped())))
+    raise TaskError(f"task '{spec}'", "no such task", nearest(text, known) + ".")
 
 
 def _signed(offset: int) -> str:

@@ -100,7 +100,7 @@ class PromptsSection(Section):
     n_examples: int = Field(default=16, ge=4)
     seed: Seed = 0
     numbers: tuple[int, int] = (0, 49)
-    """First and last x of number tasks."""
+    """First and last x of number tasks; pairs have their own."""
 
     @field_validator("arms")
     @classmethod
@@ -128,7 +128,7 @@ class PromptsSection(Section):
     def inputs(self) -> tuple[str, ...]:
         """The inputs that prompts may hold."""
         first, last = self.numbers
-        return default_inputs(self.rule.domain, range(first, last + 1))
+        return default_inputs(self.rule, range(first, last + 1))
 
 
 class TrackSection(Section):
@@ -240,7 +240,7 @@ class GridSection(Section):
     tasks: list[str] | None = None
     """Task specs, ranges such as {1..5}x+{0..4} allowed; the default grid when not given."""
     numbers: tuple[int, int] = (0, 49)
-    """First and last x of number tasks."""
+    """First and last x of number tasks; pairs have their own."""
     answers: tuple[int, int] | None = None
     """Least and greatest y of the grid's prompts, so that slopes have like answers; any when not given."""
     templates: list[str] = [TEMPLATE]
@@ -394,7 +394,7 @@ class StudyConfig(Section):
     @model_validator(mode="after")
     def _beliefs_can_be_read(self) -> StudyConfig:
         if self.patch.wrong_task is not None:
-            other_task(self.patch.wrong_task, self.prompts.rule)
+            other_task(self.patch.wrong_task, self.prompts.rule, self.prompts.inputs)
         for key, belief in (("patch.chosen_for", self.patch.chosen_for), ("sweep.belief", self.sweep.belief)):
             if belief not in self.belief_names:
                 raise ConfigError(

@@ -43,14 +43,15 @@ def task_inputs(config: StudyConfig, task: Task) -> tuple[str, ...]:
     first, last = section.numbers
     low, high = section.answers or (0, 999)
     allowed = []
-    for x in default_inputs(task.domain, range(first, last + 1)):
+    inputs = default_inputs(task, range(first, last + 1))
+    for x in inputs:
         answers = [int(y) for y in task.rule(x) if y.isdigit()]
         if task.rule(x) and all(low <= y <= high for y in answers):
             allowed.append(x)
     if len(allowed) < section.n_examples:
         raise TaskError(
             f"grid: {section.n_examples} distinct inputs of '{task.name}'",
-            f"{len(allowed)} of {first} to {last} have answers from {low} to {high}",
+            f"{len(allowed)} of its {len(inputs)} inputs have answers from {low} to {high}",
             "Widen grid.numbers or grid.answers, ask for fewer examples, or leave the task out.",
         )
     return tuple(allowed)

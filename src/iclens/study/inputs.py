@@ -8,6 +8,7 @@ do not.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,6 +25,8 @@ from iclens.core import (
 )
 from iclens.model.shape import model_folder, read_shape, refuse_longer
 from iclens.prompts.mixture import Mixture
+from iclens.prompts.pairs import FILE
+from iclens.prompts.tasks import expand
 from iclens.study.config import StudyConfig
 from iclens.study.store import hash_file, hash_files
 from iclens.training.config import load_train_config
@@ -119,6 +122,19 @@ def outside_inputs(config: StudyConfig) -> dict[str, Hashes]:
         folder = _sae_set(name, "Name a set in transforms.other_saes that is there, or none.")
         others |= {f"{name}/{file}": digest for file, digest in set_files(folder).items()}
     return {"model": model_files(config), "SAE source": sae_files(config), "other SAEs": others}
+
+
+def pair_files(settings: Any) -> Hashes:
+    """Path → hash of every file of pairs that a task's spec names, anywhere in plain settings."""
+    if isinstance(settings, str):
+        specs = expand(settings) if FILE.search(settings) else ()
+        paths = [match[1] for spec in specs if (match := FILE.search(spec))]
+        return {path: hash_file(Path(path)) for path in paths}
+    parts = settings.values() if isinstance(settings, dict) else settings
+    found: Hashes = {}
+    for part in parts if isinstance(settings, dict | list) else ():
+        found |= pair_files(part)
+    return found
 
 
 def model_files(config: StudyConfig) -> Hashes:

@@ -176,11 +176,11 @@ def left_out(run: RunContext) -> list[str]:
 
 def wrong_task(run: RunContext) -> Task | None:
     """The task whose values serve as a control: the named one, or a rival with one answer per x, if any."""
-    rule = run.config.prompts.rule
+    asked = run.config.prompts
     if run.config.patch.wrong_task is not None:
-        return other_task(run.config.patch.wrong_task, rule)
+        return other_task(run.config.patch.wrong_task, asked.rule, asked.inputs)
     try:
-        return other_task(run.config.prompts.rival or default_rival(rule).name, rule)
+        return other_task(asked.rival or default_rival(asked.rule).name, asked.rule, asked.inputs)
     except TaskError:
         return None
 

@@ -26,7 +26,7 @@ from iclens.study import run as runs
 from iclens.study.config import StudyConfig
 from iclens.study.flow import FLOW
 from iclens.study.grid import check_concepts
-from iclens.study.inputs import CHECKOUT, Hashes, check_model, check_task, outside_inputs
+from iclens.study.inputs import CHECKOUT, Hashes, check_model, check_task, outside_inputs, pair_files
 from iclens.study.store import hash_json
 
 INDEX = "site/index.html"
@@ -231,6 +231,7 @@ def study_card(run: runs.RunContext) -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "model folder": {"name": config.model.folder, "files": run.outside["model"]},
         "SAE source": run.outside["SAE source"],
+        **({"pairs": files} if (files := pair_files(sections)) else {}),
         **(run.facts if (run.folder.path / runs.FOLDERS["saes"]).is_dir() else {}),
         "dtype": config.model.dtype,
         "device": config.model.device,

@@ -30,7 +30,7 @@ from iclens.prompts.build import PromptSet
 from iclens.prompts.mixture import Mixture
 from iclens.study import imports
 from iclens.study.config import StudyConfig, load_study_config
-from iclens.study.inputs import Hashes, declared_mixture, hub_commit, locate
+from iclens.study.inputs import Hashes, declared_mixture, hub_commit, locate, pair_files
 from iclens.study.store import hash_files, hash_json, load_arrays, load_json, load_prompts, save
 from iclens.table import Table
 
@@ -363,11 +363,16 @@ def stage(*settings: str, reads: Sequence[str]) -> Callable[[Callable[[RunContex
 
 
 def inputs_of(stage: Stage, run: RunContext) -> dict[str, str]:
-    """Everything that decides a stage's result, each as a hash; its key is the hash of them all."""
+    """Everything that decides a stage's result, each as a hash; its key is the hash of them all.
+
+    `pairs` is there where the settings name a task by a file of pairs: the files' contents.
+    """
     settings = run.config.model_dump(mode="json", include=set(stage.settings))
     inputs = {
         "config": hash_json({"stage": stage.name} | settings),
         "code": hash_json(imports.sources(stage.code)),
         "libraries": hash_json(imports.libraries(stage.code)),
     }
+    if files := pair_files(settings):
+        inputs["pairs"] = hash_json(files)
     return inputs | {name: run.digest(name) for name in stage.reads}

@@ -27,6 +27,7 @@ from yaml.constructor import ConstructorError
 
 from iclens.core import ConfigError, IclensError, Site, nearest, sae_site
 from iclens.prompts.arms import parse_arm
+from iclens.prompts.pairs import FILE
 from iclens.prompts.tasks import parse_task
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -115,7 +116,7 @@ class Contexts(Strict):
 
     def files(self) -> list[Path]:
         """The local files that contexts are read from, as far as they are there."""
-        return []
+        return [Path(match[1]) for part in self.prompts if (match := FILE.fullmatch(part.task))]
 
     @field_validator("prompts")
     @classmethod
@@ -136,7 +137,7 @@ class MixtureContexts(Contexts):
 
     def files(self) -> list[Path]:
         """The mixture, when it has a file of its own."""
-        return [path for path in [self.mixture] if path is not None and path.is_file()]
+        return super().files() + [path for path in [self.mixture] if path is not None and path.is_file()]
 
 
 class TextContexts(Contexts):
@@ -153,7 +154,8 @@ class TextContexts(Contexts):
 
     def files(self) -> list[Path]:
         """The dataset's local files; none of one that is streamed from the hub."""
-        return [Path(name) for name in sorted(glob(self.dataset, recursive=True)) if Path(name).is_file()]
+        paths = [Path(name) for name in sorted(glob(self.dataset, recursive=True))]
+        return super().files() + [path for path in paths if path.is_file()]
 
 
 class TokenContexts(Contexts):
@@ -171,7 +173,7 @@ class TokenContexts(Contexts):
 
     def files(self) -> list[Path]:
         """The file of token ids."""
-        return [path for path in [self.path] if path.is_file()]
+        return super().files() + [path for path in [self.path] if path.is_file()]
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ class PromptSource(_Drawn):
 
     def __init__(self, wanted: Prompts, tokenizer: Any, examples: int, seed: int, index: int) -> None:
         self._task, self._arm, self._key = parse_task(wanted.task), wanted.arm, (seed, 2, index)
-        inputs = default_inputs(self._task.domain)
+        inputs = default_inputs(self._task)
         if len(inputs) < examples:
             few = f"{examples} examples of {len(inputs)} inputs"
             raise ConfigError(f"prompts of '{wanted.task}'", few, "Lower data.examples.")

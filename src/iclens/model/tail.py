@@ -8,7 +8,7 @@ positions: a mask lets each see its prompt's prefix and itself. 3. Only blocks a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ from torch import Tensor
 from iclens.core import PADDING, EditError, Site
 from iclens.model.load import LanguageModel
 from iclens.model.run import (
+    Edit,
     added_to_scores,
+    attached,
     attend,
     context,
     feed,
@@ -36,7 +38,8 @@ WIDTH = 64
 """Positions that stand side by side in one sequence."""
 MEMORY = 2**30
 """Bytes that one batch of rows may need beside the model, unless told otherwise."""
-MOST_ROWS = 4096
+MOST_ROWS, MOST_TOGETHER = 4096, 128
+"""Rows of a batch, and prompts that are edited together, at most."""
 MID = ("resid_mid", "attn_out")
 """Hooks whose addition passes through the MLP of its own block."""
 KeysValues = dict[int, tuple[Tensor, Tensor]]
@@ -274,24 +277,38 @@ def side_by_side(tails: Sequence[Tail], rows: Sequence[Tensor], layer: int) -> l
     for part, sequences in zip(rows, resid.split(counts), strict=True):
         sequences.view(-1, *part.shape[1:])[: len(part)] = part
     resid = resid.flatten(1, 2)  # [sequence width·suffix d_model]
+    shared = _shared(tails, counts, width, resid)
+    for block in blocks:
+        resid = block(resid, **shared)
+    last = resid.unflatten(1, (width, suffix))[:, :, -1].split(counts)  # [sequence width d_model] each
+    return [own.flatten(0, 1)[: len(part)] for own, part in zip(last, rows, strict=True)]
+
+
+def _shared(tails: Sequence[Tail], counts: Sequence[int], width: int, like: Tensor) -> dict[str, Any]:
+    """What a block is told besides the rows: each prompt's mask, rotation and prefix.
+
+    `counts` are the sequences of each prompt, `width` the rows of each sequence.
+    """
+    first = tails[0]
     if len({(tail.held.n_kept, tail.held.there) for tail in tails}) == 1:
-        mask, rotary = _mask(first, width, resid, first.held.n_kept), first.held.rotary
+        mask, rotary = _mask(first, width, like, first.held.n_kept), first.held.rotary
     else:
         longest = max(tail.held.n_kept for tail in tails)
-        repeats = torch.tensor(counts, device=resid.device)
+        repeats = torch.tensor(counts, device=like.device)
         mask, *rotary = (
             torch.cat(parts).repeat_interleave(repeats, dim=0)
             for parts in (
-                [_mask(tail, width, resid, longest) for tail in tails],
+                [_mask(tail, width, like, longest) for tail in tails],
                 *zip(*(tail.held.rotary for tail in tails), strict=True),
             )
         )
-    rotary = tuple(part.repeat(1, width, 1) if suffix > 1 else part for part in rotary)
-    prefix = _Prefix([tail.held.kept for tail in tails], counts)
-    for block in blocks:
-        resid = block(resid, attention_mask=mask, position_embeddings=rotary, past_key_values=prefix)
-    last = resid.unflatten(1, (width, suffix))[:, :, -1].split(counts)  # [sequence width d_model] each
-    return [own.flatten(0, 1)[: len(part)] for own, part in zip(last, rows, strict=True)]
+    return {
+        "attention_mask": mask,
+        "position_embeddings": tuple(
+            part.repeat(1, width, 1) if first.n_suffix > 1 else part for part in rotary
+        ),
+        "past_key_values": _Prefix([tail.held.kept for tail in tails], counts),
+    }
 
 
 def _width(n_rows: Sequence[int], most: int) -> int:
@@ -318,6 +335,37 @@ def _mask(tail: Tail, width: int, like: Tensor, prefix: int) -> Tensor:
     itself = seen[..., prefix:].unflatten(2, (width, suffix)).diagonal(dim1=0, dim2=2)
     itself.copy_(alone[:, prefix:, None])  # [suffix suffix width]
     return added_to_scores(seen.flatten(0, 1), like)[None, None]
+
+
+@torch.no_grad()
+def edited_at_end(tails: Sequence[Tail], edits: Sequence[Edit]) -> AnswerProbs:
+    """Answers of prompts, prepared for edits of their last column alone, under edits there, [prompt answer].
+
+    Only blocks from the first edit on are run, at that one position.
+
+    Raises:
+        EditError: for an edit of another column.
+    """
+    first = tails[0]
+    for edit in edits:
+        if np.asarray(edit.recipient_pos).tolist() != [first.held.first]:
+            raise EditError(
+                f"edit at {edit.site}", f"positions {list(edit.recipient_pos)}",
+                f"The prompts are prepared for edits of {first.held.first} alone.",
+            )  # fmt: skip
+    start = min((edit.site.layer for edit in edits), default=first.model.n_blocks)
+    some = [replace(edit, recipient_pos=np.array([0]), donor_pos=None) for edit in edits]
+    parts = []
+    for begin in range(0, len(tails), MOST_TOGETHER):
+        rows = slice(begin, begin + MOST_TOGETHER)
+        own = list(tails[rows])
+        resid = torch.stack([tail.held.resid[start] for tail in own])  # [prompt 1 d_model]
+        shared = _shared(own, [1] * len(own), 1, resid)
+        with attached(first.model, (), np.array([0]), [edit.of_rows(rows) for edit in some]):
+            for block in first.model.network.model.layers[start:]:
+                resid = block(resid, **shared)
+        parts.append(read_answers(first.model, resid[:, 0], first.ids).cpu().numpy())
+    return AnswerProbs(first.answers, np.concatenate(parts))
 
 
 def added_together(

@@ -21,7 +21,7 @@ from iclens.model.attention import attention_patterns, head_dots, head_outputs
 from iclens.model.load import LanguageModel, as_numpy
 from iclens.model.run import Edit, record, refuse_part
 from iclens.model.tail import tails_of
-from iclens.patching.receiver import layer_site, query_answers, query_position, up_to_query
+from iclens.patching.receiver import at_pre, layer_site, query_answers, query_position, up_to_query
 from iclens.patching.runs import Runs, check_tokenizer
 from iclens.patching.sweep import metric_columns, readouts
 from iclens.schemas import DirectTable, HeadScoreTable, HeadTable
@@ -179,7 +179,8 @@ def ablate_heads(
         place: one of `PLACES`.
     """
     check_tokenizer(model.tokenizer, runs)
-    before = readouts(query_answers(model, runs.target, runs.words), runs)
+    tails = at_pre(model, runs) if place == "pre" else None
+    before = readouts(query_answers(model, runs.target, runs.words, tails=tails), runs)
     weights = prompt_weights(runs.target.n_prompts, draws, np.random.default_rng(seed))
     parts = []
     for layer in range(model.n_blocks) if layers is None else layers:
@@ -187,7 +188,8 @@ def ablate_heads(
         alone = [np.array([head]) for head in range(model.n_heads)]
         edits = [replace(whole, value=_part(whole.value, head), heads=head) for head in alone]
         for head, edit in enumerate([*edits, whole]):
-            after = readouts(query_answers(model, runs.target, runs.words, (edit,), batch), runs)
+            answers = query_answers(model, runs.target, runs.words, (edit,), batch, tails)
+            after = readouts(answers, runs)
             change = means(np.stack([after[name] - before[name] for name in before], axis=1), weights)
             same = {
                 "kind": kind, "place": place, "layer": layer,

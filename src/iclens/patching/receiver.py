@@ -20,7 +20,7 @@ from torch import Tensor
 from iclens.core import ROLES, EditError, SaeError, Site, check_role
 from iclens.model.load import LanguageModel
 from iclens.model.run import Edit, answer_probs, record
-from iclens.model.tail import Tail, added_together, run_together, tails_of
+from iclens.model.tail import Tail, added_together, edited_at_end, run_together, tails_of
 from iclens.patching.runs import BeliefReader, Runs, check_tokenizer
 from iclens.prompts.beliefs import AnswerProbs
 from iclens.prompts.build import PromptSet
@@ -56,11 +56,21 @@ def up_to_query(prompts: PromptSet) -> Ints:
     return prompts.tokens[:, : int(query_position(prompts)[0]) + 1]
 
 
+def at_pre(model: LanguageModel, runs: Runs) -> list[Tail]:
+    """A*'s prompts, prepared for edits at the query's `pre`."""
+    return tails_of(model, up_to_query(runs.target), runs.words)
+
+
 def query_answers(
     model: LanguageModel, prompts: PromptSet, words: tuple[str, ...], edits: Sequence[Edit] = (),
-    batch: int = 128,
+    batch: int = 128, tails: Sequence[Tail] | None = None,
 ) -> AnswerProbs:  # fmt: skip
-    """Answers at the query's `pre`, under edits if any, [prompt answer]."""
+    """Answers at the query's `pre`, under edits if any, [prompt answer].
+
+    `tails` are the prompts, prepared for edits at `pre` alone (`at_pre`).
+    """
+    if tails is not None:
+        return edited_at_end(tails, edits)
     probs = answer_probs(
         model, up_to_query(prompts), query_position(prompts), extra=words, edits=edits, batch=batch
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from iclens.patching.heads import (
     heads_by_layer,
     ratios,
 )
-from iclens.patching.receiver import patch_query, query_answers
+from iclens.patching.receiver import at_pre, patch_query, query_answers
 from iclens.patching.runs import Runs, check_tokenizer
 from iclens.schemas import RedundancyLadderTable, RedundancyTable
 from iclens.stats import ENDS, LEAST_SPAN, Estimates, means, normalised_effects, prompt_weights
@@ -95,17 +96,58 @@ class Verdict:
 
 
 def redundancy_index(
-    model: LanguageModel, runs: Runs, ablation: Ablation, *, beliefs: Sequence[str] | None = None,
+    model: LanguageModel, runs: Runs, *ablations: Ablation, beliefs: Sequence[str] | None = None,
     seed: int = 0, draws: int = 1000, batch: int = 128,
 ) -> RedundancyTable:  # fmt: skip
     """Joint effect of a set on A*'s beliefs minus the sum of its entries' own effects, a row per belief.
 
     Args:
         runs: give A*, and recipients for the values of a mean or resample.
-        ablation: the set; its entries, heads or whole layers, are also ablated one at a time.
+        ablations: the sets; the entries of each, heads or whole layers, are also ablated one at a time.
     """
     check_tokenizer(model.tokenizer, runs)
     which = runs.columns(runs.beliefs if beliefs is None else beliefs)
+    tails = at_pre(model, runs) if any(ablation.place == "pre" for ablation in ablations) else None
+
+    @cache
+    def effect(some: Ablation) -> Floats:
+        """Of an ablation on A*, nats [prompt belief]."""
+        edits = ablation_edits(model, runs, some, batch)
+        own = tails if some.place == "pre" else None
+        probs = query_answers(model, runs.target, runs.words, edits, batch, own)
+        return runs.reader.log_odds(probs)[:, which] - base
+
+    base, bottom = (
+        runs.reader.log_odds(query_answers(model, prompts, runs.words))[:, which]
+        for prompts in (runs.target, runs.recipient)
+    )
+    span, weights = (
+        (base - bottom).mean(axis=0),
+        prompt_weights(len(base), draws, np.random.default_rng(seed)),
+    )
+    n, tables = len(which), []
+    for ablation in ablations:
+        entries = _entries(ablation)
+        joint = effect(ablation)
+        singles = np.sum([effect(ablation.of((entry,))) for entry in entries], axis=0)
+        parts = {"joint": joint, "singles": singles, "index": joint - singles}
+        estimates = {name: means(values, weights) for name, values in parts.items()}
+        saturated = np.where(np.abs(estimates["singles"].value) > np.abs(span), SATURATED, "")
+        columns = {
+            key: values for name, part in estimates.items() for key, values in part.columns(name).items()
+        }
+        reasons = zip(estimates["index"].reason, saturated, strict=True)
+        tables.append(RedundancyTable({
+            "ablated": [ablation.text] * n, "kind": [ablation.kind] * n, "place": [ablation.place] * n,
+            "n_units": [len(entries)] * n, "n_seen": [runs.n_seen] * n,
+            "belief": [runs.beliefs[b] for b in which], "base": base.mean(axis=0), **columns, "span": span,
+            "n_prompts": [len(base)] * n, "reason": [why or str(note) for why, note in reasons],
+        }))  # fmt: skip
+    return RedundancyTable.concat(tables)
+
+
+def _entries(ablation: Ablation) -> Heads:
+    """The heads and whole layers of a set, each once; refuses a layer that stands there whole and in part."""
     entries = tuple(dict.fromkeys(ablation.heads))
     whole = {layer for layer, head in entries if head == WHOLE_LAYER}
     twice = [layer for layer, head in entries if head != WHOLE_LAYER and layer in whole]
@@ -114,29 +156,7 @@ def redundancy_index(
             f"redundancy of '{ablation.text}'", f"layer {twice[0]} stands there whole and in part",
             "Name some of its heads, or the layer alone.",
         )  # fmt: skip
-
-    def log_odds(some: Ablation | None, target: bool = True) -> Floats:
-        """Of A* under an ablation, if any, or of the recipient, [prompt belief]."""
-        edits = () if some is None else ablation_edits(model, runs, some, batch)
-        prompts = runs.target if target else runs.recipient
-        return runs.reader.log_odds(query_answers(model, prompts, runs.words, edits, batch))[:, which]
-
-    base, bottom = log_odds(None), log_odds(None, target=False)
-    joint = log_odds(ablation) - base
-    singles = np.sum([log_odds(ablation.of((entry,))) - base for entry in entries], axis=0)
-    weights, n = prompt_weights(len(base), draws, np.random.default_rng(seed)), len(which)
-    parts = {"joint": joint, "singles": singles, "index": joint - singles}
-    estimates = {name: means(values, weights) for name, values in parts.items()}
-    span = (base - bottom).mean(axis=0)
-    saturated = np.where(np.abs(estimates["singles"].value) > np.abs(span), SATURATED, "")
-    columns = {key: values for name, part in estimates.items() for key, values in part.columns(name).items()}
-    return RedundancyTable({
-        "ablated": [ablation.text] * n, "kind": [ablation.kind] * n, "place": [ablation.place] * n,
-        "n_units": [len(entries)] * n, "n_seen": [runs.n_seen] * n,
-        "belief": [runs.beliefs[b] for b in which], "base": base.mean(axis=0), **columns, "span": span,
-        "n_prompts": [len(base)] * n,
-        "reason": [why or str(note) for why, note in zip(estimates["index"].reason, saturated, strict=True)],
-    })  # fmt: skip
+    return entries
 
 
 def arrival(

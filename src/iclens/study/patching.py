@@ -96,10 +96,10 @@ def head_tables(run: RunContext, runs: Mapping[str, Runs], layer: int) -> dict[s
     kind, place = section.ablations[0] if section.ablations else ("zero", "pre")
     pairs = [((i, WHOLE_LAYER), (i + 1, WHOLE_LAYER)) for i in range(model.n_blocks - 1)]
     on_fresh = {"runs": fresh[MATCHED], "seed": section.seed}
-    index = [
-        redundancy_index(model, ablation=Ablation(some, kind, place), **on_fresh)
-        for some in [*([needed] if len(needed) > 1 else []), *pairs]
-    ]
+    sets = [*([needed] if len(needed) > 1 else []), *pairs]
+    index = redundancy_index(
+        model, fresh[MATCHED], *(Ablation(some, kind, place) for some in sets), seed=section.seed
+    )
     ladder = []
     if section.ladder_steps:
         ladder.append(iterative_ablation(
@@ -110,7 +110,7 @@ def head_tables(run: RunContext, runs: Mapping[str, Runs], layer: int) -> dict[s
     return {
         "heads": heads,
         "head_scores": head_scores(model, runs[MATCHED], reference_layer=layer, seed=section.seed),
-        "redundancy": schemas.RedundancyTable.concat(index), "direct": schemas.DirectTable.concat(direct),
+        "redundancy": index, "direct": schemas.DirectTable.concat(direct),
         "redundancy_ladder": schemas.RedundancyLadderTable.concat(ladder),
     }  # fmt: skip
 

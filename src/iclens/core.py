@@ -34,7 +34,7 @@ class ConfigError(IclensError):
 
 
 class TaskError(IclensError):
-    """A task spec that names no task, or a task undefined on the given x."""
+    """A task spec that names no task, pairs that can be none, or a task undefined on the given x."""
 
 
 class TokenizerError(IclensError):

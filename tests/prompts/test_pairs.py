@@ -1,6 +1,7 @@
 """Pairs make tasks: those that ship, those of a file, those of a dict; others are refused in one line."""
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -53,6 +54,13 @@ def test_a_shipped_task_says_what_it_is(spec: str) -> None:
     assert task.held_out == tuple(known.held_out)
     every = {**known.pairs, **known.held_out}
     assert [task.outcomes(x) for x in every] == [{y: 1.0} for y in every.values()]
+
+
+def test_the_documentation_lists_them() -> None:
+    page = Path(__file__).parents[2] / "docs" / "howto" / "add_a_task.md"
+    listed = re.findall(r"^\| `pairs:(\w+)` \| .* → .* \| (\d+) \| (\d+) \|$", page.read_text("utf-8"), re.M)
+    counts = {name: (str(len(known.pairs)), str(len(known.held_out))) for name, known in shipped().items()}
+    assert {name: tuple(numbers) for name, *numbers in listed} == counts
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from iclens.model.load import INDEX, SINGLE, LanguageModel, difference, load_mod
 from iclens.model.run import answer_probs, record
 from iclens.model.tail import Tail
 from iclens.prompts.build import PromptSet
-from iclens.prompts.render import bos_id, check_tokenizer
+from iclens.prompts.render import bos_id, check_six_tokens
 from iclens.seed_post.verdicts import replicate_seed_post
 from iclens.study.check_saes import check_saes
 
@@ -223,9 +223,12 @@ def test_a_model_whose_tokenizer_splits_digits_is_loaded(digit_folder: Path) -> 
     assert len(model.tokenizer("28", add_special_tokens=False).input_ids) == 2
     assert bos_id(model.tokenizer) == 0
     with pytest.raises(TokenizerError, match=r"\['\(', '2', '8', ',', 'Ġ', '5', '9', '\)', 'Ċ'\]"):
-        check_tokenizer(model.tokenizer)
-    with pytest.raises(TokenizerError, match=r"six tokens for '\(28, 0\)"):
-        model.answer_space()
+        check_six_tokens(model.tokenizer)
+    assert model.answer_space()[0] == (), "numbers are no single tokens, and so are not read"
+    answers, ids = model.answer_space(("59", "7"))
+    assert (answers, model.tokenizer.convert_ids_to_tokens(ids.tolist())) == (("59", "7"), ["5", "7"])
+    with pytest.raises(TokenizerError, match="answers '59' and '5': both begin with the token '5'"):
+        model.answer_space(("59", "7", "5"))
 
 
 @pytest.mark.parametrize("asked", ["check", "replicate"])
@@ -259,10 +262,10 @@ def test_the_config_names_bos_where_the_tokenizer_does_not(
     tokenizer = load_tokenizer(folder)
     assert tokenizer.bos_token_id == bos == bos_id(tokenizer)
     if bos is None:
-        with pytest.raises(TokenizerError, match="begin with BOS"):
-            check_tokenizer(tokenizer)
+        with pytest.raises(TokenizerError, match="has no BOS"):
+            check_six_tokens(tokenizer)
     else:
-        check_tokenizer(tokenizer)
+        check_six_tokens(tokenizer)
 
 
 def test_the_tokenizers_own_bos_goes_before_the_configs(tiny_folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from iclens.growth.verdict import DOSES
 from iclens.model.load import LanguageModel
 from iclens.model.run import Edit, answer_probs, record, unembed
 from iclens.patching.dose import (
-    OFF_ROLE,
+    OFF_ROLES,
     closure_table,
     curve_table,
     dose_table,
@@ -128,7 +128,7 @@ def test_the_off_role_push_is_a_fired_edit_at_that_role(exact_model, make_sae):
     receiver = prepared(exact_model, sae)
     delta = 100 * sae.W_dec[7]
     found = off_role_effect(receiver, delta)
-    wanted = (pushed(exact_model, sae, delta.numpy(), OFF_ROLE) - receiver.base).mean(axis=0)
+    wanted = (pushed(exact_model, sae, delta.numpy(), OFF_ROLES[0]) - receiver.base).mean(axis=0)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=PUSH)
     at_pre = receiver.effects_on_all(delta[None])[0].mean(axis=0)
     assert np.abs(found).max() > 1e-3

@@ -142,7 +142,7 @@ def test_chosen_by_hand() -> None:
     a[1, 0] = 5.0
     a[7, 1] = 3.0
     a[7, 2], b[5, 2] = 4.0, 3.5
-    found = study.choose(csr_array(a), csr_array(b), [3, 2], np.ones(5))
+    found = study.choose(csr_array(a), csr_array(b), [3, 2], np.ones(5), 4)
     assert found == {1: study.CHANGED, 2: study.GROWS, 0: study.ACTIVE}
     assert list(found) == [1, 2, 0]
 

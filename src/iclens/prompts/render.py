@@ -141,7 +141,7 @@ def bos_id(tokenizer: Tokenizer) -> int | None:
         return before[0]
     if not before and named is not None:
         declared = (getattr(made, "init_kwargs", None) or {}).get("add_bos_token")
-        begins_turns = str(made.bos_token) in str(getattr(made, "chat_template", None) or "")
+        begins_turns = str(getattr(made, "bos_token", None)) in (getattr(made, "chat_template", None) or "")
         return None if declared is False or begins_turns else named
     return named
 
@@ -188,6 +188,7 @@ def split(
     encoded = _tokenised(tokenizer, texts, add_special_tokens=False, return_offsets_mapping=True)
     unknown = getattr(tokenizer, "unk_token_id", None)
     out = []
+    _refuse_changed(tokenizer, texts)
     for pairs, text, ids, offsets in zip(
         prompts, texts, encoded.input_ids, encoded.offset_mapping, strict=True
     ):
@@ -207,6 +208,20 @@ def split(
             )
         out.append(made)
     return out
+
+
+def _refuse_changed(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+    """Refuse texts that the tokenizer changes before it splits them, but for a space before them."""
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    if normalizer is None:
+        return
+    for text in texts:
+        read = normalizer.normalize_str(text).replace("▁", " ")  # as sentencepiece writes spaces
+        if read.lstrip(" ") != text.lstrip(" "):
+            raise TokenizerError(
+                f"prompts such as {text[:40]!r}", f"the tokenizer reads them as {read[:40]!r}",
+                "Use inputs and answers that it leaves as they are, or another model.",
+            )  # fmt: skip
 
 
 def _owned(text: str, spans: Sequence[str], ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Split:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, dequantize, quantize
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, dequantize, get_tensor_name_map, quantize
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from typer.testing import CliRunner
 
@@ -36,45 +36,50 @@ METADATA: dict[str, Any] = {
     "tokenizer.ggml.tokens": TOKENS, "tokenizer.ggml.token_type": [3, 3] + [1] * (len(TOKENS) - 2),
     "tokenizer.ggml.merges": MERGES, "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 0,
 }  # fmt: skip
-NAMES = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "model.layers": "blk",
+PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "t", "h", "e", "th", "he",
+          "▁t", "▁the", "<mask>"]  # fmt: skip
+SENTENCEPIECE: dict[str, Any] = {
+    "llama.vocab_size": len(PIECES), "tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default",
+    "tokenizer.ggml.tokens": PIECES, "tokenizer.ggml.merges": None,
+    "tokenizer.ggml.scores": [0.0] * 259 + [-9.0] * 4 + [-2.0, -3.0, -1.0, -4.0, -9.0],
+    "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * 9,
+    "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0,
 }  # fmt: skip
 Q8 = GGMLQuantizationType.Q8_0
 Write = Callable[..., Path]
 
 
-def network(**changes: Any) -> Any:
-    """A random Llama."""
+def network(kind: str = "llama", **changes: Any) -> Any:
+    """A random model."""
     torch.manual_seed(0)
-    config = LlamaConfig(**({
+    config = AutoConfig.for_model(kind, **({
         "vocab_size": len(TOKENS), "hidden_size": D_MODEL, "intermediate_size": D_MLP,
         "num_hidden_layers": N_BLOCKS, "num_attention_heads": N_HEADS, "num_key_value_heads": N_KV,
-        "head_dim": D_HEAD, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 30000.0}, "initializer_range": 0.15,
+        "head_dim": D_HEAD, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 30000.0,
+        "initializer_range": 0.15, "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": None,
     } | changes))  # fmt: skip
-    made = LlamaForCausalLM(config).eval().requires_grad_(False)
+    made = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for key, values in made.named_parameters():
-        if "norm" in key:
+        if "norm" in key or key.endswith("bias"):
             values += 0.3 * torch.randn_like(values)
     return made
 
 
-def as_gguf(made: Any) -> dict[str, np.ndarray]:
-    """A network's tensors by their names in GGUF, queries and keys with their rows interleaved as there."""
-    tensors = {}
+def as_gguf(made: Any, architecture: str = "llama") -> dict[str, np.ndarray]:
+    """A network's tensors as they stand in GGUF: Llama's queries and keys with interleaved rows."""
+    number = next(number for number, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    names, tensors = get_tensor_name_map(number, made.config.num_hidden_layers), {}
     for key, values in made.state_dict().items():
         if key == "lm_head.weight" and made.config.tie_word_embeddings:
             continue
         tensor = values.numpy()
         for name, heads in (("q_proj", N_HEADS), ("k_proj", N_KV)):
-            if name in key:  # rows [head, half, pair] become [head, pair, half]
+            if name in key and architecture == "llama":  # rows [head, half, pair] become [head, pair, half]
                 tensor = tensor.reshape(heads, 2, D_HEAD // 2, -1).swapaxes(1, 2).reshape(tensor.shape)
-        for ours, theirs in NAMES.items():
-            key = key.replace(ours, theirs)
-        tensors[key] = tensor
+        if architecture == "gemma3" and "norm" in key:
+            tensor = tensor + 1
+        module, _, suffix = key.rpartition(".")
+        tensors[f"{names.get_name(module)}.{suffix}"] = tensor
     return tensors
 
 
@@ -101,8 +106,9 @@ def write(tmp_path: Path) -> Write:
         writer = GGUFWriter(tmp_path / name, architecture)
         for key, value in (METADATA | {k.replace("__", "."): v for k, v in metadata.items()}).items():
             if value is not None:
-                add(writer, key, value)
-        for key, value in (as_gguf(of or network()) | (tensors or {})).items():
+                add(writer, key.replace("llama.", f"{architecture}."), value)
+        stored = as_gguf(of or network(), architecture if of else "llama")
+        for key, value in (stored | (tensors or {})).items():
             if value is not None and quantised and value.ndim == 2:
                 writer.add_tensor(key, quantize(value, Q8), raw_dtype=Q8)
             elif value is not None:
@@ -151,6 +157,43 @@ def test_converted_model_computes_what_its_tensors_do(
     matrices = 7 * N_BLOCKS + (1 if tied else 2)
     kinds = {"Q8_0": matrices, "F32": 2 * N_BLOCKS + 1} if quantised else {"F32": matrices + 2 * N_BLOCKS + 1}
     assert (card["gguf"], card["tensor_types"]) == ("tiny.gguf", kinds)
+
+
+QWEN = {"llama.rope.dimension_count": None, "tokenizer.ggml.pre": "qwen2"}
+OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "llama": ({"num_hidden_layers": 1}, {"llama.block_count": 1}),
+    "qwen2": ({}, QWEN),
+    "qwen3": (
+        {"head_dim": 128},
+        QWEN | {"llama.attention.key_length": 128, "llama.attention.value_length": 128},
+    ),
+    "gemma3": (
+        {"num_hidden_layers": 7, "head_dim": 256, "vocab_size": len(PIECES), "sliding_window": 8},
+        SENTENCEPIECE
+        | {"llama.block_count": 7, "llama.attention.key_length": 256, "llama.rope.dimension_count": None}
+        | {"llama.attention.sliding_window": 8, "tokenizer.ggml.add_space_prefix": False},
+    ),
+}
+"""Architecture → changes of the network, and what its file states."""
+
+
+@pytest.mark.parametrize("architecture", iclens.model.gguf.READABLE)
+def test_each_architecture_computes_what_its_tensors_do(
+    write: Write, tmp_path: Path, architecture: str
+) -> None:
+    changes, stated = OTHERS[architecture]
+    reference = network(iclens.model.gguf.MODEL_TYPES[architecture], **changes)
+    folder = convert_gguf(write(reference, architecture=architecture, **stated), tmp_path / "made")
+    found = AutoModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(logits(found), logits(reference))
+
+
+def test_gemma_3_of_other_heads_is_refused(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(iclens.model.gguf, "READABLE", ("gemma3",))
+    file = write(architecture="gemma3", **{"llama.attention.key_length": 128})
+    refused(lambda: convert_gguf(file, tmp_path / "made"), "its heads are 128 wide", "256")
 
 
 def test_config_is_what_the_file_states(write: Write, tmp_path: Path) -> None:
@@ -212,21 +255,14 @@ def test_whole_pieces_are_tokens_in_llama_3(write: Write, tmp_path: Path) -> Non
 
 
 def test_sentencepiece_merges_by_score(write: Write, tmp_path: Path) -> None:
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "t", "h", "e", "th",
-              "he", "▁t", "▁the"]  # fmt: skip
-    scores = [0.0] * 259 + [-9.0] * 4 + [-2.0, -3.0, -1.0, -4.0]
-    stated = {
-        "llama.vocab_size": len(pieces), "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": pieces,
-        "tokenizer.ggml.scores": scores, "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * 8,
-        "tokenizer.ggml.pre": "default", "tokenizer.ggml.merges": None,
-        "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0,
-    }  # fmt: skip
-    file = write(network(vocab_size=len(pieces)), **stated)
-    tokenizer = AutoTokenizer.from_pretrained(convert_gguf(file, tmp_path / "made"))
+    reference = network(vocab_size=len(PIECES))
+    tokenizer = AutoTokenizer.from_pretrained(
+        convert_gguf(write(reference, **SENTENCEPIECE), tmp_path / "made")
+    )
     assert tokenizer.tokenize("the tth5") == ["▁the", "▁t", "th", "<0x35>"]
     assert tokenizer("the")["input_ids"][0] == 1
     assert tokenizer.decode(tokenizer("the é\n")["input_ids"], skip_special_tokens=True) == "the é\n"
-    file = write(network(vocab_size=len(pieces)), **stated, tokenizer__ggml__add_space_prefix=False)
+    file = write(reference, **SENTENCEPIECE, tokenizer__ggml__add_space_prefix=False)
     refused(lambda: convert_gguf(file, tmp_path / "other"), "add_space_prefix is False")
 
 
@@ -336,6 +372,12 @@ def test_file_is_a_model_by_itself(
         assert load_tokenizer(file).tokenize(" the") == ["Ġthe"]
         assert read_shape(file).n_vocab == len(TOKENS)
     assert capsys.readouterr().err == ""
+
+    def lost_the_race(file: Path, folder: Path) -> None:
+        convert_gguf(file, folder)  # another process did, meanwhile
+        convert_gguf(file, folder)
+
+    monkeypatch.setattr(iclens.model.gguf, "convert_gguf", lost_the_race)
     other = load_model(write(network(initializer_range=0.2)))
     assert len(list(cache.iterdir())) == 2
     assert other.fingerprint != direct.fingerprint

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import GGUF_CONFIG_MAPPING
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -36,18 +37,16 @@ Report = Callable[[str], None]
 CONVERSION = 1
 """Counted up whenever the same file would be converted otherwise: folders of other numbers are not reused."""
 CARD = "converted.json"
-MODEL_TYPES = {"gemma3": "gemma3_text", "gptneox": "gpt_neox"}
-"""Architectures of GGUF whose `model_type` has another name."""
-READABLE = tuple(
-    name
-    for name in MODEL_ARCH_NAMES.values()
-    if MODEL_TYPES.get(name, name) in ARCHITECTURES and name in GGUF_CONFIG_MAPPING
-)
-"""Architectures that can be converted; Mistral's files are of `llama`."""
+MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
+"""Architectures of GGUF whose files are followed, and their `model_type`; Mistral's files are of `llama`."""
+READABLE = tuple(name for name, kind in MODEL_TYPES.items() if kind in ARCHITECTURES)
 NEEDED = ("context_length", "embedding_length", "block_count", "attention.head_count", "rope.freq_base")
 """Metadata that transformers takes from the defaults of one checkpoint when it is not stated."""
-EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
+EPSILON = "attention.layer_norm_rms_epsilon"
 HEAD_WIDTHS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+GEMMA_3_HEADS = 256
+"""Width of heads in Gemma 3 up to 12B. The scale of scores and the base of local rotations are in no file; of
+these sizes they are transformers' defaults."""
 _UNREADABLE = (
     OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError,
     StrictDataclassError,
@@ -67,7 +66,7 @@ LLAMA_3 = {
 WHOLE_FIRST = ("llama-bpe", "tekken")
 """Splits (`tokenizer.ggml.pre`) whose pieces become one token where there is one, before any merge is tried.
 Such tokenizers also put BOS before a text unless the file says otherwise."""
-SPLITS = (*WHOLE_FIRST, "smollm", "qwen2", "gpt-2", "olmo")
+SPLITS = (*WHOLE_FIRST, "smollm", "qwen2", "gpt-2")
 """Ways to split a text before byte-level merges that a converted tokenizer follows."""
 DIGITS_APART = {
     "type": "Sequence",
@@ -121,9 +120,10 @@ def convert_gguf(file: str | Path, out: str | Path, *, report: Report | None = N
         if out.is_dir():
             out.rmdir()
         return partial.rename(out)
-    except OSError as cause:
+    except (OSError, SafetensorError) as cause:
+        why = getattr(cause, "strerror", None) or cause
         raise ModelError(
-            f"output '{out}'", f"cannot be written ({cause.strerror})", "Name a folder that can be made."
+            f"output '{out}'", f"cannot be written ({why})", "Name a folder that can be made."
         ) from cause
     finally:
         if partial is not None:
@@ -200,15 +200,21 @@ def _check_metadata(
 ) -> None:
     """Refuse what is missing, and what would be passed over."""
     for key in NEEDED:
-        if f"{architecture}.{key}" not in stated and (architecture, key) != ("gpt2", "rope.freq_base"):
+        if f"{architecture}.{key}" not in stated:
             refuse(f"no {architecture}.{key}", "It decides what the model computes, and must be stated.")
-    epsilon = next((stated[k] for key in EPSILONS if (k := f"{architecture}.{key}") in stated), None)
+    epsilon = stated.get(f"{architecture}.{EPSILON}")
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-        refuse(f"its norm's epsilon is {epsilon}", f"{architecture}.{EPSILONS[0]} must lie between 0 and 1.")
-    read = {key for key, name in GGUF_CONFIG_MAPPING.get(architecture, {}).items() if name}
+        refuse(f"its norm's epsilon is {epsilon}", f"{architecture}.{EPSILON} must lie between 0 and 1.")
+    width = stated.get("gemma3.attention.key_length")
+    if architecture == "gemma3" and width != GEMMA_3_HEADS:
+        refuse(
+            f"its heads are {width} wide",
+            f"Of Gemma 3 only sizes with heads of {GEMMA_3_HEADS} are computed.",
+        )
+    read = {key for key, name in GGUF_CONFIG_MAPPING[architecture].items() if name}
     for key, value in stated.items():
         prefix, _, rest = key.partition(".")
-        passed_over = prefix == architecture and rest not in {*read, *EPSILONS, *HEAD_WIDTHS}
+        passed_over = prefix == architecture and rest not in {*read, *HEAD_WIDTHS}
         if passed_over and value not in NEUTRAL.get(rest, ()):
             refuse(f"{key} is {str(value)[:80]}", "This is not computed here.")
     kind, split = stated.get("tokenizer.ggml.model"), stated.get("tokenizer.ggml.pre")
@@ -236,7 +242,7 @@ def _check_tensors(
         if those:
             refuse(f"{what} {min(those)}", "Its tensors must be those that its metadata tell of.")
     for name, shape in wanted.items():
-        if sorted(there[name]) != sorted(shape):  # sorted, as GPT-2's stand transposed
+        if there[name] != shape:
             refuse(f"{name} is {list(there[name])}, its metadata make it {list(shape)}", "They must agree.")
 
 
@@ -299,7 +305,7 @@ def _write_tokenizer(file: Path, reader: GGUFReader, folder: Path) -> None:
         path.write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def as_stated(made: dict[str, Any]) -> dict[str, Any]:
-        # transformers adds GPT-2's <|endoftext|> where the file has none
+        # transformers adds special tokens of its own, such as GPT-2's <|endoftext|>, where the file has none
         made["added_tokens"] = [token for token in made["added_tokens"] if token["id"] < n_tokens]
         if stated.get("pre") in WHOLE_FIRST:
             made["model"]["ignore_merges"] = True

@@ -40,7 +40,7 @@ PAGES: dict[str, tuple[str, Sequence[str]]] = {
         ["prompts.tasks", "prompts.arms", "prompts.build", "prompts.render", "prompts.mixture",
          "prompts.beliefs"],
     ),
-    "models": ("Loading and running a model.", ["model.load", "model.run", "model.tail",
+    "models": ("Loading and running a model.", ["model.load", "model.gguf", "model.run", "model.tail",
          "builtin.model", "builtin.evaluate"]),
     "saes": (
         "Loading, judging and converting SAEs.",

@@ -21,6 +21,7 @@ from .core import Site as Site
 from .growth.bayes import predicted_shapes as predicted_shapes
 from .growth.detect import test_growth as test_growth
 from .growth.shape import fit_shapes as fit_shapes
+from .model.gguf import convert_gguf as convert_gguf
 from .model.load import LanguageModel as LanguageModel
 from .model.load import load_model as load_model
 from .patching.heads import Ablation as Ablation

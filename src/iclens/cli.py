@@ -32,9 +32,11 @@ app = typer.Typer(
     help="Does in-context learning add features, one update per example, and which features?",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
+model_app = typer.Typer(help="Language models.", no_args_is_help=True)
 saes_app = typer.Typer(help="Sparse autoencoders.", no_args_is_help=True)
 replicate_app = typer.Typer(help="Recorded observations, run again on a model.", no_args_is_help=True)
 reference_app = typer.Typer(help="The built-in model.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
 app.add_typer(saes_app, name="saes")
 app.add_typer(replicate_app, name="replicate")
 app.add_typer(reference_app, name="reference")
@@ -44,7 +46,7 @@ Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
 Config = Annotated[Path, typer.Argument(help="A YAML file.")]
 AsIs = Annotated[bool, typer.Option("--as-is", help="From the tables that are there, without the model.")]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, or a study folder, whose newest run is taken.")]
-Model = Annotated[str, typer.Option("--model", help="Model folder or hub name.")]
+Model = Annotated[str, typer.Option("--model", help="Model folder, GGUF file or hub name.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")]
 Device = Annotated[str, typer.Option("--device", help="Torch device.")]
 SiteOf = Annotated[
@@ -99,6 +101,24 @@ def seed_post(
         model, protocol=protocol, parts=parts, dtype=dtype, device=device, out=out, report=report
     )
     _say_outcome(replication, json)
+
+
+@model_app.callback()
+def models() -> None:
+    """Language models."""
+
+
+@model_app.command("convert")
+def model_convert(
+    file: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make.")],
+    json: Json = False,
+) -> None:
+    """Write the model of a GGUF file as a Hugging Face folder, in float32."""
+    from iclens.model.gguf import convert_gguf
+
+    folder = convert_gguf(file, out, report=partial(typer.echo, err=True))
+    say({"model": str(folder)} if json else f"model: {folder}")
 
 
 @saes_app.command("list")

@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from iclens.core import SPANS, ModelError, Site, SiteError, TokenizerError
-from iclens.model.shape import read_shape, window
+from iclens.model.shape import model_folder, read_shape, window
 from iclens.prompts.beliefs import NUMBERS
 from iclens.prompts.render import DEFAULT, Template, answer_ids, bos_id, split
 from iclens.table import Ints
@@ -48,7 +48,7 @@ _UNREADABLE = (
 class LanguageModel:
     """A loaded causal language model."""
 
-    name: str  # folder or hub name it came from
+    name: str  # folder, GGUF file or hub name it came from
     network: Any  # the Hugging Face model, in eval mode
     tokenizer: Any  # of Hugging Face
     n_blocks: int  # blocks loaded
@@ -138,7 +138,9 @@ def load_model(
     name: str | Path, *, blocks: int | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu",
     attention: Literal["sdpa", "eager"] = "sdpa",
 ) -> LanguageModel:  # fmt: skip
-    """Load a model from a folder with config.json, safetensors and a tokenizer, or by its hub name.
+    """Load a model from a folder with config.json, safetensors and a tokenizer, a GGUF file, or the hub.
+
+    A GGUF file is converted once, into the user's cache (`convert_gguf`).
 
     With fewer `blocks` than all there are no logits. Shards that hold none of them may be absent, and are not
     downloaded.
@@ -152,37 +154,39 @@ def load_model(
         raise ModelError(
             f"device '{device}'", "torch cannot use it here", "Give cpu, or cuda where there is one."
         ) from cause
-    total = read_shape(name).n_blocks
+    source = model_folder(name) or name
+    total = read_shape(source).n_blocks
     n_blocks = total if blocks is None else blocks
     if not 1 <= n_blocks <= total:
         raise ModelError(f"{n_blocks} blocks of '{name}'", f"it has {total}", f"Ask for 1 to {total}.")
     transformers_logging.disable_progress_bar()
     with _reading(name, "config.json"):
-        config = _config(name, n_blocks)
+        config = _config(source, n_blocks)
         if config.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act '{config.hidden_act}' is no activation of transformers")
         with torch.device("meta"):
             network: Any = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=attention
             )
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(source)
     if n_blocks < total:
         del network.lm_head, network.model.norm
     with _reading(name, "weights"):
-        _fill(str(name), network, total, dtype, device)
+        _fill(str(source), network, total, dtype, device)
     return LanguageModel(str(name), network, tokenizer, n_blocks, n_blocks == total)
 
 
 def load_tokenizer(name: str | Path) -> Any:
-    """The tokenizer of a model folder (or hub name); its `bos_token_id` is what sequences begin with.
+    """The tokenizer of a folder, GGUF file or hub name; its `bos_token_id` is what sequences begin with.
 
     That is what the tokenizer puts before a text, else the `bos_token` it names, else the token that
     config.json states; None where there is none of these.
     """
-    shape = read_shape(name)
+    source = model_folder(name) or name
+    shape = read_shape(source)
     with _reading(name, "tokenizer"):
-        config, _ = PreTrainedConfig.get_config_dict(name)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        config, _ = PreTrainedConfig.get_config_dict(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         bos, stated = bos_id(tokenizer), config.get("bos_token_id")
     if bos is None and type(stated) is int and stated >= 0:
         bos = stated

@@ -110,7 +110,7 @@ class ModelShape:
 
 
 def read_shape(name: str | Path) -> ModelShape:
-    """The shape of a model folder, of a model known here, or of a hub name whose config.json can be had."""
+    """The shape of a model folder or GGUF file, of a model known here, or of a hub name with config.json."""
     folder = model_folder(name)
     if folder is None and str(name) in KNOWN:
         config = KNOWN[str(name)]
@@ -120,17 +120,26 @@ def read_shape(name: str | Path) -> ModelShape:
 
 
 def model_folder(name: str | Path) -> Path | None:
-    """The folder of this name, None for what can only be a name on the hub, such as owner/model."""
+    """The folder of this name, None for what can only be a name on the hub, such as owner/model.
+
+    Of a GGUF file it is the folder that it is converted to, once, in the user's cache.
+    """
     path = Path(name)
     try:
         if path.is_dir():
             return path
+        if path.suffix == ".gguf" and path.is_file():
+            from iclens.model.gguf import cached_folder  # it loads torch, and reads ARCHITECTURES here
+
+            return cached_folder(path)
         on_disk = path.is_absolute() or path.parent.is_dir()
     except OSError:  # the name is too long for a file
         on_disk = True
     if on_disk or str(name).count("/") != 1 or str(name).startswith((".", "~")):
         raise ModelError(
-            f"model '{str(name)[:200]}'", "no such folder", "Give a Hugging Face folder or hub name."
+            f"model '{str(name)[:200]}'",
+            "no such folder",
+            "Give a Hugging Face folder, a GGUF file or a hub name.",
         )
     return None
 

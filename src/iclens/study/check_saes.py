@@ -69,7 +69,7 @@ def check_saes(
 
     Args:
         refs: SAE sets, or single SAEs in any layout that `load_sae` takes.
-        model: folder or hub name of the model.
+        model: folder, GGUF file or hub name of the model.
         site: where a single SAE is used, whatever its files name; not for sets.
         misfit: "refuse" raises when an SAE does not fit, "record" goes on and keeps what does not.
         out: folder to make with these SAEs as one set for this model.

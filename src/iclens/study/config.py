@@ -61,7 +61,7 @@ class Section(BaseModel):
 class ModelSection(Section):
     """Which model is studied.
 
-    `folder` is a Hugging Face folder or hub name. A relative folder is looked for in the current
+    `folder` is a Hugging Face folder, GGUF file or hub name. A relative path is looked for in the current
     directory, then in the checkout that holds this package.
     """
 

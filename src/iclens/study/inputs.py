@@ -40,6 +40,7 @@ MODEL_FILES = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.safeten
 """The files of a model folder that loading may read: config, weights and their index, any tokenizer."""
 NOT_READ = (
     "README.md", "card.json", "generation_config.json", "report.html", "metrics.jsonl", "pace.jsonl",
+    "converted.json",
 )  # fmt: skip
 """Files beside a model or an SAE that tell of it and are not read when it is loaded."""
 DONORS = ("sweep", "patch", "transforms")

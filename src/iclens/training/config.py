@@ -65,7 +65,7 @@ class Model(Strict):
     """The language model that is read."""
 
     name: str
-    """Folder or hub name."""
+    """Folder, GGUF file or hub name."""
     load: Literal["whole", "needed"] = "whole"
     """`needed` loads only the blocks up to the deepest site: less memory, but CE recovered stays unknown."""
     dtype: Dtype = "float32"

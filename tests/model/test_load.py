@@ -19,7 +19,6 @@ from iclens.model.tail import Tail
 from iclens.prompts.build import PromptSet
 from iclens.prompts.render import bos_id, check_six_tokens
 from iclens.seed_post.verdicts import replicate_seed_post
-from iclens.study.check_saes import check_saes
 
 from ..conftest import InFloat64
 
@@ -231,16 +230,12 @@ def test_a_model_whose_tokenizer_splits_digits_is_loaded(digit_folder: Path) -> 
         model.answer_space(("59", "7", "5"))
 
 
-@pytest.mark.parametrize("asked", ["check", "replicate"])
-def test_what_needs_prompts_refuses_it_before_a_weight_is_read(
-    asked: str, digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_needs_six_tokens_refuses_it_before_a_weight_is_read(
+    digit_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("iclens.model.load.read_weights", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(TokenizerError) as caught:
-        if asked == "check":
-            check_saes([str(tmp_path)], str(digit_folder))
-        else:
-            replicate_seed_post(str(digit_folder))
+        replicate_seed_post(str(digit_folder))
     assert "\n" not in str(caught.value)
 
 

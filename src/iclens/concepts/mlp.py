@@ -288,6 +288,11 @@ def operands(
     kept = rows.take(rows.example >= first_example)
     inputs = input_groups(prompts)[kept.prompt]
     numbers = np.flatnonzero(~np.isnan(kept.x) & ~np.isnan(kept.y))
+    if not len(numbers):
+        none = _figure(n_rows=0, reason="no example of the grid has numbers for x and y")
+        return OperandTable.from_rows(
+            {"layer": layer, "measure": name} | none for layer in layers for name in MEASURES
+        )
     splitting, *reading = np.random.default_rng(seed).spawn(4)
     shared = Subspaces(kept.take(numbers), inputs[numbers], rank, n_null, splitting)
     apart = numbers[np.isin(kept.family[numbers], UNRELATED)]
@@ -302,7 +307,8 @@ def operands(
     figures: dict[tuple[int, str], dict[str, Any]] = {}
     for some in layer_groups(layers, len(kept) * model.d_model):
         sites = [Site(layer, "resid_mid") for layer in some]
-        for cut, roles in CUTS.items():
+        for cut, every in CUTS.items():
+            roles = [role for role in every if role in prompts.roles]
             tokens = prompts.tokens[few] if roles else prompts.tokens
             removed = (
                 [Knockout.within(LAB, roles, examples, range(max(some) + 1), prompts.layout)] if roles else []

@@ -136,7 +136,7 @@ class LanguageModel:
 
 def load_model(
     name: str | Path, *, blocks: int | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu",
-    attention: Literal["sdpa", "eager"] = "sdpa",
+    attention: Literal["sdpa", "eager"] = "sdpa", template: Template = DEFAULT,
 ) -> LanguageModel:  # fmt: skip
     """Load a model from a folder with config.json, safetensors and a tokenizer, a GGUF file, or the hub.
 
@@ -173,7 +173,7 @@ def load_model(
         del network.lm_head, network.model.norm
     with _reading(name, "weights"):
         _fill(str(source), network, total, dtype, device)
-    return LanguageModel(str(name), network, tokenizer, n_blocks, n_blocks == total)
+    return LanguageModel(str(name), network, tokenizer, n_blocks, n_blocks == total, template)
 
 
 def load_tokenizer(name: str | Path) -> Any:

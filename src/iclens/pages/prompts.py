@@ -164,7 +164,7 @@ def paired_runs(run: RunContext, n: int) -> tuple[PromptSet, PromptSet]:
     runs = build_runs(
         run.model.tokenizer, prompts.rule, recipient=ZERO, n_prompts=n,
         donor_examples=section.donor_examples, seed=section.seed, inputs=prompts.inputs,
-        declared=run.config.declared,
+        declared=run.config.declared, template=prompts.template,
     )  # fmt: skip
     return runs.target, runs.recipient
 

@@ -15,7 +15,7 @@ from functools import partial, reduce
 
 import numpy as np
 
-from iclens.core import EditError, Layout, TaskError, nearest
+from iclens.core import TEMPLATE, EditError, Layout, TaskError, nearest
 from iclens.prompts.beliefs import AnswerProbs, DeclaredBelief, belief_names, log_odds, read_all
 from iclens.prompts.build import PromptSet, build_prompts, in_layout, joined
 from iclens.prompts.render import Tokenizer, fingerprint
@@ -189,7 +189,7 @@ def check_tokenizer(tokenizer: Tokenizer, runs: Runs) -> None:
 def build_runs(
     tokenizer: Tokenizer, task: Task, *, recipient: str = ZERO, n_prompts: int = 64, donor_examples: int = 12,
     recipient_examples: int | None = None, seed: int = 0, inputs: Sequence[str] | None = None,
-    declared: Sequence[DeclaredBelief] = (),
+    declared: Sequence[DeclaredBelief] = (), template: str = TEMPLATE,
 ) -> Runs:  # fmt: skip
     """Draw run A, run B and A* of one task.
 
@@ -200,6 +200,7 @@ def build_runs(
         recipient_examples: examples before the query of an S or R recipient; the donor's by default.
         inputs: allowed x; the task's default inputs when not given.
         declared: beliefs that are read beside the five of every study.
+        template: as for `build_prompts`.
 
     Raises:
         EditError: for an unknown recipient, or one that cannot be deranged.
@@ -207,7 +208,9 @@ def build_runs(
     """
     pool = tuple(inputs) if inputs is not None else default_inputs(task)
     n_shown = _context_examples(task, recipient, donor_examples, recipient_examples, len(pool))
-    draw = partial(build_prompts, tokenizer, task, n_prompts=n_prompts, seed=seed, inputs=pool)
+    draw = partial(
+        build_prompts, tokenizer, task, n_prompts=n_prompts, seed=seed, inputs=pool, template=template
+    )
     every = draw(arm="T", n_examples=len(pool))
     context = draw(arm=recipient.split()[0], n_examples=n_shown) if n_shown else every
     last = np.full((n_prompts, 1), len(pool) - 1)
@@ -224,7 +227,7 @@ def build_runs(
 def runs_by_query(
     tokenizer: Tokenizer, task: Task, xs: Sequence[str | int], *, recipient: str = ZERO, donors: int = 8,
     donor_examples: int = 12, recipient_examples: int | None = None, seed: int = 0,
-    inputs: Sequence[str] | None = None, declared: Sequence[DeclaredBelief] = (),
+    inputs: Sequence[str] | None = None, declared: Sequence[DeclaredBelief] = (), template: str = TEMPLATE,
 ) -> Runs:  # fmt: skip
     """Run A, run B and A* of one task for every query x of a list, with several donors each.
 
@@ -252,7 +255,7 @@ def runs_by_query(
     for i, x in enumerate(queries):
         others = tuple(value for value in pool if value != x)
         drawn = int(np.random.default_rng([seed, i]).integers(2**31))
-        draw = partial(build_prompts, tokenizer, task, n_prompts=donors, seed=drawn)
+        draw = partial(build_prompts, tokenizer, task, n_prompts=donors, seed=drawn, template=template)
         every = draw(arm="T", n_examples=len(others), inputs=others)
         query = draw(arm="T", n_examples=1, inputs=(x,))
         context = draw(arm=recipient.split()[0], n_examples=n_shown, inputs=others) if n_shown else every

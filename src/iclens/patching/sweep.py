@@ -95,6 +95,7 @@ def graded(
         runs = build_runs(
             model.tokenizer, task, recipient=recipient, n_prompts=n_prompts, donor_examples=count,
             recipient_examples=max(counts) if role == "pre" else count, seed=seed, inputs=inputs,
+            template=model.template.name,
         )  # fmt: skip
         swept = sweep(model, runs, roles=(role,), layers=(layer,), seed=seed, draws=draws)
         patched = swept.where(np.isin(swept["metric"], PROBABILITIES))

@@ -101,6 +101,13 @@ class PromptsSection(Section):
     seed: Seed = 0
     numbers: tuple[int, int] = (0, 49)
     """First and last x of number tasks; pairs have their own."""
+    template: str = TEMPLATE
+    """How examples are written: a name of `prompts.render.TEMPLATES`, or a text with {x} and then {y}."""
+
+    @field_validator("template")
+    @classmethod
+    def _template_exists(cls, template: str) -> str:
+        return parse_template(template).name
 
     @field_validator("arms")
     @classmethod
@@ -244,7 +251,7 @@ class GridSection(Section):
     answers: tuple[int, int] | None = None
     """Least and greatest y of the grid's prompts, so that slopes have like answers; any when not given."""
     templates: list[str] = [TEMPLATE]
-    """How examples are written, `prompts.render.TEMPLATES`; each has to be six tokens for the model."""
+    """How examples are written, as `prompts.template`."""
     n_prompts: int = Field(default=12, ge=2)
     """Prompts of each task and template."""
     n_examples: int = Field(default=16, ge=FIRST_EXAMPLE + 2)

@@ -106,7 +106,7 @@ def arm_prompts(run: RunContext) -> dict[str, PromptSet]:
     return {
         arm: build_prompts(
             tokenizer, section.rule, arm=arm, n_prompts=section.n_prompts, n_examples=section.n_examples,
-            seed=section.seed, inputs=section.inputs, rival=section.rival,
+            seed=section.seed, inputs=section.inputs, rival=section.rival, template=section.template,
         )
         for arm in section.arms
     }  # fmt: skip
@@ -168,6 +168,7 @@ def guess_and_lapse(run: RunContext) -> Calibration:
     prompts = build_prompts(
         run.model.tokenizer, section.rule, arm="T", n_prompts=CALIBRATION_PROMPTS,
         n_examples=section.n_examples, seed=section.seed + CALIBRATION_SEED, inputs=section.inputs,
+        template=section.template,
     )  # fmt: skip
     words = tuple(dict.fromkeys(prompts.answer.ravel().tolist()))
     ends = prompts.positions("pre")[[0, -1]]

@@ -41,7 +41,8 @@ def task_runs(run: RunContext, task: Task | None = None, **drawn: Any) -> Runs:
     section = run.config.prompts
     rule = section.rule if task is None else task
     declared = run.config.declared
-    return build_runs(run.model.tokenizer, rule, inputs=section.inputs, declared=declared, **drawn)
+    written = {"inputs": section.inputs, "template": section.template}
+    return build_runs(run.model.tokenizer, rule, declared=declared, **written, **drawn)
 
 
 # Sweep: whole residuals, and the heads that bring the task to where it sits.
@@ -271,6 +272,7 @@ def _response_curves(
     runs = runs_by_query(
         run.model.tokenizer, prompts.rule, prompts.inputs, recipient=section.recipient,
         donors=section.response_donors, donor_examples=section.donor_examples, seed=section.seed,
+        template=prompts.template,
     )  # fmt: skip
     chosen = [members, *([latent] for latent in tested)] if members else []
     return response_curve(

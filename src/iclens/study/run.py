@@ -239,9 +239,13 @@ class RunContext:
         import torch
 
         from iclens.model.load import load_model
+        from iclens.prompts.render import parse_template
 
         section = self.config.model
-        model = load_model(locate(section.folder), dtype=getattr(torch, section.dtype), device=section.device)
+        model = load_model(
+            locate(section.folder), dtype=getattr(torch, section.dtype), device=section.device,
+            template=parse_template(self.config.prompts.template),
+        )  # fmt: skip
         hashed = self.outside.get("model", {}).get("commit")
         if hashed is not None and (loaded := hub_commit(section.folder)) != hashed:
             raise ModelError(

@@ -78,7 +78,8 @@ def sweep_tables(run: RunContext, runs: Mapping[str, Runs]) -> tuple[dict[str, A
         run.model, prompts.rule, layer=best["layer"], n_prompts=section.n_prompts, seed=section.seed,
         inputs=prompts.inputs, counts=sorted({n for n in (0, 1, 2, 4, 8, 12, 15) if n <= most} | {most}),
     )  # fmt: skip
-    lens = logit_lens(run.model, runs[MATCHED], roles=IN_QUERY, seed=section.seed)
+    asked = [role for role in IN_QUERY if role in runs[MATCHED].target.roles]
+    lens = logit_lens(run.model, runs[MATCHED], roles=asked, seed=section.seed)
     return {"sweep": table, "graded": by_examples, "lens": lens}, best
 
 

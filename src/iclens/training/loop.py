@@ -652,8 +652,8 @@ def evaluate(
             measured[name]["quality"] = _records(quality_table(counts))
             measured[name]["density"] = _records(density_table(counts))
         if prompts is not None:
-            pre = {"pre": prompts.positions("pre")}
-            counted = tally(model, by_site, prompts.tokens, pre, left_out=left_out)
+            there = {"pre": prompts.positions("pre")}
+            counted = tally(model, by_site, prompts.tokens, there, left_out=left_out)
             for name, sae in group.items():
                 measured[name]["quality_prompts"] = _records(quality_table([counted[sae.site]]))
     return measured

@@ -239,7 +239,7 @@ def _predictions(
     predicting = where[where < rows.shape[1] - 1]
     if not model.whole or not len(predicting):
         return losses, divergence
-    vocabulary = model.network.lm_head.weight.shape[0]
+    vocabulary = model.adapter.unembedding.shape[0]
     step = max(1, _LOGITS // (vocabulary * len(predicting)))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)

@@ -290,7 +290,7 @@ class Adapter:
     # ------------------------------------------------------------------------------------------- loading
 
     @classmethod
-    def implementation(cls, config: Any, asked: str) -> str:
+    def implementation(cls, asked: str) -> str:
         """The attention that computes this architecture: the one asked for, unless it cannot."""
         return asked
 
@@ -370,8 +370,8 @@ class Qwen3(Layered):
         return attention.q_norm(q), attention.k_norm(k)
 
 
-class Gemma2(Layered):
-    """Gemma 2: norms before and after, scaled embeddings, soft caps, every other block slides."""
+class Gemma(Layered):
+    """What Gemma 2 and 3 share: norms before and after, scaled embeddings, a soft cap of logits."""
 
     after_attention = "post_attention_layernorm"
     before_mlp, after_mlp = "pre_feedforward_layernorm", "post_feedforward_layernorm"
@@ -381,18 +381,9 @@ class Gemma2(Layered):
         "final_logit_softcapping", "attn_logit_softcapping",
     )  # fmt: skip
 
-    @classmethod
-    def implementation(cls, config: Any, asked: str) -> str:
-        """SDPA knows no cap of scores."""
-        return asked if config.attn_logit_softcapping is None else "eager"
-
     def capped(self, logits: Tensor) -> Tensor:
         """cap · tanh(logit / cap)."""
         return _capped(logits, self.config.final_logit_softcapping)
-
-    def scores(self, block: Any, products: Tensor) -> Tensor:
-        """Capped after they are scaled, by `query_pre_attn_scalar`."""
-        return _capped(super().scores(block, products), self.config.attn_logit_softcapping)
 
     def gain(self, norm: Any) -> Tensor:
         """Weights of these norms count from 1."""
@@ -409,8 +400,21 @@ class Gemma2(Layered):
         embedding.embed_scale = torch.tensor(embedding.scalar_embed_scale, device=device)
 
 
-class Gemma3(Gemma2, Qwen3):
-    """Gemma 3: Gemma 2 with normed queries and keys, and a rotation for either kind of block."""
+class Gemma2(Gemma):
+    """Gemma 2: scores are capped too."""
+
+    @classmethod
+    def implementation(cls, asked: str) -> str:
+        """SDPA knows no cap of scores; transformers refuses it here."""
+        return "eager"
+
+    def scores(self, block: Any, products: Tensor) -> Tensor:
+        """Capped after they are scaled, by `query_pre_attn_scalar`."""
+        return _capped(super().scores(block, products), self.config.attn_logit_softcapping)
+
+
+class Gemma3(Gemma, Qwen3):
+    """Gemma 3: queries and keys are normed, and each kind of block has its rotation."""
 
     def rotary(self, resid: Tensor, positions: Tensor, kind: str) -> Rotary:
         """Sliding blocks rotate faster."""

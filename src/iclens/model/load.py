@@ -172,7 +172,7 @@ def load_model(
             raise ValueError(f"{adapter.activation} '{activation}' is no activation of transformers")
         with torch.device("meta"):
             network: Any = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=adapter.implementation(config, attention)
+                config, dtype=dtype, attn_implementation=adapter.implementation(attention)
             )
     tokenizer = load_tokenizer(name)
     if n_blocks < total:

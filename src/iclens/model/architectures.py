@@ -191,7 +191,8 @@ class Adapter:
         """What each block is told besides the residual [row pos d_model], positions from 0; [block]."""
         length = resid.shape[1]
         refuse_longer(length, self.config.max_position_embeddings, "the model")
-        positions, told = torch.arange(length, device=resid.device), dict[str, dict[str, Any]]()
+        positions = torch.arange(length, device=resid.device)
+        told: dict[str, dict[str, Any]] = {}
         for kind in dict.fromkeys(self.kinds):
             reach = self.reach(kind)
             # SDPA is causal by itself when it is given no mask, whereas eager attention would see everything.

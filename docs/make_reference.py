@@ -40,8 +40,8 @@ PAGES: dict[str, tuple[str, Sequence[str]]] = {
         ["prompts.tasks", "prompts.arms", "prompts.build", "prompts.render", "prompts.mixture",
          "prompts.beliefs"],
     ),
-    "models": ("Loading and running a model.", ["model.load", "model.gguf", "model.run", "model.tail",
-         "builtin.model", "builtin.evaluate"]),
+    "models": ("Loading and running a model.", ["model.load", "model.gguf", "model.architectures",
+         "model.run", "model.tail", "builtin.model", "builtin.evaluate"]),
     "saes": (
         "Loading, judging and converting SAEs.",
         ["saes.load", "saes.encode", "saes.quality"],

@@ -21,6 +21,7 @@ from iclens.concepts.transport import (
     transport,
 )
 from iclens.core import SaeError, Site, SiteError, TableError
+from iclens.model.architectures import Adapter
 from iclens.model.attention import attention_patterns, carried, head_outputs
 from iclens.model.load import LanguageModel, load_model
 from iclens.model.run import record
@@ -220,6 +221,15 @@ def test_undefined_rows_say_why(planted: tuple[LanguageModel, Sae, PromptSet]) -
     assert table["concept"].tolist() == ["odd"] * 4 + ["even"] * 4 + ["odd"] * 4
     few = transport(model, saes, prompts.select(np.arange(9)), chosen[2:], seed=0)
     assert set(few["reason"]) == {"9 prompts, 10 needed"}
+
+
+def test_where_heads_write_through_a_norm_nothing_is_transported(
+    planted: tuple[LanguageModel, Sae, PromptSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sae, prompts = planted
+    monkeypatch.setattr(Adapter, "not_carried", "a norm stands between")
+    table = transport(model, {AFTER_0: sae}, prompts, [(AFTER_0, 0, "odd")], seed=0)
+    assert set(table["reason"]) == {"a norm stands between"} and np.isnan(table["r2"]).all()
 
 
 def test_prompts_lend_within_their_task_and_never_to_themselves() -> None:

@@ -104,7 +104,7 @@ CONFIGS: dict[str, tuple[Spoil, str]] = {
         ("model_type", "its architecture is 'None'"),
     )},
     **{f"model_type {kind!r}": (keyed(model_type=kind), f"its architecture is '{kind}'") for kind in (
-        "", "gpt2", "Llama", 7, None, [], "qwen2", "gemma", "gemma2", "gpt_neox", "bert", "mamba",
+        "", "GPT2", "Llama", 7, None, [], "qwen2_moe", "gemma", "gemma3", "gpt_neo", "bert", "mamba",
     )},
     "no config": (gone("config.json"), "there is none"),
     "an empty config": (written("config.json", b""), "it is not JSON"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from iclens.core import EditError, Site, SiteError, position
+from iclens.model.architectures import Adapter
 from iclens.model.run import Edit
 from iclens.patching.latents import carry_levels, linear_screen, patch_latents, single_effects
 from iclens.patching.receiver import DIRECTIONS, prepare_patch, query_answers
@@ -98,6 +99,16 @@ def test_all_neurons_together_are_the_mlps_output(exact_model, make_runs, make_s
     torch.testing.assert_close(pushes.sum(dim=1), receiver.everything, rtol=1e-3, atol=1e-3)
     few, some = _neurons_by_effect(receiver, 2, 3, 3)
     assert some.tolist() == ids[:3].tolist() and few.shape == (8, 3, exact_model.d_model)
+
+
+def test_there_are_no_sets_of_neurons_that_write_through_a_norm(
+    exact_model, make_runs, make_sae, monkeypatch
+):
+    receiver = prepare_patch(exact_model, make_sae(), same(make_runs()), donor_value="instance")
+    effects = single_effects(receiver, receiver.differing)
+    assert NEURONS in set(patch_sets(receiver, effects)["kind"])
+    monkeypatch.setattr(Adapter, "neurons_normed", True)
+    assert set(patch_sets(receiver, effects)["kind"]) == {ALL, "difference of means", FULL}
 
 
 def test_which_mlp_writes_last_into_a_site():

@@ -4,7 +4,7 @@
 it adds a_j = z_fj · s_j / rms_j of its decoder direction d_f to what the heads look at (rms_j: root mean
 square of that residual; s_j: what the SAE's input normalisation took out, 1 for most). 2. A head that looks
 there turns this into a_j · v_h with v_h = W_O,h W_V,h (g ⊙ d_f), g the weight of the block's input norm.
-3. At `pre` of a later example q
+Where that is a LayerNorm, the residual and d_f are taken less their means. 3. At `pre` of a later example q
 
     predicted = Σ_h Σ_{j<q} α_h(q, j) · a_j · ‖v_h‖,      actual = Σ_h ⟨out_h(q), v_h / ‖v_h‖⟩
 
@@ -101,6 +101,7 @@ def transport(
         reason = f"{n_prompts} prompts, {FEWEST_PROMPTS} needed" if n_prompts < FEWEST_PROMPTS else ""
         if layer >= model.n_blocks:
             reason = NO_READER if model.whole else NOT_LOADED
+        reason = reason or model.adapter.not_carried
         if reason:
             figures |= {one: [_undefined(reason) for _ in WEIGHTS] for one in members}
         else:
@@ -179,12 +180,13 @@ def _batches(
     labels, queries = prompts.positions("lab"), prompts.positions("pre")[FIRST_QUERY:]
     entered, heads = Site(layer, "resid_pre"), Site(layer, "z")
     sites = list(dict.fromkeys(site for site, _ in latents))
-    epsilon = model.network.model.layers[layer].input_layernorm.variance_epsilon
+    adapter = model.adapter
+    norm = adapter.norm(adapter.layers[layer], adapter.before_attention)
     for start in range(0, prompts.n_prompts, batch):
         tokens = prompts.tokens[start : start + batch]
         acts = record(model, tokens, [*sites, entered, heads], np.concatenate([labels, queries]), batch=batch)
         at_labels = {site: values[:, : len(labels)] for site, values in acts.items()}
-        rms = np.sqrt((at_labels[entered].astype(np.float64) ** 2).mean(axis=-1) + epsilon)
+        rms = adapter.divisor(norm, at_labels[entered].astype(np.float64))
         sizes = {}  # z · s of every latent, [prompt·label latent]
         for site in sites:
             rows = at_labels[site].reshape(rms.size, -1)

@@ -29,7 +29,8 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from iclens.core import SPANS, ModelError, Site, SiteError, TokenizerError
-from iclens.model.shape import model_folder, read_shape, window
+from iclens.model.architectures import Adapter, adapter_class, adapter_of
+from iclens.model.shape import LAYERED, model_folder, read_shape
 from iclens.prompts.beliefs import NUMBERS
 from iclens.prompts.render import DEFAULT, Template, answer_ids, bos_id, split
 from iclens.table import Ints
@@ -55,20 +56,25 @@ class LanguageModel:
     whole: bool  # whether these are all of its blocks, so that it has logits
     template: Template = DEFAULT  # how examples are written whose answers are read
 
+    @cached_property
+    def adapter(self) -> Adapter:
+        """Where the network's parts are, and how its blocks are run in parts."""
+        return adapter_of(self.network)
+
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return int(self.network.config.hidden_size)
+        return self.adapter.d_model
 
     @property
     def n_heads(self) -> int:
         """Attention heads of each block."""
-        return int(self.network.config.num_attention_heads)
+        return self.adapter.n_heads
 
     @property
     def d_head(self) -> int:
         """Width of one head's output."""
-        return int(getattr(self.network.config, "head_dim", None) or self.d_model // self.n_heads)
+        return self.adapter.d_head
 
     def check_site(self, site: Site) -> Site:
         """Return `site`, or raise a SiteError when the model has no such block."""
@@ -110,7 +116,7 @@ class LanguageModel:
         return answer_ids(self.tokenizer, NUMBERS, self.template) if whole.all() else None
 
     def embed(self, tokens: Ints) -> Tensor:
-        """The embeddings of tokens [row pos], [row pos d_model].
+        """resid_pre of block 0, [row pos d_model], of tokens [row pos] at positions from 0.
 
         Raises:
             ModelError: for an id that the model has no embedding of.
@@ -122,7 +128,7 @@ class LanguageModel:
                 f"token {wrong} in '{self.name}'", f"it has embeddings of tokens 0 to {n_vocab - 1}",
                 "Tokenise with the tokenizer that belongs to the model.",
             )  # fmt: skip
-        return self.network.model.embed_tokens(torch.as_tensor(ids, device=self.device()))
+        return self.adapter.embed(torch.as_tensor(ids, device=self.device()))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -142,7 +148,8 @@ def load_model(
 
     A GGUF file is converted once, into the user's cache (`convert_gguf`).
 
-    With fewer `blocks` than all there are no logits. Shards that hold none of them may be absent, and are not
+    With fewer `blocks` than all there are no logits. `attention` is how it is computed, but for architectures
+    that cap scores, which SDPA cannot. Shards that hold none of them may be absent, and are not
     downloaded.
 
     Raises:
@@ -162,15 +169,17 @@ def load_model(
     transformers_logging.disable_progress_bar()
     with _reading(name, "config.json"):
         config = _config(source, n_blocks)
-        if config.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act '{config.hidden_act}' is no activation of transformers")
+        adapter = adapter_class(config.model_type)
+        activation = getattr(config, adapter.activation)
+        if activation not in ACT2FN:
+            raise ValueError(f"{adapter.activation} '{activation}' is no activation of transformers")
         with torch.device("meta"):
             network: Any = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=attention
+                config, dtype=dtype, attn_implementation=adapter.implementation(attention)
             )
     tokenizer = load_tokenizer(source)
     if n_blocks < total:
-        del network.lm_head, network.model.norm
+        adapter(network).behead()
     with _reading(name, "weights"):
         _fill(str(source), network, total, dtype, device)
     return LanguageModel(str(name), network, tokenizer, n_blocks, n_blocks == total, template)
@@ -218,37 +227,29 @@ def _config(name: str | Path, n_blocks: int) -> Any:
     `AutoConfig` would read a Mistral with `layer_types` as another architecture.
     """
     stated, _ = PreTrainedConfig.get_config_dict(name)
-    layers = stated.pop("layer_types", None)
-    config = CONFIG_MAPPING[stated["model_type"]].from_dict(stated | {"num_hidden_layers": n_blocks})
-    if layers and layers[0] == "full_attention":  # `model.shape` refuses blocks that differ
-        config.sliding_window = None
+    kind, layers = stated["model_type"], stated.pop("layer_types", None)
+    if kind in LAYERED and layers:
+        stated["layer_types"] = layers[:n_blocks]
+    config = CONFIG_MAPPING[kind].from_dict(stated | {adapter_class(kind).depth: n_blocks})
+    if kind not in LAYERED and layers and layers[0] == "full_attention":
+        config.sliding_window = None  # `model.shape` refuses blocks that differ
     return config
 
 
 def _fill(name: str, network: Any, total: int, dtype: torch.dtype, device: str) -> None:
     """Give a network on the meta device its weights, and freeze it; `total` are the whole model's blocks."""
-    headless, tied = not hasattr(network, "lm_head"), bool(network.config.tie_word_embeddings)
-    n_blocks = len(network.model.layers)
-
-    def left_out(key: str) -> bool:
-        """Whether a stored key belongs to the model though it is not read."""
-        block = re.match(r"model\.layers\.(\d+)\.", key)
-        return (
-            (block is not None and n_blocks <= int(block[1]) < total)
-            or key.endswith("rotary_emb.inv_freq")  # older Llama folders store it; it follows from the config
-            or (key == "lm_head.weight" and (headless or tied))
-            or (key == "model.norm.weight" and headless)
-        )
-
+    adapter = adapter_of(network)
+    tied = hasattr(network, "lm_head") and bool(network.config.tie_word_embeddings)
     shapes = {key: tuple(part.shape) for key, part in network.state_dict().items()}
-    if tied and not headless:
+    if tied:
         del shapes["lm_head.weight"]
-    weights = read_weights(name, shapes, left_out, dtype=dtype, device=device)
+    weights = read_weights(
+        name, shapes, lambda key: adapter.left_out(key, total), dtype=dtype, device=device, spelt=adapter.key
+    )
     network.load_state_dict(weights, strict=False, assign=True)  # `read_weights` was strict
-    if tied and not headless:
+    if tied:
         network.tie_weights()
-    rotary = network.model.rotary_emb
-    network.model.rotary_emb = type(rotary)(config=network.config).to(device)
+    adapter.restore(device)
     empty = [key for key, part in chain(network.named_parameters(), network.named_buffers()) if part.is_meta]
     if empty:
         raise ModelError(f"weights of '{name}'", f"{empty[0]} is in no file", "Give another model.")
@@ -257,12 +258,12 @@ def _fill(name: str, network: Any, total: int, dtype: torch.dtype, device: str) 
 
 def read_weights(
     name: str, shapes: Mapping[str, tuple[int, ...]], left_out: Callable[[str], bool],
-    *, dtype: torch.dtype, device: str | torch.device,
+    *, dtype: torch.dtype, device: str | torch.device, spelt: Callable[[str], str] = str,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The tensors of `shapes`, from a folder or hub name; headers of all files are checked first.
 
-    `left_out` says whether a stored key that is not wanted belongs to the model all the same. On the CPU,
-    tensors that keep their dtype stay memory-mapped.
+    `spelt` gives the key of a stored one, and `left_out` says whether a key that is not wanted belongs to the
+    model all the same. On the CPU, tensors that keep their dtype stay memory-mapped.
     """
 
     def refuse(what: str, keys: Iterable[str]) -> None:
@@ -271,7 +272,10 @@ def read_weights(
                 f"weights of '{name}'", f"{len(wrong)} {what}, first {wrong[0]}", "The folder is not whole."
             )
 
-    file_of = _files(name)
+    stored_files = _files(name)
+    stored_as = {spelt(key): key for key in stored_files}
+    refuse("stored twice", (key for key in stored_files if stored_as[spelt(key)] != key))
+    file_of = {key: stored_files[stored] for key, stored in stored_as.items()}
     refuse("missing", shapes.keys() - file_of.keys())
     refuse("unexpected", (key for key in file_of if key not in shapes and not left_out(key)))
     keys_of: dict[str, list[str]] = {}
@@ -283,8 +287,9 @@ def read_weights(
             raise ModelError(f"weights of '{name}'", f"no {file}, which holds {keys[0]}", "Add this shard.")
     for file, keys in keys_of.items():
         with safe_open(paths[file], framework="pt") as stored:
-            refuse("missing", set(keys) - set(stored.keys()))
-            parts = {key: stored.get_slice(key) for key in keys}
+            held = set(stored.keys())
+            refuse("missing", (key for key in keys if stored_as[key] not in held))
+            parts = {key: stored.get_slice(stored_as[key]) for key in keys}
             refuse("mismatched", (
                 f"{key} of shape {list(part.get_shape())}, not {list(shapes[key])}"
                 for key, part in parts.items() if tuple(part.get_shape()) != tuple(shapes[key])
@@ -296,7 +301,7 @@ def read_weights(
     weights: dict[str, Tensor] = {}
     for file, keys in keys_of.items():
         with safe_open(paths[file], framework="pt") as stored:
-            weights |= {key: stored.get_tensor(key).to(device=device, dtype=dtype) for key in keys}
+            weights |= {key: stored.get_tensor(stored_as[key]).to(device=device, dtype=dtype) for key in keys}
     return weights
 
 
@@ -417,11 +422,6 @@ def _decoded(tokenizer: Any, ids: list[int]) -> str:
 
 # ------------------------------------------------------------------------------------- what a model is
 
-COMPUTED = (
-    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "rope_parameters", "tie_word_embeddings",
-)  # fmt: skip
-"""Keys of a config that decide what is computed from the weights; biases and depth show in the weights."""
 WHOLE, RUNS = 1 << 20, 64
 """Numbers up to which a tensor is hashed whole, and runs that are hashed of a larger one, as many in all."""
 _DIGITS = 6
@@ -431,19 +431,36 @@ _CACHED = re.compile(r"models--.+?--(.+)")
 
 def fingerprint(network: Any, whole: bool) -> str:
     """Hashes of what a network computes: config, embedding, every block, and, if `whole`, norm and head."""
-    config: dict[str, Any] = {key: getattr(network.config, key) for key in COMPUTED}
-    config["window"] = window(network)
-    config["rope_parameters"] = {k: v for k, v in config["rope_parameters"].items() if k != "type"}
+    adapter = adapter_of(network)
+    config: dict[str, Any] = {key: getattr(network.config, key, None) for key in adapter.computed}
+    config["window"] = adapter.window
+    if "rope_parameters" in config:
+        config["rope_parameters"] = _without_type(config["rope_parameters"])
     text = json.dumps(_plain(config), sort_keys=True)
-    end = [("norm", network.model.norm.weight)] if whole else []
+    end = []
+    if whole:
+        end = [(f"norm{_short(key)}", part) for key, part in adapter.final_norm.named_parameters()]
     if whole and not network.config.tie_word_embeddings:
-        end.append(("lm_head", network.lm_head.weight))
+        end.append(("lm_head", adapter.unembedding))
     return ":".join([
         hashlib.sha256(text.encode()).hexdigest()[:_DIGITS],
-        _digest([("embedding", network.model.embed_tokens.weight)]),
-        ".".join(_digest(block.named_parameters()) for block in network.model.layers),
+        _digest(adapter.embedded()),
+        ".".join(_digest(adapter.identity(layer)) for layer in range(len(adapter.layers))),
         _digest(end) if end else "",
     ])  # fmt: skip
+
+
+def _short(key: str) -> str:
+    """A norm's tensor by a name that its weight, the only one of most, has no need of."""
+    return "" if key == "weight" else f".{key}"
+
+
+def _without_type(rope: dict[str, Any]) -> dict[str, Any]:
+    """A rotation without the old name of its type, for all blocks or by kind."""
+    return {
+        key: _without_type(value) if isinstance(value, dict) else value
+        for key, value in rope.items() if key != "type"
+    }  # fmt: skip
 
 
 def _plain(value: Any) -> Any:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from iclens.core import PADDING, SIX_TOKENS, EditError, Layout, ModelError, Site
+from iclens.model.architectures import Adapter, adapter_of
 from iclens.model.load import LanguageModel, as_numpy
-from iclens.model.shape import refuse_longer, window
 from iclens.prompts.beliefs import AnswerProbs
 from iclens.table import Floats, Ints
 
@@ -28,9 +28,11 @@ def run_blocks(
     From resid_pre of the first [row pos d_model], positions from 0, to resid_post of the last. `masks` maps a
     block to what is added to its attention scores in place of the usual mask, [1 or row, 1 pos pos].
     """
-    shared, masks = context(model, resid), masks or {}
-    for layer, block in enumerate(model.model.layers[start:stop], start):
-        resid = block(resid, **(shared | ({"attention_mask": masks[layer]} if layer in masks else {})))
+    adapter, masks = adapter_of(model), masks or {}
+    told = adapter.contexts(resid)
+    for layer, block in enumerate(adapter.layers[start:stop], start):
+        own = told[layer]
+        resid = block(resid, **(own | ({"attention_mask": masks[layer]} if layer in masks else {})))
     return resid
 
 
@@ -40,55 +42,16 @@ def run_to_end(model: Any, resid: Tensor, where: Tensor) -> Tensor:
     From resid_pre of block 0 [row pos d_model] to the last resid_post [row read d_model]. Hooks on the last
     block itself do not fire, and those on its MLP see these positions only.
     """
-    last = model.model.layers[-1]
-    resid = run_blocks(model, resid, 0, len(model.model.layers) - 1)
-    return feed(last, rows_at(attend(last, resid, context(model, resid)), where))
-
-
-def attend(block: Any, resid: Tensor, context: Mapping[str, Any]) -> Tensor:
-    """A block's resid_mid from its resid_pre [row pos d_model], told what `context` gives, or a cache too."""
-    attended, _ = block.self_attn(block.input_layernorm(resid), **context)
-    return resid + attended
-
-
-def feed(block: Any, mid: Tensor) -> Tensor:
-    """A block's resid_post from its resid_mid [... d_model]."""
-    return mid + block.mlp(block.post_attention_layernorm(mid))
-
-
-def context(model: Any, resid: Tensor) -> dict[str, Any]:
-    """What a block is told besides the residual [row pos d_model]: positions, their rotation, the mask."""
-    length, reach = resid.shape[1], window(model)
-    refuse_longer(length, model.config.max_position_embeddings, "the model")
-    positions = torch.arange(length, device=resid.device)
-    # SDPA is causal by itself when it is given no mask, whereas eager attention would see everything.
-    causal = model.config._attn_implementation != "eager" and (reach is None or length <= reach)
-    mask = None if causal else added_to_scores(visible(model, positions, positions), resid)[None, None]
-    return {
-        "attention_mask": mask, "position_ids": positions[None],
-        "position_embeddings": model.model.rotary_emb(resid, positions[None]),
-    }  # fmt: skip
-
-
-def visible(model: Any, queries: Tensor, keys: Tensor) -> Tensor:
-    """Whether attention from positions `queries` sees positions `keys`, bool [query key].
-
-    No query sees a later key, nor one that lies a sliding window or more behind it.
-    """
-    behind, reach = queries[:, None] - keys[None], window(model)
-    return (behind >= 0) if reach is None else (behind >= 0) & (behind < reach)
-
-
-def added_to_scores(seen: Tensor, like: Tensor) -> Tensor:
-    """0 where a key is seen, elsewhere a number that no score outweighs, in the dtype of `like`."""
-    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(
-        ~seen, torch.finfo(like.dtype).min
-    )
+    adapter = adapter_of(model)
+    last = adapter.layers[-1]
+    resid = run_blocks(model, resid, 0, len(adapter.layers) - 1)
+    mid = rows_at(resid + adapter.attend(last, resid, adapter.contexts(resid)[-1]), where)
+    return mid + adapter.feed(last, rows_at(resid, where), mid)
 
 
 def unembed(model: Any, resid: Tensor) -> Tensor:
     """Logits [... vocabulary] of the last block's resid_post [... d_model]."""
-    return model.lm_head(model.model.norm(resid))
+    return adapter_of(model).unembed(resid)
 
 
 # ------------------------------------------------------------------------------------------------ padding
@@ -305,8 +268,7 @@ def attached(
     try:
         hooked = dict.fromkeys([*sites, *(edit.site for edit in edits)])
         for site in sorted(hooked, key=lambda site: site.hook == "resid_mid"):  # after an edit of attn_out
-            block = model.network.model.layers[model.check_site(site).layer]
-            handles += _hooks(site, block, passes)
+            handles += _hooks(model.adapter, model.check_site(site), passes)
         yield recording
     finally:
         for handle in handles:
@@ -318,7 +280,7 @@ def attached(
             )
 
 
-def _hooks(site: Site, block: Any, passes: Callable[[Site, Tensor], Tensor]) -> list[Any]:
+def _hooks(adapter: Adapter, site: Site, passes: Callable[[Site, Tensor], Tensor]) -> list[Any]:
     """Hooks on a block through which a site's activation `passes`, and may be changed.
 
     The residual between attention and MLP is given out by no module. It is the block's input plus attn_out;
@@ -342,12 +304,12 @@ def _hooks(site: Site, block: Any, passes: Callable[[Site, Tensor], Tensor]) -> 
     def on_output(_module: Any, _args: Any, output: Any) -> Any:
         return (through(output[0]), *output[1:]) if isinstance(output, tuple) else through(output)
 
-    reads = {"resid_pre": block, "mlp_in": block.mlp, "z": block.self_attn.o_proj}
-    if site.hook in reads:
-        return [reads[site.hook].register_forward_pre_hook(on_input)]
-    gives = {"resid_post": block, "mlp_out": block.mlp}.get(site.hook, block.self_attn)
+    block = adapter.layers[site.layer]
+    module, enters = adapter.hooked(block, site.hook)
+    if enters:
+        return [module.register_forward_pre_hook(on_input)]
     before = [block.register_forward_pre_hook(enter)] if site.hook == "resid_mid" else []
-    return [*before, gives.register_forward_hook(on_output)]
+    return [*before, module.register_forward_hook(on_output)]
 
 
 # ----------------------------------------------------------------------------------- recordings and answers
@@ -382,12 +344,13 @@ def record(
 def record_neurons(
     model: LanguageModel, tokens: Ints, layer: int, positions: Ints, *, batch: int = 128
 ) -> Floats:
-    """Activations of a block's MLP neurons, act(gate) · up, as `record` gives a site's: [row pos neuron]."""
-    site = Site(layer, "mlp_in")
-    read = record(model, tokens, [site], positions, batch=batch)[site]
-    mlp = model.network.model.layers[layer].mlp
-    mlp_in = torch.as_tensor(read).to(mlp.gate_proj.weight)
-    return as_numpy(mlp.act_fn(mlp.gate_proj(mlp_in)) * mlp.up_proj(mlp_in))
+    """Activations of a block's MLP neurons, as `record` gives a site's: [row pos neuron].
+
+    They are what the down projection reads: act(gate) · up, or act(up) where there are no gates.
+    """
+    read = record(model, tokens, [site := Site(layer, "mlp_in")], positions, batch=batch)[site]
+    adapter = model.adapter
+    return as_numpy(adapter.neurons(adapter.layers[layer], torch.as_tensor(read).to(adapter.embeddings)))
 
 
 def answer_probs(

@@ -1,10 +1,10 @@
-"""The shape of a Llama or Mistral, read from config.json alone: sizes, limits, and what is refused."""
+"""The shape of a model, read from config.json alone: sizes, limits, and what is refused."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,20 +19,68 @@ LLAMA3_8B: dict[str, Any] = {
 }  # fmt: skip
 """config.json of meta-llama/Meta-Llama-3-8B, which is gated: a plan for it needs no licence."""
 KNOWN = {"meta-llama/Meta-Llama-3-8B": LLAMA3_8B, "NousResearch/Meta-Llama-3-8B": LLAMA3_8B}
-DEFAULTS: dict[str, dict[str, int | None]] = {
-    "llama": {"max_position_embeddings": 2048, "num_key_value_heads": None, "sliding_window": None},
-    "mistral": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
-}
-"""What transformers takes for keys that config.json leaves out, for each architecture that is run here."""
-ARCHITECTURES = tuple(DEFAULTS)
-"""Model types whose blocks are run as `model.run` runs them; others scale the residual on the way."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the config.json of an architecture is read, and what its blocks hold besides matrices."""
+
+    # what transformers takes for keys that config.json leaves out; keys of biases that are read at all
+    defaults: Mapping[str, Any]
+    names: Mapping[str, str] = field(default_factory=dict)  # its keys of sizes, where they are others
+    layered: bool = False  # whether `layer_types` says of each block if it slides
+    rotary: str = "heads"  # what is rotated: whole "heads", a "part" of each as configured, or "nothing"
+    by_kind: bool = False  # whether blocks that slide have a rotation of their own
+    grouped: bool = True  # whether heads may share keys and values
+    gated: bool = True  # whether neurons are gated, which takes a third matrix
+    norms: int = 2  # norms of a block
+    norm_size: int = 1  # numbers of a norm per dimension
+    qkv_bias: bool = False  # whether queries, keys and values have biases whatever the config says
+    head_norms: str = ""  # queries and keys normed by "head", or "all" heads together
+
+
+_QWEN = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "use_sliding_window": False}
+_GEMMA = {
+    "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096, "tie_word_embeddings": True,
+    "attention_bias": False,
+}  # fmt: skip
+FAMILIES: dict[str, Family] = {
+    "llama": Family({"max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False}),
+    "mistral": Family(
+        {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096}
+    ),
+    "qwen2": Family(_QWEN, layered=True, qkv_bias=True),
+    "qwen3": Family(_QWEN | {"head_dim": 128, "attention_bias": False}, layered=True, head_norms="head"),
+    "gemma2": Family(_GEMMA | {"max_position_embeddings": 8192}, layered=True, norms=4),
+    "gemma3_text": Family(
+        _GEMMA | {"max_position_embeddings": 131072}, layered=True, by_kind=True, norms=4, head_norms="head"
+    ),
+    "phi3": Family({"max_position_embeddings": 4096}, rotary="part"),
+    "olmo2": Family({"max_position_embeddings": 2048, "attention_bias": False}, head_norms="all"),
+    "gpt2": Family(
+        {"n_positions": 1024, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+        {
+            "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+            "intermediate_size": "n_inner", "max_position_embeddings": "n_positions",
+        },
+        rotary="nothing", grouped=False, gated=False, norm_size=2,
+    ),
+    "gpt_neox": Family(
+        {"max_position_embeddings": 2048, "attention_bias": True, "mlp_bias": True},
+        rotary="part", grouped=False, gated=False, norm_size=2,
+    ),
+}  # fmt: skip
+ARCHITECTURES = tuple(FAMILIES)
+"""Model types whose blocks are run here, each as its adapter in `model.architectures` says."""
+LAYERED = tuple(kind for kind, family in FAMILIES.items() if family.layered)
+"""Those whose blocks may differ in their attention; of the others, all must attend alike."""
 ATTENTION = ("full_attention", "sliding_attention")
-"""Types of attention that `layer_types` may name; all of a model's blocks must be of one."""
+"""Types of attention that `layer_types` may name."""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes and limits of a Llama or Mistral."""
+    """Sizes and limits of a model."""
 
     d_model: int
     n_blocks: int
@@ -45,6 +93,10 @@ class ModelShape:
     tied: bool  # whether the unembedding is the embedding
     stored: str = ""  # dtype that config.json gives its weights; empty when it gives none
     n_positions: int = 8192  # tokens of the longest context that the model was made for
+    gated: bool = True  # whether neurons are gated, which takes a third matrix
+    block_vectors: int | None = None  # weights of a block outside its matrices; two norms when not given
+    end_vectors: int | None = None  # the same of the end; one norm when not given
+    learned_positions: int = 0  # positions with an embedding
 
     @classmethod
     def from_config(cls, config: dict[str, Any], name: str = "model") -> ModelShape:
@@ -54,7 +106,8 @@ class ModelShape:
             raise ModelError(f"config.json of '{name}'", found, remedy)
 
         def size(key: str, otherwise: int | None = None) -> int:
-            value = config.get(key, DEFAULTS[kind].get(key))
+            key = family.names.get(key, key)
+            value = config.get(key, family.defaults.get(key))
             value = otherwise if value is None else value
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 refuse(f"{key} is {value!r}", f"{key} must be a positive whole number.")
@@ -62,34 +115,41 @@ class ModelShape:
 
         kind: Any = config.get("model_type")
         if kind not in ARCHITECTURES:
-            refuse(f"its architecture is '{kind}'", f"model_type must be {' or '.join(ARCHITECTURES)}.")
-        for found, remedy in _not_computed(config):
+            refuse(f"its architecture is '{kind}'", f"model_type must be one of {', '.join(ARCHITECTURES)}.")
+        family = FAMILIES[kind]
+        for found, remedy in _not_computed(config, family):
             refuse(found, remedy)
         d_model, n_heads = size("hidden_size"), size("num_attention_heads")
-        n_kv_heads, d_head = size("num_key_value_heads", n_heads), size("head_dim", d_model // n_heads)
-        if n_heads % n_kv_heads or d_head % 2:
+        n_kv_heads = size("num_key_value_heads", n_heads) if family.grouped else n_heads
+        d_head = size("head_dim", d_model // n_heads)
+        if n_heads % n_kv_heads or (d_head % 2 and family.rotary == "heads"):
             refuse(
                 f"{n_heads} heads of {d_head} on {n_kv_heads} keys",
                 "num_attention_heads must be a multiple of num_key_value_heads, head_dim even.",
             )
         if config.get("sliding_window") is not None:
             size("sliding_window")
-        return cls(
-            d_model, size("num_hidden_layers"), n_heads, n_kv_heads, d_head, size("intermediate_size"),
-            size("vocab_size"), bool(config.get("tie_word_embeddings", False)),
-            str(config.get("dtype", config.get("torch_dtype", ""))), size("max_position_embeddings"),
+        d_mlp, n_positions = size("intermediate_size", 4 * d_model), size("max_position_embeddings")
+        shape = cls(
+            d_model, size("num_hidden_layers"), n_heads, n_kv_heads, d_head, d_mlp, size("vocab_size"),
+            bool(config.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False))),
+            str(config.get("dtype", config.get("torch_dtype", ""))), n_positions, family.gated,
+            end_vectors=family.norm_size * d_model,
+            learned_positions=n_positions if family.rotary == "nothing" else 0,
         )  # fmt: skip
+        return replace(shape, block_vectors=_vectors(config, family, shape))
 
     @property
     def block_matrices(self) -> int:
         """Weights of a block that multiply every token: attention and MLP projections."""
         attention = 2 * self.d_model * self.d_head * (self.n_heads + self.n_kv_heads)
-        return attention + 3 * self.d_model * self.d_mlp
+        return attention + (2 + self.gated) * self.d_model * self.d_mlp
 
     @property
     def block_parameters(self) -> int:
-        """All weights of a block, its two norms included."""
-        return self.block_matrices + 2 * self.d_model
+        """All weights of a block, its norms and biases included."""
+        vectors = 2 * self.d_model if self.block_vectors is None else self.block_vectors
+        return self.block_matrices + vectors
 
     def parameters(self, blocks: int, *, head: int, n_ids: int | None = None) -> int:
         """Weights of the embedding, the first `blocks` blocks, the final norm, and `head` unembeddings.
@@ -98,8 +158,9 @@ class ModelShape:
         """
         shared = self.tied and bool(head)
         embedded = self.n_vocab if n_ids is None or shared else min(n_ids, self.n_vocab)
-        unembedded = head * (not self.tied) * self.n_vocab
-        return (embedded + unembedded) * self.d_model + blocks * self.block_parameters + self.d_model
+        rows = embedded + self.learned_positions + head * (not self.tied) * self.n_vocab
+        end = self.d_model if self.end_vectors is None else self.end_vectors
+        return rows * self.d_model + blocks * self.block_parameters + end
 
     def block_flops(self, context: int) -> float:
         """FLOP per token of one block, in causal contexts of `context` tokens.
@@ -157,39 +218,71 @@ def refuse_longer(tokens: int, positions: int, model: str, asked: str = "", reme
         )
 
 
-def window(model: Any) -> int | None:
-    """How many keys a query of a network sees, itself included; None where it sees all earlier ones."""
-    return model.config.sliding_window if model.config.model_type == "mistral" else None
+def _vectors(config: dict[str, Any], family: Family, shape: ModelShape) -> int:
+    """Weights of a block outside its matrices: norms and biases."""
+
+    def has(key: str) -> bool:
+        return key in family.defaults and bool(config.get(key, family.defaults[key]))
+
+    queries, keys = shape.n_heads * shape.d_head, shape.n_kv_heads * shape.d_head
+    normed = {"": 0, "head": 2 * shape.d_head, "all": queries + keys}[family.head_norms]
+    by_attention = (family.qkv_bias or has("attention_bias")) * (queries + 2 * keys)
+    by_attention += has("attention_bias") * shape.d_model
+    by_mlp = has("mlp_bias") * ((1 + family.gated) * shape.d_mlp + shape.d_model)
+    return family.norms * family.norm_size * shape.d_model + normed + by_attention + by_mlp
 
 
-def _not_computed(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _not_computed(config: dict[str, Any], family: Family) -> Iterator[tuple[str, str]]:
     """Keys that transformers passes over, or that make weights no plain numbers, and what is allowed."""
     if config.get("quantization_config") is not None:
         yield "its weights are quantised (quantization_config)", "Give the unquantised model."
+    for key, remedy in (
+        ("use_bidirectional_attention", "Only attention to earlier tokens is computed."),
+        ("add_cross_attention", "Only attention to the model's own tokens is computed."),
+    ):
+        if config.get(key):
+            yield f"{key} is {config[key]!r}", remedy
+    if config["model_type"] == "gemma3_text" and config.get("attn_logit_softcapping") is not None:
+        yield (
+            f"attn_logit_softcapping is {config['attn_logit_softcapping']!r}",
+            "transformers computes none for gemma3_text; set it to null.",
+        )
     by_layer = config.get("rope_parameters")
     for rope in (config, by_layer, config.get("rope_scaling")):
         share = rope.get("partial_rotary_factor") if isinstance(rope, dict) else None
-        if share not in (None, 1):
+        if share not in (None, 1) and family.rotary != "part":
             yield f"partial_rotary_factor is {share!r}", "Only rotation of whole heads, 1.0, is computed."
-    if isinstance(by_layer, dict) and any(isinstance(rope, dict) for rope in by_layer.values()):
+    rotations = by_layer.values() if isinstance(by_layer, dict) else ()
+    if not family.by_kind and any(isinstance(rope, dict) for rope in rotations):
         yield (
-            f"rope_parameters differ by layer ({', '.join(map(str, by_layer))})",
+            f"rope_parameters differ by layer ({', '.join(map(str, by_layer or ()))})",
             "Only one rotation for all blocks is computed.",
         )
+    yield from _layers_not_computed(config, family)
+
+
+def _layers_not_computed(config: dict[str, Any], family: Family) -> Iterator[tuple[str, str]]:
+    """The same of `layer_types` and the window."""
     layers = config.get("layer_types")
-    if layers is None:
-        return
-    if not isinstance(layers, list) or not layers or len(layers) != config.get("num_hidden_layers"):
-        yield f"layer_types is {str(layers)[:80]}", "layer_types must list one type for each block."
-    kinds = sorted(set(map(str, layers)))
-    if len(kinds) > 1:
+    # a key that is left out counts as a window, where layers are all alike
+    window = config.get("sliding_window", family.defaults.get("sliding_window", 0))
+    if "use_sliding_window" in family.defaults and not config.get("use_sliding_window"):
+        window = None
+    slides = layers is None and family.layered and "sliding_window" in family.defaults
+    kinds = ["sliding_attention"] if slides else []
+    if layers is not None:
+        if not isinstance(layers, list) or not layers or len(layers) != config.get("num_hidden_layers"):
+            yield f"layer_types is {str(layers)[:80]}", "layer_types must list one type for each block."
+        kinds = sorted(set(map(str, layers)))
+    if len(kinds) > 1 and not family.layered:
         yield (
             f"layer_types differ from block to block ({', '.join(kinds)})",
             "Only models whose blocks all attend alike are computed.",
         )
-    if kinds[0] not in ATTENTION:
-        yield f"layer_types are {kinds[0]}", f"layer_types must be {' or '.join(ATTENTION)}."
-    if kinds == ["sliding_attention"] and config.get("sliding_window", 0) is None:
+    for kind in kinds:
+        if kind not in ATTENTION:
+            yield f"layer_types are {kind}", f"layer_types must be {' or '.join(ATTENTION)}."
+    if "sliding_attention" in kinds and window is None:
         yield (
             "layer_types are sliding_attention and sliding_window is null",
             "Set sliding_window to the tokens that a query sees, or layer_types to full_attention.",

@@ -17,20 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iclens.core import PADDING, EditError, Site
+from iclens.model.architectures import Rotary, added_to_scores, visible
 from iclens.model.load import LanguageModel
-from iclens.model.run import (
-    Edit,
-    added_to_scores,
-    attached,
-    attend,
-    context,
-    feed,
-    packed,
-    read_answers,
-    refuse_part,
-    rows_at,
-    visible,
-)
+from iclens.model.run import Edit, attached, packed, read_answers, refuse_part, rows_at
 from iclens.prompts.beliefs import AnswerProbs
 from iclens.table import Floats, Ints
 
@@ -92,8 +81,8 @@ class Held:
     resid: tuple[Tensor, ...]
     mid: tuple[Tensor, ...]  # resid_mid of every block, likewise
     kept: KeysValues  # keys and values of the tokens before `first`, [1 head pos d_head] each
-    # rotation of the columns from `first` on, cosines and sines, [1 suffix d_head]
-    rotary: tuple[Tensor, ...]
+    # rotation of the columns from `first` on in each kind of block: cosines and sines, [1 suffix d_head] each
+    rotary: dict[str, Rotary]
 
     @property
     def n_kept(self) -> int:
@@ -115,17 +104,19 @@ def hold(model: LanguageModel, tokens: Ints, first: int | None = None) -> list[H
     packing, there = packed(tokens), tokens != PADDING
     resid = model.embed(packing.ids)
     suffix = torch.as_tensor(packing.at(np.arange(start, length)), device=resid.device)
-    keep = _Keep()
-    shared: dict[str, Any] = context(model.network, resid) | {"past_key_values": keep}
-    pre, mids = [rows_at(resid, suffix)], []
-    for layer, block in enumerate(model.network.model.layers):
-        mid = attend(block, resid, shared)
+    keep, adapter = _Keep(), model.adapter
+    told, pre, mids = adapter.contexts(resid), [rows_at(resid, suffix)], []
+    for layer, block in enumerate(adapter.layers):
+        mid = resid + adapter.attend(block, resid, told[layer] | {adapter.cache: keep})
         mids.append(rows_at(mid, suffix))
         # Nothing attends to what the last block leaves: its MLP is needed from `start` on alone.
-        resid = feed(block, mid if layer < model.n_blocks - 1 else mids[-1])
+        entered, left = (resid, mid) if layer < model.n_blocks - 1 else (pre[-1], mids[-1])
+        resid = left + adapter.feed(block, entered, left)
         pre.append(rows_at(resid, suffix) if layer < model.n_blocks - 1 else resid)
+    positions = torch.arange(packing.ids.shape[1], device=resid.device)[None]
+    whole = {kind: adapter.rotary(resid, positions, kind) for kind in dict.fromkeys(adapter.kinds)}
     rotary = [
-        [rows_at(part, of_prompt) for part in shared["position_embeddings"]]
+        {kind: tuple(rows_at(part, of_prompt) for part in parts) for kind, parts in whole.items()}
         for of_prompt in suffix.expand(len(tokens), -1)
     ]
     return [
@@ -133,7 +124,7 @@ def hold(model: LanguageModel, tokens: Ints, first: int | None = None) -> list[H
             start, tuple(there[i, start:].tolist()), tuple(rows[i] for rows in pre),
             tuple(rows[i] for rows in mids),
             {layer: (k[i : i + 1, :, :n], v[i : i + 1, :, :n]) for layer, (k, v) in keep.kept.items()},
-            tuple(rotary[i]),
+            rotary[i],
         )
         for i, n in enumerate(there[:, :start].sum(axis=1).tolist())
     ]  # fmt: skip
@@ -248,15 +239,18 @@ class Tail:
         rows = base.expand(len(added), -1, -1).index_add(
             1, where, (added[:, None] if added.ndim == 2 else added).expand(-1, len(where), -1)
         )
-        return feed(self.model.network.model.layers[site.layer], rows) if site.hook in MID else rows
+        if site.hook not in MID:
+            return rows
+        adapter, entered = self.model.adapter, self.held.resid[site.layer]
+        return rows + adapter.feed(adapter.layers[site.layer], entered, rows)
 
     def rows_at_once(self) -> int:
         """Rows whose widest intermediate values fit the memory, at least 1."""
-        config, d_model, n_heads = self.model.network.config, self.model.d_model, self.model.n_heads
-        item = self.model.network.lm_head.weight.element_size()
+        adapter, d_model, n_heads = self.model.adapter, self.model.d_model, self.model.n_heads
+        item = adapter.unembedding.element_size()
         keys = self.held.first + max(WIDTH, self.n_suffix)
-        a_position = item * (6 * d_model + 3 * config.intermediate_size + 2 * n_heads * keys)
-        logits = config.vocab_size * (item + 8)
+        a_position = item * (6 * d_model + 3 * adapter.d_mlp + 2 * n_heads * keys)
+        logits = len(adapter.unembedding) * (item + 8)
         return max(1, min(MOST_ROWS, self.memory // (self.n_suffix * a_position + logits)))
 
 
@@ -268,7 +262,7 @@ def side_by_side(tails: Sequence[Tail], rows: Sequence[Tensor], layer: int) -> l
     `rows` are, of each prompt, the suffix that enters block `layer`, [row suffix d_model].
     """
     first = tails[0]
-    blocks, suffix = first.model.network.model.layers[layer:], first.n_suffix
+    adapter, suffix = first.model.adapter, first.n_suffix
     if layer == first.model.n_blocks:
         return [part[:, -1] for part in rows]
     width = _width([len(part) for part in rows], max(1, WIDTH // suffix))
@@ -277,37 +271,24 @@ def side_by_side(tails: Sequence[Tail], rows: Sequence[Tensor], layer: int) -> l
     for part, sequences in zip(rows, resid.split(counts), strict=True):
         sequences.view(-1, *part.shape[1:])[: len(part)] = part
     resid = resid.flatten(1, 2)  # [sequence width·suffix d_model]
-    shared = _shared(tails, counts, width, resid)
-    for block in blocks:
-        resid = block(resid, **shared)
+    told = _told(tails, counts, width, resid, layer)
+    for kind, block in zip(adapter.kinds[layer:], adapter.layers[layer:], strict=True):
+        resid = block(resid, **told[kind])
     last = resid.unflatten(1, (width, suffix))[:, :, -1].split(counts)  # [sequence width d_model] each
     return [own.flatten(0, 1)[: len(part)] for own, part in zip(last, rows, strict=True)]
 
 
-def _shared(tails: Sequence[Tail], counts: Sequence[int], width: int, like: Tensor) -> dict[str, Any]:
-    """What a block is told besides the rows: each prompt's mask, rotation and prefix.
+def _told(
+    tails: Sequence[Tail], counts: Sequence[int], width: int, like: Tensor, layer: int
+) -> dict[str, dict[str, Any]]:
+    """What blocks from `layer` on are told besides the rows, by the kind of block.
 
     `counts` are the sequences of each prompt, `width` the rows of each sequence.
     """
-    first = tails[0]
-    if len({(tail.held.n_kept, tail.held.there) for tail in tails}) == 1:
-        mask, rotary = _mask(first, width, like, first.held.n_kept), first.held.rotary
-    else:
-        longest = max(tail.held.n_kept for tail in tails)
-        repeats = torch.tensor(counts, device=like.device)
-        mask, *rotary = (
-            torch.cat(parts).repeat_interleave(repeats, dim=0)
-            for parts in (
-                [_mask(tail, width, like, longest) for tail in tails],
-                *zip(*(tail.held.rotary for tail in tails), strict=True),
-            )
-        )
+    adapter, prefix = tails[0].model.adapter, _Prefix([tail.held.kept for tail in tails], counts)
     return {
-        "attention_mask": mask,
-        "position_embeddings": tuple(
-            part.repeat(1, width, 1) if first.n_suffix > 1 else part for part in rotary
-        ),
-        "past_key_values": _Prefix([tail.held.kept for tail in tails], counts),
+        kind: adapter.told(*_surroundings(tails, kind, width, counts, like), cache=prefix)
+        for kind in dict.fromkeys(adapter.kinds[layer:])
     }
 
 
@@ -318,7 +299,27 @@ def _width(n_rows: Sequence[int], most: int) -> int:
     return int(widths[cost.argmin()])
 
 
-def _mask(tail: Tail, width: int, like: Tensor, prefix: int) -> Tensor:
+def _surroundings(
+    tails: Sequence[Tail], kind: str, width: int, counts: Sequence[int], like: Tensor
+) -> tuple[Tensor, Rotary]:
+    """The mask and the rotation of all prompts' sequences, `counts` of each, in blocks of a kind."""
+    first, reach = tails[0], tails[0].model.adapter.reach(kind)
+    if len({(tail.held.n_kept, tail.held.there) for tail in tails}) == 1:
+        mask, rotary = _mask(first, width, like, first.held.n_kept, reach), first.held.rotary[kind]
+    else:
+        longest = max(tail.held.n_kept for tail in tails)
+        repeats = torch.tensor(counts, device=like.device)
+        mask, *rotary = (
+            torch.cat(parts).repeat_interleave(repeats, dim=0)
+            for parts in (
+                [_mask(tail, width, like, longest, reach) for tail in tails],
+                *zip(*(tail.held.rotary[kind] for tail in tails), strict=True),
+            )
+        )
+    return mask, tuple(part.repeat(1, width, 1) if first.n_suffix > 1 else part for part in rotary)
+
+
+def _mask(tail: Tail, width: int, like: Tensor, prefix: int, reach: int | None) -> Tensor:
     """What is added to attention scores, [1 1 width·suffix, prefix + width·suffix].
 
     0 for what a row sees of the prefix and of itself, a number that no score outweighs elsewhere. `prefix`
@@ -328,7 +329,7 @@ def _mask(tail: Tail, width: int, like: Tensor, prefix: int) -> Tensor:
     there = torch.tensor(tail.held.there, device=like.device)
     kept = torch.arange(prefix, device=like.device)
     positions = torch.cat([kept, n_kept - 1 + there.cumsum(dim=0)])
-    alone = visible(tail.model.network, positions[prefix:], positions)  # [suffix, prefix + suffix]
+    alone = visible(positions[prefix:], positions, reach)  # [suffix, prefix + suffix]
     alone &= torch.cat([kept < n_kept, there])
     seen = alone.new_zeros(width, suffix, prefix + width * suffix)
     seen[..., :prefix] = alone[:, :prefix]
@@ -346,7 +347,7 @@ def edited_at_end(tails: Sequence[Tail], edits: Sequence[Edit]) -> AnswerProbs:
     Raises:
         EditError: for an edit of another column.
     """
-    first = tails[0]
+    first, adapter = tails[0], tails[0].model.adapter
     for edit in edits:
         if np.asarray(edit.recipient_pos).tolist() != [first.held.first]:
             raise EditError(
@@ -360,10 +361,10 @@ def edited_at_end(tails: Sequence[Tail], edits: Sequence[Edit]) -> AnswerProbs:
         rows = slice(begin, begin + MOST_TOGETHER)
         own = list(tails[rows])
         resid = torch.stack([tail.held.resid[start] for tail in own])  # [prompt 1 d_model]
-        shared = _shared(own, [1] * len(own), 1, resid)
+        told = _told(own, [1] * len(own), 1, resid, start)
         with attached(first.model, (), np.array([0]), [edit.of_rows(rows) for edit in some]):
-            for block in first.model.network.model.layers[start:]:
-                resid = block(resid, **shared)
+            for kind, block in zip(adapter.kinds[start:], adapter.layers[start:], strict=True):
+                resid = block(resid, **told[kind])
         parts.append(read_answers(first.model, resid[:, 0], first.ids).cpu().numpy())
     return AnswerProbs(first.answers, np.concatenate(parts))
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from iclens.core import EditError, Site
-from iclens.model.attention import attention_patterns, head_dots, head_outputs
+from iclens.model.attention import attention_patterns, head_changes, head_dots
 from iclens.model.load import LanguageModel, as_numpy
 from iclens.model.run import Edit, record, refuse_part
 from iclens.model.tail import tails_of
@@ -336,12 +336,11 @@ def _changes(
     after = record(model, tokens, sites, here, edits=edits, batch=batch)
     components, parts = [], []
     for layer in layers:
-        z, mlp = (
-            after[site][:, 0] - before[site][:, 0] for site in (Site(layer, "z"), Site(layer, "mlp_out"))
-        )
+        z, mlp = Site(layer, "z"), Site(layer, "mlp_out")
         kept = [head for head in range(model.n_heads) if layer > layers.start or (layer, head) in ablated]
-        written = head_outputs(model, layer, z)
-        parts += [written[:, kept], torch.as_tensor(mlp[:, None], device=written.device)]
+        written = head_changes(model, layer, before[z][:, 0], after[z][:, 0])
+        change = after[mlp][:, 0] - before[mlp][:, 0]
+        parts += [written[:, kept], torch.as_tensor(change[:, None], device=written.device)]
         for head in kept:
             part = "ablated head" if (layer, head) in ablated else "later head"
             components.append(Component(part, layer, head))
@@ -358,7 +357,7 @@ class LastPosition:
 
     z: dict[int, Floats]  # layer → the heads' outputs before their projection, [row head·d_head]
     reference: Floats  # resid_pre of the reference layer, [row d_model]
-    scale: Floats  # √(mean of the last resid_post squared + ε), by which the final norm divides, [row]
+    scale: Floats  # what the final norm divides by: √(mean of the last resid_post squared + ε), [row]
 
 
 def last_position(
@@ -377,7 +376,7 @@ def last_position(
     sites = list(dict.fromkeys([*z.values(), reference, last]))
     acts = record(model, tokens, sites, np.array([tokens.shape[1] - 1]), edits=edits, batch=batch)
     end = acts[last][:, 0].astype(np.float64)
-    scale = np.sqrt((end**2).mean(axis=-1) + model.network.model.norm.variance_epsilon)
+    scale = model.adapter.divisor(model.adapter.final_norm, end)
     return LastPosition({layer: acts[site][:, 0] for layer, site in z.items()}, acts[reference][:, 0], scale)
 
 
@@ -398,17 +397,20 @@ def logit_attributions(model: LanguageModel, read: LastPosition, answers: Ints) 
 def answer_directions(model: LanguageModel, answers: Ints) -> Floats:
     """γ ⊙ (W_U[answer] − mean W_U[numbers]): residual direction of the logit difference, [row d_model].
 
+    Less its own mean where the final norm is a LayerNorm. A soft cap of the logits is left out.
+
     Where numbers are no single tokens, the mean is over the `answers` themselves.
 
     Args:
         answers: token id of each row's answer, [row].
     """
-    head, gain = model.network.lm_head.weight, as_numpy(model.network.model.norm.weight)
+    adapter, head = model.adapter, model.adapter.unembedding
     _, numbers = model.answer_space()
     if not len(numbers):
         numbers = torch.as_tensor(np.unique(answers))
     mean = as_numpy(head[numbers.to(head.device)].float().mean(dim=0))
-    return (as_numpy(head[np.asarray(answers)]) - mean) * gain
+    gain = as_numpy(adapter.gain(adapter.final_norm))
+    return adapter.centred((as_numpy(head[np.asarray(answers)]) - mean) * gain)
 
 
 def _along(model: LanguageModel, read: LastPosition, directions: Floats) -> Floats:

@@ -163,7 +163,8 @@ def _sets(receiver: PatchReceiver, order: Ints, greedy: Ints, b: int, largest: i
             yield Members(kind, ids[:size], size, receiver.joint(ids[:size]))
     yield Members(ALL, receiver.differing, len(receiver.differing), receiver.all_latents)
     layer = writer(receiver.sae.site)
-    if layer is not None:
+    # where a norm follows the MLP, no neuron adds a direction of its own to the stream
+    if layer is not None and not receiver.model.adapter.neurons_normed:
         pushes, ids = _neurons_by_effect(receiver, layer, b, largest)
         for size in _sizes(len(ids)):
             yield Members(NEURONS, ids[:size], size, pushes[:, :size].sum(dim=1))
@@ -222,7 +223,8 @@ def writer(site: Site) -> int | None:
 
 def _neurons_by_effect(receiver: PatchReceiver, layer: int, b: int, largest: int) -> tuple[Tensor, Ints]:
     """Neurons of largest own effect on the screening half: what each adds [prompt neuron d_in], and ids."""
-    block = receiver.model.network.model.layers[layer]
+    adapter = receiver.model.adapter
+    block = adapter.layers[layer]
 
     def acts(prompts: PromptSet) -> Tensor:
         """Activations of the block's neurons where the prompts are patched, [prompt neuron]."""
@@ -232,7 +234,7 @@ def _neurons_by_effect(receiver: PatchReceiver, layer: int, b: int, largest: int
         ).to(receiver.mix)  # fmt: skip
 
     donor, before = acts(receiver.donors), acts(receiver.prompts)
-    change, directions = (mixed(receiver.mix, donor) - before), block.mlp.down_proj.weight.T.to(before)
+    change, directions = (mixed(receiver.mix, donor) - before), adapter.neuron_directions(block).to(before)
     rises = [receiver.effects(int(i), change[int(i), :, None] * directions)[:, b] for i in receiver.screen]
     best = np.argsort(-_way(receiver, b) * np.mean(rises, axis=0), kind="stable")[:largest]
     chosen = torch.as_tensor(best.copy())

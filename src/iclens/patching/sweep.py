@@ -178,7 +178,7 @@ def lens_answers(model: LanguageModel, resid: Floats, extra: tuple[str, ...] = (
         extra: word answers to read besides the numbers.
     """
     answers, ids = model.answer_space(extra)
-    like = model.network.lm_head.weight
+    like = model.adapter.unembedding
     rows = torch.as_tensor(resid, dtype=like.dtype, device=like.device)
     return AnswerProbs(answers, read_answers(model, rows, ids).cpu().numpy())
 
@@ -190,13 +190,18 @@ def lens_logits(model: LanguageModel, resid: Floats) -> Floats:
     In bfloat16 the largest logits tie; the products are therefore summed in float32, a part of the vocabulary
     at a time.
     """
-    return as_numpy(_unembedded(model, model.network.model.norm(_float(model, resid))))
+    return as_numpy(model.adapter.capped(_unembedded(model, model.adapter.final_norm(_float(model, resid)))))
 
 
 @torch.no_grad()
 def unnormalised_logits(model: LanguageModel, resid: Floats) -> Floats:
-    """Logits [row token] of residuals [row d_model] times the final norm's weight, without its division."""
-    return as_numpy(_unembedded(model, _float(model, resid) * model.network.model.norm.weight.float()))
+    """Logits [row token] of residuals [row d_model] times the final norm's weight, without its division.
+
+    A LayerNorm's bias and a soft cap of the logits are left out too.
+    """
+    adapter = model.adapter
+    rows = adapter.centred(_float(model, resid)) * adapter.gain(adapter.final_norm)
+    return as_numpy(_unembedded(model, rows))
 
 
 def _float(model: LanguageModel, resid: Floats) -> Tensor:
@@ -204,7 +209,7 @@ def _float(model: LanguageModel, resid: Floats) -> Tensor:
 
 
 def _unembedded(model: LanguageModel, normed: Tensor) -> Tensor:
-    parts = [normed @ rows.float().T for rows in model.network.lm_head.weight.split(_VOCABULARY)]
+    parts = [normed @ rows.float().T for rows in model.adapter.unembedding.split(_VOCABULARY)]
     return torch.cat(parts, dim=-1)
 
 

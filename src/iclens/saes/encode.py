@@ -222,9 +222,10 @@ def logit_effects(
 ) -> list[LogitEffects]:
     """Top and bottom tokens, `n` each, of every latent of an SAE whose site adds to the residual stream."""
     chosen = [int(latent) for latent in latents]
-    gain, unembedding = model.network.model.norm.weight.float(), model.network.lm_head.weight.float()
+    adapter = model.adapter
+    gain, unembedding = adapter.gain(adapter.final_norm), adapter.unembedding.float()
     directions = normalize(decoder_directions(sae, np.array(chosen)), dim=1).to(gain.device)
-    effects = (directions * gain) @ unembedding.T
+    effects = (adapter.centred(directions) * gain) @ unembedding.T
     effects = effects - effects.mean(dim=1, keepdim=True)
     n = min(n, effects.shape[1])
     high, low = effects.topk(n, dim=1), effects.topk(n, dim=1, largest=False)

@@ -256,7 +256,7 @@ def _predictions(
     asked = np.flatnonzero(known.any(axis=0))
     if not model.whole or not len(asked):
         return losses, divergence
-    vocabulary = model.network.lm_head.weight.shape[0]
+    vocabulary = model.adapter.unembedding.shape[0]
     step = max(1, _LOGITS // (vocabulary * len(asked)))
     for start in range(0, len(known), step):
         part = slice(start, start + step)

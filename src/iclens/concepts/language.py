@@ -68,9 +68,9 @@ class TaskGrid:
 def split_grid(rules: Sequence[Task], *, seed: int, held_out: float = 0.5) -> TaskGrid:
     """Divide distinct tasks at random within kinds, so that each kind stands on both sides.
 
-    A kind is a family with its slope and, for affine tasks, the parity of the offset. A kind of one
-    task serves discovery: nothing could confirm it. `held_out` is the share of each kind that is held
-    out, in (0, 1), rounded half up.
+    A kind is a family with its slope and, for affine tasks, the parity of the offset; of pairs that
+    ship, the kind of their x. A kind of one task serves discovery: nothing could confirm it. `held_out` is
+    the share of each kind that is held out, in (0, 1), rounded half up.
 
     Raises:
         TaskError: when a task stands twice, the share is no share, or no kind has two tasks.
@@ -84,7 +84,7 @@ def split_grid(rules: Sequence[Task], *, seed: int, held_out: float = 0.5) -> Ta
         if rule.name in named:
             raise TaskError(f"task '{rule.name}'", "stands twice in the grid", "List each task once.")
         named[rule.name] = rule
-        kind: tuple[object, ...] = (rule.family, rule.domain, rule.answers)
+        kind: tuple[object, ...] = (rule.family, rule.domain, rule.answers, rule.kind)
         if rule.family in ("affine", "approx"):
             kind = (rule.family, rule.slope, (rule.offset or 0) % 2 if rule.family == "affine" else None)
         kinds.setdefault(kind, []).append(rule.name)

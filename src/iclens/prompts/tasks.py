@@ -6,7 +6,7 @@ import itertools
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -52,6 +52,7 @@ class Task:
     inputs: tuple[str, ...] = field(default=(), compare=False, repr=False)
     # further x of a task of pairs, for prompts on which nothing was chosen
     held_out: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    kind: str = field(default="", compare=False)  # of x, in words, where pairs that ship say it
 
     def outcomes(self, x: str) -> Outcomes:
         """P(y | x, task) over answers, summing to 1.
@@ -224,7 +225,7 @@ def _parse_pairs(spec: str) -> Task:
         known = nearest(spec, [f"{PREFIX}{one}" for one in shipped()])
         raise TaskError(f"task '{spec}'", "no such pairs", f"{known}; or name a .jsonl, .csv or .yaml file.")
     known = shipped()[name]
-    return _of_pairs(f"{PREFIX}{name}", known.pairs, known.held_out)
+    return replace(_of_pairs(f"{PREFIX}{name}", known.pairs, known.held_out), kind=known.x)
 
 
 def parse_task(spec: str) -> Task:

@@ -53,7 +53,7 @@ real: setup $(SMOLLM2)-saes/card.json
 $(AXE): tests/pages/package.json | $(READY)
 	-@$(FETCH) --prefix tests/pages && touch $@
 
-# Tests of prompts try llama-3's tokenizer as well; where it cannot be had, they are left out.
+# Tests of prompts try real tokenizers as well; where these cannot be had, they are left out.
 $(LLAMA_3): tests/prompts/package.json | $(READY)
 	-@$(FETCH) --prefix tests/prompts && touch $@
 

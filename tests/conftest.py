@@ -54,13 +54,13 @@ def axe_tests_stay_out() -> bool:
 
 
 def llama_3_is_there() -> bool:
-    """Whether llama-3's tokenizer was fetched."""
+    """Whether llama-3's tokenizer, and others with it, were fetched."""
     return (LLAMA_3 / "tokenizer.json").is_file()
 
 
 def stays_out(item: pytest.Item) -> bool:
     """Whether a test is left out for what this machine lacks."""
-    if "llama_3_folder" in getattr(item, "fixturenames", ()):
+    if {"llama_3_folder", "tokenizers_folder"} & {*getattr(item, "fixturenames", ())}:
         return not llama_3_is_there()
     if item.get_closest_marker("browser") is None:
         return False
@@ -120,6 +120,12 @@ def in_float64() -> InFloat64:
 def llama_3_folder() -> Path:
     """The folder of llama-3's tokenizer."""
     return LLAMA_3
+
+
+@pytest.fixture(scope="session")
+def tokenizers_folder() -> Path:
+    """The folder of several families' tokenizers, fetched with llama-3's."""
+    return LLAMA_3.parents[1]
 
 
 @pytest.fixture(scope="session")

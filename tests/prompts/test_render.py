@@ -79,6 +79,9 @@ class Pieces:
             return SimpleNamespace(input_ids=ids[0])
         return SimpleNamespace(input_ids=ids, offset_mapping=offsets)
 
+    def __len__(self) -> int:
+        return len(self.pieces)
+
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
         return [self.pieces[i].replace(" ", "Ġ") for i in ids]
 

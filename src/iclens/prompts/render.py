@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -323,7 +324,16 @@ def check_six_tokens(tokenizer: Tokenizer) -> None:
         )
 
 
+_TAKEN: WeakKeyDictionary[Tokenizer, tuple[int, str]] = WeakKeyDictionary()
+"""Fingerprints of tokenizers, each beside the number of tokens that it had."""
+
+
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """sha256 over the vocabulary, 16 hex digits."""
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    return hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16]
+    """sha256 over the vocabulary, 16 hex digits; taken once, and again when tokens were added."""
+    n_tokens = len(cast("Any", tokenizer))
+    known = _TAKEN.get(tokenizer)
+    if known is None or known[0] != n_tokens:
+        vocabulary = sorted(tokenizer.get_vocab().items())
+        known = n_tokens, hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16]
+        _TAKEN[tokenizer] = known
+    return known[1]

@@ -37,6 +37,7 @@ class Family:
     norm_size: int = 1  # numbers of a norm per dimension
     qkv_bias: bool = False  # whether queries, keys and values have biases whatever the config says
     head_norms: str = ""  # queries and keys normed by "head", or "all" heads together
+    capped: bool = False  # whether scores are capped, which takes those of all pairs at a time
 
 
 _QWEN = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "use_sliding_window": False}
@@ -51,7 +52,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen2": Family(_QWEN, layered=True, qkv_bias=True),
     "qwen3": Family(_QWEN | {"head_dim": 128, "attention_bias": False}, layered=True, head_norms="head"),
-    "gemma2": Family(_GEMMA | {"max_position_embeddings": 8192}, layered=True, norms=4),
+    "gemma2": Family(_GEMMA | {"max_position_embeddings": 8192}, layered=True, norms=4, capped=True),
     "gemma3_text": Family(
         _GEMMA | {"max_position_embeddings": 131072}, layered=True, by_kind=True, norms=4, head_norms="head"
     ),
@@ -97,6 +98,7 @@ class ModelShape:
     block_vectors: int | None = None  # weights of a block outside its matrices; two norms when not given
     end_vectors: int | None = None  # the same of the end; one norm when not given
     learned_positions: int = 0  # positions with an embedding
+    whole_scores: bool = False  # whether attention holds the scores of all pairs of tokens at a time
 
     @classmethod
     def from_config(cls, config: dict[str, Any], name: str = "model") -> ModelShape:
@@ -135,7 +137,7 @@ class ModelShape:
             bool(config.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False))),
             str(config.get("dtype", config.get("torch_dtype", ""))), n_positions, family.gated,
             end_vectors=family.norm_size * d_model,
-            learned_positions=n_positions if family.rotary == "nothing" else 0,
+            learned_positions=n_positions if family.rotary == "nothing" else 0, whole_scores=family.capped,
         )  # fmt: skip
         return replace(shape, block_vectors=_vectors(config, family, shape))
 

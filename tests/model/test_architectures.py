@@ -346,7 +346,7 @@ def test_padding_changes_nothing(case: Case, tokens: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("hook", ["resid_pre", "resid_mid", "mlp_out"])
-@pytest.mark.parametrize("first", [5, LENGTH - 3, LENGTH - 1])
+@pytest.mark.parametrize("first", [5, LENGTH - 1])
 def test_a_tail_is_the_whole_run_under_the_same_edit(
     case: Case, tokens: np.ndarray, hook: str, first: int
 ) -> None:

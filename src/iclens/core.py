@@ -119,6 +119,7 @@ BELIEFS = ("numeric", "odd", "double", "exact", "copy")
 HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out", "z")
 """Activations that can be recorded or edited, by their TransformerLens names.
 
+`attn_out` and `mlp_out` are what is added to the residual, after the norm that some architectures have there.
 `mlp_in` is what the MLP reads, after its norm: `blocks.N.mlp.hook_in`. TransformerLens' own `hook_mlp_in` is
 the residual before that norm, here `resid_mid`. `z` is the heads' outputs side by side, before their output
 projection: `blocks.N.attn.hook_z`.

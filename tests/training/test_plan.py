@@ -151,6 +151,16 @@ def test_more_of_anything_never_takes_less(change: tuple[str, str, Any], dtype: 
     assert sum(more.peaks.values()) > sum(less.peaks.values())
 
 
+def test_scores_of_all_pairs_are_counted_where_they_stand() -> None:
+    """Two contexts and two heads; scores in float32, and before and after their softmax."""
+    config, capped = declared(data={"examples": 50}), replace(SHAPE, whole_scores=True)
+    context, plain = Job(config, SHAPE).context, Job(config, SHAPE).forward
+    beside = 4 * 2 * context * (3 + 2 + 1) * 8  # the residual, its norm and the two recorded sites
+    assert Job(config, capped).forward == beside + 2 * 2 * context**2 * (4 + 4 + 4) > plain
+    wide, both = (replace(shape, d_mlp=10_000) for shape in (SHAPE, capped))
+    assert Job(config, both).forward == Job(config, wide).forward  # never both at a time
+
+
 def test_time_is_arithmetic_over_the_assumed_rate() -> None:
     found = plan(declared(), CARDS["a100-40gb"], SHAPE)
     cost = {c.name: c.seconds(found.device) for c in found.times}

@@ -452,7 +452,12 @@ class Olmo2(Adapter):
 
 
 class LayerNormed(Adapter):
-    """What GPT-2 and GPT-NeoX share: LayerNorms, biases everywhere, neurons without gates."""
+    """What GPT-2 and GPT-NeoX share: LayerNorms, neurons without gates, heads that fill the residual."""
+
+    @property
+    def d_head(self) -> int:
+        """All heads side by side are as wide as the residual."""
+        return self.d_model // self.n_heads
 
     def centred(self, rows: Rows) -> Rows:
         """Less the mean of each."""

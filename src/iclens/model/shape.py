@@ -31,12 +31,13 @@ class Family:
     layered: bool = False  # whether `layer_types` says of each block if it slides
     rotary: str = "heads"  # what is rotated: whole "heads", a "part" of each as configured, or "nothing"
     by_kind: bool = False  # whether blocks that slide have a rotation of their own
-    grouped: bool = True  # whether heads may share keys and values
+    free_heads: bool = True  # whether heads may share keys and values, and need not fill the residual
     gated: bool = True  # whether neurons are gated, which takes a third matrix
     norms: int = 2  # norms of a block
     norm_size: int = 1  # numbers of a norm per dimension
     qkv_bias: bool = False  # whether queries, keys and values have biases whatever the config says
     head_norms: str = ""  # queries and keys normed by "head", or "all" heads together
+    capped: bool = False  # whether scores are capped, which takes those of all pairs at a time
 
 
 _QWEN = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "use_sliding_window": False}
@@ -51,7 +52,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen2": Family(_QWEN, layered=True, qkv_bias=True),
     "qwen3": Family(_QWEN | {"head_dim": 128, "attention_bias": False}, layered=True, head_norms="head"),
-    "gemma2": Family(_GEMMA | {"max_position_embeddings": 8192}, layered=True, norms=4),
+    "gemma2": Family(_GEMMA | {"max_position_embeddings": 8192}, layered=True, norms=4, capped=True),
     "gemma3_text": Family(
         _GEMMA | {"max_position_embeddings": 131072}, layered=True, by_kind=True, norms=4, head_norms="head"
     ),
@@ -63,11 +64,11 @@ FAMILIES: dict[str, Family] = {
             "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
             "intermediate_size": "n_inner", "max_position_embeddings": "n_positions",
         },
-        rotary="nothing", grouped=False, gated=False, norm_size=2,
+        rotary="nothing", free_heads=False, gated=False, norm_size=2,
     ),
     "gpt_neox": Family(
         {"max_position_embeddings": 2048, "attention_bias": True, "mlp_bias": True},
-        rotary="part", grouped=False, gated=False, norm_size=2,
+        rotary="part", free_heads=False, gated=False, norm_size=2,
     ),
 }  # fmt: skip
 ARCHITECTURES = tuple(FAMILIES)
@@ -97,6 +98,7 @@ class ModelShape:
     block_vectors: int | None = None  # weights of a block outside its matrices; two norms when not given
     end_vectors: int | None = None  # the same of the end; one norm when not given
     learned_positions: int = 0  # positions with an embedding
+    whole_scores: bool = False  # whether attention holds the scores of all pairs of tokens at a time
 
     @classmethod
     def from_config(cls, config: dict[str, Any], name: str = "model") -> ModelShape:
@@ -120,8 +122,9 @@ class ModelShape:
         for found, remedy in _not_computed(config, family):
             refuse(found, remedy)
         d_model, n_heads = size("hidden_size"), size("num_attention_heads")
-        n_kv_heads = size("num_key_value_heads", n_heads) if family.grouped else n_heads
-        d_head = size("head_dim", d_model // n_heads)
+        n_kv_heads, d_head = n_heads, d_model // n_heads
+        if family.free_heads:
+            n_kv_heads, d_head = size("num_key_value_heads", n_heads), size("head_dim", d_head)
         if n_heads % n_kv_heads or (d_head % 2 and family.rotary == "heads"):
             refuse(
                 f"{n_heads} heads of {d_head} on {n_kv_heads} keys",
@@ -129,13 +132,14 @@ class ModelShape:
             )
         if config.get("sliding_window") is not None:
             size("sliding_window")
-        d_mlp, n_positions = size("intermediate_size", 4 * d_model), size("max_position_embeddings")
+        d_mlp = size("intermediate_size", 4 * d_model if kind == "gpt2" else None)
+        n_positions = size("max_position_embeddings")
         shape = cls(
             d_model, size("num_hidden_layers"), n_heads, n_kv_heads, d_head, d_mlp, size("vocab_size"),
             bool(config.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False))),
             str(config.get("dtype", config.get("torch_dtype", ""))), n_positions, family.gated,
             end_vectors=family.norm_size * d_model,
-            learned_positions=n_positions if family.rotary == "nothing" else 0,
+            learned_positions=n_positions if family.rotary == "nothing" else 0, whole_scores=family.capped,
         )  # fmt: skip
         return replace(shape, block_vectors=_vectors(config, family, shape))
 

@@ -210,7 +210,8 @@ class Tail:
         """The block whose resid_pre carries an addition at `site` onwards.
 
         resid_post and mlp_out of layer L both enter block L + 1; resid_pre enters block L. An addition at
-        resid_mid or attn_out goes through its own block's MLP first, and then enters block L + 1.
+        resid_mid or attn_out goes through its own block's MLP first, and then enters block L + 1; past it
+        where the MLP reads resid_pre.
 
         Raises:
             EditError: for a hook whose addition does not enter the residual stream.

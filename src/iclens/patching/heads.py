@@ -323,7 +323,9 @@ def _changes(
 ) -> tuple[tuple[Component, ...], Tensor]:
     """Components of `layers`, and how the ablation changes what each writes at `pre` of A*.
 
-    Heads of the first layer that are not ablated read the same as before and are left out.
+    Heads of the first layer that are not ablated read the same as before and are left out; but where a norm
+    follows attention, which then divides what they write by another number. All changes add up to that of the
+    residual that enters the layer after these.
 
     Returns:
         The components, and ablated − base as [prompt component d_model].
@@ -337,7 +339,8 @@ def _changes(
     components, parts = [], []
     for layer in layers:
         z, mlp = Site(layer, "z"), Site(layer, "mlp_out")
-        kept = [head for head in range(model.n_heads) if layer > layers.start or (layer, head) in ablated]
+        changes = layer > layers.start or bool(model.adapter.after_attention)
+        kept = [head for head in range(model.n_heads) if changes or (layer, head) in ablated]
         written = head_changes(model, layer, before[z][:, 0], after[z][:, 0])
         change = after[mlp][:, 0] - before[mlp][:, 0]
         parts += [written[:, kept], torch.as_tensor(change[:, None], device=written.device)]

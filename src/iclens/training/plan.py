@@ -253,6 +253,10 @@ class Job:
         # these and their product, beside the residual and its norm. Recorded sites stand once, one twice.
         values = 3 * shape.d_mlp + (3 + self.n_sites + 1) * self.width
         self.forward = self.size * contexts * self.context * values
+        if shape.whole_scores:  # with a softmax in float32, before and after it
+            scores = contexts * self.context**2 * shape.n_heads * (self.size + 2 * 4)
+            kept = self.size * contexts * self.context * (3 + self.n_sites + 1) * self.width
+            self.forward = max(self.forward, kept + scores)
 
     def parameters(self, spec: SaeSpec) -> int:
         """P of an SAE."""

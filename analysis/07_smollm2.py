@@ -1,9 +1,9 @@
 """What a pretrained language model does: the three claims in SmolLM2-135M, task beside task.
 
-1. Is the task learnt in context, and by how many examples? 2. At which layer does the residual bring it from
-run A to run B, and which heads does that need? 3. Which latents grow with examples, in which shape? 4. How few
-latents carry the task, beside as many random ones? 5. Which latents answer to the kind of input? Everything is
-read from finished runs (`make real`), with intervals and controls; nothing is judged here.
+1. Is the task learnt in context, by how many examples? 2. At which layer does the residual bring it from run A
+to run B, and which heads does that need? 3. Which latents grow with examples, how far up the ladder of claims?
+4. How few latents carry the task, beside as many random ones? 5. Which latents answer to the kind of input?
+Everything is read from finished runs (`make real`), with intervals and controls; nothing is judged here.
 
     python analysis/07_smollm2.py RUN [RUN …] [--out FOLDER]
 """
@@ -51,7 +51,7 @@ def behaviour(run: Any) -> pd.DataFrame:
 
 
 def sweep(run: Any) -> pd.DataFrame:
-    """P(task on own x) and P(donor's answer) by the layer that the residual enters, run B without examples."""
+    """P(task on own x) and P(donor's answer) by the layer that the residual enters; B has no examples."""
     rows = run.sweep
     rows = rows[(rows["recipient"] == ZERO) & (rows["role"] == "pre") & rows["metric"].isin([OWN, COPY])]
     table = pd.DataFrame({
@@ -122,7 +122,8 @@ def labels(run: Any) -> pd.DataFrame:
     rows = rows[rows["label"].astype(str) != ""]
     best = rows.sort_values("auroc", ascending=False).groupby(["site", "concept", "of"], observed=True)
     return pd.DataFrame([
-        {"site": site, "concept": f"{concept} {of}".strip(), "labelled": len(some), "clearest latent": some.iloc[0].latent,
+        {"site": site, "concept": f"{concept} {of}".strip(), "labelled": len(some),
+         "clearest latent": some.iloc[0].latent,
          "AUROC": between(some.iloc[0].auroc, some.iloc[0].ci_low, some.iloc[0].ci_high)}
         for (site, concept, of), some in best
     ])  # fmt: skip

@@ -1,6 +1,6 @@
 """Prose that every Python installation has, as text to train SAEs on: the help pages of Python itself.
 
-    python analysis/prose.py FILE.jsonl
+python analysis/prose.py FILE.jsonl
 """
 
 from __future__ import annotations

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iclens.core import TokenizerError
+from iclens.core import PADDING, TokenizerError
 from iclens.model.load import load_tokenizer
 from iclens.training.config import parse_train_config
+from iclens.training.data import build_stream
 from iclens.training.loop import train_saes
 from iclens.training.text import TextSource
 
@@ -52,17 +53,30 @@ def test_a_tokenizer_that_splits_digits_trains_on(
     assert said == [begin] == [card["bos"]]
 
 
-@pytest.mark.parametrize("kind", ["text", "mixture"])
-def test_prompts_of_it_are_refused_before_the_model_is_read(
-    kind: str, short: Declare, digit_folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_mixture_is_refused_before_the_model_is_read(
+    short: Declare, digit_folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("iclens.training.loop.load_model", lambda *_, **__: pytest.fail("the model was read"))
     data = {"kind": "mixture", "examples": 8}
-    if kind == "text":
-        prompts = [{"task": "2x+3", "weight": 0.1}]
-        data = {"kind": "text", "dataset": str(text), "context_tokens": 64, "prompts": prompts}
     with pytest.raises(TokenizerError, match="'2', '8'"):
         train_saes(parse_train_config(asked(short, digit_folder, **data)), tmp_path / "set")
+
+
+def test_prompts_of_many_tokens_are_mixed_in_and_measured(
+    short: Declare, digit_folder: Path, text: Path, tmp_path: Path
+) -> None:
+    """Labels of one to three digits: contexts end with padding, which is neither trained on nor measured."""
+    prompts = [{"task": "2x+3", "weight": 0.5}]
+    data = {"dataset": str(text), "context_tokens": 64, "prompts": prompts, "examples": 6}
+    config = parse_train_config(asked(short, digit_folder, kind="text", **data))
+    tokenizer = load_tokenizer(digit_folder)
+    blocks = [stream.next() for stream in [build_stream(config, tokenizer)] for _ in range(2)]
+    (drawn,) = [block for block in blocks if block.shape[1] != 64]
+    there = drawn != PADDING
+    assert not there.all() and (there == np.logical_and.accumulate(there, axis=1)).all()
+    card = json.loads((train_saes(config, tmp_path / "set") / "card.json").read_text())
+    rows = card["quality_prompts"]
+    assert rows and all(0 < row["fvu"] < 2 and row["n_tokens"] > 0 for row in rows)
 
 
 def test_text_goes_on_without_bos_where_there_is_none(
@@ -77,7 +91,7 @@ def test_text_goes_on_without_bos_where_there_is_none(
     told: list[dict[str, Any]] = []
     config = parse_train_config(asked(short, folder, kind="text", dataset=str(text), context_tokens=64))
     out = train_saes(config, tmp_path / "set", told.append)
-    assert told[0] == {"bos": "none, as neither the tokenizer nor the model's config names one"}
+    assert told[0] == {"bos": "none"}
     assert json.loads((out / "card.json").read_text())["bos"] == told[0]["bos"]
     tokenizer = load_tokenizer(folder)
     row = TextSource(config.data, tokenizer, 0).held_out(1)[0]  # pyright: ignore[reportArgumentType]

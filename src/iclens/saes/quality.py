@@ -239,7 +239,8 @@ def _run(
 
     Every position is recorded; edits are made in the columns of `rows`.
     """
-    with attached(model, sites, np.arange(resid.shape[1]), edits, rows if edits else None) as recording:
+    where = np.arange(resid.shape[1]) if sites else np.array([0])
+    with attached(model, sites, where, edits, rows if edits else None) as recording:
         final = run_blocks(model.network, resid, start, model.n_blocks)
     return recording.values, final
 

@@ -1,9 +1,9 @@
 """What a pretrained language model does: the three claims in SmolLM2-135M, task beside task.
 
-1. Is the task learnt in context, by how many examples? 2. At which layer does the residual bring it from run A
-to run B, and which heads does that need? 3. Which latents grow with examples, how far up the ladder of claims?
-4. How few latents carry the task, beside as many random ones? 5. Which latents answer to the kind of input?
-Everything is read from finished runs (`make real`), with intervals and controls; nothing is judged here.
+1. Is the task learnt in context, by how many examples? 2. At which layer does the residual bring it from run
+A to run B, and which heads does that need? 3. Which latents grow with examples, how far up the ladder of
+claims? 4. How few latents carry the task, beside as many random ones? 5. Which latents answer to the kind of
+input? Everything is read from finished runs (`make real`), with intervals and controls; nothing is judged.
 
     python analysis/07_smollm2.py RUN [RUN …] [--out FOLDER]
 """

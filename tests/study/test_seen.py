@@ -23,7 +23,8 @@ def test_a_window_is_whole_lines_around_the_peak() -> None:
 
 
 def test_top_prompts_are_those_of_largest_activation_and_never_silent_ones() -> None:
-    texts = Texts([[TokenText(t) for t in LINE * 6] for _ in range(4)], list("abcd"))
+    whole = np.full((4, 6 * len(LINE)), True)
+    texts = Texts([[TokenText(t) for t in LINE * 6] for _ in range(4)], list("abcd"), whole)
     values = np.zeros((4, 36, 2))
     values[1, 33, 0], values[3, 4, 0] = 2.0, 5.0
     held = csc_array(values.reshape(-1, 2))

@@ -360,7 +360,9 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[TokenText]:
     if decode_bytes is None:
         return _by_decoding(tokenizer, ids)
     added = {i: str(token.content).encode() for i, token in tokenizer.added_tokens_decoder.items()}
-    pieces = tokenizer.convert_ids_to_tokens(ids)
+    # An embedding may have more rows than the tokenizer has tokens.
+    named = zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True)
+    pieces = [f"<token {i}>" if piece is None else piece for piece, i in named]
     texts = merged([added[i] if i in added else decode_bytes(p) for i, p in zip(ids, pieces, strict=True)])
     whole = "".join(text.text for text in texts)
     if whole.startswith(" ") and _decoded(tokenizer, ids) == whole[1:]:  # the space that a decoder strips

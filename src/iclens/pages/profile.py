@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csc_array, csr_array
 
 from iclens.concepts.tuning import AXES, operand_map, tuning
-from iclens.core import Site
+from iclens.core import PADDING, Site
 from iclens.model.load import TokenText, token_texts
 from iclens.results.read import Results
 from iclens.saes.encode import Near, by_activation, by_decoder, logit_effects
@@ -72,8 +73,9 @@ class Profile:
 class Texts(NamedTuple):
     """Shown prompts as text."""
 
-    tokens: Sequence[Sequence[TokenText]]  # [prompt][pos]
+    tokens: Sequence[Sequence[TokenText]]  # without padding, [prompt][pos]
     titles: Sequence[str]  # [prompt]
+    there: NDArray[np.bool_]  # whether a token stands in a column, or padding, [prompt column]
 
 
 def profiles(
@@ -84,8 +86,9 @@ def profiles(
     n = min(run.config.dashboard.search_prompts, every.n_prompts)
     prompts = every.select(np.unique(np.linspace(0, every.n_prompts - 1, n).round().astype(int)))
     texts = Texts(
-        [token_texts(run.model.tokenizer, row.tolist()) for row in prompts.tokens],
+        [token_texts(run.model.tokenizer, row[row != PADDING].tolist()) for row in prompts.tokens],
         [f"task {task}" for task in prompts.task.tolist()],
+        prompts.tokens != PADDING,
     )
     activations = token_activations(run.model, run.saes, prompts.tokens, batch=run.config.track.batch)
     grid = saved_grid(run)
@@ -101,8 +104,7 @@ def _profile(
     tunings: Mapping[int, Tunings], boxes: Mapping[int, Sequence[Mapping[str, Any]]],
 ) -> Profile:  # fmt: skip
     sae, section = run.saes[site], run.config.dashboard
-    n_tokens, _ = cast("tuple[int, int]", every.shape)
-    later = np.flatnonzero(np.arange(n_tokens) % len(texts.tokens[0]) >= AFTER_BOS)
+    later = np.flatnonzero(texts.there & (np.arange(texts.there.shape[1]) >= AFTER_BOS))
     rows, columns = csr_array(every[later]), every.tocsc()
     after_bos = rows.tocsc()
     effects = {e.latent: e for e in logit_effects(run.model, sae, latents)}
@@ -143,7 +145,7 @@ def _tuned(
                 if values:
                     tunings[latent][axis] = _rows(value=values, mean=mean, n_rows=n_rows)
         means = operand_map(*asked, width=WIDTH)
-        x, y = zip(*means.groups.tolist(), strict=True)
+        x, y = means.groups.reshape(-1, 2).T.tolist()
         for latent, mean in zip(chosen.tolist(), means.mean.tolist(), strict=True):
             boxes[latent] = _rows(x=x, y=y, width=[WIDTH] * len(x), mean=mean, n_rows=means.n_rows.tolist())
     return dict(tunings), boxes
@@ -156,7 +158,7 @@ def _rows(**columns: Iterable[Any]) -> list[dict[str, Any]]:
 def top_prompts(activations: csc_array, latent: int, texts: Texts, n: int) -> list[Excerpt]:
     """The prompts on which a latent is most active at any token, strongest first, at most `n`.
 
-    `activations` are sparse [prompt·pos, latent], pos fastest.
+    `activations` are sparse [prompt·column, latent], column fastest.
     """
     peak = _values(activations, latent, texts)[:, AFTER_BOS:].max(axis=1)
     order = [int(i) for i in np.argsort(-peak, kind="stable")[:n] if peak[i] > 0]
@@ -166,11 +168,11 @@ def top_prompts(activations: csc_array, latent: int, texts: Texts, n: int) -> li
 def excerpts(activations: csc_array, latent: int, texts: Texts, chosen: Sequence[int]) -> list[Excerpt]:
     """The part of each chosen prompt around the latent's largest activation.
 
-    `activations` are sparse [prompt·pos, latent], pos fastest.
+    `activations` are sparse [prompt·column, latent], column fastest.
     """
     values, found = _values(activations, latent, texts), []
     for i in chosen:
-        tokens, own = texts.tokens[i], values[i]
+        tokens, own = texts.tokens[i], values[i][texts.there[i]]
         start, stop = window([token.text for token in tokens], AFTER_BOS + int(own[AFTER_BOS:].argmax()))
         ends = (start > 0, stop < len(tokens))
         found.append(Excerpt(texts.titles[i], tokens[start:stop], own[start:stop].tolist(), *ends))
@@ -187,7 +189,7 @@ def window(tokens: Sequence[str], peak: int) -> tuple[int, int]:
 
 
 def _values(activations: csc_array, latent: int, texts: Texts) -> Floats:
-    """A latent's activation, [prompt pos]."""
+    """A latent's activation, [prompt column]."""
     return activations[:, [latent]].toarray().reshape(len(texts.tokens), -1)
 
 

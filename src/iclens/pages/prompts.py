@@ -211,7 +211,10 @@ def _site_latents(run: RunContext, source: Source, *runs: PromptSet) -> list[dic
                 for part, rows in zip(latents, ids, strict=True)
             )
             chosen = choose(a, b, growing.get(site.short, []), scale, query)
-            columns = [csr_array(part)[:, list(chosen)].toarray().T.tolist() for part in (a, b)]
+            columns = [
+                csr_array(part)[np.flatnonzero(rows[i] != PADDING)][:, list(chosen)].toarray().T.tolist()
+                for part, rows in zip((a, b), ids, strict=True)
+            ]
             own[site.short] = [
                 Shown(*one, *values) for one, *values in zip(chosen.items(), *columns, strict=True)
             ]

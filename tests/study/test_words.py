@@ -8,9 +8,9 @@ import pytest
 
 import iclens
 from iclens.core import PADDING
+from iclens.results.read import Results
 from iclens.study.config import parse_study_config
 from iclens.study.pipeline import run_study
-from iclens.study.store import load_prompts
 
 from .conftest import STUDY, TRAINING
 
@@ -56,7 +56,7 @@ def finished(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_the_study_runs_to_its_pages(finished: Path) -> None:
     run = iclens.open(finished / "words")
     (folder,) = (finished / "words").glob("2*")
-    prompts = load_prompts(folder / "prompts", "T")
+    prompts = Results(folder).prompts("T")
     assert (prompts.tokens == PADDING).any() and prompts.layout.y > 1
     assert set(prompts.y.ravel()) <= set(YOUNG.values())
     own = run.beliefs.query("belief == 'exact'")

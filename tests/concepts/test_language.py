@@ -78,6 +78,18 @@ def test_share_is_rounded_within_each_kind(share, n_held) -> None:
     assert len(split_grid(tasks, seed=0, held_out=share).held_out) == n_held
 
 
+def test_pairs_of_one_kind_of_x_stand_on_both_sides() -> None:
+    """So that "x is a verb" can be found on one task and confirmed on another."""
+    specs = [
+        f"pairs:{name}" for name in ("past", "capital", "present_participle", "country_language", "plural")
+    ]
+    for seed in range(5):
+        grid = split_grid([parse_task(spec) for spec in specs], seed=seed)
+        for kind in (specs[0::2][:2], specs[1::2]):
+            assert len({*kind} & {*grid.discovery}) == len({*kind} & {*grid.held_out}) == 1
+        assert "pairs:plural" in grid.discovery, "no other task has nouns"
+
+
 @pytest.mark.parametrize(
     ("specs", "share", "reason"),
     [

@@ -53,7 +53,7 @@ PAGES: dict[str, tuple[str, Sequence[str]]] = {
     ),
     "transforms": (
         "Which latents answer to which concept. In words: [transforms.md](../transforms.md).",
-        ["concepts.language", "concepts.labels", "concepts.probes"],
+        ["concepts.language", "concepts.labels", "concepts.probes", "concepts.contributions"],
     ),
     "patching": (
         "Residuals, heads and latents from run A into run B. In words: [patching.md](../patching.md).",

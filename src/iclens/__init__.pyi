@@ -6,6 +6,8 @@ from .builtin.evaluate import evaluate as evaluate
 from .builtin.evaluate import load_mixture as load_mixture
 from .builtin.evaluate import standard_conditions as standard_conditions
 from .builtin.model import load_recipe as load_recipe
+from .concepts.contributions import Contributions as Contributions
+from .concepts.contributions import contributions as contributions
 from .concepts.labels import identify as identify
 from .concepts.language import Concept as Concept
 from .concepts.language import Contrast as Contrast

@@ -77,6 +77,8 @@ def track(
     roles: Sequence[str] = TRACKED_ROLES,
     batch: int = 128,
     words: Sequence[str] = (),
+    *,
+    shared: bool = False,
 ) -> Tracked:
     """Follow every latent of `saes` over the examples of `prompts`.
 
@@ -86,13 +88,14 @@ def track(
         saes: site → its SAE.
         roles: which tokens of each example.
         words: answers to read beside the numbers and the prompts' own words.
+        shared: whether answers may begin with one token, as `LanguageModel.answer_space` says.
 
     Raises:
         SaeError: when there is no SAE, or one is a transcoder or of another site.
         TableError: when an activation is not finite.
         SiteError: for an unknown role, or a site that the model does not have.
         ModelError: when only some blocks are loaded.
-        TokenizerError: when a word among the answers is not a single token.
+        TokenizerError: when two answers begin with the same token, and may not.
     """
     if not saes:
         remedy = "Give `saes` at least one site and its SAE; `load_saes` reads a folder of them."
@@ -107,12 +110,19 @@ def track(
     gathered = {site: _Gathered() for site in saes}
     labels = [*prompts.answer.ravel().tolist(), *prompts.y.ravel().tolist()]
     extra = tuple(dict.fromkeys((*labels, *words)))
-    read, _ = model.answer_space(extra)
+    read, _ = model.answer_space(extra, shared=shared)
     answers = AnswerProbs(read, np.empty((*prompts.x.shape, len(read)), np.float32))
     for one in prompts.passes():
         where = np.concatenate([one.positions(role) for role in roles])
         passes = record_and_answer(
-            model, one.tokens, list(saes), where, one.positions("pre"), extra=extra, batch=batch
+            model,
+            one.tokens,
+            list(saes),
+            where,
+            one.positions("pre"),
+            extra=extra,
+            shared=shared,
+            batch=batch,
         )
         for i, (recorded, probs) in enumerate(passes):
             some = np.arange(i * batch, i * batch + len(probs.log_prob))

@@ -228,6 +228,7 @@ def test_a_model_whose_tokenizer_splits_digits_is_loaded(digit_folder: Path) -> 
     assert (answers, model.tokenizer.convert_ids_to_tokens(ids.tolist())) == (("59", "7"), ["5", "7"])
     with pytest.raises(TokenizerError, match="answers '59' and '5': both begin with the token '5'"):
         model.answer_space(("59", "7", "5"))
+    assert model.answer_space(("59", "7", "5"), shared=True)[1].tolist() == [*ids.tolist(), ids[0].item()]
 
 
 def test_what_needs_six_tokens_refuses_it_before_a_weight_is_read(

@@ -84,10 +84,13 @@ class LanguageModel:
             )
         return site
 
-    def answer_space(self, extra: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Tensor]:
+    def answer_space(
+        self, extra: tuple[str, ...] = (), *, shared: bool = False
+    ) -> tuple[tuple[str, ...], Tensor]:
         """The answers whose probabilities are read, and the first token of each.
 
-        They are the numbers 0–999, where each is one token, and `extra`.
+        They are the numbers 0–999, where each is one token, and `extra`. Where a token may be `shared`, what
+        is read is the probability of the answer's first token.
 
         Raises:
             TokenizerError: when two of them begin with the same token, so that it tells neither.
@@ -97,7 +100,7 @@ class LanguageModel:
         ids = answer_ids(self.tokenizer, more, self.template)
         every = ids if self._number_ids is None else np.concatenate([self._number_ids, ids])
         answers, (_, first, again) = numbers + more, np.unique(every, return_index=True, return_inverse=True)
-        if (same := first[again] != np.arange(len(every))).any():
+        if not shared and (same := first[again] != np.arange(len(every))).any():
             two = int(same.argmax())
             pair = str(answers[first[again[two]]]), str(answers[two])
             raise TokenizerError(

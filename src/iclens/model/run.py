@@ -400,7 +400,7 @@ def edited_answers(
 @torch.no_grad()
 def record_and_answer(
     model: LanguageModel, tokens: Ints, sites: Sequence[Site], positions: Ints, answer_positions: Ints,
-    *, extra: tuple[str, ...] = (), batch: int = 128,
+    *, extra: tuple[str, ...] = (), shared: bool = False, batch: int = 128,
 ) -> Iterator[tuple[dict[Site, Tensor], AnswerProbs]]:  # fmt: skip
     """Activations and answers from the same forward pass, batch by batch.
 
@@ -408,7 +408,7 @@ def record_and_answer(
     model's device; answers are read at `answer_positions` [answer pos], log_prob as [row answer pos, answer].
     """
     refuse_part(model)
-    answers, ids = model.answer_space(extra)
+    answers, ids = model.answer_space(extra, shared=shared)
     last_is_recorded = any(site.layer == model.n_blocks - 1 for site in sites)
     for rows, _ in batches(tokens, batch, ()):
         where = torch.as_tensor(rows.at(answer_positions), device=model.device())

@@ -62,12 +62,15 @@ class FollowedGrid:
 
 
 def follow_grid(run: RunContext, saes: Mapping[Site, Sae]) -> FollowedGrid:
-    """Follow the latents of `saes` on the grid, in one pass of the model."""
+    """Follow the latents of `saes` on the grid, in one pass of the model.
+
+    Of answers of all its tasks that begin with one token, its probability is read.
+    """
     config = run.config
     prompts = grid_prompts(
         config, run.model.tokenizer, n_prompts=config.grid.n_prompts, seed=config.grid.seed
     )
-    tracked = track(run.model, saes, prompts, roles=config.transforms.roles, batch=config.track.batch)
+    tracked = track(run.model, saes, prompts, config.transforms.roles, config.track.batch, shared=True)
     column = {answer: i for i, answer in enumerate(tracked.probs.answers)}
     shown = np.vectorize(column.__getitem__, otypes=[np.int64])(prompts.y)
     log_prob = np.take_along_axis(tracked.probs.log_prob, shown[..., None], axis=2)[..., 0]

@@ -94,7 +94,9 @@ def contributions(
         )
         patterns = attention_patterns(model, rows, layers.tolist(), where)
         of_layers = [
-            _of_layer(model, int(layer), acts[Site(int(layer), "resid_pre")], patterns[layer][:, :, 0], along)
+            _of_layer(
+                model, int(layer), acts[Site(int(layer), "resid_pre")], patterns[int(layer)][:, :, 0], along
+            )
             for layer in layers
         ]  # [latent row head column] each
         found.append(np.stack([part @ of_part for part in of_layers], axis=2))

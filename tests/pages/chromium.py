@@ -109,7 +109,8 @@ class Browser:
         self.send("Emulation.setScriptExecutionDisabled", value=not scripts)
         self._load("about:blank")  # so that another #… of the same page is opened anew as well
         self._load(page.resolve().as_uri() if isinstance(page, Path) else page)
-        self.run("0")
+        # The load that was waited for may have been the blank page's.
+        self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def _load(self, address: str) -> None:
         self.events.clear()

@@ -40,7 +40,7 @@ def behaviour(run: Any) -> pd.DataFrame:
     rows = run.graded
     rows = rows[(rows["metric"] == OWN) & (rows["role"] == "pre")]
     return pd.DataFrame({
-        "examples": rows["n_seen"], "layer": rows["replaced"] if "replaced" in rows else rows["layer"],
+        "examples": rows["n_seen"], "layer": rows["layer"],
         "P(task), whole run": [
             between(*row) for row in rows[["unpatched", "unpatched_low", "unpatched_high"]].to_numpy()
         ],

@@ -106,7 +106,7 @@ class LanguageModel:
             raise TokenizerError(
                 f"answers {pair[0]!r} and {pair[1]!r}",
                 f"both begin with the token {self.tokenizer.convert_ids_to_tokens([int(every[two])])[0]!r}",
-                "Leave out the inputs of one of them (prompts.inputs in a study).",
+                "Leave out the inputs of one of them: give `inputs`, or a file of pairs without them.",
             )
         return answers, torch.from_numpy(every)
 

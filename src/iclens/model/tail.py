@@ -135,7 +135,7 @@ def tails_of(
 ) -> list[Tail]:
     """Prompts [prompt column], each prepared for edits from column `first` on; see `hold`.
 
-    Held are 2 × blocks × key width numbers for every token of every prompt. `extra` are word answers to read
+    Held are 2 × blocks × key width numbers for every token of every prompt. `extra` are answers to read
     besides the numbers.
     """
     starts = range(0, len(tokens), batch)
@@ -148,7 +148,7 @@ class Tail:
 
     Args:
         tokens: [column], the prompt up to and including the column that is read.
-        extra: word answers to read besides the numbers.
+        extra: answers to read besides the numbers.
         held: what `hold` kept of it, where several prompts were run together; run here when not given.
         memory: bytes that a batch of rows may need.
 

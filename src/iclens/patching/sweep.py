@@ -175,7 +175,7 @@ def lens_answers(model: LanguageModel, resid: Floats, extra: tuple[str, ...] = (
     """Answers of residuals [... d_model] that skip the blocks still to come, [... answer].
 
     Args:
-        extra: word answers to read besides the numbers.
+        extra: answers to read besides the numbers.
     """
     answers, ids = model.answer_space(extra)
     like = model.adapter.unembedding

@@ -72,7 +72,7 @@ class Task:
             raise TaskError(
                 f"task '{self.name}' at x={x}",
                 "no answer in 0..999",
-                "Choose inputs (prompts.inputs in a study) at which the answer is from 0 to 999.",
+                "Choose inputs (prompts.numbers in a study) at which the answer is from 0 to 999.",
             )
         return outcomes
 
